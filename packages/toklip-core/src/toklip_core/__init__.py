@@ -1,0 +1,26 @@
+"""The TokLIP toolkit's core. Public names are resolved on first use, so importing costs nothing."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+#: Public name -> module that defines it.
+_PUBLIC = {
+    "TokenizerSpec": "plugins",
+    "VQTokenizer": "plugins",
+    "hookimpl": "plugins",
+    "load_tokenizer": "plugins",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

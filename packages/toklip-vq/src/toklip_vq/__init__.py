@@ -1,0 +1,1 @@
+"""VQ tokenizers of the TokLIP toolkit: LlamaGen, IBQ and their relatives, as plugins."""
