@@ -1,0 +1,130 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox[uv]>=2025.5.1"]
+# ///
+"""What is checked, each check in an environment of its own: `uv run noxfile.py`, or `nox` where nox is installed.
+
+Without arguments the sessions of `nox.options.sessions` run; the others (`nox --list`) run on request.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "docs", "tests", "alone", "build"]
+
+ROOT = Path(__file__).parent
+#: Every package, the ones that others depend on first.
+PACKAGES = ["toklip-core", "toklip-vq"]
+#: Package -> its extras: what a developer installs, and what the tests need.
+EXTRAS = {"toklip-core": "[train,evaluate]", "toklip-vq": "[train]"}
+#: Two processes on two cores are quicker than one with two threads, and say the same.
+PYTEST = ["pytest", "--numprocesses=auto"]
+
+
+def install(session: nox.Session, packages: list[str], *more: str) -> None:
+    """Install packages of this repository, editable, with their extras, and what else the session needs."""
+    editable = [word for name in packages for word in ("--editable", f"./packages/{name}{EXTRAS[name]}")]
+    session.install(*editable, *more)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Hold every Python file to the rules of ruff."""
+    session.install("--group", "lint")
+    session.run("ruff", "check", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of each package, strictly."""
+    install(session, PACKAGES, "--group", "types")
+    for name in PACKAGES:
+        session.run("mypy", "--strict", f"packages/{name}/src")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Generate the reference pages, fail if they differ from the committed ones, build the site."""
+    install(session, PACKAGES, "--group", "docs")
+    session.run("python", "docs/generate.py", "--check")
+    # What it prints is an advertisement of its authors' next project, in red.
+    session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", "site", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests on all packages."""
+    install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test")
+    session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES)
+def alone(session: nox.Session, package: str) -> None:
+    """Run the tests of one package where it is the only one, but for the core."""
+    needed = ["toklip-core"] if package == "toklip-core" else ["toklip-core", package]
+    install(session, needed, "--group", "test")
+    folder = f"tests/{package.removeprefix('toklip-')}"
+    session.run(*PYTEST, folder, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES)
+def build(session: nox.Session, package: str) -> None:
+    """Build the wheels, install one into a clean environment without extras, and see that it starts."""
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    for name in PACKAGES:
+        session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
+    session.run("uv", "venv", "--quiet", "--clear", session.virtualenv.location, external=True)
+    session.install("--find-links", str(wheels), *map(str, wheels.glob(f"{package.replace('-', '_')}-*.whl")))
+    session.run("toklip", "--help", silent=True)
+    session.run("toklip", "tokenizers")
+    session.run("toklip", "plugins")
+    session.run("python", "tests/repo/smoke.py", package)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Run all tests on the oldest releases that the packages say they work with."""
+    install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--resolution=lowest-direct")
+    session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def weights(session: nox.Session) -> None:
+    """Run the tests that need published weights; they are taken from the hub's cache or downloaded."""
+    install(session, PACKAGES, "--group", "test")
+    session.run("pytest", "tests/weights", "-m", "weights", *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a GPU."""
+    install(session, PACKAGES, "--group", "test")
+    session.run("pytest", "tests/gpu", "-m", "gpu", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print the performance tables: `nox -s bench -- [NAME] [ARGUMENTS]`, all of them without a name."""
+    install(session, PACKAGES)
+    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
+    names, arguments = list(scripts), list(session.posargs)
+    if arguments and arguments[0] in scripts:
+        names = [arguments.pop(0)]
+    for name in names:
+        session.run("python", str(scripts[name]), *arguments)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    nox.main()
