@@ -1,0 +1,206 @@
+"""Weights on disk: safe reading, strict loading, the hub, checksums, and model folders.
+
+A model folder is ``config.json`` beside ``model.safetensors``. Every other file is somebody else's: it is read
+without running code from it, and it fits completely or it raises, with the names that the file itself uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from _codecs import encode as _codecs_encode
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+#: What published .pt files hold beside tensors, all of it data: numpy scalars (a loss, a learning rate), under the
+#: module names of numpy 1 and 2, and the arguments of the training script. Nothing else is unpickled.
+_HARMLESS: list[Any] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")),
+    (_codecs_encode, "_codecs.encode"),
+    argparse.Namespace,
+]
+
+
+def read_tensors(path: Path | str) -> dict[str, Any]:
+    """Read a weights file without running code from it.
+
+    A safetensors file gives its tensors by name. A torch file (.pt, .pth, .ckpt, .bin) gives the object that it
+    holds, with tensors mapped from the disk, not read, until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or is not weights, or holds code; the message says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); download it again") from error
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            # Files of torch < 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{str(path)!r} is refused: {_why_refused(error)}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is not a whole torch file ({_first_line(error)}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def _why_refused(error: pickle.UnpicklingError) -> str:
+    """Return the reason in a line: torch's message is a page of advice, some of it to run the code."""
+    found = re.search(r"GLOBAL ([\w.]+)|Unsupported global|Unsupported class ([\w.]+)|operand (\S+)", str(error))
+    name = next((group for group in (found.groups() if found else ()) if group), "")
+    if name:
+        return f"it wants to run or build {name!r}, and weights need no code; get the file as safetensors"
+    return f"it is damaged or not a weights file ({_first_line(error)}); download it again, or get it as safetensors"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    *,
+    source: Path | str,
+    name_in_file: Callable[[str], str] = lambda name: name,
+    ignored: Mapping[str, str] | None = None,
+) -> None:
+    """Copy tensors into a module: all of them, into all of it, or raise.
+
+    Values keep the module's dtype. A module that was built on the meta device gets its memory here.
+
+    Args:
+        module: its state dict is what must be filled.
+        tensors: as the file has them.
+        source: the file, for messages.
+        name_in_file: a name of the module's state dict -> the name of that tensor in the file.
+        ignored: regular expression that matches a whole name in the file -> why it is not needed.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape; the message has the names in the file.
+    """
+    wanted = {name_in_file(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    reasons = [re.compile(pattern) for pattern in ignored or {}]
+    unexpected = [n for n in tensors if n not in wanted and not any(reason.fullmatch(n) for reason in reasons)]
+    missing = [name for name in wanted if name not in tensors]
+    misshaped = [
+        f"{name} is {_shape(tensors[name])}, not {tuple(tensor.shape)}"
+        for name, (_, tensor) in wanted.items()
+        if name in tensors and _shape(tensors[name]) != tuple(tensor.shape)
+    ]
+    problems = [
+        f"{words}: {_some(names)}"
+        for words, names in (("missing", missing), ("not expected", unexpected), ("of another shape", misshaped))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{str(source)!r} does not fit: {'; '.join(problems)}")
+    if any(tensor.is_meta for _, tensor in wanted.values()):
+        module.to_empty(device="cpu")
+    module.load_state_dict({ours: tensors[theirs] for theirs, (ours, _) in wanted.items()})
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def hub_file(repository: str, filename: str) -> Path:
+    """Return a file of the Hugging Face hub: from its cache, else downloaded.
+
+    Raises:
+        FileNotFoundError: it is neither cached nor to be had; the message says which file to fetch, and where to put it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{filename} is not in the hub's cache and cannot be downloaded ({_first_line(error)[:120]}); fetch "
+            f"https://huggingface.co/{repository}/resolve/main/{filename} to any place and pass it as weights "
+            f"(`--weights PATH/{filename}`)"
+        ) from error
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """Return the sha256 (64 hex digits) of a module's state dict: names, dtypes, shapes and bytes, sorted by name.
+
+    It says whether ids of a store belong to a tokenizer; 16 digits are enough to show.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_model_folder(folder: Path | str, config: Mapping[str, Any], module: nn.Module) -> None:
+    """Write ``config.json`` and ``model.safetensors``; each is written beside and renamed, the weights first.
+
+    Args:
+        folder: made if it is not there; files of these names in it are replaced.
+        config: JSON data.
+        module: its state dict is saved as it is, dtypes included.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    save_file(tensors, beside)
+    beside.replace(folder / WEIGHTS_FILE)
+    beside = folder / f".{CONFIG_FILE}.{os.getpid()}"
+    beside.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+    beside.replace(folder / CONFIG_FILE)
+
+
+def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the config and the tensors of a model folder.
+
+    Raises:
+        FileNotFoundError: the folder, or one of its two files, is not there.
+        ValueError: ``config.json`` is not a JSON object, or the weights are damaged.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(config_file)!r} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{str(config_file)!r} holds a {type(config).__name__}, not an object")
+    return config, read_tensors(weights_file)

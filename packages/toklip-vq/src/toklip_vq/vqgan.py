@@ -1,0 +1,378 @@
+"""VQGAN: the towers and the codebook that LlamaGen, IBQ, Chameleon and our own tiny tokenizer share.
+
+    pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> nearest code -> ids (B, h, w)
+    ids -> codes (B, h, w, C) -> post_quant_conv -> decoder -> pixels (B, 3, H, W)
+
+Shape letters: B batch, H and W picture sides, f = 2^(levels - 1), h = H/f, w = W/f, C codebook dim, K codebook size.
+
+Architecture: Esser et al., "Taming Transformers", https://arxiv.org/abs/2012.09841; the layouts of LlamaGen
+(https://arxiv.org/abs/2406.06525) and IBQ (https://arxiv.org/abs/2412.02692) differ in the sizes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+Metric = Literal["cosine", "dot", "euclidean"]
+
+
+class VQGANConfig(BaseModel):
+    """The sizes of a VQGAN: ``config.json`` of its model folder, and a table of a training file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    codebook_size: int = Field(ge=2, description="K, the number of codes.")
+    codebook_dim: int = Field(ge=1, description="C, the width of a code.")
+    metric: Metric = Field(
+        default="cosine",
+        description="What nearest means: cosine (LlamaGen; codes have unit norm), dot (IBQ) or euclidean (Chameleon).",
+    )
+    channels: int = Field(default=128, ge=1, description="Width of the level at full resolution.")
+    channel_multipliers: tuple[int, ...] = Field(
+        default=(1, 1, 2, 2, 4), min_length=1, description="Width of each level over `channels`; each level halves the sides."
+    )
+    blocks_per_level: int = Field(default=2, ge=1, description="Residual blocks a level; the decoder has one more.")
+    z_channels: int = Field(default=256, ge=1, description="Channels between the towers and their 1 x 1 convolutions.")
+    norm_groups: int = Field(default=32, ge=1, description="Groups of every group norm; divides the width of every level.")
+    attention: bool = Field(
+        default=True, description="Attention after each block of the lowest level. The middle has it always."
+    )
+
+    @model_validator(mode="after")
+    def _groups_divide_widths(self) -> Self:
+        for multiplier in self.channel_multipliers:
+            if multiplier < 1 or self.channels * multiplier % self.norm_groups:
+                raise ValueError(
+                    f"a level of width {self.channels} x {multiplier} cannot be split into {self.norm_groups} groups; "
+                    "change channels, channel_multipliers or norm_groups"
+                )
+        return self
+
+
+def build_vqgan(config: VQGANConfig) -> VQGAN:
+    """Build a VQGAN with fresh weights."""
+    return VQGAN(**config.model_dump())
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook and decoder; trainable. :class:`VQGANTokenizer` is its frozen form.
+
+    Args: as :class:`VQGANConfig` explains them.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        codebook_dim: int,
+        metric: Metric = "cosine",
+        channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        blocks_per_level: int = 2,
+        z_channels: int = 256,
+        norm_groups: int = 32,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = tuple(channels * multiplier for multiplier in channel_multipliers)
+        self.downsample_factor = 2 ** (len(widths) - 1)
+        self.encoder = Encoder(
+            widths, channels, blocks=blocks_per_level, z_channels=z_channels, groups=norm_groups, attention=attention
+        )
+        self.quant_conv = nn.Conv2d(z_channels, codebook_dim, 1)
+        self.codebook = Codebook(codebook_size, codebook_dim, metric)
+        self.post_quant_conv = nn.Conv2d(codebook_dim, z_channels, 1)
+        self.decoder = Decoder(
+            widths[::-1], blocks=blocks_per_level + 1, z_channels=z_channels, groups=norm_groups, attention=attention
+        )
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+        latents: Tensor = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))
+        return latents
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w), near [-1, 1], of codes (B, h, w, C)."""
+        codes_BChw = codes.movedim(-1, 1).to(self.post_quant_conv.weight.dtype)
+        pixels: Tensor = self.decoder(self.post_quant_conv(codes_BChw))
+        return pixels
+
+
+class Codebook(nn.Module):
+    """K codes of width C, and the search for the nearest one. Keeps float32 whatever ``.to(dtype)`` says.
+
+    Attributes:
+        weight: (K, C), as it is trained and saved; not normalised.
+    """
+
+    #: Codes scored at a time: what bounds the memory of a search to tokens x chunk scores.
+    chunk = 4096
+
+    def __init__(self, size: int, dim: int, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+        self.weight = nn.Parameter(torch.empty(size, dim))
+        if metric == "dot":  # IBQ's start; LlamaGen's and Chameleon's below
+            nn.init.normal_(self.weight)
+        else:
+            nn.init.uniform_(self.weight, -1 / size, 1 / size)
+
+    def rows(self) -> Tensor:
+        """Return the codes (K, C) that ids stand for: of unit norm if the metric is cosine."""
+        return F.normalize(self.weight, dim=-1) if self.metric == "cosine" else self.weight
+
+    @torch.no_grad()
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Return the ids (...), int64, of the codes nearest to latents (..., C).
+
+        Float32, also under autocast. The first of equally near codes wins. No gradient.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            queries_NC = latents.detach().reshape(-1, latents.shape[-1]).float()
+            rows_KC = self.rows()
+            if self.metric == "cosine":
+                queries_NC = F.normalize(queries_NC, dim=-1)
+            # |q - e|^2 = |q|^2 - 2 (q.e - |e|^2 / 2): the nearest code has the largest bracket.
+            half_squares_K = rows_KC.square().sum(-1) / 2 if self.metric == "euclidean" else None
+            best_N = queries_NC.new_full((len(queries_NC),), -torch.inf)
+            ids_N = torch.zeros_like(best_N, dtype=torch.int64)
+            for start in range(0, len(rows_KC), self.chunk):
+                scores_NK = queries_NC @ rows_KC[start : start + self.chunk].T
+                if half_squares_K is not None:
+                    scores_NK -= half_squares_K[start : start + self.chunk]
+                score_N, id_N = scores_NK.max(dim=-1)
+                better_N = score_N > best_N
+                best_N = torch.where(better_N, score_N, best_N)
+                ids_N = torch.where(better_N, id_N + start, ids_N)
+            return ids_N.reshape(latents.shape[:-1])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
+        kept = self.weight.data
+        super()._apply(fn, recurse)
+        if self.weight.dtype != kept.dtype:
+            self.weight.data = kept.to(self.weight.device)
+        return self
+
+
+class VQGANTokenizer(nn.Module):
+    """A VQGAN as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
+
+    ``.to(torch.bfloat16)`` halves the precision of the towers; codes and search keep float32.
+    """
+
+    def __init__(self, vqgan: VQGAN) -> None:
+        super().__init__()
+        self.vqgan = vqgan.requires_grad_(False)
+        super().train(False)
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.vqgan.codebook.weight.shape[0]
+
+    @property
+    def codebook_dim(self) -> int:
+        """C."""
+        return self.vqgan.codebook.weight.shape[1]
+
+    @property
+    def downsample_factor(self) -> int:
+        """f."""
+        return self.vqgan.downsample_factor
+
+    def train(self, mode: bool = True) -> Self:
+        """Change nothing: a frozen tokenizer has one mode."""
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: H or W is not a multiple of f, or pixels has another shape.
+        """
+        factor = self.downsample_factor
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"got pixels of shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
+        if pixels.shape[2] % factor or pixels.shape[3] % factor or not pixels.shape[2] * pixels.shape[3]:
+            raise ValueError(
+                f"got a picture of {pixels.shape[2]} x {pixels.shape[3]}; its sides must be multiples of {factor}: "
+                "crop or resize it"
+            )
+        height, width = pixels.shape[2] // factor, pixels.shape[3] // factor
+        ids = torch.empty(len(pixels), height, width, dtype=torch.int64, device=pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):
+            # One by one: the same numbers whatever stands beside a picture, and activations stay in cache.
+            for index, picture in enumerate(pixels.split(1)):
+                ids[index] = self.vqgan.codebook.nearest(self.vqgan.latents(picture).movedim(1, -1))[0]
+        return ids
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the codes (..., C) of ids (...), bit-exact rows of the codebook."""
+        return F.embedding(ids, self.vqgan.codebook.rows())
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Return float32 pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w).
+
+        Raises:
+            ValueError: ids has another shape, or an id is not in [0, K).
+        """
+        if ids.ndim != 3:
+            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w)")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.codebook_size:
+            raise ValueError(
+                f"got ids from {int(ids.min())} to {int(ids.max())}, but the codebook has {self.codebook_size}; "
+                "take the tokenizer that made them"
+            )
+        with torch.autocast(ids.device.type, enabled=False):
+            pictures = [self.vqgan.reconstruct(self.embed(grid)).float() for grid in ids.split(1)]
+        factor = self.downsample_factor
+        empty = torch.empty(0, 3, ids.shape[1] * factor, ids.shape[2] * factor, device=ids.device)
+        return torch.cat([empty, *pictures])
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) to features (B, z_channels, H/f, W/f)."""
+
+    def __init__(
+        self, widths: tuple[int, ...], channels: int, *, blocks: int, z_channels: int, groups: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            lowest = i == len(widths) - 1
+            before = widths[i - 1] if i else channels
+            level = Level(before, width, blocks=blocks, groups=groups, attention=attention and lowest)
+            if not lowest:
+                level.downsample = nn.Conv2d(width, width, 3, stride=2)
+            self.levels.append(level)
+        self.middle = middle(widths[-1], groups)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode."""
+        x = self.conv_in(pixels)
+        for level in self.levels:
+            x = level(x)
+        x = self.middle(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return x  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, h, w) to pixels (B, 3, f h, f w). Levels run from the lowest resolution up."""
+
+    def __init__(
+        self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
+        self.middle = middle(widths[0], groups)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(widths[max(i - 1, 0)], width, blocks=blocks, groups=groups, attention=attention and i == 0)
+            if i < len(widths) - 1:
+                level.upsample = nn.Conv2d(width, width, 3, padding=1)
+            self.levels.append(level)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Decode."""
+        x = self.middle(self.conv_in(features))
+        for level in self.levels:
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return x  # type: ignore[no-any-return]
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where asked, then one change of resolution."""
+
+    def __init__(self, width_in: int, width: int, *, blocks: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(width_in if i == 0 else width, width, groups) for i in range(blocks))
+        self.attentions = nn.ModuleList(Attention(width, groups) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Conv2d | None = None
+        self.upsample: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the level."""
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        if self.downsample is not None:
+            x = self.downsample(F.pad(x, (0, 1, 0, 1)))
+        if self.upsample is not None:
+            x = self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1 x 1 convolution on x where the width changes."""
+
+    def __init__(self, width_in: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, width, eps=1e-6)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """x + attention over all positions, one head."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        h = self.norm(x)
+        q, k, v = (part(h).flatten(2).mT for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)
+        return x + self.out(h)  # type: ignore[no-any-return]
+
+
+def middle(width: int, groups: int) -> nn.Sequential:
+    """Return what both towers have at the lowest resolution: block, attention, block."""
+    return nn.Sequential(ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups))
+
+
+def load_vqgan(folder: Path | str) -> VQGANTokenizer:
+    """Return the tokenizer in a model folder, as ``toklip train vq`` writes it. Half-precision files give float32 weights.
+
+    Raises:
+        FileNotFoundError: it is no model folder.
+        ValueError: the config or the weights do not fit.
+    """
+    from toklip_core.checkpoint import load_strict, read_model_folder
+
+    config, tensors = read_model_folder(folder)
+    with torch.device("meta"):
+        vqgan = build_vqgan(VQGANConfig(**config))
+    load_strict(vqgan, tensors, source=folder)
+    return VQGANTokenizer(vqgan)
