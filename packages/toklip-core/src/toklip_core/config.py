@@ -1,0 +1,220 @@
+"""Settings: pydantic models, read from TOML files or recipes, changed by ``--set key=value``.
+
+``Field(description=...)`` is the one place where a setting is explained; the reference in docs/ is
+generated from it. A setting that does not exist is an error: a misspelt learning rate must not train for a
+week at the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Config(BaseModel):
+    """The base of all settings: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Config):
+    """How a training runs: length, optimizer, precision, and when to log, evaluate and save."""
+
+    steps: int = Field(gt=0, description="Optimizer steps.")
+    batch_size: int = Field(gt=0, description="Samples per step, over all processes and micro-batches.")
+    accumulate: int = Field(
+        default=1,
+        gt=0,
+        description="Micro-batches per step, for less memory. Exact for losses that are means over samples; losses "
+        "between samples (entropy of the codebook, contrast) see one micro-batch.",
+    )
+    learning_rate: float = Field(gt=0, description="Learning rate after the warm-up.")
+    schedule: Literal["constant", "cosine", "multi-step"] = Field(
+        default="constant",
+        description="What follows the warm-up; multi-step multiplies by `drop` at each of `milestones`.",
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps of linear warm-up.")
+    final_learning_rate: float = Field(default=0.0, ge=0, description="Where the cosine ends.")
+    milestones: tuple[int, ...] = Field(default=(), description="Steps at which multi-step drops the learning rate.")
+    drop: float = Field(default=0.1, gt=0, le=1, description="Factor of multi-step at each milestone.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's decay rates of the two moments.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled (AdamW) weight decay.")
+    max_grad_norm: float = Field(default=0.0, ge=0, description="Clip gradients to this norm; 0 does not clip.")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Decay per step of the moving average of the weights; 0 keeps none."
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="Autocast of the forward pass; weights stay float32. fp16 needs a GPU."
+    )
+    seed: int = Field(default=0, ge=0, description="Of the weights, the order of the data, and augmentation.")
+    workers: int = Field(default=0, ge=0, description="Processes that prepare data; 0: the training process does.")
+    log_every: int = Field(default=50, gt=0, description="Steps between two lines of metrics, means over these steps.")
+    evaluate_every: int = Field(default=1000, gt=0, description="Steps between two evaluations; one more ends the run.")
+    save_every: int = Field(default=1000, gt=0, description="Steps between two saves; one more ends the run.")
+    keep: int = Field(default=2, gt=0, description="Saves that are kept; older ones are deleted.")
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
+        if bool(self.milestones) != (self.schedule == "multi-step"):
+            raise ValueError("milestones and schedule = 'multi-step' go together; set both or none")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
+        return self
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def load_config(
+    source: str | Path, model: type[_Model], overrides: Sequence[str] = (), recipes: Traversable | None = None
+) -> _Model:
+    """Return the settings of a TOML file or recipe, validated.
+
+    Args:
+        source: the path of a TOML file (it ends in .toml or exists), or the name of a recipe.
+        overrides: ``key=value`` each; the key is dotted (``run.steps``, ``data.0.folder``), the value is TOML, or
+            a string if it is not TOML.
+        recipes: the folder of NAME.toml files that names are looked up in.
+
+    Raises:
+        LookupError: no recipe has the name.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not TOML, or a setting is unknown or has a wrong value; one line names each.
+    """
+    path, values = _read(source, recipes)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"got --set {override!r}, but it needs the form key=value, such as run.steps=100")
+        _assign(values, key.strip().split("."), _toml_value(text.strip()), key)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(_explain(error, model))}") from error
+
+
+def recipe_names(recipes: Traversable) -> list[str]:
+    """Return the names of the recipes in a folder, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in recipes.iterdir() if entry.name.endswith(".toml"))
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two settings, as JSON, differ."""
+    changed: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += [f"{key}.{inner}" for inner in changed_keys(before, after)]
+        elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            # A list as a mapping from its positions, so that one changed entry is named alone.
+            nested = changed_keys(*({str(i): item for i, item in enumerate(items)} for items in (before, after)))
+            changed += [f"{key}.{inner}" for inner in nested]
+        elif before != after or (key in old) != (key in new):
+            changed.append(key)
+    return changed
+
+
+def _read(source: str | Path, recipes: Traversable | None) -> tuple[str, dict[str, Any]]:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}; give a TOML file{_recipe_hint(recipes)}")
+        text = path.read_text(encoding="utf-8")
+    else:
+        names = recipe_names(recipes) if recipes is not None else []
+        if recipes is None or str(source) not in names:
+            near = difflib.get_close_matches(str(source), names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise LookupError(f"no recipe is named {str(source)!r}.{hint} Recipes: {', '.join(names) or 'none'}.")
+        text = (recipes / f"{source}.toml").read_text(encoding="utf-8")
+    try:
+        return str(source), tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{source} is not TOML: {error}") from error
+
+
+def _recipe_hint(recipes: Traversable | None) -> str:
+    return f" or one of the recipes {', '.join(recipe_names(recipes))}" if recipes is not None else ""
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: object, whole: str) -> None:
+    place: object = values
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(place, dict):
+            if last:
+                place[key] = value
+            place = place.setdefault(key, {})
+        elif isinstance(place, list):
+            if not key.isdecimal() or int(key) >= len(place):
+                raise ValueError(f"got --set {whole}, but {key!r} is none of the {len(place)} entries, counted from 0")
+            if last:
+                place[int(key)] = value
+            place = place[int(key)]
+        else:
+            raise ValueError(f"got --set {whole}, but {'.'.join(keys[:position])} is a value and has no {key!r}")
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_beside(model, problem["loc"]), n=1)
+            yield f"{where} is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
+        elif problem["type"] == "missing":
+            yield f"{where} is missing; set it in the file or with --set {where}=..."
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{where}: {message}" if where else message
+        else:
+            message = problem["msg"]
+            yield f"{where}: got {problem['input']!r}, but {message[:1].lower()}{message[1:]}"
+
+
+def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table of a misspelt key has: found by walking the model's own JSON schema."""
+    schema = model.model_json_schema()
+    nodes: list[dict[str, Any]] = [schema]
+    for part in location[:-1]:
+        nodes = [child for node in nodes for child in _children(_resolve(node, schema), part)]
+    return [key for node in nodes for variant in _variants(node, schema) for key in variant.get("properties", {})]
+
+
+def _children(node: dict[str, Any], part: int | str) -> Iterable[dict[str, Any]]:
+    if isinstance(part, int):
+        if "items" in node:
+            yield node["items"]
+    elif part in node.get("properties", {}):
+        yield node["properties"][part]
+    else:
+        # The tag of a union: pydantic puts it into the location, the schema has it in no property.
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            yield {"$ref": mapping[part]}
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def _variants(node: dict[str, Any], schema: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    node = _resolve(node, schema)
+    for variant in [node, *node.get("anyOf", []), *node.get("oneOf", [])]:
+        yield _resolve(variant, schema)
