@@ -1,0 +1,171 @@
+"""Scenes: procedural captioned pictures, the data behind the tiny models, the tests and the tutorials.
+
+One to three coloured shapes on a background, with captions, class labels, and questions with answers. Everything
+depends on (split, seed, index) alone: no files, no downloads, no order. The splits:
+
+    train        combinations of colour and shape outside HELD_OUT
+    validation   the same combinations, other scenes
+    held-out     every scene shows at least one combination of HELD_OUT
+
+    picture.py   objects, backgrounds, and the renderer      draws.py     random numbers
+    drawing.py   objects and backgrounds at random           language.py  captions, their parser, questions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toklip_core.scenes.drawing import draw_background, draw_objects
+from toklip_core.scenes.draws import SPLITS, Draws
+from toklip_core.scenes.language import Description, Phrase, Question, ask, describe, parse_caption
+from toklip_core.scenes.picture import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Background,
+    SceneObject,
+    holds,
+    render,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "CLASSES",
+    "COLOURS",
+    "HELD_OUT",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "SPLITS",
+    "Background",
+    "Description",
+    "Phrase",
+    "Question",
+    "Scene",
+    "SceneObject",
+    "Scenes",
+    "holds",
+    "parse_caption",
+    "render",
+    "scene",
+]
+
+#: The classes of single objects, "red circle" first: CLASSES[label].
+CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+
+_CLASS_IDS = {name: i for i, name in enumerate(CLASSES)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A scene: objects and background are drawn when it is made, its picture and its words when they are asked for."""
+
+    index: int
+    seed: int
+    split: str
+    #: Side of `pixels`.
+    size: int
+    #: One to three objects, in no order that means anything.
+    objects: tuple[SceneObject, ...]
+    background: Background
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The picture: (size, size, 3), uint8."""
+        return render(self.objects, self.background, self.size)
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """Four captions, all true, in different words; each names every object."""
+        return describe(self._draws("captions"), self.objects, self.background)
+
+    @property
+    def caption(self) -> str:
+        """The first of the captions."""
+        return self.captions[0]
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """Questions with their answers: one of each kind for which the scene allows one."""
+        return ask(self._draws("questions"), self.objects, self.split)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The class of each object: an index into CLASSES."""
+        return tuple(_CLASS_IDS[f"{thing.colour} {thing.shape}"] for thing in self.objects)
+
+    @property
+    def label(self) -> int | None:
+        """The class of the only object; None where there are several: then none of them is the class of the picture."""
+        return self.labels[0] if len(self.objects) == 1 else None
+
+    def at(self, size: int) -> Scene:
+        """Return the same scene with a picture of another size."""
+        return replace(self, size=size)
+
+    def _draws(self, purpose: str) -> Draws:
+        return Draws(self.seed, self.split, self.index, purpose)
+
+
+def scene(index: int, *, seed: int = 0, split: str = "train", size: int = 64, objects: int | None = None) -> Scene:
+    """Return the scene of an index.
+
+    Args:
+        index: any number from 0 on: a split has no end.
+        seed: another seed gives other scenes.
+        split: "train", "validation" or "held-out".
+        size: side of the picture in pixels; the scene does not depend on it.
+        objects: how many, 1 to 3; drawn if None. One object makes a scene for classification.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if objects not in (None, 1, 2, 3):
+        raise ValueError(f"got {objects} objects, but a scene has 1 to 3")
+    draws = Draws(seed, split, index, "picture")
+    drawn = 1 + draws.below(3)
+    things = draw_objects(draws, split, objects or drawn)
+    background = draw_background(draws, things)
+    return Scene(index=index, seed=seed, split=split, size=size, objects=things, background=background)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The first `count` scenes of a split as a sequence, as a torch DataLoader takes it.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    count: int
+    seed: int = 0
+    split: str = "train"
+    size: int = 64
+    #: How many objects a scene has; drawn if None.
+    objects: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"got {self.count} scenes, but it must be 0 or more")
+        scene(0, seed=self.seed, split=self.split, size=self.size, objects=self.objects)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Scene:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"got the index {index}, but there are {self.count} scenes")
+        return scene(
+            index % self.count, seed=self.seed, split=self.split, size=self.size, objects=self.objects
+        )
+
+    def __iter__(self) -> Iterator[Scene]:
+        return (self[i] for i in range(self.count))

@@ -1,0 +1,159 @@
+"""How the objects and the background of a scene are drawn from random numbers."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from toklip_core.scenes.draws import Draws
+from toklip_core.scenes.picture import (
+    BACKGROUNDS,
+    CLOUD_KNOTS,
+    COLOURS,
+    HELD_OUT,
+    RELATION_MARGIN,
+    SHAPES,
+    SIZES,
+    Background,
+    Colour,
+    SceneObject,
+    reach,
+)
+
+
+class _Palette(NamedTuple):
+    """Hue in degrees and how far it varies to either side; saturation and value from and to."""
+
+    hue: float
+    jitter: float
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+
+
+_PALETTES = {
+    "red": _Palette(358, 7, (0.75, 1.0), (0.65, 0.95)),
+    "orange": _Palette(27, 6, (0.75, 1.0), (0.85, 1.0)),
+    "yellow": _Palette(54, 6, (0.65, 1.0), (0.85, 1.0)),
+    "green": _Palette(118, 22, (0.55, 1.0), (0.45, 0.85)),
+    "cyan": _Palette(180, 9, (0.5, 1.0), (0.7, 1.0)),
+    "blue": _Palette(226, 12, (0.65, 1.0), (0.6, 1.0)),
+    "purple": _Palette(274, 10, (0.55, 0.95), (0.5, 0.85)),
+    "pink": _Palette(328, 9, (0.35, 0.65), (0.9, 1.0)),
+}
+
+#: Radii as shares of the side: at 64 px the smallest shape has the area of a disc 13 px across, the largest 29 px.
+_RADII = {"small": (0.1, 0.115), "medium": (0.14, 0.16), "large": (0.2, 0.225)}
+
+#: Shapes are turned by this much at most, in radians: a square must not become a diamond.
+_TURN = math.radians(35)
+
+#: An object is at least this far, in RGB, from both colours of the background.
+_CONTRAST = 0.4
+
+_ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_SEEN_PAIRS = tuple(pair for pair in _ALL_PAIRS if pair not in HELD_OUT)
+
+Pair = tuple[str, str]
+
+
+def allowed_pairs(split: str) -> tuple[Pair, ...]:
+    """Return the (colour, shape) combinations that scenes, captions and questions of a split may name."""
+    return _ALL_PAIRS if split == "held-out" else _SEEN_PAIRS
+
+
+def draw_objects(draws: Draws, split: str, count: int) -> tuple[SceneObject, ...]:
+    """Draw objects that do not overlap, no two of one colour and shape, each wholly within the picture."""
+    pairs = _draw_pairs(draws, split, count)
+    while True:
+        # Three large shapes do not fit, so sizes are drawn anew along with the places.
+        things = [_draw_object(draws, pair, count) for pair in pairs]
+        for _ in range(12):
+            placed = [_place(draws, thing) for thing in things]
+            if _is_clear(placed):
+                return tuple(placed)
+
+
+def _draw_pairs(draws: Draws, split: str, count: int) -> list[Pair]:
+    allowed = allowed_pairs(split)
+    pairs: list[Pair] = [draws.pick(HELD_OUT if split == "held-out" else allowed)]
+    while len(pairs) < count:
+        choices: Sequence[Pair] = allowed
+        # Only shapes that share something make a question about colour or a count a question.
+        if draws.chance(0.45):
+            axis = draws.below(2)
+            choices = [pair for pair in allowed if pair[axis] == pairs[0][axis]]
+        pair = draws.pick(choices)
+        if pair not in pairs:
+            pairs.insert(draws.below(len(pairs) + 1), pair)
+    return pairs
+
+
+def _draw_object(draws: Draws, pair: Pair, count: int) -> SceneObject:
+    colour, shape = pair
+    size = SIZES[draws.below(3)] if count < 3 else draws.pick(("small", "small", "medium", "medium", "large"))
+    return SceneObject(
+        shape=shape,
+        colour=colour,
+        size=size,
+        x=0.5,
+        y=0.5,
+        radius=draws.between(*_RADII[size]),
+        turn=draws.between(-_TURN, _TURN),
+        rgb=_draw_colour(draws, colour),
+        shade=draws.between(-0.12, 0.12),
+    )
+
+
+def _draw_colour(draws: Draws, name: str) -> Colour:
+    palette = _PALETTES[name]
+    hue = palette.hue + draws.between(-palette.jitter, palette.jitter)
+    return colorsys.hsv_to_rgb(hue / 360 % 1, draws.between(*palette.saturation), draws.between(*palette.value))
+
+
+def _place(draws: Draws, thing: SceneObject) -> SceneObject:
+    margin = reach(thing)
+    x, y = draws.between(margin, 1 - margin), draws.between(margin, 1 - margin)
+    return SceneObject(**(vars(thing) | {"x": x, "y": y}))
+
+
+def _is_clear(things: Sequence[SceneObject]) -> bool:
+    """Say whether no two objects overlap, and each pair has a relation that holds."""
+    for i, first in enumerate(things):
+        for second in things[:i]:
+            dx, dy = first.x - second.x, first.y - second.y
+            apart = 0.87 * (reach(first) + reach(second)) + 0.02
+            if dx * dx + dy * dy < apart * apart or max(abs(dx), abs(dy)) < RELATION_MARGIN:
+                return False
+    return True
+
+
+def draw_background(draws: Draws, objects: Sequence[SceneObject]) -> Background:
+    """Draw a background from which every object stands out."""
+    kind = draws.pick(BACKGROUNDS)
+    while True:
+        colours = _draw_two_colours(draws)
+        if all(math.dist(thing.rgb, colour) >= _CONTRAST for thing in objects for colour in colours):
+            break
+    return Background(
+        kind=kind,
+        colours=colours,
+        turn=draws.between(0, math.pi),
+        period=draws.between(0.3, 0.55),
+        phase=(draws.share(), draws.share()),
+        knots=tuple(draws.share() for _ in range(CLOUD_KNOTS**2)) if kind == "cloudy" else (),
+        light=(draws.between(0.85, 1.05), draws.between(-0.3, 0.3), draws.between(-0.3, 0.3)),
+    )
+
+
+def _draw_two_colours(draws: Draws) -> tuple[Colour, Colour]:
+    """Draw colours of any hue, those of shapes among them, near enough to each other for a tokenizer of few bits."""
+    hue, saturation, value = draws.share(), draws.between(0, 0.75), draws.between(0.25, 0.95)
+    first = colorsys.hsv_to_rgb(hue, saturation, value)
+    value += draws.pick((-1, 1)) * draws.between(0.1, 0.22)
+    saturation += draws.between(-0.2, 0.2)
+    second = colorsys.hsv_to_rgb(
+        (hue + draws.between(-0.12, 0.12)) % 1, min(max(saturation, 0.0), 1.0), min(max(value, 0.15), 1.0)
+    )
+    return first, second

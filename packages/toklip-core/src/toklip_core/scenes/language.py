@@ -1,0 +1,338 @@
+"""The words of a scene: captions, the parser that reads them back, and questions with their answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from toklip_core.scenes.drawing import allowed_pairs
+from toklip_core.scenes.draws import Draws
+from toklip_core.scenes.picture import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Background, SceneObject, holds
+
+#: How many captions a scene has.
+CAPTIONS = 4
+
+_SIZE_WORDS = {
+    "small": ("small", "small", "little"),
+    "medium": ("medium", "medium-sized"),
+    "large": ("large", "large", "big"),
+}
+_RELATION_WORDS = {
+    "above": ("above", "above", "over"),
+    "below": ("below", "below", "under"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+}
+_PLACES = {
+    ("left", "top"): "in the upper left",
+    ("middle", "top"): "at the top",
+    ("right", "top"): "in the upper right",
+    ("left", "middle"): "on the left",
+    ("middle", "middle"): "in the centre",
+    ("right", "middle"): "on the right",
+    ("left", "bottom"): "in the lower left",
+    ("middle", "bottom"): "at the bottom",
+    ("right", "bottom"): "in the lower right",
+}
+_OPENINGS = ("", "", "", "a picture of ", "there is ", "this is ")
+_GROUNDS = ("on a {} background", "against a {} background")
+_OPPOSITES = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+_PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
+
+#: Where the left third of the picture ends and where the right third begins.
+_THIRDS = (0.41, 0.59)
+
+
+class Phrase(NamedTuple):
+    """An object as a caption names it."""
+
+    colour: str
+    shape: str
+    #: One of SIZES, or None if the caption does not say.
+    size: str | None
+
+
+class Question(NamedTuple):
+    """A question about a picture."""
+
+    text: str
+    answer: str
+    #: "colour", "shape", "count", "existence", "relation" or "size".
+    kind: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a caption claims."""
+
+    objects: tuple[Phrase, ...]
+    #: (i, relation, j): object i is above, below, left of or right of object j.
+    relations: tuple[tuple[int, str, int], ...] = ()
+    #: Where the only object is, as a caption says it.
+    place: str | None = None
+    #: One of BACKGROUNDS.
+    background: str | None = None
+
+    def is_true_of(self, objects: Sequence[SceneObject], background: Background) -> bool:
+        """Say whether a scene shows exactly the objects that are named, each as it is claimed."""
+        if len(objects) != len(self.objects) or self.background not in (None, background.kind):
+            return False
+        by_name = {(thing.colour, thing.shape): thing for thing in objects}
+        named = [by_name.get((phrase.colour, phrase.shape)) for phrase in self.objects]
+        found = [thing for thing in named if thing is not None]
+        return (
+            len({id(thing) for thing in found}) == len(objects)
+            and all(phrase.size in (None, thing.size) for phrase, thing in zip(self.objects, found, strict=True))
+            and all(holds(found[i], relation, found[j]) for i, relation, j in self.relations)
+            and self.place in (None, place_of(found[0]))
+        )
+
+
+def place_of(thing: SceneObject) -> str:
+    """Return where an object lies, in words: "in the upper left", "at the top", ..."""
+    low, high = _THIRDS
+    column = "left" if thing.x < low else "right" if thing.x > high else "middle"
+    row = "top" if thing.y < low else "bottom" if thing.y > high else "middle"
+    return _PLACES[column, row]
+
+
+def describe(draws: Draws, objects: Sequence[SceneObject], background: Background) -> tuple[str, ...]:
+    """Return CAPTIONS captions of a scene."""
+    return tuple(_caption(draws, objects, background) for _ in range(CAPTIONS))
+
+
+def _caption(draws: Draws, objects: Sequence[SceneObject], background: Background) -> str:
+    things = _shuffled(draws, objects)
+    body = (_of_one, _of_two, _of_three)[len(things) - 1](draws, things)
+    ground = " " + draws.pick(_GROUNDS).format(background.kind) if draws.chance(0.3) else ""
+    return f"{draws.pick(_OPENINGS)}{body}{ground}"
+
+
+def _shuffled(draws: Draws, objects: Sequence[SceneObject]) -> list[SceneObject]:
+    rest = list(objects)
+    return [rest.pop(draws.below(len(rest))) for _ in objects]
+
+
+def _of_one(draws: Draws, things: list[SceneObject]) -> str:
+    name = _name(draws, things[0])
+    return f"{name} {place_of(things[0])}" if draws.chance(0.4) else name
+
+
+def _of_two(draws: Draws, things: list[SceneObject]) -> str:
+    first, second = things
+    a, b = _name(draws, first), _name(draws, second)
+    form = draws.share()
+    if form < 0.2:
+        return f"{a} and {b}"
+    if form < 0.4:
+        return f"{a} with {b} {_relation(draws, second, first)} it"
+    return f"{a} {_relation(draws, first, second)} {b}"
+
+
+def _of_three(draws: Draws, things: list[SceneObject]) -> str:
+    first, second, third = things
+    a, b, c = (_name(draws, thing) for thing in things)
+    if draws.chance(0.3):
+        return f"{a}, {b} and {c}"
+    other = draws.pick((first, second))
+    return f"{a} {_relation(draws, first, second)} {b}, and {c} {_relation(draws, third, other)} the {_noun(other)}"
+
+
+def _relation(draws: Draws, first: SceneObject, second: SceneObject) -> str:
+    return draws.pick(_RELATION_WORDS[draws.pick([r for r in RELATIONS if holds(first, r, second)])])
+
+
+def _noun(thing: SceneObject) -> str:
+    return f"{thing.colour} {thing.shape}"
+
+
+def _name(draws: Draws, thing: SceneObject) -> str:
+    size = draws.pick(_SIZE_WORDS[thing.size]) + " " if draws.chance(0.7) else ""
+    return _with_article(f"{size}{_noun(thing)}")
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _any_of(words: Sequence[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+_SIZE_OF = {word: size for size, words in _SIZE_WORDS.items() for word in words}
+_RELATION_OF = {word: relation for relation, words in _RELATION_WORDS.items() for word in words}
+_NOUN = f"(?:{_any_of(COLOURS)}) (?:{_any_of(SHAPES)})"
+_P = f"(an? (?:(?:{_any_of(tuple(_SIZE_OF))}) )?{_NOUN})"
+_R = f"({_any_of(tuple(_RELATION_OF))})"
+_WHOLE = re.compile(
+    f"(?:{_any_of(tuple(filter(None, _OPENINGS)))})?(?P<body>.+?)"
+    f"(?: (?:on|against) a (?P<ground>{_any_of(BACKGROUNDS)}) background)?"
+)
+_FORMS = tuple(
+    (name, re.compile(pattern))
+    for name, pattern in {
+        "one": f"{_P}(?: ({_any_of(tuple(_PLACES.values()))}))?",
+        "two": f"{_P} and {_P}",
+        "two, with": f"{_P} with {_P} {_R} it",
+        "two, related": f"{_P} {_R} {_P}",
+        "three": f"{_P}, {_P} and {_P}",
+        "three, related": f"{_P} {_R} {_P}, and {_P} {_R} the ({_NOUN})",
+    }.items()
+)
+
+
+def parse_caption(caption: str) -> Description:
+    """Read a caption back.
+
+    Raises:
+        ValueError: the caption is not one that Scenes could have written.
+    """
+    whole = _WHOLE.fullmatch(caption.strip().rstrip(".").lower())
+    for name, form in _FORMS if whole else ():
+        assert whole is not None
+        if match := form.fullmatch(whole["body"]):
+            return _READERS[name](match.groups(), whole["ground"])
+    raise ValueError(
+        f"got the caption {caption!r}, which is not in the words of Scenes; "
+        "one that is: 'a small red circle above a large blue square on a striped background'"
+    )
+
+
+Parts = tuple[str, ...]
+
+
+def _read_one(parts: Parts, ground: str | None) -> Description:
+    return Description((_phrase(parts[0]),), place=parts[1], background=ground)
+
+
+def _read_list(parts: Parts, ground: str | None) -> Description:
+    return Description(tuple(_phrase(part) for part in parts), background=ground)
+
+
+def _read_with(parts: Parts, ground: str | None) -> Description:
+    first, second, word = parts
+    return Description((_phrase(first), _phrase(second)), ((1, _RELATION_OF[word], 0),), background=ground)
+
+
+def _read_two(parts: Parts, ground: str | None) -> Description:
+    first, word, second = parts
+    return Description((_phrase(first), _phrase(second)), ((0, _RELATION_OF[word], 1),), background=ground)
+
+
+def _read_three(parts: Parts, ground: str | None) -> Description:
+    first, word, second, third, other_word, other = parts
+    phrases = (_phrase(first), _phrase(second), _phrase(third))
+    names = [f"{phrase.colour} {phrase.shape}" for phrase in phrases[:2]]
+    if other not in names:
+        raise ValueError(f"the caption says 'the {other}', but it names {' and '.join(names)} before")
+    relations = ((0, _RELATION_OF[word], 1), (2, _RELATION_OF[other_word], names.index(other)))
+    return Description(phrases, relations, background=ground)
+
+
+_READERS: dict[str, Callable[[Parts, str | None], Description]] = {
+    "one": _read_one,
+    "two": _read_list,
+    "two, with": _read_with,
+    "two, related": _read_two,
+    "three": _read_list,
+    "three, related": _read_three,
+}
+
+
+def _phrase(text: str) -> Phrase:
+    *size, colour, shape = text.split()[1:]
+    return Phrase(colour, shape, _SIZE_OF[size[0]] if size else None)
+
+
+def ask(draws: Draws, objects: Sequence[SceneObject], split: str) -> tuple[Question, ...]:
+    """Return one question of each kind that the scene allows; only those of "held-out" name a held-out combination."""
+    kinds = (_ask_colour, _ask_shape, _ask_count, _ask_relation, _ask_size)
+    questions = [kind(draws, objects) for kind in kinds]
+    questions.insert(3, _ask_existence(draws, objects, split))
+    return tuple(question for question in questions if question is not None)
+
+
+def _ask_colour(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
+    shapes = [thing.shape for thing in objects]
+    alone = [thing for thing in objects if shapes.count(thing.shape) == 1]
+    if not alone:
+        return None
+    thing = draws.pick(alone)
+    form = draws.pick(("what colour is the {}?", "which colour does the {} have?"))
+    return Question(form.format(thing.shape), thing.colour, "colour")
+
+
+def _ask_shape(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
+    colours = [thing.colour for thing in objects]
+    alone = [thing for thing in objects if colours.count(thing.colour) == 1]
+    if not alone:
+        return None
+    thing = draws.pick(alone)
+    form = draws.pick(("what shape is the {} object?", "which shape is {}?"))
+    return Question(form.format(thing.colour), thing.shape, "shape")
+
+
+def _ask_count(draws: Draws, objects: Sequence[SceneObject]) -> Question:
+    what = draws.below(3)
+    if what == 0:
+        return Question("how many objects are there?", str(len(objects)), "count")
+    if what == 1:
+        colours = [thing.colour for thing in objects]
+        colour = draws.pick(colours if draws.chance(0.75) else COLOURS)
+        return Question(f"how many {colour} objects are there?", str(colours.count(colour)), "count")
+    shapes = [thing.shape for thing in objects]
+    shape = draws.pick(shapes if draws.chance(0.75) else SHAPES)
+    return Question(f"how many {_PLURALS[shape]} are there?", str(shapes.count(shape)), "count")
+
+
+def _ask_existence(draws: Draws, objects: Sequence[SceneObject], split: str) -> Question:
+    pairs = [(thing.colour, thing.shape) for thing in objects]
+    colour, shape = draws.pick(pairs)
+    is_there = draws.chance(0.5)
+    if not is_there:
+        # Something that shares its colour or its shape with an object: half an answer must not do.
+        near = [p for p in allowed_pairs(split) if p not in pairs and (p[0] == colour) != (p[1] == shape)]
+        colour, shape = draws.pick(near)
+    form = draws.pick(("is there {}?", "do you see {}?"))
+    return Question(form.format(_with_article(f"{colour} {shape}")), "yes" if is_there else "no", "existence")
+
+
+def _ask_relation(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
+    if len(objects) < 2:
+        return None
+    first, second, *_ = _shuffled(draws, objects)
+    relation = draws.pick([r for r in RELATIONS if holds(first, r, second)])
+    if draws.chance(0.5):
+        # The axis along which they are farther apart, if that is clear: else both words would be right.
+        across, down = abs(first.x - second.x), abs(first.y - second.y)
+        if max(across, down) > 1.5 * min(across, down):
+            relation = max(RELATIONS, key=lambda r: _distance(first, r, second))
+            text = f"where is the {_noun(first)}, seen from the {_noun(second)}?"
+            return Question(text, relation.split()[0], "relation")
+    is_so = draws.chance(0.5)
+    asked = relation if is_so else _OPPOSITES[relation]
+    text = f"is the {_noun(first)} {draws.pick(_RELATION_WORDS[asked])} the {_noun(second)}?"
+    return Question(text, "yes" if is_so else "no", "relation")
+
+
+def _distance(first: SceneObject, relation: str, second: SceneObject) -> float:
+    return {
+        "above": second.y - first.y,
+        "below": first.y - second.y,
+        "left of": second.x - first.x,
+        "right of": first.x - second.x,
+    }[relation]
+
+
+def _ask_size(draws: Draws, objects: Sequence[SceneObject]) -> Question:
+    first, *others = _shuffled(draws, objects)
+    different = [thing for thing in others if thing.size != first.size]
+    if different and draws.chance(0.5):
+        second = different[0]
+        word = draws.pick(("larger", "smaller"))
+        larger, smaller = sorted((first, second), key=lambda thing: SIZES.index(thing.size), reverse=True)
+        answer = larger if word == "larger" else smaller
+        return Question(f"which is {word}, the {_noun(first)} or the {_noun(second)}?", _noun(answer), "size")
+    return Question(f"what size is the {_noun(first)}?", first.size, "size")
