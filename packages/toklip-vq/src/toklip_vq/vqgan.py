@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -162,13 +162,29 @@ class Codebook(nn.Module):
         return self
 
 
+class Autoencoder(Protocol):
+    """What :class:`VQGANTokenizer` freezes: a :class:`VQGAN`, or another ``nn.Module`` with towers of its own."""
+
+    downsample_factor: int
+    codebook: Codebook
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w), near [-1, 1], of codes (B, h, w, C)."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of ``nn.Module``."""
+
+
 class VQGANTokenizer(nn.Module):
     """A VQGAN as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
 
     ``.to(torch.bfloat16)`` halves the precision of the towers; codes and search keep float32.
     """
 
-    def __init__(self, vqgan: VQGAN) -> None:
+    def __init__(self, vqgan: Autoencoder) -> None:
         super().__init__()
         self.vqgan = vqgan.requires_grad_(False)
         super().train(False)
