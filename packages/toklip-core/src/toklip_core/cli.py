@@ -3,123 +3,172 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
 
 import click
 
 from toklip_core import __version__
-from toklip_core.plugins import registry
+from toklip_core.plugins import Plugin, Registry, reason, registry
 
-#: Commands of packages that may be missing, so that `toklip generate` can say what to install.
-_COMMANDS_ELSEWHERE = {
-    "ask": "toklip-mllm",
-    "generate": "toklip-gen",
+#: Group -> command -> the package it comes with, named when that package is missing.
+_ELSEWHERE = {
+    "cli": {"ask": "toklip-mllm", "generate": "toklip-gen"},
+    "train": {"vq": "toklip-vq", "mllm": "toklip-mllm", "generator": "toklip-gen"},
+    "evaluate": {"vqa": "toklip-mllm", "generation": "toklip-gen"},
 }
-_TRAIN_COMMANDS_ELSEWHERE = {"vq": "toklip-vq", "mllm": "toklip-mllm", "generator": "toklip-gen"}
-_EVALUATE_COMMANDS_ELSEWHERE = {"vqa": "toklip-mllm", "generation": "toklip-gen"}
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands that plugins add, by group and name, and why the commands of a plugin were left out."""
+
+    groups: dict[str, dict[str, click.Command]]
+    errors: dict[Plugin, str]
+
+
+@cache
+def plugin_commands(found: Registry) -> Commands:
+    """Ask the plugins for their commands; leave out, and say why, all those of a plugin that fails.
+
+    A plugin fails if its hook raises or if it names a command that is there already.
+    """
+    taken = {group.name or "": dict(group.commands) for group in (cli, train, evaluate)}
+    added: dict[str, dict[str, click.Command]] = {name: {} for name in taken}
+    errors: dict[Plugin, str] = {}
+    for plugin in found.plugins:
+        if plugin.hook is None:
+            continue
+        # Groups of its own, so that a plugin neither replaces nor removes what others made.
+        asked = {name: click.Group(name) for name in taken}
+        try:
+            plugin.hook.toklip_register_commands(**asked)
+            _refuse_taken_commands(asked, taken)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # As at discovery: none may take `toklip` down.
+            errors[plugin] = reason(failure)
+            continue
+        for name, group in asked.items():
+            taken[name] |= group.commands
+            added[name] |= group.commands
+    return Commands(added, errors)
+
+
+def _refuse_taken_commands(asked: dict[str, click.Group], taken: dict[str, dict[str, click.Command]]) -> None:
+    for name, group in asked.items():
+        for command in group.commands:
+            if command in taken[name]:
+                place = "toklip" if name == "cli" else f"toklip {name}"
+                raise ValueError(f"the command `{place} {command}` exists already")
 
 
 class PluginGroup(click.Group):
-    """A group that asks the installed plugins for commands the first time it is used.
+    """A group that has the commands of the plugins beside its own; they are asked when it is first used.
 
-    Args:
-        elsewhere: command name -> the package it comes with; named when that package is missing.
+    Its name is the argument of ``toklip_register_commands`` that stands for it. Plugins come from the Registry that is
+    the context's object (``CliRunner().invoke(cli, [...], obj=discover([...]))``), else from :func:`registry`.
     """
-
-    _asked = False
-
-    def __init__(self, *args: Any, elsewhere: dict[str, str] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._elsewhere = elsewhere or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, those of plugins included."""
-        _ask_plugins()
-        return super().list_commands(ctx)
+        return sorted({*super().list_commands(ctx), *self._added(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command; a UsageError that says what to install if its package is missing."""
-        _ask_plugins()
-        command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in self._elsewhere:
-            package = self._elsewhere[cmd_name]
-            raise click.UsageError(
-                f"`{ctx.command_path} {cmd_name}` comes with {package}, which is not installed: pip install {package}"
-            )
+        command = super().get_command(ctx, cmd_name) or self._added(ctx).get(cmd_name)
+        package = _ELSEWHERE[self.name or ""].get(cmd_name)
+        if command is None and package is not None:
+            raise click.UsageError(self._way_out(ctx, cmd_name, package))
         return command
+
+    def _added(self, ctx: click.Context) -> dict[str, click.Command]:
+        return plugin_commands(_registry(ctx)).groups[self.name or ""]
+
+    def _way_out(self, ctx: click.Context, cmd_name: str, package: str) -> str:
+        says = f"`{ctx.command_path} {cmd_name}` comes with {package}, which"
+        if any(plugin.distribution == package for plugin in _registry(ctx).plugins):
+            return f"{says} is installed but does not offer it: see `toklip plugins`"
+        return f"{says} is not installed: pip install {package}"
 
 
 class ErrorsAsLines(PluginGroup):
-    """The outermost group: users' errors become one line and exit status 1; anything else is a bug and keeps its traceback."""
+    """The outermost group: users' errors become one line and exit status 1; a bug keeps its traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # `toklip ... | head`: click ends quietly.
         except (ValueError, LookupError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
             raise click.ClickException(_one_line(error)) from error
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: Exception) -> str:
+    # str() of a KeyError is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
-def _ask_plugins() -> None:
-    if not PluginGroup._asked:
-        PluginGroup._asked = True
-        registry().manager.hook.toklip_register_commands(cli=cli, train=train, evaluate=evaluate)
+def _registry(ctx: click.Context) -> Registry:
+    return ctx.find_object(Registry) or registry()
 
 
-@click.group(cls=ErrorsAsLines, elsewhere=_COMMANDS_ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ErrorsAsLines, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toklip")
 def cli() -> None:
     """Visual tokens that speak: pictures to discrete tokens and back, tokens with CLIP's meaning."""
 
 
-@cli.group(cls=PluginGroup, elsewhere=_TRAIN_COMMANDS_ELSEWHERE)
+@cli.group(cls=PluginGroup)
 def train() -> None:
     """Train a model from a recipe or a TOML file."""
 
 
-@cli.group(cls=PluginGroup, elsewhere=_EVALUATE_COMMANDS_ELSEWHERE)
+@cli.group(cls=PluginGroup)
 def evaluate() -> None:
     """Measure a model; the protocol is printed beside every figure."""
 
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def tokenizers(as_json: bool) -> None:
+@click.pass_context
+def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers that the installed plugins offer."""
-    specs = registry().tokenizers.values()
+    specs = _registry(ctx).tokenizers.values()
     if as_json:
-        rows = [
-            {"name": s.name, "summary": s.summary, "image_size": s.image_size, "source": s.source} for s in specs
-        ]
+        rows = [{"name": s.name, "summary": s.summary, "image_size": s.image_size, "source": s.source} for s in specs]
         click.echo(json.dumps(rows, indent=2))
         return
     width = max((len(spec.name) for spec in specs), default=0)
     for spec in specs:
-        click.echo(f"{spec.name:<{width}}  {spec.summary}")
+        click.echo(f"{spec.name:<{width}}  {spec.image_size:>4} px  {spec.summary}")
     if not specs:
         click.echo("No tokenizer is installed: pip install toklip-vq", err=True)
 
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def plugins(as_json: bool) -> None:
+@click.pass_context
+def plugins(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins, and why any of them was left out."""
-    reports = registry().reports
+    found = _registry(ctx)
+    without_commands = plugin_commands(found).errors
     if as_json:
-        click.echo(json.dumps([vars(report) for report in reports], indent=2))
+        rows = [
+            {"name": p.name, "module": p.module, "distribution": p.distribution, "version": p.version}
+            | {"error": p.error, "command_error": without_commands.get(p, "")}
+            for p in found.plugins
+        ]
+        click.echo(json.dumps(rows, indent=2))
         return
-    for report in reports:
-        origin = f"{report.distribution} {report.version}".strip() or "unknown distribution"
-        state = f"left out: {_one_line(ValueError(report.error))}" if report.error else "ok"
-        click.echo(f"{report.name} ({report.module}, {origin}): {state}")
-    if not reports:
+    for plugin in found.plugins:
+        state = f"left out: {plugin.error}" if plugin.error else "ok"
+        if plugin in without_commands:
+            state = f"its commands are left out: {without_commands[plugin]}"
+        click.echo(f"{plugin}: {state}")
+    if not found.plugins:
         click.echo("No plugin is installed: pip install toklip-vq", err=True)
 
 

@@ -9,13 +9,17 @@ Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import pluggy
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENTRY_POINT_GROUP = "toklip"
+
+#: Packages of this toolkit. They are asked first, so that nobody can take a name from them.
+_OURS = ("toklip-core", "toklip-vq", "toklip-mllm", "toklip-gen")
 
 hookspec = pluggy.HookspecMarker("toklip")
 hookimpl = pluggy.HookimplMarker("toklip")
@@ -67,7 +74,7 @@ class VQTokenizer(Protocol):
 class TokenizerSpec:
     """What a plugin says about a tokenizer before anything heavy is imported."""
 
-    #: The name that users type: lower-case words joined by hyphens.
+    #: The name that users type: words of a-z and 0-9, joined by hyphens.
     name: str
     #: Builds the tokenizer. Gets the path of a weights file or folder, or None for the published
     #: (or shipped) weights. Import torch inside it.
@@ -78,6 +85,10 @@ class TokenizerSpec:
     image_size: int = 256
     #: Where the published weights are, ``hub-repository/file``; empty if they are shipped or there are none.
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"got the tokenizer name {self.name!r}; use words of a-z and 0-9, joined by hyphens")
 
 
 @hookspec
@@ -101,8 +112,8 @@ def toklip_register_commands(cli: click.Group, train: click.Group, evaluate: cli
 
 
 @dataclass(frozen=True)
-class PluginReport:
-    """One line of ``toklip plugins``: an entry point and how its loading went."""
+class Plugin:
+    """An entry point, and how its loading went."""
 
     name: str
     module: str
@@ -110,14 +121,19 @@ class PluginReport:
     version: str
     #: Why the plugin was left out; empty if it is in use.
     error: str = ""
+    #: Calls the hooks of this plugin and of no other, so that what one does wrong stays with it.
+    hook: pluggy.HookRelay | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        origin = f"{self.distribution} {self.version}".strip() or "no distribution"
+        return f"{self.name} ({self.module}, {origin})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry:
-    """What discovery found. Made by :func:`registry`; tests may call :func:`discover` with entry points of their own."""
+    """What discovery found: made by :func:`registry`, in tests by :func:`discover` with entry points of their own."""
 
-    manager: pluggy.PluginManager
-    reports: tuple[PluginReport, ...]
+    plugins: tuple[Plugin, ...]
     tokenizers: dict[str, TokenizerSpec]
 
 
@@ -128,35 +144,39 @@ def registry() -> Registry:
 
 
 def discover(found: Iterable[EntryPoint]) -> Registry:
-    """Load plugins; leave out, and report, each one that fails.
+    """Load plugins; leave out, and say why, each one that fails.
 
-    A plugin is left out if it does not import, if a hook of it has a wrong signature or raises, or if
-    it claims a tokenizer name that an earlier plugin holds. Plugins are taken in the order of
-    their distribution and entry point names, ``toklip-*`` packages first, so that the outcome does not depend on
-    the order of installation.
+    A plugin is left out if it does not import, if a hook of it is misspelt, has a wrong signature or raises, if
+    it returns something else than specs, or if it claims a tokenizer name that is taken. This toolkit's packages
+    come first, then the others by the names of distribution and entry point, so that the outcome does not depend
+    on the order of installation.
     """
-    manager = pluggy.PluginManager("toklip")
-    manager.add_hookspecs(_this_module())
-    reports: list[PluginReport] = []
-    tokenizers: dict[str, TokenizerSpec] = {}
-    owners: dict[str, str] = {}
+    plugins: list[Plugin] = []
+    specs: dict[str, TokenizerSpec] = {}
+    owners: dict[str, Plugin] = {}
     for entry_point in sorted(found, key=_order):
-        error = ""
-        # Whatever a stranger's module raises at import, SystemExit included, must not take `toklip` down.
+        plugin = Plugin(entry_point.name, entry_point.value, *_origin(entry_point))
         try:
-            plugin = entry_point.load()
-            manager.register(plugin, name=entry_point.name)
-            specs = _specs(manager, entry_point.name)
-            _refuse_taken_names(specs, owners)
-        except (Exception, SystemExit) as failure:
-            error = f"{type(failure).__name__}: {failure}"
-            if manager.has_plugin(entry_point.name):
-                manager.unregister(name=entry_point.name)
+            # What a module prints while it is imported must not end up in the JSON on stdout.
+            with contextlib.redirect_stdout(sys.stderr):
+                hook = _hook(entry_point)
+                offered = _offered(hook)
+            _refuse_taken_names(offered, plugin, owners)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # SystemExit, the panics of Rust extensions: none may take `toklip` down
+            plugin = replace(plugin, error=reason(failure))
         else:
-            tokenizers |= {spec.name: spec for spec in specs}
-            owners |= {spec.name: entry_point.name for spec in specs}
-        reports.append(_report(entry_point, error))
-    return Registry(manager, tuple(reports), dict(sorted(tokenizers.items())))
+            plugin = replace(plugin, hook=hook)
+            specs |= offered
+            owners |= dict.fromkeys(offered, plugin)
+        plugins.append(plugin)
+    return Registry(tuple(plugins), dict(sorted(specs.items())))
+
+
+def reason(failure: BaseException) -> str:
+    """Return what a stranger's code raised as one line: type and message, and for a syntax error the place."""
+    return " ".join("".join(traceback.format_exception_only(failure)).split())
 
 
 def load_tokenizer(name: str, weights: Path | str | None = None) -> VQTokenizer:
@@ -183,38 +203,59 @@ def tokenizer_spec(name: str) -> TokenizerSpec:
     near = difflib.get_close_matches(name, specs, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     known = f"Registered: {', '.join(specs)}." if specs else "None is installed: pip install toklip-vq"
-    raise LookupError(f"no VQ tokenizer is named {name!r}.{hint} {known}")
+    broken = [plugin.name for plugin in registry().plugins if plugin.error]
+    out = f" Left out, see `toklip plugins`: {', '.join(broken)}." if broken else ""
+    raise LookupError(f"no VQ tokenizer is named {name!r}.{hint} {known}{out}")
 
 
 def _order(entry_point: EntryPoint) -> tuple[bool, str, str]:
-    distribution = entry_point.dist.name if entry_point.dist else ""
-    return not distribution.startswith("toklip-"), distribution, entry_point.name
+    distribution, _ = _origin(entry_point)
+    return distribution not in _OURS, distribution, entry_point.name
 
 
-def _specs(manager: pluggy.PluginManager, plugin: str) -> list[TokenizerSpec]:
-    others = [other for name, other in manager.list_name_plugin() if name != plugin]
-    results: list[Any] = manager.subset_hook_caller("toklip_register_tokenizers", others)()
-    return [spec for specs in results for spec in specs]
+def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution; empty where there is none, or where it does not say."""
+    if entry_point.dist is None:
+        return "", ""
+    try:
+        return entry_point.dist.name or "", entry_point.dist.version or ""
+    except Exception:  # An installation without METADATA: every Python raises something else.
+        return "", ""
 
 
-def _refuse_taken_names(specs: Iterable[TokenizerSpec], owners: dict[str, str]) -> None:
+def _hook(entry_point: EntryPoint) -> pluggy.HookRelay:
+    """Import a plugin and return the caller of its hooks; raises what the plugin or pluggy raises."""
+    manager = pluggy.PluginManager("toklip")
+    manager.add_hookspecs(sys.modules[__name__])
+    module = entry_point.load()
+    manager.register(module, name=entry_point.name)
+    manager.check_pending()
+    if not manager.get_hookcallers(module):
+        raise ValueError(f"{entry_point.value} has no hook; put @hookimpl of toklip_core on its toklip_register_*")
+    return manager.hook
+
+
+def _offered(hook: pluggy.HookRelay) -> dict[str, TokenizerSpec]:
+    """Ask a plugin for its tokenizers, by name."""
+    asked = hook.toklip_register_tokenizers
+    if not asked.get_hookimpls():
+        return {}
+    specs = [*asked(), None][0]  # pluggy leaves out an answer that is None
+    if not isinstance(specs, Iterable):
+        raise TypeError(f"toklip_register_tokenizers gives a {type(specs).__name__}; return a list of TokenizerSpec")
+    offered: dict[str, TokenizerSpec] = {}
     for spec in specs:
-        if spec.name in owners:
-            raise ValueError(f"the tokenizer name {spec.name!r} is taken by the plugin {owners[spec.name]!r}")
+        if not isinstance(spec, TokenizerSpec):
+            raise TypeError(f"toklip_register_tokenizers lists a {type(spec).__name__}; list TokenizerSpec only")
+        if spec.name in offered:
+            raise ValueError(f"the plugin offers two tokenizers named {spec.name!r}; give each a name of its own")
+        offered[spec.name] = spec
+    return offered
 
 
-def _report(entry_point: EntryPoint, error: str) -> PluginReport:
-    distribution = entry_point.dist
-    return PluginReport(
-        name=entry_point.name,
-        module=entry_point.value,
-        distribution=distribution.name if distribution else "",
-        version=distribution.version if distribution else "",
-        error=error,
-    )
-
-
-def _this_module() -> Any:
-    import toklip_core.plugins
-
-    return toklip_core.plugins
+def _refuse_taken_names(offered: Iterable[str], plugin: Plugin, owners: dict[str, Plugin]) -> None:
+    for name in offered:
+        if name in owners:
+            raise ValueError(
+                f"two plugins claim the tokenizer name {name!r}: {owners[name]} has it, so {plugin} is out"
+            )

@@ -1,0 +1,1 @@
+"""A plugin for the TokLIP toolkit: the smallest tokenizer that is one."""

@@ -1,0 +1,38 @@
+"""What this package tells the toolkit. It is imported by every `toklip --help`, so it imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from toklip_core import TokenizerSpec, VQTokenizer, hookimpl
+
+
+def grid(weights: Path | None) -> VQTokenizer:
+    """Build the tokenizer; only now is torch imported."""
+    from toklip_toy.grid import load_grid
+
+    return load_grid(weights)
+
+
+@hookimpl
+def toklip_register_tokenizers() -> list[TokenizerSpec]:
+    """Offer one tokenizer."""
+    return [TokenizerSpec(name="toy", factory=grid, summary="Mean colour of a 4 x 4 cell, 64 colours.", image_size=64)]
+
+
+@hookimpl
+def toklip_register_commands(cli: click.Group) -> None:
+    """Offer one command, `toklip palette`."""
+    cli.add_command(palette)
+
+
+@click.command()
+@click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="Colours to choose.")
+def palette(picture: Path, out: Path, colours: int) -> None:
+    """Choose the colours that suit PICTURE and write them to OUT, for `--tokenizer toy --weights OUT`."""
+    from toklip_toy.palette import save_palette
+
+    click.echo(f"{save_palette(picture, out, colours=colours)} colours")
