@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent
 #: Every package, the ones that others depend on first.
 PACKAGES = ["toklip-core", "toklip-vq"]
 #: Package -> its extras: what a developer installs, and what the tests need.
-EXTRAS = {"toklip-core": "[train,evaluate]", "toklip-vq": "[train]"}
+EXTRAS = {"toklip-core": "[train,evaluate]", "toklip-vq": "[train,transformers]"}
 #: Two processes on two cores are quicker than one with two threads, and say the same.
 PYTEST = ["pytest", "--numprocesses=auto"]
 

@@ -1,0 +1,159 @@
+"""Writes the reference pages that follow from the code: docs/reference/cli.md and docs/reference/config.md.
+
+`python docs/generate.py` writes them, `--check` writes nothing and fails if a page is not what the code says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+REFERENCE = Path(__file__).parent / "reference"
+PACKAGES = ("toklip_core", "toklip_vq")
+#: The markup of docstrings that Markdown does not know: :class:`X` is `X`.
+_ROLE = re.compile(r":\w+:(?=`)")
+GENERATED = "<!-- Written by docs/generate.py; edit the code instead. -->\n\n"
+
+
+def main() -> int:
+    """Write the pages or check them; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="Write nothing; exit with 1 if a page is out of date.")
+    check = parser.parse_args().check
+    pages = {REFERENCE / "cli.md": cli_page(), REFERENCE / "config.md": config_page()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if check:
+            print(f"{path.name} is not what the code says: run `python docs/generate.py`", file=sys.stderr)
+        else:
+            path.write_text(pages[path])
+    return int(check and bool(stale))
+
+
+def cli_page() -> str:
+    """Return the page of every command of `toklip`, with its arguments and options."""
+    from toklip_core.cli import cli
+
+    sections = [_command(context) for context in _contexts(click.Context(cli, info_name="toklip"))]
+    return f"{GENERATED}# The command line\n\n" + "\n".join(sections)
+
+
+def _contexts(context: click.Context) -> Iterator[click.Context]:
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            # Commands of plugins that happen to be installed beside the packages are not part of the reference.
+            if command is not None and (command.callback.__module__ or "").startswith(PACKAGES):
+                yield from _contexts(click.Context(command, info_name=name, parent=context))
+
+
+def _command(context: click.Context) -> str:
+    command = context.command
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    lines = [f"## {context.command_path}", "", f"    {usage}", "", _help(command), ""]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    rows = [_option(option, context) for option in options]
+    if rows:
+        lines += ["| option | default | |", "|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _help(command: click.Command) -> str:
+    # \b and \f are click's marks: "do not wrap this paragraph" and "the rest is not help".
+    return _ROLE.sub("", (command.help or "").split("\f")[0].replace("\b\n", "").strip())
+
+
+def _option(option: click.Option, context: click.Context) -> str:
+    info = option.to_info_dict()
+    names = ", ".join(f"`{name}`" for name in [*info["opts"], *info["secondary_opts"]])
+    kind = "" if option.is_flag else f" {option.make_metavar(context)}"
+    default = "required" if option.required else _default(info["default"])
+    return f"| {names}{_cell(kind)} | {default} | {_cell(info['help'] or '')} |"
+
+
+def _default(value: Any) -> str:
+    # Newer releases of click mark "no default" with an object of their own.
+    plain = isinstance(value, str | int | float | Path) and not isinstance(value, bool)
+    return f"`{value}`" if plain else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def config_page() -> str:
+    """Return the page of every config model of the packages, field by field."""
+    sections = [_model(model) for model in _models()]
+    introduction = (
+        "Every table of a TOML file and every `config.json` is one of these models. An unknown key is an error; "
+        "`--set key=value` goes through the same checks.\n"
+    )
+    return f"{GENERATED}# Configuration\n\n{introduction}\n" + "\n".join(sections)
+
+
+def _models() -> list[type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for package in map(importlib.import_module, PACKAGES):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            for member in vars(importlib.import_module(module.name)).values():
+                if isinstance(member, type) and issubclass(member, BaseModel) and member.__module__ == module.name:
+                    found[f"{module.name}.{member.__name__}"] = member
+    return [model for _, model in sorted(found.items()) if model.model_fields and not model.__name__.startswith("_")]
+
+
+def _model(model: type[BaseModel]) -> str:
+    lines = [f"## {model.__name__}", "", f"`{model.__module__}.{model.__name__}`", ""]
+    lines += [_ROLE.sub("", cleandoc(model.__doc__ or "")), "", "| key | type | default | |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        bounds = " ".join(filter(None, map(_bound, field.metadata)))
+        kind = f"{_type(field.annotation)} {bounds}".strip()
+        lines.append(f"| `{name}` | {_cell(kind)} | {_field_default(field)} | {_cell(field.description or '')} |")
+    return "\n".join([*lines, ""])
+
+
+def _bound(constraint: Any) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "length >="}
+    return ", ".join(f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key))
+
+
+def _type(annotation: Any) -> str:
+    if annotation is type(None):
+        return "none"
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    if get_origin(annotation) in (list, tuple):
+        return f"list of {' or '.join(dict.fromkeys(_type(item) for item in get_args(annotation) if item is not ...))}"
+    if get_args(annotation):
+        return " or ".join(dict.fromkeys(_type(item) for item in get_args(annotation)))
+    return {"str": "text", "Path": "path", "bool": "true or false"}.get(annotation.__name__, annotation.__name__)
+
+
+def _field_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or value is None:
+        return ""
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    return f"`{json.dumps(value, default=str)}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
