@@ -64,7 +64,9 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{str(path)!r} is refused: {_why_refused(error)}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is not a whole torch file ({_first_line(error)}); download it again") from error
+        raise ValueError(
+            f"{str(path)!r} is not a whole torch file ({_first_line(error)}); download it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
     return content
@@ -126,7 +128,7 @@ def load_strict(
     module.load_state_dict({ours: tensors[theirs] for theirs, (ours, _) in wanted.items()})
 
 
-def _shape(value: Any) -> tuple[int, ...] | str:
+def _shape(value: object) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
@@ -139,7 +141,7 @@ def hub_file(repository: str, filename: str) -> Path:
     """Return a file of the Hugging Face hub: from its cache, else downloaded.
 
     Raises:
-        FileNotFoundError: it is neither cached nor to be had; the message says which file to fetch, and where to put it.
+        FileNotFoundError: it is neither cached nor to be had; the message says what to fetch, and where to put it.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError

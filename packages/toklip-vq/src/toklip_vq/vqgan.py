@@ -36,11 +36,15 @@ class VQGANConfig(BaseModel):
     )
     channels: int = Field(default=128, ge=1, description="Width of the level at full resolution.")
     channel_multipliers: tuple[int, ...] = Field(
-        default=(1, 1, 2, 2, 4), min_length=1, description="Width of each level over `channels`; each level halves the sides."
+        default=(1, 1, 2, 2, 4),
+        min_length=1,
+        description="Width of each level over `channels`; each level halves the sides.",
     )
     blocks_per_level: int = Field(default=2, ge=1, description="Residual blocks a level; the decoder has one more.")
     z_channels: int = Field(default=256, ge=1, description="Channels between the towers and their 1 x 1 convolutions.")
-    norm_groups: int = Field(default=32, ge=1, description="Groups of every group norm; divides the width of every level.")
+    norm_groups: int = Field(
+        default=32, ge=1, description="Groups of every group norm; divides the width of every level."
+    )
     attention: bool = Field(
         default=True, description="Attention after each block of the lowest level. The middle has it always."
     )
@@ -156,7 +160,7 @@ class Codebook(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
         kept = self.weight.data
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight.dtype != kept.dtype:
             self.weight.data = kept.to(self.weight.device)
         return self
@@ -227,8 +231,8 @@ class VQGANTokenizer(nn.Module):
         ids = torch.empty(len(pixels), height, width, dtype=torch.int64, device=pixels.device)
         with torch.autocast(pixels.device.type, enabled=False):
             # One by one: the same numbers whatever stands beside a picture, and activations stay in cache.
-            for index, picture in enumerate(pixels.split(1)):
-                ids[index] = self.vqgan.codebook.nearest(self.vqgan.latents(picture).movedim(1, -1))[0]
+            for i in range(len(pixels)):
+                ids[i] = self.vqgan.codebook.nearest(self.vqgan.latents(pixels[i : i + 1]).movedim(1, -1))[0]
         return ids
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -250,7 +254,7 @@ class VQGANTokenizer(nn.Module):
                 "take the tokenizer that made them"
             )
         with torch.autocast(ids.device.type, enabled=False):
-            pictures = [self.vqgan.reconstruct(self.embed(grid)).float() for grid in ids.split(1)]
+            pictures = [self.vqgan.reconstruct(self.embed(grid[None])).float() for grid in ids]
         factor = self.downsample_factor
         empty = torch.empty(0, 3, ids.shape[1] * factor, ids.shape[2] * factor, device=ids.device)
         return torch.cat([empty, *pictures])
@@ -289,9 +293,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, z_channels, h, w) to pixels (B, 3, f h, f w). Levels run from the lowest resolution up."""
 
-    def __init__(
-        self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool
-    ) -> None:
+    def __init__(self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
         self.middle = middle(widths[0], groups)
@@ -375,11 +377,13 @@ class Attention(nn.Module):
 
 def middle(width: int, groups: int) -> nn.Sequential:
     """Return what both towers have at the lowest resolution: block, attention, block."""
-    return nn.Sequential(ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups))
+    return nn.Sequential(
+        ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups)
+    )
 
 
 def load_vqgan(folder: Path | str) -> VQGANTokenizer:
-    """Return the tokenizer in a model folder, as ``toklip train vq`` writes it. Half-precision files give float32 weights.
+    """Return the tokenizer in a model folder, as ``toklip train vq`` writes it; in float32, also from half precision.
 
     Raises:
         FileNotFoundError: it is no model folder.
