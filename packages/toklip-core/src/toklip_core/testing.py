@@ -86,7 +86,7 @@ def check_encode_gives_a_grid_of_ids(tokenizer: VQTokenizer) -> None:
 
 def check_any_picture_shape_works(tokenizer: VQTokenizer) -> None:
     """``encode`` and ``decode`` take every grid, tall and wide, not only square ones."""
-    for height, width in ((3, 2), (2, 5), (4, 4)):
+    for height, width in ((3, 2), (2, 5)):
         ids = _encode(tokenizer, _pixels(tokenizer, batch=1, height=height, width=width))
         _decode(tokenizer, ids)
 
@@ -113,7 +113,7 @@ def check_equal_pictures_have_equal_ids(tokenizer: VQTokenizer) -> None:
 
 def check_the_rest_of_the_batch_keeps_ids(tokenizer: VQTokenizer) -> None:
     """The ids of a picture do not depend on the pictures beside it, nor on how many there are."""
-    pixels = _pixels(tokenizer, batch=3, height=3, width=4)
+    pixels = _pixels(tokenizer, batch=3, height=2, width=3)
     expected = _encode(tokenizer, pixels)
     for index in range(3):
         alone = _encode(tokenizer, pixels[index : index + 1])
@@ -124,7 +124,7 @@ def check_the_rest_of_the_batch_keeps_ids(tokenizer: VQTokenizer) -> None:
 
 def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:
     """Autocast does not reach ``encode`` and ``embed``: in bfloat16 some 4 % of the ids would be others."""
-    pixels = _pixels(tokenizer, batch=4, height=4, width=6)
+    pixels = _pixels(tokenizer, batch=2, height=4, width=8)
     ids = _encode(tokenizer, pixels)
     codes = _embed(tokenizer, ids)
     with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
