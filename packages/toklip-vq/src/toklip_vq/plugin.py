@@ -25,6 +25,11 @@ _IBQ: dict[str, tuple[int, str]] = {
     "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt"),
 }
 
+#: Meta's own file, which it gives out on request alone; Anole passes it on unchanged, under Meta's licence.
+_CHAMELEON = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
+_EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
+_JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
+
 
 def _vqgan(weights: Path | None) -> VQTokenizer:
     from toklip_vq.vqgan import load_vqgan
@@ -54,11 +59,29 @@ def _ibq(codebook_size: int, source: str, *, ema: bool) -> Callable[[Path | None
     return factory
 
 
+def _chameleon(weights: Path | None) -> VQTokenizer:
+    from toklip_vq.chameleon import load_chameleon
+
+    return load_chameleon(weights or _published(_CHAMELEON))
+
+
+def _emu3(weights: Path | None) -> VQTokenizer:
+    from toklip_vq.emu3 import load_emu3
+
+    return load_emu3(weights or _published(_EMU3))
+
+
+def _janus(weights: Path | None) -> VQTokenizer:
+    from toklip_vq.janus import load_janus
+
+    return load_janus(weights or _published(_JANUS))
+
+
 def _published(source: str) -> Path:
     from toklip_core.checkpoint import hub_file
 
-    repository, _, filename = source.rpartition("/")
-    return hub_file(repository, filename)
+    owner, name, filename = source.split("/", 2)
+    return hub_file(f"{owner}/{name}", filename)
 
 
 def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str) -> TokenizerSpec:
@@ -90,4 +113,25 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
         *(_ibq_spec(name, size, source, ema=ema) for name, (size, source) in _IBQ.items() for ema in (True, False)),
+        TokenizerSpec(
+            name="chameleon-vqgan",
+            factory=_chameleon,
+            summary="The tokenizer of Chameleon, 8192 codes.",
+            image_size=512,
+            source=_CHAMELEON,
+        ),
+        TokenizerSpec(
+            name="emu3-vision",
+            factory=_emu3,
+            summary="The tokenizer of Emu3, 32768 codes of 8 px; needs toklip-vq[transformers].",
+            image_size=512,
+            source=_EMU3,
+        ),
+        TokenizerSpec(
+            name="janus-vq16",
+            factory=_janus,
+            summary="The tokenizer that Janus and Janus-Pro draw with, LlamaGen VQ-16, 16384 codes.",
+            image_size=384,
+            source=_JANUS,
+        ),
     ]
