@@ -1,0 +1,55 @@
+"""What a plain install must do, run by `nox -s build` where one wheel, without extras, is all that is installed.
+
+    python tests/repo/smoke.py toklip-vq
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+#: Package -> commands that come with it.
+COMMANDS = {
+    "toklip-vq": ["train vq"],
+    "toklip-mllm": ["train mllm", "ask"],
+    "toklip-gen": ["train generator", "generate"],
+}
+
+
+def toklip(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / "toklip", *words], capture_output=True, text=True, check=False)
+
+
+def fails_with(sentence: str, words: Sequence[str]) -> None:
+    done = toklip(*words)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert done.returncode != 0 and len(errors) == 1 and sentence in errors[0], (words, done.stderr)
+    print(errors[0])
+
+
+def main(package: str) -> None:
+    plugins = json.loads(toklip("plugins", "--json").stdout)
+    assert all(not plugin["error"] for plugin in plugins), plugins
+    for name, commands in COMMANDS.items():
+        for command in commands:
+            if find_spec(name.replace("-", "_")) is None:
+                fails_with(f"pip install {name}", command.split())
+            else:
+                assert toklip(*command.split(), "--help").returncode == 0, command
+    names = [tokenizer["name"] for tokenizer in json.loads(toklip("tokenizers", "--json").stdout)]
+    if package == "toklip-core":
+        assert names == []
+        fails_with("pip install toklip-vq", ["encode", "docs/examples/photographs", "--out", "never-written"])
+    else:
+        assert "llamagen-tiny" in names
+        fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny"])
+        fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
