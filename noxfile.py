@@ -46,8 +46,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types of each package, strictly."""
     install(session, PACKAGES, "--group", "types")
-    for name in PACKAGES:
-        session.run("mypy", "--strict", f"packages/{name}/src")
+    session.run("mypy", "--strict", *(f"packages/{name}/src" for name in PACKAGES))
 
 
 @nox.session
@@ -95,7 +94,9 @@ def build(session: nox.Session, package: str) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Run all tests on the oldest releases that the packages say they work with."""
-    install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--resolution=lowest-direct")
+    install(
+        session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--resolution=lowest-direct"
+    )
     session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -85,7 +85,7 @@ def _option(option: click.Option, context: click.Context) -> str:
     return f"| {names}{_cell(kind)} | {default} | {_cell(info['help'] or '')} |"
 
 
-def _default(value: Any) -> str:
+def _default(value: object) -> str:
     # Newer releases of click mark "no default" with an object of their own.
     plain = isinstance(value, str | int | float | Path) and not isinstance(value, bool)
     return f"`{value}`" if plain else ""
@@ -125,23 +125,26 @@ def _model(model: type[BaseModel]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _bound(constraint: Any) -> str:
+def _bound(constraint: object) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of", "min_length": "length >="}
     return ", ".join(f"{sign} {getattr(constraint, key)}" for key, sign in signs.items() if hasattr(constraint, key))
 
 
-def _type(annotation: Any) -> str:
-    if annotation is type(None):
-        return "none"
-    if get_origin(annotation) is Literal:
-        return " or ".join(f"`{json.dumps(value)}`" for value in get_args(annotation))
+def _type(annotation: object) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{json.dumps(value)}`" for value in arguments)
+    if origin is Annotated:
+        return _type(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    if get_origin(annotation) in (list, tuple):
-        return f"list of {' or '.join(dict.fromkeys(_type(item) for item in get_args(annotation) if item is not ...))}"
-    if get_args(annotation):
-        return " or ".join(dict.fromkeys(_type(item) for item in get_args(annotation)))
-    return {"str": "text", "Path": "path", "bool": "true or false"}.get(annotation.__name__, annotation.__name__)
+    kinds = " or ".join(dict.fromkeys(_type(item) for item in arguments if item is not ...))
+    if origin in (list, tuple):
+        return f"list of {kinds}"
+    if arguments:
+        return kinds
+    name = getattr(annotation, "__name__", str(annotation))
+    return {"NoneType": "none", "str": "text", "Path": "path", "bool": "true or false"}.get(name, name)
 
 
 def _field_default(field: FieldInfo) -> str:

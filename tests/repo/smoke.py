@@ -1,6 +1,6 @@
 """What a plain install must do, run by `nox -s build` where one wheel, without extras, is all that is installed.
 
-    python tests/repo/smoke.py toklip-vq
+python tests/repo/smoke.py toklip-vq
 """
 
 from __future__ import annotations

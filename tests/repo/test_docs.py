@@ -39,7 +39,9 @@ def option_names(words: list[str]) -> tuple[str, set[str], set[str]]:
         assert found is not None, f"there is no command `toklip {' '.join(words)}`"
         command = found
         context = click.Context(command, info_name=command.name, parent=context)
-    known = {option for parameter in command.get_params(context) for option in (*parameter.opts, *parameter.secondary_opts)}
+    known = {
+        option for parameter in command.get_params(context) for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     given = {word.split("=")[0] for word in rest if re.match(r"-{1,2}[a-zA-Z]", word)}
     return context.command_path, known, given
 
@@ -84,7 +86,9 @@ def test_every_command_of_a_page_exists_with_the_options_it_is_given(page):
             subprocess.run(["bash", "-n", "-c", commands(block)], check=True)
             for words in toklip_words(block):
                 path, known, given = option_names(words)
-                assert given <= known | {"--help", "-h", "--version"}, f"{name(page)}:{block.line}: {path} has no {given - known}"
+                assert given <= known | {"--help", "-h", "--version"}, (
+                    f"{name(page)}:{block.line}: {path} has no {given - known}"
+                )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -100,13 +104,18 @@ def test_every_block_parses(page):
 def test_every_link_to_a_file_leads_to_one(page):
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text):
-        assert "://" in target or target.startswith("mailto:") or (page.parent / target).exists(), f"{name(page)}: {target}"
+        assert "://" in target or target.startswith("mailto:") or (page.parent / target).exists(), (
+            f"{name(page)}: {target}"
+        )
 
 
 def hook_signatures() -> list[str]:
     tree = ast.parse((ROOT / "packages/toklip-core/src/toklip_core/plugins.py").read_text())
     hooks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("toklip_")]
-    return [ast.unparse(ast.FunctionDef(h.name, h.args, [ast.Pass()], [], h.returns, lineno=0)).splitlines()[0] for h in hooks]
+    return [
+        ast.unparse(ast.FunctionDef(h.name, h.args, [ast.Pass()], [], h.returns, lineno=0)).splitlines()[0]
+        for h in hooks
+    ]
 
 
 def test_every_hook_is_described_with_its_exact_signature():

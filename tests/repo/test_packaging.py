@@ -1,4 +1,4 @@
-"""Contracts of the packages: one version, pinned siblings, what a wheel must carry, and nothing of a developer's machine."""
+"""Contracts of the packages: one version, pinned siblings, what a wheel carries, nothing of a developer's machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def test_all_packages_have_one_version():
 
 
 def test_the_core_says_the_version_that_its_metadata_says():
-    said = re.search(r'^__version__ = "(.+)"$', (module(ROOT / "packages/toklip-core") / "__init__.py").read_text(), re.M)
+    said = re.search(
+        r'^__version__ = "(.+)"$', (module(ROOT / "packages/toklip-core") / "__init__.py").read_text(), re.M
+    )
     assert said and said[1] == project(ROOT / "packages/toklip-core")["version"]
 
 
@@ -51,7 +53,9 @@ def test_a_sibling_is_pinned_to_the_same_version(package):
 
 @pytest.mark.parametrize("package", PACKAGES, ids=NAMES)
 def test_no_package_but_the_core_is_needed_by_another(package):
-    siblings = {name for name in NAMES if any(name == re.split(r"[\[=]", r)[0] for r in project(package)["dependencies"])}
+    siblings = {
+        name for name in NAMES if any(name == re.split(r"[\[=]", r)[0] for r in project(package)["dependencies"])
+    }
     assert siblings <= {"toklip-core"} - {package.name}
 
 
@@ -64,7 +68,9 @@ def test_a_package_carries_the_licence_of_the_repository(package):
 def test_a_wheel_holds_every_file_of_its_source(package, tmp_path):
     # The module's own files only: hatchling is called as a build front end would, without a network.
     build = "import sys, hatchling.build; print(hatchling.build.build_wheel(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, tmp_path], cwd=package, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", build, tmp_path], cwd=package, check=True, capture_output=True, text=True
+    )
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         carried = set(wheel.namelist())
     source = module(package)
