@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import click
 
@@ -129,6 +130,40 @@ def train() -> None:
 @cli.group(cls=PluginGroup)
 def evaluate() -> None:
     """Measure a model; the protocol is printed beside every figure."""
+
+
+@evaluate.command()
+@click.argument("inputs", nargs=-1)
+@click.option("--tokenizer", default="llamagen-tiny", show_default=True, help="See `toklip tokenizers`.")
+@click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
+@click.option("--scenes", type=click.IntRange(min=1), help="Measure on so many generated scenes, without INPUTS.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "held-out"]),
+    default="held-out",
+    show_default=True,
+    help="Of the scenes.",
+)
+@click.option("--size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default.")
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
+@click.option(
+    "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at a time.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Such as cuda or cuda:1.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Measure what is lost from pixels to ids and back, on INPUTS (files, folders, globs, tars) or on scenes.
+
+    PSNR, SSIM, LPIPS, rFID, the share of the codebook in use and its perplexity, and the protocol. LPIPS and rFID need
+    networks that are not shipped: what is not in the torch hub cache is not downloaded but named, with its place. One
+    process does it all.
+    """
+    from toklip_core.evaluation import evaluate_tokenizer
+
+    report = evaluate_tokenizer(tokenizer, inputs, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
 @cli.command()

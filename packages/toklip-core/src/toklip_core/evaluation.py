@@ -1,49 +1,48 @@
 """How well a tokenizer reconstructs pictures: PSNR, SSIM, LPIPS, rFID, and how it uses its codebook.
 
-The figures are torchmetrics' (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks whose weights
-are files of other projects: they are taken from the torch hub cache and never downloaded from here.
+The figures are torchmetrics' (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks: see
+:mod:`toklip_core.perceptual`. A figure without its protocol means nothing, so a report holds both.
 
 Shape letters: B batch, H and W picture sides, K codebook size.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from toklip_core.checkpoint import read_tensors
+from toklip_core.checkpoint import weights_checksum
+from toklip_core.data import PictureError, Resize, Source, entries, find_pictures, normalized, to_pixels
+from toklip_core.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
+from toklip_core.plugins import load_tokenizer, tokenizer_spec
+from toklip_core.scenes import Scenes
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     from toklip_core.plugins import VQTokenizer
 
-#: The backbones that LPIPS was published with.
-LPIPSNet = Literal["alex", "squeeze", "vgg"]
+__all__ = [
+    "LPIPSNet",
+    "ReconstructionReport",
+    "codebook_statistics",
+    "evaluate_reconstruction",
+    "evaluate_tokenizer",
+    "load_lpips",
+]
 
-_TORCHVISION_WEIGHTS = {
-    "alex": "AlexNet_Weights.DEFAULT",
-    "squeeze": "SqueezeNet1_1_Weights.DEFAULT",
-    "vgg": "VGG16_Weights.DEFAULT",
+_SSIM_WINDOW = 11
+
+_REFERENCE = {
+    "crop": "centre crops of the inputs themselves; halved by a box filter while twice the size, then bicubic",
+    "squash": "the inputs themselves, squashed to a square, bicubic",
 }
-#: The window of SSIM is 11 x 11; below 32 px a backbone of LPIPS halves a picture away.
-_SMALLEST_SIDES = {"ssim": 11, "lpips": 32}
-#: The covariance of this many Inception features has full rank from one picture more.
-_INCEPTION_FEATURES = 2048
-#: As torch-fidelity has it; asking torch-fidelity costs seconds of imports.
-_INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class ReconstructionReport:
     perplexity: float
     #: Figure -> why it is missing and how to get it.
     left_out: dict[str, str]
-    #: How the figures were taken. They mean nothing without it.
+    #: How the figures were taken.
     protocol: dict[str, str | int]
     #: Inputs that are no readable picture, each with the reason: they are in no figure.
     unreadable: tuple[str, ...] = ()
@@ -76,6 +75,85 @@ class ReconstructionReport:
             data["psnr"] = None
             data["left_out"]["psnr"] = "infinite: a picture came back exactly"
         return data
+
+    def as_text(self) -> str:
+        """Return a table for people: figures, then the protocol, then what could not be read."""
+        figures = {
+            "PSNR": f"{self.psnr:.3f} dB",
+            "SSIM": f"{self.ssim:.4f}",
+            "LPIPS": f"left out: {self.left_out.get('lpips')}" if self.lpips is None else f"{self.lpips:.4f}",
+            "rFID": f"left out: {self.left_out.get('rfid')}" if self.rfid is None else f"{self.rfid:.3f}",
+            "codebook usage": f"{self.codebook_usage:.2%}",
+            "perplexity": f"{self.perplexity:.1f}",
+        }
+        lines = [f"{name:<16}{text}" for name, text in figures.items()]
+        lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in self.protocol.items())]
+        if self.unreadable:
+            lines += ["", f"Unreadable, in no figure: {len(self.unreadable)}"]
+            lines += [f"  {line}" for line in self.unreadable]
+        return "\n".join(lines)
+
+
+def evaluate_tokenizer(
+    name: str,
+    inputs: Iterable[Path | str] = (),
+    *,
+    scenes: int | None = None,
+    split: str = "held-out",
+    weights: Path | str | None = None,
+    size: int | None = None,
+    resize: Resize = "crop",
+    lpips: LPIPSNet = "alex",
+    batch_size: int = 16,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: torch.device | str = "cpu",
+) -> ReconstructionReport:
+    """Measure a registered tokenizer on pictures, or on generated scenes: what ``toklip evaluate reconstruction`` does.
+
+    Pictures that cannot be read are listed in the report and left out.
+
+    Args:
+        name: of the tokenizer.
+        inputs: files, folders, globs, tars, as for ``toklip encode``; or none, with ``scenes``.
+        scenes: how many scenes of seed 0 to measure on.
+        split: of the scenes.
+        weights: a file or folder in place of the published or shipped weights.
+        size: side of the pictures; the tokenizer's own by default.
+        resize: how a picture becomes a square.
+        lpips: the backbone of LPIPS.
+        batch_size: pictures at a time.
+        dtype: what the tokenizer's towers compute in; codes are searched in float32 in any case.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: an input or the weights are not there.
+        LookupError: no tokenizer has the name, or the extra is not installed.
+        ValueError: there are inputs and scenes or neither, no picture can be read, or the size does not fit.
+    """
+    inputs = list(inputs)
+    if bool(inputs) == bool(scenes):
+        raise ValueError(f"got {len(inputs)} inputs and {scenes or 0} scenes; name pictures or a number of scenes")
+    require_evaluate_extra()
+    size = size or tokenizer_spec(name).image_size
+    unreadable: list[str] = []
+    if inputs:
+        pictures = _pictures(find_pictures(inputs), size, resize, unreadable)
+        source = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
+    else:
+        pictures = _drawn(Scenes(scenes or 0, split=split, size=size))
+        source = {"inputs": f"{scenes} scenes of {split}, seed 0", "reference set": "the scenes, drawn at this size"}
+    tokenizer = load_tokenizer(name, weights)
+    if size % tokenizer.downsample_factor:
+        raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
+    _check(device)
+    module = cast(nn.Module, tokenizer)
+    # Before the dtype changes, so that it is the checksum in token stores too.
+    named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
+    module.to(device, getattr(torch, dtype))
+    computed = {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}"}
+    progress = tqdm(pictures, unit=" pictures", total=scenes)
+    report = evaluate_reconstruction(tokenizer, progress, lpips=lpips, batch_size=batch_size, device=device)
+    return replace(report, protocol={**named, **computed, **source, **report.protocol}, unreadable=tuple(unreadable))
 
 
 def evaluate_reconstruction(
@@ -102,35 +180,35 @@ def evaluate_reconstruction(
         LookupError: the extra is not installed.
         ValueError: there is no picture, or one of another size, or one below 11 x 11.
     """
-    _require_extra()
+    require_evaluate_extra()
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    perceptual: _Perceptual | None = None
+    perceptual: PerceptualFigures | None = None
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-    pictures_seen, psnr, ssim = 0, 0.0, 0.0
+    seen, psnr, ssim = 0, 0.0, 0.0
     for batch in _batches(pictures, batch_size):
-        perceptual = perceptual or _Perceptual(lpips, min(batch.shape[-2:]), device)
+        perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), device)
         ids = tokenizer.encode(batch.to(device))
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
-        inputs, outputs = _to_bytes(batch.to(device)), _to_bytes(tokenizer.decode(ids))
-        # One by one: quicker than a batch on a CPU, and the sums cannot depend on the batch size.
+        inputs, outputs = _levels(batch.to(device)), _levels(tokenizer.decode(ids))
+        # One by one: on a CPU quicker than a batch, and a sum cannot depend on the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
             psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
             ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
         perceptual.add(inputs, outputs)
-        pictures_seen += len(batch)
+        seen += len(batch)
     if perceptual is None:
         raise ValueError("got no picture to evaluate; name at least one that can be read")
     usage, perplexity = codebook_statistics(counts)
     return ReconstructionReport(
-        psnr=psnr / pictures_seen,
-        ssim=ssim / pictures_seen,
+        psnr=psnr / seen,
+        ssim=ssim / seen,
         lpips=perceptual.lpips(),
         rfid=perceptual.rfid(),
         codebook_usage=usage,
         perplexity=perplexity,
         left_out=perceptual.left_out,
-        protocol=_protocol(pictures_seen, int(counts.sum()), len(counts)) | perceptual.protocol,
+        protocol=_protocol(seen, counts) | perceptual.protocol,
     )
 
 
@@ -141,76 +219,32 @@ def codebook_statistics(counts: Tensor) -> tuple[float, float]:
     return len(used) / len(counts), math.exp(-(frequencies * frequencies.log()).sum().item())
 
 
-class _Perceptual:
-    """LPIPS and rFID, each where its network is there."""
+def _check(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that is not there
+        why = str(error).splitlines()[0]
+        raise ValueError(f"the device {str(device)!r} cannot be used ({why}); try cpu") from error
 
-    def __init__(self, net: LPIPSNet, side: int, device: torch.device | str) -> None:
-        if side < _SMALLEST_SIDES["ssim"]:
-            raise ValueError(f"got pictures of {side} px; SSIM needs {_SMALLEST_SIDES['ssim']} px, pass a larger size")
-        self.left_out: dict[str, str] = {}
-        self.protocol: dict[str, str | int] = {}
-        self._pictures = 0
-        self._lpips_sum = 0.0
-        self._network: nn.Module | None = None
-        self._fid: FrechetInceptionDistance | None = None
-        if side < _SMALLEST_SIDES["lpips"]:
-            self.left_out["lpips"] = f"its networks need pictures of {_SMALLEST_SIDES['lpips']} px, not {side}"
-        else:
-            self._load_lpips(net, device)
-        self._load_fid(device)
 
-    def _load_lpips(self, net: LPIPSNet, device: torch.device | str) -> None:
+def _pictures(sources: list[Source], size: int, resize: Resize, unreadable: list[str]) -> Iterator[Tensor]:
+    for entry in entries(sources):
         try:
-            self._network = load_lpips(net).to(device)
-        except FileNotFoundError as error:
-            self.left_out["lpips"] = str(error)
-        else:
-            self.protocol["lpips network"] = f"{net}, heads v0.1, {_described(_lpips_file(net))}"
+            yield to_pixels(entry.image(), size, resize)
+        except PictureError as error:
+            unreadable.append(f"{entry.key}: {error}")
 
-    def _load_fid(self, device: torch.device | str) -> None:
-        try:
-            self._fid = load_fid().to(device)
-        except FileNotFoundError as error:
-            self.left_out["rfid"] = str(error)
-        else:
-            self.protocol["rfid network"] = (
-                f"Inception v3 of 2015, resize of TensorFlow 1, {_described(_inception_file())}"
-            )
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in pictures (B, 3, H, W), uint8, and their reconstructions."""
-        self._pictures += len(inputs)
-        with torch.no_grad():
-            if self._network is not None:
-                distances: Tensor = self._network(inputs / 127.5 - 1, outputs / 127.5 - 1)
-                self._lpips_sum += distances.double().sum().item()
-        if self._fid is not None:
-            self._fid.update(inputs, real=True)
-            self._fid.update(outputs, real=False)
-
-    def lpips(self) -> float | None:
-        """Return the mean distance."""
-        return None if self._network is None else self._lpips_sum / self._pictures
-
-    def rfid(self) -> float | None:
-        """Return the Fréchet distance, and put what is wrong with it into the protocol."""
-        if self._fid is None:
-            return None
-        if self._pictures < 2:
-            self.left_out["rfid"] = "it needs two pictures at least"
-            return None
-        if self._pictures <= _INCEPTION_FEATURES:
-            self.protocol["rfid warning"] = (
-                f"{self._pictures} pictures give the covariance of {_INCEPTION_FEATURES} features a rank of at most "
-                f"{self._pictures - 1}: unreliable, and not comparable with a published figure (50,000 pictures)"
-            )
-        return float(self._fid.compute())
+def _drawn(scenes: Scenes) -> Iterator[Tensor]:
+    return (normalized(torch.from_numpy(scene.pixels).movedim(-1, 0)) for scene in scenes)
 
 
 def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Stack pictures (3, H, W) into (B, 3, H, W), B <= size."""
+    """Stack pictures (3, H, W) into (B, 3, H, W), B <= size; refuse what cannot be compared."""
     waiting: list[Tensor] = []
     for picture in pictures:
+        if min(picture.shape[-2:]) < _SSIM_WINDOW:
+            raise ValueError(f"got pictures of {min(picture.shape[-2:])} px; SSIM needs {_SSIM_WINDOW} px")
         if waiting and picture.shape != waiting[0].shape:
             shapes = f"{tuple(waiting[0].shape)} and {tuple(picture.shape)}"
             raise ValueError(f"got pictures of {shapes}; resize them to one size")
@@ -222,100 +256,18 @@ def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.stack(waiting)
 
 
-def _to_bytes(pixels: Tensor) -> Tensor:
+def _levels(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _protocol(pictures: int, ids: int, rows: int) -> dict[str, str | int]:
+def _protocol(pictures: int, counts: Tensor) -> dict[str, str | int]:
     return {
         "pictures": pictures,
         "values": "pictures and reconstructions rounded to 8 bits, RGB, data range 1",
         "psnr": "mean over pictures of 10 log10(1 / MSE), in dB",
-        "ssim": "mean over pictures, Gaussian window 11 x 11 of sigma 1.5, k1 0.01, k2 0.03",
-        "rfid": "reference set: the pictures measured here, as they enter the tokenizer",
-        "codebook": f"{ids} ids counted, {rows} rows",
+        "ssim": f"mean over pictures, Gaussian window {_SSIM_WINDOW} x {_SSIM_WINDOW} of sigma 1.5, "
+        "borders mirrored, k1 0.01, k2 0.03",
+        "rfid": "between the reference set and its reconstructions",
+        "codebook": f"{counts.sum()} ids counted, {len(counts)} rows",
         "software": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity", "torch")),
     }
-
-
-def load_lpips(net: LPIPSNet) -> nn.Module:
-    """Return the frozen LPIPS network: called with two (B, 3, H, W) in [-1, 1] it gives distances (B, 1, 1, 1).
-
-    A gradient flows into both pictures, none into the network. Sides of 32 and more suit every backbone.
-
-    Raises:
-        FileNotFoundError: the backbone's file is not in the torch hub cache; it is not downloaded.
-        LookupError: the extra is not installed.
-        ValueError: the file is damaged, holds more than tensors, or does not fit.
-
-    Source: https://arxiv.org/abs/1801.03924; its linear heads (v0.1) come with torchmetrics.
-    """
-    path = _lpips_file(net)
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    _refuse_code(path)
-    try:
-        network: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type=net).net
-    except RuntimeError as error:
-        raise ValueError(f"{str(path)!r} does not fit LPIPS's {net}: {error}") from error
-    return network.requires_grad_(False)
-
-
-def load_fid() -> FrechetInceptionDistance:
-    """Return an empty Fréchet distance on the Inception network of TensorFlow 2015, which published figures use.
-
-    Raises:
-        FileNotFoundError: the network's file is not in the torch hub cache; it is not downloaded.
-        LookupError: the extra is not installed.
-        ValueError: the file is damaged, holds more than tensors, or does not fit.
-
-    Source: https://arxiv.org/abs/1706.08500; weights converted by torch-fidelity.
-    """
-    path = _inception_file()
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    _refuse_code(path)
-    try:
-        # antialias: torchmetrics' own resize is not that of the figures in papers.
-        return FrechetInceptionDistance(_INCEPTION_FEATURES, feature_extractor_weights_path=str(path), antialias=False)
-    except RuntimeError as error:
-        raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
-
-
-def _lpips_file(net: LPIPSNet) -> Path:
-    _require_extra()
-    import torchvision
-
-    return _cached(torchvision.models.get_weight(_TORCHVISION_WEIGHTS[net]).url)
-
-
-def _inception_file() -> Path:
-    _require_extra()
-    return _cached(_INCEPTION_URL)
-
-
-def _cached(url: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is not in the torch hub cache; fetch {url} and put it into {folder}")
-    return path
-
-
-def _refuse_code(path: Path) -> None:
-    """Raise unless the file is plain tensors: torchvision and torch-fidelity would unpickle, and run, anything."""
-    read_tensors(path)
-
-
-def _described(path: Path) -> str:
-    """Return name and checksum of a file, and whether it is the published one: its name ends in the sha256's start."""
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    published = checksum.startswith(path.stem.rsplit("-", 1)[-1])
-    return f"{path.name}, sha256 {checksum}, {'as published' if published else 'NOT the published file'}"
-
-
-def _require_extra() -> None:
-    for name in ("torchmetrics", "torch_fidelity", "torchvision"):
-        if find_spec(name) is None:
-            raise LookupError(f"{name} is not installed: pip install 'toklip-core[evaluate]'")
