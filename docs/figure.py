@@ -1,0 +1,56 @@
+"""Draws the figure of README.md, docs/pictures/tokens.jpg: photographs, their ids, and what the ids give back.
+
+    python docs/figure.py
+
+A row of ids is coloured by the first three principal components of the codebook, so that like codes look alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from toklip_core import VQTokenizer, load_tokenizer
+from toklip_core.data import open_picture, to_picture, to_pixels
+from torch import Tensor
+
+DOCS = Path(__file__).parent
+PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket")
+SIDE = 256
+GAP = 8
+
+
+def main() -> None:
+    """Write the figure."""
+    tokenizer = load_tokenizer("llamagen-tiny")
+    colours = code_colours(tokenizer)
+    columns = [column(tokenizer, colours, DOCS / f"examples/photographs/{name}.jpg") for name in PHOTOGRAPHS]
+    step = SIDE + GAP
+    figure = Image.new("RGB", (len(columns) * step - GAP, 3 * step - GAP), "white")
+    for x, pictures in enumerate(columns):
+        for y, picture in enumerate(pictures):
+            figure.paste(picture, (x * step, y * step))
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    figure.save(DOCS / "pictures/tokens.jpg", quality=85, optimize=True)
+
+
+def column(tokenizer: VQTokenizer, colours: Tensor, photograph: Path) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Return a photograph, its ids as colours, and its reconstruction, squares of SIDE."""
+    pixels = to_pixels(open_picture(photograph), SIDE)
+    ids = tokenizer.encode(pixels[None])
+    cells = to_picture(colours[ids[0]].permute(2, 0, 1)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    return to_picture(pixels), cells, to_picture(tokenizer.decode(ids)[0])
+
+
+def code_colours(tokenizer: VQTokenizer) -> Tensor:
+    """Return a colour (K, 3) in [-1, 1] for each code."""
+    codes = tokenizer.embed(torch.arange(tokenizer.codebook_size))
+    _, _, directions = torch.pca_lowrank(codes, q=3, niter=8)
+    parts = (codes - codes.mean(0)) @ directions
+    colours: Tensor = (parts / (2 * parts.std(0))).clamp(-1, 1)
+    return colours
+
+
+if __name__ == "__main__":
+    main()
