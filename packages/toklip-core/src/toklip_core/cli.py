@@ -167,6 +167,62 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 
 
 @cli.command()
+@click.argument("inputs", nargs=-1, required=True)
+@click.option(
+    "--out", "store", required=True, type=click.Path(), help="The store, a folder; an earlier encode goes on."
+)
+@click.option("--tokenizer", default="llamagen-tiny", show_default=True, help="See `toklip tokenizers`.")
+@click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
+@click.option(
+    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default."
+)
+@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures; by default one per core.")
+@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, envvar="RANK", show_envvar=True, help="Of this process.")
+@click.option("--world-size", type=click.IntRange(min=1), default=1, envvar="WORLD_SIZE", show_envvar=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Write the ids of INPUTS into a token store.
+
+    INPUTS are picture files, folders, globs and tars (KEY.jpg, KEY.txt, KEY.json). Killed and started again, an encode
+    goes on. What cannot be read is named in STORE/__unreadable__. Started by torchrun or accelerate, processes share
+    the work.
+    """
+    from toklip_core.encoding import default_device, default_workers, encode_pictures
+    from toklip_core.signals import stop_on_signals
+
+    workers = default_workers() if workers is None else workers
+    with stop_on_signals() as stop:
+        report = encode_pictures(
+            workers=workers, device=device or default_device(), progress=options["rank"] == 0, stop=stop, **options
+        )
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
+    raise SystemExit(stop.exit_status)
+
+
+@cli.command()
+@click.argument("store", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The folder of the pictures: OUT/KEY.png.")
+@click.option("--weights", type=click.Path(), help="Those that the store was made with, if they were named then.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
+@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Write the pictures of a token STORE; those that are there already stay as they are."""
+    from toklip_core.decoding import decode_store
+    from toklip_core.encoding import default_device
+    from toklip_core.signals import stop_on_signals
+
+    with stop_on_signals() as stop:
+        report = decode_store(device=device or default_device(), progress=True, stop=stop, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
+    raise SystemExit(stop.exit_status)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context
 def tokenizers(ctx: click.Context, as_json: bool) -> None:

@@ -1,0 +1,333 @@
+"""Pictures: read whatever people have, bring it to one shape, and find it in files, folders, globs and tar shards.
+
+One convention everywhere: pixels (3, H, W), float32, x / 127.5 - 1, so in [-1, 1].
+
+    inputs -find_pictures-> sources -share-> those of one worker -entries-> entries -image()-> RGB -to_pixels-> pixels
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from toklip_core.tars import TarMember, caption_of, tar_pictures
+
+Resize = Literal["crop", "squash"]
+
+#: Width times height above which a picture is refused: decoding costs 3 bytes a pixel, so half a GiB here.
+MAX_PIXELS = 178_956_970
+
+#: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)
+#: are listed so that they are reported, and not passed over in silence.
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+
+# Readers of pixel data only. Pillow's list has others: its EPS reader starts Ghostscript on the file.
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+_EXIF_ORIENTATION = 0x0112
+# Exif 2.32, table "Orientation": what brings the stored rows and columns back upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Beyond this ratio of the sides, what a centre crop will throw away is thrown away before the picture is enlarged.
+_LONGEST_CROPPED = 8
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read, and why."""
+
+
+def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture as people see it: upright, 8-bit RGB, its first frame, on white where it is transparent.
+
+    Sixteen bits are scaled to eight (65535 is white), float pictures in [0, 1] likewise. Colour profiles are not
+    applied, as in torchvision and in the published tokenizers' own loaders.
+
+    Args:
+        source: a path, or a file open for reading bytes.
+        max_pixels: width times height above which the picture is refused before it is decoded.
+
+    Raises:
+        PictureError: the file is missing, no picture, cut short, too large, or has values without a known white.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on sizes that max_pixels judges
+        # What decoders raise on a stranger's bytes cannot be listed: OSError, SyntaxError, struct.error, ...
+        try:
+            with Image.open(source, formats=_formats()) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
+                image.load()
+                return _rgb(_upright(image))
+        except PictureError:
+            raise
+        except UnidentifiedImageError as error:
+            raise PictureError("no picture in a format that is known here") from error
+        except Exception as error:
+            raise PictureError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
+    """Return an RGB picture as a square of ``size``.
+
+    ``crop`` takes the centre square, ``squash`` the whole picture with its sides changed. ``crop`` is ADM's, which
+    LlamaGen, IBQ and most published figures use: halve with a box filter while the short side is at least
+    twice the size, then bicubic, then cut.
+
+    Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
+    """
+    if resize == "squash":
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if resize != "crop":
+        raise ValueError(f"got resize {resize!r}; known are 'crop' and 'squash'")
+    image = _without_far_ends(image)
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:
+    """Return an RGB picture as pixels (3, size, size), float32 in [-1, 1]. See :func:`resized`."""
+    return normalized(torch.from_numpy(np.array(resized(image, size, resize))).permute(2, 0, 1))
+
+
+def normalized(levels: Tensor) -> Tensor:
+    """Return 8-bit levels (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1."""
+    return levels.float() / 127.5 - 1
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Return pixels (3, H, W), clamped to [-1, 1], as an 8-bit RGB picture; undoes :func:`normalized` exactly."""
+    levels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture file, or a tar of pictures, of which every ``step``-th from ``start`` is meant."""
+
+    path: Path
+    key: str
+    is_tar: bool
+    start: int = 0
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture that was found and not yet opened."""
+
+    #: Its name in a store: a posix path without a leading "/" or "..", the same whatever machine reads it.
+    key: str
+    #: The file it lies in: its own, or a tar.
+    path: Path
+    member: TarMember | None = None
+
+    def image(self, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Read it; see :func:`open_picture`."""
+        if self.member is None:
+            return open_picture(self.path, max_pixels=max_pixels)
+        if self.member.problem:
+            raise PictureError(self.member.problem)
+        try:
+            data = self.member.data(self.path)
+        except OSError as error:
+            raise PictureError(str(error)) from error
+        return open_picture(io.BytesIO(data), max_pixels=max_pixels)
+
+    def caption(self) -> str | None:
+        """Return the text beside it: KEY.txt, else "caption" in KEY.json; None if there is neither or it is empty."""
+        if self.member is not None:
+            return self.member.caption(self.path)
+        texts = (self.path.with_suffix(suffix) for suffix in (".txt", ".json"))
+        return caption_of(*(path.read_bytes() if path.is_file() else None for path in texts))
+
+
+def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
+    """Return the picture files and tars that inputs mean, each once, in a fixed order.
+
+    An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
+    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), or a glob of any of these. A file that is named itself is taken
+    whatever its suffix, except the .txt and .json of a picture beside it.
+
+    Raises:
+        FileNotFoundError: an input is not there, or there is no picture in any of them.
+        ValueError: two different files have one key, or a tar is compressed.
+    """
+    inputs = list(inputs)
+    found: dict[str, Source] = {}
+    seen: set[str] = set()
+    for path in _files(inputs):
+        absolute = os.path.abspath(path)  # noqa: PTH100  (a path that keeps its symlinks, but loses "..")
+        if absolute in seen:
+            continue
+        seen.add(absolute)
+        key = key_of(path)
+        if key in found:
+            raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
+        found[key] = Source(path, key, is_tar=path.suffix.lower() == ".tar")
+    if not found:
+        raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'nothing'}")
+    _refuse_files_below_tars(found)
+    return list(found.values())
+
+
+def share(sources: Sequence[Source], index: int, count: int) -> list[Source]:
+    """Return what worker ``index`` of ``count`` reads: every count-th file, and whole tars where they go round.
+
+    With fewer tars than workers each worker takes every count-th picture of each tar. Shares can be shared on.
+    """
+    if not 0 <= index < count:
+        raise ValueError(f"got rank {index} of {count}; ranks go from 0 to one less than their number")
+    tars = [source for source in sources if source.is_tar]
+    files = [source for source in sources if not source.is_tar]
+    if len(tars) >= count:
+        tars = tars[index::count]
+    else:
+        tars = [replace(tar, start=tar.start + index * tar.step, step=tar.step * count) for tar in tars]
+    return tars + files[index::count]
+
+
+def entries(sources: Iterable[Source]) -> Iterator[Entry]:
+    """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
+    for source in sources:
+        if source.is_tar:
+            for name, member in islice(tar_pictures(source.path, PICTURE_SUFFIXES), source.start, None, source.step):
+                # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
+                inside = _text(name) if member.problem else key_of(name)
+                yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member)
+        else:
+            yield Entry(source.key, source.path)
+
+
+def key_of(path: Path | str) -> str:
+    """Return the key of a picture: its path as typed, posix, without a leading "/" or ".."; escaped if not UTF-8."""
+    normal = Path(os.path.normpath(path))
+    parts = [part for part in normal.parts if part not in (normal.anchor, os.pardir)]
+    return _text("/".join(parts))
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken metadata of a picture that can be seen: viewers show it as it is stored
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _scaled(image, 65535)
+    if image.mode == "F":
+        return _scaled(image, 1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled(image: Image.Image, white: int) -> Image.Image:
+    """Return a grey picture of more than eight bits as RGB. ``convert`` would clip it at 255."""
+    levels = np.asarray(image).astype(np.float64)
+    if not (levels.min() >= 0 and levels.max() <= white):  # so written, NaN is refused too
+        raise PictureError(f"values from {levels.min():g} to {levels.max():g}; wanted 0 to {white}")
+    return Image.fromarray((levels * (255 / white)).round().astype(np.uint8)).convert("RGB")
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Shorten a very long picture about its centre: a 1 x 9000 one would need 2 GB on its way to 256 x 256."""
+    short, long = sorted(image.size)
+    if long <= _LONGEST_CROPPED * short:
+        return image
+    kept = _LONGEST_CROPPED * short + (long - _LONGEST_CROPPED * short) % 2  # of the same parity, so the centre stays
+    cut = (long - kept) // 2
+    if image.width == long:
+        return image.crop((cut, 0, cut + kept, short))
+    return image.crop((0, cut, short, cut + kept))
+
+
+def _files(inputs: Sequence[Path | str]) -> Iterator[Path]:
+    named = [path for item in inputs for path in _expanded(item)]
+    stems = {path.with_suffix("") for path in named if path.suffix.lower() in PICTURE_SUFFIXES}
+    for path in named:
+        if path.is_dir():
+            yield from _walk(path)
+        elif not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
+            if path.suffix == ".tgz" or path.name.endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+                raise ValueError(f"{path} is compressed: no single picture can be reached; decompress it to a .tar")
+            yield path
+
+
+def _expanded(item: Path | str) -> list[Path]:
+    path = Path(item)
+    if path.exists():  # first: a name may hold brackets and be no glob
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
+    if not matches:
+        raise FileNotFoundError(f"{item} is not there")
+    return matches
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    visited: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(here)
+        if real in visited:  # a link back to where we have been
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            suffix = PurePath(name).suffix.lower()
+            if (suffix in PICTURE_SUFFIXES or suffix == ".tar") and not name.startswith("."):
+                yield Path(here, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_files_below_tars(found: dict[str, Source]) -> None:
+    tars = {key for key, source in found.items() if source.is_tar}
+    for key in found if tars else ():
+        for parent in PurePosixPath(key).parents:
+            if str(parent) in tars:
+                tar = found[str(parent)].path
+                raise ValueError(f"the keys of {found[key].path} and of {tar} overlap; encode into two stores")

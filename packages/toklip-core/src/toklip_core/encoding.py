@@ -1,0 +1,357 @@
+"""Pictures into a token store: what ``toklip encode`` calls.
+
+    worker processes: entries -> RGB -> square of 8-bit levels --pipe--> this process: tokenizer -> ids -> parts
+
+An encode may be killed at any moment. The same call goes on: pictures whose keys the store's complete parts hold are
+passed over, all others are read again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from toklip_core.checkpoint import weights_checksum
+from toklip_core.data import (
+    MAX_PIXELS,
+    PictureError,
+    Resize,
+    Source,
+    entries,
+    find_pictures,
+    normalized,
+    resized,
+    share,
+)
+from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
+from toklip_core.store import (
+    UNREADABLE,
+    PartWriter,
+    StoreInfo,
+    TokenStore,
+    Unreadable,
+    UnreadableLog,
+    fullness_explained,
+    part_paths,
+    refuse_other,
+)
+
+_DIGEST_BYTES = 16  # at 1e9 keys two agree with a probability of 1e-21
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReport:
+    """What one call of :func:`encode_pictures` did, on its rank alone."""
+
+    store: str
+    #: Encoded by this call.
+    pictures: int
+    #: In the store before.
+    skipped: int
+    unreadable: int
+    #: Of the first that was unreadable: "key: reason".
+    first_unreadable: str
+    seconds: float
+    #: Whether ``stop`` ended it before its end.
+    stopped: bool
+    rank: int
+
+    def as_json(self) -> dict[str, str | int | float | bool]:
+        """Return the figures under their names."""
+        return asdict(self) | {"pictures_per_second": self.pictures / self.seconds}
+
+    def as_text(self) -> str:
+        """Return them as one line, and one more if pictures were unreadable."""
+        text = f"{self.pictures} pictures encoded into {self.store} in {self.seconds:.1f} s"
+        text += f" ({self.pictures / self.seconds:.1f} a second)"
+        if self.skipped:
+            text += f"; {self.skipped} were there before"
+        if self.stopped:
+            text += "; stopped before the end: the same command goes on"
+        if self.unreadable:
+            text += f"\n{self.unreadable} could not be read, see {self.store}/{UNREADABLE}; the first: "
+            text += self.first_unreadable
+        return text
+
+
+def default_device() -> str:
+    """Return the GPU of this process (of those of one machine, LOCAL_RANK says which), or "cpu" if there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def refuse_missing_device(device: torch.device | str) -> None:
+    """ValueError unless there is such a device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise ValueError(f"got the device {str(device)!r}: {str(error).splitlines()[0]}") from error
+
+
+def default_workers() -> int:
+    """Return one process per core, shared among the processes that torchrun started on this machine; at most 16."""
+    return min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def encode_pictures(
+    inputs: Iterable[Path | str],
+    store: Path | str,
+    *,
+    tokenizer: str,
+    weights: Path | str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    part_rows: int = 10_000,
+    part_seconds: float = 30,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> EncodeReport:
+    """Write the ids of pictures into a token store, going on where an earlier call with the same store ended.
+
+    Pictures that cannot be read are named in the store's ``__unreadable__`` and tried again by the next call.
+
+    Args:
+        inputs: files, folders, globs, tars; see :func:`toklip_core.data.find_pictures`.
+        store: a folder; made if it is not there.
+        tokenizer: a registered name.
+        weights: see :func:`toklip_core.plugins.load_tokenizer`.
+        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: what it was trained at.
+        resize: see :func:`toklip_core.data.resized`.
+        dtype: what the tokenizer computes in. bfloat16 is quicker and changes some ids.
+        workers: processes that read pictures; 0 reads in this one.
+        rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
+            waits for another.
+        part_rows: a part is written when it has so many pictures.
+        part_seconds: and at the latest after so long: what a kill can lose.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
+        progress: show a bar on stderr if that is a terminal.
+        stop: asked after every batch; once it says True, what is encoded is written and the call returns.
+
+    Raises:
+        FileNotFoundError: an input is not there, there is no picture, or the weights are not there.
+        LookupError: no tokenizer has this name.
+        ValueError: the store was made otherwise, an argument does not fit, or no picture can be read.
+        OSError: the store cannot be written.
+    """
+    started = time.perf_counter()
+    path = Path(store)
+    refuse_missing_device(device)
+    sources = share(find_pictures(inputs), rank, world_size)
+    model, info = _tokenizer(tokenizer, weights, image_size, resize, dtype)
+    with fullness_explained(path), _only_writer(path, rank):
+        work = _Work(sources, _Keys(_held_keys(path, info)), info.image_size, resize, batch_size, max_pixels)
+        model.to(device=device, dtype=getattr(torch, dtype))
+        writer = PartWriter(path, info, rank=rank, world_size=world_size)
+        log = UnreadableLog(path, rank=rank, world_size=world_size)
+        counts = _Counts()
+        written = time.perf_counter()
+        with tqdm(total=_total(sources), unit=" pictures", disable=None if progress else True) as bar:
+            for batch in _batches(work, workers):
+                if batch.keys:
+                    writer.add(batch.keys, _encode(model, batch.levels, device), batch.captions)
+                for row in batch.unreadable:
+                    log.add(row)
+                bar.update(counts.add(batch))
+                if len(writer) >= part_rows or time.perf_counter() - written >= part_seconds:
+                    writer.flush()
+                    written = time.perf_counter()
+                if stopped := stop is not None and stop():
+                    break
+        writer.flush()
+    if world_size == 1 and not stopped:  # one rank of several cannot know what the others read
+        _refuse_nothing(counts, sources)
+    return EncodeReport(
+        store=str(path), **vars(counts), seconds=time.perf_counter() - started, stopped=stopped, rank=rank
+    )
+
+
+class _Keys:
+    """The keys that a store holds, 16 bytes each: 1e8 of them are 1.6 GB, where a set of str would be 13."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        digests = np.frombuffer(b"".join(map(self._digest, keys)), dtype=f"S{_DIGEST_BYTES}")
+        self._sorted = np.sort(digests)
+
+    def __contains__(self, key: str) -> bool:
+        digest = np.bytes_(self._digest(key))
+        place = int(np.searchsorted(self._sorted, digest))
+        return place < len(self._sorted) and bool(self._sorted[place] == digest)
+
+    @staticmethod
+    def _digest(key: str) -> bytes:
+        return blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+class _Batch(NamedTuple):
+    """What a worker sends: squares (n, size, size, 3) uint8 and their names, and what it met besides."""
+
+    keys: list[str]
+    captions: list[str | None]
+    levels: np.ndarray[Any, Any]
+    unreadable: list[Unreadable]
+    skipped: int
+
+
+@dataclass
+class _Counts:
+    pictures: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    first_unreadable: str = ""
+
+    def add(self, batch: _Batch) -> int:
+        """Count a batch; return how many pictures it went through."""
+        self.pictures += len(batch.keys)
+        self.skipped += batch.skipped
+        self.unreadable += len(batch.unreadable)
+        if batch.unreadable and not self.first_unreadable:
+            self.first_unreadable = f"{batch.unreadable[0].key}: {batch.unreadable[0].reason}"
+        return len(batch.keys) + batch.skipped + len(batch.unreadable)
+
+
+@dataclass(frozen=True)
+class _Work(IterableDataset[_Batch]):
+    """Reads pictures, in a worker process its share of them.
+
+    Batches are numpy arrays, sent through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    """
+
+    sources: list[Source]
+    done: _Keys
+    size: int
+    resize: Resize
+    batch_size: int
+    max_pixels: int
+
+    def __iter__(self) -> Iterator[_Batch]:
+        worker = get_worker_info()
+        sources = self.sources if worker is None else share(self.sources, worker.id, worker.num_workers)
+        keys: list[str] = []
+        captions: list[str | None] = []
+        squares: list[np.ndarray[Any, Any]] = []
+        unreadable: list[Unreadable] = []
+        skipped = 0
+        for entry in entries(sources):
+            if entry.key in self.done:
+                skipped += 1
+                continue
+            try:
+                image = resized(entry.image(max_pixels=self.max_pixels), self.size, self.resize)
+                caption = entry.caption()
+            except (PictureError, OSError) as error:
+                unreadable.append(Unreadable(entry.key, str(entry.path), str(error)))
+                continue
+            keys.append(entry.key)
+            captions.append(caption)
+            squares.append(np.asarray(image))
+            if len(keys) == self.batch_size:
+                yield _Batch(keys, captions, np.stack(squares), unreadable, skipped)
+                keys, captions, squares, unreadable, skipped = [], [], [], [], 0
+        levels = np.stack(squares) if squares else np.empty((0, self.size, self.size, 3), np.uint8)
+        yield _Batch(keys, captions, levels, unreadable, skipped)
+
+
+def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
+    total = _total(work.sources)
+    if total is not None:  # a process for less than a batch takes longer to start than to work
+        workers = min(workers, math.ceil(total / work.batch_size))
+    loader: DataLoader[_Batch] = DataLoader(
+        work, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_leave_signals_to_the_parent
+    )
+    return iter(loader)
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal: the parent finishes with what the workers still send."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _tokenizer(
+    name: str, weights: Path | str | None, image_size: int | None, resize: Resize, dtype: Literal["float32", "bfloat16"]
+) -> tuple[nn.Module, StoreInfo]:
+    spec = tokenizer_spec(name)
+    model = load_tokenizer(name, weights)
+    size = spec.image_size if image_size is None else image_size
+    factor = model.downsample_factor
+    if size <= 0 or size % factor:
+        near = max(1, size // factor) * factor
+        raise ValueError(f"got the size {size}; {name!r} wants a multiple of {factor}, such as {near}")
+    info = StoreInfo(
+        tokenizer=name,
+        weights_checksum=weights_checksum(cast(nn.Module, model)),
+        codebook_size=model.codebook_size,
+        downsample_factor=factor,
+        image_size=size,
+        resize=resize,
+        dtype=dtype,
+    )
+    return cast(nn.Module, model), info
+
+
+def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
+    if not part_paths(path):
+        return ()
+    held = TokenStore(path)
+    refuse_other(info, held.info, what="this encode", store=path)
+    return held.keys()
+
+
+def _encode(model: nn.Module, levels: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:
+    pixels = normalized(torch.from_numpy(levels).to(device).permute(0, 3, 1, 2))
+    return cast(VQTokenizer, model).encode(pixels.contiguous())
+
+
+def _total(sources: Iterable[Source]) -> int | None:
+    """Return the number of pictures if no tar hides it."""
+    sources = list(sources)
+    return None if any(source.is_tar for source in sources) else len(sources)
+
+
+def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:
+    if counts.pictures or counts.skipped:
+        return
+    if counts.unreadable:
+        raise ValueError(f"none of {counts.unreadable} pictures can be read; the first is {counts.first_unreadable}")
+    raise FileNotFoundError(f"no picture in {', '.join(str(source.path) for source in sources)}")
+
+
+@contextmanager
+def _only_writer(path: Path, rank: int) -> Iterator[None]:
+    """OSError if another process is writing as this rank: both would write the same pictures.
+
+    The lock is the process's own: it ends with it, however it ends, and worker processes do not inherit it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / f".rank-{rank:05d}.lock").open("w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise OSError(f"another process is encoding into {path} as rank {rank}; wait for its end") from error
+        yield

@@ -1,0 +1,121 @@
+"""Pictures inside a tar, found by reading its headers once and read where they lie: nothing is extracted.
+
+The layout is img2dataset's and WebDataset's: KEY.jpg, and beside it KEY.txt and KEY.json.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+# A picture is read into memory whole, and a header can claim any size.
+_LARGEST_MEMBER = 2**30
+
+
+class _Span(NamedTuple):
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """Where a picture and its texts lie in a tar, or why it cannot be read."""
+
+    span: _Span = field(default_factory=_Span)
+    text: _Span | None = None
+    facts: _Span | None = None
+    problem: str = ""
+
+    def data(self, path: Path) -> bytes:
+        """Return the bytes of the picture; OSError if the tar ends before them."""
+        return _read(path, self.span)
+
+    def caption(self, path: Path) -> str | None:
+        """Return KEY.txt, else "caption" of KEY.json; None if there is neither or it is empty."""
+        return caption_of(*(None if span is None else _read(path, span) for span in (self.text, self.facts)))
+
+
+def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
+    """Return the caption that a .txt file or, in its absence, a .json object with "caption" holds."""
+    if text is not None and (caption := text.decode("utf-8-sig", "replace").strip()):
+        return caption
+    if facts is None:
+        return None
+    try:
+        found = json.loads(facts)
+    except ValueError:  # the picture is what matters: a text that is no JSON is no caption
+        return None
+    entry = found.get("caption") if isinstance(found, dict) else None
+    return entry.strip() or None if isinstance(entry, str) else None
+
+
+def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
+    """Yield (name, member) of each picture of a tar in order. What is wrong comes as a member with a problem.
+
+    A name that climbs out of the tar, a link, and a second member of one name are such problems. If the tar itself is
+    broken, that comes last, with the name "": the pictures before the break are good.
+    """
+    texts: dict[str, _Span] = {}
+    pictures: dict[str, TarMember] = {}
+    broken = ""
+    try:
+        for info in _members(path):
+            name = posixpath.normpath(info.name)
+            suffix = posixpath.splitext(name)[1].lower()
+            span = _Span(info.offset_data, info.size)
+            if suffix in suffixes:
+                if name in pictures:
+                    pictures[_free(name, pictures)] = TarMember(problem=f"a second member named {name!r}")
+                else:
+                    pictures[name] = TarMember(span, problem=_problem(info))
+            elif suffix in (".txt", ".json") and info.isreg():
+                texts[name] = span
+    except (tarfile.TarError, OSError) as error:
+        broken = f"not a tar, or a damaged one: {error}"
+    for name, member in pictures.items():
+        stem = posixpath.splitext(name)[0]
+        yield name, TarMember(member.span, texts.get(stem + ".txt"), texts.get(stem + ".json"), member.problem)
+    if broken:
+        yield "", TarMember(problem=broken)
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            yield info
+            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a kilobyte for each
+        # tarfile takes a header that it cannot read for the end of the tar, and says nothing.
+        file.seek(tar.offset)
+        if (header := file.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+            what = "no header" if len(header) == tarfile.BLOCKSIZE else "half a header"
+            raise tarfile.ReadError(f"{what} at byte {tar.offset}")
+
+
+def _problem(info: tarfile.TarInfo) -> str:
+    name = info.name
+    if posixpath.isabs(name) or "\\" in name or ".." in name.split("/"):
+        return f"the name {name!r} climbs out of the tar"
+    if not info.isreg() or info.issparse():
+        return f"the member {name!r} is no plain file"
+    if info.size > _LARGEST_MEMBER:
+        return f"{info.size} bytes are more than the limit of {_LARGEST_MEMBER}"
+    return ""
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    return next(free for n in count(2) if (free := f"{name}#{n}") not in taken)
+
+
+def _read(path: Path, span: _Span) -> bytes:
+    with path.open("rb") as file:
+        file.seek(span.offset)
+        data = file.read(span.size)
+    if len(data) < span.size:
+        raise OSError(f"the tar ends {span.size - len(data)} bytes before the member does")
+    return data
