@@ -16,7 +16,8 @@ LAYERS = {
     "toklip_core": [
         {"plugins", "config", "checkpoint", "scenes", "signals", "tars"},
         {"data", "perceptual", "runs", "store"},
-        {"decoding", "encoding", "evaluation", "training"},
+        {"encoding", "evaluation", "training"},
+        {"decoding"},
         {"cli", "testing"},
     ],
     "toklip_vq": [
