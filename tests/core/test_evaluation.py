@@ -17,13 +17,17 @@ from toklip_core.checkpoint import weights_checksum
 from toklip_core.cli import cli
 from toklip_core.data import open_picture, to_pixels
 from toklip_core.evaluation import codebook_statistics, evaluate_reconstruction, load_lpips
+from toklip_core.perceptual import load_fid
 from toklip_core.plugins import TokenizerSpec
 from toklip_core.scenes import Scenes
 from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.models import squeezenet1_1
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Greys(nn.Module):
@@ -132,7 +136,7 @@ def test_absent_networks_are_named_with_the_file_to_fetch_and_its_place(hub):
         f"{SQUEEZENET} is not in the torch hub cache; "
         f"fetch https://download.pytorch.org/models/{SQUEEZENET} and put it into {hub}"
     )
-    assert "weights-inception-2015-12-05-6726825d.pth" in report.left_out["rfid"]
+    assert INCEPTION in report.left_out["rfid"]
     assert list(hub.iterdir()) == []
 
 
@@ -204,7 +208,7 @@ class MeanColour(nn.Module):
 
 
 def test_rfid_is_the_frechet_distance_between_inputs_and_reconstructions(monkeypatch, hub):
-    (hub / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"")
+    (hub / INCEPTION).write_bytes(b"")
     monkeypatch.setattr(perceptual, "load_fid", lambda: FrechetInceptionDistance(MeanColour()))
     tokenizer, given = Greys(levels=3), pictures(count=9, height=16)
     report = evaluate_reconstruction(tokenizer, given, batch_size=4)
@@ -218,8 +222,32 @@ def test_rfid_is_the_frechet_distance_between_inputs_and_reconstructions(monkeyp
     assert "between the reference set" in report.protocol["rfid"]
 
 
+@pytest.fixture
+def inception(hub, monkeypatch) -> Path:
+    """An Inception network of random weights where the published one belongs."""
+    path = hub / INCEPTION
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, tensors: None)
+        torch.save(FeatureExtractorInceptionV3("inception", ["2048"]).state_dict(), path)
+    return path
+
+
+def test_inception_is_read_from_its_file_and_sees_pictures_of_any_size(inception):
+    fid = load_fid()
+    fid.update(torch.zeros(2, 3, 24, 40, dtype=torch.uint8), real=True)
+    assert fid.real_features_sum.shape == (2048,)
+    assert fid.real_features_sum.isfinite().all()
+    torch.save({"fc.bias": torch.zeros(1008)}, inception)
+    with pytest.raises(ValueError, match="does not fit the Inception network"):
+        load_fid()
+    inception.write_bytes(inception.read_bytes()[:500])
+    with pytest.raises(ValueError, match=INCEPTION):
+        load_fid()
+
+
 def test_rfid_of_one_picture_is_left_out(monkeypatch, hub):
-    (hub / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"")
+    (hub / INCEPTION).write_bytes(b"")
     monkeypatch.setattr(perceptual, "load_fid", lambda: FrechetInceptionDistance(MeanColour()))
     report = evaluate_reconstruction(Greys(), pictures(count=1))
     assert (report.rfid, report.left_out["rfid"]) == (None, "it needs two pictures at least")
