@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_core.testing import tokenizer_checks
-from vq.published_families import chameleon_file, golden
-
 from toklip_vq.chameleon import load_chameleon
 from toklip_vq.ibq import taming_name
 from toklip_vq.vqgan import VQGANConfig, build_vqgan
+from vq.published_families import chameleon_file, golden
 
 SMALL = VQGANConfig(
     codebook_size=64,

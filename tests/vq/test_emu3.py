@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_core.testing import tokenizer_checks
-from vq.published_families import emu3_file, golden, named_weights
-
 from toklip_vq.emu3 import _official_name, load_emu3
+from vq.published_families import emu3_file, golden, named_weights
 
 
 @pytest.fixture(scope="module")

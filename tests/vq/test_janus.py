@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_core.testing import tokenizer_checks
-from vq.published_families import golden, janus_file
-
 from toklip_vq.janus import load_janus
 from toklip_vq.vqgan import VQGANConfig
+from vq.published_families import golden, janus_file
 
 SMALL = VQGANConfig(codebook_size=64, codebook_dim=8, channels=32, channel_multipliers=(1, 2), z_channels=16)
 
@@ -83,6 +82,14 @@ def test_the_lengths_of_rows_and_latents_change_no_id(tmp_path):
         theirs = model.encode(pixels).image_tokens
     assert torch.equal(load_janus(write_small(model, tmp_path / "longer.safetensors"), SMALL).encode(pixels), expected)
     assert not torch.equal(theirs, expected.flatten())
+
+
+def test_half_precision_in_the_file_gives_float32_weights(tmp_path):
+    """Janus-Pro is published in bfloat16."""
+    model = small_transformers().to(torch.bfloat16)
+    ours = load_janus(write_small(model, tmp_path / "model.safetensors"), SMALL)
+    assert {tensor.dtype for tensor in ours.state_dict().values()} == {torch.float32}
+    assert torch.equal(ours.vqgan.codebook.weight, model.quantize.embedding.weight.float())
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path):

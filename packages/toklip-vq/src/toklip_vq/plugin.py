@@ -116,7 +116,7 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,
-            summary="The tokenizer of Chameleon, 8192 codes.",
+            summary="The tokenizer of Chameleon, 8192 codes; for noncommercial research.",
             image_size=512,
             source=_CHAMELEON,
         ),
