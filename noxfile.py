@@ -10,14 +10,13 @@ Without arguments the sessions of `nox.options.sessions` run; the others (`nox -
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
-nox.options.reuse_existing_virtualenvs = True
+nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "types", "docs", "tests", "alone", "build"]
 
 ROOT = Path(__file__).parent
@@ -75,15 +74,13 @@ def alone(session: nox.Session, package: str) -> None:
     session.run(*PYTEST, folder, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
     """Build the wheels, install one into a clean environment without extras, and see that it starts."""
     wheels = Path(session.create_tmp()) / "wheels"
-    shutil.rmtree(wheels, ignore_errors=True)
     for name in PACKAGES:
         session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
-    session.run("uv", "venv", "--quiet", "--clear", session.virtualenv.location, external=True)
     session.install("--find-links", str(wheels), *map(str, wheels.glob(f"{package.replace('-', '_')}-*.whl")))
     session.run("toklip", "--help", silent=True)
     session.run("toklip", "tokenizers")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,12 @@ COMMANDS = {
 
 def toklip(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BIN / "toklip", *words], capture_output=True, text=True, check=False)
+
+
+def works(*words: str) -> str:
+    done = toklip(*words)
+    assert done.returncode == 0, (words, done.stderr)
+    return (done.stdout + done.stderr).strip()
 
 
 def fails_with(sentence: str, words: Sequence[str]) -> None:
@@ -47,6 +54,12 @@ def main(package: str) -> None:
         fails_with("pip install toklip-vq", ["encode", "docs/examples/photographs", "--out", "never-written"])
     else:
         assert "llamagen-tiny" in names
+        with tempfile.TemporaryDirectory() as folder:
+            tokens, pictures = f"{folder}/tokens", f"{folder}/pictures"
+            print(works("encode", "docs/examples/photographs", "--out", tokens))
+            print(works("decode", tokens, "--out", pictures))
+            written = {path.stem for path in Path(pictures).rglob("*.png")}
+            assert written == {path.stem for path in Path("docs/examples/photographs").glob("*.jpg")}, written
         fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny"])
         fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
 
