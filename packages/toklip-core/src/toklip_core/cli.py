@@ -144,25 +144,28 @@ def evaluate() -> None:
     show_default=True,
     help="Of the scenes.",
 )
-@click.option("--size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default.")
+@click.option(
+    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default."
+)
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
 @click.option(
     "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at a time.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Such as cuda or cuda:1.")
+@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure what is lost from pixels to ids and back, on INPUTS (files, folders, globs, tars) or on scenes.
 
     PSNR, SSIM, LPIPS, rFID, the share of the codebook in use and its perplexity, and the protocol. LPIPS and rFID need
     networks that are not shipped: what is not in the torch hub cache is not downloaded but named, with its place. One
     process does it all.
     """
+    from toklip_core.encoding import default_device
     from toklip_core.evaluation import evaluate_tokenizer
 
-    report = evaluate_tokenizer(tokenizer, inputs, **options)
+    report = evaluate_tokenizer(tokenizer, device=device or default_device(), progress=True, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError, Resize, Source, entries, find_pictures, normalized, to_pixels
+from toklip_core.encoding import refuse_missing_device
 from toklip_core.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.plugins import load_tokenizer, tokenizer_spec
 from toklip_core.scenes import Scenes
@@ -101,12 +102,13 @@ def evaluate_tokenizer(
     scenes: int | None = None,
     split: str = "held-out",
     weights: Path | str | None = None,
-    size: int | None = None,
+    image_size: int | None = None,
     resize: Resize = "crop",
     lpips: LPIPSNet = "alex",
     batch_size: int = 16,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> ReconstructionReport:
     """Measure a registered tokenizer on pictures, or on generated scenes: what ``toklip evaluate reconstruction`` does.
 
@@ -118,12 +120,13 @@ def evaluate_tokenizer(
         scenes: how many scenes of seed 0 to measure on.
         split: of the scenes.
         weights: a file or folder in place of the published or shipped weights.
-        size: side of the pictures; the tokenizer's own by default.
+        image_size: side of the pictures; None: what the tokenizer was trained at.
         resize: how a picture becomes a square.
         lpips: the backbone of LPIPS.
         batch_size: pictures at a time.
         dtype: what the tokenizer's towers compute in; codes are searched in float32 in any case.
         device: where to compute.
+        progress: show a bar on stderr if that is a terminal.
 
     Raises:
         FileNotFoundError: an input or the weights are not there.
@@ -134,7 +137,8 @@ def evaluate_tokenizer(
     if bool(inputs) == bool(scenes):
         raise ValueError(f"got {len(inputs)} inputs and {scenes or 0} scenes; name pictures or a number of scenes")
     require_evaluate_extra()
-    size = size or tokenizer_spec(name).image_size
+    refuse_missing_device(device)
+    size = tokenizer_spec(name).image_size if image_size is None else image_size
     unreadable: list[str] = []
     if inputs:
         pictures = _pictures(find_pictures(inputs), size, resize, unreadable)
@@ -145,14 +149,13 @@ def evaluate_tokenizer(
     tokenizer = load_tokenizer(name, weights)
     if size % tokenizer.downsample_factor:
         raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
-    _check(device)
     module = cast(nn.Module, tokenizer)
     # Before the dtype changes, so that it is the checksum in token stores too.
     named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
     module.to(device, getattr(torch, dtype))
     computed = {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}"}
-    progress = tqdm(pictures, unit=" pictures", total=scenes)
-    report = evaluate_reconstruction(tokenizer, progress, lpips=lpips, batch_size=batch_size, device=device)
+    with tqdm(pictures, unit=" pictures", total=scenes, disable=None if progress else True) as seen:
+        report = evaluate_reconstruction(tokenizer, seen, lpips=lpips, batch_size=batch_size, device=device)
     return replace(report, protocol={**named, **computed, **source, **report.protocol}, unreadable=tuple(unreadable))
 
 
@@ -217,14 +220,6 @@ def codebook_statistics(counts: Tensor) -> tuple[float, float]:
     used = counts[counts > 0].double()
     frequencies = used / used.sum()
     return len(used) / len(counts), math.exp(-(frequencies * frequencies.log()).sum().item())
-
-
-def _check(device: torch.device | str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name; a device that is not there
-        why = str(error).splitlines()[0]
-        raise ValueError(f"the device {str(device)!r} cannot be used ({why}); try cpu") from error
 
 
 def _pictures(sources: list[Source], size: int, resize: Resize, unreadable: list[str]) -> Iterator[Tensor]:
