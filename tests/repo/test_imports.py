@@ -16,8 +16,8 @@ LAYERS = {
     "toklip_core": [
         {"plugins", "config", "checkpoint", "scenes", "signals", "tars"},
         {"data", "perceptual", "runs", "store"},
-        {"encoding", "evaluation", "training"},
-        {"decoding"},
+        {"encoding", "training"},
+        {"decoding", "evaluation"},
         {"cli", "testing"},
     ],
     "toklip_vq": [
