@@ -1,0 +1,34 @@
+"""Fixtures of the tests of the core: a plugin that is found as an installed one, and pictures."""
+
+import numpy as np
+import pytest
+from core import mean_colour
+from PIL import Image
+from toklip_core import plugins
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """The tokenizers mean-colour and mean-colour-slow are registered; the value is the sys.path entry that does it."""
+    folder = mean_colour.install(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(folder))
+    plugins.registry.cache_clear()
+    yield folder
+    plugins.registry.cache_clear()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of five pictures, no two alike, in two levels; the value is its path."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(["a.jpg", "b.png", "c.webp", "deep/d.jpg", "deep/e.bmp"]):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path)
+    return folder
+
+
+def picture(seed, size=(48, 40)):
+    """A picture of soft colours: noise, enlarged."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
