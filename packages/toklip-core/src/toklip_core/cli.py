@@ -248,22 +248,23 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins, and why any of them was left out."""
     found = _registry(ctx)
-    without_commands = plugin_commands(found).errors
+    of_commands = plugin_commands(found).errors
+    rows = [(plugin, _complaint(plugin, of_commands.get(plugin, ""))) for plugin in found.plugins]
     if as_json:
-        rows = [
-            {"name": p.name, "module": p.module, "distribution": p.distribution, "version": p.version}
-            | {"error": p.error, "command_error": without_commands.get(p, "")}
-            for p in found.plugins
-        ]
-        click.echo(json.dumps(rows, indent=2))
+        names = ("name", "module", "distribution", "version")
+        described = [{name: getattr(plugin, name) for name in names} | {"error": error} for plugin, error in rows]
+        click.echo(json.dumps(described, indent=2))
         return
-    for plugin in found.plugins:
-        state = f"left out: {plugin.error}" if plugin.error else "ok"
-        if plugin in without_commands:
-            state = f"its commands are left out: {without_commands[plugin]}"
-        click.echo(f"{plugin}: {state}")
+    for plugin, error in rows:
+        click.echo(f"{plugin}: {error or 'ok'}")
     if not found.plugins:
         click.echo("No plugin is installed: pip install toklip-vq", err=True)
+
+
+def _complaint(plugin: Plugin, of_commands: str) -> str:
+    if plugin.error:
+        return f"left out: {plugin.error}"
+    return f"its commands are left out: {of_commands}" if of_commands else ""
 
 
 if __name__ == "__main__":

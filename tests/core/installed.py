@@ -1,0 +1,40 @@
+"""Installs plugins into a folder as an installer does: a module, and a .dist-info beside it."""
+
+from importlib.metadata import distributions
+from pathlib import Path
+from textwrap import dedent
+
+from toklip_core.plugins import ENTRY_POINT_GROUP, Registry, discover
+
+#: A plugin that is right: tokenizers by name, no torch.
+RIGHT = """
+from toklip_core import TokenizerSpec, hookimpl
+
+@hookimpl
+def toklip_register_tokenizers():
+    return [TokenizerSpec(name=name, factory=lambda weights: (name, weights), summary="For tests.") for name in {names}]
+"""
+
+
+def install(site: Path, distribution: str, source: str, *, entry: str = "", version: str = "1.2") -> None:
+    """Install a distribution with one module and one entry point, by default named as the module."""
+    module = distribution.replace("-", "_")
+    info = site / f"{module}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{module}.py").write_text(dedent(source))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{entry or module} = {module}\n")
+
+
+def right(*names: str) -> str:
+    """The source of a plugin that offers tokenizers of these names."""
+    return RIGHT.format(names=list(names))
+
+
+def found(site: Path) -> Registry:
+    """Discover what is installed in the folder, and nothing else. It must be on sys.path."""
+    return discover(
+        point
+        for distribution in distributions(path=[str(site)])
+        for point in distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+    )
