@@ -184,7 +184,8 @@ def test_all_eight_orientations_come_upright(tmp_path):
     upright = levels(picture(0, (6, 4)).resize((48, 32), Image.Resampling.NEAREST))
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.swapaxes(0, 1), 6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1),
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright),
+        7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1),
     }  # fmt: skip
     for orientation, array in stored.items():
         exif = Image.Exif()
