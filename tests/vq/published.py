@@ -13,12 +13,16 @@ from toklip_vq.llamagen import CONFIGS, llamagen_name
 from toklip_vq.vqgan import VQGANConfig, build_vqgan
 from torch import Tensor
 
+from .published_families import FAMILIES, write_family
+
 #: Names of the built-in tokenizers that have a published file.
-PUBLISHED = tuple(name for name in registry().tokenizers if name.startswith(("llamagen-vq", "ibq-")))
+PUBLISHED = (*(name for name in registry().tokenizers if name.startswith(("llamagen-vq", "ibq-"))), *FAMILIES)
 
 
 def write_published(name: str, folder: Path) -> Path:
     """Write the file that the tokenizer ``name`` is published as, and return its path."""
+    if name in FAMILIES:
+        return write_family(name, folder)
     path = folder / f"{name}.{'pt' if name.startswith('llamagen') else 'ckpt'}"
     torch.save(llamagen_file(name) if name.startswith("llamagen") else lightning_file(int(name.split("-")[1])), path)
     return path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,25 +54,37 @@ def pooled_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     }
 
 
-def chameleon_file(path: Path) -> Path:
+#: Shapes -> the tensors of a file.
+Weights = Callable[[Mapping[str, tuple[int, ...]]], dict[str, Tensor]]
+
+
+def chameleon_file(path: Path, weights: Weights = named_weights) -> Path:
     """Write ``tokenizer/vqgan.ckpt`` of Chameleon's release."""
     losses = {
         "loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4),
         "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1),
     }
-    torch.save({"epoch": 1, "state_dict": named_weights(golden_shapes("chameleon")) | losses}, path)
+    torch.save({"epoch": 1, "state_dict": weights(golden_shapes("chameleon")) | losses}, path)
     return path
 
 
-def janus_file(path: Path) -> Path:
+def janus_file(path: Path, weights: Weights = named_weights) -> Path:
     """Write ``pytorch_model.bin`` of Janus-Pro: the tokenizer, and a word of all the rest."""
-    tokenizer = named_weights(golden_shapes("llamagen_vq16"))
+    tokenizer = weights(golden_shapes("llamagen_vq16"))
     rest = {"language_model.model.norm.weight": torch.ones(8), "gen_embed.weight": torch.ones(16, 8)}
     torch.save({f"gen_vision_model.{name}": tensor for name, tensor in tokenizer.items()} | rest, path)
     return path
 
 
-def emu3_file(path: Path) -> Path:
-    """Write the weights of ``BAAI/Emu3-VisionTokenizer``; 1.1 GB as published, 40 MB here as a torch file."""
-    torch.save(pooled_weights(golden_shapes("emu3")), path)
+def emu3_file(path: Path, weights: Weights = named_weights) -> Path:
+    """Write the weights of ``BAAI/Emu3-VisionTokenizer``, as a torch file."""
+    torch.save(weights(golden_shapes("emu3")), path)
     return path
+
+
+FAMILIES = {"chameleon-vqgan": chameleon_file, "emu3-vision": emu3_file, "janus-vq16": janus_file}
+
+
+def write_family(name: str, folder: Path) -> Path:
+    """Write a small file of the layout that the tokenizer ``name`` is published in, and return its path."""
+    return FAMILIES[name](folder / f"{name}.bin", pooled_weights)
