@@ -1,0 +1,311 @@
+"""The folder of a training run: its settings, saves, log and result. Rank 0 writes, every rank reads.
+
+    OUT/run.json                  settings; a resume must have the same
+    OUT/saves/step-00001000/      model, optimizer, average: safetensors; progress.json. Whole, or not there
+    OUT/metrics.jsonl             one JSON object a line, for programs
+    OUT/tensorboard/              the same, and pictures
+    OUT/model/                    the result: a model folder
+
+A save is written into a folder beside and renamed. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toklip_core.config import changed_keys
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+
+class TrainState(NamedTuple):
+    """What a save holds."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    #: Moving averages by parameter name; empty if the run keeps none.
+    average: dict[str, Tensor]
+    #: Of fp16.
+    scaler: torch.amp.GradScaler | None
+
+
+class RunFolder:
+    """One run's folder, seen from one process of it.
+
+    Args:
+        path: absent, empty, or the folder of this run.
+        accelerator: says which process this is.
+        keep: saves that are kept.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator, *, keep: int) -> None:
+        self.path = path
+        self._accelerator = accelerator
+        self._keep = keep
+        self._saves = path / "saves"
+        self._metrics = path / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+        self._bar: tqdm[Any] | None = None
+
+    def open(self, settings: Mapping[str, Any], *, harmless: set[str]) -> None:
+        """Make the folder, or check that it holds this run.
+
+        Raises:
+            ValueError: it holds something else, or settings beyond the ``harmless`` (dotted keys) have changed.
+        """
+        file = self.path / "run.json"
+        if file.is_file():
+            before = json.loads(file.read_text("utf-8"))
+            changed = [key for key in changed_keys(before, settings) if key not in harmless]
+            if changed:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings of {', '.join(changed)}; put them back to go on with "
+                    "it, or choose another folder"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
+        self._accelerator.wait_for_everyone()  # all have looked before one writes
+
+        def write() -> None:
+            self._saves.mkdir(parents=True, exist_ok=True)
+            for leftover in self._saves.glob(".*"):
+                shutil.rmtree(leftover)
+            _write(file, json.dumps(settings, indent=2) + "\n")
+
+        self._in_first_process(write, f"cannot write into {self.path}")
+
+    def load(self, state: TrainState) -> tuple[int, dict[str, float]]:
+        """Fill ``state`` from the last save; return its finished steps and last figures, (0, {}) if there is none.
+
+        Raises:
+            ValueError: the save is damaged or does not fit the model.
+        """
+        step = self._last_save()
+        save = self._saves / _save_name(step)
+        figures: dict[str, float] = {}
+        if step:
+            try:
+                progress = json.loads((save / "progress.json").read_text("utf-8"))
+                parts = {part: load_file(save / f"{part}.safetensors") for part in ("model", "optimizer", "average")}
+            except (SafetensorError, ValueError, FileNotFoundError) as error:
+                raise ValueError(f"{save} is damaged ({error}); delete it to go on from the save before") from error
+            _fill(_saved_tensors(state.model), parts["model"], save)
+            _fill(state.average, parts["average"], save)
+            _fill_optimizer(state, parts["optimizer"])
+            if state.scaler is not None and progress["scaler"]:
+                state.scaler.load_state_dict(progress["scaler"])
+            figures = progress["figures"]
+        self._in_first_process(lambda: self._start_log(step), f"cannot write into {self.path}")
+        return step, figures
+
+    def save(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
+        """Write a save, then delete the oldest ones.
+
+        Raises:
+            OSError: it could not be written, such as on a full disk; the saves before it are as they were.
+        """
+        first = self._accelerator.is_main_process
+        parts = {
+            "model": _gather(_saved_tensors(state.model), keep=first),
+            "average": _gather(state.average, keep=first),
+            "optimizer": _gather(_optimizer_tensors(state), keep=first),
+        }
+        scaler = state.scaler.state_dict() if state.scaler is not None else {}
+        progress = {"step": step, "figures": dict(figures), "scaler": scaler}
+        beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
+
+        def write() -> None:
+            try:
+                beside.mkdir()
+                for part, tensors in parts.items():
+                    save_file(tensors, beside / f"{part}.safetensors")
+                _write(beside / "progress.json", json.dumps(progress))
+                _to_disk(*beside.iterdir())
+                if not final.exists():  # a stop at a step that is saved already
+                    beside.rename(final)
+                _to_disk(self._saves)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            for old in self._save_steps()[: -self._keep]:
+                shutil.rmtree(self._saves / _save_name(old))
+            if self._writer is not None:
+                self._writer.flush()
+
+        self._in_first_process(write, f"cannot save step {step}; {self.last_save_in_words()}")
+
+    def export(self, product: nn.Module, export: Callable[[dict[str, Tensor], Path], None]) -> None:
+        """Write the model folder."""
+        tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
+        self._in_first_process(lambda: export(tensors, self.path / "model"), f"cannot write {self.path / 'model'}")
+
+    def log(self, step: int, figures: Mapping[str, float], pictures: Mapping[str, Tensor] | None = None) -> None:
+        """Append a line to the metrics, and to tensorboard, in the first process."""
+        if self._writer is None:
+            return
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        for name, pixels in (pictures or {}).items():
+            self._writer.add_images(name, (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1), step)
+        if self._bar is not None:
+            losses = {name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss/")}
+            if losses:
+                self._bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+
+    @contextmanager
+    def progress(self, start: int, steps: int) -> Iterator[tqdm[Any]]:
+        """Show a bar in the first process; close the log at the end."""
+        from tqdm import tqdm
+
+        first = self._accelerator.is_main_process
+        try:
+            with tqdm(initial=start, total=steps, unit="step", disable=not first) as self._bar:
+                yield self._bar
+        finally:
+            self._bar = None
+            if self._writer is not None:
+                self._writer.close()
+
+    def last_save_in_words(self) -> str:
+        """Say in an error which save is left."""
+        step = self._last_save()
+        return f"the last save is step {step} in {self._saves}" if step else "there is no save yet"
+
+    def _save_steps(self) -> list[int]:
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._saves.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def _last_save(self) -> int:
+        return max(self._save_steps(), default=0)
+
+    def _start_log(self, step: int) -> None:
+        """Drop the lines after the save that the run goes on from: they are written again."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
+        if self._metrics.exists():
+            lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
+            _write(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def _in_first_process(self, write: Callable[[], None], failure: str) -> None:
+        """Write in the first process; an OSError there is one in every process, or the others would wait for ever."""
+        problem: list[str | None] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                problem = [str(error)]
+        if self._accelerator.num_processes > 1:
+            dist.broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise OSError(f"{failure} ({problem[0]})")
+
+
+def _save_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _to_disk(*paths: Path) -> None:
+    """Ask for the bytes to be on the disk: a rename may otherwise survive a power cut that they do not."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the metrics; infinite for half a line, which a kill may leave at the end."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters, and buffers that are kept. Frozen weights come from elsewhere."""
+    parameters = dict(model.named_parameters())
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in everything}
+    return {name: weight for name, weight in parameters.items() if weight.requires_grad} | buffers
+
+
+def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Adam's moments and step counts, as ``parameter name/kind``. Its settings come from the run's."""
+    names: dict[Tensor, str] = {weight: name for name, weight in state.model.named_parameters()}
+    return {
+        f"{names[weight]}/{kind}": tensor
+        for weight, kinds in state.optimizer.state.items()
+        for kind, tensor in kinds.items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _fill_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    weights = dict(state.model.named_parameters())
+    fused = bool(state.optimizer.defaults.get("fused"))
+    for key, tensor in tensors.items():
+        name, kind = key.rsplit("/", 1)
+        like = weights[name]
+        if tensor.ndim == 0 and like.ndim > 0:  # the count of steps
+            state.optimizer.state[like][kind] = tensor.to(like.device) if fused else tensor
+        else:
+            state.optimizer.state[like][kind] = torch.zeros_like(like.detach())
+            _copy(state.optimizer.state[like][kind], tensor)
+
+
+def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    if into.keys() != tensors.keys() or any(into[name].shape != tensors[name].shape for name in into):
+        wrong = sorted({*into} ^ {*tensors} or {n for n in into if into[n].shape != tensors[n].shape})
+        raise ValueError(f"{source} is of another model: {', '.join(wrong[:5])} do not fit; choose another folder")
+    for name, tensor in into.items():
+        _copy(tensor, tensors[name])
+
+
+@torch.no_grad()
+def _copy(into: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded over processes."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(into, DTensor):
+        whole = distribute_tensor(whole.to(into.device), into.device_mesh, into.placements)
+    into.copy_(whole)
+
+
+@torch.no_grad()
+def _gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Bring tensors, whole, to the CPU of the process that keeps them. Every process must take part."""
+    from torch.distributed.tensor import DTensor
+
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            gathered[name] = whole.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return gathered

@@ -1,0 +1,514 @@
+"""One training loop for all tasks: :func:`fit`, read top to bottom.
+
+Laws, all of them tested:
+
+- n steps = k steps + resume + (n - k) steps, bit for bit. The order of the data is a function of (seed, step),
+  augmentation of (seed, epoch, index), other randomness of (seed, step, process): a resume needs no state of any
+  of them, and skips samples without touching them.
+- Several processes see the batches that one would see, and train to the same weights within rounding.
+- What is frozen stays as it is: not trained, not saved, in eval mode.
+- A save is whole or not there (see :mod:`toklip_core.runs`).
+
+The engine is Hugging Face Accelerate: one process as it is, several by ``torchrun`` or ``accelerate launch``, sharded
+(FSDP 2) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from toklip_core.config import RunConfig
+from toklip_core.runs import RunFolder, TrainState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Samples(Protocol):
+    """A map-style data set whose samples are functions of the epoch and the index alone.
+
+    Workers copy it, so it must be picklable; randomness in it must come from :func:`derived_seed`, not from a
+    global generator.
+    """
+
+    def __len__(self) -> int:
+        """The samples of an epoch."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:  # noqa: ANN401 - what `collate` takes
+        """Return the sample (epoch, index)."""
+
+
+class Losses(NamedTuple):
+    """What an objective returns: scalars by name."""
+
+    #: Their sum is minimised. A value that is not finite stops the run.
+    losses: Mapping[str, Tensor]
+    #: Logged beside the losses.
+    metrics: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation during the run gives to the log."""
+
+    figures: dict[str, float]
+    #: Name -> (N, 3, H, W) in [-1, 1].
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that share optimizer settings. Several groups make one optimizer hold several networks."""
+
+    #: Names as ``model.named_parameters()`` has them.
+    names: frozenset[str]
+    #: Times the learning rate of the run.
+    learning_rate_factor: float = 1.0
+    #: None takes the run's.
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    #: Groups of the same label have their gradients clipped together, by the first one's norm.
+    clip_with: str = "model"
+
+
+class FitReport(NamedTuple):
+    """How a run ended."""
+
+    #: Finished steps.
+    step: int
+    #: Of the last evaluation.
+    figures: dict[str, float]
+    #: The signal that stopped the run after a save; 0 if it reached its last step.
+    signal: int
+
+
+def fit(  # noqa: C901 - the one long function, read top to bottom
+    model: nn.Module,
+    samples: Samples,
+    objective: Callable[[nn.Module, Any, int], Losses],
+    run: RunConfig,
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    export: Callable[[dict[str, Tensor], Path], None],
+    product: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], Evaluation] | None = None,
+    first: Callable[[nn.Module], None] | None = None,
+    groups: Sequence[ParameterGroup] = (),
+    order: Callable[[int, int, int], Tensor] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    unused_parameters: bool = False,
+) -> FitReport:
+    """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
+
+    SIGTERM and SIGINT save after the current step and return; the report says so.
+
+    Args:
+        model: all trainable weights. Parameters without ``requires_grad`` stay frozen, and out of the saves.
+        samples: the data; batches of it, collated, reach the objective on the model's device.
+        objective: (model, batch, step) -> losses. It calls ``model(...)``, so that hooks of DDP and FSDP run; the
+            autocast of ``run.precision`` is on.
+        run: length, optimizer, and so on.
+        out: absent, empty, or the folder of this run.
+        settings: JSON data, everything else that the run depends on. With other settings a resume is an error.
+        export: (state dict, folder) -> writes the model folder at the end; called in the first process.
+        product: the part of ``model`` that is the result: averaged, evaluated, exported. None: all of it.
+        evaluate: (product, in eval mode with averaged weights) -> figures; called in every process.
+        first: called with ``model`` on its device before the first step of a new run, such as to fill a codebook.
+        groups: None: one group. Else every trainable parameter is in exactly one.
+        order: (size, seed, epoch) -> permutation of the samples. None: :func:`shuffled`.
+        collate: samples -> batch. None: the default of torch.
+        unused_parameters: tell DDP that some parameters may get no gradient in some steps.
+
+    Raises:
+        LookupError: the extra is not installed.
+        ValueError: a loss is not finite, or ``out`` holds something else, or the settings do not fit.
+        OSError: a save failed; the one before it is kept.
+    """
+    accelerator = _accelerator(run, unused_parameters)
+    folder = RunFolder(out, accelerator, keep=run.keep)
+    folder.open({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run))
+    torch.manual_seed(run.seed)
+
+    optimizer = _optimizer(model, run, groups, accelerator.device)
+    product = model if product is None else product
+    product_name = _name_of(product, model)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    core = accelerator.unwrap_model(model)
+    product = core.get_submodule(product_name)
+    average = _average(product) if run.ema_decay else {}
+    state = TrainState(core, optimizer.optimizer, average, accelerator.scaler)
+    start, figures = folder.load(state)
+    if start == 0:
+        if first is not None:
+            first(core)
+        for name, value in _trainable(product).items():
+            if name in average:
+                average[name].copy_(value.detach())
+    clips = _clips(core, run, groups)
+
+    keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)
+    batches = iter(_loader(samples, keys, run, collate, accelerator.device))
+    window = _Window(accelerator, folder)
+    _train_mode(model)
+    with _Signals() as signals, folder.progress(start, run.steps) as progress:
+        for step in range(start, run.steps + 1):
+            due, last = step > start, step == run.steps
+            stop = _anywhere(accelerator, signals.received)
+
+            if due and evaluate is not None and (last or step % run.evaluate_every == 0):
+                with _averaged(product, average), _unsharded(model), torch.no_grad():
+                    evaluation = evaluate(product.eval())
+                _train_mode(model)
+                figures = evaluation.figures
+                folder.log(step, {f"evaluate/{name}": value for name, value in figures.items()}, evaluation.pictures)
+
+            if due and (last or stop or step % run.save_every == 0):
+                window.log(step)
+                folder.save(step, state, figures)
+
+            if last or stop:
+                break
+
+            torch.manual_seed(derived_seed(run.seed, step, accelerator.process_index))
+            for micro in range(run.accumulate):
+                batch = _to_device(next(batches), accelerator.device)
+                with (
+                    nullcontext() if micro == run.accumulate - 1 else accelerator.no_sync(model),
+                    accelerator.autocast(),
+                ):
+                    result = objective(model, batch, step)
+                accelerator.backward(torch.stack([*result.losses.values()]).sum() / run.accumulate)
+                window.add(step + 1, result)
+            rate = run.learning_rate * learning_rate_factor(step, run)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            accelerator.unscale_gradients()
+            norms = {name: nn.utils.clip_grad_norm_(weights, limit) for name, (weights, limit) in clips.items()}
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average:
+                weights = _trainable(product)
+                torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
+            window.add(step + 1, Losses({}, {f"grad_norm/{name}": norm for name, norm in norms.items()}))
+
+            progress.update()
+            if (step + 1) % run.log_every == 0:
+                window.log(step + 1, learning_rate=rate)
+
+    stopped = signals.received if step < run.steps else 0
+    if not stopped:
+        with _averaged(product, average):
+            folder.export(product, export)
+    return FitReport(step, figures, stopped)
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed below 2^63 that depends on all parts, such as (seed, epoch, index)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def shuffled(size: int, seed: int, epoch: int) -> Tensor:
+    """Return the permutation of ``range(size)`` in which an epoch visits its samples."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+
+
+def learning_rate_factor(step: int, run: RunConfig) -> float:
+    """Return what the learning rate of step ``step``, counted from 0, is multiplied by."""
+    if step < run.warmup_steps:
+        return (step + 1) / run.warmup_steps
+    if run.schedule == "cosine":
+        done = (step - run.warmup_steps) / max(run.steps - run.warmup_steps, 1)
+        floor = run.final_learning_rate / run.learning_rate
+        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    return run.drop ** sum(step >= milestone for milestone in run.milestones)
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Return the mean of x (any shape) over all processes; differentiable under DDP's averaging of gradients.
+
+    A loss that is not a mean over samples, such as the entropy of a batch's mean distribution, is the same on
+    two processes as on one if its inputs are averaged by this.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    mean: Tensor = _MeanOverProcesses.apply(x)
+    return mean
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - autograd's own context type
+        mean = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(mean)
+        return mean / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
+        # The mean is its own adjoint: with the loss summed over processes, d/dx = sum of gradients / processes.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient / dist.get_world_size()
+
+
+def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedType
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
+    if run.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("got precision 'fp16' without a GPU; use 'bf16' or 'no'")
+    AcceleratorState._reset_state()  # it is a singleton that keeps the precision of an earlier run
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
+    accelerator = Accelerator(mixed_precision=run.precision, kwargs_handlers=[ddp])
+    if accelerator.distributed_type is DistributedType.DEEPSPEED or (
+        accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ValueError(f"got {accelerator.distributed_type.value}; shard with FSDP 2 instead (fsdp_version: 2)")
+    if run.batch_size % (run.accumulate * accelerator.num_processes):
+        raise ValueError(
+            f"got batch_size {run.batch_size}, which cannot be split into {run.accumulate} micro-batches on "
+            f"{accelerator.num_processes} processes; change batch_size or accumulate"
+        )
+    return accelerator
+
+
+def _harmless(run: RunConfig) -> set[str]:
+    """The settings that may change between two parts of a run: no weight depends on them."""
+    keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep")}
+    return keys if run.schedule == "cosine" else {*keys, "run.steps"}
+
+
+def _optimizer(
+    model: nn.Module, run: RunConfig, groups: Sequence[ParameterGroup], device: torch.device
+) -> torch.optim.AdamW:
+    weights = _trainable(model)
+    groups = groups or [ParameterGroup(names=frozenset(weights))]
+    listed = sorted(name for group in groups for name in group.names)
+    assert listed == sorted(weights), f"not in exactly one group: {sorted({*listed} ^ {*weights})[:5]}"
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [weight for name, weight in weights.items() if name in group.names],
+                "factor": group.learning_rate_factor,
+                "betas": group.betas or run.betas,
+                "weight_decay": run.weight_decay if group.weight_decay is None else group.weight_decay,
+            }
+            for group in groups
+        ],
+        lr=run.learning_rate,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def _clips(
+    model: nn.Module, run: RunConfig, groups: Sequence[ParameterGroup]
+) -> dict[str, tuple[list[nn.Parameter], float]]:
+    """Label -> the parameters that are clipped together, and their limit; inf where only the norm is logged."""
+    weights = _trainable(model)
+    clips: dict[str, tuple[list[nn.Parameter], float]] = {}
+    for group in groups or [ParameterGroup(names=frozenset(weights))]:
+        limit = (run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm) or math.inf
+        clips.setdefault(group.clip_with, ([], limit))[0].extend(weights[name] for name in sorted(group.names))
+    return clips
+
+
+def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def _name_of(part: nn.Module, whole: nn.Module) -> str:
+    names: dict[nn.Module, str] = {module: name for name, module in whole.named_modules()}
+    return names[part]
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Train mode, but for modules whose parameters are all frozen."""
+    model.train()
+    for module in model.modules():
+        flags = {weight.requires_grad for weight in module.parameters()}
+        if flags == {False}:
+            module.eval()
+
+
+def _average(product: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in _trainable(product).items()}
+
+
+@contextmanager
+def _averaged(product: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """Exchange the weights and their averages, in place: a sharded parameter's memory is not ours to replace."""
+
+    def exchange() -> None:
+        for name, weight in _trainable(product).items():
+            if name in average:
+                kept = weight.detach().clone()
+                weight.data.copy_(average[name])
+                average[name].copy_(kept)
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
+@contextmanager
+def _unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather the weights of an FSDP 2 model, so that a part of it can be called by itself."""
+    sharded: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def _anywhere(accelerator: Accelerator, number: int) -> int:
+    """Return a signal number that any process received, the same in all of them, or 0."""
+    if accelerator.num_processes == 1:
+        return number
+    numbers = torch.tensor(number, device=accelerator.device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the collate made
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device, non_blocking=True)
+
+
+class _Keys(Sampler[list[tuple[int, int]]]):
+    """The keys (epoch, index) of this process's micro-batches, from a step on.
+
+    Sample number p of the run is sample p mod size of epoch p // size, in that epoch's order: a batch may
+    span two epochs, and no sample is dropped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        run: RunConfig,
+        start: int,
+        process: int,
+        processes: int,
+        order: Callable[[int, int, int], Tensor],
+    ) -> None:
+        assert size > 0, "no samples"
+        self._size, self._run, self._start = size, run, start
+        self._process, self._processes, self._order = process, processes, order
+        self._epochs: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return (self._run.steps - self._start) * self._run.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        length = self._run.batch_size // (self._run.accumulate * self._processes)
+        for micro in range(self._start * self._run.accumulate, self._run.steps * self._run.accumulate):
+            begin = (micro * self._processes + self._process) * length
+            yield [self._key(position) for position in range(begin, begin + length)]
+
+    def _key(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self._size)
+        if epoch not in self._epochs:
+            self._epochs = {old: places for old, places in self._epochs.items() if old == epoch - 1}
+            self._epochs[epoch] = self._order(self._size, self._run.seed, epoch)
+        return epoch, int(self._epochs[epoch][place])
+
+
+def _loader(
+    samples: Samples, keys: _Keys, run: RunConfig, collate: Callable[[list[Any]], Any] | None, device: torch.device
+) -> DataLoader[Any]:
+    return DataLoader(
+        samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone
+        batch_sampler=keys,
+        num_workers=run.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches the whole group: the loop still needs its batch, and ends the workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Signals:
+    """While entered: the first SIGTERM or SIGINT is noted, a second one acts as it always does."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+
+@dataclass
+class _Window:
+    """The values since the last line of the log, left on the device: reading each step would stop a GPU's queue."""
+
+    accelerator: Accelerator
+    folder: RunFolder
+    rows: list[tuple[int, Losses]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: int, values: Losses) -> None:
+        self.rows.append((step, Losses(*({n: v.detach().float() for n, v in part.items()} for part in values))))
+
+    def log(self, step: int, **more: float) -> None:
+        """Log means over steps and processes; ValueError if a loss was not finite."""
+        if not self.rows:
+            return
+        flat = [value for _, row in self.rows for part in row for value in part.values()]
+        numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
+        sums: dict[str, list[float]] = {}
+        for at, row in self.rows:
+            for kind, part in zip(("loss/", ""), row, strict=True):
+                for name in part:
+                    value = next(numbers)
+                    if kind and not math.isfinite(value):
+                        raise ValueError(
+                            f"the loss {name!r} is {value} at step {at}; {self.folder.last_save_in_words()}: "
+                            "lower the learning rate, or look at the data of that step"
+                        )
+                    sums.setdefault(kind + name, []).append(value)
+        steps = len({at for at, _ in self.rows})
+        more["steps_per_second"] = steps / (time.perf_counter() - self.since)
+        self.folder.log(step, {name: sum(values) / len(values) for name, values in sums.items()} | more)
+        self.rows.clear()
+        self.since = time.perf_counter()
