@@ -9,6 +9,7 @@ depends on (split, seed, index) alone: no files, no downloads, no order. The spl
 
     picture.py   objects, backgrounds, and the renderer      draws.py     random numbers
     drawing.py   objects and backgrounds at random           language.py  captions, their parser, questions
+    folder.py    scenes as files
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from toklip_core.scenes.drawing import draw_background, draw_objects
 from toklip_core.scenes.draws import SPLITS, Draws
+from toklip_core.scenes.folder import write_scenes
 from toklip_core.scenes.language import Description, Phrase, Question, ask, describe, parse_caption
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
@@ -33,6 +35,7 @@ from toklip_core.scenes.picture import (
     Background,
     SceneObject,
     holds,
+    refuse_small,
     render,
 )
 
@@ -56,6 +59,7 @@ __all__ = [
     "parse_caption",
     "render",
     "scene",
+    "write_scenes",
 ]
 
 #: The classes of single objects, "red circle" first: CLASSES[label].
@@ -76,6 +80,9 @@ class Scene:
     #: One to three objects, in no order that means anything.
     objects: tuple[SceneObject, ...]
     background: Background
+
+    def __post_init__(self) -> None:
+        refuse_small(self.size)
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
@@ -163,9 +170,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Scene:
         if not -self.count <= index < self.count:
             raise IndexError(f"got the index {index}, but there are {self.count} scenes")
-        return scene(
-            index % self.count, seed=self.seed, split=self.split, size=self.size, objects=self.objects
-        )
+        return scene(index % self.count, seed=self.seed, split=self.split, size=self.size, objects=self.objects)
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[i] for i in range(self.count))

@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 from toklip_core.scenes.drawing import allowed_pairs
 from toklip_core.scenes.draws import Draws
-from toklip_core.scenes.picture import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Background, SceneObject, holds
+from toklip_core.scenes.picture import (
+    BACKGROUNDS,
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Background,
+    SceneObject,
+    distance,
+    holds,
+)
 
 #: How many captions a scene has.
 CAPTIONS = 4
@@ -308,22 +318,13 @@ def _ask_relation(draws: Draws, objects: Sequence[SceneObject]) -> Question | No
         # The axis along which they are farther apart, if that is clear: else both words would be right.
         across, down = abs(first.x - second.x), abs(first.y - second.y)
         if max(across, down) > 1.5 * min(across, down):
-            relation = max(RELATIONS, key=lambda r: _distance(first, r, second))
+            relation = max(RELATIONS, key=lambda r: distance(first, r, second))
             text = f"where is the {_noun(first)}, seen from the {_noun(second)}?"
             return Question(text, relation.split()[0], "relation")
     is_so = draws.chance(0.5)
     asked = relation if is_so else _OPPOSITES[relation]
     text = f"is the {_noun(first)} {draws.pick(_RELATION_WORDS[asked])} the {_noun(second)}?"
     return Question(text, "yes" if is_so else "no", "relation")
-
-
-def _distance(first: SceneObject, relation: str, second: SceneObject) -> float:
-    return {
-        "above": second.y - first.y,
-        "below": first.y - second.y,
-        "left of": second.x - first.x,
-        "right of": first.x - second.x,
-    }[relation]
 
 
 def _ask_size(draws: Draws, objects: Sequence[SceneObject]) -> Question:

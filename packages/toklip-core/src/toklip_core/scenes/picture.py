@@ -37,6 +37,9 @@ RELATION_MARGIN = 0.12
 #: Knots of a cloudy background along each side.
 CLOUD_KNOTS = 5
 
+#: The smallest side of a picture, in pixels.
+SMALLEST = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
@@ -87,8 +90,8 @@ class Background:
     light: tuple[float, float, float] = (1.0, 0.0, 0.0)
 
 
-def holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """Say whether ``first`` is above, below, left of or right of ``second``, by RELATION_MARGIN at least.
+def distance(first: SceneObject, relation: str, second: SceneObject) -> float:
+    """Return by how much of the side ``first`` is above, below, left of or right of ``second``.
 
     Raises:
         LookupError: the relation is not one of RELATIONS.
@@ -101,7 +104,22 @@ def holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
     }
     if relation not in distances:
         raise LookupError(f"got the relation {relation!r}, but there are {', '.join(RELATIONS)}")
-    return distances[relation] >= RELATION_MARGIN
+    return distances[relation]
+
+
+def holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
+    """Say whether ``first`` is above, below, left of or right of ``second``, by RELATION_MARGIN at least.
+
+    Raises:
+        LookupError: the relation is not one of RELATIONS.
+    """
+    return distance(first, relation, second) >= RELATION_MARGIN
+
+
+def refuse_small(size: int) -> None:
+    """Raise ValueError for a picture in which shapes would be smaller than a pixel."""
+    if size < SMALLEST:
+        raise ValueError(f"got a picture of {size} px, but a scene needs {SMALLEST} px at least")
 
 
 def render(objects: Sequence[SceneObject], background: Background, size: int = 64) -> NDArray[np.uint8]:
@@ -110,10 +128,10 @@ def render(objects: Sequence[SceneObject], background: Background, size: int = 6
     Another size gives the same picture larger or smaller.
 
     Raises:
-        ValueError: the size is below 8 pixels.
+        ValueError: the size is below SMALLEST.
+        LookupError: a shape or a kind of background is unknown.
     """
-    if size < 8:
-        raise ValueError(f"got a picture of {size} px, but a scene needs 8 px at least")
+    refuse_small(size)
     canvas = _background(background, size)
     for thing in objects:
         _paint(canvas, thing, size)
@@ -301,7 +319,8 @@ def _heart(u: Plane, v: Plane) -> Plane:
     a, b = (np.abs(u) + v) * math.sqrt(0.5), (np.abs(u) - v) * math.sqrt(0.5)
     square = np.maximum(np.abs(a), np.abs(b)) - _HEART_HALF
     lobe = np.sqrt(a * a + (b - _HEART_HALF) * (b - _HEART_HALF)) - _HEART_HALF
-    return np.minimum(square, lobe)
+    heart: Plane = np.minimum(square, lobe)
+    return heart
 
 
 #: A disc from which another is cut: their radii, how far apart they are, and what puts the centroid into the origin.

@@ -1,0 +1,56 @@
+"""Scenes as files: pictures with their captions beside them, as ``toklip encode`` reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toklip_core.scenes import Scene
+
+#: One line a picture: file, captions, objects, label, questions. Written last: a folder that has it is complete.
+CAPTIONS_FILE = "captions.jsonl"
+
+
+def write_scenes(scenes: Collection[Scene], out: Path | str, *, progress: bool = False) -> None:
+    """Write scenes into a folder: ``000000.png`` beside ``000000.txt`` (the caption), ..., and ``captions.jsonl``.
+
+    Args:
+        scenes: such as ``Scenes(1000, split="validation")``.
+        out: a folder; made if it is not there.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        FileExistsError: the folder holds something already; nothing is written.
+        OSError: the folder cannot be written.
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"the folder {folder} is not empty; name another one, or empty it")
+    lines: list[str] = []
+    for scene in tqdm(scenes, unit=" pictures", disable=None if progress else True):
+        name = f"{scene.index:06d}"
+        Image.fromarray(scene.pixels).save(folder / f"{name}.png", compress_level=1)
+        (folder / f"{name}.txt").write_text(f"{scene.caption}\n", encoding="utf-8")
+        lines.append(json.dumps({"file": f"{name}.png"} | _words(scene)))
+    beside = folder / f".{CAPTIONS_FILE}.tmp"
+    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    beside.replace(folder / CAPTIONS_FILE)
+
+
+def _words(scene: Scene) -> dict[str, object]:
+    names = ("shape", "colour", "size", "x", "y", "radius")
+    return {
+        "caption": scene.caption,
+        "captions": scene.captions,
+        "objects": [{name: getattr(thing, name) for name in names} for thing in scene.objects],
+        "background": scene.background.kind,
+        "label": scene.label,
+        "questions": [question._asdict() for question in scene.questions],
+    }
