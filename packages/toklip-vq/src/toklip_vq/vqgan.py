@@ -1,4 +1,4 @@
-"""VQGAN: the towers and the codebook that LlamaGen, IBQ, Chameleon and our own tiny tokenizer share.
+"""VQGAN: the autoencoder and the codebook that LlamaGen, IBQ, Chameleon and our own tiny tokenizer share.
 
     pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> nearest code -> ids (B, h, w)
     ids -> codes (B, h, w, C) -> post_quant_conv -> decoder -> pixels (B, 3, H, W)
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+from toklip_vq.towers import Decoder, Encoder
 
 Metric = Literal["cosine", "dot", "euclidean"]
 
@@ -191,6 +193,9 @@ class VQGANTokenizer(nn.Module):
     def __init__(self, vqgan: Autoencoder) -> None:
         super().__init__()
         self.vqgan = vqgan.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # 1.15 times as fast in float32, 1.3 in bfloat16, on two Zen 4 cores
+                module.to(memory_format=torch.channels_last)
         super().train(False)
 
     @property
@@ -258,128 +263,6 @@ class VQGANTokenizer(nn.Module):
         factor = self.downsample_factor
         empty = torch.empty(0, 3, ids.shape[1] * factor, ids.shape[2] * factor, device=ids.device)
         return torch.cat([empty, *pictures])
-
-
-class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) to features (B, z_channels, H/f, W/f)."""
-
-    def __init__(
-        self, widths: tuple[int, ...], channels: int, *, blocks: int, z_channels: int, groups: int, attention: bool
-    ) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        self.levels = nn.ModuleList()
-        for i, width in enumerate(widths):
-            lowest = i == len(widths) - 1
-            before = widths[i - 1] if i else channels
-            level = Level(before, width, blocks=blocks, groups=groups, attention=attention and lowest)
-            if not lowest:
-                level.downsample = nn.Conv2d(width, width, 3, stride=2)
-            self.levels.append(level)
-        self.middle = middle(widths[-1], groups)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode."""
-        x = self.conv_in(pixels)
-        for level in self.levels:
-            x = level(x)
-        x = self.middle(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        return x  # type: ignore[no-any-return]
-
-
-class Decoder(nn.Module):
-    """Features (B, z_channels, h, w) to pixels (B, 3, f h, f w). Levels run from the lowest resolution up."""
-
-    def __init__(self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
-        self.middle = middle(widths[0], groups)
-        self.levels = nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level(widths[max(i - 1, 0)], width, blocks=blocks, groups=groups, attention=attention and i == 0)
-            if i < len(widths) - 1:
-                level.upsample = nn.Conv2d(width, width, 3, padding=1)
-            self.levels.append(level)
-        self.norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Decode."""
-        x = self.middle(self.conv_in(features))
-        for level in self.levels:
-            x = level(x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
-        return x  # type: ignore[no-any-return]
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where asked, then one change of resolution."""
-
-    def __init__(self, width_in: int, width: int, *, blocks: int, groups: int, attention: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(width_in if i == 0 else width, width, groups) for i in range(blocks))
-        self.attentions = nn.ModuleList(Attention(width, groups) for _ in range(blocks if attention else 0))
-        self.downsample: nn.Conv2d | None = None
-        self.upsample: nn.Conv2d | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the level."""
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if self.attentions:
-                x = self.attentions[i](x)
-        if self.downsample is not None:
-            x = self.downsample(F.pad(x, (0, 1, 0, 1)))
-        if self.upsample is not None:
-            x = self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return x
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1 x 1 convolution on x where the width changes."""
-
-    def __init__(self, width_in: int, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width, eps=1e-6)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    """x + attention over all positions, one head."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        h = self.norm(x)
-        q, k, v = (part(h).flatten(2).mT for part in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)
-        return x + self.out(h)  # type: ignore[no-any-return]
-
-
-def middle(width: int, groups: int) -> nn.Sequential:
-    """Return what both towers have at the lowest resolution: block, attention, block."""
-    return nn.Sequential(
-        ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups)
-    )
 
 
 def load_vqgan(folder: Path | str) -> VQGANTokenizer:

@@ -1,0 +1,223 @@
+"""The convolutional towers of a VQGAN. Trainable; without gradients they work in place and in stripes.
+
+Most of a tower's time goes into the two or four residual blocks at full resolution, where a tensor is 32 MiB for a
+picture of 256 x 256, and 128 MiB for 512 x 512. Making such tensors costs more than filling them (the system clears
+every page), so where no gradient needs them the steps between two convolutions run in place, and large tensors are
+worked through in stripes of rows that stay in the processor's cache: two large tensors at a time, not five.
+
+Shape letters: B batch, C channels, G norm groups, H and W the sides at some resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: From this size on a tensor is worked through in stripes: glibc takes 32 MiB and more from the system each time.
+_LARGE = 1 << 25
+#: Elements of a stripe; two or three of them fit into a 4 MiB cache in float32.
+_STRIPE = 1 << 19
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) to features (B, z_channels, H/f, W/f).
+
+    Args:
+        widths: of the levels, from full resolution down; each but the last halves the sides.
+        channels: of the first convolution.
+        blocks: residual blocks a level.
+        z_channels: of the features.
+        groups: of every norm.
+        attention: after each block of the lowest level.
+    """
+
+    def __init__(
+        self, widths: tuple[int, ...], channels: int, *, blocks: int, z_channels: int, groups: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            lowest = i == len(widths) - 1
+            before = widths[i - 1] if i else channels
+            level = Level(before, width, blocks=blocks, groups=groups, attention=attention and lowest)
+            if not lowest:
+                level.downsample = nn.Conv2d(width, width, 3, stride=2)
+            self.levels.append(level)
+        self.middle = middle(widths[-1], groups)
+        self.norm_out = group_norm(groups, widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode."""
+        x = self.conv_in(pixels)
+        for level in self.levels:
+            x = level(x)
+        return convolve(self.middle(x), self.norm_out, self.conv_out)
+
+
+class Decoder(nn.Module):
+    """Features (B, z_channels, h, w) to pixels (B, 3, f h, f w).
+
+    Args: as of :class:`Encoder`, with widths from the lowest resolution up, in the order in which the levels run.
+    """
+
+    def __init__(self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
+        self.middle = middle(widths[0], groups)
+        self.levels = nn.ModuleList()
+        for i, width in enumerate(widths):
+            level = Level(widths[max(i - 1, 0)], width, blocks=blocks, groups=groups, attention=attention and i == 0)
+            if i < len(widths) - 1:
+                level.upsample = nn.Conv2d(width, width, 3, padding=1)
+            self.levels.append(level)
+        self.norm_out = group_norm(groups, widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Decode."""
+        x = self.middle(self.conv_in(features))
+        for level in self.levels:
+            x = level(x)
+        return convolve(x, self.norm_out, self.conv_out)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where asked, then one change of resolution."""
+
+    def __init__(self, width_in: int, width: int, *, blocks: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(width_in if i == 0 else width, width, groups) for i in range(blocks))
+        self.attentions = nn.ModuleList(Attention(width, groups) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Conv2d | None = None
+        self.upsample: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the level. Without gradients x may be overwritten."""
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        if self.downsample is not None:
+            x = downsample(x, self.downsample)
+        if self.upsample is not None:
+            x = self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1 x 1 convolution on x where the width changes."""
+
+    def __init__(self, width_in: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(groups, width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = group_norm(groups, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block. Without gradients x may be overwritten."""
+        h = convolve(x, self.norm1, self.conv1)
+        return convolve(h, self.norm2, self.conv2, onto=self.shortcut(x))
+
+
+class Attention(nn.Module):
+    """x + attention over all positions, one head."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(groups, width)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        h = self.norm(x)
+        q, k, v = (part(h).flatten(2).mT for part in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape)
+        return x + self.out(h)  # type: ignore[no-any-return]
+
+
+def middle(width: int, groups: int) -> nn.Sequential:
+    """Return what both towers have at the lowest resolution: block, attention, block."""
+    return nn.Sequential(
+        ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups)
+    )
+
+
+def group_norm(groups: int, width: int) -> nn.GroupNorm:
+    """Return the norm of all layers; eps as in taming-transformers."""
+    return nn.GroupNorm(groups, width, eps=1e-6)
+
+
+def convolve(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, onto: Tensor | None = None) -> Tensor:
+    """Return conv(swish(norm(x))), plus ``onto`` where given, of x (B, C, H, W).
+
+    Without gradients the result takes the place of ``onto``, and of a large x no copy is made.
+
+    Args:
+        conv: 3 x 3, padded by 1.
+    """
+    h: Tensor
+    if torch.is_grad_enabled():
+        h = conv(F.silu(norm(x)))
+        return h if onto is None else onto + h
+    if not _is_large(x):
+        h = conv(F.silu(norm(x), inplace=True))
+        return h if onto is None else onto.add_(h)
+    shape = (x.shape[0], conv.out_channels, *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last) if onto is None else onto
+    scale, shift = _affine(x, norm)
+    height = x.shape[2]
+    for top, bottom in _stripes(x):
+        above, below = max(top - 1, 0), min(bottom + 1, height)
+        h = F.silu(torch.addcmul(shift, x[:, :, above:below], scale), inplace=True)
+        h = F.pad(h, (0, 0, above - top + 1, bottom + 1 - below))
+        h = F.conv2d(h, conv.weight, conv.bias, padding=(0, 1))
+        rows = out[:, :, top:bottom]
+        rows.copy_(h) if onto is None else rows.add_(h)
+    return out
+
+
+def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return the convolution (3 x 3, stride 2) of x padded by a row below and a column to the right."""
+    if torch.is_grad_enabled() or not _is_large(x):
+        return conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+    height = x.shape[2]
+    parts = [conv(F.pad(x[:, :, top : bottom + 1], (0, 1, 0, int(bottom == height)))) for top, bottom in _stripes(x)]
+    return torch.cat(parts, dim=2)
+
+
+def _is_large(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.nbytes >= _LARGE
+
+
+def _stripes(x: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (top, bottom) of stripes of an even number of rows."""
+    height = x.shape[2]
+    rows = max(_STRIPE * height // x.numel() // 2 * 2, 2)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
+
+
+def _affine(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """Return scale and shift (B, C, 1, 1) with which x * scale + shift is norm(x). Moments are taken in float32."""
+    batch, channels, height, width = x.shape
+    groups, per_group = norm.num_groups, channels // norm.num_groups
+    mean_BG = x.mean((2, 3), dtype=torch.float32).view(batch, groups, per_group).mean(-1)
+    mean = mean_BG.repeat_interleave(per_group, dim=1).view(batch, channels, 1, 1)
+    squares_BC = torch.zeros(batch, channels, device=x.device)
+    for top, bottom in _stripes(x):
+        squares_BC += (x[:, :, top:bottom] - mean).square_().sum((2, 3))
+    variance_BG = squares_BC.view(batch, groups, per_group).sum(-1) / (per_group * height * width)
+    rstd = (variance_BG + norm.eps).rsqrt_().repeat_interleave(per_group, dim=1).view(batch, channels, 1, 1)
+    scale = rstd * norm.weight.view(1, -1, 1, 1)
+    shift = norm.bias.view(1, -1, 1, 1) - mean * scale
+    return scale.to(x.dtype), shift.to(x.dtype)
