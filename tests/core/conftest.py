@@ -1,10 +1,13 @@
 """Fixtures of the tests of the core: a plugin that is found as an installed one, and pictures."""
 
+import sys
+
 import numpy as np
 import pytest
-from core import mean_colour
 from PIL import Image
 from toklip_core import plugins
+
+from tests.core import mean_colour
 
 
 @pytest.fixture
@@ -15,6 +18,19 @@ def toy(tmp_path, monkeypatch):
     plugins.registry.cache_clear()
     yield folder
     plugins.registry.cache_clear()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An empty folder on sys.path; what is imported from it is forgotten afterwards."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ def toklip_register_tokenizers():
 """
 
 
-def install(site: Path, distribution: str, source: str, *, entry: str = "", version: str = "1.2") -> None:
-    """Install a distribution with one module and one entry point, by default named as the module."""
-    module = distribution.replace("-", "_")
+def install(
+    site: Path, distribution: str, source: str, *, entry: str = "", module: str = "", version: str = "1.2"
+) -> None:
+    """Install a distribution with one module and one entry point, by default named as the distribution."""
+    module = module or distribution.replace("-", "_")
     info = site / f"{module}-{version}.dist-info"
     info.mkdir(parents=True)
     (site / f"{module}.py").write_text(dedent(source))

@@ -8,22 +8,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from core.installed import found, install, right
 from toklip_core import plugins
 from toklip_core.plugins import TokenizerSpec, discover, load_tokenizer, tokenizer_spec
 
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """An empty folder on sys.path; what is imported from it is forgotten afterwards."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield folder
-    for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+from tests.core.installed import found, install, right
 
 
 def errors(registry):
@@ -128,7 +116,7 @@ def test_two_plugins_may_share_the_name_of_an_entry_point(site):
 
 
 def test_nobody_takes_a_name_from_this_toolkit(site):
-    install(site, "toklip-vq", right("ours"), entry="vq")
+    install(site, "toklip-vq", right("ours"), entry="vq", module="not_the_real_one")
     install(site, "aaa", right("ours"))
     install(site, "toklip-aaa", right("ours"))
     registry = found(site)

@@ -10,7 +10,7 @@ import pytest
 from toklip_core.plugins import load_tokenizer, registry
 from toklip_core.testing import tokenizer_checks
 
-from .published import PUBLISHED, write_published
+from tests.vq.published import PUBLISHED, write_published
 
 #: What `toklip train vq` writes is loaded under this name: it has no weights of its own.
 TRAINED = "vqgan"

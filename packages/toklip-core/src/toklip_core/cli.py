@@ -152,7 +152,13 @@ def evaluate() -> None:
     "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at a time.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network; bfloat16 is faster and changes some ids.",
+)
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
@@ -180,12 +186,25 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default."
 )
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the network; bfloat16 is faster and changes some ids.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures; by default one per core.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, envvar="RANK", show_envvar=True, help="Of this process.")
-@click.option("--world-size", type=click.IntRange(min=1), default=1, envvar="WORLD_SIZE", show_envvar=True)
+@click.option(
+    "--world-size",
+    type=click.IntRange(min=1),
+    default=1,
+    envvar="WORLD_SIZE",
+    show_envvar=True,
+    help="Processes in all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Write the ids of INPUTS into a token store.
@@ -223,6 +242,20 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
         report = decode_store(device=device or default_device(), progress=True, stop=stop, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
     raise SystemExit(stop.exit_status)
+
+
+@cli.command()
+@click.argument("out", type=click.Path())
+@click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@click.option("--split", type=click.Choice(["train", "validation", "held-out"]), default="train", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other scenes.")
+@click.option("--size", type=click.IntRange(min=8), default=64, show_default=True, help="Side of the pictures.")
+@click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
+def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
+    """Write captioned pictures of coloured shapes into the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
+    from toklip_core.scenes import Scenes, write_scenes
+
+    write_scenes(Scenes(**options), out, progress=True)
 
 
 @cli.command()
