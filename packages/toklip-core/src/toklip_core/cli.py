@@ -247,7 +247,13 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 @cli.command()
 @click.argument("out", type=click.Path())
 @click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
-@click.option("--split", type=click.Choice(["train", "validation", "held-out"]), default="train", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "held-out"]),
+    default="train",
+    show_default=True,
+    help="Only held-out has certain pairs of colour and shape.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other scenes.")
 @click.option("--size", type=click.IntRange(min=8), default=64, show_default=True, help="Side of the pictures.")
 @click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
