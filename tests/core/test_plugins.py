@@ -8,10 +8,20 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import toklip_core
 from toklip_core import plugins
 from toklip_core.plugins import TokenizerSpec, discover, load_tokenizer, tokenizer_spec
 
 from tests.core.installed import found, install, right
+
+
+def test_public_names_are_resolved_on_first_use():
+    assert dir(toklip_core) == toklip_core.__all__
+    assert {getattr(toklip_core, name).__module__ for name in toklip_core.__all__ if name[0].isalpha()} >= {
+        "toklip_core.plugins"
+    }
+    with pytest.raises(AttributeError, match="module 'toklip_core' has no attribute 'load_tokeniser'"):
+        _ = toklip_core.load_tokeniser
 
 
 def errors(registry):

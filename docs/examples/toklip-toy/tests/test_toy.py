@@ -1,9 +1,35 @@
 import pytest
 import torch
+from click.testing import CliRunner
 from toklip_core import load_tokenizer
+from toklip_core.cli import cli
 from toklip_core.testing import tokenizer_checks
 
 
 @pytest.mark.parametrize("check", tokenizer_checks(), ids=lambda check: check.__name__)
 def test_contract(check):
     check(load_tokenizer("toy"))
+
+
+def test_a_picture_of_palette_colours_survives():
+    tokenizer = load_tokenizer("toy")
+    ids = torch.randint(tokenizer.codebook_size, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+
+
+def test_a_palette_is_loaded(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    result = CliRunner().invoke(cli, ["palette", str(tmp_path / "red.png"), str(tmp_path / "red.safetensors")])
+    assert result.exit_code == 0, result.output
+    tokenizer = load_tokenizer("toy", tmp_path / "red.safetensors")
+    assert tokenizer.embed(torch.zeros(1, dtype=torch.int64)).tolist() == [[1, -1, -1]]
+
+
+def test_another_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"codebook": torch.zeros(4, 3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"holds {'codebook': \(4, 3\)}; a palette file holds one tensor"):
+        load_tokenizer("toy", tmp_path / "other.safetensors")

@@ -1,7 +1,10 @@
 """The TokLIP toolkit's core. Public names are resolved on first use, so importing costs nothing."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl, load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -13,7 +16,7 @@ _PUBLIC = {
     "load_tokenizer": "plugins",
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = ["TokenizerSpec", "VQTokenizer", "__version__", "hookimpl", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file
+from toklip_core.checkpoint import read_tensors
 from torch import Tensor, nn
 
 
@@ -45,16 +45,17 @@ class GridTokenizer(nn.Module):
         return self.palette.shape[1]
 
     def train(self, mode: bool = True) -> Self:
-        """Do nothing: a tokenizer stays as it is when the model around it trains."""
+        """Stay in evaluation mode: a tokenizer does not change while a model is trained on its ids."""
         return super().train(False)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the ids (B, h, w) of pixels (B, 3, f h, f w)."""
+        # In half precision another colour may be the nearest: autocast must not reach the search.
         with torch.autocast(pixels.device.type, enabled=False):
             means_B3hw = nn.functional.avg_pool2d(pixels.float(), self.downsample_factor)
-            difference_BhwK3 = means_B3hw.permute(0, 2, 3, 1).unsqueeze(-2) - self.palette.float()
-            return difference_BhwK3.square().sum(dim=-1).argmin(dim=-1)
+            differences_BhwK3 = means_B3hw.permute(0, 2, 3, 1).unsqueeze(-2) - self.palette.float()
+            return differences_BhwK3.square().sum(dim=-1).argmin(dim=-1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the colours (..., 3) of ids (...)."""
@@ -68,15 +69,20 @@ class GridTokenizer(nn.Module):
 
 
 def load_grid(weights: Path | None) -> GridTokenizer:
-    """Build the tokenizer with the palette of a safetensors file, or with 64 evenly spaced colours.
+    """Build the tokenizer with the palette of a file, or with 64 evenly spaced colours.
 
     Args:
-        weights: a file that holds one tensor ``palette`` (K, 3), colours in [-1, 1]; None takes the 64.
+        weights: a safetensors file that holds one tensor, ``palette`` (K, 3), colours in [-1, 1]; None takes the 64.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
     """
     if weights is None:
         return GridTokenizer(cube())
-    tensors = load_file(weights)
-    if set(tensors) != {"palette"} or tensors["palette"].ndim != 2 or tensors["palette"].shape[1] != 3:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        raise ValueError(f"{weights} holds {shapes}; a palette file holds one tensor 'palette' of shape (K, 3)")
-    return GridTokenizer(tensors["palette"])
+    tensors = read_tensors(weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    match shapes:
+        case {"palette": (_, 3)} if len(shapes) == 1:
+            return GridTokenizer(tensors["palette"])
+    raise ValueError(f"{weights} holds {shapes}; a palette file holds one tensor, 'palette', of shape (K, 3)")

@@ -30,9 +30,9 @@ def toklip_register_commands(cli: click.Group) -> None:
 @click.command()
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="Colours to choose.")
+@click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="At most so many.")
 def palette(picture: Path, out: Path, colours: int) -> None:
-    """Choose the colours that suit PICTURE and write them to OUT, for `--tokenizer toy --weights OUT`."""
-    from toklip_toy.palette import save_palette
+    """Write the colours that suit PICTURE to OUT, a file for `--tokenizer toy --weights OUT`."""
+    from toklip_toy.palette import choose_palette, save_palette
 
-    click.echo(f"{save_palette(picture, out, colours=colours)} colours")
+    save_palette(choose_palette(picture, colours), out)
