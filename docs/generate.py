@@ -99,7 +99,8 @@ def config_page() -> str:
     """Return the page of every config model of the packages, field by field."""
     sections = [_model(model) for model in _models()]
     introduction = (
-        "Every table of a TOML file and every `config.json` is one of these models. An unknown key is an error; "
+        "Every table of a TOML file, every `config.json` and the metadata of every token store is one of these models. "
+        "An unknown key is an error; "
         "`--set key=value` goes through the same checks.\n"
     )
     return f"{GENERATED}# Configuration\n\n{introduction}\n" + "\n".join(sections)
@@ -119,7 +120,7 @@ def _model(model: type[BaseModel]) -> str:
     lines = [f"## {model.__name__}", "", f"`{model.__module__}.{model.__name__}`", ""]
     lines += [_ROLE.sub("", cleandoc(model.__doc__ or "")), "", "| key | type | default | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        bounds = " ".join(filter(None, map(_bound, field.metadata)))
+        bounds = ", ".join(filter(None, map(_bound, field.metadata)))
         kind = f"{_type(field.annotation)} {bounds}".strip()
         lines.append(f"| `{name}` | {_cell(kind)} | {_field_default(field)} | {_cell(field.description or '')} |")
     return "\n".join([*lines, ""])
