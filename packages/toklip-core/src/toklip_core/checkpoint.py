@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from _codecs import encode as _codecs_encode
 from collections.abc import Callable, Mapping
@@ -50,39 +51,38 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
         ValueError: the file is damaged, or is not weights, or holds code; the message says which.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; name the weights file in it")
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); download it again") from error
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); fetch it again") from error
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        # What torch warns of (another pickle protocol) either loads or is refused below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
             # Files of torch < 1.6 are no zip archives and cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{str(path)!r} is refused: {_why_refused(error)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of the message is a page of advice
+        if code is None:
+            raise ValueError(f"{str(path)!r} is damaged, or no file of weights; fetch it again") from error
         raise ValueError(
-            f"{str(path)!r} is not a whole torch file ({_first_line(error)}); download it again"
+            f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
         ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
     return content
-
-
-def _why_refused(error: pickle.UnpicklingError) -> str:
-    """Return the reason in a line: torch's message is a page of advice, some of it to run the code."""
-    found = re.search(r"GLOBAL ([\w.]+)|Unsupported global|Unsupported class ([\w.]+)|operand (\S+)", str(error))
-    name = next((group for group in (found.groups() if found else ()) if group), "")
-    if name:
-        return f"it wants to run or build {name!r}, and weights need no code; get the file as safetensors"
-    return f"it is damaged or not a weights file ({_first_line(error)}); download it again, or get it as safetensors"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def load_strict(
@@ -143,16 +143,20 @@ def hub_file(repository: str, filename: str) -> Path:
     Raises:
         FileNotFoundError: it is neither cached nor to be had; the message says what to fetch, and where to put it.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
+    cached = try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    url = hf_hub_url(repository, filename)
     try:
+        get_hf_file_metadata(url)  # fails at once without a network, where the download would try for half a minute
         return Path(hf_hub_download(repository, filename))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
+        reason = " ".join(str(error).split())[:100]
         raise FileNotFoundError(
-            f"{filename} is not in the hub's cache and cannot be downloaded ({_first_line(error)[:120]}); fetch "
-            f"https://huggingface.co/{repository}/resolve/main/{filename} to any place and pass it as weights "
-            f"(`--weights PATH/{filename}`)"
+            f"{filename} is not in the hub's cache and cannot be downloaded ({reason}); fetch {url} to any place and "
+            f"pass it as weights (`--weights PATH/{filename}`)"
         ) from error
 
 
