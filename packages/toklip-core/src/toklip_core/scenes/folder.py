@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CAPTIONS_FILE = "captions.jsonl"
 
 
-def write_scenes(scenes: Collection[Scene], out: Path | str, *, progress: bool = False) -> None:
+def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = False) -> None:
     """Write scenes into a folder: ``000000.png`` beside ``000000.txt`` (the caption), ..., and ``captions.jsonl``.
 
     Args:
