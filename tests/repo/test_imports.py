@@ -21,7 +21,8 @@ LAYERS = {
         {"cli", "testing"},
     ],
     "toklip_vq": [
-        {"parts", "vqgan"},
+        {"parts", "towers"},
+        {"vqgan"},
         {"ibq", "llamagen", "emu3", "losses", "settings"},
         {"chameleon", "janus", "samples"},
         {"training"},
