@@ -1,7 +1,7 @@
 """The TokLIP toolkit's core. Public names are resolved on first use, so importing costs nothing."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl, load_tokenizer
@@ -19,7 +19,7 @@ _PUBLIC = {
 __all__ = ["TokenizerSpec", "VQTokenizer", "__version__", "hookimpl", "load_tokenizer"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
