@@ -55,6 +55,7 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is a folder; name the weights file in it")
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
+    path.open("rb").close()  # a file that may not be read says so itself
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
@@ -78,7 +79,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
@@ -123,9 +124,11 @@ def load_strict(
     ]
     if problems:
         raise ValueError(f"{str(source)!r} does not fit: {'; '.join(problems)}")
-    if any(tensor.is_meta for _, tensor in wanted.values()):
-        module.to_empty(device="cpu")
-    module.load_state_dict({ours: tensors[theirs] for theirs, (ours, _) in wanted.items()})
+    state = {
+        ours: tensors[theirs].to("cpu", tensor.dtype, copy=True) if tensor.is_meta else tensors[theirs]
+        for theirs, (ours, tensor) in wanted.items()
+    }
+    module.load_state_dict(state, assign=any(tensor.is_meta for _, tensor in wanted.values()))
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
@@ -183,12 +186,12 @@ def save_model_folder(folder: Path | str, config: Mapping[str, Any], module: nn.
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    save_file(tensors, beside)
-    beside.replace(folder / WEIGHTS_FILE)
-    beside = folder / f".{CONFIG_FILE}.{os.getpid()}"
-    beside.write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    beside.replace(folder / CONFIG_FILE)
+    config_text = json.dumps(dict(config), indent=2) + "\n"
+    weights_beside, config_beside = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
+    save_file(tensors, weights_beside)
+    config_beside.write_text(config_text, encoding="utf-8")
+    weights_beside.replace(folder / WEIGHTS_FILE)
+    config_beside.replace(folder / CONFIG_FILE)
 
 
 def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

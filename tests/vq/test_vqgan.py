@@ -1,0 +1,173 @@
+"""Laws of the shared towers, the frozen tokenizer and its model folder."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from toklip_core import load_tokenizer
+from toklip_core.checkpoint import save_model_folder
+from toklip_vq import towers
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, build_vqgan
+
+TINY = VQGANConfig(
+    codebook_size=64, codebook_dim=8, channels=16, channel_multipliers=(1, 2, 2, 4), blocks_per_level=2, z_channels=32,
+    norm_groups=8,
+)  # fmt: skip
+
+
+def tiny(**changes: object) -> VQGAN:
+    """A VQGAN whose norms and biases are no identities."""
+    torch.manual_seed(0)
+    vqgan = build_vqgan(TINY.model_copy(update=changes))
+    for name, parameter in vqgan.named_parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.1)
+    return vqgan
+
+
+def pixels(batch: int = 3, height: int = 40, width: int = 24) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("large", [1 << 40, 1 << 12], ids=["in place", "in stripes"])
+@pytest.mark.parametrize("attention", [True, False])
+def test_without_gradients_the_towers_give_the_numbers_of_training(monkeypatch, large, attention):
+    """Autograd cannot work in place or in stripes: both ways must be the same function."""
+    vqgan = tiny(attention=attention)
+    latents = vqgan.latents(pixels())
+    codes = latents.detach().movedim(1, -1)
+    reconstruction = vqgan.reconstruct(codes)
+    monkeypatch.setattr(towers, "_LARGE", large)
+    monkeypatch.setattr(towers, "_STRIPE", 1 << 10)
+    with torch.no_grad():
+        torch.testing.assert_close(vqgan.latents(pixels()), latents, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(vqgan.reconstruct(codes), reconstruction, rtol=1e-4, atol=1e-4)
+
+
+def test_without_gradients_the_input_is_left_alone():
+    vqgan, given = tiny(), pixels()
+    codes = torch.randn(1, 5, 3, 8)
+    kept, codes_kept = given.clone(), codes.clone()
+    with torch.no_grad():
+        vqgan.latents(given)
+        vqgan.reconstruct(codes)
+    assert torch.equal(given, kept)
+    assert torch.equal(codes, codes_kept)
+
+
+def test_every_weight_gets_a_gradient():
+    vqgan = tiny()
+    latents = vqgan.latents(pixels(1))
+    codes = vqgan.codebook.rows()[vqgan.codebook.nearest(latents.movedim(1, -1))].movedim(-1, 1)
+    through = latents + (codes - latents.detach())
+    vqgan.reconstruct(through.movedim(1, -1)).square().mean().backward()
+    assert [name for name, parameter in vqgan.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_picture_has_the_same_ids_and_pixels_alone_and_in_a_batch(dtype):
+    tokenizer = VQGANTokenizer(tiny()).to(dtype)
+    ids = tokenizer.encode(pixels())
+    decoded = tokenizer.decode(ids)
+    assert ids.unique().numel() > 5
+    for i in range(len(ids)):
+        assert torch.equal(tokenizer.encode(pixels()[i : i + 1]), ids[i : i + 1])
+        assert torch.equal(tokenizer.decode(ids[i : i + 1]), decoded[i : i + 1])
+
+
+def test_ids_do_not_change_under_autocast():
+    tokenizer = VQGANTokenizer(tiny())
+    ids = tokenizer.encode(pixels())
+    pictures = tokenizer.decode(ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tokenizer.encode(pixels()), ids)
+        assert torch.equal(tokenizer.decode(ids), pictures)
+
+
+def test_the_tokenizer_stays_as_it_is():
+    """No mode, no gradient, no buffer that moves: encoding and train() change nothing."""
+    tokenizer = VQGANTokenizer(tiny())
+    before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
+    ids = tokenizer.encode(pixels())
+    assert tokenizer.train() is tokenizer
+    assert not any(module.training for module in tokenizer.modules())
+    assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+    assert torch.equal(tokenizer.encode(pixels()), ids)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_for_the_towers_not_for_the_codes(dtype):
+    full = VQGANTokenizer(tiny())
+    half = copy.deepcopy(full).to(dtype)
+    assert half.vqgan.codebook.weight.dtype == torch.float32
+    assert torch.equal(half.vqgan.codebook.weight, full.vqgan.codebook.weight)
+    ids = half.encode(pixels())
+    assert (ids == full.encode(pixels())).float().mean() > 0.5
+    decoded = half.decode(ids)
+    assert decoded.dtype == torch.float32
+    assert (decoded - full.decode(ids)).abs().mean() < 0.05 * full.decode(ids).std()
+
+
+def test_embedded_ids_are_rows_of_the_codebook():
+    tokenizer = VQGANTokenizer(tiny())
+    rows = tokenizer.embed(torch.arange(64))
+    ids = tokenizer.encode(pixels())
+    assert torch.equal(tokenizer.embed(ids), rows[ids])
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 40, 20), r"40 x 20; its sides must be multiples of 8"),
+        ((3, 40, 24), r"shape \(3, 40, 24\); wanted \(B, 3, H, W\)"),
+        ((1, 4, 40, 24), r"shape \(1, 4, 40, 24\); wanted \(B, 3, H, W\)"),
+        ((1, 3, 0, 24), r"0 x 24; its sides must be"),
+    ],
+)
+def test_pixels_of_another_shape_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        VQGANTokenizer(tiny()).encode(torch.zeros(shape))
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    with pytest.raises(ValueError, match="ids from 0 to 64, but the codebook has 64"):
+        VQGANTokenizer(tiny()).decode(torch.tensor([[[0, 64]]]))
+    with pytest.raises(ValueError, match=r"shape \(2,\); wanted \(B, h, w\)"):
+        VQGANTokenizer(tiny()).decode(torch.zeros(2, dtype=torch.int64))
+
+
+def test_an_empty_batch_gives_an_empty_batch():
+    tokenizer = VQGANTokenizer(tiny())
+    ids = tokenizer.encode(torch.zeros(0, 3, 40, 24))
+    assert ids.shape == (0, 5, 3)
+    assert tokenizer.decode(ids).shape == (0, 3, 40, 24)
+
+
+def test_a_model_folder_gives_back_the_tokenizer(tmp_path):
+    tokenizer = VQGANTokenizer(tiny())
+    save_model_folder(tmp_path, TINY.model_dump(), tokenizer.vqgan)
+    loaded = load_tokenizer("vqgan", tmp_path)
+    assert torch.equal(loaded.encode(pixels()), tokenizer.encode(pixels()))
+    assert (loaded.codebook_size, loaded.codebook_dim, loaded.downsample_factor) == (64, 8, 8)
+
+
+def test_a_folder_of_half_precision_gives_float32_weights(tmp_path):
+    save_model_folder(tmp_path, TINY.model_dump(), copy.deepcopy(VQGANTokenizer(tiny())).vqgan.to(torch.float16))
+    loaded = load_tokenizer("vqgan", tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_without_a_folder_the_message_says_how_to_give_one():
+    with pytest.raises(FileNotFoundError, match="`--weights FOLDER`"):
+        load_tokenizer("vqgan")
+
+
+def test_a_config_that_cannot_be_built_is_refused():
+    with pytest.raises(ValueError, match=r"width 16 x 1 cannot be split into 32 groups"):
+        VQGANConfig(codebook_size=64, codebook_dim=8, channels=16)
+    with pytest.raises(ValueError, match="extra"):
+        VQGANConfig(codebook_size=64, codebook_dim=8, chanels=16)  # type: ignore[call-arg]
