@@ -1,5 +1,6 @@
 """A tokenizer for tests, quick and right: one id is the grey level of a 4 x 4 cell. Offered as a real plugin is."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -52,9 +53,10 @@ def toklip_register_tokenizers():
 
 
 def install(folder: Path) -> Path:
-    """Write what an installer writes of this plugin into a folder, for sys.path."""
+    """Install this plugin into a folder, for sys.path: the module, and what an installer writes beside it."""
     info = folder / "mean_colour-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mean-colour\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[toklip]\nmean-colour = {__name__}\n")
+    (info / "entry_points.txt").write_text("[toklip]\nmean-colour = mean_colour\n")
+    shutil.copy(__file__, folder / "mean_colour.py")
     return folder

@@ -8,7 +8,6 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from core.conftest import picture
 from PIL import Image
 from toklip_core.data import (
     PictureError,
@@ -22,6 +21,8 @@ from toklip_core.data import (
     to_picture,
     to_pixels,
 )
+
+from tests.core.conftest import picture
 
 
 def tar(path, members):

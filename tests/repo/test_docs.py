@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
-from repo.pages import PAGES, ROOT, Block, blocks, commands, toklip_words
+from tests.repo.pages import PAGES, ROOT, Block, blocks, commands, toklip_words
 
 SHELLS = ("bash", "console", "sh")
 RUNNABLE = [page for page in PAGES if any(b.language in (*SHELLS, "python") for b in blocks(page))]

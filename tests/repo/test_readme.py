@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from repo.pages import ROOT, blocks, commands
+from tests.repo.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from repo.pages import ROOT
+from tests.repo.pages import ROOT
 from safetensors.torch import save_file
 from toklip_core.plugins import registry
 from toklip_vq.parts import read_part
