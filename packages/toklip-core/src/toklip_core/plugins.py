@@ -41,7 +41,8 @@ class VQTokenizer(Protocol):
     """A frozen tokenizer: pictures to discrete ids, ids to codebook rows, ids to pictures.
 
     An implementation is a ``torch.nn.Module`` without trainable parameters, on which ``train()``
-    has no effect. All laws are checked by :mod:`toklip_core.testing`.
+    has no effect. After ``to(torch.bfloat16)`` its networks run in half precision, the codebook and the
+    search do not; pixels may stay float32. All laws are checked by :mod:`toklip_core.testing`.
     """
 
     @property
