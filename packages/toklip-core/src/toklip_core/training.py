@@ -109,7 +109,6 @@ def fit(  # noqa: C901 - the one long function, read top to bottom
     export: Callable[[dict[str, Tensor], Path], None],
     product: nn.Module | None = None,
     evaluate: Callable[[nn.Module], Evaluation] | None = None,
-    first: Callable[[nn.Module], None] | None = None,
     groups: Sequence[ParameterGroup] = (),
     order: Callable[[int, int, int], Tensor] | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
@@ -130,7 +129,6 @@ def fit(  # noqa: C901 - the one long function, read top to bottom
         export: (state dict, folder) -> writes the model folder at the end; called in the first process.
         product: the part of ``model`` that is the result: averaged, evaluated, exported. None: all of it.
         evaluate: (product, in eval mode with averaged weights) -> figures; called in every process.
-        first: called with ``model`` on its device before the first step of a new run, such as to fill a codebook.
         groups: None: one group. Else every trainable parameter is in exactly one.
         order: (size, seed, epoch) -> permutation of the samples. None: :func:`shuffled`.
         collate: samples -> batch. None: the default of torch.
@@ -155,12 +153,6 @@ def fit(  # noqa: C901 - the one long function, read top to bottom
     average = _average(product) if run.ema_decay else {}
     state = TrainState(core, optimizer.optimizer, average, accelerator.scaler)
     start, figures = folder.load(state)
-    if start == 0:
-        if first is not None:
-            first(core)
-        for name, value in _trainable(product).items():
-            if name in average:
-                average[name].copy_(value.detach())
     clips = _clips(core, run, groups)
 
     keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)

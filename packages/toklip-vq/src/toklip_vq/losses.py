@@ -49,7 +49,7 @@ def quantize_straight_through(
         beta: weight of one of the two terms.
         beta_placement: which one.
     """
-    latents = _comparable(latents, codebook)
+    latents = comparable(latents, codebook)
     ids = codebook.nearest(latents)
     rows = F.embedding(ids, codebook.rows())
     pull_rows, pull_latents = F.mse_loss(rows, latents.detach()), F.mse_loss(latents, rows.detach())
@@ -75,7 +75,7 @@ def quantize_by_index(
         beta: weight of one of the last two terms.
         beta_placement: which one.
     """
-    latents = _comparable(latents, codebook)
+    latents = comparable(latents, codebook)
     rows = codebook.rows()
     ids = codebook.nearest(latents)
     plain = F.embedding(ids, rows)
@@ -87,9 +87,15 @@ def quantize_by_index(
     return Quantized(codes, ids, F.mse_loss(codes, latents) + pull)
 
 
+def comparable(latents: Tensor, codebook: Codebook) -> Tensor:
+    """Return latents (..., C) as codes are compared with them: float32, of unit norm if the metric is cosine."""
+    latents = latents.float()
+    return F.normalize(latents, dim=-1) if codebook.metric == "cosine" else latents
+
+
 def affinity(latents: Tensor, codebook: Codebook) -> Tensor:
     """Return (N, K) scores, higher is nearer: inner products for the dot metric, else minus squared distances."""
-    latents, rows = _comparable(latents, codebook), codebook.rows()
+    latents, rows = comparable(latents, codebook), codebook.rows()
     products: Tensor = latents @ rows.T
     if codebook.metric == "dot":
         return products
@@ -220,8 +226,3 @@ class LeCam(nn.Module):
         return (
             F.relu(real - self.fake.clone()).square().mean() + F.relu(self.real.clone() - fake).square().mean()
         )
-
-
-def _comparable(latents: Tensor, codebook: Codebook) -> Tensor:
-    latents = latents.float()
-    return F.normalize(latents, dim=-1) if codebook.metric == "cosine" else latents

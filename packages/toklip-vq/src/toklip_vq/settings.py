@@ -76,9 +76,11 @@ class LossConfig(Config):
     )
     entropy_weight: float = Field(default=0.0, ge=0, description="Of the entropy of ids; 0 computes none.")
     entropy_temperature: float = Field(default=0.01, gt=0, description="Scores are divided by it before the softmax.")
-    start_codebook: bool = Field(
-        default=False,
-        description="Set the codes to latents of the first pictures before the first step: against collapse.",
+    quantize_from: int = Field(
+        default=0,
+        ge=0,
+        description="Before this step the decoder gets the latents themselves; at it the codes are set to latents of "
+        "training pictures. Against collapse of the codebook. 0: random codes from the first step, as published.",
     )
     discriminator_weight: float = Field(default=0.0, ge=0, description="Of the adversarial loss; 0: no discriminator.")
     discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Of the discriminator's own loss.")

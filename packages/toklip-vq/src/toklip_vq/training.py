@@ -29,6 +29,7 @@ from toklip_vq.losses import (
     PatchDiscriminator,
     affinity,
     codebook_use,
+    comparable,
     count_ids,
     entropy_loss,
     generator_loss,
@@ -57,35 +58,35 @@ def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
     """
     samples = Mixture(config.data, size=config.image_size, seed=config.run.seed)
     torch.manual_seed(config.run.seed)
-    model = VQTraining(build_vqgan(config.model), config.losses).to(memory_format=torch.channels_last)
+    vqgan = build_vqgan(config.model)
+    model = VQTraining(vqgan, config.losses).to(memory_format=torch.channels_last)
     held_out = held_out_pictures(config.held_out, size=config.image_size)
 
     def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        vqgan = build_vqgan(config.model)
-        vqgan.load_state_dict(tensors)
-        save_model_folder(folder, config.model.model_dump(mode="json"), vqgan)
+        result = build_vqgan(config.model)
+        result.load_state_dict(tensors)
+        save_model_folder(folder, config.model.model_dump(mode="json"), result)
+
+    def objective(model: nn.Module, pixels: Tensor, step: int) -> Losses:
+        if step == config.losses.quantize_from > 0:
+            start_codebook(vqgan, samples, config)
+        losses: Losses = model(pixels, step)
+        return losses
 
     settings = config.model_dump(mode="json", exclude={"run"})
     return fit(
         model,
         samples,
-        vq_objective,
+        objective,
         config.run,
         out,
         settings=settings,
         export=export,
-        product=model.vqgan,
-        evaluate=lambda vqgan: evaluate_vqgan(vqgan, held_out, batch_size=config.run.batch_size),
-        first=lambda core: start_codebook(core, samples, config) if config.losses.start_codebook else None,
+        product=vqgan,
+        evaluate=lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size),
         groups=parameter_groups(model, config),
-        unused_parameters=model.discriminator is not None and config.losses.discriminator_start > 0,
+        unused_parameters=config.losses.discriminator_start > 0 or config.losses.quantize_from > 0,
     )
-
-
-def vq_objective(model: nn.Module, pixels: Tensor, step: int) -> Losses:
-    """Call the model, as ``fit`` asks for."""
-    losses: Losses = model(pixels, step)
-    return losses
 
 
 class VQTraining(nn.Module):
@@ -111,26 +112,34 @@ class VQTraining(nn.Module):
 
     def forward(self, pixels: Tensor, step: int) -> Losses:
         """Return the losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0; weights are included."""
-        config, codebook = self.config, self.vqgan.codebook
+        config = self.config
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         latents = self.vqgan.latents(pixels).movedim(1, -1)
         flat = latents.reshape(-1, latents.shape[-1]).float()
         with torch.autocast(pixels.device.type, enabled=False):
-            quantize = quantize_by_index if config.quantizer == "index" else quantize_straight_through
-            quantized = quantize(flat, codebook, beta=config.beta, beta_placement=config.beta_placement)
-            losses = {"codebook": config.codebook_weight * quantized.loss}
-            if config.entropy_weight:
-                scores = affinity(flat, codebook)
-                losses["entropy"] = config.entropy_weight * entropy_loss(scores, temperature=config.entropy_temperature)
-        pictures = self.vqgan.reconstruct(quantized.codes.view_as(latents)).float()
+            codes, losses, metrics = self._quantized(flat, step)
+        pictures = self.vqgan.reconstruct(codes.view_as(latents)).float()
         distance = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
         losses["reconstruction"] = config.reconstruction_weight * distance(pictures, pixels)
         if self.perceptual is not None:
             losses["perceptual"] = config.perceptual_weight * self.perceptual(pictures, pixels).float().mean()
         if self.discriminator is not None and step >= config.discriminator_start:
             losses |= self._adversarial(self.discriminator, pixels, pictures)
+        return Losses(losses, metrics)
+
+    def _quantized(self, latents: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return codes (N, C), losses and metrics of latents (N, C)."""
+        config, codebook = self.config, self.vqgan.codebook
+        if step < config.quantize_from:
+            return comparable(latents, codebook), {}, {}
+        quantize = quantize_by_index if config.quantizer == "index" else quantize_straight_through
+        quantized = quantize(latents, codebook, beta=config.beta, beta_placement=config.beta_placement)
+        losses = {"codebook": config.codebook_weight * quantized.loss}
+        if config.entropy_weight:
+            scores = affinity(latents, codebook)
+            losses["entropy"] = config.entropy_weight * entropy_loss(scores, temperature=config.entropy_temperature)
         used, perplexity = codebook_use(count_ids(quantized.ids, len(codebook.weight)))
-        return Losses(losses, {"codebook_used_by_batch": used, "codebook_perplexity": perplexity})
+        return quantized.codes, losses, {"codebook_used_by_batch": used, "codebook_perplexity": perplexity}
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -159,28 +168,28 @@ def parameter_groups(model: VQTraining, config: VQTrainConfig) -> list[Parameter
 
 
 @torch.no_grad()
-def start_codebook(model: nn.Module, samples: Mixture, config: VQTrainConfig) -> None:
-    """Set each code to the latent of some patch of the first pictures, so that all of them start in use.
+def start_codebook(vqgan: VQGAN, samples: Mixture, config: VQTrainConfig) -> None:
+    """Set each code to the latent of some patch of a training picture, so that all of them start in use.
 
-    Source: the data-dependent start of https://arxiv.org/abs/2005.08520, section 3.3; without k-means, which changed
-    nothing here.
+    Source: https://arxiv.org/abs/2005.08520, section 3.3, where k-means chooses them.
     """
-    assert isinstance(model, VQTraining)
-    codebook = model.vqgan.codebook
+    codebook = vqgan.codebook
     size = len(codebook.weight)
-    per_picture = (config.image_size // model.vqgan.downsample_factor) ** 2
+    per_picture = (config.image_size // vqgan.downsample_factor) ** 2
     # One token of a picture in eight: neighbours are alike.
     needed = min(math.ceil(8 * size / per_picture), len(samples))
     device = codebook.weight.device
     found: list[Tensor] = []
     for start in range(0, needed, config.run.batch_size):
-        keys = [(0, index) for index in range(start, min(start + config.run.batch_size, needed))]
+        places = range(start, min(start + config.run.batch_size, needed))
+        keys = [(0, place * len(samples) // needed) for place in places]  # from all sources
         pixels = torch.stack([samples[key] for key in keys]).to(device)
-        found.append(model.vqgan.latents(pixels).movedim(1, -1).flatten(0, 2).float())
+        found.append(vqgan.latents(pixels).movedim(1, -1).flatten(0, 2).float())
     latents = torch.cat(found)
     chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.run.seed))[:size].to(device)
-    rows = latents[chosen]
-    codebook.weight[: len(rows)] = F.normalize(rows, dim=-1) if codebook.metric == "cosine" else rows
+    codebook.weight[: len(chosen)] = comparable(latents[chosen], codebook)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and nothing would even it out
 
 
 def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Evaluation:
@@ -214,8 +223,8 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     used, perplexity = codebook_use(counts)
     if used < COLLAPSED:
         _log.warning(
-            "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, start_codebook, "
-            "or entropy_weight help",
+            "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
+            "quantize_from, or entropy_weight help",
             int((counts > 0).sum()),
             size,
             len(pixels),
