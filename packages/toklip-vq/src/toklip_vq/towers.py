@@ -32,13 +32,23 @@ class Encoder(nn.Module):
         z_channels: of the features.
         groups: of every norm.
         attention: after each block of the lowest level.
+        patch_size: p; the first convolution sees p x p pixels as one of 3 p^2 channels.
     """
 
     def __init__(
-        self, widths: tuple[int, ...], channels: int, *, blocks: int, z_channels: int, groups: int, attention: bool
+        self,
+        widths: tuple[int, ...],
+        channels: int,
+        *,
+        blocks: int,
+        z_channels: int,
+        groups: int,
+        attention: bool,
+        patch_size: int,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.patch_size = patch_size
+        self.conv_in = nn.Conv2d(3 * patch_size**2, channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
@@ -53,7 +63,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode."""
-        x = self.conv_in(pixels)
+        x = self.conv_in(F.pixel_unshuffle(pixels, self.patch_size))
         for level in self.levels:
             x = level(x)
         return convolve(self.middle(x), self.norm_out, self.conv_out)
@@ -65,8 +75,11 @@ class Decoder(nn.Module):
     Args: as of :class:`Encoder`, with widths from the lowest resolution up, in the order in which the levels run.
     """
 
-    def __init__(self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool) -> None:
+    def __init__(
+        self, widths: tuple[int, ...], *, blocks: int, z_channels: int, groups: int, attention: bool, patch_size: int
+    ) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
         self.middle = middle(widths[0], groups)
         self.levels = nn.ModuleList()
@@ -76,14 +89,14 @@ class Decoder(nn.Module):
                 level.upsample = nn.Conv2d(width, width, 3, padding=1)
             self.levels.append(level)
         self.norm_out = group_norm(groups, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], 3 * patch_size**2, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode."""
         x = self.middle(self.conv_in(features))
         for level in self.levels:
             x = level(x)
-        return convolve(x, self.norm_out, self.conv_out)
+        return F.pixel_shuffle(convolve(x, self.norm_out, self.conv_out), self.patch_size)
 
 
 class Level(nn.Module):
