@@ -133,6 +133,16 @@ def registers_then_raises(cli, train, evaluate):
     raise RuntimeError("no GPU here")
 
 
+def prints(cli, train, evaluate):
+    print("loading")
+
+
+def test_what_a_plugin_prints_stays_out_of_the_data():
+    result = run("plugins", "--json", plugins=registry(acme=prints))
+    assert json.loads(result.stdout)[0]["error"] == ""
+    assert result.stderr == "loading\n"
+
+
 def exits(cli, train, evaluate):
     sys.exit(4)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -43,7 +45,8 @@ def plugin_commands(found: Registry) -> Commands:
         # Groups of its own, so that a plugin neither replaces nor removes what others made.
         asked = {name: click.Group(name) for name in taken}
         try:
-            plugin.hook.toklip_register_commands(**asked)
+            with contextlib.redirect_stdout(sys.stderr):
+                plugin.hook.toklip_register_commands(**asked)
             _refuse_taken_commands(asked, taken)
         except KeyboardInterrupt:
             raise
