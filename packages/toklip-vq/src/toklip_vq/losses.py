@@ -145,6 +145,54 @@ def count_ids(ids: Tensor, size: int) -> Tensor:
     return counts
 
 
+class CodeRestart(nn.Module):
+    """Restarts unused codes: every ``period`` steps, a code that occurred in none of them becomes a latent at hand.
+
+    Source: https://arxiv.org/abs/2005.00341, section 3.2 ("random restart").
+
+    Args:
+        size: K.
+        period: steps that a code has time to occur.
+    """
+
+    counts: Tensor
+
+    def __init__(self, size: int, period: int = 100) -> None:
+        super().__init__()
+        self.period = period
+        self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, codebook: Codebook, latents: Tensor, step: int) -> None:
+        """Restart codes if it is time; call it before the search of each step.
+
+        Args:
+            codebook: gets new rows, the same ones in every process.
+            latents: (N, C) of this process, as codes are compared with them.
+            step: what the choice of latents is a function of.
+        """
+        if step % self.period:
+            return
+        unused = (self.counts == 0).nonzero()[:, 0]
+        everywhere = gathered(latents.detach())
+        choice = torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(step))[: len(unused)]
+        codebook.weight[unused[: len(choice)]] = everywhere[choice.to(everywhere.device)]
+        self.counts.zero_()
+
+    def add(self, counts: Tensor) -> None:
+        """Count the ids of a step, (K,), over all processes."""
+        self.counts += counts
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return x (N, ...) of all processes, in their order; no gradient."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
 class PatchDiscriminator(nn.Module):
     """PatchGAN: one logit for each overlapping patch of a picture; 70 x 70 pixels with three layers.
 

@@ -82,6 +82,12 @@ class LossConfig(Config):
         description="Before this step the decoder gets the latents themselves; at it the codes are set to latents of "
         "training pictures. Against collapse of the codebook. 0: random codes from the first step, as published.",
     )
+    restart_until: int = Field(
+        default=0,
+        ge=0,
+        description="Up to this step, a code that occurs in none of 100 steps becomes a latent of the batch at hand. "
+        "Against collapse of the codebook. 0: never, as published.",
+    )
     discriminator_weight: float = Field(default=0.0, ge=0, description="Of the adversarial loss; 0: no discriminator.")
     discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Of the discriminator's own loss.")
     discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses set in.")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from toklip_vq.losses import (
+    CodeRestart,
     LeCam,
     PatchDiscriminator,
     affinity,
@@ -109,6 +110,7 @@ class VQTraining(nn.Module):
             else None
         )
         self.lecam = LeCam() if discriminated and config.lecam_weight else None
+        self.restart = CodeRestart(len(vqgan.codebook.weight)) if config.restart_until else None
 
     def forward(self, pixels: Tensor, step: int) -> Losses:
         """Return the losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0; weights are included."""
@@ -132,13 +134,20 @@ class VQTraining(nn.Module):
         config, codebook = self.config, self.vqgan.codebook
         if step < config.quantize_from:
             return comparable(latents, codebook), {}, {}
+        # At quantize_from itself all codes are new.
+        restart = self.restart if config.quantize_from < step <= config.restart_until else None
+        if restart is not None:
+            restart(codebook, comparable(latents, codebook), step - config.quantize_from)
         quantize = quantize_by_index if config.quantizer == "index" else quantize_straight_through
         quantized = quantize(latents, codebook, beta=config.beta, beta_placement=config.beta_placement)
         losses = {"codebook": config.codebook_weight * quantized.loss}
         if config.entropy_weight:
             scores = affinity(latents, codebook)
             losses["entropy"] = config.entropy_weight * entropy_loss(scores, temperature=config.entropy_temperature)
-        used, perplexity = codebook_use(count_ids(quantized.ids, len(codebook.weight)))
+        counts = count_ids(quantized.ids, len(codebook.weight))
+        if restart is not None:
+            restart.add(counts)
+        used, perplexity = codebook_use(counts)
         return quantized.codes, losses, {"codebook_used_by_batch": used, "codebook_perplexity": perplexity}
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
