@@ -61,6 +61,11 @@ def load_ibq(weights: Path | str, codebook_size: int, *, ema: bool = True) -> VQ
     tensors: dict[str, Any] = content.get("state_dict", content)
     with torch.device("meta"):
         vqgan = build_vqgan(ibq_config(codebook_size))
+    if ema and not any(name.startswith("model_ema.") for name in tensors):
+        raise ValueError(
+            f"{str(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name with "
+            "-raw, or ema=False"
+        )
     if ema:
         load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)
     else:
