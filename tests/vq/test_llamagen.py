@@ -85,5 +85,5 @@ def test_a_missing_a_misshaped_and_a_strange_tensor_are_named(tmp_path):
 
 def test_a_file_of_the_other_size_does_not_fit(tmp_path):
     path = write_published("llamagen-vq16-c2i", tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit: .*not expected: encoder\.conv_blocks\.2\.res\.0\.nin_shortcut"):
+    with pytest.raises(ValueError, match=r"not expected: encoder\.conv_blocks\.2\.res\.0\.nin_shortcut"):
         load_tokenizer("llamagen-vq8-c2i", path)
