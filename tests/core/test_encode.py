@@ -1,0 +1,284 @@
+"""`toklip encode` and `toklip decode`: pictures there and back, and nothing lost or repeated however they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from toklip_core.cli import cli
+from toklip_core.data import normalized, open_picture, to_pixels
+from toklip_core.decoding import decode_store
+from toklip_core.encoding import encode_pictures
+from toklip_core.plugins import load_tokenizer
+from toklip_core.store import PartWriter, TokenStore
+
+from tests.core.conftest import picture
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def environment(toy):
+    return os.environ | {"PYTHONPATH": str(toy), "OMP_NUM_THREADS": "1"}
+
+
+def python(toy, *arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def contents(store):
+    return {row.key: (row.ids.tolist(), row.caption) for row in TokenStore(store)}
+
+
+def test_photographs_become_ids_and_pictures_again(toy, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (photos / "a.txt").write_text("soft colours")
+    result = run("encode", "photos", "--out", "store", "--tokenizer", "mean-colour", "--json", "--workers", 0)
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0 and (report["pictures"], report["skipped"], report["unreadable"]) == (5, 0, 0)
+    assert report["store"] == "store" and report["pictures_per_second"] > 0
+
+    tokenizer, store = load_tokenizer("mean-colour"), TokenStore("store")
+    rows = {row.key: row for row in store}
+    assert sorted(rows) == ["photos/a.jpg", "photos/b.png", "photos/c.webp", "photos/deep/d.jpg", "photos/deep/e.bmp"]
+    for key, row in rows.items():
+        assert torch.equal(row.ids, tokenizer.encode(to_pixels(open_picture(key), 32)[None])[0]), key
+        assert row.caption == ("soft colours" if key == "photos/a.jpg" else None)
+
+    assert json.loads(run("decode", "store", "--out", "again", "--json").stdout)["pictures"] == 5
+    for key, row in rows.items():
+        pixels = normalized(torch.from_numpy(np.array(Image.open(f"again/{key}.png"))).permute(2, 0, 1))
+        assert (pixels - tokenizer.decode(row.ids[None])[0]).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_ids_do_not_depend_on_workers_batches_or_ranks(toy, photos, tmp_path):
+    ways = {
+        "one": {"batch_size": 1},
+        "workers": {"batch_size": 2, "workers": 2},
+        "all": {"batch_size": 32, "workers": 1, "part_rows": 2},
+    }
+    stores = []
+    for name, way in ways.items():
+        encode_pictures([photos], tmp_path / name, tokenizer="mean-colour", **way)
+        stores.append(contents(tmp_path / name))
+    for rank in range(3):
+        encode_pictures([photos], tmp_path / "ranks", tokenizer="mean-colour", rank=rank, world_size=3)
+    assert {path.name[:10] for path in (tmp_path / "ranks").glob("part-*")} == {f"part-{rank:05d}" for rank in range(3)}
+    assert all(store == stores[0] for store in [*stores[1:], contents(tmp_path / "ranks")])
+
+
+def test_the_launchers_variables_share_the_work(toy, photos, tmp_path):
+    for rank in range(2):
+        result = CliRunner().invoke(
+            cli,
+            ["encode", str(photos), "--out", str(tmp_path / "s"), "--tokenizer", "mean-colour", "--json"],
+            env={"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+        )
+        assert json.loads(result.stdout)["pictures"] == 3 - rank
+    assert len(TokenStore(tmp_path / "s")) == 5
+
+
+def test_torchrun_shares_the_work(toy, photos, tmp_path):
+    arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--workers", 0]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "toklip_core.cli"]
+    process = python(toy, *launcher, *arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(list(TokenStore(tmp_path / "s").keys())) == 5 and len(list((tmp_path / "s").glob("part-*"))) == 2
+
+
+def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, photos, tmp_path):
+    store = tmp_path / "store"
+    good = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(good[: len(good) // 2])
+    first = run("encode", photos, "--out", store, "--tokenizer", "mean-colour")
+    assert first.exit_code == 0 and first.stdout == ""
+    line = first.stderr.splitlines()[-1]
+    assert (
+        line.startswith(f"1 could not be read, see {store}/__unreadable__; the first: ") and "runcated" in line
+    )  # the decoder's words, which vary
+    assert [(Path(row.key).name, row.source) for row in TokenStore(store).unreadable()] == [
+        ("a.jpg", str(photos / "a.jpg"))
+    ]
+
+    (photos / "a.jpg").write_bytes(good)
+    picture(9).save(photos / "z.png")
+    report = json.loads(run("encode", photos, "--out", store, "--tokenizer", "mean-colour", "--json").stdout)
+    assert (report["pictures"], report["skipped"], report["unreadable"]) == (2, 4, 0)
+    keys = list(TokenStore(store).keys())
+    assert len(keys) == len(set(keys)) == 6 and TokenStore(store).unreadable() == []
+
+
+def test_another_number_of_ranks_goes_on_where_the_first_ended(toy, photos, tmp_path):
+    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", rank=1, world_size=3)
+    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert (report.pictures, report.skipped) == (3, 2)
+    assert len(set(TokenStore(tmp_path / "s").keys())) == len(TokenStore(tmp_path / "s")) == 5
+
+
+def test_every_one_of_many_keys_is_known_again(toy, tmp_path):
+    """Enough of them to meet every last byte of a digest."""
+    line = picture(0, (4, 4))
+    (tmp_path / "many").mkdir()
+    for number in range(1500):
+        line.save(tmp_path / f"many/{number}.bmp")
+    encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    again = encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    assert (again.pictures, again.skipped) == (0, 1500)
+
+
+def test_ten_kills_lose_and_repeat_nothing(toy, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    data = {}
+    for number in range(2000):
+        path = folder / f"{number:04d}.jpg"
+        picture(number, (40, 32)).save(path)
+        if number % 100 == 7:
+            data[path.name] = path.read_bytes()
+            path.write_bytes(data[path.name][: len(data[path.name]) * 2 // 3])
+    process = python(toy, Path(__file__).with_name("kill_often.py"), folder, tmp_path / "store", 10)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    outcome = json.loads(output)
+    assert sorted(outcome["parts"]) == outcome["parts"] and outcome["parts"][-1] > 3  # the kills met it at work
+    store = TokenStore(tmp_path / "store")
+    keys = list(store.keys())
+    assert len(keys) == len(set(keys)) == 1980
+    assert {Path(row.key).name for row in store.unreadable()} == set(data) and len(store.unreadable()) == 20
+    assert outcome["report"]["unreadable"] == 20 and outcome["report"]["skipped"] > 3 * 16
+    assert {path.name for path in store.path.iterdir() if "tmp" in path.name} == set()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, status):
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(600):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour-slow", "--batch-size", 4, "--json"]
+    process = python(toy, "-m", "toklip_core.cli", *arguments, "--workers", 1, start_new_session=True)
+    while not (store / "__unreadable__").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors == ""
+    report = json.loads(output)
+    assert report["stopped"] and 0 < report["pictures"] < 600
+    assert len(TokenStore(store)) == report["pictures"]
+
+
+def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):
+    held = tmp_path / "store/.rank-00000.lock"
+    held.parent.mkdir()
+    code = f"import fcntl, sys; f = open({str(held)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(OSError, match=r"another process is encoding into .* as rank 0"):
+        encode_pictures([photos], held.parent, tokenizer="mean-colour")
+    other.communicate(b"\n")
+    assert encode_pictures([photos], held.parent, tokenizer="mean-colour").pictures == 5
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):
+    """The limit of a file's size stands for the disk: it ends a write in the middle, as a full disk does."""
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(8):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    encode_pictures([folder], store, tokenizer="mean-colour", image_size=512)
+    before = {path.name: path.read_bytes() for path in store.glob("part-*")}
+    for seed in range(8, 40):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    limited = (
+        "import resource, sys; from toklip_core.cli import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); cli(sys.argv[1:])"
+    )
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour", "--size", 512, "--workers", 0]
+    process = python(toy, "-c", limited, *arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1
+    assert f"no room to write in {store}" in errors and "make room, run it again" in errors
+    assert {path.name: path.read_bytes() for path in store.glob("part-*")} == before
+    assert not list(store.glob(".part-*"))
+    assert encode_pictures([folder], store, tokenizer="mean-colour", image_size=512).pictures == 32
+
+
+def test_decode_completes_what_is_there_and_leaves_no_half_picture(toy, photos, tmp_path):
+    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert decode_store(tmp_path / "s", tmp_path / "out").pictures == 5
+    written = sorted((tmp_path / "out").rglob("*.png"))
+    written[0].unlink()
+    written[1].write_bytes(b"mine")
+    report = decode_store(tmp_path / "s", tmp_path / "out")
+    assert (report.pictures, report.skipped) == (1, 4)
+    assert written[0].exists() and written[1].read_bytes() == b"mine"
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("key", ["../out.jpg", "/tmp/out.jpg", "a/../../out.jpg", "link/out.jpg", ""])
+def test_a_store_cannot_make_decode_write_elsewhere(toy, tmp_path, key):
+    encode_pictures([save(tmp_path / "a.jpg")], tmp_path / "good", tokenizer="mean-colour")
+    good = TokenStore(tmp_path / "good")
+    writer = PartWriter(tmp_path / "evil", good.info)
+    writer.add([key], good[0].ids[None], [None])
+    writer.flush()
+    out, outside = tmp_path / "deep/out", tmp_path / "outside"
+    out.mkdir(parents=True)
+    outside.mkdir()
+    (out / "link").symlink_to(outside)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("decode", tmp_path / "evil", "--out", out)
+    assert result.exit_code == 1 and f"the key {key!r} of the store leads out of the folder" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def save(path):
+    picture(0).save(path)
+    return path
+
+
+def test_decode_refuses_other_weights_than_the_stores(toy, photos, tmp_path):
+    for name, number in (("one", "0.5"), ("other", "0.7")):
+        (tmp_path / name).write_text(number)
+    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", weights=tmp_path / "one")
+    assert decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "one").pictures == 5
+    with pytest.raises(ValueError, match=r"checksum [0-9a-f]{16}, but .* was made with [0-9a-f]{16}"):
+        decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "other")
+
+
+def test_bfloat16_and_squash_are_kept_in_the_store(toy, photos, tmp_path):
+    run(
+        "encode",
+        photos,
+        "--out",
+        tmp_path / "s",
+        "--tokenizer",
+        "mean-colour",
+        "--dtype",
+        "bfloat16",
+        "--resize",
+        "squash",
+    )
+    info = TokenStore(tmp_path / "s").info
+    assert (info.dtype, info.resize, info.image_size) == ("bfloat16", "squash", 32)
+    assert (
+        info.weights_checksum
+        == TokenStore(encode_pictures([photos], tmp_path / "t", tokenizer="mean-colour").store).info.weights_checksum
+    )  # of the weights, whatever they are computed in
