@@ -190,6 +190,7 @@ def save_model_folder(folder: Path | str, config: Mapping[str, Any], module: nn.
     weights_beside, config_beside = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
     save_file(tensors, weights_beside)
     config_beside.write_text(config_text, encoding="utf-8")
+    weights_beside.chmod(config_beside.stat().st_mode)  # safetensors lets the owner alone read what it writes
     weights_beside.replace(folder / WEIGHTS_FILE)
     config_beside.replace(folder / CONFIG_FILE)
 

@@ -34,6 +34,16 @@ _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 
 
+#: Trained by the recipe scenes-tiny; in the package, so that everything works without a network.
+_TINY = Path(__file__).parent / "models" / "llamagen-tiny"
+
+
+def _tiny(weights: Path | None) -> VQTokenizer:
+    from toklip_vq.vqgan import load_vqgan
+
+    return load_vqgan(weights or _TINY)
+
+
 def _vqgan(weights: Path | None) -> VQTokenizer:
     from toklip_vq.vqgan import load_vqgan
 
@@ -113,6 +123,9 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
     return [
         TokenizerSpec(
             name="vqgan", factory=_vqgan, summary="A folder that `toklip train vq` wrote; needs --weights FOLDER."
+        ),
+        TokenizerSpec(
+            name="llamagen-tiny", factory=_tiny, summary="A small LlamaGen, 1024 codes of 8 px, that is in the package."
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
         *(_ibq_spec(name, size, source, ema=ema) for name, (size, source) in _IBQ.items() for ema in (True, False)),
