@@ -287,3 +287,9 @@ def test_pixels_lie_in_minus_one_to_one_and_come_back_exactly():
     image = picture(0, (32, 32))
     assert torch.equal(to_pixels(image, 32), normalized(torch.from_numpy(levels(image).copy())).permute(2, 0, 1))
     assert np.array_equal(levels(to_picture(torch.full((3, 2, 2), 9.0))), np.full((2, 2, 3), 255))
+
+
+def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(photos):
+    assert open_picture(photos / "a.jpg", max_pixels=48 * 40).size == (48, 40)
+    with pytest.raises(PictureError, match="48 x 40 pixels are more than the limit of 1919"):
+        open_picture(photos / "a.jpg", max_pixels=48 * 40 - 1)

@@ -152,6 +152,8 @@ class Entry:
     def image(self, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Read it; see :func:`open_picture`."""
         if self.member is None:
+            if not self.path.is_file():  # a pipe would be waited for
+                raise PictureError("no file, or a link to none")
             return open_picture(self.path, max_pixels=max_pixels)
         if self.member.problem:
             raise PictureError(self.member.problem)
