@@ -98,7 +98,7 @@ class FitReport(NamedTuple):
     signal: int
 
 
-def fit(  # noqa: C901 - the one long function, read top to bottom
+def fit(
     model: nn.Module,
     samples: Samples,
     objective: Callable[[nn.Module, Any, int], Losses],
@@ -270,7 +270,9 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
         raise ValueError("got precision 'fp16' without a GPU; use 'bf16' or 'no'")
     AcceleratorState._reset_state()  # it is a singleton that keeps the precision of an earlier run
     ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision=run.precision, kwargs_handlers=[ddp])
+    # Unless told that it is on CPUs, accelerate ignores torchrun there, and each process would train for itself.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp])
     if accelerator.distributed_type is DistributedType.DEEPSPEED or (
         accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2
     ):

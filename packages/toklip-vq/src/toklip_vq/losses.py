@@ -156,11 +156,13 @@ class CodeRestart(nn.Module):
     """
 
     counts: Tensor
+    last: Tensor
 
     def __init__(self, size: int, period: int = 100) -> None:
         super().__init__()
         self.period = period
         self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("last", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def forward(self, codebook: Codebook, latents: Tensor, step: int) -> None:
@@ -171,8 +173,9 @@ class CodeRestart(nn.Module):
             latents: (N, C) of this process, as codes are compared with them.
             step: what the choice of latents is a function of.
         """
-        if step % self.period:
+        if step % self.period or step == self.last:  # the last: another micro-batch of the same step
             return
+        self.last.fill_(step)
         unused = (self.counts == 0).nonzero()[:, 0]
         everywhere = gathered(latents.detach())
         choice = torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(step))[: len(unused)]
