@@ -2,7 +2,7 @@
 
     python docs/figure.py
 
-A row of ids is coloured by the first three principal components of the codebook, so that like codes look alike.
+An id is coloured by the first three principal components of the codebook, so that like codes look alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from toklip_core.data import open_picture, to_picture, to_pixels
 from torch import Tensor
 
 DOCS = Path(__file__).parent
-PHOTOGRAPHS = ("astronaut", "cat", "coffee", "rocket")
+#: The first is not among those that llamagen-tiny was trained on.
+PHOTOGRAPHS = ("admiral", "cat", "coffee", "rocket")
 SIDE = 256
 GAP = 8
 

@@ -58,8 +58,8 @@ def main(package: str) -> None:
             tokens, pictures = f"{folder}/tokens", f"{folder}/pictures"
             print(works("encode", "docs/examples/photographs", "--out", tokens))
             print(works("decode", tokens, "--out", pictures))
-            written = {path.stem for path in Path(pictures).rglob("*.png")}
-            assert written == {path.stem for path in Path("docs/examples/photographs").glob("*.jpg")}, written
+            written = {path.name.removesuffix(".png") for path in Path(pictures).rglob("*.png")}
+            assert written == {path.name for path in Path("docs/examples/photographs").glob("*.jpg")}, written
         fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny"])
         fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
 
