@@ -1,9 +1,11 @@
 """Pictures are found once, keyed safely, read as people see them, and squared as the published figures were."""
 
+import errno
 import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +130,64 @@ def test_an_img2dataset_tar_gives_pictures_and_captions_and_writes_no_file(tmp_p
     for number, entry in enumerate(found):
         assert np.array_equal(levels(entry.image()), levels(open_picture(io.BytesIO(jpeg(number)))))
     assert [path.name for path in tmp_path.iterdir()] == ["00000.tar"]
+
+
+#: Kind -> suffix and bytes of a text beside a picture, and the caption that it is.
+TEXTS = {
+    "half a character": (".json", rb'{"caption": "smile \ud83d"}', "smile \ufffd"),
+    "a character in two halves": (".json", rb'{"caption": "smile \ud83d\ude00"}', "smile \U0001f600"),
+    "nested too deep": (".json", b'{"caption": ' + b"[" * 500_000, None),
+    "a list": (".json", b'["caption"]', None),
+    "a number": (".json", b'{"caption": 1}', None),
+    "1 MiB": (".txt", b"x" * 2**20, "x" * 2**20),
+    "above 1 MiB": (".txt", b"x" * (2**20 + 1), None),
+    "JSON above 1 MiB": (".json", json.dumps({"caption": "x" * 2**20}).encode(), None),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_text_that_is_no_caption_costs_no_picture(tmp_path, kind):
+    suffix, data, caption = TEXTS[kind]
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "a").with_suffix(suffix).write_bytes(data)
+    tar(tmp_path / "x.tar", [("a.jpg", jpeg()), (f"a{suffix}", data)])
+    assert [entry.caption() for entry in entries(find_pictures([tmp_path]))] == [caption, caption]
+
+
+def test_a_header_that_claims_a_text_of_terabytes_is_not_believed(tmp_path):
+    tar(tmp_path / "x.tar", [("a.jpg", jpeg())])
+    claims = tarfile.TarInfo("a.txt")
+    claims.size = 2**45
+    data = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(data.rstrip(b"\0").ljust(3072, b"\0") + claims.tobuf(tarfile.GNU_FORMAT))
+    found = list(entries(find_pictures([tmp_path / "x.tar"])))
+    assert found[0].image().size == (48, 40) and found[0].caption() is None
+
+
+def test_a_header_that_claims_less_than_nothing_ends_the_tar(tmp_path):
+    claims = tarfile.TarInfo("b.jpg")
+    claims.size = -1024
+    path = tar(tmp_path / "x.tar", [("a.png", png())])
+    path.write_bytes(path.read_bytes()[:1536] + claims.tobuf(tarfile.GNU_FORMAT))
+    good, end = entries(find_pictures([path]))
+    assert good.image().size == (16, 16)
+    with pytest.raises(PictureError, match="not a tar, or a damaged one"):
+        end.image()
+
+
+def test_a_caption_that_the_system_does_not_give_is_reported_and_not_lost(photos, monkeypatch):
+    (photos / "a.txt").write_text("a cat")
+    opened = Path.open
+
+    def closed(path, *arguments):
+        if path.suffix == ".txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", closed)
+    (entry,) = entries(find_pictures([photos / "a.jpg"]))
+    with pytest.raises(PictureError, match=r"its caption cannot be read: .*Permission denied: .*a\.txt"):
+        entry.caption()
 
 
 def test_a_tar_member_that_climbs_is_a_link_or_comes_twice_is_named_and_not_read(tmp_path):

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from toklip_core.tars import TarMember, caption_of, tar_pictures
+from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
 Resize = Literal["crop", "squash"]
 
@@ -164,11 +164,17 @@ class Entry:
         return open_picture(io.BytesIO(data), max_pixels=max_pixels)
 
     def caption(self) -> str | None:
-        """Return the text beside it: KEY.txt, else "caption" in KEY.json; None if there is neither or it is empty."""
-        if self.member is not None:
-            return self.member.caption(self.path)
-        texts = (self.path.with_suffix(suffix) for suffix in (".txt", ".json"))
-        return caption_of(*(path.read_bytes() if path.is_file() else None for path in texts))
+        """Return the text beside it: KEY.txt, else "caption" in KEY.json; None if there is neither or it is empty.
+
+        What is malformed, or above 1 MiB, is no caption. One that is there and that the system does not give (no
+        permission, a tar cut short) is a PictureError: encoded now, the picture would stay without it for ever.
+        """
+        try:
+            if self.member is not None:
+                return self.member.caption(self.path)
+            return caption_of(*(_bytes_of(self.path.with_suffix(suffix)) for suffix in (".txt", ".json")))
+        except OSError as error:
+            raise PictureError(f"its caption cannot be read: {error}") from error
 
 
 def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
@@ -237,6 +243,13 @@ def key_of(path: Path | str) -> str:
 
 def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT + 1)
 
 
 @cache

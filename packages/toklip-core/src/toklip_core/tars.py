@@ -17,6 +17,9 @@ from typing import NamedTuple
 # A picture is read into memory whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
 
+#: Bytes of a text beside a picture: one that is longer is no caption.
+LARGEST_TEXT = 2**20
+
 
 class _Span(NamedTuple):
     offset: int = 0
@@ -37,22 +40,29 @@ class TarMember:
         return _read(path, self.span)
 
     def caption(self, path: Path) -> str | None:
-        """Return KEY.txt, else "caption" of KEY.json; None if there is neither or it is empty."""
+        """Return KEY.txt, else "caption" of KEY.json; None if there is neither; OSError if the tar ends before it."""
         return caption_of(*(None if span is None else _read(path, span) for span in (self.text, self.facts)))
 
 
 def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
-    """Return the caption that a .txt file or, in its absence, a .json object with "caption" holds."""
+    """Return the caption that a .txt file or, in its absence, a .json object with "caption" holds.
+
+    The picture is what matters: what is no text or no JSON, or is longer than ``LARGEST_TEXT``, is no caption.
+    """
+    text, facts = (None if data is None or len(data) > LARGEST_TEXT else data for data in (text, facts))
     if text is not None and (caption := text.decode("utf-8-sig", "replace").strip()):
         return caption
     if facts is None:
         return None
     try:
         found = json.loads(facts)
-    except ValueError:  # the picture is what matters: a text that is no JSON is no caption
+    except (ValueError, RecursionError):  # [[[[...
         return None
     entry = found.get("caption") if isinstance(found, dict) else None
-    return entry.strip() or None if isinstance(entry, str) else None
+    if not isinstance(entry, str):
+        return None
+    # JSON can spell half a character ("\ud83d"), which no file can hold.
+    return entry.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").strip() or None
 
 
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
@@ -74,7 +84,7 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
                     pictures[_free(name, pictures)] = TarMember(problem=f"a second member named {name!r}")
                 else:
                     pictures[name] = TarMember(span, problem=_problem(info))
-            elif suffix in (".txt", ".json") and info.isreg():
+            elif suffix in (".txt", ".json") and info.isreg() and info.size <= LARGEST_TEXT:
                 texts[name] = span
     except (tarfile.TarError, OSError) as error:
         broken = f"not a tar, or a damaged one: {error}"
@@ -88,6 +98,8 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
+            if info.size < 0:  # the next header would be looked for before this one, again and again
+                raise tarfile.ReadError(f"a member of {info.size} bytes")
             yield info
             tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a kilobyte for each
         # tarfile takes a header that it cannot read for the end of the tar, and says nothing.
