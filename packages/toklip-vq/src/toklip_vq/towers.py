@@ -203,9 +203,12 @@ def downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Return the convolution (3 x 3, stride 2) of x padded by a row below and a column to the right."""
     if torch.is_grad_enabled() or not _is_large(x):
         return conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
-    height = x.shape[2]
-    parts = [conv(F.pad(x[:, :, top : bottom + 1], (0, 1, 0, int(bottom == height)))) for top, bottom in _stripes(x)]
-    return torch.cat(parts, dim=2)
+    batch, _, height, width = x.shape
+    out = _empty(x, (batch, conv.out_channels, height // 2, width // 2))
+    for top, bottom in _stripes(x):
+        stripe = F.pad(x[:, :, top : bottom + 1], (0, 1, 0, int(bottom == height)))
+        out[:, :, top // 2 : bottom // 2] = conv(stripe)
+    return out
 
 
 def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -228,17 +231,17 @@ def _affine(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     """Return scale and shift (B, C, 1, 1) with which x * scale + shift is norm(x). Moments are taken in float32."""
     batch, channels, height, width = x.shape
     groups, weight, bias = norm.num_groups, norm.weight.float(), norm.bias.float()
-    shares, means, variances = [], [], []
-    for top, bottom in _stripes(x):
-        stripe = x[:, :, top:bottom]
+    stripes = list(_stripes(x))
+    # One tensor for the moments of all stripes: small ones between the large ones would keep the heap from shrinking.
+    means_SBG, variances_SBG = torch.empty(2, len(stripes), batch, groups)
+    for i, (top, bottom) in enumerate(stripes):
         pixels = (bottom - top) * width
-        _, mean, rstd = torch.native_group_norm(stripe, weight, bias, batch, channels, pixels, groups, norm.eps)
-        shares.append((bottom - top) / height)
-        means.append(mean)
-        variances.append(rstd.pow(-2) - norm.eps)
+        _, means_SBG[i], rstd = torch.native_group_norm(
+            x[:, :, top:bottom], weight, bias, batch, channels, pixels, groups, norm.eps
+        )
+        variances_SBG[i] = rstd.pow(-2) - norm.eps
     # The variance of the whole is the mean of the stripes' variances plus the variance of their means.
-    share = torch.tensor(shares).view(-1, 1, 1)
-    means_SBG, variances_SBG = torch.stack(means), torch.stack(variances)
+    share = torch.tensor([(bottom - top) / height for top, bottom in stripes]).view(-1, 1, 1)
     mean_BG = (share * means_SBG).sum(0)
     rstd_BG = ((share * (variances_SBG + (means_SBG - mean_BG).square())).sum(0) + norm.eps).rsqrt()
     scale_BC = rstd_BG.repeat_interleave(channels // groups, dim=1) * weight
