@@ -23,6 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from toklip_core.modes import seen
 from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
 Resize = Literal["crop", "squash"]
@@ -39,18 +40,6 @@ PICTURE_SUFFIXES = frozenset(
 # Readers of pixel data only. Pillow's list has others: its EPS reader starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-_EXIF_ORIENTATION = 0x0112
-# Exif 2.32, table "Orientation": what brings the stored rows and columns back upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 # Beyond this ratio of the sides, what a centre crop will throw away is thrown away before the picture is enlarged.
 _LONGEST_CROPPED = 8
 
@@ -62,7 +51,7 @@ class PictureError(ValueError):
 def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as people see it: upright, 8-bit RGB, its first frame, on white where it is transparent.
 
-    Sixteen bits are scaled to eight (65535 is white), float pictures in [0, 1] likewise. Colour profiles are not
+    What is white in pictures of more than eight bits, :func:`toklip_core.modes.seen` says. Colour profiles are not
     applied, as in torchvision and in the published tokenizers' own loaders.
 
     Args:
@@ -81,7 +70,7 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
                 if width * height > max_pixels:
                     raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
                 image.load()
-                return _rgb(_upright(image))
+                return seen(image)
         except PictureError:
             raise
         except UnidentifiedImageError as error:
@@ -256,34 +245,6 @@ def _bytes_of(path: Path) -> bytes | None:
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken metadata of a picture that can be seen: viewers show it as it is stored
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _scaled(image, 65535)
-    if image.mode == "F":
-        return _scaled(image, 1)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scaled(image: Image.Image, white: int) -> Image.Image:
-    """Return a grey picture of more than eight bits as RGB. ``convert`` would clip it at 255."""
-    levels = np.asarray(image).astype(np.float64)
-    if not (levels.min() >= 0 and levels.max() <= white):  # so written, NaN is refused too
-        raise PictureError(f"values from {levels.min():g} to {levels.max():g}; wanted 0 to {white}")
-    return Image.fromarray((levels * (255 / white)).round().astype(np.uint8)).convert("RGB")
 
 
 def _without_far_ends(image: Image.Image) -> Image.Image:
