@@ -93,6 +93,7 @@ UNREADABLE = {
     "floats above 1": ("a.tiff", saved(Image.fromarray(LEVELS * 255), "TIFF"), "values from 0 to 255; wanted 0 to 1"),
     "a tar that is none": ("a.tar", b"tar?" * 300, "not a tar, or a damaged one"),
     "an empty file as tar": ("a.tar", b"", "not a tar, or a damaged one"),
+    "a compressed tar in a folder": ("a.tar.gz", b"\x1f\x8b", "a compressed tar: no single picture can be reached"),
     "a tar cut short": ("a.tar", tar_of("b.jpg", JPEG)[:600], ""),
     "a tar that climbs out": ("a.tar", tar_of("../../b.jpg", JPEG), "the name '../../b.jpg' climbs out of the tar"),
     "a tar with a root": ("a.tar", tar_of("/b.jpg", JPEG), "the name '/b.jpg' climbs out of the tar"),

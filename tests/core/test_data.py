@@ -20,7 +20,8 @@ from toklip_core.data import (
     normalized,
     open_picture,
     resized,
-    share,
+    share_of_rank,
+    share_of_worker,
     to_picture,
     to_pixels,
 )
@@ -229,17 +230,44 @@ def test_a_cut_tar_gives_what_is_whole_and_then_says_so(tmp_path, cut, whole):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_shares_are_a_partition_and_can_be_shared_on(tmp_path, photos, count):
+def test_shares_of_ranks_and_of_their_workers_are_a_partition(tmp_path, photos, count):
     for number in range(3):
         tar(tmp_path / f"{number}.tar", [(f"{n}.jpg", b"") for n in range(5)])
     sources = find_pictures([photos, *sorted(tmp_path.glob("*.tar"))])
     shares = [
-        [entry.key for entry in entries(share(share(sources, rank, count), worker, 2))]
+        [entry.key for entry in entries(share_of_worker(share_of_rank(sources, rank, count), worker, 2))]
         for rank in range(count)
         for worker in range(2)
     ]
     assert sorted(key for part in shares for key in part) == sorted(entry.key for entry in entries(sources))
     assert len(sources) == 8 and sum(map(len, shares)) == 20
+
+
+def test_many_tars_are_shared_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(64):
+        tar(tmp_path / f"{number:02d}.tar", [(f"{n}.jpg", b"") for n in range(3)])
+    shares = [{entry.key[:6] for entry in entries(share_of_rank(find_pictures(["."]), rank, 2))} for rank in range(2)]
+    assert not shares[0] & shares[1] and len(shares[0] | shares[1]) == 64 and min(map(len, shares)) > 20
+
+
+def test_a_picture_keeps_its_rank_whatever_else_is_listed(tmp_path, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "m.tar", [(f"{n}.jpg", b"") for n in range(9)])
+
+    def ranks():
+        found = find_pictures(["photos", *sorted(Path().glob("*.tar"))])
+        return {entry.key: rank for rank in range(3) for entry in entries(share_of_rank(found, rank, 3))}
+
+    before = ranks()
+    picture(7).save(photos / "0.jpg")
+    picture(8).save(photos / "between.jpg")
+    for number in range(4):
+        tar(tmp_path / f"{number}.tar", [("0.jpg", b"")])
+    tar(tmp_path / "m.tar", [(f"{n}.jpg", b"") for n in range(-1, 9)])
+    after = ranks()
+    assert len(before) == 14 and len(after) == 21 and set(before.values()) == {0, 1, 2}
+    assert before.items() <= after.items()
 
 
 def test_all_eight_orientations_come_upright(tmp_path):

@@ -2,7 +2,7 @@
 
 One convention everywhere: pixels (3, H, W), float32, x / 127.5 - 1, so in [-1, 1].
 
-    inputs -find_pictures-> sources -share-> those of one worker -entries-> entries -image()-> RGB -to_pixels-> pixels
+    inputs -find_pictures-> sources -share_of_...-> fewer -entries-> entries -image()-> RGB -to_pixels-> pixels
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import blake2b
 from itertools import islice
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import numpy as np
@@ -39,6 +40,11 @@ PICTURE_SUFFIXES = frozenset(
 
 # Readers of pixel data only. Pillow's list has others: its EPS reader starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+_COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+# With so many tars a rank, whole ones are shared: no rank need read the headers of all.
+_TARS_PER_RANK = 32
 
 # Beyond this ratio of the sides, what a centre crop will throw away is thrown away before the picture is enlarged.
 _LONGEST_CROPPED = 8
@@ -119,11 +125,13 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture file, or a tar of pictures, of which every ``step``-th from ``start`` is meant."""
+    """A picture file, or a tar of pictures: of those whose keys are ``rank``'s every ``step``-th from ``start``."""
 
     path: Path
     key: str
     is_tar: bool
+    rank: int = 0
+    world_size: int = 1
     start: int = 0
     step: int = 1
 
@@ -143,6 +151,8 @@ class Entry:
         if self.member is None:
             if not self.path.is_file():  # a pipe would be waited for
                 raise PictureError("no file, or a link to none")
+            if _is_compressed_tar(self.path):
+                raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
             return open_picture(self.path, max_pixels=max_pixels)
         if self.member.problem:
             raise PictureError(self.member.problem)
@@ -195,30 +205,44 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
     return list(found.values())
 
 
-def share(sources: Sequence[Source], index: int, count: int) -> list[Source]:
-    """Return what worker ``index`` of ``count`` reads: every count-th file, and whole tars where they go round.
+def share_of_rank(sources: Iterable[Source], rank: int, world_size: int) -> list[Source]:
+    """Return what one of ``world_size`` processes encodes, chosen by a hash of the keys.
 
-    With fewer tars than workers each worker takes every count-th picture of each tar. Shares can be shared on.
+    A picture keeps its rank whatever else is listed, so ranks that list a growing folder at different moments neither
+    share a picture nor leave one out. Tars are shared by their members, and as wholes if there are 32 for each rank:
+    a list of tars must not grow past that between two ranks.
     """
-    if not 0 <= index < count:
-        raise ValueError(f"got rank {index} of {count}; ranks go from 0 to one less than their number")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"got rank {rank} of {world_size}; ranks go from 0 to one less than their number")
+    sources = list(sources)
+    by_member = sum(source.is_tar for source in sources) < _TARS_PER_RANK * world_size
+    return [
+        replace(source, rank=rank, world_size=world_size) if source.is_tar and by_member else source
+        for source in sources
+        if (source.is_tar and by_member) or _rank_of(source.key, world_size) == rank
+    ]
+
+
+def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[Source]:
+    """Return what one of ``count`` workers with the same list reads: every count-th file, tars where they go round.
+
+    With fewer tars than workers each worker takes every count-th picture of each tar.
+    """
     tars = [source for source in sources if source.is_tar]
     files = [source for source in sources if not source.is_tar]
     if len(tars) >= count:
-        tars = tars[index::count]
+        tars = tars[worker::count]
     else:
-        tars = [replace(tar, start=tar.start + index * tar.step, step=tar.step * count) for tar in tars]
-    return tars + files[index::count]
+        tars = [replace(tar, start=worker, step=count) for tar in tars]
+    return tars + files[worker::count]
 
 
 def entries(sources: Iterable[Source]) -> Iterator[Entry]:
     """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
     for source in sources:
         if source.is_tar:
-            for name, member in islice(tar_pictures(source.path, PICTURE_SUFFIXES), source.start, None, source.step):
-                # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
-                inside = _text(name) if member.problem else key_of(name)
-                yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member)
+            mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
+            yield from islice(mine, source.start, None, source.step)
         else:
             yield Entry(source.key, source.path)
 
@@ -228,6 +252,17 @@ def key_of(path: Path | str) -> str:
     normal = Path(os.path.normpath(path))
     parts = [part for part in normal.parts if part not in (normal.anchor, os.pardir)]
     return _text("/".join(parts))
+
+
+def _members(source: Source) -> Iterator[Entry]:
+    for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
+        # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
+        inside = _text(name) if member.problem else key_of(name)
+        yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member)
+
+
+def _rank_of(key: str, world_size: int) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % world_size
 
 
 def _text(name: str) -> str:
@@ -266,7 +301,7 @@ def _files(inputs: Sequence[Path | str]) -> Iterator[Path]:
         if path.is_dir():
             yield from _walk(path)
         elif not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
-            if path.suffix == ".tgz" or path.name.endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+            if _is_compressed_tar(path):
                 raise ValueError(f"{path} is compressed: no single picture can be reached; decompress it to a .tar")
             yield path
 
@@ -291,9 +326,15 @@ def _walk(folder: Path) -> Iterator[Path]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            suffix = PurePath(name).suffix.lower()
-            if (suffix in PICTURE_SUFFIXES or suffix == ".tar") and not name.startswith("."):
-                yield Path(here, name)
+            path = Path(here, name)
+            suffix = path.suffix.lower()
+            wanted = suffix in PICTURE_SUFFIXES or suffix == ".tar" or _is_compressed_tar(path)
+            if wanted and not name.startswith("."):
+                yield path
+
+
+def _is_compressed_tar(path: Path) -> bool:
+    return path.name.lower().endswith(_COMPRESSED_TARS)
 
 
 def _raise(error: OSError) -> None:

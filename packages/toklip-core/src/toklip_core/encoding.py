@@ -38,7 +38,8 @@ from toklip_core.data import (
     find_pictures,
     normalized,
     resized,
-    share,
+    share_of_rank,
+    share_of_worker,
 )
 from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
 from toklip_core.store import (
@@ -159,7 +160,7 @@ def encode_pictures(
     started = time.perf_counter()
     path = Path(store)
     refuse_missing_device(device)
-    sources = share(find_pictures(inputs), rank, world_size)
+    sources = share_of_rank(find_pictures(inputs), rank, world_size)
     model, info = _tokenizer(tokenizer, weights, image_size, resize, dtype)
     with fullness_explained(path), _only_writer(path, rank):
         work = _Work(sources, _Keys(_held_keys(path, info)), info.image_size, resize, batch_size, max_pixels)
@@ -249,7 +250,7 @@ class _Work(IterableDataset[_Batch]):
 
     def __iter__(self) -> Iterator[_Batch]:
         worker = get_worker_info()
-        sources = self.sources if worker is None else share(self.sources, worker.id, worker.num_workers)
+        sources = self.sources if worker is None else share_of_worker(self.sources, worker.id, worker.num_workers)
         keys: list[str] = []
         captions: list[str | None] = []
         squares: list[np.ndarray[Any, Any]] = []
