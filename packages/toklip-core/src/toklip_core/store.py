@@ -223,11 +223,10 @@ class PartWriter:
 
 
 class UnreadableLog:
-    """The file that names what one rank could not read; empty when it is opened, a line at once for each."""
+    """The file that names what one rank could not read: cleared at the start, then a line at once for each."""
 
     def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1) -> None:
         folder = path / UNREADABLE
-        folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("rank-*.jsonl"):  # every unreadable picture is tried again, and written again
             if _is_ours(_rank_of(old), rank, world_size):
                 old.unlink()
@@ -235,6 +234,7 @@ class UnreadableLog:
 
     def add(self, row: Unreadable) -> None:
         """Write a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row._asdict()) + "\n")
 
