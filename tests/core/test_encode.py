@@ -1,5 +1,7 @@
 """`toklip encode` and `toklip decode`: pictures there and back, and nothing lost or repeated however they end."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -198,6 +200,60 @@ def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):
         encode_pictures([photos], held.parent, tokenizer="mean-colour")
     other.communicate(b"\n")
     assert encode_pictures([photos], held.parent, tokenizer="mean-colour").pictures == 5
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from toklip_core.writers import writing
+store, rank, world_size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+try:
+    with writing(store, rank, world_size):
+        print(world_size, flush=True)
+        input()
+except OSError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def writer(store, rank, world_size):
+    """Another process that is at work in a store until it gets a line; its first line says how many ranks it is of."""
+    command = [sys.executable, "-c", WRITER, str(store), str(rank), str(world_size)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy, photos, tmp_path):
+    store = tmp_path / "store"
+    other = writer(store, 1, 2)
+    assert other.stdout.readline() == "2\n"
+    half_written = store / ".part-00001-000001.parquet.tmp"
+    half_written.touch()
+    with pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1, which would"):
+        encode_pictures([photos], store, tokenizer="mean-colour")
+    assert half_written.exists() and not list(store.glob("part-*"))
+    first = encode_pictures([photos], store, tokenizer="mean-colour", rank=0, world_size=2)
+    assert half_written.exists()
+    other.communicate("\n")
+    assert encode_pictures([photos], store, tokenizer="mean-colour").pictures == 5 - first.pictures
+    assert not half_written.exists() and len(set(TokenStore(store).keys())) == len(TokenStore(store)) == 5
+
+
+def test_writers_that_start_at_one_moment_are_the_ranks_of_one_encode(tmp_path):
+    others = [writer(tmp_path / "store", rank, world_size) for rank in range(3) for world_size in (3, 4)]
+    said = [other.stdout.readline() for other in others]
+    for other in others:
+        other.communicate("\n")
+    assert {line for line in said if "refused" not in line} in ({"3\n"}, {"4\n"})
+    assert sum("refused" in line for line in said) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_written_without_them(toy, photos, tmp_path, monkeypatch, number):
+    def no_locks(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):

@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -53,6 +52,7 @@ from toklip_core.store import (
     part_paths,
     refuse_other,
 )
+from toklip_core.writers import writing
 
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
 
@@ -162,7 +162,7 @@ def encode_pictures(
     refuse_missing_device(device)
     sources = share_of_rank(find_pictures(inputs), rank, world_size)
     model, info = _tokenizer(tokenizer, weights, image_size, resize, dtype)
-    with fullness_explained(path), _only_writer(path, rank):
+    with fullness_explained(path), writing(path, rank, world_size):
         work = _Work(sources, _Keys(_held_keys(path, info)), info.image_size, resize, batch_size, max_pixels)
         model.to(device=device, dtype=getattr(torch, dtype))
         writer = PartWriter(path, info, rank=rank, world_size=world_size)
@@ -353,21 +353,3 @@ def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:
     if counts.unreadable:
         raise ValueError(f"none of {counts.unreadable} pictures can be read; the first is {counts.first_unreadable}")
     raise FileNotFoundError(f"no picture in {', '.join(str(source.path) for source in sources)}")
-
-
-@contextmanager
-def _only_writer(path: Path, rank: int) -> Iterator[None]:
-    """OSError if another process is writing as this rank: both would write the same pictures.
-
-    The lock is the process's own: it ends with it, however it ends, and worker processes do not inherit it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / f".rank-{rank:05d}.lock").open("w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise OSError(f"another process is encoding into {path} as rank {rank}; wait for its end") from error
-        yield
