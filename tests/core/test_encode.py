@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from toklip_core import encoding
 from toklip_core.cli import cli
 from toklip_core.data import normalized, open_picture, to_pixels
 from toklip_core.decoding import decode_store
@@ -188,6 +189,22 @@ def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, 
     report = json.loads(output)
     assert report["stopped"] and 0 < report["pictures"] < 600
     assert len(TokenStore(store)) == report["pictures"]
+
+
+def test_a_log_gets_a_line_now_and_then_and_a_short_run_none(toy, photos, tmp_path, monkeypatch):
+    arguments = ["encode", photos, "--tokenizer", "mean-colour", "--batch-size", 1, "--workers", 0, "--json"]
+    assert run(*arguments, "--out", tmp_path / "short").stderr == ""
+    monkeypatch.setattr(encoding, "_LINE_SECONDS", 1e-6)
+    lines = run(*arguments, "--out", tmp_path / "long").stderr.split("\n")
+    assert lines[-3].strip().startswith("5 of 5 pictures, ") and "1 of 5 pictures, " in lines[0]
+
+
+def test_more_workers_than_cores_are_no_matter_for_a_warning(toy, photos, tmp_path):
+    many = (os.cpu_count() or 1) + 3
+    for number in range(many):
+        picture(number).save(photos / f"{number}.png")
+    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1, workers=many)
+    assert report.pictures == 5 + many
 
 
 def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):

@@ -11,11 +11,10 @@ from typing import cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import to_picture
-from toklip_core.encoding import refuse_missing_device
+from toklip_core.encoding import progress_bar, refuse_missing_device
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.store import TokenRow, TokenStore, fullness_explained
 
@@ -62,7 +61,7 @@ def decode_store(
         store: what :func:`encode_pictures` made.
         out: a folder; made if it is not there. Nothing is written outside of it, whatever the store's keys are.
         weights: see :func:`toklip_core.plugins.load_tokenizer`; they must be those the store was made with.
-        progress: show a bar on stderr if that is a terminal.
+        progress: see :func:`toklip_core.encoding.progress_bar`.
         stop: asked after every batch; once it says True the call returns.
 
     Raises:
@@ -85,8 +84,7 @@ def decode_store(
     folder.mkdir(parents=True, exist_ok=True)
     pictures = skipped = 0
     stopped = False
-    bar = tqdm(total=len(tokens), unit=" pictures", disable=None if progress else True)
-    with fullness_explained(folder), bar:
+    with fullness_explained(folder), progress_bar(len(tokens), shown=progress) as bar:
         for _, rows in groupby(tokens, key=lambda row: row.ids.shape):
             while batch := list(islice(rows, batch_size)):
                 missing = [(row, path) for row in batch if not (path := _inside(folder, row.key)).exists()]

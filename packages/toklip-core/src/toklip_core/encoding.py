@@ -13,13 +13,16 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import numpy as np
 import torch
@@ -54,6 +57,7 @@ from toklip_core.store import (
 )
 from toklip_core.writers import writing
 
+_LINE_SECONDS = 30
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
 
 
@@ -110,6 +114,15 @@ def default_workers() -> int:
     return min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def progress_bar(total: int | None, *, shown: bool) -> tqdm[NoReturn]:
+    """Return a bar of pictures on stderr; where that is no terminal, it is a line every half a minute, for a log."""
+    bar = partial(tqdm, total=total, unit=" pictures", disable=not shown)
+    if sys.stderr.isatty():
+        return bar()
+    line = "{n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} to go\n"
+    return bar(bar_format=line, delay=_LINE_SECONDS, mininterval=_LINE_SECONDS, miniters=1)
+
+
 def encode_pictures(
     inputs: Iterable[Path | str],
     store: Path | str,
@@ -148,7 +161,7 @@ def encode_pictures(
         part_rows: a part is written when it has so many pictures.
         part_seconds: and at the latest after so long: what a kill can lose.
         max_pixels: see :func:`toklip_core.data.open_picture`.
-        progress: show a bar on stderr if that is a terminal.
+        progress: see :func:`progress_bar`.
         stop: asked after every batch; once it says True, what is encoded is written and the call returns.
 
     Raises:
@@ -169,7 +182,7 @@ def encode_pictures(
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()
         written = time.perf_counter()
-        with tqdm(total=_total(sources), unit=" pictures", disable=None if progress else True) as bar:
+        with progress_bar(_total(sources), shown=progress) as bar:
             for batch in _batches(work, workers):
                 if batch.keys:
                     writer.add(batch.keys, _encode(model, batch.levels, device), batch.captions)
@@ -280,10 +293,13 @@ def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
     total = _total(work.sources)
     if total is not None:  # a process for less than a batch takes longer to start than to work
         workers = min(workers, math.ceil(total / work.batch_size))
-    loader: DataLoader[_Batch] = DataLoader(
-        work, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_follow_the_parent
-    )
-    return iter(loader)
+    with warnings.catch_warnings():
+        # Who asks for more processes than cores may wait for a disk, not for a core.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader: DataLoader[_Batch] = DataLoader(
+            work, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_follow_the_parent
+        )
+        return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
