@@ -282,6 +282,19 @@ def test_a_pipe_and_a_dangling_link_in_a_folder_are_named_and_not_waited_for(her
     assert {row.reason for row in TokenStore("store").unreadable()} == {"no file, or a link to none"}
 
 
+def test_a_key_is_the_path_as_typed_and_help_says_what_follows(here):
+    for seed, day in enumerate(("day1", "day2")):
+        Path(here, day, "photos").mkdir(parents=True)
+        os.chdir(here / day)
+        picture(seed).save("photos/1.jpg")
+        report = json.loads(encode("photos/1.jpg", "--out", "../store", "--json").stdout)
+        assert (report["pictures"], report["skipped"]) == (1 - seed, seed)
+    os.chdir(here)
+    assert json.loads(encode("day2/photos/1.jpg", "--json").stdout)["pictures"] == 1
+    said = " ".join(CliRunner().invoke(cli, ["encode", "--help"]).stdout.split())
+    assert "A picture's key is its path as typed" in said and "counts as there before" in said
+
+
 DECODE_REFUSED = {
     "no store": (["nothing"], "no token store at nothing"),
     "a folder without parts": (["."], "no token store at ."),

@@ -215,6 +215,9 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
     INPUTS are picture files, folders, globs and tars (KEY.jpg, KEY.txt, KEY.json). Killed and started again, an encode
     goes on. What cannot be read is named in STORE/__unreadable__. Started by torchrun or accelerate, processes share
     the work.
+
+    A picture's key is its path as typed, without a leading / or ..: a second picture of the same key, typed in another
+    folder, counts as there before. Take another store for it, or type a longer path.
     """
     from toklip_core.encoding import default_device, default_workers, encode_pictures
     from toklip_core.signals import stop_on_signals
