@@ -67,6 +67,7 @@ def test_overrides_reach_tables_and_lists_and_are_toml_or_else_text(recipes: Pat
         ("data.0.cuont=2", r"data.0.count.cuont is not a setting; did you mean 'count'\?"),
         ("rnu=2", r"rnu is not a setting; did you mean 'run'\?"),
         ("run.steps=-1", "run.steps: got -1, but input should be greater than 0"),
+        ("run.betas=[0.9, 1.5]", "run.betas.1: got 1.5, but input should be less than 1"),
         ("run.schedule=cosin", "run.schedule: got 'cosin', but input should be 'constant', 'cosine' or 'multi-step'"),
         ("run.warmup_steps=10", r"run: warmup_steps \(10\) must be below steps \(10\)"),
         ("run.accumulate=3", r"run: batch_size \(4\) must be a multiple of accumulate \(3\)"),

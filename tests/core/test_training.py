@@ -1,6 +1,7 @@
 """The laws of fit: exact resume, whole saves, frozen things, order of the data, signals."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -252,6 +253,18 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_loss(tmp_path: Path)
         train(tmp_path / "run", run_config(log_every=50), breaking)
     assert "\n" not in str(raised.value)
     assert last_save(tmp_path / "run").name == "step-00000003"
+
+
+def test_an_error_ends_the_workers(tmp_path: Path):
+    """They ignore signals, so nothing else would end them before the process can."""
+
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        assert multiprocessing.active_children()
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tmp_path / "run", run_config(workers=1), breaking)
+    assert not multiprocessing.active_children()
 
 
 def test_a_full_disk_leaves_the_last_save_whole(tmp_path: Path, whole: Path):

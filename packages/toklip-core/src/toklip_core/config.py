@@ -12,9 +12,11 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
@@ -43,7 +45,7 @@ class RunConfig(Config):
     final_learning_rate: float = Field(default=0.0, ge=0, description="Where the cosine ends.")
     milestones: tuple[int, ...] = Field(default=(), description="Steps at which multi-step drops the learning rate.")
     drop: float = Field(default=0.1, gt=0, le=1, description="Factor of multi-step at each milestone.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Adam's decay rates of the two moments.")
+    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.95), description="Adam's decay rates of the two moments.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled (AdamW) weight decay.")
     max_grad_norm: float = Field(default=0.0, ge=0, description="Clip gradients to this norm; 0 does not clip.")
     ema_decay: float = Field(

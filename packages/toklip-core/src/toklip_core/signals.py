@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,8 +28,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Take SIGINT and SIGTERM as requests while inside; a second one interrupts at once. For the main thread."""
+    """Take SIGINT and SIGTERM as requests while inside; a second one interrupts at once.
+
+    Outside of the main thread, where Python lets nobody take signals, no request ever comes.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if request():

@@ -3,8 +3,8 @@
 Laws, all of them tested:
 
 - n steps = k steps + resume + (n - k) steps, bit for bit. The order of the data is a function of (seed, step),
-  augmentation of (seed, epoch, index), other randomness of (seed, step, process): a resume needs no state of any
-  of them, and skips samples without touching them.
+  augmentation of (seed, epoch, index), other randomness of (seed, step, micro-batch, process): a resume needs no
+  state of any of them, and skips samples without touching them.
 - Several processes see the batches that one would see, and train to the same weights within rounding.
 - What is frozen stays as it is: not trained, not saved, in eval mode.
 - A save is whole or not there (see :mod:`toklip_core.runs`).
@@ -18,13 +18,11 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +32,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from toklip_core.config import RunConfig
 from toklip_core.runs import RunFolder, TrainState
+from toklip_core.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -156,13 +155,17 @@ def fit(
     clips = _clips(core, run, groups)
 
     keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)
-    batches = iter(_loader(samples, keys, run, collate, accelerator.device))
+    loader = _loader(samples, keys, run, collate, accelerator.device)
     window = _Window(accelerator, folder)
     _train_mode(model)
-    with _Signals() as signals, folder.progress(start, run.steps) as progress:
+    with (
+        closing(_batches(loader)) as batches,
+        stop_on_signals() as request,
+        folder.progress(start, run.steps) as progress,
+    ):
         for step in range(start, run.steps + 1):
             due, last = step > start, step == run.steps
-            stop = _anywhere(accelerator, signals.received)
+            stop = _anywhere(accelerator, request.signal)
 
             if due and evaluate is not None and (last or step % run.evaluate_every == 0):
                 with _averaged(product, average), _unsharded(model), torch.no_grad():
@@ -178,9 +181,10 @@ def fit(
             if last or stop:
                 break
 
-            torch.manual_seed(derived_seed(run.seed, step, accelerator.process_index))
             for micro in range(run.accumulate):
                 batch = _to_device(next(batches), accelerator.device)
+                # After the data, which may have drawn from the global generator: a DataLoader does.
+                torch.manual_seed(derived_seed(run.seed, step, micro, accelerator.process_index))
                 with (
                     nullcontext() if micro == run.accumulate - 1 else accelerator.no_sync(model),
                     accelerator.autocast(),
@@ -204,7 +208,7 @@ def fit(
             if (step + 1) % run.log_every == 0:
                 window.log(step + 1, learning_rate=rate)
 
-    stopped = signals.received if step < run.steps else 0
+    stopped = 0 if step == run.steps else stop
     if not stopped:
         with _averaged(product, average):
             folder.export(product, export)
@@ -444,32 +448,15 @@ def _loader(
     )
 
 
+def _batches(loader: DataLoader[Any]) -> Generator[Any]:
+    """Yield batches. Closed, it ends the workers, which an exception's traceback would keep alive otherwise."""
+    yield from loader
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
     # Ctrl-C reaches the whole group: the loop still needs its batch, and ends the workers itself.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-class _Signals:
-    """While entered: the first SIGTERM or SIGINT is noted, a second one acts as it always does."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
 
 
 @dataclass
