@@ -13,7 +13,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("packages/*/README.md")),
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if not any(part.startswith(".") for part in page.parts)),
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "/." not in page.relative_to(ROOT).as_posix()),
 ]
 
 _BLOCK = re.compile(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from tests.repo.pages import PAGES, ROOT, Block, blocks, commands, toklip_words
 
 SHELLS = ("bash", "console", "sh")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.repo.pages import ROOT
 
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.

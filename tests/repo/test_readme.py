@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.repo.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
