@@ -79,7 +79,7 @@ def main() -> None:
 def llamagen_rows(path: Path | None, repeats: int) -> list[Row]:
     """Encode and decode 4 pictures of 256 px with VQ-16."""
     vqgan = build_vqgan(CONFIGS["VQ-16"])
-    official = official_llamagen(path, vqgan) if path else None
+    official: Any = official_llamagen(path, vqgan) if path else None
     ours = VQGANTokenizer(vqgan)
     half = copy.deepcopy(ours).to(torch.bfloat16)
     pixels = torch.rand(4, 3, 256, 256) * 2 - 1

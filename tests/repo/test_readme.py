@@ -44,7 +44,7 @@ def test_after_its_installation_the_first_command_turns_photographs_into_tokens_
     assert {picture.name.removesuffix(".png") for picture in written} == photographs
     for picture in written:
         with Image.open(picture) as opened:
-            assert len(set(opened.convert("L").resize((8, 8)).getdata())) > 8, f"{picture.name} shows next to nothing"
+            assert len(set(opened.convert("L").resize((8, 8)).tobytes())) > 8, f"{picture.name} shows next to nothing"
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"])

@@ -4,8 +4,6 @@ the published layout with other numbers in them.
 Each is full-sized, so each is built once, meets all the laws, and is dropped before the next one is built.
 """
 
-from functools import cache
-
 import pytest
 from toklip_core.plugins import load_tokenizer, registry
 from toklip_core.testing import tokenizer_checks

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.repo.pages import ROOT
 from safetensors.torch import save_file
 from toklip_core.plugins import registry
 from toklip_vq.parts import read_part
+
+from tests.repo.pages import ROOT
 
 TOKENIZER = {"vq.quantize.embedding.weight": torch.ones(4, 2), "vq.quant_conv.bias": torch.ones(2)}
 REST = {"lm_head.weight": torch.zeros(2, 2)}
