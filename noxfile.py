@@ -81,7 +81,9 @@ def build(session: nox.Session, package: str) -> None:
     wheels = Path(session.create_tmp()) / "wheels"
     for name in PACKAGES:
         session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
-    session.install("--find-links", str(wheels), *map(str, wheels.glob(f"{package.replace('-', '_')}-*.whl")))
+    # The core by its path as well: of a folder of wheels, uv would take the one that its cache has for the version.
+    needed = {"toklip-core", package}
+    session.install(*(str(path) for name in needed for path in wheels.glob(f"{name.replace('-', '_')}-*.whl")))
     session.run("toklip", "--help", silent=True)
     session.run("toklip", "tokenizers")
     session.run("toklip", "plugins")

@@ -60,7 +60,7 @@ def main(package: str) -> None:
             print(works("decode", tokens, "--out", pictures))
             written = {path.name.removesuffix(".png") for path in Path(pictures).rglob("*.png")}
             assert written == {path.name for path in Path("docs/examples/photographs").glob("*.jpg")}, written
-        fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny"])
+        fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny", "--out", "never-written"])
         fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
 
 
