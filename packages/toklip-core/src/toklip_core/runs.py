@@ -12,6 +12,7 @@ A save is written into a folder beside and renamed. Nothing in it is a pickle.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -78,15 +79,19 @@ class RunFolder:
                     f"{self.path} holds a run with other settings of {', '.join(changed)}; put them back to go on with "
                     "it, or choose another folder"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (
+            not self.path.is_dir() or any(not entry.name.startswith(".run.json.") for entry in self.path.iterdir())
+        ):
             raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
         self._accelerator.wait_for_everyone()  # all have looked before one writes
 
         def write() -> None:
-            self._saves.mkdir(parents=True, exist_ok=True)
+            # First what says that this is a run: killed in between, the folder must not look like something else.
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(file, json.dumps(settings, indent=2) + "\n")
+            self._saves.mkdir(exist_ok=True)
             for leftover in self._saves.glob(".*"):
                 shutil.rmtree(leftover)
-            _write(file, json.dumps(settings, indent=2) + "\n")
 
         self._in_first_process(write, f"cannot write into {self.path}")
 
@@ -159,7 +164,9 @@ class RunFolder:
         if self._writer is None:
             return
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
+            # A norm that overflows in half precision is infinite, which is no JSON.
+            finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
         for name, pixels in (pictures or {}).items():
@@ -218,6 +225,13 @@ class RunFolder:
             dist.broadcast_object_list(problem)
         if problem[0] is not None:
             raise OSError(f"{failure} ({problem[0]})")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded over processes as a whole one. Every process must take part."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _save_name(step: int) -> str:
@@ -289,23 +303,21 @@ def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Pat
 
 
 @torch.no_grad()
-def _copy(into: Tensor, whole: Tensor) -> None:
+def _copy(into: Tensor, tensor: Tensor) -> None:
     """Copy a whole tensor into one that may be sharded over processes."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(into, DTensor):
-        whole = distribute_tensor(whole.to(into.device), into.device_mesh, into.placements)
-    into.copy_(whole)
+        tensor = distribute_tensor(tensor.to(into.device), into.device_mesh, into.placements)
+    into.copy_(tensor)
 
 
 @torch.no_grad()
 def _gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Bring tensors, whole, to the CPU of the process that keeps them. Every process must take part."""
-    from torch.distributed.tensor import DTensor
-
     gathered: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        all_of_it = whole(tensor)
         if keep:
-            gathered[name] = whole.detach().cpu().clone(memory_format=torch.contiguous_format)
+            gathered[name] = all_of_it.detach().cpu().clone(memory_format=torch.contiguous_format)
     return gathered

@@ -10,7 +10,7 @@ Laws, all of them tested:
 - A save is whole or not there (see :mod:`toklip_core.runs`).
 
 The engine is Hugging Face Accelerate: one process as it is, several by ``torchrun`` or ``accelerate launch``, sharded
-(FSDP 2) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
+(FSDP 2, prepared for and not tested) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from toklip_core.config import RunConfig
-from toklip_core.runs import RunFolder, TrainState
+from toklip_core.runs import RunFolder, TrainState, whole
 from toklip_core.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             accelerator.unscale_gradients()
-            norms = {name: nn.utils.clip_grad_norm_(weights, limit) for name, (weights, limit) in clips.items()}
+            norms = {name: whole(nn.utils.clip_grad_norm_(*clip)) for name, clip in clips.items()}
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if average:
@@ -450,7 +450,13 @@ def _loader(
 
 def _batches(loader: DataLoader[Any]) -> Generator[Any]:
     """Yield batches. Closed, it ends the workers, which an exception's traceback would keep alive otherwise."""
-    yield from loader
+    try:
+        yield from loader
+    except Exception as error:
+        if loader.num_workers == 0:
+            raise
+        # The loader's own frames would keep its workers alive; the worker's traceback is in the message.
+        raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -42,7 +42,8 @@ from toklip_vq.samples import Mixture, held_out_pictures
 from toklip_vq.settings import LossConfig, VQTrainConfig
 from toklip_vq.vqgan import VQGAN, build_vqgan
 
-#: Below this share of the codebook in use on the held-out pictures a warning is logged.
+#: A warning is logged if less than this share of the codebook, or of as many codes as the held-out pictures have
+#: tokens, is in use on them.
 COLLAPSED = 0.1
 
 _log = logging.getLogger(__name__)
@@ -230,10 +231,10 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
         dist.all_reduce(counts)
         dist.all_reduce(total)
     used, perplexity = codebook_use(counts)
-    if used < COLLAPSED:
+    if (counts > 0).sum() < COLLAPSED * min(size, int(counts.sum())):
         _log.warning(
             "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
-            "quantize_from, or entropy_weight help",
+            "quantize_from, restart_until or entropy_weight help",
             int((counts > 0).sum()),
             size,
             len(pixels),
