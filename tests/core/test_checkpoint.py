@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import random
 
 import huggingface_hub.constants
 import numpy as np
@@ -17,6 +18,7 @@ from toklip_core.checkpoint import (
     read_model_folder,
     read_tensors,
     save_model_folder,
+    state_dict_in,
     weights_checksum,
 )
 from torch import nn
@@ -77,6 +79,32 @@ def test_a_truncated_file_is_one_line(tmp_path, suffix, keep):
     with pytest.raises(ValueError, match="fetch it again") as raised:
         read_tensors(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_with_bytes_turned_over_is_read_or_refused(tmp_path, zipped):
+    """Torch's reader trips over them in a dozen ways, none of which may reach a user."""
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.ones(7), "step": 3}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        torn = bytearray(whole)
+        for _ in range(3):
+            torn[draw.randrange(len(torn))] = draw.randrange(256)
+        path.write_bytes(torn)
+        try:
+            read_tensors(path)
+        except ValueError:
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize("wrong", [None, 3, torch.ones(2), {1: torch.ones(2)}])
+def test_a_layout_that_is_no_table_of_tensors_is_named(wrong):
+    with pytest.raises(ValueError, match=r"'x.pt' holds a \w+ where tensors by name are wanted"):
+        state_dict_in({"model": wrong}, ("ema", "model"), source="x.pt")
 
 
 def test_what_is_no_weights_file_is_one_line(tmp_path):

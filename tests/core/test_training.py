@@ -267,6 +267,24 @@ def test_an_error_ends_the_workers(tmp_path: Path):
     assert not multiprocessing.active_children()
 
 
+class Broken(Numbers):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        raise ValueError(f"no picture at {key}")
+
+
+def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers(tmp_path: Path):
+    with pytest.raises(ValueError, match="no picture at"):
+        fit(Toy(), Broken(), objective, run_config(workers=1), tmp_path / "run", settings={}, export=lambda *_: None)
+    assert not multiprocessing.active_children()
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts(tmp_path: Path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.123").write_text("{")
+    assert train(out, run_config(steps=1))[0].step == 1
+
+
 def test_a_full_disk_leaves_the_last_save_whole(tmp_path: Path, whole: Path):
     run = tmp_path / "run"
     train(run, run_config(steps=3, save_every=3, schedule="constant"))

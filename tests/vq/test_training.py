@@ -213,6 +213,32 @@ def test_a_collapsed_codebook_is_warned_of(tiny: Path, caplog: pytest.LogCapture
     assert evaluation.pictures["reconstructions"].shape == (2, 3, 32, 64)
 
 
+#: The settings of the published runs: SEED-Voken's and LlamaGen's own configurations.
+PUBLISHED_RUNS = {
+    "llamagen-vq16-imagenet": {
+        "learning_rate": 1e-4, "betas": (0.9, 0.95), "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.0,
+        "precision": "bf16",
+    },
+    "ibq-16384-imagenet": {
+        "learning_rate": 1e-4, "betas": (0.5, 0.9), "batch_size": 256, "milestones_in_epochs": (250, 300),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_recipes_have_the_published_settings(name: str):
+    run = load_config(name, VQTrainConfig, ["data.0.folder=/pictures"], RECIPES).run
+    wanted = dict(PUBLISHED_RUNS[name])
+    epochs = wanted.pop("milestones_in_epochs", ())
+    assert {key: getattr(run, key) for key in wanted} == wanted
+    assert [round(step * run.batch_size / 1_281_167) for step in run.milestones] == list(epochs)
+
+
+def test_pictures_must_fit_the_patches_too():
+    with pytest.raises(ValueError, match=r"image_size \(60\) must be a multiple of the model's downsampling, 8"):
+        load_config("scenes-tiny", VQTrainConfig, ["image_size=60"], RECIPES)
+
+
 @pytest.mark.parametrize("name", recipe_names(RECIPES))
 def test_every_recipe_parses_and_builds(name: str):
     config = load_config(name, VQTrainConfig, ["data.0.folder=/pictures"] if "imagenet" in name else [], RECIPES)

@@ -17,6 +17,12 @@ TINY = VQGANConfig(
 )  # fmt: skip
 
 
+def test_codes_of_the_cosine_metric_start_with_unit_norm():
+    """As LlamaGen's; uniform rows of 1 / K would have gradients K times as large, and move as much in a step."""
+    norms = build_vqgan(TINY).codebook.weight.norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
 def tiny(**changes: object) -> VQGAN:
     """A VQGAN whose norms and biases are no identities."""
     torch.manual_seed(0)

@@ -12,10 +12,11 @@ import json
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from _codecs import encode as _codecs_encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ _HARMLESS: list[Any] = [
     (_codecs_encode, "_codecs.encode"),
     argparse.Namespace,
 ]
+
+
+#: What torch's reader may trip over in a file whose bytes are not what it wrote.
+_TORN = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 
 
 def read_tensors(path: Path | str) -> dict[str, Any]:
@@ -79,11 +84,23 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, struct.error, *_TORN) as error:
         raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
     return content
+
+
+def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> Mapping[str, Any]:
+    """Return the tensors by name that a file holds under the first of ``layouts`` that it has, or at its top.
+
+    Raises:
+        ValueError: what is there is no table of tensors by name.
+    """
+    tensors = next((content[layout] for layout in layouts if layout in content), content)
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f"{str(source)!r} holds a {type(tensors).__name__} where tensors by name are wanted")
+    return tensors
 
 
 def load_strict(
@@ -188,8 +205,13 @@ def save_model_folder(folder: Path | str, config: Mapping[str, Any], module: nn.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     config_text = json.dumps(dict(config), indent=2) + "\n"
     weights_beside, config_beside = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
-    save_file(tensors, weights_beside)
-    config_beside.write_text(config_text, encoding="utf-8")
+    try:
+        save_file(tensors, weights_beside)
+        config_beside.write_text(config_text, encoding="utf-8")
+    except (OSError, SafetensorError):  # a full disk must not keep the half of it
+        weights_beside.unlink(missing_ok=True)
+        config_beside.unlink(missing_ok=True)
+        raise
     weights_beside.chmod(config_beside.stat().st_mode)  # safetensors lets the owner alone read what it writes
     weights_beside.replace(folder / WEIGHTS_FILE)
     config_beside.replace(folder / CONFIG_FILE)

@@ -82,7 +82,7 @@ class TokenizerSpec:
     factory: Callable[[Path | None], VQTokenizer]
     #: One line for ``toklip tokenizers``.
     summary: str
-    #: The picture side that it was trained at, the default of ``toklip encode``.
+    #: The picture side that ``toklip encode`` takes by default: what it was trained at, or what suits photographs.
     image_size: int = 256
     #: Where the published weights are, ``hub-repository/file``; empty if they are shipped or there are none.
     source: str = ""

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from toklip_core.checkpoint import load_strict, read_tensors
+from toklip_core.checkpoint import load_strict, read_tensors, state_dict_in
 
 from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
 
@@ -58,7 +57,7 @@ def load_ibq(weights: Path | str, codebook_size: int, *, ema: bool = True) -> VQ
         ValueError: the file is damaged or does not fit.
     """
     content = read_tensors(weights)
-    tensors: dict[str, Any] = content.get("state_dict", content)
+    tensors = state_dict_in(content, ("state_dict",), source=weights)
     with torch.device("meta"):
         vqgan = build_vqgan(ibq_config(codebook_size))
     if ema and not any(name.startswith("model_ema.") for name in tensors):

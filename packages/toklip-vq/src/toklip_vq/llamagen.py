@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from toklip_core.checkpoint import load_strict, read_tensors
+from toklip_core.checkpoint import load_strict, read_tensors, state_dict_in
 
 from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
 
@@ -51,7 +51,7 @@ def load_llamagen(weights: Path | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16")
         ValueError: the file is damaged or does not fit.
     """
     content = read_tensors(weights)
-    tensors: dict[str, Any] = next((content[layout] for layout in _LAYOUTS if layout in content), content)
+    tensors = state_dict_in(content, _LAYOUTS, source=weights)
     with torch.device("meta"):
         vqgan = build_vqgan(CONFIGS[size])
     load_strict(vqgan, tensors, source=weights, name_in_file=llamagen_name, ignored=_IGNORED)

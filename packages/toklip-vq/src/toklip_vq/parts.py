@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from toklip_core.checkpoint import read_tensors
+from toklip_core.checkpoint import read_tensors, state_dict_in
 
 #: What a model folder of the hub can hold; the first that is there counts.
 _FOLDER_FILES = (
@@ -129,8 +129,4 @@ def _opened(file: Path) -> safe_open:
 
 
 def _state_dict(file: Path) -> dict[str, Any]:
-    content = read_tensors(file)
-    nested = content.get("state_dict", content)
-    if not isinstance(nested, dict):
-        raise ValueError(f"{str(file)!r} holds a {type(nested).__name__} as state_dict, not tensors by name")
-    return nested
+    return dict(state_dict_in(read_tensors(file), ("state_dict",), source=file))

@@ -125,7 +125,9 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             name="vqgan", factory=_vqgan, summary="A folder that `toklip train vq` wrote; needs --weights FOLDER."
         ),
         TokenizerSpec(
-            name="llamagen-tiny", factory=_tiny, summary="A small LlamaGen, 1024 codes of 8 px, that is in the package."
+            name="llamagen-tiny",
+            factory=_tiny,
+            summary="LlamaGen's design in small, 1024 codes of 8 px, in the package.",
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
         *(_ibq_spec(name, size, source, ema=ema) for name, (size, source) in _IBQ.items() for ema in (True, False)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 
 import numpy as np
@@ -121,9 +121,9 @@ class _Folder:
                 _log.warning("%s is left out: %s", entry.key, error)
         raise ValueError(f"no picture below {self._source.folder} can be read")
 
-    def _in_turn(self, number: int) -> list[Entry]:
-        begin = number % len(self._entries)
-        return self._entries[begin:] + self._entries[:begin]
+    def _in_turn(self, number: int) -> Iterator[Entry]:
+        for offset in range(len(self._entries)):
+            yield self._entries[(number + offset) % len(self._entries)]
 
 
 def photographs() -> list[Image.Image]:

@@ -116,7 +116,7 @@ class VQTrainConfig(Config):
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:
-        factor = 2 ** (len(self.model.channel_multipliers) - 1)
+        factor = self.model.patch_size * 2 ** (len(self.model.channel_multipliers) - 1)
         if self.image_size % factor:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of the model's downsampling, {factor}")
         return self
