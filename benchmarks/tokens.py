@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from toklip_core.data import entries, find_pictures, open_picture, resized
-from toklip_core.store import PartWriter, StoreInfo, TokenStore
+from toklip_core.parts import PartWriter, StoreInfo
+from toklip_core.store import TokenStore
 from toklip_vq.llamagen import CONFIGS
 from toklip_vq.vqgan import VQGANTokenizer, build_vqgan
 from torch.utils.flop_counter import FlopCounterMode

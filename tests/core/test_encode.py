@@ -20,8 +20,9 @@ from toklip_core.cli import cli
 from toklip_core.data import normalized, open_picture, to_pixels
 from toklip_core.decoding import decode_store
 from toklip_core.encoding import encode_pictures
+from toklip_core.parts import PartWriter
 from toklip_core.plugins import load_tokenizer
-from toklip_core.store import PartWriter, TokenStore
+from toklip_core.store import TokenStore
 
 from tests.core.conftest import picture
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.store import PartWriter, StoreInfo, TokenStore, Unreadable, UnreadableLog
+from toklip_core.parts import PartWriter, StoreInfo, Unreadable, UnreadableLog
+from toklip_core.store import TokenStore
 
 INFO = StoreInfo(
     tokenizer="mean-colour",
@@ -90,7 +91,7 @@ def test_rows_come_by_number_and_in_order_with_their_grid(tmp_path):
 
 
 def test_a_large_part_is_read_in_groups_and_few_of_them_stay_in_memory(tmp_path):
-    store = TokenStore(write(tmp_path, (2500, 1200)), cached_groups=2)
+    store = TokenStore(write(tmp_path, (2500, 1200)), cached_rows=2000)
     for number in (0, 999, 1000, 2499, 2500, 3699, 5):
         assert store[number].key == f"{int(number >= 2500)}/{number - 2500 * (number >= 2500)}.jpg"
     assert len(store._groups) == 5 and len(store._cache) == 2

@@ -16,6 +16,7 @@ from tests.repo.pages import ROOT
 LAYERS = {
     "toklip_core": [
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers"},
+        {"parts", "sources"},
         {"data", "perceptual", "runs", "store"},
         {"encoding", "training"},
         {"decoding", "evaluation"},

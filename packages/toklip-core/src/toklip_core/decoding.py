@@ -15,8 +15,9 @@ from torch import nn
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import to_picture
 from toklip_core.encoding import progress_bar, refuse_missing_device
+from toklip_core.parts import fullness_explained
 from toklip_core.plugins import VQTokenizer, load_tokenizer
-from toklip_core.store import TokenRow, TokenStore, fullness_explained
+from toklip_core.store import TokenRow, TokenStore
 
 
 @dataclass(frozen=True, kw_only=True)

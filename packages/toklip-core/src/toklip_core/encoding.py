@@ -43,18 +43,18 @@ from toklip_core.data import (
     share_of_rank,
     share_of_worker,
 )
-from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
-from toklip_core.store import (
+from toklip_core.parts import (
     UNREADABLE,
     PartWriter,
     StoreInfo,
-    TokenStore,
     Unreadable,
     UnreadableLog,
     fullness_explained,
     part_paths,
     refuse_other,
 )
+from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
+from toklip_core.store import TokenStore
 from toklip_core.writers import writing
 
 _LINE_SECONDS = 30

@@ -1,0 +1,264 @@
+"""What a token store is made of: what its ids mean, its parts and how they are written, what could not be read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from torch import Tensor
+
+from toklip_core.config import Config
+
+#: Under which key of a part's metadata its :class:`StoreInfo` lies.
+METADATA_KEY = b"toklip"
+#: The columns of every part.
+COLUMNS = ("key", "ids", "height", "width", "caption")
+#: The columns of features, each described by the field of this name in :class:`StoreInfo`.
+FEATURES = ("pooled", "tokens", "teacher")
+#: The folder of the reports in a store.
+UNREADABLE = "__unreadable__"  # pandas, DuckDB and datasets all pass over a folder of such a name
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# A row is read with its whole group: 1,000 pictures of 256 ids are half a megabyte. Groups of 10,000 save 7 %.
+_ROWS_PER_GROUP = 1000
+# With the tokens of a picture 1,000 rows would be 600 MB.
+_BYTES_PER_GROUP = 2**25
+
+
+class FeatureInfo(Config):
+    """Where a column of features comes from."""
+
+    model: str = Field(description="The model's name, or that of its folder.")
+    weights_checksum: str = Field(description="SHA-256 of the model's weights.")
+    width: int = Field(gt=0, description="Numbers of a feature; of one token where a picture has many.")
+
+
+class StoreInfo(Config):
+    """What the ids of a store mean. Two encodes may share a store only if all of this is equal."""
+
+    format: Literal[1] = Field(default=1, description="Version of the store's layout.")
+    tokenizer: str = Field(description="Name in the registry.")
+    weights_checksum: str = Field(description="SHA-256 of the tokenizer's weights.")
+    codebook_size: int = Field(gt=0, description="K: ids lie in [0, K).")
+    downsample_factor: int = Field(gt=0, description="f: one id covers f x f pixels.")
+    image_size: int = Field(gt=0, description="Side of the square that was encoded.")
+    resize: Literal["crop", "squash"] = Field(description="How a picture became that square.")
+    dtype: Literal["float32", "bfloat16"] = Field(description="What the tokenizer and the models computed in.")
+    pooled: FeatureInfo | None = Field(default=None, description="The unit feature of a TokLIP, if there is one.")
+    tokens: FeatureInfo | None = Field(default=None, description="Its tokens, if they were asked for.")
+    teacher: FeatureInfo | None = Field(default=None, description="The unit feature of a teacher, if there is one.")
+
+    @property
+    def features(self) -> dict[str, FeatureInfo]:
+        """The columns of features that the store has."""
+        return {name: info for name in FEATURES if (info := getattr(self, name)) is not None}
+
+    @property
+    def ids_dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned integer type that holds every id."""
+        return np.min_scalar_type(self.codebook_size - 1)
+
+
+class PartWriter:
+    """Writes the parts of one rank. Rows wait in memory until :meth:`flush`, which writes one complete part of them."""
+
+    def __init__(self, path: Path, info: StoreInfo, *, rank: int = 0, world_size: int = 1) -> None:
+        self._path, self._info, self._rank = path, info, rank
+        path.mkdir(parents=True, exist_ok=True)
+        for leftover in path.glob(".part-*.tmp"):  # of a process that was killed while it wrote
+            if _tidied_by(_rank_of(leftover), rank, world_size):
+                leftover.unlink()
+        numbers = (int(part.stem.split("-")[2]) for part in part_paths(path) if _rank_of(part) == rank)
+        self._number = max(numbers, default=0) + 1
+        self._schema = _schema(info)
+        self._empty()
+
+    def __len__(self) -> int:
+        """Number of rows that wait."""
+        return len(self._keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the ids and features that wait."""
+        return sum(array.nbytes for column in (self._ids, *self._features.values()) for array in column)
+
+    def add(
+        self,
+        keys: Sequence[str],
+        ids: Tensor,
+        captions: Sequence[str | None],
+        features: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Take rows.
+
+        Args:
+            keys: B names.
+            ids: (B, h, w).
+            captions: B texts, None where there is none.
+            features: of every column of features that the store has: (B, E), and of "tokens" (B, h w, D).
+
+        Raises:
+            ValueError: a feature does not fit into float16.
+        """
+        assert features.keys() == self._info.features.keys()
+        halves = {name: _halves(name, feature) for name, feature in features.items()}
+        self._keys += keys
+        self._captions += captions
+        self._ids.append(ids.cpu().numpy().astype(self._info.ids_dtype))
+        for name, half in halves.items():
+            self._features[name].append(half)
+
+    def flush(self) -> None:
+        """Write the waiting rows as one part, whole or not at all; OSError if there is no room."""
+        if not self._keys:
+            return
+        ids = np.concatenate(self._ids)
+        rows, height, width = ids.shape
+        columns = {
+            "key": self._keys,
+            "ids": _lists(ids.reshape(rows, -1)),
+            "height": np.full(rows, height, np.int32),
+            "width": np.full(rows, width, np.int32),
+            "caption": self._captions,
+        } | {name: _lists(np.concatenate(halves)) for name, halves in self._features.items()}
+        table = pa.table(columns, schema=self._schema)
+        name = f"part-{self._rank:05d}-{self._number:06d}.parquet"
+        _write_whole(self._path / f".{name}.tmp", self._path / name, table)
+        self._number += 1
+        self._empty()
+
+    def _empty(self) -> None:
+        self._keys: list[str] = []
+        self._captions: list[str | None] = []
+        self._ids: list[np.ndarray[Any, Any]] = []
+        self._features: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in self._info.features}
+
+
+class Unreadable(NamedTuple):
+    """A picture that could not be read: its key, the file it lies in, and why."""
+
+    key: str
+    source: str
+    reason: str
+
+
+class UnreadableLog:
+    """The file that names what one rank could not read: cleared at the start, then a line at once for each."""
+
+    def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1) -> None:
+        folder = path / UNREADABLE
+        for old in folder.glob("rank-*.jsonl"):  # every unreadable picture is tried again, and written again
+            if _tidied_by(_rank_of(old), rank, world_size):
+                old.unlink()
+        self.path = folder / f"rank-{rank:05d}.jsonl"
+
+    def add(self, row: Unreadable) -> None:
+        """Write a line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row._asdict()) + "\n")
+
+
+def reported(store: Path) -> dict[str, Unreadable]:
+    """Return the reports of all ranks by key; what the store holds by now is among them."""
+    found: dict[str, Unreadable] = {}
+    for path in sorted((store / UNREADABLE).glob("rank-*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [Unreadable(**json.loads(line)) for line in lines if line.endswith("}")]  # a kill can cut the last
+        found |= {row.key: row for row in rows}
+    return found
+
+
+def part_paths(store: Path) -> list[Path]:
+    """Return the complete parts of a store in the order of their names; empty if there is none."""
+    return sorted(store.glob("part-*-*.parquet"))
+
+
+def refuse_other(got: StoreInfo, wanted: StoreInfo, *, what: str, store: Path) -> None:
+    """ValueError that names every difference, both values, unless two infos are equal."""
+    mine, theirs = _flat(got.model_dump()), _flat(wanted.model_dump())
+    differences = [
+        f"{key} {mine.get(key)!r} (the store: {theirs.get(key)!r})"
+        for key in {**mine, **theirs}
+        if mine.get(key) != theirs.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{what} does not fit the store {store}: it has {', '.join(differences)}; take another store")
+
+
+@contextmanager
+def fullness_explained(path: Path) -> Iterator[None]:
+    """Say of a full disk, quota or file size limit, met inside, what to do; one OSError for all three."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        message = f"no room to write in {path} ({error.strerror}); what is complete is kept: make room, run it again"
+        raise OSError(message) from error
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return flat
+
+
+def _schema(info: StoreInfo) -> pa.Schema:
+    types = (pa.string(), pa.list_(pa.from_numpy_dtype(info.ids_dtype)), pa.int32(), pa.int32(), pa.string())
+    fields = dict(zip(COLUMNS, types, strict=True)) | dict.fromkeys(info.features, pa.list_(pa.float16()))
+    # Without what is None: a store without features is read by versions that knew none.
+    metadata = info.model_dump_json(exclude_none=True).encode()
+    return pa.schema(list(fields.items()), metadata={METADATA_KEY: metadata})
+
+
+def _lists(rows: np.ndarray[Any, Any]) -> pa.ListArray:
+    """Return an array (B, ...) as a column of B lists."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int32) * (rows.size // len(rows))
+    return pa.ListArray.from_arrays(offsets, rows.reshape(-1))
+
+
+def _halves(name: str, feature: Tensor) -> np.ndarray[Any, Any]:
+    half = feature.detach().half()
+    if not half.isfinite().all():
+        raise ValueError(
+            f"got {name} up to {feature.abs().max().item():.3g}, but the store has float16, which ends at 65504; the "
+            "model's weights are damaged, or it overflows: take float32"
+        )
+    return half.cpu().numpy()
+
+
+def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
+    """Write a table as Parquet to the path ``beside``, then rename it to ``path``."""
+    try:
+        with beside.open("wb") as file:
+            rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
+            # A dictionary of features would be as long as they are.
+            plain = [name for name in table.column_names if name not in FEATURES]
+            pq.write_table(table, file, compression="zstd", row_group_size=rows, use_dictionary=plain)
+            file.flush()
+            os.fsync(file.fileno())  # a rename can outlive a power failure that the data does not
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    beside.replace(path)
+
+
+def _rank_of(path: Path) -> int:
+    return int(path.name.removeprefix(".").split(".")[0].split("-")[1])
+
+
+def _tidied_by(owner: int, rank: int, world_size: int) -> bool:
+    """Whether ``rank`` tidies up after ``owner``: after itself, and the first after those that are no more."""
+    return owner == rank or (rank == 0 and owner >= world_size)
