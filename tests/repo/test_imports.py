@@ -15,7 +15,7 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers"},
+        {"plugins", "config", "checkpoint", "losses", "modes", "scenes", "signals", "tars", "writers"},
         {"parts", "sources"},
         {"data", "perceptual", "runs", "store"},
         {"encoding", "training"},
