@@ -15,11 +15,16 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"plugins", "config", "checkpoint", "losses", "modes", "scenes", "signals", "tars", "writers"},
-        {"parts", "sources"},
-        {"data", "perceptual", "runs", "store"},
-        {"encoding", "training"},
-        {"decoding", "evaluation"},
+        {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses"},
+        {"data", "perceptual", "runs", "trunk"},
+        {"store", "training", "encoder", "text"},
+        {"clip", "published"},
+        {"model"},
+        {"encoding"},
+        {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
+        {"settings"},
+        {"distillation"},
+        {"model_commands"},
         {"cli", "testing"},
     ],
     "toklip_vq": [

@@ -32,14 +32,15 @@ def weights(golden: str) -> dict[str, Tensor]:
 
 def deterministic(name: str, shape: tuple[int, ...]) -> Tensor:
     """A tensor under the rule."""
-    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    values = np.asarray(values, np.float32)
     if len(shape) >= 2:
         values /= np.float32(math.sqrt(math.prod(shape[1:])))
     elif name.endswith("bias"):
         values *= np.float32(0.1)
     else:
         values = 1 + np.float32(0.1) * values
-    return torch.from_numpy(values)
+    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def constants(golden: str) -> dict[str, Tensor]:

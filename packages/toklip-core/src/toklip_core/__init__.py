@@ -4,19 +4,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from toklip_core.encoder import SemanticEncoder
+    from toklip_core.model import Encoded, TokLIP, load_model
     from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl, load_tokenizer
 
 __version__ = "0.1.0"
 
 #: Public name -> module that defines it.
 _PUBLIC = {
+    "Encoded": "model",
+    "SemanticEncoder": "encoder",
+    "TokLIP": "model",
     "TokenizerSpec": "plugins",
     "VQTokenizer": "plugins",
     "hookimpl": "plugins",
+    "load_model": "model",
     "load_tokenizer": "plugins",
 }
 
-__all__ = ["TokenizerSpec", "VQTokenizer", "__version__", "hookimpl", "load_tokenizer"]
+__all__ = [
+    "Encoded",
+    "SemanticEncoder",
+    "TokLIP",
+    "TokenizerSpec",
+    "VQTokenizer",
+    "__version__",
+    "hookimpl",
+    "load_model",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> object:

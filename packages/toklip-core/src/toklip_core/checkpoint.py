@@ -110,6 +110,7 @@ def load_strict(
     source: Path | str,
     name_in_file: Callable[[str], str] = lambda name: name,
     ignored: Mapping[str, str] | None = None,
+    mapped: bool = False,
 ) -> None:
     """Copy tensors into a module: all of them, into all of it, or raise.
 
@@ -121,6 +122,8 @@ def load_strict(
         source: the file, for messages.
         name_in_file: a name of the module's state dict -> the name of that tensor in the file.
         ignored: regular expression that matches a whole name in the file -> why it is not needed.
+        mapped: a module on the meta device takes the tensors themselves, which a file may be mapped into: nothing is
+            read before it is used, and the file must stay as it is.
 
     Raises:
         ValueError: a tensor is missing, left over, or of another shape; the message has the names in the file.
@@ -142,7 +145,7 @@ def load_strict(
     if problems:
         raise ValueError(f"{str(source)!r} does not fit: {'; '.join(problems)}")
     state = {
-        ours: tensors[theirs].to("cpu", tensor.dtype, copy=True) if tensor.is_meta else tensors[theirs]
+        ours: tensors[theirs].to("cpu", tensor.dtype, copy=not mapped) if tensor.is_meta else tensors[theirs]
         for theirs, (ours, tensor) in wanted.items()
     }
     module.load_state_dict(state, assign=any(tensor.is_meta for _, tensor in wanted.values()))
@@ -192,29 +195,44 @@ def weights_checksum(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_model_folder(folder: Path | str, config: Mapping[str, Any], module: nn.Module) -> None:
-    """Write ``config.json`` and ``model.safetensors``; each is written beside and renamed, the weights first.
+def save_model_folder(
+    folder: Path | str,
+    config: Mapping[str, Any],
+    module: nn.Module,
+    *,
+    texts: Mapping[str, str | None] | None = None,
+    tensors: Mapping[str, Mapping[str, Tensor] | None] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors``; each is written beside and renamed, the config last.
 
     Args:
         folder: made if it is not there; files of these names in it are replaced.
         config: JSON data.
         module: its state dict is saved as it is, dtypes included.
+        texts: further files, name -> what it holds; None is left out.
+        tensors: further safetensors files, likewise.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    config_text = json.dumps(dict(config), indent=2) + "\n"
-    weights_beside, config_beside = (folder / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
+    weights = {**(tensors or {}), WEIGHTS_FILE: module.state_dict()}
+    words = {**(texts or {}), CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"}
+    names = [name for name, content in [*weights.items(), *words.items()] if content is not None]
+    beside = {name: folder / f".{name}.{os.getpid()}" for name in names}
     try:
-        save_file(tensors, weights_beside)
-        config_beside.write_text(config_text, encoding="utf-8")
+        for name, content in weights.items():
+            if content is not None:
+                save_file({key: x.detach().cpu().contiguous() for key, x in content.items()}, beside[name])
+        for name, text in words.items():
+            if text is not None:
+                beside[name].write_text(text, encoding="utf-8")
     except (OSError, SafetensorError):  # a full disk must not keep the half of it
-        weights_beside.unlink(missing_ok=True)
-        config_beside.unlink(missing_ok=True)
+        for path in beside.values():
+            path.unlink(missing_ok=True)
         raise
-    weights_beside.chmod(config_beside.stat().st_mode)  # safetensors lets the owner alone read what it writes
-    weights_beside.replace(folder / WEIGHTS_FILE)
-    config_beside.replace(folder / CONFIG_FILE)
+    mode = beside[CONFIG_FILE].stat().st_mode
+    for name, path in beside.items():
+        path.chmod(mode)  # safetensors lets the owner alone read what it writes
+        path.replace(folder / name)
 
 
 def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -97,10 +97,15 @@ def load_config(
         if not equals or not key:
             raise ValueError(f"got --set {override!r}, but it needs the form key=value, such as run.steps=100")
         _assign(values, key.strip().split("."), _toml_value(text.strip()), key)
+    return validated(model, values, path)
+
+
+def validated(model: type[_Model], values: Mapping[str, Any], source: str | Path) -> _Model:
+    """Return settings; ValueError with the source and one phrase for each setting that is wrong."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(_explain(error, model))}") from error
+        raise ValueError(f"{source}: {'; '.join(_explain(error, model))}") from error
 
 
 def recipe_names(recipes: Traversable) -> list[str]:

@@ -1,0 +1,245 @@
+"""The semantic encoder of TokLIP: codebook rows in, causal semantic tokens out.
+
+Shape letters: B batch, h and w grid, N = h w tokens in raster order, C codebook dim, D model width, E joint space,
+H heads, d = D / H.
+
+    codes (B, h, w, C) -> projector C -> 4D -> D -> + pos_embed -> causal blocks -> norm -> tokens (B, N, D)
+    tokens -> attention pooling, or the class token, which comes last and sees them all -> pooled (B, E)
+
+Token i is a function of codes 0 to i alone: bit for bit, whatever comes after. So a generator that draws one id after
+another can have each token as soon as it has the id: :meth:`SemanticEncoder.prefill` and :meth:`SemanticEncoder.step`.
+
+The VQ tokenizer is not part of this module: it is frozen, and it stands outside so that neither ``train()``, nor DDP,
+nor a checkpoint ever touches it.
+
+Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from toklip_core.config import Config
+from toklip_core.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
+
+
+class EncoderConfig(Config):
+    """The semantic encoder: what it takes, and its trunk."""
+
+    codebook_dim: int = Field(gt=0, description="C: width of a code of the tokenizer.")
+    grid: tuple[int, int] = Field(description="Rows and columns of ids that the position embedding is made for.")
+    trunk: TrunkConfig = Field(description="Its sizes.")
+
+
+class Semantics(NamedTuple):
+    """What the encoder gives."""
+
+    #: (B, N, D), raster order, after the last norm. Token i depends on codes 0 to i.
+    tokens: Tensor
+    #: (B, E), not normalised; depends on all codes.
+    pooled: Tensor
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens that the encoder has seen, with room for a whole grid."""
+
+    #: (depth, B, H, N, d) each.
+    keys: Tensor
+    values: Tensor
+    #: Tokens that are in it.
+    length: int = 0
+
+
+class SemanticEncoder(nn.Module):
+    """A causal vision transformer over codes, on timm's blocks.
+
+    The projector starts with PyTorch's own initial values, everything else with timm's: that of a vision tower replaces
+    it (:func:`encoder_from_tower`).
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        trunk = config.trunk
+        self.config = config
+        #: Trade a second forward pass through each block for the memory of its activations; in training alone.
+        self.grad_checkpointing = False
+        self.projector = nn.Sequential(
+            nn.Linear(config.codebook_dim, 4 * trunk.width), nn.GELU(), nn.Linear(4 * trunk.width, trunk.width)
+        )
+        last = trunk.pooling == "class_token"
+        positions = config.grid[0] * config.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, positions + last, trunk.width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, trunk.width)) if last else None
+        self.norm_pre = norm_layer(trunk)(trunk.width) if trunk.pre_norm else nn.Identity()
+        self.blocks = build_blocks(trunk)
+        self.norm = norm_layer(trunk)(trunk.width)
+        self.attn_pool = None if last else build_attention_pool(trunk)
+        self.head = nn.Linear(trunk.width, trunk.output_dim) if trunk.output_dim else nn.Identity()
+
+    def forward(self, codes: Tensor) -> Semantics:
+        """Return tokens and pooled features of codes (B, h, w, C), h x w being the grid of the config.
+
+        Raises:
+            ValueError: the grid or the width of the codes is another.
+        """
+        self._refuse_other(codes)
+        x = self._embedded(codes.flatten(1, 2), 0)
+        if self.class_token is not None:
+            x = torch.cat([x, (self.class_token + self.pos_embed[:, -1:]).expand(len(x), -1, -1)], dim=1)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            # Not timm's forward_features: given is_causal it skips checkpointing without a word, and its
+            # checkpoint_seq drops the mask. Both branches here must be the same function of x.
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, is_causal=True, use_reentrant=False)
+            else:
+                x = block(x, is_causal=True)
+        x = self.norm(x)
+        if self.attn_pool is None:
+            return Semantics(x[:, :-1], self.head(x[:, -1]))
+        return Semantics(x, self.head(self.attn_pool(x)))
+
+    def pool_each(self, tokens: Tensor) -> Tensor:
+        """Return what each of tokens (B, N, D) alone would be pooled to, (B, N, E): a place of it in the joint space.
+
+        A query that sees one token attends to it wholly, so this is the value path of the pooling, and the rest of it.
+
+        Source: the idea is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
+        """
+        if self.attn_pool is None:
+            return self.head(tokens)  # type: ignore[no-any-return]
+        alone = self.attn_pool(tokens.flatten(0, 1)[:, None])
+        return self.head(alone).unflatten(0, tokens.shape[:2])  # type: ignore[no-any-return]
+
+    def prefill(self, codes: Tensor) -> tuple[Tensor, Cache]:
+        """Return the tokens (B, n, D) of the first n codes, (B, n, C), and the cache for the steps that follow.
+
+        n may be 0: a cache to start from. No gradient is kept for the cache.
+        """
+        trunk, positions = self.config.trunk, self.config.grid[0] * self.config.grid[1]
+        shape = (trunk.depth, len(codes), trunk.heads, positions, trunk.width // trunk.heads)
+        weight = self.pos_embed
+        cache = Cache(weight.new_empty(shape), weight.new_empty(shape))
+        if codes.shape[1] == 0:
+            return weight.new_empty(len(codes), 0, trunk.width), cache
+        return self._extended(codes, cache), cache
+
+    def step(self, codes: Tensor, cache: Cache) -> Tensor:
+        """Return the token (B, D) of the next code, (B, C), and put it into the cache.
+
+        The cost does not grow with what is in the cache, but for the attention itself.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        return self._extended(codes[:, None], cache)[:, 0]
+
+    def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
+        start, end = cache.length, cache.length + codes.shape[1]
+        if end > cache.keys.shape[3]:
+            raise ValueError(f"got {end} codes, but the grid {self.config.grid} has {cache.keys.shape[3]}")
+        if codes.shape[-1] != self.config.codebook_dim:
+            raise ValueError(f"got codes of width {codes.shape[-1]}; wanted {self.config.codebook_dim}")
+        with torch.no_grad():
+            x = self.norm_pre(self._embedded(codes, start))
+            for layer, block in enumerate(self.blocks):
+                x = _block_with_cache(block, x, cache.keys[layer], cache.values[layer], start)
+            cache.length = end
+            return self.norm(x)  # type: ignore[no-any-return]
+
+    def _embedded(self, codes: Tensor, start: int) -> Tensor:
+        """Codes (B, n, C) at positions start to start + n as inputs of the first block, (B, n, D)."""
+        x: Tensor = self.projector(codes.to(self.pos_embed.dtype))
+        return x + self.pos_embed[:, start : start + codes.shape[1]]
+
+    def _refuse_other(self, codes: Tensor) -> None:
+        if codes.ndim != 4 or codes.shape[-1] != self.config.codebook_dim:
+            raise ValueError(f"got codes {tuple(codes.shape)}; wanted (B, h, w, {self.config.codebook_dim})")
+        grid = tuple(codes.shape[1:3])
+        if grid != self.config.grid:
+            raise ValueError(
+                f"got a grid of {grid[0]} x {grid[1]} codes, but the position embedding is of {self.config.grid[0]} x "
+                f"{self.config.grid[1]}; resize the picture, or the encoder (resized_encoder)"
+            )
+
+
+def encoder_from_tower(vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int]) -> SemanticEncoder:
+    """Return an encoder that starts from a vision tower: all but its first layer, which becomes the projector.
+
+    A class token moves from the first place to the last, and its position with it; positions are resampled to the grid.
+
+    Args:
+        vision: SigLIP's, SigLIP2's or CLIP's tower, of timm or open_clip; see
+            :func:`toklip_core.trunk.described_tower`.
+        codebook_dim: C of the tokenizer.
+        grid: rows and columns of its ids.
+
+    Raises:
+        ValueError: the tower is of another kind.
+    """
+    trunk, _, tensors = described_tower(vision)
+    encoder = SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_embed.")}
+    positions = kept["pos_embed"]
+    if trunk.pooling == "class_token":
+        kept["class_token"] = kept.pop("cls_token")
+        positions = torch.cat([positions[:, 1:], positions[:, :1]], dim=1)
+    side = math.isqrt(positions.shape[1])
+    kept["pos_embed"] = resampled_positions(positions, (side, side), grid)
+    projector = {f"projector.{name}": tensor for name, tensor in encoder.projector.state_dict().items()}
+    encoder.load_state_dict(kept | projector)
+    return encoder
+
+
+def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
+    """Return an encoder for another grid: the same weights, the position embedding resampled (bicubic)."""
+    config = encoder.config.model_copy(update={"grid": grid})
+    with torch.device("meta"):
+        resized = SemanticEncoder(config)
+    tensors = dict(encoder.state_dict())
+    tensors["pos_embed"] = resampled_positions(tensors["pos_embed"], encoder.config.grid, grid)
+    resized.load_state_dict(tensors, assign=True)
+    return resized
+
+
+def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Return a position embedding (1, N, D) or (1, N + 1, D), a class token being last, of another grid.
+
+    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    count = old[0] * old[1]
+    places, last = pos_embed[:, :count], pos_embed[:, count:]
+    resampled: Tensor = resample_abs_pos_embed(places, list(new), list(old), num_prefix_tokens=0)
+    return torch.cat([resampled, last], dim=1)
+
+
+def _block_with_cache(block: Any, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:  # noqa: ANN401
+    """timm's Block on x (B, n, D), which attends to what keys and values (B, H, N, d) hold before ``start``, and to x.
+
+    The cache is filled from an empty one (n codes, causal) or by one code at a time (which sees all before it).
+    """
+    attention = block.attn
+    n = x.shape[1]
+    qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    keys[:, :, start : start + n] = qkv[1]
+    values[:, :, start : start + n] = qkv[2]
+    seen = F.scaled_dot_product_attention(
+        qkv[0], keys[:, :, : start + n], values[:, :, : start + n], is_causal=n > 1
+    )
+    x = x + attention.proj(seen.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))  # type: ignore[no-any-return]

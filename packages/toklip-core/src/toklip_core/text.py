@@ -1,0 +1,197 @@
+"""Texts into the joint space: canonicalisation, tokenizer, and open_clip's text transformer.
+
+    texts -clean-> -tokenizer-> ids (T, L), int64 -> network -> (T, E) -> unit features
+
+What a model was trained on decides how a text must be written, so all of it travels with the weights: SigLIP2 wants
+lower case without punctuation, padded to 64 (https://github.com/google-research/big_vision/issues/187).
+
+Shape letters: T texts, L context length, E joint space.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from toklip_core.config import Config
+from toklip_core.trunk import Activation
+
+TOKENIZER_FILE = "tokenizer.json"
+
+#: Texts that go through the network at a time.
+_CHUNK = 256
+
+
+class TextConfig(Config):
+    """A text tower and how a text is written for it."""
+
+    context_length: int = Field(gt=0, description="L: tokens of a text; longer ones are cut, shorter ones padded.")
+    vocabulary: int = Field(gt=0, description="Rows of the token embedding.")
+    width: int = Field(gt=0, description="Width of a token.")
+    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
+    layers: int = Field(gt=0, description="Blocks.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs over the width.")
+    activation: Activation = Field(default="gelu_tanh", description="Of the MLPs.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
+    causal: bool = Field(default=False, description="Whether a token sees only those before it, as in CLIP.")
+    pooling: Literal["first", "last", "argmax", "eos"] = Field(
+        default="last", description="Which token stands for the text; argmax is CLIP's end of text."
+    )
+    output_dim: int = Field(gt=0, description="E: width of the joint space.")
+    projection_bias: bool = Field(default=True, description="Of the last linear layer.")
+    clean: Literal["canonicalize", "lower", "whitespace"] = Field(
+        default="canonicalize", description="canonicalize: lower case without punctuation, as SigLIP and SigLIP2 want."
+    )
+    tokenizer: Literal["file", "clip"] = Field(
+        default="file", description="tokenizer.json beside the weights, or CLIP's own, which comes with open_clip."
+    )
+    bos_id: int | None = Field(default=None, ge=0, description="Put before a text, if the tokenizer is a file.")
+    eos_id: int | None = Field(default=None, ge=0, description="Put after a text, if the tokenizer is a file.")
+    pad_id: int = Field(default=0, ge=0, description="Fills a text up to the context length.")
+
+
+class TextTokenizer:
+    """Texts to ids (T, L), int64.
+
+    Args:
+        config: how a text is written.
+        json: what ``tokenizer.json`` holds; None for CLIP's own tokenizer.
+    """
+
+    def __init__(self, config: TextConfig, json: str | None) -> None:
+        self.config = config
+        self.json = json
+        self._clip: Any = None
+        self._file: Any = None
+        if config.tokenizer == "clip":
+            from open_clip.tokenizer import SimpleTokenizer
+
+            self._clip = SimpleTokenizer(context_length=config.context_length, clean=config.clean)
+        elif json is None:
+            raise ValueError(f"the text tower wants {TOKENIZER_FILE}, and there is none")
+        else:
+            from tokenizers import Tokenizer
+
+            try:
+                self._file = Tokenizer.from_str(json)
+            except Exception as error:  # the library raises no other
+                raise ValueError(f"{TOKENIZER_FILE} is damaged: {error}") from error
+            self._file.no_padding()
+            self._file.no_truncation()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the ids of texts; a tokenizer's end of text is kept where a text is cut."""
+        if self._clip is not None:
+            ids: Tensor = self._clip(list(texts))
+            return ids
+        from open_clip.tokenizer import get_clean_fn
+
+        config = self.config
+        clean = get_clean_fn(config.clean)
+        before = [] if config.bos_id is None else [config.bos_id]
+        after = [] if config.eos_id is None else [config.eos_id]
+        room = config.context_length - len(before) - len(after)
+        rows = torch.full((len(texts), config.context_length), config.pad_id, dtype=torch.int64)
+        encoded = self._file.encode_batch([clean(text) for text in texts], add_special_tokens=False)
+        for row, words in zip(rows, encoded, strict=True):
+            filled = torch.tensor([*before, *words.ids[:room], *after], dtype=torch.int64)
+            row[: len(filled)] = filled
+        return rows
+
+
+class TextTower(nn.Module):
+    """A text transformer of open_clip's, and the tokenizer that belongs to it.
+
+    Args:
+        config: sizes, and how a text is written.
+        tokenizer: None if it is not there: then ids can be read, and texts cannot.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer: TextTokenizer | None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.network: Any = _build_network(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (T, E), not normalised, of ids (T, L)."""
+        features: Tensor = self.network(ids)
+        return features
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """Return the ids (T, L) of texts, on the device of the weights.
+
+        Raises:
+            FileNotFoundError: the tokenizer is not there.
+        """
+        if self.tokenizer is None:
+            raise FileNotFoundError(
+                f"the text tokenizer is missing: put its {TOKENIZER_FILE} beside the weights, into the model's folder"
+            )
+        return self.tokenizer(texts).to(self.network.positional_embedding.device)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features (T, E), float32, of texts. No gradient."""
+        if not texts:
+            return torch.empty(0, self.config.output_dim, device=self.network.positional_embedding.device)
+        chunks = [self(self.ids(texts[start : start + _CHUNK])) for start in range(0, len(texts), _CHUNK)]
+        return F.normalize(torch.cat(chunks).float(), dim=-1)
+
+
+def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
+    """Return the tokenizer of a model folder; None if it wants a file that is not there."""
+    file = folder / TOKENIZER_FILE
+    if config.tokenizer == "clip":
+        return TextTokenizer(config, None)
+    return TextTokenizer(config, file.read_text("utf-8")) if file.is_file() else None
+
+
+def word_tokenizer(texts: Iterable[str], *, pad_id: int = 0, unknown_id: int = 1, eos_id: int = 2) -> str:
+    """Return the ``tokenizer.json`` of whole words: those of canonicalised texts, sorted, from id 3 on.
+
+    For data whose language is small, such as Scenes.
+    """
+    from open_clip.tokenizer import canonicalize_text
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for text in texts for word in re.findall(r"\S+", canonicalize_text(text))})
+    special = {"<pad>": pad_id, "<unk>": unknown_id, "<eos>": eos_id}
+    vocabulary = special | {word: len(special) + i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return str(tokenizer.to_str())
+
+
+def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships no types
+    from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
+
+    activation = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}
+    network = TextTransformer(
+        context_length=config.context_length,
+        vocab_size=config.vocabulary,
+        width=config.width,
+        heads=config.heads,
+        layers=config.layers,
+        mlp_ratio=config.mlp_ratio,
+        output_dim=config.output_dim,
+        no_causal_mask=not config.causal,
+        pad_id=config.pad_id,
+        eos_id=config.eos_id or 0,
+        pool_type=config.pooling,
+        proj_bias=config.projection_bias,
+        act_layer=activation[config.activation],
+        norm_layer=partial(LayerNorm, eps=config.norm_eps),
+    )
+    if config.causal:  # a buffer that no file has: it must not stay on the meta device
+        with torch.device("cpu"):
+            network.attn_mask = network.build_causal_mask()
+    return network

@@ -1,0 +1,236 @@
+"""What SigLIP, CLIP and TokLIP share: the sizes of a vision transformer, its blocks, and its pooling.
+
+A vision tower on pixels (:func:`build_vision_tower`) and the semantic encoder on codes differ in their first layer, and
+in that the encoder's blocks are causal: everything else carries over, tensor by tensor.
+
+The blocks are timm's. Of open_clip's own towers (CLIP, with a class token) the weights are renamed to timm's names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from toklip_core.config import Config
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+
+class TrunkConfig(Config):
+    """The sizes of a vision transformer, without its first layer."""
+
+    width: int = Field(gt=0, description="D: the width of a token.")
+    depth: int = Field(gt=0, description="Blocks.")
+    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs over the width.")
+    activation: Activation = Field(default="gelu_tanh", description="Of the MLPs; SigLIP2's is gelu_tanh.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
+    pooling: Literal["attention", "class_token"] = Field(
+        default="attention", description="attention as in SigLIP, over all tokens; class_token as in CLIP."
+    )
+    pre_norm: bool = Field(default=False, description="A norm before the first block, as in CLIP.")
+    output_dim: int | None = Field(default=None, gt=0, description="E of a last linear layer; none: E is the width.")
+
+
+class VisionConfig(Config):
+    """A vision transformer on pixels."""
+
+    trunk: TrunkConfig
+    patch_size: int = Field(gt=0, description="Side of a patch in pixels.")
+    mean: tuple[float, float, float] = Field(
+        default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1], of red, green and blue."
+    )
+    std: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="What is left is divided by it.")
+
+
+def build_blocks(config: TrunkConfig) -> nn.ModuleList:
+    """Return the blocks of a trunk, with timm's initial values (truncated normal, 0.02)."""
+    from timm.models.vision_transformer import Block, init_weights_vit_timm
+
+    return nn.ModuleList(
+        Block(
+            config.width,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=True,
+            act_layer=_activation(config.activation),
+            norm_layer=norm_layer(config),
+        )
+        for _ in range(config.depth)
+    ).apply(init_weights_vit_timm)
+
+
+def build_attention_pool(config: TrunkConfig) -> nn.Module:
+    """Return SigLIP's pooling: one learnt query over all tokens, then an MLP. (B, N, D) -> (B, D)."""
+    from timm.layers import AttentionPoolLatent
+    from timm.models.vision_transformer import init_weights_vit_timm
+
+    pool: nn.Module = AttentionPoolLatent(
+        config.width,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        norm_layer=norm_layer(config),
+        act_layer=_activation(config.activation),
+    )
+    return pool.apply(init_weights_vit_timm)
+
+
+def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransformer:
+    """Return timm's vision transformer on pixels (B, 3, image_size, image_size) that are normalised by mean and std."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    trunk = config.trunk
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=config.patch_size,
+        num_classes=trunk.output_dim or 0,
+        global_pool="map" if trunk.pooling == "attention" else "token",
+        class_token=trunk.pooling == "class_token",
+        embed_dim=trunk.width,
+        depth=trunk.depth,
+        num_heads=trunk.heads,
+        mlp_ratio=trunk.mlp_ratio,
+        pre_norm=trunk.pre_norm,
+        act_layer=_activation(trunk.activation),
+        norm_layer=norm_layer(trunk),
+    )
+
+
+def norm_layer(config: TrunkConfig) -> Callable[[int], nn.Module]:
+    """Return what makes a layer norm of a width."""
+    return partial(nn.LayerNorm, eps=config.norm_eps)
+
+
+def described_tower(vision: nn.Module) -> tuple[TrunkConfig, int, dict[str, Tensor]]:
+    """Return trunk, patch size and tensors, by timm's names, of a vision tower that was built elsewhere.
+
+    Args:
+        vision: timm's VisionTransformer (SigLIP, SigLIP2, CLIP), or a tower of open_clip: its own VisionTransformer, or
+            a timm model without further head.
+
+    Raises:
+        ValueError: it is no such tower, or has parts that have no place here (register tokens, layer scale, ...).
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    if isinstance(vision, VisionTransformer):
+        return _of_timm(vision)
+    kind = f"{type(vision).__module__}.{type(vision).__name__}"
+    if kind == "open_clip.timm_model.TimmModel":
+        inner: Any = vision
+        if len(inner.head):
+            raise ValueError("got a timm tower that open_clip projects; wanted one with timm_proj 'none'")
+        return described_tower(inner.trunk)
+    if kind == "open_clip.transformer.VisionTransformer":
+        return _of_open_clip(vision)
+    raise ValueError(f"got a {kind}; wanted a vision transformer of timm or open_clip, such as SigLIP2's or CLIP's")
+
+
+def _of_timm(vit: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: ANN401 - timm ships no types
+    tensors = dict(vit.state_dict())
+    block = vit.blocks[0]
+    config = TrunkConfig(
+        width=vit.embed_dim,
+        depth=len(vit.blocks),
+        heads=block.attn.num_heads,
+        mlp_ratio=_ratio(block.mlp.fc1.out_features, vit.embed_dim),
+        activation=activation_of(block.mlp.act),
+        norm_eps=block.norm1.eps,
+        pooling="class_token" if vit.has_class_token else "attention",
+        pre_norm=not isinstance(vit.norm_pre, nn.Identity),
+        output_dim=vit.num_classes or None,
+    )
+    patch = int(vit.patch_embed.patch_size[0])
+    _refuse_other_parts(config, patch, vit.patch_embed.img_size[0], tensors)
+    return config, patch, tensors
+
+
+def _of_open_clip(vision: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: ANN401
+    """CLIP's own tower: packed attention weights, a projection without bias."""
+    tensors = {_timm_name(name): tensor for name, tensor in vision.state_dict().items()}
+    if "proj" not in tensors or vision.attn_pool is not None or vision.pool_type != "tok":
+        raise ValueError("got a tower of open_clip without a class token; wanted CLIP's, pooled by its class token")
+    projection = tensors.pop("proj")
+    tensors["head.weight"] = projection.T.contiguous()
+    tensors["head.bias"] = projection.new_zeros(projection.shape[1])
+    tensors["cls_token"] = tensors["cls_token"].reshape(1, 1, -1)
+    tensors["pos_embed"] = tensors["pos_embed"][None]
+    block = vision.transformer.resblocks[0]
+    width = projection.shape[0]
+    config = TrunkConfig(
+        width=width,
+        depth=len(vision.transformer.resblocks),
+        heads=block.attn.num_heads,
+        mlp_ratio=_ratio(block.mlp.c_fc.out_features, width),
+        activation=activation_of(block.mlp.gelu),
+        norm_eps=block.ln_1.eps,
+        pooling="class_token",
+        pre_norm=not isinstance(vision.ln_pre, nn.Identity),
+        output_dim=projection.shape[1],
+    )
+    _refuse_other_parts(config, vision.patch_size[0], vision.image_size[0], tensors)
+    return config, int(vision.patch_size[0]), tensors
+
+
+#: open_clip's names of CLIP's vision tower -> timm's, applied in this order.
+_TIMM_NAMES = (
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+
+
+def _timm_name(name: str) -> str:
+    for pattern, replacement in _TIMM_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _refuse_other_parts(config: TrunkConfig, patch: int, size: int, tensors: Mapping[str, Tensor]) -> None:
+    """A tower fits if a tower of its config has the very same tensors."""
+    with torch.device("meta"):
+        like = build_vision_tower(VisionConfig(trunk=config, patch_size=patch), size).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := [name for name in sorted({*like} | {*shapes}) if name not in like or name not in shapes]:
+        raise ValueError(f"the tower is no plain vision transformer: {', '.join(wrong[:5])} have no place in one")
+    if wrong := [name for name in sorted(like) if tuple(like[name].shape) != shapes[name]]:
+        raise ValueError(f"the tower is no plain vision transformer: {', '.join(wrong[:5])} are of another shape")
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio from which timm, which rounds down, makes this hidden width."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _activation(name: Activation) -> Any:  # noqa: ANN401 - a class
+    from timm.layers import get_act_layer
+
+    return get_act_layer(name)
+
+
+def activation_of(module: nn.Module) -> Activation:
+    """Return the name of an activation of timm's, open_clip's or torch's."""
+    if type(module).__name__ == "QuickGELU":
+        return "quick_gelu"
+    tanh = type(module).__name__ == "GELUTanh" or getattr(module, "approximate", "none") == "tanh"
+    if not tanh and not isinstance(module, nn.GELU) and type(module).__name__ != "GELU":
+        raise ValueError(f"got the activation {type(module).__name__}; known are gelu, gelu_tanh and quick_gelu")
+    return "gelu_tanh" if tanh else "gelu"
