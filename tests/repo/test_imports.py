@@ -16,12 +16,12 @@ from tests.repo.pages import ROOT
 LAYERS = {
     "toklip_core": [
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses"},
-        {"data", "perceptual", "runs", "trunk"},
+        {"data", "parts", "perceptual", "runs", "sources", "trunk"},
         {"store", "training", "encoder", "text"},
         {"clip", "published"},
         {"model"},
         {"encoding"},
-        {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
+        {"captions", "decoding", "readers", "evaluation", "explanation", "retrieval", "zero_shot"},
         {"settings"},
         {"distillation"},
         {"model_commands"},
