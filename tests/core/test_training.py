@@ -22,7 +22,6 @@ from toklip_core.training import (
     derived_seed,
     fit,
     learning_rate_factor,
-    mean_over_processes,
     shuffled,
 )
 from torch import Tensor, nn
@@ -403,8 +402,3 @@ def test_a_parameter_outside_of_all_groups_is_refused(tmp_path: Path):
     groups = [ParameterGroup(names=frozenset({"head.weight"}))]
     with pytest.raises(AssertionError, match=r"not in exactly one group: \['body.0.bias'"):
         train(tmp_path / "run", groups=groups)
-
-
-def test_alone_a_process_is_its_own_mean():
-    x = torch.randn(3, requires_grad=True)
-    assert mean_over_processes(x) is x

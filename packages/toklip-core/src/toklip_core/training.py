@@ -6,6 +6,7 @@ Laws, all of them tested:
   augmentation of (seed, epoch, index), other randomness of (seed, step, micro-batch, process): a resume needs no
   state of any of them, and skips samples without touching them.
 - Several processes see the batches that one would see, and train to the same weights within rounding.
+- Micro-batches give the gradients of the whole batch, within rounding: of means over samples, and of contrasts.
 - What is frozen stays as it is: not trained, not saved, in eval mode.
 - A save is whole or not there (see :mod:`toklip_core.runs`).
 
@@ -19,9 +20,10 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -53,12 +55,14 @@ class Samples(Protocol):
 
 
 class Losses(NamedTuple):
-    """What an objective returns: scalars by name."""
+    """What an objective, or a contrast, returns: scalars by name, and what a contrast needs."""
 
     #: Their sum is minimised. A value that is not finite stops the run.
     losses: Mapping[str, Tensor]
     #: Logged beside the losses.
     metrics: Mapping[str, Tensor] = {}
+    #: For the contrast: (b, ...) with a row for each sample of the micro-batch, or 0-dim, the same for all samples.
+    features: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class ParameterGroup:
     clip_with: str = "model"
 
 
+#: The features of the whole batch of this process -> losses between its samples.
+Contrast = Callable[[Mapping[str, Tensor]], Losses]
+
+
 class FitReport(NamedTuple):
     """How a run ended."""
 
@@ -111,6 +119,8 @@ def fit(
     groups: Sequence[ParameterGroup] = (),
     order: Callable[[int, int, int], Tensor] | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    contrast: Contrast | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
     unused_parameters: bool = False,
 ) -> FitReport:
     """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
@@ -120,8 +130,8 @@ def fit(
     Args:
         model: all trainable weights. Parameters without ``requires_grad`` stay frozen, and out of the saves.
         samples: the data; batches of it, collated, reach the objective on the model's device.
-        objective: (model, batch, step) -> losses. It calls ``model(...)``, so that hooks of DDP and FSDP run; the
-            autocast of ``run.precision`` is on.
+        objective: (model, batch, step) -> losses that are means over samples, and features. It calls ``model(...)``,
+            so that hooks of DDP and FSDP run; the autocast of ``run.precision`` is on.
         run: length, optimizer, and so on.
         out: absent, empty, or the folder of this run.
         settings: JSON data, everything else that the run depends on. With other settings a resume is an error.
@@ -131,6 +141,11 @@ def fit(
         groups: None: one group. Else every trainable parameter is in exactly one.
         order: (size, seed, epoch) -> permutation of the samples. None: :func:`shuffled`.
         collate: samples -> batch. None: the default of torch.
+        contrast: features -> losses between samples, see :mod:`toklip_core.losses`. It sees the features of all
+            micro-batches of this process, in float32, and gathers over processes itself. Exact with ``run.accumulate``
+            too: the price is one more forward pass, the gain that activations of one micro-batch are held at a time.
+        after_step: called with the model, without gradients, after each step of the optimizer: clamp a parameter.
+            Sharded by FSDP 2, parameters are DTensors, and must have a dimension: (1,) for a scalar.
         unused_parameters: tell DDP that some parameters may get no gradient in some steps.
 
     Raises:
@@ -153,6 +168,7 @@ def fit(
     state = TrainState(core, optimizer.optimizer, average, accelerator.scaler)
     start, figures = folder.load(state)
     clips = _clips(core, run, groups)
+    passes = _Passes(accelerator, model, objective, contrast, run)
 
     keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)
     loader = _loader(samples, keys, run, collate, accelerator.device)
@@ -181,17 +197,8 @@ def fit(
             if last or stop:
                 break
 
-            for micro in range(run.accumulate):
-                batch = _to_device(next(batches), accelerator.device)
-                # After the data, which may have drawn from the global generator: a DataLoader does.
-                torch.manual_seed(derived_seed(run.seed, step, micro, accelerator.process_index))
-                with (
-                    nullcontext() if micro == run.accumulate - 1 else accelerator.no_sync(model),
-                    accelerator.autocast(),
-                ):
-                    result = objective(model, batch, step)
-                accelerator.backward(torch.stack([*result.losses.values()]).sum() / run.accumulate)
-                window.add(step + 1, result)
+            for values in passes.backward(batches, step):
+                window.add(step + 1, values)
             rate = run.learning_rate * learning_rate_factor(step, run)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
@@ -199,6 +206,9 @@ def fit(
             norms = {name: whole(nn.utils.clip_grad_norm_(*clip)) for name, clip in clips.items()}
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if after_step is not None:
+                with torch.no_grad():
+                    after_step(core)
             if average:
                 weights = _trainable(product)
                 torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
@@ -234,33 +244,6 @@ def learning_rate_factor(step: int, run: RunConfig) -> float:
         floor = run.final_learning_rate / run.learning_rate
         return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
     return run.drop ** sum(step >= milestone for milestone in run.milestones)
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    """Return the mean of x (any shape) over all processes; differentiable under DDP's averaging of gradients.
-
-    A loss that is not a mean over samples, such as the entropy of a batch's mean distribution, is the same on
-    two processes as on one if its inputs are averaged by this.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    mean: Tensor = _MeanOverProcesses.apply(x)
-    return mean
-
-
-class _MeanOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - autograd's own context type
-        mean = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(mean)
-        return mean / dist.get_world_size()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        # The mean is its own adjoint: with the loss summed over processes, d/dx = sum of gradients / processes.
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient / dist.get_world_size()
 
 
 def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
@@ -391,6 +374,83 @@ def _anywhere(accelerator: Accelerator, number: int) -> int:
     return int(numbers.item())
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """The forward and backward passes of a step over its micro-batches."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    objective: Callable[[nn.Module, Any, int], Losses]
+    contrast: Contrast | None
+    run: RunConfig
+
+    def backward(self, batches: Iterator[Any], step: int) -> Iterator[Losses]:
+        """Add the gradients of a step to the parameters; yield what there is to log."""
+        device, count = self.accelerator.device, self.run.accumulate
+        micro_batches: Iterable[Any] = (_to_device(batch, device) for batch in islice(batches, count))
+        cached: list[dict[str, Tensor]] = []
+        if self.contrast is not None and count > 1:
+            micro_batches = [*micro_batches]
+            between, cached = self._cache(self.contrast, micro_batches, step)
+            yield between
+        for micro, batch in enumerate(micro_batches):
+            with nullcontext() if micro == count - 1 else self.accelerator.no_sync(self.model):
+                result = self._forward(batch, step, micro)
+            losses = [loss / count for loss in result.losses.values()]
+            if cached:
+                # Of these products the gradient alone matters: it is that of the contrast through this micro-batch.
+                pairs = [(_single(result.features[name]), gradient) for name, gradient in cached[micro].items()]
+                losses += [(feature * gradient).sum() for feature, gradient in pairs if feature.requires_grad]
+            elif self.contrast is not None:
+                between = self.contrast({name: _single(feature) for name, feature in result.features.items()})
+                losses += between.losses.values()
+                yield between
+            self.accelerator.backward(torch.stack(losses).sum())
+            yield result
+
+    def _forward(self, batch: Any, step: int, micro: int) -> Losses:  # noqa: ANN401 - whatever the collate made
+        # After the data, which may have drawn from the global generator: a DataLoader does.
+        torch.manual_seed(derived_seed(self.run.seed, step, micro, self.accelerator.process_index))
+        with self.accelerator.autocast():
+            return self.objective(self.model, batch, step)
+
+    def _cache(
+        self, contrast: Contrast, micro_batches: Sequence[Any], step: int
+    ) -> tuple[Losses, list[dict[str, Tensor]]]:
+        """Return the contrast of the whole batch, and its gradients to the features of each micro-batch.
+
+        GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
+        and buffers are those of the second pass, so dropout agrees, and running statistics count a sample once.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with torch.no_grad():
+            parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(micro_batches)]
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        features = {
+            name: _single(torch.cat([part[name] for part in parts]) if one.ndim else one)
+            for name, one in parts[-1].items()
+        }
+        leaves = {name: x.detach().requires_grad_() for name, x in features.items() if x.is_floating_point()}
+        between = contrast(features | leaves)
+        total = torch.stack([*between.losses.values()]).sum()
+        gradients = torch.autograd.grad(total, [*leaves.values()], materialize_grads=True)
+        cached: list[dict[str, Tensor]] = [{} for _ in parts]
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient.ndim == 0:
+                # Once: in the last micro-batch, whose backward pass averages over processes.
+                cached[-1][name] = gradient
+                continue
+            for into, rows in zip(cached, torch.split(gradient, [len(part[name]) for part in parts]), strict=True):
+                into[name] = rows
+        return between, cached
+
+
+def _single(feature: Tensor) -> Tensor:
+    # Unscaled gradients of a large batch may be too small for 16 bits.
+    return feature.float() if feature.is_floating_point() else feature
+
+
 def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the collate made
     from accelerate.utils import send_to_device
 
@@ -475,7 +535,8 @@ class _Window:
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, step: int, values: Losses) -> None:
-        self.rows.append((step, Losses(*({n: v.detach().float() for n, v in part.items()} for part in values))))
+        losses, metrics = ({n: v.detach().float() for n, v in part.items()} for part in values[:2])
+        self.rows.append((step, Losses(losses, metrics)))
 
     def log(self, step: int, **more: float) -> None:
         """Log means over steps and processes; ValueError if a loss was not finite."""
@@ -485,7 +546,7 @@ class _Window:
         numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
         sums: dict[str, list[float]] = {}
         for at, row in self.rows:
-            for kind, part in zip(("loss/", ""), row, strict=True):
+            for kind, part in (("loss/", row.losses), ("", row.metrics)):
                 for name in part:
                     value = next(numbers)
                     if kind and not math.isfinite(value):

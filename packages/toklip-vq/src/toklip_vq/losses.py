@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from toklip_core.training import mean_over_processes
+from toklip_core.losses import mean_over_processes
 from torch import Tensor, nn
 
 from toklip_vq.vqgan import Codebook
