@@ -17,11 +17,11 @@ LAYERS = {
     "toklip_core": [
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses"},
         {"data", "parts", "perceptual", "runs", "sources", "trunk"},
-        {"store", "training", "encoder", "text"},
+        {"store", "training", "encoder", "text", "readers"},
         {"clip", "published"},
         {"model"},
         {"encoding"},
-        {"captions", "decoding", "readers", "evaluation", "explanation", "retrieval", "zero_shot"},
+        {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
         {"settings"},
         {"distillation"},
         {"model_commands"},

@@ -21,7 +21,9 @@ _LARGEST_MEMBER = 2**30
 LARGEST_TEXT = 2**20
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
+    """Where a member's bytes lie in a tar."""
+
     offset: int = 0
     size: int = 0
 
@@ -30,9 +32,9 @@ class _Span(NamedTuple):
 class TarMember:
     """Where a picture and its texts lie in a tar, or why it cannot be read."""
 
-    span: _Span = field(default_factory=_Span)
-    text: _Span | None = None
-    facts: _Span | None = None
+    span: Span = field(default_factory=Span)
+    text: Span | None = None
+    facts: Span | None = None
     problem: str = ""
 
     def data(self, path: Path) -> bytes:
@@ -71,14 +73,14 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
     A name that climbs out of the tar, a link, and a second member of one name are such problems. If the tar itself is
     broken, that comes last, with the name "": the pictures before the break are good.
     """
-    texts: dict[str, _Span] = {}
+    texts: dict[str, Span] = {}
     pictures: dict[str, TarMember] = {}
     broken = ""
     try:
         for info in _members(path):
             name = posixpath.normpath(info.name)
             suffix = posixpath.splitext(name)[1].lower()
-            span = _Span(info.offset_data, info.size)
+            span = Span(info.offset_data, info.size)
             if suffix in suffixes:
                 if name in pictures:
                     pictures[_free(name, pictures)] = TarMember(problem=f"a second member named {name!r}")
@@ -124,7 +126,7 @@ def _free(name: str, taken: Container[str]) -> str:
     return next(free for n in count(2) if (free := f"{name}#{n}") not in taken)
 
 
-def _read(path: Path, span: _Span) -> bytes:
+def _read(path: Path, span: Span) -> bytes:
     with path.open("rb") as file:
         file.seek(span.offset)
         data = file.read(span.size)
