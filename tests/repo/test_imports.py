@@ -20,6 +20,7 @@ LAYERS = {
         {"store", "training", "encoder", "text", "readers"},
         {"clip", "published"},
         {"model"},
+        {"rows"},
         {"encoding"},
         {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
         {"settings"},

@@ -183,18 +183,27 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 @click.option(
     "--out", "store", required=True, type=click.Path(), help="The store, a folder; an earlier encode goes on."
 )
-@click.option("--tokenizer", default="llamagen-tiny", show_default=True, help="See `toklip tokenizers`.")
+@click.option("--tokenizer", help="See `toklip tokenizers`; by default the model's, or llamagen-tiny.")
 @click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
+@click.option("--model", help="Store the unit feature of each picture, too, by this TokLIP: see `toklip models`.")
+@click.option("--tokens", is_flag=True, help="And all of its tokens: 0.6 MB for a picture of 256 tokens.")
 @click.option(
-    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default."
+    "--teacher", help="Store its unit feature, too, to train from: a folder, or a name such as open_clip:NAME/TAG."
 )
-@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
+@click.option(
+    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the model's or tokenizer's own."
+)
+@click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    help="To a square; by default as the model or the teacher takes pictures, else crop.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the network; bfloat16 is faster and changes some ids.",
+    help="Of the networks; bfloat16 is faster and changes some ids.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures; by default one per core.")
@@ -210,7 +219,7 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Write the ids of INPUTS into a token store.
+    """Write the ids of INPUTS, and features on request, into a token store.
 
     INPUTS are picture files, folders, globs and tars (KEY.jpg, KEY.txt, KEY.json). Killed and started again, an encode
     goes on. What cannot be read is named in STORE/__unreadable__. Started by torchrun or accelerate, processes share
@@ -223,6 +232,8 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
     from toklip_core.signals import stop_on_signals
 
     workers = default_workers() if workers is None else workers
+    if options["tokenizer"] is None and options["model"] is None:
+        options["tokenizer"] = "llamagen-tiny"
     with stop_on_signals() as stop:
         report = encode_pictures(
             workers=workers, device=device or default_device(), progress=options["rank"] == 0, stop=stop, **options

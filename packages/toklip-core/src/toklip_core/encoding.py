@@ -1,6 +1,6 @@
 """Pictures into a token store: what ``toklip encode`` calls.
 
-    worker processes: entries -> RGB -> square of 8-bit levels --pipe--> this process: tokenizer -> ids -> parts
+    worker processes: entries -> RGB -> square of 8-bit levels --pipe--> this process: models -> rows -> parts
 
 An encode may be killed at any moment. The same call goes on: pictures whose keys the store's complete parts hold are
 passed over, all others are read again.
@@ -22,15 +22,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from toklip_core.checkpoint import weights_checksum
+from toklip_core.clip import CLIP
 from toklip_core.data import (
     MAX_PIXELS,
     PictureError,
@@ -38,11 +37,11 @@ from toklip_core.data import (
     Source,
     entries,
     find_pictures,
-    normalized,
     resized,
     share_of_rank,
     share_of_worker,
 )
+from toklip_core.model import TokLIP
 from toklip_core.parts import (
     UNREADABLE,
     PartWriter,
@@ -53,11 +52,12 @@ from toklip_core.parts import (
     part_paths,
     refuse_other,
 )
-from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
+from toklip_core.rows import row_maker
 from toklip_core.store import TokenStore
 from toklip_core.writers import writing
 
 _LINE_SECONDS = 30
+_PART_BYTES = 2**29  # with tokens, 10,000 pictures would be 6 GB in memory
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
 
 
@@ -127,10 +127,13 @@ def encode_pictures(
     inputs: Iterable[Path | str],
     store: Path | str,
     *,
-    tokenizer: str,
+    tokenizer: str | None = None,
     weights: Path | str | None = None,
+    model: TokLIP | Path | str | None = None,
+    tokens: bool = False,
+    teacher: CLIP | Path | str | None = None,
     image_size: int | None = None,
-    resize: Resize = "crop",
+    resize: Resize | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 32,
     workers: int = 0,
@@ -143,18 +146,24 @@ def encode_pictures(
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
 ) -> EncodeReport:
-    """Write the ids of pictures into a token store, going on where an earlier call with the same store ended.
+    """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
 
     Pictures that cannot be read are named in the store's ``__unreadable__`` and tried again by the next call.
 
     Args:
         inputs: files, folders, globs, tars; see :func:`toklip_core.data.find_pictures`.
         store: a folder; made if it is not there.
-        tokenizer: a registered name.
-        weights: see :func:`toklip_core.plugins.load_tokenizer`.
-        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: what it was trained at.
-        resize: see :func:`toklip_core.data.resized`.
-        dtype: what the tokenizer computes in. bfloat16 is quicker and changes some ids.
+        tokenizer: a registered name; may be left out beside a model, which has its own.
+        weights: of the tokenizer, see :func:`toklip_core.plugins.load_tokenizer`; a model has its own.
+        model: a TokLIP, or what :meth:`TokLIP.from_pretrained` takes: the store gets the column ``pooled``, the unit
+            feature of each picture. One that is passed is brought to the device and into eval mode.
+        tokens: the column ``tokens``, too: all tokens of the model, 0.6 MB for a picture of 256 tokens.
+        teacher: a CLIP, or what :func:`toklip_core.clip.load_clip` takes: the store gets the column ``teacher``, its
+            unit feature of the picture, at the teacher's own size.
+        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: the model's, else what the
+            tokenizer was trained at.
+        resize: see :func:`toklip_core.data.resized`; None: the model's, else the teacher's, else "crop".
+        dtype: what tokenizer and models compute in. bfloat16 is quicker and changes some ids.
         workers: processes that read pictures; 0 reads in this one.
         rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
             waits for another.
@@ -166,7 +175,7 @@ def encode_pictures(
 
     Raises:
         FileNotFoundError: an input is not there, there is no picture, or the weights are not there.
-        LookupError: no tokenizer has this name.
+        LookupError: no tokenizer or model has this name.
         ValueError: the store was made otherwise, an argument does not fit, or no picture can be read.
         OSError: the store cannot be written.
     """
@@ -174,10 +183,20 @@ def encode_pictures(
     path = Path(store)
     refuse_missing_device(device)
     sources = share_of_rank(find_pictures(inputs), rank, world_size)
-    model, info = _tokenizer(tokenizer, weights, image_size, resize, dtype)
+    maker = row_maker(
+        tokenizer=tokenizer,
+        weights=weights,
+        model=model,
+        tokens=tokens,
+        teacher=teacher,
+        image_size=image_size,
+        resize=resize,
+        dtype=dtype,
+    )
+    info = maker.info
     with fullness_explained(path), writing(path, rank, world_size):
-        work = _Work(sources, _Keys(_held_keys(path, info)), info.image_size, resize, batch_size, max_pixels)
-        model.to(device=device, dtype=getattr(torch, dtype))
+        work = _Work(sources, _Keys(_held_keys(path, info)), maker.sizes, info.resize, batch_size, max_pixels)
+        maker.to(device)
         writer = PartWriter(path, info, rank=rank, world_size=world_size)
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()
@@ -185,11 +204,13 @@ def encode_pictures(
         with progress_bar(_total(sources), shown=progress) as bar:
             for batch in _batches(work, workers):
                 if batch.keys:
-                    writer.add(batch.keys, _encode(model, batch.levels, device), batch.captions)
+                    ids, features = maker.rows(batch.levels)
+                    writer.add(batch.keys, ids, batch.captions, features)
                 for row in batch.unreadable:
                     log.add(row)
                 bar.update(counts.add(batch))
-                if len(writer) >= part_rows or time.perf_counter() - written >= part_seconds:
+                late = time.perf_counter() - written >= part_seconds
+                if len(writer) >= part_rows or writer.nbytes >= _PART_BYTES or late:
                     writer.flush()
                     written = time.perf_counter()
                 if stopped := stop is not None and stop():
@@ -221,11 +242,11 @@ class _Keys:
 
 
 class _Batch(NamedTuple):
-    """What a worker sends: squares (n, size, size, 3) uint8 and their names, and what it met besides."""
+    """What a worker sends: squares (n, size, size, 3) uint8 of each size, their names, and what it met besides."""
 
     keys: list[str]
     captions: list[str | None]
-    levels: np.ndarray[Any, Any]
+    levels: list[np.ndarray[Any, Any]]
     unreadable: list[Unreadable]
     skipped: int
 
@@ -256,7 +277,7 @@ class _Work(IterableDataset[_Batch]):
 
     sources: list[Source]
     done: _Keys
-    size: int
+    sizes: list[int]
     resize: Resize
     batch_size: int
     max_pixels: int
@@ -266,7 +287,7 @@ class _Work(IterableDataset[_Batch]):
         sources = self.sources if worker is None else share_of_worker(self.sources, worker.id, worker.num_workers)
         keys: list[str] = []
         captions: list[str | None] = []
-        squares: list[np.ndarray[Any, Any]] = []
+        squares: list[list[np.ndarray[Any, Any]]] = []
         unreadable: list[Unreadable] = []
         skipped = 0
         for entry in entries(sources):
@@ -274,19 +295,23 @@ class _Work(IterableDataset[_Batch]):
                 skipped += 1
                 continue
             try:
-                image = resized(entry.image(max_pixels=self.max_pixels), self.size, self.resize)
+                image = entry.image(max_pixels=self.max_pixels)
+                of_sizes = [np.asarray(resized(image, size, self.resize)) for size in self.sizes]
                 caption = entry.caption()
             except (PictureError, OSError) as error:
                 unreadable.append(Unreadable(entry.key, str(entry.path), str(error)))
                 continue
             keys.append(entry.key)
             captions.append(caption)
-            squares.append(np.asarray(image))
+            squares.append(of_sizes)
             if len(keys) == self.batch_size:
-                yield _Batch(keys, captions, np.stack(squares), unreadable, skipped)
+                yield _Batch(keys, captions, _stacked(squares), unreadable, skipped)
                 keys, captions, squares, unreadable, skipped = [], [], [], [], 0
-        levels = np.stack(squares) if squares else np.empty((0, self.size, self.size, 3), np.uint8)
-        yield _Batch(keys, captions, levels, unreadable, skipped)
+        yield _Batch(keys, captions, _stacked(squares), unreadable, skipped)
+
+
+def _stacked(squares: list[list[np.ndarray[Any, Any]]]) -> list[np.ndarray[Any, Any]]:
+    return [np.stack(of_one_size) for of_one_size in zip(*squares, strict=True)]
 
 
 def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
@@ -322,39 +347,12 @@ def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
     os._exit(1)
 
 
-def _tokenizer(
-    name: str, weights: Path | str | None, image_size: int | None, resize: Resize, dtype: Literal["float32", "bfloat16"]
-) -> tuple[nn.Module, StoreInfo]:
-    spec = tokenizer_spec(name)
-    model = load_tokenizer(name, weights)
-    size = spec.image_size if image_size is None else image_size
-    factor = model.downsample_factor
-    if size <= 0 or size % factor:
-        near = max(1, size // factor) * factor
-        raise ValueError(f"got the size {size}; {name!r} wants a multiple of {factor}, such as {near}")
-    info = StoreInfo(
-        tokenizer=name,
-        weights_checksum=weights_checksum(cast(nn.Module, model)),
-        codebook_size=model.codebook_size,
-        downsample_factor=factor,
-        image_size=size,
-        resize=resize,
-        dtype=dtype,
-    )
-    return cast(nn.Module, model), info
-
-
 def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
     if not part_paths(path):
         return ()
     held = TokenStore(path)
     refuse_other(info, held.info, what="this encode", store=path)
     return held.keys()
-
-
-def _encode(model: nn.Module, levels: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:
-    pixels = normalized(torch.from_numpy(levels).to(device).permute(0, 3, 1, 2))
-    return cast(VQTokenizer, model).encode(pixels.contiguous())
 
 
 def _total(sources: Iterable[Source]) -> int | None:
