@@ -22,10 +22,14 @@ LAYERS = {
         {"model"},
         {"rows"},
         {"encoding"},
+        {"matching"},
+        {"classes"},
         {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
         {"settings"},
+        {"held_out"},
         {"distillation"},
-        {"model_commands"},
+        {"teaching"},
+        {"model_commands", "train_commands"},
         {"cli", "testing"},
     ],
     "toklip_vq": [
@@ -40,8 +44,8 @@ LAYERS = {
 #: What every package may import, beside itself.
 SHARED = {"toklip_core"}
 #: Modules that every `toklip --help` imports: nothing heavy at their top.
-LIGHT = {"toklip_core.cli", "toklip_core.plugins", "toklip_vq.plugin"}
-HEAVY = {"torch", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub", "pydantic", "tqdm"}
+LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "train_commands")} | {"toklip_vq.plugin"}
+HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub", "pydantic", "tqdm"}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:

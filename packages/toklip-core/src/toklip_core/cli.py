@@ -13,6 +13,7 @@ import click
 
 from toklip_core import __version__
 from toklip_core.plugins import Plugin, Registry, reason, registry
+from toklip_core.train_commands import encoder, teacher
 
 #: Group -> command -> the package it comes with, named when that package is missing.
 _ELSEWHERE = {
@@ -128,6 +129,10 @@ def cli() -> None:
 @cli.group(cls=PluginGroup)
 def train() -> None:
     """Train a model from a recipe or a TOML file."""
+
+
+train.add_command(encoder)
+train.add_command(teacher)
 
 
 @cli.group(cls=PluginGroup)

@@ -1,0 +1,307 @@
+"""``toklip train encoder``: a semantic encoder from a teacher, by contrast with captions and distillation.
+
+    pixels -tokenizer-> ids -tokenizer-> codes -encoder-> tokens, pooled
+       |                                               |       |
+    teacher's vision tower ------------------> tokens (MSE), pooled (MSE)
+    captions -teacher's text tower, frozen ------------------> contrast
+
+From a token store neither pictures nor the tokenizer's networks are touched: ids come from it, and the teacher's
+features too, if it was written with ``toklip encode --teacher``.
+
+Source: TokLIP, https://arxiv.org/abs/2505.05422. The published runs froze the text tower, as here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toklip_core.captions import Batch, CaptionedSamples, collate
+from toklip_core.checkpoint import weights_checksum
+from toklip_core.clip import CLIP, load_clip
+from toklip_core.data import normalized
+from toklip_core.encoder import SemanticEncoder, encoder_from_tower
+from toklip_core.held_out import HeldOutSet, evaluated
+from toklip_core.losses import pooled_distillation, sigmoid_contrast, softmax_contrast, token_distillation
+from toklip_core.model import TokLIP
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.published import TokLIPConfig
+from toklip_core.settings import EncoderLosses, EncoderTrainConfig
+from toklip_core.training import FitReport, Losses, ParameterGroup, fit
+
+#: CLIP's bound of the temperature: cosines are never multiplied by more than 100.
+LARGEST_LOGIT_SCALE = math.log(100)
+
+#: Parameters of two dimensions and more that are no matrices of a product, and not decayed.
+_NOT_DECAYED = ("pos_embed", "cls_token", "class_token", "positional_embedding", "attn_pool.latent", "token_embedding")
+
+
+def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
+    """Train an encoder into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+
+    The model folder ``out/model`` is a TokLIP: :meth:`toklip_core.model.TokLIP.from_pretrained` takes it.
+
+    Raises:
+        FileNotFoundError: data, tokenizer or teacher are not there.
+        ValueError: they do not fit one another, or as ``fit``.
+        LookupError, OSError: as ``fit``.
+    """
+    tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
+    teacher = load_clip(config.teacher).requires_grad_(False).eval()
+    samples = CaptionedSamples(
+        config.data,
+        image_size=config.image_size,
+        resize=config.resize,
+        seed=config.run.seed,
+        smallest_crop=config.smallest_crop,
+    )
+    checksums = {
+        "tokenizer": weights_checksum(cast(nn.Module, tokenizer)),
+        "teacher": weights_checksum(teacher),
+    }
+    refuse_misfits(config, samples, tokenizer, teacher, checksums)
+    torch.manual_seed(config.run.seed)
+    model = EncoderTraining(_started(config, tokenizer, teacher), teacher, config.losses)
+    frozen = Frozen(tokenizer, teacher, config)
+    held_out = HeldOutSet(config.held_out, image_size=config.image_size, resize=config.resize)
+
+    def assembled(trained: nn.Module) -> TokLIP:
+        return _assembled(config, cast(EncoderTraining, trained), tokenizer, teacher, checksums["tokenizer"])
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        encoder = SemanticEncoder(model.encoder.config)
+        result = EncoderTraining(encoder, teacher, config.losses)
+        result.load_state_dict(tensors)
+        assembled(result).save_pretrained(folder)
+
+    return fit(
+        model,
+        samples,
+        lambda model, batch, step: cast(Losses, model(*frozen(batch))),
+        config.run,
+        out,
+        settings={**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums},
+        export=export,
+        evaluate=lambda product: evaluated(assembled(product), held_out, batch_size=config.run.batch_size),
+        groups=parameter_groups(model, {"projector": config.projector_learning_rate_factor}),
+        order=samples.order,
+        collate=collate,
+        contrast=lambda features: contrast(features, config.losses.contrast, config.losses.contrast_weight),
+        after_step=clamp_logit_scale,
+    )
+
+
+class Inputs(NamedTuple):
+    """A batch as the encoder's training takes it."""
+
+    #: (B, h, w, C).
+    codes: Tensor
+    #: (B, E), unit norm, of the captions.
+    text: Tensor
+    #: (B, E), unit norm, of the teacher on the pictures; None if it is not distilled.
+    pooled: Tensor | None
+    #: (B, N, D), of the teacher; None if they are not distilled.
+    tokens: Tensor | None
+
+
+class EncoderTraining(nn.Module):
+    """The encoder and the temperature; the forward pass gives the losses that are means over samples, and features.
+
+    Args:
+        encoder: what is trained.
+        teacher: where temperature and bias start.
+        config: weights.
+    """
+
+    def __init__(self, encoder: SemanticEncoder, teacher: CLIP, config: EncoderLosses) -> None:
+        super().__init__()
+        self.encoder = encoder
+        #: (1,): FSDP shards no scalar. The bias is the sigmoid's alone.
+        self.logit_scale = nn.Parameter(teacher.logit_scale.detach().reshape(1).clone())
+        sigmoid = config.contrast == "sigmoid"
+        self.logit_bias = nn.Parameter(teacher.logit_bias.detach().reshape(1).clone()) if sigmoid else None
+        self.config = config
+
+    def forward(self, codes: Tensor, text: Tensor, pooled: Tensor | None, tokens: Tensor | None) -> Losses:
+        """Return the losses of a batch; see :class:`Inputs` for the shapes."""
+        seen = self.encoder(codes)
+        image = F.normalize(seen.pooled.float(), dim=-1)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {"logit_scale": self.logit_scale.detach().exp().mean()}
+        if pooled is not None:
+            losses["pooled"] = self.config.pooled_weight * pooled_distillation(image, pooled)
+            metrics["cosine"] = (image.detach() * pooled).sum(-1).mean()
+        if tokens is not None:
+            losses["tokens"] = self.config.token_weight * token_distillation(seen.tokens, tokens)
+        features = {"image": image, "text": text, "logit_scale": self.logit_scale[0]}
+        if self.logit_bias is not None:
+            features["logit_bias"] = self.logit_bias[0]
+        return Losses(losses, metrics, features)
+
+
+class Frozen:
+    """What stays as it is: tokenizer and teacher turn a batch of the data into the inputs of the training.
+
+    Args:
+        tokenizer: of the ids.
+        teacher: its text tower reads each caption once, as long as there is room.
+        config: what is distilled, and how much room there is.
+    """
+
+    def __init__(self, tokenizer: VQTokenizer, teacher: CLIP, config: EncoderTrainConfig) -> None:
+        self._tokenizer = tokenizer
+        self._teacher = teacher
+        self._losses = config.losses
+        self._size = teacher.config.image_size
+        self._room = config.text_cache
+        self._texts: dict[str, Tensor] = {}
+        self._device = torch.device("cpu")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Inputs:
+        """Return the inputs of a batch that is on the training's device."""
+        pictures = batch["pixels"] if "pixels" in batch else batch["ids"]
+        if pictures.device != self._device:
+            self._device = pictures.device
+            self._teacher.to(self._device)
+            cast(nn.Module, self._tokenizer).to(self._device)
+        text = self._text(batch["captions"])
+        if "pixels" not in batch:
+            pooled = F.normalize(batch["teacher"], dim=-1) if self._losses.pooled_weight else None
+            return Inputs(self._tokenizer.embed(batch["ids"]), text, pooled, None)
+        pixels = normalized(batch["pixels"])
+        codes = self._tokenizer.embed(self._tokenizer.encode(pixels))
+        if not (self._losses.pooled_weight or self._losses.token_weight):
+            return Inputs(codes, text, None, None)
+        tokens, pooled = self._teacher.image_tokens(_resampled(pixels, self._size))
+        return Inputs(
+            codes,
+            text,
+            F.normalize(pooled.float(), dim=-1) if self._losses.pooled_weight else None,
+            tokens if self._losses.token_weight else None,
+        )
+
+    def _text(self, captions: Sequence[str]) -> Tensor:
+        unknown = sorted({caption for caption in captions if caption not in self._texts})
+        fresh = dict(zip(unknown, self._teacher.text_features(unknown), strict=True)) if unknown else {}
+        found = [fresh[caption] if caption in fresh else self._texts[caption] for caption in captions]
+        room = self._room - len(self._texts)
+        self._texts |= dict(list(fresh.items())[: max(room, 0)])
+        return torch.stack(found)
+
+
+def contrast(features: Mapping[str, Tensor], kind: str, weight: float) -> Losses:
+    """Return the contrast of "image" and "text", (B, E) each, with "logit_scale" and, for sigmoid, "logit_bias"."""
+    if not weight:
+        return Losses({})
+    image, text, scale = features["image"], features["text"], features["logit_scale"].exp()
+    if kind == "softmax":
+        return Losses({"contrast": weight * softmax_contrast(image, text, scale)})
+    return Losses({"contrast": weight * sigmoid_contrast(image, text, scale, features["logit_bias"])})
+
+
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep the temperature in CLIP's bounds, 1 to 100."""
+    cast(Any, model).logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
+
+
+def parameter_groups(model: nn.Module, factors: Mapping[str, float] | None = None) -> list[ParameterGroup]:
+    """Return groups without weight decay for norms, biases, positions, learnt tokens and the temperature.
+
+    Args:
+        model: what is trained.
+        factors: name of a part -> factor of the learning rate of the parameters that have it in their names.
+    """
+    groups: dict[tuple[float, bool], set[str]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            factor = next((factor for part, factor in (factors or {}).items() if part in name.split(".")), 1.0)
+            decayed = weight.ndim > 1 and not any(part in name for part in _NOT_DECAYED)
+            groups.setdefault((factor, decayed), set()).add(name)
+    return [
+        ParameterGroup(names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0)
+        for (factor, decayed), names in groups.items()
+    ]
+
+
+def refuse_misfits(
+    config: EncoderTrainConfig,
+    samples: CaptionedSamples,
+    tokenizer: VQTokenizer,
+    teacher: CLIP,
+    checksums: Mapping[str, str],
+) -> None:
+    """ValueError unless data, tokenizer and teacher fit one another."""
+    factor = tokenizer.downsample_factor
+    if config.image_size % factor:
+        raise ValueError(f"got image_size {config.image_size}; {config.tokenizer!r} wants a multiple of {factor}")
+    if config.losses.token_weight:
+        ours = (config.image_size // factor) ** 2
+        theirs = (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
+        if ours != theirs:
+            raise ValueError(
+                f"token_weight compares {ours} tokens with the teacher's {theirs}; set it to 0, or take a teacher with "
+                "as many"
+            )
+    store = samples.stored
+    if store is None:
+        return
+    if store.weights_checksum != checksums["tokenizer"]:
+        raise ValueError(
+            f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
+            f"{config.tokenizer!r} ({checksums['tokenizer'][:16]}); name the tokenizer of the store"
+        )
+    if config.losses.token_weight:
+        raise ValueError("token_weight needs pixels, and the data is a token store; set it to 0, or read the pictures")
+    if config.losses.pooled_weight:
+        if store.teacher is None:
+            raise ValueError(
+                "pooled_weight needs the teacher's features, and the token store has none: encode with --teacher "
+                f"{config.teacher}, or set it to 0"
+            )
+        if store.teacher.weights_checksum != checksums["teacher"]:
+            raise ValueError(
+                f"the token store has features of another teacher, {store.teacher.model!r} (sha256 "
+                f"{store.teacher.weights_checksum[:16]}), than {config.teacher!r} ({checksums['teacher'][:16]})"
+            )
+
+
+def _started(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
+    side = config.image_size // tokenizer.downsample_factor
+    encoder = encoder_from_tower(teacher.vision, codebook_dim=tokenizer.codebook_dim, grid=(side, side))
+    encoder.grad_checkpointing = config.grad_checkpointing
+    return encoder
+
+
+def _assembled(
+    config: EncoderTrainConfig, trained: EncoderTraining, tokenizer: VQTokenizer, teacher: CLIP, checksum: str
+) -> TokLIP:
+    """The parts of a run as a TokLIP; nothing is copied but temperature and bias."""
+    settings = TokLIPConfig(
+        tokenizer=config.tokenizer,
+        tokenizer_checksum=checksum,
+        image_size=config.image_size,
+        resize=config.resize,
+        encoder=trained.encoder.config,
+        text=teacher.config.text,
+    )
+    with torch.device("meta"):
+        model = TokLIP(settings, tokenizer=tokenizer)
+    model.encoder, model.text, model.tokenizer_weights = trained.encoder, teacher.text, config.tokenizer_weights
+    model.logit_scale = nn.Parameter(trained.logit_scale.detach()[0].clone())
+    bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
+    model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
+    return model
+
+
+def _resampled(pixels: Tensor, size: int) -> Tensor:
+    """Pixels as the teacher's size, (B, 3, size, size)."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)

@@ -1,0 +1,112 @@
+"""The settings of ``toklip train encoder FILE.toml`` and ``toklip train teacher FILE.toml``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toklip_core.config import Config, RunConfig, recipe_names
+from toklip_core.sources import CaptionSource
+from toklip_core.trunk import VisionConfig
+
+_RECIPES = files("toklip_core") / "recipes"
+#: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
+ENCODER_RECIPES = _RECIPES / "encoder"
+TEACHER_RECIPES = _RECIPES / "teacher"
+
+
+class EncoderLosses(Config):
+    """What the encoder is trained by: texts, and a teacher. A weight of 0 leaves a loss out."""
+
+    contrast: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's loss, or SigLIP's.")
+    contrast_weight: float = Field(default=1.0, ge=0, description="Of the contrast with the captions.")
+    pooled_weight: float = Field(
+        default=1000.0,
+        ge=0,
+        description="Of the mean squared error between unit features of encoder and teacher: 2 (1 - cos) / D each, so "
+        "1000 weighs 1 - cos by 1.74 at D = 1152.",
+    )
+    token_weight: float = Field(
+        default=0.0, ge=0, description="Of the mean squared error between tokens of encoder and teacher; needs pixels."
+    )
+
+
+class HeldOut(Config):
+    """What a run is evaluated on; the figures that it allows."""
+
+    scenes: int = Field(
+        default=0, ge=0, description="Held-out scenes: so many of one object for zero-shot, so many for retrieval."
+    )
+    classes: Path | None = Field(
+        default=None, description="FOLDER/CLASS/pictures, for zero-shot accuracy with `a photo of a CLASS.`"
+    )
+    captions: Path | None = Field(
+        default=None, description='JSONL of {"image": PATH, "captions": [...]}, for retrieval.'
+    )
+
+
+class EncoderTrainConfig(Config):
+    """A semantic encoder over the codes of a VQ tokenizer, started from a teacher's vision tower."""
+
+    tokenizer: str = Field(description="Name of the VQ tokenizer in the registry; it stays frozen.")
+    tokenizer_weights: Path | None = Field(default=None, description="A file or folder of it, in place of its own.")
+    teacher: str = Field(
+        description="A folder that `toklip train teacher` wrote, or open_clip:NAME/TAG; text tower, initial values, "
+        "and what is distilled. It stays frozen."
+    )
+    image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the tokenizer's factor.")
+    resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
+    smallest_crop: float = Field(
+        default=1.0, gt=0, le=1, description="Below 1, crops of a share of the area from this to 1, as TokLIP's 0.9."
+    )
+    data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another.")
+    losses: EncoderLosses = EncoderLosses()
+    held_out: HeldOut = HeldOut()
+    text_cache: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Captions whose features are kept, 4 bytes a dimension: the text tower reads each of them once.",
+    )
+    grad_checkpointing: bool = Field(
+        default=False, description="Less memory for activations, one more forward pass."
+    )
+    projector_learning_rate_factor: float = Field(
+        default=1.0, gt=0, description="Of the only part that starts from nothing, times the learning rate."
+    )
+    run: RunConfig
+
+
+class TeacherText(Config):
+    """The text tower of a teacher that is trained from nothing; its words are those of the first captions."""
+
+    width: int = Field(gt=0, description="Width of a token.")
+    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
+    layers: int = Field(gt=0, description="Blocks.")
+    context_length: int = Field(gt=0, description="Words of a caption, and the end; longer ones are cut.")
+    captions: int = Field(default=20_000, gt=0, description="Captions whose words are its vocabulary.")
+
+
+class TeacherTrainConfig(Config):
+    """A small CLIP on pixels, from nothing: a teacher where none can be downloaded."""
+
+    image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the patch.")
+    resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
+    smallest_crop: float = Field(default=1.0, gt=0, le=1, description="As the encoder's.")
+    vision: VisionConfig
+    text: TeacherText
+    contrast: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's loss, or SigLIP's.")
+    data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another; pixels, no stores.")
+    held_out: HeldOut = HeldOut()
+    run: RunConfig
+
+
+def recipe_summaries(kind: Literal["encoder", "teacher"]) -> dict[str, str]:
+    """Return name -> the first line of each recipe."""
+    recipes = ENCODER_RECIPES if kind == "encoder" else TEACHER_RECIPES
+    return {
+        name: (recipes / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
+        for name in recipe_names(recipes)
+    }

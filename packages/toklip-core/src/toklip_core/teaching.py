@@ -1,0 +1,132 @@
+"""``toklip train teacher``: a small CLIP on pixels, from nothing, where no teacher can be downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toklip_core.captions import Batch, CaptionedSamples, collate
+from toklip_core.clip import CLIP, CLIPConfig
+from toklip_core.data import normalized
+from toklip_core.distillation import clamp_logit_scale, contrast, parameter_groups
+from toklip_core.held_out import HeldOutSet, evaluated
+from toklip_core.settings import TeacherTrainConfig
+from toklip_core.text import EOS_ID, PAD_ID, TextConfig, TextTokenizer, word_tokenizer
+from toklip_core.training import FitReport, Losses, fit
+
+
+def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
+    """Train a CLIP into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+
+    The model folder ``out/model`` is a teacher: :func:`toklip_core.clip.load_clip` takes it.
+
+    Raises:
+        FileNotFoundError: data are not there.
+        ValueError: they are a token store, or as ``fit``.
+        LookupError, OSError: as ``fit``.
+    """
+    samples = CaptionedSamples(
+        config.data,
+        image_size=config.image_size,
+        resize=config.resize,
+        seed=config.run.seed,
+        smallest_crop=config.smallest_crop,
+    )
+    if samples.stored is not None:
+        raise ValueError("a teacher sees pixels, and the data is a token store; read the pictures themselves")
+    tokenizer = text_tokenizer(config, samples)
+    settings = CLIPConfig(
+        image_size=config.image_size, resize=config.resize, vision=config.vision, text=tokenizer.config
+    )
+    torch.manual_seed(config.run.seed)
+    model = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
+    held_out = HeldOutSet(config.held_out, image_size=config.image_size, resize=config.resize)
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        result = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
+        result.load_state_dict(tensors)
+        result.assembled().save_pretrained(folder)
+
+    def objective(model: nn.Module, batch: Batch, step: int) -> Losses:
+        pixels = normalized(batch["pixels"])
+        return cast(Losses, model(pixels, tokenizer(batch["captions"]).to(pixels.device)))
+
+    return fit(
+        model,
+        samples,
+        objective,
+        config.run,
+        out,
+        settings=config.model_dump(mode="json", exclude={"run"}),
+        export=export,
+        evaluate=lambda product: evaluated(
+            cast(TeacherTraining, product).assembled(), held_out, batch_size=config.run.batch_size
+        ),
+        groups=parameter_groups(model),
+        order=samples.order,
+        collate=collate,
+        contrast=lambda features: contrast(features, config.contrast, 1.0),
+        after_step=clamp_logit_scale,
+    )
+
+
+class TeacherTraining(nn.Module):
+    """Both towers and the temperature; the forward pass gives the features that are contrasted.
+
+    Args:
+        clip: what is trained. Its temperature and bias are taken over.
+        contrast: the bias is the sigmoid's, and frozen for softmax.
+    """
+
+    def __init__(self, clip: CLIP, contrast: Literal["softmax", "sigmoid"]) -> None:
+        super().__init__()
+        self._config, self._tokenizer = clip.config, clip.text.tokenizer
+        self.vision, self.text = clip.vision, clip.text
+        #: (1,) each: FSDP shards no scalar.
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
+        self.logit_bias = nn.Parameter(clip.logit_bias.detach().reshape(1).clone(), contrast == "sigmoid")
+
+    def forward(self, pixels: Tensor, ids: Tensor) -> Losses:
+        """Return the features of pixels (B, 3, S, S) in [-1, 1], and ids (B, L) of their captions."""
+        features = {
+            "image": F.normalize(self.vision(pixels).float(), dim=-1),
+            "text": F.normalize(self.text(ids).float(), dim=-1),
+            "logit_scale": self.logit_scale[0],
+        }
+        if self.logit_bias.requires_grad:
+            features["logit_bias"] = self.logit_bias[0]
+        return Losses({}, {"logit_scale": self.logit_scale.detach().exp().mean()}, features)
+
+    def assembled(self) -> CLIP:
+        """Return the parts as a CLIP; nothing is copied but temperature and bias."""
+        with torch.device("meta"):
+            clip = CLIP(self._config, self._tokenizer)
+        clip.vision, clip.text = self.vision, self.text
+        clip.logit_scale = nn.Parameter(self.logit_scale.detach()[0].clone())
+        clip.logit_bias = nn.Parameter(self.logit_bias.detach()[0].clone())
+        return clip
+
+
+def text_tokenizer(config: TeacherTrainConfig, samples: CaptionedSamples) -> TextTokenizer:
+    """Return the tokenizer of whole words that the first captions of the data have."""
+    captions = samples.distinct_captions()
+    if captions is None:
+        captions = [samples[0, index]["caption"] for index in range(min(config.text.captions, len(samples)))]
+    json, words = word_tokenizer(captions)
+    text = TextConfig(
+        context_length=config.text.context_length,
+        vocabulary=words,
+        width=config.text.width,
+        heads=config.text.heads,
+        layers=config.text.layers,
+        pooling="eos",
+        pad_mask=True,
+        output_dim=config.vision.trunk.output_dim or config.vision.trunk.width,
+        eos_id=EOS_ID,
+        pad_id=PAD_ID,
+    )
+    return TextTokenizer(text, json)
