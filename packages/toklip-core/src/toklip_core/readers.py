@@ -149,6 +149,10 @@ class PictureTable:
         """Return the picture's path."""
         return str(self._root / self._paths[number].as_py())
 
+    def captions(self, number: int) -> list[str]:
+        """Return the captions of a row; the picture is not read."""
+        return list(self._captions[number].as_py())
+
     def distinct_captions(self) -> set[str]:
         """Return all captions."""
         return set(pc.unique(self._captions.flatten()).to_pylist())

@@ -1,0 +1,226 @@
+"""Pictures and texts in one space, by any model that has both: features, ranks, and the words around the figures.
+
+A :class:`Matcher` is a TokLIP, a CLIP, or another model with the same few members: a student and its teacher are
+measured by the same code.
+
+Shape letters: B batch, S picture side, T texts, E joint space, Q queries, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toklip_core.checkpoint import weights_checksum
+from toklip_core.data import PictureError, Resize, Source, entries, to_pixels
+from toklip_core.encoding import refuse_missing_device
+from toklip_core.model import TokLIP, load_model
+from toklip_core.scenes import Scenes
+
+Dtype = Literal["float32", "bfloat16"]
+
+#: How candidates of equal score are counted, for protocols.
+TIES = "candidates of equal score count as in a random order, on the average"
+
+_TEXTS = 256
+
+
+class Preprocessing(Protocol):
+    """How a picture becomes what a model takes."""
+
+    @property
+    def image_size(self) -> int:
+        """S."""
+
+    @property
+    def resize(self) -> Resize:
+        """See :func:`toklip_core.data.resized`."""
+
+
+class Matcher(Protocol):
+    """A model of pictures and texts."""
+
+    @property
+    def config(self) -> Preprocessing:
+        """Its preprocessing."""
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logarithm of what cosines are multiplied by, (); it lies on the model's device."""
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1]."""
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features (T, E), float32."""
+
+
+class Picture(NamedTuple):
+    """A picture that is named and not yet read."""
+
+    name: str
+    #: Returns it as RGB, or raises a PictureError.
+    read: Callable[[], Image.Image]
+
+
+def load_matcher(
+    name: Path | str, *, device: torch.device | str = "cpu", dtype: Dtype = "float32"
+) -> tuple[Matcher, dict[str, str]]:
+    """Return a model (see :func:`toklip_core.model.load_model`) on a device, and what a protocol says of it.
+
+    Raises:
+        ValueError: there is no such device, or the weights do not fit.
+        LookupError, FileNotFoundError: as ``load_model``.
+    """
+    refuse_missing_device(device)
+    model = load_model(name).eval()
+    # Before the dtype changes, so that it is the checksum of the file.
+    protocol = {"model": str(name), "weights": f"sha256 {weights_checksum(model)}"}
+    if isinstance(model, TokLIP):
+        protocol["tokenizer"] = f"{model.config.tokenizer}, sha256 {weights_checksum(cast(nn.Module, model.tokenizer))}"
+    size = model.config.image_size
+    protocol |= {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}, resize {model.config.resize}"}
+    return model.to(device, getattr(torch, dtype)), protocol
+
+
+def found_pictures(sources: Iterable[Source]) -> list[Picture]:
+    """Return the pictures of files and tars, unread."""
+    found = entries(sources)
+    return [Picture(entry.key if entry.member else str(entry.path), entry.image) for entry in found]
+
+
+def scene_pictures(scenes: Scenes) -> list[Picture]:
+    """Return scenes as pictures; they are drawn when they are read."""
+
+    def drawn(index: int) -> Callable[[], Image.Image]:
+        return lambda: Image.fromarray(scenes[index].pixels)
+
+    return [Picture(f"scene {index} of {scenes.split}", drawn(index)) for index in range(len(scenes))]
+
+
+@torch.no_grad()
+def picture_features(
+    model: Matcher,
+    pictures: Sequence[Picture],
+    unreadable: list[str],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the places in ``pictures`` of a batch, and their unit features (B, E), float32, on the model's device.
+
+    Args:
+        model: its config says how a picture is resized.
+        pictures: read one batch at a time.
+        unreadable: those that cannot be read are added here, "name: reason".
+        batch_size: pictures at a time. It changes no feature beyond the rounding of floats.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        ValueError: no picture can be read, or a feature is not finite.
+    """
+    places: list[int] = []
+    pixels: list[Tensor] = []
+
+    def batch() -> tuple[list[int], Tensor]:
+        features = model.image_features(torch.stack(pixels).to(model.logit_scale.device))
+        _refuse_no_numbers(features, [pictures[place].name for place in places])
+        return places, features
+
+    seen = 0
+    for place, picture in enumerate(tqdm(pictures, unit=" pictures", disable=None if progress else True)):
+        try:
+            pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
+        except PictureError as error:
+            unreadable.append(f"{picture.name}: {error}")
+            continue
+        places.append(place)
+        seen += 1
+        if len(places) == batch_size:
+            yield batch()
+            places, pixels = [], []
+    if places:
+        yield batch()
+    if not seen:
+        first = f"; the first is {unreadable[0]}" if unreadable else ""
+        raise ValueError(f"none of {len(pictures)} pictures can be read{first}")
+
+
+def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = False) -> Tensor:
+    """Return unit features (T, E), float32, of texts; give each text once.
+
+    Raises:
+        LookupError, FileNotFoundError: the model has no text tower, or its tokenizer is missing.
+        ValueError: there is no text, or a feature is not finite.
+    """
+    if not texts:
+        raise ValueError("got no text; name at least one")
+    found = []
+    for start in tqdm(range(0, len(texts), _TEXTS), unit_scale=_TEXTS, unit=" texts", disable=_hidden(texts, progress)):
+        chunk = texts[start : start + _TEXTS]
+        found.append(model.text_features(chunk))
+        _refuse_no_numbers(found[-1], chunk)
+    return torch.cat(found)
+
+
+def hit_chances(scores: Tensor, own: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Return, for each query and rank k, the chance that one of its own candidates is among the first k: (Q, K).
+
+    It is 1 or 0 unless scores are equal. Candidates of equal score are taken to be in random order: a model that scores
+    all alike reaches exactly what guessing does, where a stable sort would let it be always right or always wrong.
+
+    Args:
+        scores: (Q, C).
+        own: (Q, C), bool; at least one in each row.
+        ranks: K of them.
+    """
+    best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    ahead = (scores > best).sum(1)
+    tied = ((scores == best) & ~own).sum(1).double()
+    mine = ((scores == best) & own).sum(1).double()
+    chances = []
+    for rank in ranks:
+        # The places that are left, one after another: each may go to one of the others that are tied.
+        left = rank - ahead
+        missed = torch.ones_like(tied)
+        for taken in range(rank):
+            another = (tied - taken).clamp(min=0) / (tied + mine - taken).clamp(min=1)
+            missed = torch.where(taken < left, missed * another, missed)
+        chances.append(1 - missed)
+    return torch.stack(chances, dim=1)
+
+
+def software() -> str:
+    """Return the versions of what computes, for protocols."""
+    return ", ".join(f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch"))
+
+
+def report_text(figures: Sequence[Sequence[str]], protocol: Mapping[str, object], unreadable: Sequence[str]) -> str:
+    """Return a table for people: rows of figures, then the protocol, then what could not be read."""
+    widths = [max(len(row[column]) for row in figures) for column in range(len(figures[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in figures]
+    lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in protocol.items())]
+    if unreadable:
+        lines += ["", f"Unreadable, in no figure: {len(unreadable)}", *(f"  {line}" for line in unreadable)]
+    return "\n".join(lines)
+
+
+def _hidden(texts: Sequence[str], progress: bool) -> bool | None:
+    return None if progress and len(texts) > _TEXTS else True
+
+
+def _refuse_no_numbers(features: Tensor, names: Sequence[str]) -> None:
+    wrong = ~features.isfinite().all(1)
+    if wrong.any():
+        name = names[int(wrong.nonzero()[0])]
+        raise ValueError(
+            f"the model's feature of {name!r} is not finite: its weights are damaged, or its numbers too large for the "
+            "dtype; compute in float32, or load other weights"
+        )
