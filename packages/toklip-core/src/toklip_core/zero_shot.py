@@ -147,7 +147,7 @@ def evaluate_zero_shot(
 
 
 def labelled_scenes(scenes: Scenes) -> LabelledPictures:
-    """Return scenes of one object with all 64 CLASSES, named as captions name them: 'a red circle', 'an orange star'."""
+    """Return scenes of one object, and all 64 CLASSES as captions name them: 'a red circle', 'an orange star'."""
     names = [f"an {name}" if name[0] in "aeiou" else f"a {name}" for name in CLASSES]
     return LabelledPictures(names, scene_pictures(scenes), [scene.labels[0] for scene in scenes])
 

@@ -1,0 +1,229 @@
+"""Where in a picture a text is: the agreement of each token of TokLIP with it, drawn over the picture.
+
+A token stands for one cell of the grid. It is brought into the joint space as if it were pooled alone, and its
+agreement with a text is the cosine there. Token i has seen the codes 0 to i alone, in raster order: what lies below it,
+or right of it in its row, it does not know.
+
+Source: the idea of pooling each token alone is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
+
+Shape letters: h and w grid, X texts, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from toklip_core.data import PictureError, open_picture, resized
+from toklip_core.matching import load_matcher, text_features
+from toklip_core.model import TokLIP
+
+#: Side of the picture and of each panel, in pixels.
+SIDE = 512
+
+_COLUMNS = 3
+_MARGIN, _GAP, _BAR = 24, 8, 18
+_FONT, _SMALL = 20, 15
+_TICKS = 5
+_INK, _FAINT = (20, 20, 20), (90, 90, 90)
+
+#: From low to high: dark violet to light yellow, ever lighter, so that it can be read without seeing hues.
+_COLOURS = np.array([(24, 12, 84), (96, 20, 130), (176, 42, 118), (232, 92, 72), (250, 164, 52), (252, 238, 130)])
+_OPACITY = 0.6
+
+_Floats = NDArray[np.floating[Any]]
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The agreement of tokens with texts."""
+
+    #: The picture as the model sees it, a square of SIDE.
+    image: Image.Image
+    picture: str
+    texts: tuple[str, ...]
+    #: (X, h, w), float32: cosines, less what ``relative`` says.
+    values: Tensor
+    #: Cosine of the whole picture's feature with each text.
+    whole: tuple[float, ...]
+    #: Whether the mean over the texts was subtracted from each token's cosines.
+    relative: bool
+    protocol: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data: for each text a grid of numbers, row by row."""
+        values = self.values.tolist()
+        rows = [
+            {"text": text, "tokens": grid, "picture": whole}
+            for text, grid, whole in zip(self.texts, values, self.whole, strict=True)
+        ]
+        return {"picture": self.picture, "relative": self.relative, "texts": rows, "protocol": self.protocol}
+
+
+def explain_picture(
+    name: Path | str,
+    picture: Path | str,
+    texts: Sequence[str],
+    *,
+    relative: bool = False,
+    device: torch.device | str = "cpu",
+) -> Explanation:
+    """Return how each token of a picture agrees with texts: what ``toklip explain`` draws.
+
+    Args:
+        name: of a TokLIP, or its folder.
+        picture: a file.
+        texts: one or more.
+        relative: subtract from each token's cosines their mean over the texts, which shows where they differ.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: a file of the model is not there.
+        LookupError: there is no such model, or it has no text tower.
+        ValueError: the picture cannot be read, there is no text, ``relative`` has a single one, or the model has no
+            semantic tokens.
+    """
+    if relative and len(texts) < 2:
+        raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
+    try:
+        image = open_picture(picture)
+    except PictureError as error:
+        raise PictureError(f"{picture}: {error}") from error
+    model, protocol = load_matcher(name, device=device)
+    if not isinstance(model, TokLIP):
+        raise ValueError(f"{name} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP")
+    wanted = text_features(model, texts)
+    with torch.no_grad():
+        encoded = model.encode_pictures([image])
+        each = F.normalize(model.encoder.pool_each(encoded.tokens)[0].float(), dim=-1)
+        pooled = F.normalize(encoded.pooled[0].float(), dim=-1)
+    values = (wanted @ each.T).unflatten(1, tuple(encoded.ids.shape[1:])).cpu()  # type: ignore[no-untyped-call]
+    if not values.isfinite().all():
+        raise ValueError(f"the tokens of {picture} are not finite: the model's weights are damaged; load other ones")
+    if relative:
+        values = values - values.mean(0)
+    return Explanation(
+        image=resized(image, SIDE, model.config.resize),
+        picture=str(picture),
+        texts=tuple(texts),
+        values=values,
+        whole=tuple((wanted @ pooled).tolist()),
+        relative=relative,
+        protocol=protocol,
+    )
+
+
+def draw(explanation: Explanation) -> Image.Image:
+    """Return the picture, and beside it one panel for each text, its tokens' values as colours; below, the legend.
+
+    All panels have one scale, from the least value to the greatest.
+    """
+    values = explanation.values.numpy()
+    span = float(values.min()), float(values.max())
+    grey = explanation.image.convert("L").convert("RGB")
+    titles = ["The picture, as the model sees it"]
+    titles += [f"“{text}”   {whole:.3f}" for text, whole in zip(explanation.texts, explanation.whole, strict=True)]
+    panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
+    columns = min(_COLUMNS, len(panels))
+    width = columns * (SIDE + _MARGIN) - _MARGIN
+    parts = [
+        _row(titles[start : start + columns], panels[start : start + columns], width)
+        for start in range(0, len(panels), columns)
+    ]
+    parts.append(_legend(explanation, span, width))
+    canvas = Image.new("RGB", (width + 2 * _MARGIN, sum(part.height + _MARGIN for part in parts) + _MARGIN), "white")
+    top = _MARGIN
+    for part in parts:
+        canvas.paste(part, (_MARGIN, top))
+        top += part.height + _MARGIN
+    return canvas
+
+
+def _row(titles: Sequence[str], panels: Sequence[Image.Image], width: int) -> Image.Image:
+    """Panels side by side, each below its title."""
+    font = ImageFont.load_default(_FONT)
+    lines = [_wrapped(title, font, SIDE) for title in titles]
+    above = max(map(len, lines)) * _line_height(font) + _GAP
+    row = Image.new("RGB", (width, above + SIDE), "white")
+    pen = ImageDraw.Draw(row)
+    for column, (words, panel) in enumerate(zip(lines, panels, strict=True)):
+        left = column * (SIDE + _MARGIN)
+        _write(pen, (left, above - _GAP - len(words) * _line_height(font)), words, font, _INK)
+        row.paste(panel, (left, above))
+    return row
+
+
+def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> Image.Image:
+    """The scale with its numbers, and what they are."""
+    font = ImageFont.load_default(_SMALL)
+    notes = [
+        f"{explanation.protocol['model']}. Colour: cosine of each token, pooled alone, with the text"
+        + (", less its mean over these texts." if explanation.relative else ".")
+        + " Beside a text: cosine of the whole picture with it.",
+        "A token has seen the codes above it and left of it in its row, and no others.",
+    ]
+    words = [line for note in notes for line in _wrapped(note, font, width)]
+    height = _line_height(font)
+    legend = Image.new("RGB", (width, _BAR + (1 + len(words)) * height + 2 * _GAP), "white")
+    legend.paste(Image.fromarray(np.tile(_coloured(np.linspace(0, 1, SIDE)), (_BAR, 1, 1))), (0, 0))
+    pen = ImageDraw.Draw(legend)
+    for tick in range(_TICKS):
+        share = tick / (_TICKS - 1)
+        number = f"{span[0] + share * (span[1] - span[0]):.3f}"
+        # The first begins at the scale's begin, the last ends at its end.
+        pen.text((share * (SIDE - font.getlength(number)), _BAR), number, _INK, font)
+    _write(pen, (0, _BAR + height + 2 * _GAP), words, font, _FAINT)
+    return legend
+
+
+def _overlaid(grey: Image.Image, grid: _Floats, span: tuple[float, float]) -> Image.Image:
+    """A grey picture under the colours of a grid (h, w), one block a token."""
+    low, high = span
+    blocks = Image.fromarray(_coloured((grid - low) / ((high - low) or 1)))
+    return Image.blend(grey, blocks.resize(grey.size, Image.Resampling.NEAREST), _OPACITY)
+
+
+def _coloured(shares: _Floats) -> NDArray[np.uint8]:
+    """Shares (...) in [0, 1] as colours (..., 3)."""
+    places = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(shares, places, _COLOURS[:, channel]) for channel in range(3)]
+    colours: NDArray[np.uint8] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colours
+
+
+def _wrapped(text: str, font: _Font, width: int) -> list[str]:
+    """Lines that are no wider; a word that is, is broken."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+def _write(
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], font: _Font, ink: tuple[int, int, int]
+) -> None:
+    for number, line in enumerate(lines):
+        pen.text((place[0], place[1] + number * _line_height(font)), line, ink, font)
+
+
+def _line_height(font: _Font) -> int:
+    _, top, _, bottom = font.getbbox("Åg")
+    return int(bottom - min(top, 0)) + 4
