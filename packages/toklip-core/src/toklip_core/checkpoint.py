@@ -7,16 +7,19 @@ without running code from it, and it fits completely or it raises, with the name
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import warnings
 import zipfile
 from _codecs import encode as _codecs_encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +163,13 @@ def _some(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def hub_file(repository: str, filename: str) -> Path:
+def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
     """Return a file of the Hugging Face hub: from its cache, else downloaded.
+
+    Args:
+        repository: owner/name.
+        filename: in it.
+        way_out: what to do with a file that was fetched by hand; {} is its name.
 
     Raises:
         FileNotFoundError: it is neither cached nor to be had; the message says what to fetch, and where to put it.
@@ -176,11 +184,40 @@ def hub_file(repository: str, filename: str) -> Path:
         get_hf_file_metadata(url)  # fails at once without a network, where the download would try for half a minute
         return Path(hf_hub_download(repository, filename))
     except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
-        reason = " ".join(str(error).split())[:100]
         raise FileNotFoundError(
-            f"{filename} is not in the hub's cache and cannot be downloaded ({reason}); fetch {url} to any place and "
-            f"pass it as weights (`--weights PATH/{filename}`)"
+            f"{filename} is not in the hub's cache and cannot be downloaded ({_reason(error)}); fetch {url} to any "
+            f"place and {way_out.format(filename)}"
         ) from error
+
+
+def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+    """Return a repository of the Hugging Face hub as a folder: from its cache, else downloaded.
+
+    Args:
+        repository: owner/name.
+        patterns: of the names of the files to download.
+        complete: whether a cached folder has all that is wanted.
+
+    Raises:
+        FileNotFoundError: it is neither cached nor to be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(OSError):  # it is not cached
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        if complete(cached):
+            return cached
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
+        raise FileNotFoundError(
+            f"there is no folder {repository!r}, and the hub's repository of this name is not in its cache and cannot "
+            f"be downloaded ({_reason(error)}); fetch https://huggingface.co/{repository} to a folder and name that"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def weights_checksum(module: nn.Module) -> str:
@@ -202,8 +239,9 @@ def save_model_folder(
     *,
     texts: Mapping[str, str | None] | None = None,
     tensors: Mapping[str, Mapping[str, Tensor] | None] | None = None,
+    copies: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors``; each is written beside and renamed, the config last.
+    """Write ``config.json`` and ``model.safetensors``; all is written beside, then renamed, the config last.
 
     Args:
         folder: made if it is not there; files of these names in it are replaced.
@@ -211,28 +249,61 @@ def save_model_folder(
         module: its state dict is saved as it is, dtypes included.
         texts: further files, name -> what it holds; None is left out.
         tensors: further safetensors files, likewise.
+        copies: further files and folders, name -> where it is now, likewise.
+
+    Raises:
+        OSError: they cannot be written; what was in the folder is as it was.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: place for name, place in (copies or {}).items() if place and not _same(place, folder / name)}
     weights = {**(tensors or {}), WEIGHTS_FILE: module.state_dict()}
     words = {**(texts or {}), CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"}
-    names = [name for name, content in [*weights.items(), *words.items()] if content is not None]
-    beside = {name: folder / f".{name}.{os.getpid()}" for name in names}
+    writes: dict[str, Callable[[Path], object]] = {
+        **{name: partial(_copy, place) for name, place in places.items()},
+        **{name: partial(_save_tensors, content) for name, content in weights.items() if content is not None},
+        **{name: partial(_save_text, text) for name, text in words.items() if text is not None},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = {name: folder / f".{name}.{os.getpid()}" for name in writes}
     try:
-        for name, content in weights.items():
-            if content is not None:
-                save_file({key: x.detach().cpu().contiguous() for key, x in content.items()}, beside[name])
-        for name, text in words.items():
-            if text is not None:
-                beside[name].write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError):  # a full disk must not keep the half of it
+        for name, write in writes.items():
+            write(beside[name])
+    except BaseException as error:  # a full disk, or an impatient user, must not keep the half of it
         for path in beside.values():
-            path.unlink(missing_ok=True)
+            _remove(path)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"cannot write the model into {str(folder)!r} ({error})") from error
         raise
-    mode = beside[CONFIG_FILE].stat().st_mode
     for name, path in beside.items():
-        path.chmod(mode)  # safetensors lets the owner alone read what it writes
+        if path.is_dir():
+            _remove(folder / name)
         path.replace(folder / name)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors lets the owner alone read what it writes
+
+
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, path: Path) -> None:
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, path)
+
+
+def _same(source: Path, target: Path) -> bool:
+    return target.exists() and target.samefile(source)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -247,10 +318,16 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
+    return read_config(folder), read_tensors(weights_file)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` of a folder holds; FileNotFoundError without it, ValueError if it is no object."""
+    file = folder / CONFIG_FILE
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{str(config_file)!r} is not JSON: {error}") from error
+        raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{str(config_file)!r} holds a {type(config).__name__}, not an object")
-    return config, read_tensors(weights_file)
+        raise ValueError(f"{str(file)!r} holds a {type(config).__name__}, not an object")
+    return config

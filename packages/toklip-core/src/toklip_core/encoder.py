@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,14 @@ from torch.utils.checkpoint import checkpoint
 from toklip_core.config import Config
 from toklip_core.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
 
+_Side = Annotated[int, Field(gt=0)]
+
 
 class EncoderConfig(Config):
     """The semantic encoder: what it takes, and its trunk."""
 
     codebook_dim: int = Field(gt=0, description="C: width of a code of the tokenizer.")
-    grid: tuple[int, int] = Field(description="Rows and columns of ids that the position embedding is made for.")
+    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is made for.")
     trunk: TrunkConfig = Field(description="Its sizes.")
 
 
@@ -62,8 +64,8 @@ class Cache:
 class SemanticEncoder(nn.Module):
     """A causal vision transformer over codes, on timm's blocks.
 
-    The projector starts with PyTorch's own initial values, everything else with timm's: that of a vision tower replaces
-    it (:func:`encoder_from_tower`).
+    The projector starts with PyTorch's own initial values, everything else with big_vision's, until a vision tower's
+    weights replace them (:func:`encoder_from_tower`).
 
     Args:
         config: sizes.
@@ -127,8 +129,14 @@ class SemanticEncoder(nn.Module):
     def prefill(self, codes: Tensor) -> tuple[Tensor, Cache]:
         """Return the tokens (B, n, D) of the first n codes, (B, n, C), and the cache for the steps that follow.
 
-        n may be 0: a cache to start from. No gradient is kept for the cache.
+        n may be 0: a cache to start from. No gradient flows through prefill and step. The cache takes 2 N D numbers per
+        picture and block, in the dtype of the weights, from the start.
+
+        Raises:
+            ValueError: the codes are of another width, or more than the grid has.
         """
+        if codes.ndim != 3:
+            raise ValueError(f"got codes {tuple(codes.shape)}; wanted (B, n, {self.config.codebook_dim}), flat")
         trunk, positions = self.config.trunk, self.config.grid[0] * self.config.grid[1]
         shape = (trunk.depth, len(codes), trunk.heads, positions, trunk.width // trunk.heads)
         weight = self.pos_embed
@@ -143,8 +151,13 @@ class SemanticEncoder(nn.Module):
         The cost does not grow with what is in the cache, but for the attention itself.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full or of another batch, or the codes are of another width.
         """
+        if codes.ndim != 2 or len(codes) != cache.keys.shape[1]:
+            raise ValueError(
+                f"got codes {tuple(codes.shape)}; wanted ({cache.keys.shape[1]}, {self.config.codebook_dim}), one for "
+                "each picture of the cache"
+            )
         return self._extended(codes[:, None], cache)[:, 0]
 
     def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
@@ -205,27 +218,29 @@ def encoder_from_tower(vision: nn.Module, *, codebook_dim: int, grid: tuple[int,
 
 
 def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
-    """Return an encoder for another grid: the same weights, the position embedding resampled (bicubic)."""
-    config = encoder.config.model_copy(update={"grid": grid})
+    """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled."""
+    config = EncoderConfig(codebook_dim=encoder.config.codebook_dim, grid=grid, trunk=encoder.config.trunk)
     with torch.device("meta"):
         resized = SemanticEncoder(config)
     tensors = dict(encoder.state_dict())
     tensors["pos_embed"] = resampled_positions(tensors["pos_embed"], encoder.config.grid, grid)
     resized.load_state_dict(tensors, assign=True)
-    return resized
+    resized.grad_checkpointing = encoder.grad_checkpointing
+    return resized.train(encoder.training)
 
 
 def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Return a position embedding (1, N, D) or (1, N + 1, D), a class token being last, of another grid.
 
-    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32.
+    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32. It is not called: timm 1.0.26 takes a
+    square for the grid that it is given, if both have as many places.
     """
-    from timm.layers import resample_abs_pos_embed
-
+    if old == new:
+        return pos_embed.clone()
     count = old[0] * old[1]
-    places, last = pos_embed[:, :count], pos_embed[:, count:]
-    resampled: Tensor = resample_abs_pos_embed(places, list(new), list(old), num_prefix_tokens=0)
-    return torch.cat([resampled, last], dim=1)
+    places = pos_embed[:, :count].float().reshape(1, *old, -1).movedim(-1, 1)
+    resampled = F.interpolate(places, size=new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    return torch.cat([resampled.to(pos_embed.dtype), pos_embed[:, count:]], dim=1)
 
 
 def _block_with_cache(block: Any, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:  # noqa: ANN401

@@ -10,8 +10,6 @@ Shape letters: B batch, S picture side, h and w grid, N = h w, C codebook dim, D
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import re
 import tempfile
@@ -22,6 +20,7 @@ from typing import NamedTuple, Self, cast
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,9 +28,10 @@ from toklip_core.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     hub_file,
+    hub_folder,
     load_strict,
+    read_config,
     read_model_folder,
-    read_tensors,
     save_model_folder,
     weights_checksum,
 )
@@ -39,6 +39,7 @@ from toklip_core.clip import CLIP, load_clip
 from toklip_core.config import validated
 from toklip_core.data import open_picture, to_pixels
 from toklip_core.encoder import SemanticEncoder
+from toklip_core.modes import seen
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.published import (
     ALIASES,
@@ -50,14 +51,13 @@ from toklip_core.published import (
     model_spec,
     models,
     official_name,
+    published_text_tokenizer,
     read_official,
 )
 from toklip_core.text import TOKENIZER_FILE, TextTokenizer, TextTower, read_tokenizer
 
 #: The tokenizer's weights in a model folder.
 VQ_FILE = "tokenizer.safetensors"
-
-_log = logging.getLogger(__name__)
 
 _NO_TEXT = {r"text\..+": "the text tower was not asked for"}
 
@@ -103,8 +103,9 @@ class TokLIP(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(0.0))
         # In a tuple: as an attribute it would become a submodule.
         self._outside = (tokenizer,)
-        # The tokenizer's weights if they came with the model's: they are saved with it.
-        self._tokenizer_tensors: Mapping[str, Tensor] | None = None
+        #: The tokenizer's own weights, saved with the model: a file or folder, or tensors by the tokenizer's names;
+        #: None: those that its name stands for.
+        self.tokenizer_weights: Path | Mapping[str, Tensor] | None = None
 
     @classmethod
     def from_pretrained(
@@ -124,7 +125,7 @@ class TokLIP(nn.Module):
             name: names and repositories are downloaded if they are not cached.
             text: load the text tower; without it pictures alone can be read, in less than half of the memory.
             tokenizer: load the VQ tokenizer, the weights from inside the file if it has them.
-            dtype: of encoder and text tower; None: as they are stored. The tokenizer stays in float32.
+            dtype: of encoder and text tower; None: as the encoder is stored. The tokenizer stays in float32.
             config: of a file that the official code wrote and whose sizes are none of the published ones.
 
         Raises:
@@ -135,11 +136,8 @@ class TokLIP(nn.Module):
         path, spec = _located(name)
         config = config or (spec.config if spec is not None else None)
         if path.is_dir():
-            model = cls._of_folder(path, text=text, tokenizer=tokenizer)
-        else:
-            model = cls._of_official(path, config, text=text, tokenizer=tokenizer)
-        model.eval()
-        return model if dtype is None else model.to(dtype)
+            return cls._of_folder(path, dtype, text=text, tokenizer=tokenizer)
+        return cls._of_official(path, config, dtype, text=text, tokenizer=tokenizer)
 
     @property
     def tokenizer(self) -> VQTokenizer:
@@ -162,12 +160,15 @@ class TokLIP(nn.Module):
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Image.Image | Path | str]) -> Encoded:
-        """Return all of pictures: files, or RGB pictures; preprocessed as the config says.
+        """Return all of pictures: files, or Pillow's pictures of any mode; preprocessed as the config says.
 
         Raises:
             PictureError: a file is no readable picture.
+            ValueError: there is no picture, or ``pictures`` is one, not several.
         """
-        opened = (x if isinstance(x, Image.Image) else open_picture(x) for x in pictures)
+        if isinstance(pictures, str | Path | Image.Image) or not len(pictures):
+            raise ValueError(f"got {pictures!r}; wanted a list of pictures")
+        opened = (seen(x) if isinstance(x, Image.Image) else open_picture(x) for x in pictures)
         pixels = [to_pixels(picture, self.config.image_size, self.config.resize) for picture in opened]
         return cast(Encoded, self(torch.stack(pixels).to(self.logit_scale.device)))
 
@@ -186,19 +187,20 @@ class TokLIP(nn.Module):
 
         Raises:
             LookupError: the model has no text tower.
+            OSError: the folder cannot be written; what was in it is as it was.
         """
         if self.text is None:
             raise LookupError("the model was loaded without its text tower; load it with text=True to save it")
-        config = self.config
-        if self._tokenizer_tensors is not None:
-            config = config.model_copy(update={"tokenizer_file": VQ_FILE})
+        own = self.tokenizer_weights
+        name = None if own is None else f"tokenizer{own.suffix}" if isinstance(own, Path) else VQ_FILE
         words = None if self.text.tokenizer is None else self.text.tokenizer.json
         save_model_folder(
             folder,
-            config.model_dump(mode="json"),
+            self.config.model_copy(update={"tokenizer_file": name}).model_dump(mode="json"),
             self,
             texts={TOKENIZER_FILE: words},
-            tensors={VQ_FILE: self._tokenizer_tensors},
+            tensors={} if isinstance(own, Path) else {VQ_FILE: own},
+            copies={str(name): own} if isinstance(own, Path) else {},
         )
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
@@ -221,25 +223,25 @@ class TokLIP(nn.Module):
                 raise OSError(f"cannot upload to {repository!r} ({' '.join(str(error).split())[:200]})") from error
 
     @classmethod
-    def _of_folder(cls, folder: Path, *, text: bool, tokenizer: bool) -> Self:
+    def _of_folder(cls, folder: Path, dtype: torch.dtype | None, *, text: bool, tokenizer: bool) -> Self:
         values, tensors = read_model_folder(folder)
+        if values.get("kind") == "clip":
+            raise ValueError(f"{str(folder)!r} holds two towers on pixels, no TokLIP; load it with load_model")
         config = validated(TokLIPConfig, values, folder / CONFIG_FILE)
-        file = folder / config.tokenizer_file if config.tokenizer_file else None
-        own = read_tensors(file) if file else None
-        vq = _tokenizer(config, file) if tokenizer else None
-        return cls._filled(config, tensors, folder, vq, read_tokenizer(config.text, folder), own, text=text)
+        own = folder / config.tokenizer_file if config.tokenizer_file else None
+        vq = _tokenizer(config, own) if tokenizer else None
+        words = read_tokenizer(config.text, folder) if text else None
+        return cls._filled(config, tensors, folder, (vq, own), words, dtype, text=text)
 
     @classmethod
-    def _of_official(cls, path: Path, config: TokLIPConfig | None, *, text: bool, tokenizer: bool) -> Self:
+    def _of_official(
+        cls, path: Path, config: TokLIPConfig | None, dtype: torch.dtype | None, *, text: bool, tokenizer: bool
+    ) -> Self:
         tensors, own = read_official(path)
         config = config or config_of_official(tensors, path)
-        vq = None
-        if tokenizer:
-            with tempfile.TemporaryDirectory() as folder:  # a tokenizer's factory takes a file
-                save_file({name: tensor.contiguous() for name, tensor in own.items()}, Path(folder, VQ_FILE))
-                vq = _tokenizer(config, Path(folder, VQ_FILE))
-        words = _published_text_tokenizer(config) if text else None
-        return cls._filled(config, tensors, path, vq, words, own, text=text, official=True)
+        vq = _tokenizer_inside(config, own, path) if tokenizer else None
+        words = published_text_tokenizer(config) if text else None
+        return cls._filled(config, tensors, path, (vq, own), words, dtype, text=text, official=True)
 
     @classmethod
     def _filled(
@@ -247,20 +249,23 @@ class TokLIP(nn.Module):
         config: TokLIPConfig,
         tensors: Mapping[str, Tensor],
         source: Path,
-        tokenizer: VQTokenizer | None,
+        tokenizer: tuple[VQTokenizer | None, Path | Mapping[str, Tensor] | None],
         text_tokenizer: TextTokenizer | None,
-        tokenizer_tensors: Mapping[str, Tensor] | None,
+        dtype: torch.dtype | None,
         *,
         text: bool,
         official: bool = False,
     ) -> Self:
+        """Build a model around tensors of a file; ``tokenizer`` is the VQ tokenizer and its own weights."""
         with torch.device("meta"):
-            model = cls(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer, text=text)
-        model._tokenizer_tensors = tokenizer_tensors
-        ignored = (IGNORED if official else {}) | ({} if text else _NO_TEXT)
+            model = cls(config, tokenizer=tokenizer[0], text_tokenizer=text_tokenizer, text=text)
+        model.tokenizer_weights = tokenizer[1]
         names = official_name if official else str
+        stored = getattr(tensors.get(names("encoder.pos_embed")), "dtype", torch.float32)
+        model.to(dtype or (stored if stored.is_floating_point else torch.float32))
+        ignored = (IGNORED if official else {}) | ({} if text else _NO_TEXT)
         load_strict(model, tensors, source=source, name_in_file=names, ignored=ignored, mapped=True)
-        return model
+        return model.eval()
 
 
 def load_model(name: str | Path) -> TokLIP | CLIP:
@@ -268,13 +273,11 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
 
     Both have ``image_features``, ``text_features``, ``logit_scale`` and, in their config, the preprocessing.
     """
-    folder = Path(name)
     if str(name).startswith("open_clip:"):
         return load_clip(name)
-    if (folder / CONFIG_FILE).is_file():
-        values, _ = read_model_folder(folder)
-        if values.get("kind") == "clip":
-            return load_clip(folder)
+    path, _ = _located(name)
+    if (path / CONFIG_FILE).is_file() and read_config(path).get("kind") == "clip":
+        return load_clip(path)
     return TokLIP.from_pretrained(name)
 
 
@@ -286,23 +289,36 @@ def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
         if not spec.source:
             return TINY, spec
         owner, repository, file = spec.source.split("/", 2)
-        return hub_file(f"{owner}/{repository}", file), spec
+        return hub_file(f"{owner}/{repository}", file, way_out="give its path as the model (PATH/{})"), spec
     if path.exists():
         return path, None
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise FileNotFoundError(f"there is no file {str(name)!r}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        return _of_hub(str(name)), None
+        return hub_folder(str(name), [CONFIG_FILE, WEIGHTS_FILE, "tokenizer*"], _is_whole), None
     return path, model_spec(str(name))  # which says what names there are
 
 
-def _of_hub(repository: str) -> Path:
-    """The cached folder of a repository on the hub; its files are downloaded if they are not there."""
-    folder = hub_file(repository, CONFIG_FILE).parent
-    config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-    hub_file(repository, WEIGHTS_FILE)
-    for file in (TOKENIZER_FILE, config.get("tokenizer_file")):
-        if file is not None:
-            hub_file(repository, file)
-    return folder
+def _is_whole(folder: Path) -> bool:
+    """Whether a model folder has all its files; a text tokenizer it can do without."""
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    files = (WEIGHTS_FILE, read_config(folder).get("tokenizer_file"))
+    return all((folder / file).exists() for file in files if file)
+
+
+def _tokenizer_inside(config: TokLIPConfig, tensors: Mapping[str, Tensor], source: Path) -> VQTokenizer:
+    """The tokenizer whose weights are in an official file. A factory takes a file, so they pass through one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, VQ_FILE)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the tokenizer's weights ({error}); set TMPDIR to a disk with room") from error
+        try:
+            return _tokenizer(config, file)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(file), f"{source}: visual.trunk.vq")) from error
 
 
 def _tokenizer(config: TokLIPConfig, weights: Path | None) -> VQTokenizer:
@@ -319,16 +335,3 @@ def _tokenizer(config: TokLIPConfig, weights: Path | None) -> VQTokenizer:
             f"trained with ({wanted[:16]})"
         )
     return tokenizer
-
-
-def _published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
-    """The text tokenizer of a published model; None, so that pictures can be read, if it is not to be had."""
-    source = next((spec.text_tokenizer for spec in models().values() if spec.config == config), "")
-    if not source:
-        return None
-    owner, repository, file = source.split("/", 2)
-    try:
-        return TextTokenizer(config.text, hub_file(f"{owner}/{repository}", file).read_text("utf-8"))
-    except FileNotFoundError as error:
-        _log.warning("texts cannot be read: %s", error)
-        return None

@@ -9,20 +9,21 @@ Source: README of TencentARC/TokLIP; names and shapes as in its files TokLIP_S_2
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from toklip_core.checkpoint import read_tensors, state_dict_in
+from toklip_core.checkpoint import hub_file, read_tensors, state_dict_in
 from toklip_core.config import Config
 from toklip_core.encoder import EncoderConfig
-from toklip_core.text import TextConfig
+from toklip_core.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.trunk import TrunkConfig
 
 
@@ -32,7 +33,9 @@ class TokLIPConfig(Config):
     kind: Literal["toklip"] = "toklip"
     tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
     tokenizer_file: str | None = Field(
-        default=None, description="Its weights, a file beside this one; none: those that its name stands for."
+        default=None,
+        pattern=r"^[\w-][\w.-]*$",
+        description="Its weights, a file or folder beside this one; none: those that its name stands for.",
     )
     tokenizer_checksum: str | None = Field(
         default=None, description="SHA-256 of the weights it was trained with; other ones are refused."
@@ -41,6 +44,11 @@ class TokLIPConfig(Config):
     resize: Literal["crop", "squash"] = Field(description="How a picture becomes that square.")
     encoder: EncoderConfig
     text: TextConfig
+
+    @model_validator(mode="after")
+    def _one_space(self) -> Self:
+        refuse_other_space(self.text, self.encoder.trunk.joint_dim)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,8 @@ ALIASES = {"toklip-b-256": "toklip-s-256"}
 
 #: Names in an official file that are not the model's -> why. The tokenizer's own are taken from there as well.
 IGNORED = {r"visual\.trunk\.vq\..+": "the VQ tokenizer, which stands outside of the model"}
+
+_log = logging.getLogger(__name__)
 
 _LICENCE = "TencentARC's own for research, not for use within the European Union: read it at the source"
 _TOKENIZER = "visual.trunk.vq."
@@ -99,7 +109,7 @@ def models() -> dict[str, ModelSpec]:
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Return the model of a name or alias; LookupError with the nearest names if there is none."""
+    """Return the model of a name or alias; LookupError with the nearest name if there is none."""
     known = models()
     name = ALIASES.get(name, name)
     if name in known:
@@ -144,6 +154,24 @@ def config_of_official(tensors: Mapping[str, Tensor], path: Path | str) -> TokLI
     raise ValueError(
         f"{str(path)!r} has a position embedding {positions}, which no published model has; give its config.json"
     )
+
+
+def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
+    """Return the text tokenizer of a published model: from the hub's cache, else downloaded.
+
+    None, with a warning, if it is not to be had: pictures can be read all the same.
+    """
+    source = next((spec.text_tokenizer for spec in models().values() if spec.config == config), "")
+    if not source:
+        return None
+    owner, repository, file = source.split("/", 2)
+    try:
+        way_out = "put it into a model folder (`toklip convert`)"
+        found = hub_file(f"{owner}/{repository}", file, way_out=way_out)
+        return TextTokenizer(config.text, found.read_text("utf-8"))
+    except FileNotFoundError as error:
+        _log.warning("texts cannot be read: %s", error)
+        return None
 
 
 def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebook_dim: int) -> ModelSpec:

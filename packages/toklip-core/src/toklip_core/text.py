@@ -10,21 +10,23 @@ Shape letters: T texts, L context length, E joint space.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import Config
 from toklip_core.trunk import Activation
 
 TOKENIZER_FILE = "tokenizer.json"
+
+#: Of the tokenizers that :func:`word_tokenizer` makes.
+PAD_ID, UNKNOWN_ID, EOS_ID = 0, 1, 2
 
 #: Texts that go through the network at a time.
 _CHUNK = 256
@@ -42,6 +44,9 @@ class TextConfig(Config):
     activation: Activation = Field(default="gelu_tanh", description="Of the MLPs.")
     norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
     causal: bool = Field(default=False, description="Whether a token sees only those before it, as in CLIP.")
+    pad_mask: bool = Field(
+        default=False, description="Whether padding is unseen; then a batch is cut to its longest text, and quicker."
+    )
     pooling: Literal["first", "last", "argmax", "eos"] = Field(
         default="last", description="Which token stands for the text; argmax is CLIP's end of text."
     )
@@ -57,6 +62,29 @@ class TextConfig(Config):
     eos_id: int | None = Field(default=None, ge=0, description="Put after a text, if the tokenizer is a file.")
     pad_id: int = Field(default=0, ge=0, description="Fills a text up to the context length.")
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        special = (self.bos_id is not None) + (self.eos_id is not None)
+        if self.context_length <= special:
+            raise ValueError(f"context_length ({self.context_length}) leaves no room beside {special} special tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_unseen(self) -> Self:
+        if self.pad_mask and (self.causal or self.pooling != "eos" or self.eos_id is None):
+            raise ValueError("pad_mask goes with pooling = 'eos', an eos_id, and causal = false")
+        return self
+
+
+def refuse_other_space(text: TextConfig, joint_dim: int) -> None:
+    """Raise ValueError if pictures end in a space of another width than texts."""
+    if text.output_dim != joint_dim:
+        raise ValueError(
+            f"texts become {text.output_dim} numbers and pictures {joint_dim}: set output_dim so that both are the same"
+        )
+
 
 class TextTokenizer:
     """Texts to ids (T, L), int64.
@@ -64,6 +92,9 @@ class TextTokenizer:
     Args:
         config: how a text is written.
         json: what ``tokenizer.json`` holds; None for CLIP's own tokenizer.
+
+    Raises:
+        ValueError: ``json`` is missing or damaged.
     """
 
     def __init__(self, config: TextConfig, json: str | None) -> None:
@@ -88,10 +119,22 @@ class TextTokenizer:
             self._file.no_truncation()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the ids of texts; a tokenizer's end of text is kept where a text is cut."""
-        if self._clip is not None:
-            ids: Tensor = self._clip(list(texts))
-            return ids
+        """Return the ids of texts; a tokenizer's end of text is kept where a text is cut.
+
+        Raises:
+            ValueError: ``texts`` is one text, not several; or an id is none of the text tower's.
+        """
+        if isinstance(texts, str):  # which would be read letter by letter
+            raise ValueError(f"got one text, {texts[:50]!r}; wanted a list of texts")
+        ids: Tensor = self._of_file(texts) if self._clip is None else self._clip(list(texts))
+        if ids.numel() and (largest := int(ids.max())) >= self.config.vocabulary:
+            raise ValueError(
+                f"the text tokenizer gives the id {largest}, but the text tower knows {self.config.vocabulary}: they "
+                "belong to different models"
+            )
+        return ids
+
+    def _of_file(self, texts: Sequence[str]) -> Tensor:
         from open_clip.tokenizer import get_clean_fn
 
         config = self.config
@@ -123,6 +166,8 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return (T, E), not normalised, of ids (T, L)."""
+        if self.config.pad_mask:
+            ids = ids[:, : int((ids != self.config.pad_id).sum(1).max())]
         features: Tensor = self.network(ids)
         return features
 
@@ -155,20 +200,20 @@ def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
     return TextTokenizer(config, file.read_text("utf-8")) if file.is_file() else None
 
 
-def word_tokenizer(texts: Iterable[str], *, pad_id: int = 0, unknown_id: int = 1, eos_id: int = 2) -> str:
-    """Return the ``tokenizer.json`` of whole words: those of canonicalised texts, sorted, from id 3 on.
+def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:
+    """Return the ``tokenizer.json`` of whole words, those of canonicalised texts, and the number of its ids.
 
-    For data whose language is small, such as Scenes.
+    For data whose language is small, such as Scenes. Ids from 3 on are the words, sorted.
     """
     from open_clip.tokenizer import canonicalize_text
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = sorted({word for text in texts for word in re.findall(r"\S+", canonicalize_text(text))})
-    special = {"<pad>": pad_id, "<unk>": unknown_id, "<eos>": eos_id}
-    vocabulary = special | {word: len(special) + i for i, word in enumerate(words)}
+    words = sorted({word for text in texts for word in canonicalize_text(text).split()})
+    vocabulary = {"<pad>": PAD_ID, "<unk>": UNKNOWN_ID, "<eos>": EOS_ID}
+    vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return str(tokenizer.to_str())
+    return str(tokenizer.to_str()), len(vocabulary)
 
 
 def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships no types
@@ -184,6 +229,7 @@ def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships
         mlp_ratio=config.mlp_ratio,
         output_dim=config.output_dim,
         no_causal_mask=not config.causal,
+        use_pad_mask=config.pad_mask,
         pad_id=config.pad_id,
         eos_id=config.eos_id or 0,
         pool_type=config.pooling,
