@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from toklip_core.data import entries, find_pictures, open_picture, resized
-from toklip_core.parts import PartWriter, StoreInfo
+from toklip_core.parts import FeatureInfo, PartWriter, StoreInfo
 from toklip_core.store import TokenStore
 from toklip_vq.llamagen import CONFIGS
 from toklip_vq.vqgan import VQGANTokenizer, build_vqgan
@@ -40,6 +41,7 @@ def main() -> None:
             reading(photograph, side, Path(folder, f"{side}.tar"))
         for name, codebook_size, side in (("VQ-16", 2**14, 16), ("VQ-8", 2**14, 32), ("IBQ-262144", 2**18, 16)):
             storing(name, codebook_size, side, Path(folder, name))
+        storing("VQ-16", 2**14, 16, Path(folder, "teacher"), width=1152)
     for size in ("VQ-16", "VQ-8"):
         counting(size)
 
@@ -62,8 +64,9 @@ def reading(photograph: Image.Image, side: int, path: Path) -> None:
     )
 
 
-def storing(name: str, codebook_size: int, side: int, path: Path) -> None:
-    """Write a part of random ids, read it in order and at random."""
+def storing(name: str, codebook_size: int, side: int, path: Path, width: int = 0) -> None:
+    """Write a part of random ids, and of a teacher's features if it has a width; read it in order and at random."""
+    teacher = FeatureInfo(model="teacher", weights_checksum="", width=width) if width else None
     info = StoreInfo(
         tokenizer=name.lower(),
         weights_checksum="",
@@ -72,10 +75,12 @@ def storing(name: str, codebook_size: int, side: int, path: Path) -> None:
         image_size=256,
         resize="crop",
         dtype="float32",
+        teacher=teacher,
     )
     writer = PartWriter(path, info)
     keys = [f"{number // 1000:05d}.tar/{number:09d}.jpg" for number in range(ROWS)]
-    writer.add(keys, torch.randint(0, codebook_size, (ROWS, side, side)), [None] * ROWS)
+    features = {"teacher": F.normalize(torch.randn(ROWS, width), dim=-1)} if width else {}
+    writer.add(keys, torch.randint(0, codebook_size, (ROWS, side, side)), [None] * ROWS, features)
     writer.flush()
     size = next(path.glob("part-*")).stat().st_size / ROWS
     store = TokenStore(path)
@@ -87,7 +92,8 @@ def storing(name: str, codebook_size: int, side: int, path: Path) -> None:
     for number in range(100):
         store[number * 997 * 11 % ROWS]
     at_random = (time.process_time() - began) * 10
-    print(f"store {name} 256 px: {size:.0f} bytes a picture")
+    beside = f", a teacher of width {width}" if width else ""
+    print(f"store {name} 256 px{beside}: {size:.0f} bytes a picture")
     print(f"    {in_order:.0f} rows a CPU second in order, {at_random:.1f} CPU milliseconds a row at random")
 
 

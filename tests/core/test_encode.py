@@ -16,15 +16,19 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core import encoding
+from toklip_core.checkpoint import weights_checksum
 from toklip_core.cli import cli
+from toklip_core.clip import CLIP, load_clip
 from toklip_core.data import normalized, open_picture, to_pixels
 from toklip_core.decoding import decode_store
 from toklip_core.encoding import encode_pictures
-from toklip_core.parts import PartWriter
+from toklip_core.model import TokLIP
+from toklip_core.parts import FeatureInfo, PartWriter
 from toklip_core.plugins import load_tokenizer
 from toklip_core.store import TokenStore
 
 from tests.core.conftest import picture
+from tests.core.small_models import small_clip, small_toklip
 
 
 def run(*arguments):
@@ -360,3 +364,152 @@ def test_bfloat16_and_squash_are_kept_in_the_store(toy, photos, tmp_path):
         info.weights_checksum
         == TokenStore(encode_pictures([photos], tmp_path / "t", tokenizer="mean-colour").store).info.weights_checksum
     )  # of the weights, whatever they are computed in
+
+
+@pytest.fixture
+def models(toy, tmp_path):
+    """Folders of a TokLIP and of a teacher whose pictures are of another size."""
+    small_toklip().save_pretrained(tmp_path / "toklip")
+    teacher = small_clip()
+    config = teacher.config.model_copy(update={"image_size": 16})
+    smaller = CLIP(config, teacher.text.tokenizer)
+    smaller.save_pretrained(tmp_path / "teacher")
+    return {"model": tmp_path / "toklip", "teacher": tmp_path / "teacher"}
+
+
+def pixels_of(photos, key, size):
+    return to_pixels(open_picture(photos.parent / key), size)[None]
+
+
+def halves(feature):
+    return feature.detach().half().float()
+
+
+def close(first, second):
+    """But for the last bit of float16: the models see other batches."""
+    return torch.allclose(first, second, rtol=2**-9, atol=2**-11)
+
+
+def test_features_of_models_are_stored_beside_the_ids(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--workers", 1, "--model", "toklip", "--tokens", "--teacher", "teacher"]
+    assert run("encode", "photos", "--out", "s", *arguments).exit_code == 0
+    store, model, teacher = TokenStore("s"), TokLIP.from_pretrained("toklip"), load_clip(tmp_path / "teacher")
+    plain = encode_pictures(["photos"], "ids", tokenizer="mean-colour")
+    assert contents("s") == contents(plain.store)
+    assert (store.info.image_size, store.info.resize, store.info.tokenizer) == (32, "crop", "mean-colour")
+    with torch.no_grad():
+        for row in store:
+            pixels = pixels_of(photos, row.key, 32)
+            assert close(row.pooled, halves(model.image_features(pixels)[0])) and abs(row.pooled.norm() - 1) < 1e-3
+            assert close(row.tokens, halves(model(pixels).tokens[0])) and row.tokens.shape == (64, 32)
+            assert close(row.teacher, halves(teacher.image_features(pixels_of(photos, row.key, 16))[0]))
+
+
+def test_a_store_says_whose_features_it_has(models, photos, tmp_path):
+    encode_pictures([photos], tmp_path / "s", **models, tokens=True)
+    info = TokenStore(tmp_path / "s").info
+    model, teacher = TokLIP.from_pretrained(models["model"]), load_clip(models["teacher"])
+    assert info.pooled == FeatureInfo(model="toklip", weights_checksum=weights_checksum(model.encoder), width=32)
+    assert info.tokens == info.pooled
+    assert info.teacher == FeatureInfo(model="teacher", weights_checksum=weights_checksum(teacher), width=32)
+    assert info.weights_checksum == weights_checksum(model.tokenizer)
+
+
+def test_an_encode_with_features_goes_on_where_it_ended(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = encode_pictures(["photos"], tmp_path / "whole", **models)
+    first = encode_pictures(["photos"], tmp_path / "s", **models, batch_size=2, stop=lambda: True)
+    shares = [encode_pictures(["photos"], tmp_path / "s", **models, rank=rank, world_size=2) for rank in range(2)]
+    assert first.pictures == 2 and sum(share.pictures for share in shares) == 3
+    expected = {row.key: row for row in TokenStore(whole.store)}
+    rows = list(TokenStore(tmp_path / "s"))
+    assert len(rows) == 5 and all(
+        close(row.pooled, expected[row.key].pooled) and close(row.teacher, expected[row.key].teacher) for row in rows
+    )
+
+
+def test_loaded_models_serve_as_well_as_their_folders(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode_pictures(["photos"], "folders", **models)
+    loaded = {"model": TokLIP.from_pretrained(models["model"]), "teacher": load_clip(models["teacher"])}
+    encode_pictures(["photos"], "objects", **loaded)
+    for mine, theirs in zip(TokenStore("objects"), TokenStore("folders"), strict=True):
+        assert mine.key == theirs.key and torch.equal(mine.pooled, theirs.pooled)
+        assert torch.equal(mine.teacher, theirs.teacher)
+    assert TokenStore("objects").info.pooled.weights_checksum == TokenStore("folders").info.pooled.weights_checksum
+
+
+def test_features_in_bfloat16_point_where_those_in_float32_do(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = TokLIP.from_pretrained(models["model"])
+    for dtype in ("float32", "bfloat16"):
+        encode_pictures(["photos"], dtype, model=model, teacher=models["teacher"], dtype=dtype)
+    half, full = (list(TokenStore(dtype)) for dtype in ("bfloat16", "float32"))
+    for name in ("pooled", "teacher"):
+        cosines = [getattr(a, name) @ getattr(b, name) for a, b in zip(half, full, strict=True)]
+        assert min(cosines) > 0.999 and not all(
+            torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(half, full, strict=True)
+        )
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_the_teacher_says_how_pictures_become_squares_unless_somebody_else_does(models, photos, tmp_path):
+    def resize(**arguments):
+        path = tmp_path / f"s{len(list(tmp_path.iterdir()))}"
+        return TokenStore(encode_pictures([photos], path, **arguments).store).info.resize
+
+    assert load_clip(models["teacher"]).config.resize == "squash"
+    assert resize(tokenizer="mean-colour", teacher=models["teacher"]) == "squash"
+    assert resize(tokenizer="mean-colour", teacher=models["teacher"], resize="crop") == "crop"
+    assert resize(**models) == "crop"
+    assert resize(tokenizer="mean-colour") == "crop"
+
+
+def test_a_store_takes_no_other_features(models, photos, tmp_path):
+    store = tmp_path / "s"
+    encode_pictures([photos], store, tokenizer="mean-colour", teacher=models["teacher"], resize="crop")
+    with pytest.raises(ValueError, match=r"it has teacher.model None \(the store: 'teacher'\)"):
+        encode_pictures([photos], store, tokenizer="mean-colour")
+    with pytest.raises(ValueError, match=r"it has pooled.model 'toklip' \(the store: None\)"):
+        encode_pictures([photos], store, **models)
+    small_clip(seed=1).save_pretrained(tmp_path / "other/teacher")
+    other = {"tokenizer": "mean-colour", "teacher": tmp_path / "other/teacher", "resize": "crop"}
+    with pytest.raises(ValueError, match=r"it has teacher.weights_checksum '[0-9a-f]+' \(the store: '[0-9a-f]+'\); t"):
+        encode_pictures([photos], store, **other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens"], "tokens are those of a model; name one"),
+        (["--model", "MODEL", "--tokenizer", "other"], "got the tokenizer 'other', but the model has 'mean-colour'"),
+        (["--model", "MODEL", "--size", "64"], "got the size '64', but the model has 32; leave out --size"),
+        (["--model", "MODEL", "--resize", "squash"], "got the resize 'squash', but the model has 'crop'; leave out"),
+        (["--model", "MODEL", "--weights", "w"], "got the weights 'w', but the model has those of its tok"),
+        (["--model", "TEACHER"], "holds two towers on pixels, no TokLIP"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--teacher", "MODEL"], "holds a TokLIP, no teacher"),
+        (["--teacher", "nowhere"], "'nowhere' is no model folder"),
+    ],
+)
+def test_models_that_do_not_fit_are_one_line(models, photos, tmp_path, arguments, message):
+    places = {"MODEL": models["model"], "TEACHER": models["teacher"]}
+    tokenizer = [] if "--model" in arguments else ["--tokenizer", "mean-colour"]
+    words = [places.get(word, word) for word in arguments]
+    result = run("encode", photos, "--out", tmp_path / "s", "--workers", 0, *tokenizer, *words)
+    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("s/part-*"))
+
+
+def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):
+    with pytest.raises(ValueError, match="got neither a tokenizer nor a model"):
+        encode_pictures([photos], tmp_path / "s")
+
+
+def test_large_rows_are_written_in_more_parts(models, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "_PART_BYTES", 5000)  # of a picture 4.3 kB
+    encode_pictures([photos], tmp_path / "s", model=models["model"], tokens=True, batch_size=1)
+    assert [path.name for path in sorted((tmp_path / "s").glob("part-*"))] == [
+        f"part-00000-00000{n}.parquet" for n in (1, 2, 3)
+    ]

@@ -1,5 +1,6 @@
 """A token store is read as it is by other tools, row by row by ours, and never mixes what does not belong together."""
 
+import json
 import pickle
 
 import datasets
@@ -9,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.parts import PartWriter, StoreInfo, Unreadable, UnreadableLog
+from toklip_core.parts import FeatureInfo, PartWriter, StoreInfo, Unreadable, UnreadableLog
 from toklip_core.store import TokenStore
 
 INFO = StoreInfo(
@@ -21,6 +22,8 @@ INFO = StoreInfo(
     resize="crop",
     dtype="float32",
 )
+MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
+FEATURES = {"pooled": MODEL, "tokens": MODEL.model_copy(update={"width": 4}), "teacher": MODEL}
 
 
 def rows_of(count, seed=0):
@@ -63,6 +66,88 @@ def test_datasets_pandas_and_duckdb_read_a_store_as_it_is(tmp_path):
     assert len(datasets.load_dataset(str(store), split="train", cache_dir=str(tmp_path / "cache"))) == 11
 
 
+def features_of(count, seed=0):
+    """Of a grid of 3 x 5; float16 holds them exactly."""
+    shapes = {"pooled": (count, 6), "tokens": (count, 15, 4), "teacher": (count, 6)}
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=draw).half().float() for name, shape in shapes.items()}
+
+
+def write_features(path, counts=(7, 4)):
+    writer = PartWriter(path, INFO.model_copy(update=FEATURES))
+    for seed, count in enumerate(counts):
+        writer.add(*rows_of(count, seed), features_of(count, seed))
+        writer.flush()
+    return path
+
+
+def test_features_come_back_with_their_rows(tmp_path):
+    store = TokenStore(write_features(tmp_path))
+    expected = [features_of(7), features_of(4, 1)]
+    for number, row in enumerate(store):
+        for same in (row, store[number]):
+            for name, features in expected[number >= 7].items():
+                feature = getattr(same, name)
+                assert feature.dtype == torch.float32 and torch.equal(feature, features[number - 7 * (number >= 7)])
+    only = TokenStore(tmp_path, features=("teacher",))[8]
+    assert only.pooled is None and only.tokens is None and torch.equal(only.teacher, expected[1]["teacher"][1])
+
+
+def test_other_tools_read_features_as_lists_of_float16(tmp_path):
+    store = write_features(tmp_path / "store")
+    teacher, tokens = features_of(7)["teacher"][3], features_of(7)["tokens"][3].flatten()
+    frame = pd.read_parquet(store)
+    assert frame.teacher[3].dtype == np.float16 and frame.teacher[3].tolist() == teacher.tolist()
+    found = duckdb.sql(f"select teacher, tokens from '{store}/*.parquet' where key = '0/3.jpg'").fetchall()
+    assert found == [(teacher.tolist(), tokens.tolist())]
+    loaded = datasets.load_dataset("parquet", data_dir=str(store), split="train", cache_dir=str(tmp_path / "cache"))
+    assert loaded[3]["teacher"] == teacher.tolist() and loaded[3]["tokens"] == tokens.tolist()
+
+
+def test_a_store_without_features_says_nothing_of_them(tmp_path):
+    """So versions that knew none read it, and this one reads theirs."""
+    part = next(write(tmp_path, (1,)).glob("part-*"))
+    written = json.loads(pq.read_schema(part).metadata[b"toklip"])
+    assert written == {
+        "format": 1,
+        "tokenizer": "mean-colour",
+        "weights_checksum": "0" * 64,
+        "codebook_size": 300,
+        "downsample_factor": 4,
+        "image_size": 32,
+        "resize": "crop",
+        "dtype": "float32",
+    }
+    row = TokenStore(tmp_path)[0]
+    assert (row.pooled, row.tokens, row.teacher) == (None, None, None)
+
+
+def test_a_group_of_large_features_is_small_enough_to_read_for_one_row(tmp_path):
+    tokens = MODEL.model_copy(update={"width": 20_000})
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"tokens": tokens}))
+    writer.add(*rows_of(80), {"tokens": torch.zeros(80, 15, 20_000)})
+    assert writer.nbytes > 80 * 15 * 20_000 * 2
+    writer.flush()
+    store = TokenStore(tmp_path)
+    assert set(store.group_rows[:-1]) == {55} and sum(store.group_rows) == 80  # of 600 kB
+    assert store[79].tokens.shape == (15, 20_000)
+
+
+def test_a_feature_that_float16_does_not_hold_is_refused(tmp_path):
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"pooled": MODEL}))
+    with pytest.raises(ValueError, match=r"got pooled up to 7e\+04, but the store has float16, which ends at 65504"):
+        writer.add(*rows_of(1), {"pooled": torch.full((1, 6), 70_000.0)})
+    assert len(writer) == 0
+
+
+def test_features_of_another_width_are_damage(tmp_path):
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"pooled": MODEL}))
+    writer.add(*rows_of(1), {"pooled": torch.zeros(1, 5)})
+    writer.flush()
+    with pytest.raises(ValueError, match=r"'0/0\.jpg' has 5 numbers of 'pooled', not 1 x 6"):
+        TokenStore(tmp_path)[0]
+
+
 @pytest.mark.parametrize(
     ("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32"), (1, "uint8")]
 )
@@ -75,12 +160,25 @@ def test_ids_take_the_smallest_type_that_holds_them(tmp_path, codebook_size, dty
     assert TokenStore(tmp_path)[0].ids.tolist() == [[0, codebook_size - 1]]
 
 
+@pytest.mark.parametrize("width", [0, 64])
+def test_fourteen_bits_of_an_id_take_fourteen_on_disk(tmp_path, width):
+    teacher = MODEL.model_copy(update={"width": width}) if width else None
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_size": 2**14, "teacher": teacher}))
+    ids = torch.randint(0, 2**14, (2000, 16, 16), generator=torch.Generator().manual_seed(0))
+    features = {"teacher": torch.zeros(2000, width)} if width else {}
+    writer.add([f"{n}.jpg" for n in range(2000)], ids, [None] * 2000, features)
+    writer.flush()
+    size = next(tmp_path.glob("part-*")).stat().st_size
+    assert size < 1.95 * ids.numel()  # 1.75, the dictionary of each group, and the keys
+
+
 def test_rows_come_by_number_and_in_order_with_their_grid(tmp_path):
     store = TokenStore(write(tmp_path))
     keys, ids, captions = (
         first + second for first, second in zip(map(list, rows_of(7)), map(list, rows_of(4, 1)), strict=True)
     )
     assert len(store) == 11 and list(store.keys()) == keys and store.info == INFO
+    assert list(store.captions()) == captions and store.group_rows == (7, 4)
     for number, row in enumerate(store):
         for same in (row, store[number], store[number - 11]):
             assert (same.key, same.caption) == (keys[number], captions[number])
@@ -139,6 +237,15 @@ def test_parts_of_two_tokenizers_are_no_store_and_the_differences_are_named(tmp_
     write(tmp_path / "b", weights_checksum="1" * 64, image_size=64)
     next((tmp_path / "b").glob("part-*")).rename(tmp_path / "a/part-00009-000001.parquet")
     with pytest.raises(ValueError, match=r"weights_checksum '1+' \(the store: '0+'\), image_size 64 \(the store: 32\)"):
+        TokenStore(tmp_path / "a")
+
+
+def test_parts_of_two_teachers_are_no_store(tmp_path):
+    write(tmp_path / "a")
+    writer = PartWriter(tmp_path / "a", INFO.model_copy(update={"teacher": MODEL}), rank=1)
+    writer.add(*rows_of(1, 5), {"teacher": torch.zeros(1, 6)})
+    writer.flush()
+    with pytest.raises(ValueError, match=r"it has teacher.model 'small' \(the store: None\), teacher.weights"):
         TokenStore(tmp_path / "a")
 
 

@@ -33,6 +33,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ROWS_PER_GROUP = 1000
 # With the tokens of a picture 1,000 rows would be 600 MB.
 _BYTES_PER_GROUP = 2**25
+# That of ids is the codebook, so that 14 bits take 14. One of features would be as long as they are.
+_WITH_DICTIONARY = ["key", "ids.list.element", "height", "width", "caption"]
 
 
 class FeatureInfo(Config):
@@ -244,9 +246,7 @@ def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
     try:
         with beside.open("wb") as file:
             rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
-            # A dictionary of features would be as long as they are.
-            plain = [name for name in table.column_names if name not in FEATURES]
-            pq.write_table(table, file, compression="zstd", row_group_size=rows, use_dictionary=plain)
+            pq.write_table(table, file, compression="zstd", row_group_size=rows, use_dictionary=_WITH_DICTIONARY)
             file.flush()
             os.fsync(file.fileno())  # a rename can outlive a power failure that the data does not
     except BaseException:
