@@ -137,9 +137,11 @@ def _imagenet_names(folder: Path, classes: Sequence[Path]) -> list[str]:
     wanted = "wanted ImageNet's 1000, named n01440764 and so on, or 0 to 999"
     if len(classes) != len(IMAGENET_CLASSNAMES):
         raise ValueError(f"{folder} has {len(classes)} folders; {wanted}")
-    numbers = {int(path.name) for path in classes if path.name.isdecimal()}
-    if numbers != set(range(len(classes))) and not all(re.fullmatch(r"n\d{8}", path.name) for path in classes):
-        raise ValueError(f"{folder} has folders such as {classes[0].name!r}; {wanted}")
+    synsets = [path.name for path in classes if re.fullmatch(r"n\d{8}", path.name)]
+    numbers = [path.name for path in classes if re.fullmatch(r"\d+", path.name)]
+    if len(synsets) < len(classes) and {int(number) for number in numbers} != set(range(len(classes))):
+        odd = next((path.name for path in classes if path.name not in {*synsets, *numbers}), classes[0].name)
+        raise ValueError(f"{folder} has folders such as {odd!r}; {wanted}")
     return list(IMAGENET_CLASSNAMES)
 
 

@@ -216,8 +216,8 @@ def explain(
 def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure how often classes are found by name.
 
-    FOLDER has one folder for each class, with its pictures; --scenes needs none. A class is named after its folder, _ being read as a space. Top-1 and top-5 accuracy, what chance gives, and the
-    protocol.
+    FOLDER has one folder for each class, with its pictures; --scenes needs none. A class is named after its folder, _
+    being read as a space. Top-1 and top-5 accuracy, what chance gives, and the protocol.
     """
     from toklip_core.encoding import default_device
     from toklip_core.zero_shot import evaluate_zero_shot
