@@ -35,7 +35,7 @@ def run_together(function: Callable[[Path], None], folder: Path, count: int = 2,
         for rank in range(count)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
+        errors = [process.communicate(timeout=600)[1] for process in started]
     finally:
         for process in started:
             process.kill()

@@ -33,8 +33,9 @@ class RunConfig(Config):
     accumulate: int = Field(
         default=1,
         gt=0,
-        description="Micro-batches per step, for less memory. Exact for losses that are means over samples; losses "
-        "between samples (entropy of the codebook, contrast) see one micro-batch.",
+        description="Micro-batches per step, for less memory. Losses that are means over samples, and contrasts (by "
+        "one more forward pass), have the gradients of the whole batch; the entropy of a codebook and the statistics "
+        "of a batch norm are of one micro-batch.",
     )
     learning_rate: float = Field(gt=0, description="Learning rate after the warm-up.")
     schedule: Literal["constant", "cosine", "multi-step"] = Field(

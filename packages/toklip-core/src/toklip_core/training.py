@@ -11,7 +11,7 @@ Laws, all of them tested:
 - A save is whole or not there (see :mod:`toklip_core.runs`).
 
 The engine is Hugging Face Accelerate: one process as it is, several by ``torchrun`` or ``accelerate launch``, sharded
-(FSDP 2, prepared for and not tested) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
+(FSDP 2, tested in two processes on CPUs) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -143,9 +143,10 @@ def fit(
         collate: samples -> batch. None: the default of torch.
         contrast: features -> losses between samples, see :mod:`toklip_core.losses`. It sees the features of all
             micro-batches of this process, in float32, and gathers over processes itself. Exact with ``run.accumulate``
-            too: the price is one more forward pass, the gain that activations of one micro-batch are held at a time.
-        after_step: called with the model, without gradients, after each step of the optimizer: clamp a parameter.
-            Sharded by FSDP 2, parameters are DTensors, and must have a dimension: (1,) for a scalar.
+            too, for one more forward pass, without gradients, where the objective may leave out its losses. Inputs and
+            features of the whole batch are held, activations of one micro-batch at a time.
+        after_step: called with the model, without gradients, after each step of the optimizer, to clamp a parameter.
+            FSDP 2 makes it a DTensor, and takes none without a dimension: (1,) for a scalar.
         unused_parameters: tell DDP that some parameters may get no gradient in some steps.
 
     Raises:
@@ -260,10 +261,12 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
     # Unless told that it is on CPUs, accelerate ignores torchrun there, and each process would train for itself.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp])
-    if accelerator.distributed_type is DistributedType.DEEPSPEED or (
-        accelerator.distributed_type is DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
+    sharded = accelerator.distributed_type is DistributedType.FSDP
+    if accelerator.distributed_type is DistributedType.DEEPSPEED or (sharded and not accelerator.is_fsdp2):
         raise ValueError(f"got {accelerator.distributed_type.value}; shard with FSDP 2 instead (fsdp_version: 2)")
+    if sharded:
+        # Each process has the weights already; and accelerate 1.15 fails on parameters of the outermost module.
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
     if run.batch_size % (run.accumulate * accelerator.num_processes):
         raise ValueError(
             f"got batch_size {run.batch_size}, which cannot be split into {run.accumulate} micro-batches on "
@@ -386,23 +389,24 @@ class _Passes:
 
     def backward(self, batches: Iterator[Any], step: int) -> Iterator[Losses]:
         """Add the gradients of a step to the parameters; yield what there is to log."""
-        device, count = self.accelerator.device, self.run.accumulate
-        micro_batches: Iterable[Any] = (_to_device(batch, device) for batch in islice(batches, count))
+        count = self.run.accumulate
+        batches = (_to_device(batch, self.accelerator.device) for batch in islice(batches, count))
         cached: list[dict[str, Tensor]] = []
         if self.contrast is not None and count > 1:
-            micro_batches = [*micro_batches]
-            between, cached = self._cache(self.contrast, micro_batches, step)
+            kept = [*batches]
+            between, cached = self._cache(self.contrast, kept, step)
+            batches = iter(kept)
             yield between
-        for micro, batch in enumerate(micro_batches):
+        for micro, batch in enumerate(batches):
             with nullcontext() if micro == count - 1 else self.accelerator.no_sync(self.model):
                 result = self._forward(batch, step, micro)
             losses = [loss / count for loss in result.losses.values()]
             if cached:
                 # Of these products the gradient alone matters: it is that of the contrast through this micro-batch.
-                pairs = [(_single(result.features[name]), gradient) for name, gradient in cached[micro].items()]
-                losses += [(feature * gradient).sum() for feature, gradient in pairs if feature.requires_grad]
+                features, gradients = _float32(result.features), cached[micro]
+                losses += [(features[name] * x).sum() for name, x in gradients.items() if features[name].requires_grad]
             elif self.contrast is not None:
-                between = self.contrast({name: _single(feature) for name, feature in result.features.items()})
+                between = self.contrast(_float32(result.features))
                 losses += between.losses.values()
                 yield between
             self.accelerator.backward(torch.stack(losses).sum())
@@ -414,41 +418,35 @@ class _Passes:
         with self.accelerator.autocast():
             return self.objective(self.model, batch, step)
 
-    def _cache(
-        self, contrast: Contrast, micro_batches: Sequence[Any], step: int
-    ) -> tuple[Losses, list[dict[str, Tensor]]]:
+    def _cache(self, contrast: Contrast, batches: Sequence[Any], step: int) -> tuple[Losses, list[dict[str, Tensor]]]:
         """Return the contrast of the whole batch, and its gradients to the features of each micro-batch.
 
         GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
-        and buffers are those of the second pass, so dropout agrees, and running statistics count a sample once.
+        and buffers are those of the second pass: dropout agrees, and running statistics count a sample once.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         with torch.no_grad():
-            parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(micro_batches)]
+            parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(batches)]
             for buffer, before in buffers:
                 buffer.copy_(before)
-        features = {
-            name: _single(torch.cat([part[name] for part in parts]) if one.ndim else one)
-            for name, one in parts[-1].items()
-        }
-        leaves = {name: x.detach().requires_grad_() for name, x in features.items() if x.is_floating_point()}
-        between = contrast(features | leaves)
-        total = torch.stack([*between.losses.values()]).sum()
-        gradients = torch.autograd.grad(total, [*leaves.values()], materialize_grads=True)
+        whole_batch = {n: torch.cat([part[n] for part in parts]) if x.ndim else x for n, x in parts[-1].items()}
+        features = {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in _float32(whole_batch).items()}
+        between = contrast(features)
+        leaves = {name: x for name, x in features.items() if x.requires_grad}
+        gradients = torch.autograd.grad([*between.losses.values()], [*leaves.values()], materialize_grads=True)
         cached: list[dict[str, Tensor]] = [{} for _ in parts]
         for name, gradient in zip(leaves, gradients, strict=True):
-            if gradient.ndim == 0:
-                # Once: in the last micro-batch, whose backward pass averages over processes.
+            if gradient.ndim:
+                rows = gradient.split_with_sizes([len(part[name]) for part in parts])
+                cached = [{**before, name: own} for before, own in zip(cached, rows, strict=True)]
+            else:  # once: in the last micro-batch, whose backward pass averages over processes
                 cached[-1][name] = gradient
-                continue
-            for into, rows in zip(cached, torch.split(gradient, [len(part[name]) for part in parts]), strict=True):
-                into[name] = rows
         return between, cached
 
 
-def _single(feature: Tensor) -> Tensor:
-    # Unscaled gradients of a large batch may be too small for 16 bits.
-    return feature.float() if feature.is_floating_point() else feature
+def _float32(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Gradients of a large batch, which are not scaled yet, may be too small for 16 bits.
+    return {name: x.float() if x.is_floating_point() else x for name, x in features.items()}
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the collate made
