@@ -107,7 +107,7 @@ def load_clip(source: str | Path) -> CLIP:
 
     Raises:
         FileNotFoundError: the folder or the weights are not there, and cannot be downloaded.
-        LookupError: open_clip knows no such model, or no such weights of it.
+        LookupError: open_clip knows no such model, or no such weights of it, or transformers is not installed.
         ValueError: the weights do not fit, or the model is of another kind.
     """
     if str(source).startswith("open_clip:"):
@@ -153,6 +153,8 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
             force_preprocess_cfg={key: prepared[key] for key in ("mean", "std", "resize_mode") if key in prepared},
         )
         tokenizer = open_clip.get_tokenizer(name)
+    except ModuleNotFoundError as error:  # transformers, for the tokenizers of SigLIP
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
     except (RuntimeError, OSError) as error:  # what it raises for misfits and downloads, and transformers for its own
         words = " ".join(str(error).split())[:200]
         if isinstance(error, OSError) or published:

@@ -166,7 +166,7 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
         return None
     owner, repository, file = source.split("/", 2)
     try:
-        way_out = "put it into a model folder (`toklip convert`)"
+        way_out = "give it to `toklip convert` (`--text-tokenizer PATH/{}`)"
         found = hub_file(f"{owner}/{repository}", file, way_out=way_out)
         return TextTokenizer(config.text, found.read_text("utf-8"))
     except FileNotFoundError as error:
