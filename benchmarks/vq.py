@@ -14,40 +14,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from _race import PRODUCT, Row, machine_name, operation_count, product, race, table, write_json
 from toklip_vq.ibq import ibq_config, taming_name
 from toklip_vq.llamagen import CONFIGS, llamagen_name
 from toklip_vq.vqgan import VQGAN, Codebook, VQGANTokenizer, build_vqgan
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 2**20
-#: Of the matrices whose product gives the rate of the processor, and that product's operations.
-SIDE = 3072
-PRODUCT = 2 * SIDE**3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    unit: str
-    ours: float
-    official: float | None = None
-    floor: float | None = None
-    target: str = ""
-    note: str = ""
 
 
 def main() -> None:
@@ -66,14 +46,12 @@ def main() -> None:
     if options.memory_of:
         print(encoding_peak(options.ibq if options.memory_of == "official" else None))
         return
-    machine = f"{cpu_model()}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}"
+    machine = machine_name(options.threads)
     print(machine)
     rows = [*llamagen_rows(options.llamagen, options.repeats), *ibq_rows(options.ibq, options.repeats, options.threads)]
     print(table(rows))
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        )
+        write_json(options.json, machine, rows)
 
 
 def llamagen_rows(path: Path | None, repeats: int) -> list[Row]:
@@ -214,50 +192,6 @@ def official_ibq_encoder(path: Path, vqgan: VQGAN) -> nn.Module:
     state = {taming_name(f"encoder.{name}"): tensor for name, tensor in vqgan.encoder.state_dict().items()}
     official.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in state.items()})
     return official.eval()
-
-
-def race(contestants: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Let everybody run in turn; return the best seconds and the last result of each."""
-    seconds: dict[str, float] = {}
-    results: dict[str, Any] = {}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            results[name] = run()
-            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
-    return seconds, results
-
-
-def operation_count(run: Callable[[], Any]) -> float:
-    """Return the floating-point operations of the convolutions and products of a call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
-
-
-def product(dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return the call of a large matrix product, of PRODUCT operations."""
-    a, b = torch.randn(2, SIDE, SIDE, dtype=dtype)
-    return lambda: a @ b
-
-
-def cpu_model() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = ["| what | ours | official | official / ours | target | floor | |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        figure = "{:.2f} s" if row.unit == "s" else "{:.0f} MiB"
-        official = figure.format(row.official) if row.official else "-"
-        ratio = f"{row.official / row.ours:.2f}x" if row.official else "-"
-        floor = figure.format(row.floor) if row.floor else "-"
-        cells = (row.what, figure.format(row.ours), official, ratio, row.target or "-", floor, row.note)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
