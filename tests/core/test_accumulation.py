@@ -59,7 +59,7 @@ class TwoTowers(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.training:
-            self.seen += len(batch["picture"])
+            self.seen = self.seen + len(batch["picture"])  # another tensor, which is harder to put back
         tokens = batch["picture"]
         for block in self.blocks:
             tokens = block(tokens)

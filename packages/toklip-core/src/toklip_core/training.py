@@ -424,11 +424,11 @@ class _Passes:
         GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
         and buffers are those of the second pass: dropout agrees, and running statistics count a sample once.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
             parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(batches)]
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
         whole_batch = {n: torch.cat([part[n] for part in parts]) if x.ndim else x for n, x in parts[-1].items()}
         features = {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in _float32(whole_batch).items()}
         between = contrast(features)
