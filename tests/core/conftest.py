@@ -20,6 +20,20 @@ def toy(tmp_path, monkeypatch):
     plugins.registry.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Teacher, pictures, tars and token store of tests.core.encoder_runs, and the tokenizers of ``toy``, in site/."""
+    from tests.core.encoder_runs import write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(mean_colour.install(folder / "site")))
+        plugins.registry.cache_clear()
+        write_world(folder)
+        yield folder
+    plugins.registry.cache_clear()
+
+
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """An empty folder on sys.path; what is imported from it is forgotten afterwards."""

@@ -61,6 +61,9 @@ class RunConfig(Config):
     evaluate_every: int = Field(default=1000, gt=0, description="Steps between two evaluations; one more ends the run.")
     save_every: int = Field(default=1000, gt=0, description="Steps between two saves; one more ends the run.")
     keep: int = Field(default=2, gt=0, description="Saves that are kept; older ones are deleted.")
+    wandb: str | None = Field(
+        default=None, min_length=1, description="A project of Weights & Biases that the log goes to, too."
+    )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,9 +28,10 @@ from toklip_core.checkpoint import weights_checksum
 from toklip_core.clip import CLIP, load_clip
 from toklip_core.data import normalized
 from toklip_core.encoder import SemanticEncoder, encoder_from_tower
-from toklip_core.held_out import HeldOutSet, evaluated
+from toklip_core.held_out import evaluated, held_out_set
 from toklip_core.losses import pooled_distillation, sigmoid_contrast, softmax_contrast, token_distillation
 from toklip_core.model import TokLIP
+from toklip_core.parts import StoreInfo
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.published import TokLIPConfig
 from toklip_core.settings import EncoderLosses, EncoderTrainConfig
@@ -38,8 +40,12 @@ from toklip_core.training import FitReport, Losses, ParameterGroup, fit
 #: CLIP's bound of the temperature: cosines are never multiplied by more than 100.
 LARGEST_LOGIT_SCALE = math.log(100)
 
-#: Parameters of two dimensions and more that are no matrices of a product, and not decayed.
-_NOT_DECAYED = ("pos_embed", "cls_token", "class_token", "positional_embedding", "attn_pool.latent", "token_embedding")
+#: Modules and parameters that are no matrices of a product, and not decayed, though they have two dimensions and more.
+#: Embeddings of words neither: rows of words that a batch lacks get no gradient, and decay would shrink the rare ones.
+_NOT_DECAYED = {"pos_embed", "cls_token", "class_token", "latent", "positional_embedding", "token_embedding"}
+
+#: Captions that the text tower is given at a time, where they are read before the first step.
+_CAPTIONS = 4096
 
 
 def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
@@ -54,6 +60,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
     """
     tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
     teacher = load_clip(config.teacher).requires_grad_(False).eval()
+    refuse_misfits(config, tokenizer, teacher)  # before the data, which may take minutes to look through
     samples = CaptionedSamples(
         config.data,
         image_size=config.image_size,
@@ -61,22 +68,21 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
         seed=config.run.seed,
         smallest_crop=config.smallest_crop,
     )
-    checksums = {
-        "tokenizer": weights_checksum(cast(nn.Module, tokenizer)),
-        "teacher": weights_checksum(teacher),
-    }
-    refuse_misfits(config, samples, tokenizer, teacher, checksums)
+    checksums = {"tokenizer": weights_checksum(cast(nn.Module, tokenizer)), "teacher": weights_checksum(teacher)}
+    if samples.stored is not None:
+        refuse_other_store(config, samples.stored, checksums)
     torch.manual_seed(config.run.seed)
-    model = EncoderTraining(_started(config, tokenizer, teacher), teacher, config.losses)
-    frozen = Frozen(tokenizer, teacher, config)
-    held_out = HeldOutSet(config.held_out, image_size=config.image_size, resize=config.resize)
+    losses = config.losses
+    between = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
+    model = EncoderTraining(_started(config, tokenizer, teacher), teacher, losses)
+    frozen = Frozen(tokenizer, teacher, config, samples.distinct_captions(most=config.text_cache))
+    held_out = held_out_set(config.held_out, image_size=config.image_size)
 
     def assembled(trained: nn.Module) -> TokLIP:
         return _assembled(config, cast(EncoderTraining, trained), tokenizer, teacher, checksums["tokenizer"])
 
     def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        encoder = SemanticEncoder(model.encoder.config)
-        result = EncoderTraining(encoder, teacher, config.losses)
+        result = EncoderTraining(SemanticEncoder(model.encoder.config), teacher, losses)
         result.load_state_dict(tensors)
         assembled(result).save_pretrained(folder)
 
@@ -86,14 +92,19 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
         lambda model, batch, step: cast(Losses, model(*frozen(batch))),
         config.run,
         out,
-        settings={**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums},
+        settings={
+            **config.model_dump(mode="json", exclude={"run"}),
+            "checksums": checksums,
+            "samples": len(samples),  # with another number of them their order is another
+        },
         export=export,
-        evaluate=lambda product: evaluated(assembled(product), held_out, batch_size=config.run.batch_size),
+        evaluate=None if held_out is None else lambda product: evaluated(assembled(product), held_out),
         groups=parameter_groups(model, {"projector": config.projector_learning_rate_factor}),
         order=samples.order,
         collate=collate,
-        contrast=lambda features: contrast(features, config.losses.contrast, config.losses.contrast_weight),
+        contrast=between if losses.contrast_weight else None,
         after_step=clamp_logit_scale,
+        unused_parameters=not (losses.contrast_weight or losses.pooled_weight),  # tokens alone leave the pooling out
     )
 
 
@@ -102,8 +113,8 @@ class Inputs(NamedTuple):
 
     #: (B, h, w, C).
     codes: Tensor
-    #: (B, E), unit norm, of the captions.
-    text: Tensor
+    #: (B, E), unit norm, of the captions; None if there is no contrast.
+    text: Tensor | None
     #: (B, E), unit norm, of the teacher on the pictures; None if it is not distilled.
     pooled: Tensor | None
     #: (B, N, D), of the teacher; None if they are not distilled.
@@ -115,7 +126,7 @@ class EncoderTraining(nn.Module):
 
     Args:
         encoder: what is trained.
-        teacher: where temperature and bias start.
+        teacher: where temperature and bias start. They are trained by the contrast, if there is one.
         config: weights.
     """
 
@@ -123,25 +134,27 @@ class EncoderTraining(nn.Module):
         super().__init__()
         self.encoder = encoder
         #: (1,): FSDP shards no scalar. The bias is the sigmoid's alone.
-        self.logit_scale = nn.Parameter(teacher.logit_scale.detach().reshape(1).clone())
-        sigmoid = config.contrast == "sigmoid"
-        self.logit_bias = nn.Parameter(teacher.logit_bias.detach().reshape(1).clone()) if sigmoid else None
+        self.logit_scale = nn.Parameter(_one(teacher.logit_scale), requires_grad=config.contrast_weight > 0)
+        sigmoid = config.contrast == "sigmoid" and config.contrast_weight > 0
+        self.logit_bias = nn.Parameter(_one(teacher.logit_bias)) if sigmoid else None
         self.config = config
 
-    def forward(self, codes: Tensor, text: Tensor, pooled: Tensor | None, tokens: Tensor | None) -> Losses:
+    def forward(self, codes: Tensor, text: Tensor | None, pooled: Tensor | None, tokens: Tensor | None) -> Losses:
         """Return the losses of a batch; see :class:`Inputs` for the shapes."""
         seen = self.encoder(codes)
         image = F.normalize(seen.pooled.float(), dim=-1)
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {"logit_scale": self.logit_scale.detach().exp().mean()}
+        features: dict[str, Tensor] = {}
         if pooled is not None:
             losses["pooled"] = self.config.pooled_weight * pooled_distillation(image, pooled)
             metrics["cosine"] = (image.detach() * pooled).sum(-1).mean()
         if tokens is not None:
             losses["tokens"] = self.config.token_weight * token_distillation(seen.tokens, tokens)
-        features = {"image": image, "text": text, "logit_scale": self.logit_scale[0]}
-        if self.logit_bias is not None:
-            features["logit_bias"] = self.logit_bias[0]
+        if text is not None:
+            features = {"image": image, "text": text, "logit_scale": self.logit_scale[0]}
+            if self.logit_bias is not None:
+                features["logit_bias"] = self.logit_bias[0]
         return Losses(losses, metrics, features)
 
 
@@ -150,56 +163,71 @@ class Frozen:
 
     Args:
         tokenizer: of the ids.
-        teacher: its text tower reads each caption once, as long as there is room.
-        config: what is distilled, and how much room there is.
+        teacher: of pictures and captions.
+        config: what is asked of them.
+        captions: all captions of the data, where they are known: the text tower reads each of them once, when the first
+            batch comes. None: a caption is read with its batch. Features are not kept as captions come: after a resume
+            they would come in other batches, of which the last bit of a feature depends.
     """
 
-    def __init__(self, tokenizer: VQTokenizer, teacher: CLIP, config: EncoderTrainConfig) -> None:
-        self._tokenizer = tokenizer
-        self._teacher = teacher
-        self._losses = config.losses
+    def __init__(
+        self, tokenizer: VQTokenizer, teacher: CLIP, config: EncoderTrainConfig, captions: Sequence[str] | None = None
+    ) -> None:
+        self._tokenizer, self._teacher, self._losses = tokenizer, teacher, config.losses
         self._size = teacher.config.image_size
-        self._room = config.text_cache
-        self._texts: dict[str, Tensor] = {}
-        self._device = torch.device("cpu")
+        self._captions = captions
+        self._rows: dict[str, int] = {}
+        self._texts = torch.empty(0)
+        self._device: torch.device | None = None
+        self._kept: dict[int, tuple[Batch, Inputs]] = {}
+
+    def __call__(self, batch: Batch) -> Inputs:
+        """Return the inputs of a batch that is on the training's device.
+
+        A batch that comes twice, without gradients and then with them (see ``contrast`` of
+        :func:`toklip_core.training.fit`), is read once.
+        """
+        if torch.is_grad_enabled():
+            return self._kept.pop(id(batch))[1] if id(batch) in self._kept else self._read(batch)
+        inputs = self._read(batch)
+        self._kept[id(batch)] = batch, inputs
+        return inputs
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Inputs:
-        """Return the inputs of a batch that is on the training's device."""
-        pictures = batch["pixels"] if "pixels" in batch else batch["ids"]
-        if pictures.device != self._device:
-            self._device = pictures.device
-            self._teacher.to(self._device)
-            cast(nn.Module, self._tokenizer).to(self._device)
-        text = self._text(batch["captions"])
+    def _read(self, batch: Batch) -> Inputs:
+        losses = self._losses
+        self._to((batch["pixels"] if "pixels" in batch else batch["ids"]).device)
+        text = self._text(batch["captions"]) if losses.contrast_weight else None
         if "pixels" not in batch:
-            pooled = F.normalize(batch["teacher"], dim=-1) if self._losses.pooled_weight else None
+            pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
             return Inputs(self._tokenizer.embed(batch["ids"]), text, pooled, None)
         pixels = normalized(batch["pixels"])
         codes = self._tokenizer.embed(self._tokenizer.encode(pixels))
-        if not (self._losses.pooled_weight or self._losses.token_weight):
+        if not (losses.pooled_weight or losses.token_weight):
             return Inputs(codes, text, None, None)
         tokens, pooled = self._teacher.image_tokens(_resampled(pixels, self._size))
-        return Inputs(
-            codes,
-            text,
-            F.normalize(pooled.float(), dim=-1) if self._losses.pooled_weight else None,
-            tokens if self._losses.token_weight else None,
-        )
+        unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
+        return Inputs(codes, text, unit, tokens if losses.token_weight else None)
+
+    def _to(self, device: torch.device) -> None:
+        if device == self._device:
+            return
+        self._device = device
+        self._teacher.to(device)
+        cast(nn.Module, self._tokenizer).to(device)
+        if self._captions is not None and self._losses.contrast_weight:
+            self._rows = {caption: row for row, caption in enumerate(self._captions)}
+            parts = [self._captions[i : i + _CAPTIONS] for i in range(0, len(self._captions), _CAPTIONS)]
+            self._texts = torch.cat([self._teacher.text_features(part).cpu() for part in parts])
 
     def _text(self, captions: Sequence[str]) -> Tensor:
-        unknown = sorted({caption for caption in captions if caption not in self._texts})
-        fresh = dict(zip(unknown, self._teacher.text_features(unknown), strict=True)) if unknown else {}
-        found = [fresh[caption] if caption in fresh else self._texts[caption] for caption in captions]
-        room = self._room - len(self._texts)
-        self._texts |= dict(list(fresh.items())[: max(room, 0)])
-        return torch.stack(found)
+        if not self._rows:
+            return self._teacher.text_features(captions)
+        return self._texts[[self._rows[caption] for caption in captions]].to(self._device)
 
 
 def contrast(features: Mapping[str, Tensor], kind: str, weight: float) -> Losses:
     """Return the contrast of "image" and "text", (B, E) each, with "logit_scale" and, for sigmoid, "logit_bias"."""
-    if not weight:
-        return Losses({})
     image, text, scale = features["image"], features["text"], features["logit_scale"].exp()
     if kind == "softmax":
         return Losses({"contrast": weight * softmax_contrast(image, text, scale)})
@@ -222,7 +250,7 @@ def parameter_groups(model: nn.Module, factors: Mapping[str, float] | None = Non
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             factor = next((factor for part, factor in (factors or {}).items() if part in name.split(".")), 1.0)
-            decayed = weight.ndim > 1 and not any(part in name for part in _NOT_DECAYED)
+            decayed = weight.ndim > 1 and not _NOT_DECAYED & {*name.split(".")}
             groups.setdefault((factor, decayed), set()).add(name)
     return [
         ParameterGroup(names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0)
@@ -230,14 +258,8 @@ def parameter_groups(model: nn.Module, factors: Mapping[str, float] | None = Non
     ]
 
 
-def refuse_misfits(
-    config: EncoderTrainConfig,
-    samples: CaptionedSamples,
-    tokenizer: VQTokenizer,
-    teacher: CLIP,
-    checksums: Mapping[str, str],
-) -> None:
-    """ValueError unless data, tokenizer and teacher fit one another."""
+def refuse_misfits(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> None:
+    """ValueError unless size, tokenizer and teacher fit one another."""
     factor = tokenizer.downsample_factor
     if config.image_size % factor:
         raise ValueError(f"got image_size {config.image_size}; {config.tokenizer!r} wants a multiple of {factor}")
@@ -249,9 +271,16 @@ def refuse_misfits(
                 f"token_weight compares {ours} tokens with the teacher's {theirs}; set it to 0, or take a teacher with "
                 "as many"
             )
-    store = samples.stored
-    if store is None:
-        return
+
+
+def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: Mapping[str, str]) -> None:
+    """ValueError unless a token store is of this tokenizer, and has what the losses need, of this teacher.
+
+    Args:
+        config: names of tokenizer and teacher, and the losses.
+        store: what its ids and features are.
+        checksums: of the weights of "tokenizer" and "teacher".
+    """
     if store.weights_checksum != checksums["tokenizer"]:
         raise ValueError(
             f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
@@ -268,7 +297,8 @@ def refuse_misfits(
         if store.teacher.weights_checksum != checksums["teacher"]:
             raise ValueError(
                 f"the token store has features of another teacher, {store.teacher.model!r} (sha256 "
-                f"{store.teacher.weights_checksum[:16]}), than {config.teacher!r} ({checksums['teacher'][:16]})"
+                f"{store.teacher.weights_checksum[:16]}), than {config.teacher!r} ({checksums['teacher'][:16]}); name "
+                "that teacher, or encode again"
             )
 
 
@@ -298,6 +328,10 @@ def _assembled(
     bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
     model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
     return model
+
+
+def _one(scalar: Tensor) -> Tensor:
+    return scalar.detach().reshape(1).clone()
 
 
 def _resampled(pixels: Tensor, size: int) -> Tensor:

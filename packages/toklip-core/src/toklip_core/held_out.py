@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, Sequence
+import logging
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from toklip_core.data import Resize, normalized
-from toklip_core.scenes import CLASSES, scene
+from toklip_core.classes import LabelledPictures, class_folders
+from toklip_core.matching import Matcher
+from toklip_core.retrieval import Captioned, measure_retrieval, scene_pairs, table_pairs
+from toklip_core.scenes import Scenes
 from toklip_core.settings import HeldOut
 from toklip_core.training import Evaluation
+from toklip_core.zero_shot import labelled_scenes, measure_zero_shot
+
+_log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class HeldOutSet:
-    def __init__(self, config: HeldOut, *, image_size: int, resize: Resize) -> None:
-        n = config.scenes
-        one = [scene(i, split="held-out", size=image_size, objects=1) for i in range(n)]
-        many = [scene(i, split="held-out", size=image_size, seed=1) for i in range(n)]
-        self.one = torch.from_numpy(np.stack([s.pixels for s in one])).permute(0, 3, 1, 2)
-        self.labels = torch.tensor([s.label for s in one])
-        self.many = torch.from_numpy(np.stack([s.pixels for s in many])).permute(0, 3, 1, 2)
-        self.captions = [c for s in many for c in s.captions]
+    """Pictures, unread: those that are told apart by the names of classes, and those that are found by captions."""
+
+    labelled: LabelledPictures | None
+    templates: tuple[str, ...]
+    captioned: list[Captioned]
 
 
-def evaluated(model, held_out, *, batch_size):
-    device = model.logit_scale.device
-    def feats(levels):
-        return torch.cat([model.image_features(normalized(x.to(device))) for x in levels.split(batch_size)])
-    classes = model.text_features([f"a {c}" for c in CLASSES])
-    top1 = ((feats(held_out.one) @ classes.T).argmax(1).cpu() == held_out.labels).float().mean()
-    sim = feats(held_out.many) @ model.text_features(held_out.captions).T
-    own = torch.arange(sim.shape[1]) // 4
-    i2t = (own[sim.argmax(1)] == torch.arange(len(sim))).float().mean()
-    t2i = (sim.argmax(0) == own).float().mean()
-    return Evaluation({"zero_shot_top1": float(top1), "image_to_text_r1": float(i2t), "text_to_image_r1": float(t2i)})
+def held_out_set(config: HeldOut, *, image_size: int) -> HeldOutSet | None:
+    """Return what the settings name, or None if that is nothing.
+
+    Args:
+        config: the settings.
+        image_size: side of scenes; pictures become what the model takes when they are read.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is not what it should be.
+    """
+    if config.scenes:
+        single = Scenes(config.scenes, split="held-out", size=image_size, objects=1)
+        pairs = scene_pairs(Scenes(config.scenes, split="held-out", size=image_size))
+        return HeldOutSet(labelled_scenes(single), ("{}",), pairs)
+    if config.classes is None and config.captions is None:
+        return None
+    labelled = None if config.classes is None else class_folders(config.classes, imagenet=config.imagenet)
+    pairs = [] if config.captions is None else table_pairs(config.captions, config.captions.parent)
+    return HeldOutSet(labelled, ("a photo of a {}.",), pairs)
+
+
+def evaluated(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:
+    """Return top-1 accuracy and R@1 in both directions, each if there is something to measure it on.
+
+    Of several processes each measures all of it: none waits for another's share, and a sharded model is called equally
+    often in all of them.
+
+    Args:
+        model: in eval mode.
+        held_out: what it has not seen.
+        batch_size: pictures at a time.
+
+    Raises:
+        ValueError: a feature is not finite, or no picture can be read.
+    """
+    figures: dict[str, float] = {}
+    unreadable: tuple[str, ...] = ()
+    if held_out.labelled is not None:
+        report = measure_zero_shot(model, held_out.labelled, held_out.templates, batch_size=batch_size)
+        figures["zero_shot_top1"] = report.top1
+        unreadable += report.unreadable
+    if held_out.captioned:
+        recall = measure_retrieval(model, held_out.captioned, batch_size=batch_size)
+        figures["image_to_text_r1"] = recall.image_to_text["R@1"]
+        figures["text_to_image_r1"] = recall.text_to_image["R@1"]
+        unreadable += recall.unreadable
+    if unreadable:
+        _log.warning("%d held-out pictures are in no figure; the first is %s", len(unreadable), unreadable[0])
+    return Evaluation(figures)

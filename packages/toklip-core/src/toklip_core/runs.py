@@ -4,6 +4,7 @@
     OUT/saves/step-00001000/      model, optimizer, average: safetensors; progress.json. Whole, or not there
     OUT/metrics.jsonl             one JSON object a line, for programs
     OUT/tensorboard/              the same, and pictures
+    OUT/wandb-run                 the run's id at Weights & Biases, if the log goes there too
     OUT/model/                    the result: a model folder
 
 A save is written into a folder beside and renamed. Nothing in it is a pickle.
@@ -16,8 +17,10 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,15 +56,19 @@ class RunFolder:
         path: absent, empty, or the folder of this run.
         accelerator: says which process this is.
         keep: saves that are kept.
+        project: of Weights & Biases, for the log; LookupError if it is not installed.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, *, keep: int) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, *, keep: int, project: str | None = None) -> None:
         self.path = path
         self._accelerator = accelerator
         self._keep = keep
         self._saves = path / "saves"
         self._metrics = path / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
+        self._wandb: Any = project and _imported("wandb", "pip install wandb, or leave out run.wandb")  # everywhere
+        self._project = project
+        self._online: Any = None
         self._bar: tqdm[Any] | None = None
 
     def open(self, settings: Mapping[str, Any], *, harmless: set[str]) -> None:
@@ -116,7 +123,7 @@ class RunFolder:
             if state.scaler is not None and progress["scaler"]:
                 state.scaler.load_state_dict(progress["scaler"])
             figures = progress["figures"]
-        self._in_first_process(lambda: self._start_log(step), f"cannot write into {self.path}")
+        self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
         return step, figures
 
     def save(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
@@ -169,6 +176,8 @@ class RunFolder:
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+        if self._online is not None:
+            self._online.log(dict(figures), step=step)
         for name, pixels in (pictures or {}).items():
             self._writer.add_images(name, (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1), step)
         if self._bar is not None:
@@ -189,6 +198,8 @@ class RunFolder:
             self._bar = None
             if self._writer is not None:
                 self._writer.close()
+            if self._online is not None:
+                self._online.finish(exit_code=int(sys.exc_info()[0] is not None))
 
     def last_save_in_words(self) -> str:
         """Say in an error which save is left."""
@@ -204,14 +215,23 @@ class RunFolder:
 
     def _start_log(self, step: int) -> None:
         """Drop the lines after the save that the run goes on from: they are written again."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
+        tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
         if self._metrics.exists():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
             _write(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._online = self._wandb and self._run_of_wandb()
+
+    def _run_of_wandb(self) -> Any:  # noqa: ANN401 - a library that may be missing
+        """Begin the run whose id is in the folder, or go on with it. Of a step that comes twice it keeps the first."""
+        file, settings = self.path / "wandb-run", json.loads((self.path / "run.json").read_text("utf-8"))
+        if not file.exists():
+            _write(file, os.urandom(16).hex())
+        place = {"project": self._project, "name": self.path.resolve().name, "dir": str(self.path)}
+        try:
+            return self._wandb.init(**place, id=file.read_text("utf-8"), resume="allow", config=settings)
+        except Exception as error:  # its own classes, whose names change
+            raise OSError(f"wandb does not start: {error}; WANDB_MODE=offline needs no network") from error
 
     def _in_first_process(self, write: Callable[[], None], failure: str) -> None:
         """Write in the first process; an OSError there is one in every process, or the others would wait for ever."""
@@ -260,6 +280,13 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def _imported(module: str, way_out: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: {way_out}") from error
 
 
 def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toklip_core.config import Config, RunConfig, recipe_names
 from toklip_core.sources import CaptionSource
@@ -33,19 +33,34 @@ class EncoderLosses(Config):
         default=0.0, ge=0, description="Of the mean squared error between tokens of encoder and teacher; needs pixels."
     )
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not (self.contrast_weight or self.pooled_weight or self.token_weight):
+            raise ValueError("all weights are 0; give one of the losses a weight")
+        return self
+
 
 class HeldOut(Config):
-    """What a run is evaluated on; the figures that it allows."""
+    """What a run is evaluated on: scenes, or pictures of one's own; nothing by default."""
 
     scenes: int = Field(
         default=0, ge=0, description="Held-out scenes: so many of one object for zero-shot, so many for retrieval."
     )
     classes: Path | None = Field(
-        default=None, description="FOLDER/CLASS/pictures, for zero-shot accuracy with `a photo of a CLASS.`"
+        default=None, description="FOLDER/CLASS/PICTURE, for zero-shot accuracy by `a photo of a CLASS.` alone."
     )
+    imagenet: bool = Field(default=False, description="The classes are ImageNet's 1000, with open_clip's names.")
     captions: Path | None = Field(
         default=None, description='JSONL of {"image": PATH, "captions": [...]}, for retrieval.'
     )
+
+    @model_validator(mode="after")
+    def _scenes_or_pictures(self) -> Self:
+        if self.scenes and (self.classes or self.captions):
+            raise ValueError("give scenes, or classes and captions, and not both")
+        if self.imagenet and not self.classes:
+            raise ValueError("imagenet says what the classes are; give their folder, classes, too")
+        return self
 
 
 class EncoderTrainConfig(Config):
@@ -68,7 +83,9 @@ class EncoderTrainConfig(Config):
     text_cache: int = Field(
         default=1_000_000,
         ge=0,
-        description="Captions whose features are kept, 4 bytes a dimension: the text tower reads each of them once.",
+        description="Data that are token stores or tables, and have up to so many distinct captions: the text tower "
+        "reads each of them once, before the first step, and the features are kept, 4 bytes a dimension. Other "
+        "captions are read with their batch.",
     )
     grad_checkpointing: bool = Field(
         default=False, description="Less memory for activations, one more forward pass."
@@ -80,13 +97,21 @@ class EncoderTrainConfig(Config):
 
 
 class TeacherText(Config):
-    """The text tower of a teacher that is trained from nothing; its words are those of the first captions."""
+    """The text tower of a teacher that is trained from nothing; its words are those of the data."""
 
     width: int = Field(gt=0, description="Width of a token.")
     heads: int = Field(gt=0, description="Attention heads, which divide the width.")
     layers: int = Field(gt=0, description="Blocks.")
-    context_length: int = Field(gt=0, description="Words of a caption, and the end; longer ones are cut.")
-    captions: int = Field(default=20_000, gt=0, description="Captions whose words are its vocabulary.")
+    context_length: int = Field(gt=1, description="Words of a caption, and the end; longer ones are cut.")
+    captions: int = Field(
+        default=20_000, gt=0, description="Captions, from all over the data, whose words are its vocabulary."
+    )
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        return self
 
 
 class TeacherTrainConfig(Config):
@@ -94,13 +119,21 @@ class TeacherTrainConfig(Config):
 
     image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the patch.")
     resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
-    smallest_crop: float = Field(default=1.0, gt=0, le=1, description="As the encoder's.")
+    smallest_crop: float = Field(default=1.0, gt=0, le=1, description="As for the encoder.")
     vision: VisionConfig
     text: TeacherText
     contrast: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's loss, or SigLIP's.")
     data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another; pixels, no stores.")
     held_out: HeldOut = HeldOut()
     run: RunConfig
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        if self.image_size % self.vision.patch_size:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of vision.patch_size ({self.vision.patch_size})"
+            )
+        return self
 
 
 def recipe_summaries(kind: Literal["encoder", "teacher"]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -13,7 +15,7 @@ from toklip_core.captions import Batch, CaptionedSamples, collate
 from toklip_core.clip import CLIP, CLIPConfig
 from toklip_core.data import normalized
 from toklip_core.distillation import clamp_logit_scale, contrast, parameter_groups
-from toklip_core.held_out import HeldOutSet, evaluated
+from toklip_core.held_out import evaluated, held_out_set
 from toklip_core.settings import TeacherTrainConfig
 from toklip_core.text import EOS_ID, PAD_ID, TextConfig, TextTokenizer, word_tokenizer
 from toklip_core.training import FitReport, Losses, fit
@@ -44,7 +46,7 @@ def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
     )
     torch.manual_seed(config.run.seed)
     model = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
-    held_out = HeldOutSet(config.held_out, image_size=config.image_size, resize=config.resize)
+    held_out = held_out_set(config.held_out, image_size=config.image_size)
 
     def export(tensors: dict[str, Tensor], folder: Path) -> None:
         result = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
@@ -61,15 +63,15 @@ def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
         objective,
         config.run,
         out,
-        settings=config.model_dump(mode="json", exclude={"run"}),
+        settings={**config.model_dump(mode="json", exclude={"run"}), "samples": len(samples)},
         export=export,
-        evaluate=lambda product: evaluated(
-            cast(TeacherTraining, product).assembled(), held_out, batch_size=config.run.batch_size
-        ),
+        evaluate=None
+        if held_out is None
+        else lambda product: evaluated(cast(TeacherTraining, product).assembled(), held_out),
         groups=parameter_groups(model),
         order=samples.order,
         collate=collate,
-        contrast=lambda features: contrast(features, config.contrast, 1.0),
+        contrast=partial(contrast, kind=config.contrast, weight=1.0),
         after_step=clamp_logit_scale,
     )
 
@@ -84,7 +86,8 @@ class TeacherTraining(nn.Module):
 
     def __init__(self, clip: CLIP, contrast: Literal["softmax", "sigmoid"]) -> None:
         super().__init__()
-        self._config, self._tokenizer = clip.config, clip.text.tokenizer
+        # In a tuple: as an attribute its parameters would be the model's twice.
+        self._clip = (clip,)
         self.vision, self.text = clip.vision, clip.text
         #: (1,) each: FSDP shards no scalar.
         self.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
@@ -93,7 +96,7 @@ class TeacherTraining(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor) -> Losses:
         """Return the features of pixels (B, 3, S, S) in [-1, 1], and ids (B, L) of their captions."""
         features = {
-            "image": F.normalize(self.vision(pixels).float(), dim=-1),
+            "image": self._clip[0].image_features(pixels),
             "text": F.normalize(self.text(ids).float(), dim=-1),
             "logit_scale": self.logit_scale[0],
         }
@@ -103,19 +106,24 @@ class TeacherTraining(nn.Module):
 
     def assembled(self) -> CLIP:
         """Return the parts as a CLIP; nothing is copied but temperature and bias."""
-        with torch.device("meta"):
-            clip = CLIP(self._config, self._tokenizer)
-        clip.vision, clip.text = self.vision, self.text
+        clip = self._clip[0]
         clip.logit_scale = nn.Parameter(self.logit_scale.detach()[0].clone())
         clip.logit_bias = nn.Parameter(self.logit_bias.detach()[0].clone())
         return clip
 
 
 def text_tokenizer(config: TeacherTrainConfig, samples: CaptionedSamples) -> TextTokenizer:
-    """Return the tokenizer of whole words that the first captions of the data have."""
-    captions = samples.distinct_captions()
-    if captions is None:
-        captions = [samples[0, index]["caption"] for index in range(min(config.text.captions, len(samples)))]
+    """Return a tokenizer of the whole words of ``config.text.captions`` captions, from all over the data.
+
+    Where captions are not known without their pictures, so many pictures are read.
+    """
+    known = samples.distinct_captions()
+    stride = math.ceil((len(samples) if known is None else len(known)) / config.text.captions)
+    captions = (
+        [samples[0, index]["caption"] for index in range(0, len(samples), stride)]
+        if known is None
+        else known[::stride]
+    )
     json, words = word_tokenizer(captions)
     text = TextConfig(
         context_length=config.text.context_length,
@@ -125,7 +133,7 @@ def text_tokenizer(config: TeacherTrainConfig, samples: CaptionedSamples) -> Tex
         layers=config.text.layers,
         pooling="eos",
         pad_mask=True,
-        output_dim=config.vision.trunk.output_dim or config.vision.trunk.width,
+        output_dim=config.vision.trunk.joint_dim,
         eos_id=EOS_ID,
         pad_id=PAD_ID,
     )

@@ -102,8 +102,8 @@ def _run(
         if as_json:
             click.echo(json.dumps({"out": str(out), **report._asdict()}))
         elif not report.signal:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in report.figures.items())
-            click.echo(f"{out / 'model'}: step {report.step}, {figures}")
+            figures = [f"{name} {value:.4g}" for name, value in report.figures.items()]
+            click.echo(f"{out / 'model'}: {', '.join([f'step {report.step}', *figures])}")
     if report.signal:
         click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
         raise SystemExit(128 + report.signal)

@@ -155,7 +155,7 @@ def fit(
         OSError: a save failed; the one before it is kept.
     """
     accelerator = _accelerator(run, unused_parameters)
-    folder = RunFolder(out, accelerator, keep=run.keep)
+    folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
     folder.open({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run))
     torch.manual_seed(run.seed)
 
@@ -277,7 +277,7 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
 
 def _harmless(run: RunConfig) -> set[str]:
     """The settings that may change between two parts of a run: no weight depends on them."""
-    keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep")}
+    keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep", "wandb")}
     return keys if run.schedule == "cosine" else {*keys, "run.steps"}
 
 
