@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from toklip_core.data import PictureError, open_picture, resized
@@ -130,9 +130,9 @@ def draw(explanation: Explanation) -> Image.Image:
     """
     values = explanation.values.numpy()
     span = float(values.min()), float(values.max())
-    grey = explanation.image.convert("L").convert("RGB")
+    grey = _faint(explanation.image)
     titles = ["The picture, as the model sees it"]
-    titles += [f"“{text}”   {whole:.3f}" for text, whole in zip(explanation.texts, explanation.whole, strict=True)]
+    titles += [f"“{text}” (picture: {whole:.3f})" for text, whole in zip(explanation.texts, explanation.whole, strict=True)]
     panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
     columns = min(_COLUMNS, len(panels))
     width = columns * (SIDE + _MARGIN) - _MARGIN
@@ -169,7 +169,7 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
     notes = [
         f"{explanation.protocol['model']}. Colour: cosine of each token, pooled alone, with the text"
         + (", less its mean over these texts." if explanation.relative else ".")
-        + " Beside a text: cosine of the whole picture with it.",
+        + " In brackets: that of the whole picture.",
         "A token has seen the codes above it and left of it in its row, and no others.",
     ]
     words = [line for note in notes for line in _wrapped(note, font, width)]
@@ -184,6 +184,12 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
         pen.text((share * (SIDE - font.getlength(number)), _BAR), number, _INK, font)
     _write(pen, (0, _BAR + height + 2 * _GAP), words, font, _FAINT)
     return legend
+
+
+def _faint(image: Image.Image) -> Image.Image:
+    """A picture in greys that show its shapes and are all near the middle, so as not to be taken for values."""
+    levels = [round(80 + level / 2) for level in range(256)]
+    return ImageOps.autocontrast(image.convert("L")).point(levels).convert("RGB")
 
 
 def _overlaid(grey: Image.Image, grid: _Floats, span: tuple[float, float]) -> Image.Image:
