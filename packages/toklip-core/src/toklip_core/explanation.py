@@ -132,7 +132,8 @@ def draw(explanation: Explanation) -> Image.Image:
     span = float(values.min()), float(values.max())
     grey = _faint(explanation.image)
     titles = ["The picture, as the model sees it"]
-    titles += [f"“{text}” (picture: {whole:.3f})" for text, whole in zip(explanation.texts, explanation.whole, strict=True)]
+    whole = zip(explanation.texts, explanation.whole, strict=True)
+    titles += [f"“{text}” (picture: {cosine:.3f})" for text, cosine in whole]
     panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
     columns = min(_COLUMNS, len(panels))
     width = columns * (SIDE + _MARGIN) - _MARGIN
