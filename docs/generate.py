@@ -74,15 +74,15 @@ def _command(context: click.Context) -> str:
 
 def _help(command: click.Command) -> str:
     # \b and \f are click's marks: "do not wrap this paragraph" and "the rest is not help".
-    return _ROLE.sub("", (command.help or "").split("\f")[0].replace("\b\n", "").strip())
+    return _ROLE.sub("", cleandoc((command.help or "").split("\f")[0].replace("\b\n", "")))
 
 
 def _option(option: click.Option, context: click.Context) -> str:
     info = option.to_info_dict()
     names = ", ".join(f"`{name}`" for name in [*info["opts"], *info["secondary_opts"]])
-    kind = "" if option.is_flag else f" {option.make_metavar(context)}"
+    kind = "" if option.is_flag else option.make_metavar(context)
     default = "required" if option.required else _default(info["default"])
-    return f"| {names}{_cell(kind)} | {default} | {_cell(info['help'] or '')} |"
+    return f"| {f'{names} {_cell(kind)}'.strip()} | {default} | {_cell(info['help'] or '')} |"
 
 
 def _default(value: object) -> str:
