@@ -92,10 +92,10 @@ def test_the_greatest_value_is_the_lightest_block_at_its_place():
     assert np.ptp(np.delete(blocks.ravel(), 6)) < 0.5
 
 
-def test_panels_stand_three_in_a_row():
-    one, two, five = (draw(explanation(*[str(i) for i in range(n)])) for n in (1, 2, 5))
-    assert 2 * SIDE < one.width < 3 * SIDE < two.width == five.width < 4 * SIDE
-    assert SIDE < one.height < 2 * SIDE < five.height < 3 * SIDE
+def test_panels_stand_three_in_a_row_and_four_in_a_square():
+    one, two, three, five = (draw(explanation(*[str(i) for i in range(n)])) for n in (1, 2, 3, 5))
+    assert 2 * SIDE < one.width == three.width < 3 * SIDE < two.width == five.width < 4 * SIDE
+    assert SIDE < one.height < 2 * SIDE < three.height == five.height < 3 * SIDE
 
 
 @pytest.mark.parametrize("text", ["a red circle " * 30, "x" * 300, "ein großer Kreis, où ça", ""])

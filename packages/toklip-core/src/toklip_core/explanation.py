@@ -135,7 +135,7 @@ def draw(explanation: Explanation) -> Image.Image:
     whole = zip(explanation.texts, explanation.whole, strict=True)
     titles += [f"“{text}” (picture: {cosine:.3f})" for text, cosine in whole]
     panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
-    columns = min(_COLUMNS, len(panels))
+    columns = 2 if len(panels) == 4 else min(_COLUMNS, len(panels))
     width = columns * (SIDE + _MARGIN) - _MARGIN
     parts = [
         _row(titles[start : start + columns], panels[start : start + columns], width)

@@ -182,8 +182,8 @@ def explain(
     """Draw where in PICTURE each of TEXTS is.
 
     The cosine of every token with a text becomes a colour over the picture. Each text has a panel, and all have one
-    scale. With --json the numbers are printed, and a picture is written only
-    if --out names it. A token knows the part of the picture above it and left of it in its row.
+    scale. With --json the numbers are printed, and a picture is written only if --out names it. A token knows the part
+    of the picture above it and left of it in its row.
     """
     from toklip_core.encoding import default_device
     from toklip_core.explanation import draw, explain_picture
