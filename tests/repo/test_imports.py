@@ -44,8 +44,10 @@ LAYERS = {
 #: What every package may import, beside itself.
 SHARED = {"toklip_core"}
 #: Modules that every `toklip --help` imports: nothing heavy at their top.
-LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "train_commands")} | {"toklip_vq.plugin"}
-HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub", "pydantic", "tqdm"}
+LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "train_commands")}
+LIGHT.add("toklip_vq.plugin")
+HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub"}
+HEAVY |= {"pydantic", "tqdm"}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
