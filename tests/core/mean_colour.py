@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from toklip_core.checkpoint import load_strict, read_tensors
 from toklip_core.plugins import TokenizerSpec, hookimpl
 from torch import nn
 
@@ -40,7 +41,11 @@ class MeanColour(nn.Module):
 
 
 def factory(weights, pause=0.0):
-    """Weights are a text file with a number."""
+    """Weights are a text file with a number, or the levels in a safetensors file."""
+    if weights and weights.suffix == ".safetensors":
+        tokenizer = MeanColour(pause)
+        load_strict(tokenizer, read_tensors(weights), source=weights)
+        return tokenizer
     return MeanColour(pause, float(weights.read_text()) if weights else 1.0)
 
 

@@ -196,7 +196,7 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
     Args:
         repository: owner/name.
         patterns: of the names of the files to download.
-        complete: whether a cached folder has all that is wanted.
+        complete: whether a folder has all that is wanted.
 
     Raises:
         FileNotFoundError: it is neither cached nor to be had.
@@ -208,12 +208,18 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
         if complete(cached):
             return cached
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        fetched = Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
         raise FileNotFoundError(
             f"there is no folder {repository!r}, and the hub's repository of this name is not in its cache and cannot "
             f"be downloaded ({_reason(error)}); fetch https://huggingface.co/{repository} to a folder and name that"
         ) from error
+    if not complete(fetched):  # without a network, what is cached counts as fetched
+        raise FileNotFoundError(
+            f"the hub's repository {repository!r} is no whole model folder, or not all of it is in the cache "
+            f"({str(fetched)!r}) and there is no network"
+        )
+    return fetched
 
 
 def _reason(error: Exception) -> str:

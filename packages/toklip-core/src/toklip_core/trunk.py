@@ -256,6 +256,8 @@ def _of_open_clip(vision: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  #
         pre_norm=not isinstance(vision.ln_pre, nn.Identity),
         output_dim=projection.shape[1],
     )
+    if not config.pre_norm:  # where timm's patch embedding has a bias
+        tensors["patch_embed.proj.bias"] = projection.new_zeros(width)
     _refuse_other_parts(config, vision.patch_size[0], vision.image_size[0], tensors)
     return config, int(vision.patch_size[0]), tensors
 
