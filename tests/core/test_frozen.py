@@ -60,10 +60,10 @@ def test_stored_ids_and_features_train_as_pixels_do(tmp_path: Path, world: Path,
 
 
 def test_it_learns(tmp_path: Path, world: Path):
-    run = {"steps": 40, "batch_size": 12, "learning_rate": 3e-3, "log_every": 5}
+    run = {"steps": 60, "batch_size": 12, "learning_rate": 3e-3, "log_every": 5, "warmup_steps": 10}
     train_encoder(config(world, stored(world), run=run, losses={"pooled_weight": 100.0}), tmp_path / "run")
     first, *_, final = lines(tmp_path / "run")
-    assert final["cosine"] > max(0.9, first["cosine"]) and final["loss/contrast"] < 0.8 * first["loss/contrast"]
+    assert final["cosine"] > 0.7 > first["cosine"] and final["loss/contrast"] < 0.8 * first["loss/contrast"]
 
 
 def refused(settings: EncoderTrainConfig, out: Path, message: str) -> None:

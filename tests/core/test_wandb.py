@@ -2,6 +2,7 @@
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     fake, found = types.ModuleType("wandb"), Library()
     fake.init = found.init
+    fake.__spec__ = ModuleSpec("wandb", None)  # accelerate looks for it
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return found
 
