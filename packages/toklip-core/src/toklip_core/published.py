@@ -94,12 +94,7 @@ _NAMES = (
 def models() -> dict[str, ModelSpec]:
     """Return the models that have a name."""
     specs = [
-        ModelSpec(
-            name="toklip-tiny",
-            summary="Trained on Scenes over llamagen-tiny; 64 px, 64 tokens; in the package.",
-            size=(TINY / "model.safetensors").stat().st_size if TINY.is_dir() else 0,
-            licence="Apache-2.0",
-        ),
+        *([_tiny()] if TINY.is_dir() else []),
         _spec("toklip-s-256", "TokLIP_S_256.pt", 256, 8.31e9, "llamagen-vq16-t2i", 8),
         _spec("toklip-l-384", "TokLIP_L_384.pt", 384, 8.31e9, "llamagen-vq16-t2i", 8),
         # The size of the file leaves room for IBQ's weights twice, of which the official code uses the raw ones.
@@ -172,6 +167,15 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
     except FileNotFoundError as error:
         _log.warning("texts cannot be read: %s", error)
         return None
+
+
+def _tiny() -> ModelSpec:
+    return ModelSpec(
+        name="toklip-tiny",
+        summary="Trained on Scenes over llamagen-tiny; 64 px, 64 tokens; in the package.",
+        size=(TINY / "model.safetensors").stat().st_size,
+        licence="Apache-2.0",
+    )
 
 
 def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebook_dim: int) -> ModelSpec:
