@@ -39,6 +39,8 @@ from torch import Tensor, nn
 
 #: timm's name of the L model in the official code.
 TOWER = "vit_so400m_patch16_toklip_384"
+#: Of the contestant whose ids are those of float32.
+EXACT_IDS = " but for the tokenizer"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CAPTIONS = ["a red circle on a blue ground", "two green stars"]
 
@@ -79,34 +81,33 @@ def picture_rows(path: Path | None, repeats: int) -> list[Row]:
     pixels = torch.rand(1, 3, 384, 384) * 2 - 1
     codes = model.tokenizer.embed(model.tokenizer.encode(pixels))
     contestants: dict[str, Callable[[], Any]] = {
-        "tokenizer float32": lambda: model.tokenizer.encode(pixels),
-        "tokenizer bfloat16": lambda: half_tokenizer.encode(pixels),
-        "encoder float32": lambda: model.encoder(codes),
-        "encoder bfloat16": lambda: half.encoder(codes),
-        "whole float32": lambda: model(pixels),
-        "whole bfloat16": lambda: half(pixels),
-        "whole bfloat16, tokenizer too": lambda: half.encode_ids(half_tokenizer.encode(pixels)),
+        "tokenizer, float32": lambda: model.tokenizer.encode(pixels),
+        "tokenizer, bfloat16": lambda: half_tokenizer.encode(pixels),
+        "encoder, float32": lambda: model.encoder(codes),
+        "encoder, bfloat16": lambda: half.encoder(codes),
+        "all, float32": lambda: model(pixels),
+        "all, bfloat16": lambda: half.encode_ids(half_tokenizer.encode(pixels)),
+        f"all, bfloat16{EXACT_IDS}": lambda: half(pixels),
     }
-    contestants |= {f"product {name}": product(dtype) for name, dtype in DTYPES.items()}
+    contestants |= {f"product, {name}": product(dtype) for name, dtype in DTYPES.items()}
     if path:
         contestants |= official_contestants(official_tower(path, model.encoder, vqgan), pixels, codes)
     seconds, results = race(contestants, repeats)
-    counts = {name: operation_count(contestants[f"{name} float32"]) for name in ("tokenizer", "encoder")}
+    counts = {name: operation_count(contestants[f"{name}, float32"]) for name in ("tokenizer", "encoder")}
     floors = {
-        f"{name} {dtype}": count / PRODUCT * seconds[f"product {dtype}"]
+        f"{name}, {dtype}": count / PRODUCT * seconds[f"product, {dtype}"]
         for name, count in counts.items()
         for dtype in DTYPES
     }
-    floors["whole float32"] = floors["tokenizer float32"] + floors["encoder float32"]
-    floors["whole bfloat16"] = floors["tokenizer float32"] + floors["encoder bfloat16"]
-    floors["whole bfloat16, tokenizer too"] = floors["tokenizer bfloat16"] + floors["encoder bfloat16"]
-    targets = {"whole float32": "1.1x", "whole bfloat16": "1.3x", "whole bfloat16, tokenizer too": "1.3x"}
+    floors |= {f"all, {dtype}": floors[f"tokenizer, {dtype}"] + floors[f"encoder, {dtype}"] for dtype in DTYPES}
+    floors[f"all, bfloat16{EXACT_IDS}"] = floors["tokenizer, float32"] + floors["encoder, bfloat16"]
+    targets = {"all, float32": "1.1x", "all, bfloat16": "1.3x", f"all, bfloat16{EXACT_IDS}": "1.3x"}
     return [
         Row(
             what=f"L, one picture of 384 px, {name}",
             unit="s",
             ours=seconds[name],
-            official=seconds.get(f"official {name.removesuffix(', tokenizer too')}"),
+            official=seconds.get(f"official {name.removesuffix(EXACT_IDS)}"),
             floor=floor,
             target=targets.get(name, ""),
             note=f"{seconds[name] / floor:.2f} of the floor{agreement(name, results)}",
@@ -117,14 +118,14 @@ def picture_rows(path: Path | None, repeats: int) -> list[Row]:
 
 def agreement(name: str, results: dict[str, Any]) -> str:
     """Say what the two sides have in common, or bfloat16 with float32."""
-    exact, theirs = results["whole float32"], results.get(f"official {name.removesuffix(', tokenizer too')}")
+    exact, theirs = results["all, float32"], results.get(f"official {name.removesuffix(EXACT_IDS)}")
     words = ""
     if name.startswith("tokenizer"):
         words += f"; {share_changed(results[name], exact.ids)} of our ids change" if "bfloat16" in name else ""
-        words += "" if theirs is None else f"; {share_changed(theirs, exact.ids)} of the official ones differ"
-    elif name == "whole float32" and theirs is not None:
+        words += "" if theirs is None else f"; {share_changed(theirs, exact.ids)} of the official ids differ"
+    elif name == "all, float32" and theirs is not None:
         words = f"; pooled features differ by {(theirs - exact.pooled).abs().max() / exact.pooled.abs().max():.0e}"
-    elif name.startswith("whole bfloat16"):
+    elif name.startswith("all, bfloat16"):
         words = f"; cosine to float32 {cosine(results[name].pooled, exact.pooled):.5f}"
         words += "" if theirs is None else f", official {cosine(theirs, exact.pooled):.5f}"
     return words
@@ -215,7 +216,7 @@ def training_rows(repeats: int) -> list[Row]:
                 losses = training(*frozen(cast(Any, batch | {"captions": CAPTIONS})))
             total = sum(losses.losses.values()) + sum(contrast(losses.features, "softmax", 1.0).losses.values())
             total.backward()
-            return float(total)
+            return float(total.detach())
 
         return run
 
@@ -271,10 +272,10 @@ def official_contestants(tower: Any, pixels: Tensor, codes: Tensor) -> dict[str,
     exact: dict[str, Callable[[], Any]] = {
         "official tokenizer": lambda: tower.vq.encode(pixels)[2][2],
         "official encoder": lambda: alone(pixels),
-        "official whole": lambda: tower(pixels),
+        "official all": lambda: tower(pixels),
     }
-    return {f"{name} float32": run for name, run in exact.items()} | {
-        f"{name} bfloat16": halved(run) for name, run in exact.items()
+    return {f"{name}, float32": run for name, run in exact.items()} | {
+        f"{name}, bfloat16": halved(run) for name, run in exact.items()
     }
 
 
