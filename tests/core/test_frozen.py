@@ -268,3 +268,12 @@ def test_a_teacher_may_have_another_size(tmp_path: Path, world: Path):
     source: Source = pictures(world)
     assert train_encoder(config(world, source, image_size=48), tmp_path / "run").step == 4
     assert TokLIP.from_pretrained(tmp_path / "run/model").encoder.pos_embed.shape == (1, 144, 32)
+
+
+def test_a_teacher_with_a_class_token_teaches_as_well(tmp_path: Path, world: Path):
+    """It has as many tokens beside it as the encoder, whose class token comes last."""
+    small_teacher(3, trunk=CLASS_TOKEN).save_pretrained(tmp_path / "teacher")
+    settings = config(world, pictures(world), teacher=str(tmp_path / "teacher"), losses={"token_weight": 1.0})
+    train_encoder(settings, tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["loss/tokens"] < lines(tmp_path / "run")[0]["loss/tokens"]
+    assert TokLIP.from_pretrained(tmp_path / "run/model").config.encoder.trunk == CLASS_TOKEN

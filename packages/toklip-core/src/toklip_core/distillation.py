@@ -196,7 +196,7 @@ class Frozen:
     @torch.no_grad()
     def _read(self, batch: Batch) -> Inputs:
         losses = self._losses
-        self._to((batch["pixels"] if "pixels" in batch else batch["ids"]).device)
+        self._to((batch["pixels"] if "pixels" in batch else batch["ids"]).device, sees="pixels" in batch)
         text = self._text(batch["captions"]) if losses.contrast_weight else None
         if "pixels" not in batch:
             pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
@@ -209,11 +209,11 @@ class Frozen:
         unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
         return Inputs(codes, text, unit, tokens if losses.token_weight else None)
 
-    def _to(self, device: torch.device) -> None:
+    def _to(self, device: torch.device, *, sees: bool) -> None:
         if device == self._device:
             return
         self._device = device
-        self._teacher.to(device)
+        (self._teacher if sees else self._teacher.text).to(device)
         cast(nn.Module, self._tokenizer).to(device)
         if self._captions is not None and self._losses.contrast_weight:
             self._rows = {caption: row for row, caption in enumerate(self._captions)}
