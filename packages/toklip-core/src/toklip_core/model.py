@@ -239,7 +239,7 @@ class TokLIP(nn.Module):
     ) -> Self:
         tensors, own = read_official(path)
         config = config or config_of_official(tensors, path)
-        vq = _tokenizer_inside(config, own, path) if tokenizer else None
+        vq = _tokenizer_inside(config, path) if tokenizer else None
         words = published_text_tokenizer(config) if text else None
         return cls._filled(config, tensors, path, (vq, own), words, dtype, text=text, official=True)
 
@@ -307,12 +307,13 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / file).exists() for file in files if file)
 
 
-def _tokenizer_inside(config: TokLIPConfig, tensors: Mapping[str, Tensor], source: Path) -> VQTokenizer:
+def _tokenizer_inside(config: TokLIPConfig, source: Path) -> VQTokenizer:
     """The tokenizer whose weights are in an official file. A factory takes a file, so they pass through one."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, VQ_FILE)
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            # Of a mapping of its own, which ends here: what was read of the model's would stay in memory.
+            save_file({name: tensor.contiguous() for name, tensor in read_official(source)[1].items()}, file)
         except SafetensorError as error:
             raise OSError(f"cannot write the tokenizer's weights ({error}); set TMPDIR to a disk with room") from error
         try:
