@@ -80,13 +80,13 @@ def outcome(command: list[str]) -> dict[str, float]:
 
 def rows_of(kind: str, ours: dict[str, float], official: dict[str, float] | None) -> list[Row]:
     """Return the lines of the table; the official code has no vision side alone."""
-    theirs = official or {}
+    theirs = official if official and kind == "whole" else {}
     name, seconds, memory = KINDS[kind]
     inputs = "a picture and a text" if kind == "whole" else "a picture"
     steps = {"load": ("load", seconds), "first": (f"first {inputs}", ""), "next": (f"next {inputs}", "")}
     return [
         *(
-            Row(f"{name}, {words}", "s", ours[step], theirs.get(step) if kind == "whole" else None, target=target)
+            Row(f"{name}, {words}", "s", ours[step], theirs.get(step), target=target)
             for step, (words, target) in steps.items()
         ),
         Row(
@@ -180,8 +180,10 @@ def make_file(path: Path) -> None:
     from toklip_vq.vqgan import build_vqgan
 
     torch.manual_seed(0)
+    config = model_spec(NAME).config
+    assert config is not None
     with torch.device("meta"):
-        model = TokLIP(model_spec(NAME).config)
+        model = TokLIP(config)
     tokenizer = build_vqgan(CONFIGS["VQ-16"]).state_dict()
     shapes = {official_name(name): tensor.shape for name, tensor in model.state_dict().items()}
     state = {f"module.{name}": random_weight(name, shape) for name, shape in shapes.items()}
@@ -209,7 +211,7 @@ def random_weight(name: str, shape: torch.Size) -> Tensor:
     """Return a weight that keeps activations of order 1; zeros for biases, ones for scales."""
     if len(shape) < 2:
         return torch.full(shape, 1.0 if name.endswith("norm.weight") or "ln_" in name else 0.0)
-    return torch.randn(shape) * shape[-1] ** -0.5
+    return torch.randn(shape).mul_(shape[-1] ** -0.5)
 
 
 def text_ids() -> Tensor:
