@@ -211,3 +211,12 @@ def test_norms_biases_and_embeddings_are_not_decayed_and_the_connector_has_its_r
     rates = {name: group.learning_rate_factor for group in groups for name in group.names}
     assert {rate for name, rate in rates.items() if "connector" in name} == {0.1}
     assert {rate for name, rate in rates.items() if "connector" not in name} == {1.0}
+
+
+def test_muon_is_for_the_matrices_of_blocks(world):
+    model, _ = small_mllm()
+    learn(model, config(world, SCENES, train=["connector", "language_model", "encoder"]))
+    hidden = {name for group in parameter_groups(model, 1.0) if group.matrices for name in group.names}
+    assert "model.language_model.model.layers.0.mlp.up_proj.weight" in hidden
+    assert "model.vision.encoder.blocks.0.attn.qkv.weight" in hidden
+    assert not [name for name in hidden if "connector" in name or "embed" in name or "norm" in name or "bias" in name]

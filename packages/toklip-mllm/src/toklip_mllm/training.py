@@ -37,6 +37,8 @@ from toklip_mllm.vqa import cast_weights, evaluated, held_out_questions
 
 #: What of the semantic encoder tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
+#: Where the matrices of hidden layers are: blocks of language models in transformers, and of the semantic encoder.
+_BLOCKS = {"layers", "h", "blocks"}
 
 
 def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
@@ -243,18 +245,21 @@ def save(
 def parameter_groups(model: TokLIPForConditionalGeneration, connector_factor: float) -> list[ParameterGroup]:
     """Return groups of what is trained: without weight decay for norms, biases, positions and embeddings.
 
-    Names are those of :class:`MLLMTraining`.
+    The matrices of blocks are groups of their own, for Muon. Names are those of :class:`MLLMTraining`.
     """
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    groups: dict[tuple[float, bool], set[str]] = {}
+    groups: dict[tuple[float, bool, bool], set[str]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             factor = connector_factor if name.startswith("connector.") else 1.0
             decayed = weight.ndim > 1 and id(weight) not in embeddings and "pos_embed" not in name
-            groups.setdefault((factor, decayed), set()).add(f"model.{name}")
+            matrix = decayed and weight.ndim == 2 and bool(_BLOCKS & {*name.split(".")})
+            groups.setdefault((factor, decayed, matrix), set()).add(f"model.{name}")
     return [
-        ParameterGroup(names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0)
-        for (factor, decayed), names in groups.items()
+        ParameterGroup(
+            names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0, matrices=matrix
+        )
+        for (factor, decayed, matrix), names in groups.items()
     ]
 
 
