@@ -18,7 +18,7 @@ LAYERS = {
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},
-        {"store"},
+        {"store", "tasks"},
         {"clip", "published"},
         {"model"},
         {"rows"},
@@ -66,7 +66,7 @@ LAYERS = {
 #: What every package may import, beside itself.
 SHARED = {"toklip_core"}
 #: Modules that every `toklip --help` imports: nothing heavy at their top.
-LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "train_commands")}
+LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "tasks", "train_commands")}
 LIGHT.add("toklip_vq.plugin")
 LIGHT |= {f"toklip_gen.{name}" for name in ("commands", "plugin", "published", "run_commands")}
 LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "registration")}

@@ -124,6 +124,14 @@ def recipe_names(recipes: Traversable) -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in recipes.iterdir() if entry.name.endswith(".toml"))
 
 
+def recipe_summaries(recipes: Traversable) -> dict[str, str]:
+    """Return name -> the first line, a comment, of each recipe in a folder."""
+    return {
+        name: (recipes / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
+        for name in recipe_names(recipes)
+    }
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two settings, as JSON, differ."""
     changed: list[str] = []

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from toklip_core.config import Config, RunConfig, recipe_names
+from toklip_core.config import Config, RunConfig
 from toklip_core.sources import CaptionSource
 from toklip_core.trunk import VisionConfig
 
@@ -134,12 +134,3 @@ class TeacherTrainConfig(Config):
                 f"image_size ({self.image_size}) must be a multiple of vision.patch_size ({self.vision.patch_size})"
             )
         return self
-
-
-def recipe_summaries(kind: Literal["encoder", "teacher"]) -> dict[str, str]:
-    """Return name -> the first line of each recipe."""
-    recipes = ENCODER_RECIPES if kind == "encoder" else TEACHER_RECIPES
-    return {
-        name: (recipes / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
-        for name in recipe_names(recipes)
-    }

@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from toklip_core.tasks import TrainTask, train_command
+
+if TYPE_CHECKING:
+    from toklip_core.training import FitReport
+
+    from toklip_gen.settings import GeneratorTrainConfig
 
 
-@click.command("generator")
-@click.argument("recipe", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; one that holds this run goes on.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, such as run.steps=100.")
-@click.option("--list", "listed", is_flag=True, help="List the recipes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, for programs.")
-def train_generator(
-    recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool
-) -> None:
+@train_command("generator")
+def train_generator() -> TrainTask[GeneratorTrainConfig]:
     """Train a generator: RECIPE is a recipe's name or a TOML file.
 
     It says which id comes next, given a class or a text and the ids so far, read as ids, codes, or codes with TokLIP's
     tokens. Data are token stores (`toklip encode --augment ten-crop`) or pictures. OUT/model is what `toklip generate`
     takes. Stopped by SIGTERM or Ctrl-C it saves first, and exits with 143 or 130; the same command goes on from there.
     """
-    from toklip_core.config import load_config
+    from toklip_gen.settings import RECIPES, GeneratorTrainConfig
 
-    from toklip_gen.settings import RECIPES, GeneratorTrainConfig, recipe_summaries
+    def train(config: GeneratorTrainConfig, out: Path) -> FitReport:
+        from toklip_gen.training import train_generator
 
-    if listed:
-        for name, summary in recipe_summaries().items():
-            click.echo(f"{name:<24}  {summary}")
-        return
-    if recipe is None or out is None:
-        raise click.UsageError("name a recipe or a TOML file, and --out FOLDER; --list lists the recipes")
-    config = load_config(recipe, GeneratorTrainConfig, overrides, RECIPES)
+        return train_generator(config, out)
 
-    from toklip_gen.training import train_generator as train
-
-    report = train(config, out)
-    if os.environ.get("RANK", "0") == "0":
-        if as_json:
-            click.echo(json.dumps({"out": str(out), **report._asdict()}))
-        elif not report.signal:
-            figures = [f"{name} {value:.4g}" for name, value in report.figures.items()]
-            click.echo(f"{out / 'model'}: {', '.join([f'step {report.step}', *figures])}")
-    if report.signal:
-        click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
-        raise SystemExit(128 + report.signal)
+    return TrainTask(settings=GeneratorTrainConfig, recipes=RECIPES, train=train)
 
 
 @click.command("generation")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, RunConfig, recipe_names
+from toklip_core.config import Config, RunConfig
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
 
 from toklip_gen.config import SIZES, ClassCondition, Features, Size
@@ -156,11 +156,3 @@ class GeneratorTrainConfig(Config):
             if not of_class and isinstance(source, ClassFolders):
                 raise ValueError("data of the kind 'classes' have no captions; take another kind, or a class condition")
         return self
-
-
-def recipe_summaries() -> dict[str, str]:
-    """Return name -> first line of each recipe."""
-    return {
-        name: (RECIPES / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
-        for name in recipe_names(RECIPES)
-    }

@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from toklip_core.tasks import TrainTask, train_command
+
+if TYPE_CHECKING:
+    from toklip_core.training import FitReport
+
+    from toklip_mllm.settings import MLLMTrainConfig
 
 
-@click.command("mllm")
-@click.argument("recipe", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; one that holds this run goes on.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, such as run.steps=100.")
-@click.option("--list", "listed", is_flag=True, help="List the recipes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, for programs.")
-def train_mllm(recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool) -> None:
+@train_command("mllm")
+def train_mllm() -> TrainTask[MLLMTrainConfig]:
     """Train a language model that sees: RECIPE is a recipe's name or a TOML file.
 
     A connector brings the tokens of a frozen TokLIP into a language model; that is trained too, whole or by LoRA, if
     the settings say so. OUT/model is what `toklip ask --model` takes. Stopped by SIGTERM or Ctrl-C it saves first, and
     exits with 143 or 130; the same command goes on from there.
     """
-    from toklip_core.config import load_config
+    from toklip_mllm.settings import RECIPES, MLLMTrainConfig
 
-    from toklip_mllm.settings import RECIPES, MLLMTrainConfig, recipe_summaries
+    def train(config: MLLMTrainConfig, out: Path) -> FitReport:
+        from toklip_mllm.training import train_mllm
 
-    if listed:
-        for name, summary in recipe_summaries().items():
-            click.echo(f"{name:<24}  {summary}")
-        return
-    if recipe is None or out is None:
-        raise click.UsageError("name a recipe or a TOML file, and --out FOLDER; --list lists the recipes")
-    config = load_config(recipe, MLLMTrainConfig, overrides, RECIPES)
+        return train_mllm(config, out)
 
-    from toklip_mllm.training import train_mllm as train
-
-    report = train(config, out)
-    if os.environ.get("RANK", "0") == "0":
-        if as_json:
-            click.echo(json.dumps({"out": str(out), **report._asdict()}))
-        elif not report.signal:
-            figures = [f"{name} {value:.4g}" for name, value in report.figures.items()]
-            click.echo(f"{out / 'model'}: {', '.join([f'step {report.step}', *figures])}")
-    if report.signal:
-        click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
-        raise SystemExit(128 + report.signal)
+    return TrainTask(settings=MLLMTrainConfig, recipes=RECIPES, train=train)
 
 
 @click.command("vqa")

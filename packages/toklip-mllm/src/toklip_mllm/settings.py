@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, RunConfig, recipe_names
+from toklip_core.config import Config, RunConfig
 
 #: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
 RECIPES = files("toklip_mllm") / "recipes"
@@ -167,11 +167,3 @@ class MLLMTrainConfig(Config):
         if self.lora is not None and (not whole or self.small is not None):
             raise ValueError("lora adapts a language model that knows something; put language_model into train")
         return self
-
-
-def recipe_summaries() -> dict[str, str]:
-    """Return name -> first line of each recipe."""
-    return {
-        name: (RECIPES / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
-        for name in recipe_names(RECIPES)
-    }

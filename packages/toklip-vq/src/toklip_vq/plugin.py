@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl
+from toklip_core.tasks import TrainTask, train_command
+
+if TYPE_CHECKING:
+    from toklip_core.training import FitReport
+
+    from toklip_vq.settings import VQTrainConfig
 
 #: Name -> size, file on the hub (repository/file). Source: README of FoundationVision/LlamaGen.
 _LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str]] = {
@@ -155,44 +159,23 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
     ]
 
 
-@hookimpl
-def toklip_register_commands(train: click.Group) -> None:
-    """Add ``toklip train vq``."""
-    train.add_command(_train_vq)
-
-
-@click.command("vq")
-@click.argument("recipe", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; one that holds this run goes on.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, such as run.steps=100.")
-@click.option("--list", "listed", is_flag=True, help="List the recipes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, for programs.")
-def _train_vq(recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool) -> None:
+@train_command("vq")
+def train_vq() -> TrainTask[VQTrainConfig]:
     """Train a VQ tokenizer: RECIPE is a recipe's name or a TOML file.
 
     Stopped by SIGTERM or Ctrl-C it saves first, and exits with 143 or 130; the same command goes on from there.
     """
-    from toklip_core.config import load_config
+    from toklip_vq.settings import RECIPES, VQTrainConfig
 
-    from toklip_vq.settings import RECIPES, VQTrainConfig, recipe_summaries
+    def train(config: VQTrainConfig, out: Path) -> FitReport:
+        from toklip_vq.training import train_vq
 
-    if listed:
-        for name, summary in recipe_summaries().items():
-            click.echo(f"{name:<24}  {summary}")
-        return
-    if recipe is None or out is None:
-        raise click.UsageError("name a recipe or a TOML file, and --out FOLDER; --list lists the recipes")
-    config = load_config(recipe, VQTrainConfig, overrides, RECIPES)
+        return train_vq(config, out)
 
-    from toklip_vq.training import train_vq
+    return TrainTask(settings=VQTrainConfig, recipes=RECIPES, train=train)
 
-    report = train_vq(config, out)
-    if os.environ.get("RANK", "0") == "0":
-        if as_json:
-            click.echo(json.dumps({"out": str(out), **report._asdict()}))
-        elif not report.signal:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in report.figures.items())
-            click.echo(f"{out / 'model'}: step {report.step}, {figures}")
-    if report.signal:
-        click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
-        raise SystemExit(128 + report.signal)
+
+@hookimpl
+def toklip_register_commands(train: click.Group) -> None:
+    """Add ``toklip train vq``."""
+    train.add_command(train_vq)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, RunConfig, recipe_names
+from toklip_core.config import Config, RunConfig
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -120,11 +120,3 @@ class VQTrainConfig(Config):
         if self.image_size % factor:
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of the model's downsampling, {factor}")
         return self
-
-
-def recipe_summaries() -> dict[str, str]:
-    """Return name -> first line of each recipe."""
-    return {
-        name: (RECIPES / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
-        for name in recipe_names(RECIPES)
-    }

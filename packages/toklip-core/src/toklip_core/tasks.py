@@ -1,0 +1,95 @@
+"""What makes a training task a command of ``toklip train``. Imports click only, as the module of a command does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from toklip_core.config import Config
+    from toklip_core.training import FitReport
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask(Generic[ConfigT]):
+    """A training task: what it takes, and how it runs."""
+
+    #: The model that settings are read into.
+    settings: type[ConfigT]
+    #: The folder of its recipes, NAME.toml each; the first line of each is a comment that says what it is.
+    recipes: Traversable
+    #: Takes the settings and the run's folder. Import torch inside of it: wrong settings are then refused at once.
+    train: Callable[[ConfigT, Path], FitReport]
+
+
+def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], click.Command]:
+    """Make ``toklip train NAME`` of a function that returns its task; the function's docstring is the help text.
+
+    The function is called when the command runs, so that what it imports costs other commands nothing. The command has
+    the argument RECIPE (a recipe's name or a TOML file) and the options ``--out``, ``--set``, ``--list`` and
+    ``--json``. A run that a signal stopped ends with the shell's status for it: 130 for Ctrl-C, 143 for SIGTERM. The
+    first process alone prints, by the variable RANK that torchrun and accelerate set.
+    """
+
+    def command_of(task: Callable[[], TrainTask[ConfigT]]) -> click.Command:
+        @click.command(name)
+        @click.argument("recipe", required=False)
+        @click.option(
+            "--out", type=click.Path(path_type=Path), help="The run's folder; one that holds this run goes on."
+        )
+        @click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, such as run.steps=100."
+        )
+        @click.option("--list", "listed", is_flag=True, help="List the recipes.")
+        @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, for programs.")
+        @wraps(task)
+        def command(
+            recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool
+        ) -> None:
+            if listed:
+                _list(task().recipes)
+                return
+            if recipe is None or out is None:
+                raise click.UsageError("name a recipe or a TOML file, and --out FOLDER; --list lists the recipes")
+            report = _run(task(), recipe, overrides, out)
+            if os.environ.get("RANK", "0") == "0":
+                _print(report, out, as_json=as_json)
+            if report.signal:
+                click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
+                raise SystemExit(128 + report.signal)
+
+        return command
+
+    return command_of
+
+
+def _list(recipes: Traversable) -> None:
+    from toklip_core.config import recipe_summaries
+
+    for name, summary in recipe_summaries(recipes).items():
+        click.echo(f"{name:<24}  {summary}")
+
+
+def _run(task: TrainTask[ConfigT], recipe: str, overrides: tuple[str, ...], out: Path) -> FitReport:
+    from toklip_core.config import load_config
+
+    return task.train(load_config(recipe, task.settings, overrides, task.recipes), out)
+
+
+def _print(report: FitReport, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"out": str(out), **report._asdict()}))
+    elif not report.signal:
+        figures = [f"{name} {value:.4g}" for name, value in report.figures.items()]
+        click.echo(f"{out / 'model'}: {', '.join([f'step {report.step}', *figures])}")
