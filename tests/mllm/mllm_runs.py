@@ -40,6 +40,13 @@ def write_world(folder: Path) -> None:
     )
 
 
+def write_tokens(world: Path) -> Path:
+    """Write a token store that has the tokens of the world's TokLIP, too: five groups of two pictures."""
+    store = world / "tokens"
+    encode_pictures([world / "pictures"], store, model=world / "toklip", tokens=True, batch_size=2, part_rows=2)
+    return store
+
+
 def said(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     """Turns in LLaVA's form."""
     return [{"from": speaker, "value": text} for speaker, text in turns]

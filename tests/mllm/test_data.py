@@ -1,19 +1,22 @@
 """What the language model is trained on: order, cuts, what is left out, stores, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from toklip_core import plugins
+from toklip_core.checkpoint import weights_checksum
 from toklip_core.scenes import scene
 from toklip_mllm.data import TalkSamples
 from toklip_mllm.settings import Conversations, SceneTalk
-from toklip_mllm.sources import Picturing, open_sources, words_of
+from toklip_mllm.sources import Picturing, open_sources, use_stored_tokens, words_of
 from toklip_mllm.training import plain
 
 from tests.core import mean_colour
-from tests.mllm.mllm_runs import said, talks, write_world
+from tests.core.small_models import small_toklip
+from tests.mllm.mllm_runs import said, talks, write_tokens, write_world
 from tests.mllm.small_mllms import MARKED, small_mllm
 
 PICTURING = Picturing(32, "crop", (8, 8))
@@ -27,6 +30,7 @@ def world(tmp_path_factory):
         patch.syspath_prepend(str(mean_colour.install(folder / "site")))
         plugins.registry.cache_clear()
         write_world(folder)
+        write_tokens(folder)
         yield folder
     plugins.registry.cache_clear()
 
@@ -177,3 +181,113 @@ def test_the_plain_template_has_pictures_and_what_the_assistant_says(processor, 
     assert (example.input_ids[:PLACES] == processor.image_token_id).all()
     assert processor.tokenizer.decode(example.input_ids[PLACES:]).split() == ["blue", "square"]
     assert torch.equal(example.labels[PLACES:], example.input_ids[PLACES:])
+
+
+TOKEN_BYTES = 2 * PLACES * 32
+CHECKSUM = weights_checksum(small_toklip().encoder)
+
+
+def token_samples(processor, *sources, checksum=CHECKSUM, window=2**29, batch_size=None):
+    """Samples that read tokens, from a store of five groups of two pictures."""
+    opened = open_sources(sources, PICTURING, seed=0)
+    assert use_stored_tokens(opened, checksum)
+    return TalkSamples(opened, processor, (8, 8), max_length=512, batch_size=batch_size, window=window)
+
+
+def about(world: Path, *numbers: int, words: int = 1) -> dict:
+    """A row about some pictures."""
+    pictures = [f"{world}/pictures/{number:02}.png" for number in numbers]
+    return {"image": pictures, "conversations": said([("human", "<image>" * len(numbers)), ("gpt", "red " * words)])}
+
+
+@torch.no_grad()
+def test_stored_tokens_are_those_of_the_pictures_in_their_order(processor, world, tmp_path):
+    source = written(tmp_path, about(world, 7, 0, 4), text_row(1), about(world, 3))
+    source = source.model_copy(update={"store": world / "tokens"})
+    found = token_samples(processor, source)
+    batch = found.collate([found[0, 0], found[0, 1], found[0, 2]])
+    wanted = small_toklip().encode_ids(batch["image_ids"]).tokens
+    assert batch["image_tokens"].shape == (4, PLACES, 32) and batch["image_tokens"].dtype == torch.float16
+    torch.testing.assert_close(batch["image_tokens"].float(), wanted, rtol=2**-10, atol=1e-6)
+    assert "image_tokens" not in found.collate([found[0, 1]])
+
+
+def many(world: Path, tmp_path: Path) -> Conversations:
+    """Five conversations about each of ten pictures, and fifty of text alone behind them."""
+    rows = [about(world, number % 10, words=number // 10) for number in range(10, 60)]
+    source = written(tmp_path, *rows, *(text_row(number) for number in range(50)))
+    return source.model_copy(update={"store": world / "tokens"})
+
+
+def groups_visited(order: list[int], batch: int = 1) -> list[set[int]]:
+    """The groups of the store that each batch of :func:`many` reads."""
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    return [{index % 10 // 2 for index in found if index < 50} for found in batches]
+
+
+def test_an_order_over_stored_tokens_visits_every_sample_once_and_depends_on_seed_and_epoch(
+    processor, world, tmp_path
+):
+    found = token_samples(processor, many(world, tmp_path), window=4 * TOKEN_BYTES)
+    orders = [found.order(100, seed, epoch).tolist() for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
+
+
+def test_the_groups_of_a_window_are_read_once_and_text_alone_comes_anywhere(processor, world, tmp_path):
+    found = token_samples(processor, many(world, tmp_path), window=4 * TOKEN_BYTES)
+    order = found.order(100, 0, 0).tolist()
+    visits = [group for read in groups_visited(order) for group in read]
+    windows = [set(visits[:20]), set(visits[20:40]), set(visits[40:])]
+    assert [len(window) for window in windows] == [2, 2, 1] and set.union(*windows) == set(range(5))
+    assert len({visits[0], *visits[:6]}) == 2, "within a window they are mixed"
+    texts = [place for place, index in enumerate(order) if index >= 50]
+    assert min(sum(start <= place < start + 25 for place in texts) for start in range(0, 100, 25)) > 4
+
+
+def test_batches_of_one_length_keep_to_two_windows_of_groups(processor, world, tmp_path):
+    found = token_samples(processor, many(world, tmp_path), window=4 * TOKEN_BYTES, batch_size=8)
+    head = -100 % 8
+    order = found.order(100, 0, 1).tolist()
+    assert sorted(order) == list(range(100))
+    first, last = {}, {}
+    for number, read in enumerate(groups_visited(order[head:], 8)):
+        for group in read:
+            first.setdefault(group, number)
+            last[group] = number
+    held = [sum(first[g] <= number <= last[g] for g in first) for number in range(len(order) // 8)]
+    assert max(held) <= 4, "what is kept in memory is two windows"
+    lengths = [len(found[0, index].example.input_ids) for index in order[head:]]
+    spans = [max(lengths[i : i + 8]) - min(lengths[i : i + 8]) for i in range(0, 88, 8)]
+    shuffle = [lengths[i::11] for i in range(11)]
+    assert sum(spans) < 0.7 * sum(max(batch) - min(batch) for batch in shuffle)
+
+
+def test_in_one_window_stored_tokens_change_no_order(processor, world):
+    plain_ids = samples(processor, file_source(world, store=world / "tokens"), batch_size=4)
+    stored = token_samples(processor, file_source(world, store=world / "tokens"), batch_size=4)
+    for epoch in range(3):
+        assert torch.equal(stored.order(12, 0, epoch), plain_ids.order(12, 0, epoch))
+    assert stored.layout is not None and plain_ids.layout is None
+
+
+@pytest.mark.parametrize(
+    ("checksum", "stores", "reason"),
+    [
+        ("f" * 64, ["tokens"], f"of another encoder .sha256 {CHECKSUM[:16]}. than the model's .{'f' * 16}"),
+        (None, ["tokens"], "does not tell whose tokens"),
+        (CHECKSUM, ["tokens", "store"], "store has none"),
+    ],
+)
+def test_tokens_of_no_use_are_left_alone_with_one_warning(checksum, stores, reason, processor, world, caplog):
+    opened = open_sources([file_source(world, store=world / name) for name in stores], PICTURING, seed=0)
+    assert not use_stored_tokens(opened, checksum)
+    [record] = caplog.records
+    assert "stored tokens are left alone" in record.message and re.search(reason, record.message)
+    found = TalkSamples(opened, processor, (8, 8), max_length=512)
+    assert found[0, 0].tokens is None and found[0, 0].example.image_ids.shape == (1, 8, 8)
+
+
+def test_a_store_without_tokens_is_no_cause_for_a_warning(world, caplog):
+    opened = open_sources([file_source(world, store=world / "store")], PICTURING, seed=0)
+    assert not use_stored_tokens(opened, CHECKSUM) and not caplog.records

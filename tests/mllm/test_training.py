@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from toklip_core import plugins
+from toklip_core.encoder import SemanticEncoder
 from toklip_mllm.building import load
 from toklip_mllm.conversations import Conversation, collate, labelled
 from toklip_mllm.settings import LoRA
@@ -13,7 +14,17 @@ from toklip_mllm.training import MLLMTraining, add_adapters, learn, merged, para
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.core import mean_colour
-from tests.mllm.mllm_runs import SCENES, SMALL, assert_same_run, config, exported, lines, talks, write_world
+from tests.mllm.mllm_runs import (
+    SCENES,
+    SMALL,
+    assert_same_run,
+    config,
+    exported,
+    lines,
+    talks,
+    write_tokens,
+    write_world,
+)
 from tests.mllm.small_mllms import MARKED, ids, small_mllm
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -26,6 +37,7 @@ def world(tmp_path_factory):
         patch.syspath_prepend(str(mean_colour.install(folder / "site")))
         plugins.registry.cache_clear()
         write_world(folder)
+        write_tokens(folder)
         yield folder
     plugins.registry.cache_clear()
 
@@ -98,6 +110,50 @@ def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):
         train_mllm(config(world, talks(world, **changes)), tmp_path / name)
     mine, theirs = exported(tmp_path / "pictures"), exported(tmp_path / "store")
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+@pytest.fixture
+def encoder_calls(monkeypatch):
+    """How often the semantic encoder worked."""
+    calls: list[int] = []
+    forward = SemanticEncoder.forward
+    monkeypatch.setattr(SemanticEncoder, "forward", lambda *given, **named: calls.append(1) or forward(*given, **named))
+    return calls
+
+
+def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encoder_rests(
+    world, tmp_path, encoder_calls
+):
+    for name, store in (("ids", "store"), ("tokens", "tokens")):
+        encoder_calls.clear()
+        train_mllm(config(world, talks(world, store=str(world / store)), run={"learning_rate": 1e-4}), tmp_path / name)
+    assert not encoder_calls
+    for mine, theirs in zip(lines(tmp_path / "ids"), lines(tmp_path / "tokens"), strict=True):
+        assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-10)
+    mine, theirs = exported(tmp_path / "ids"), exported(tmp_path / "tokens")
+    for name in mine:
+        torch.testing.assert_close(theirs[name], mine[name], rtol=2**-8, atol=2e-4, msg=name)
+
+
+def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
+    settings = config(world, talks(world, store=str(world / "tokens")))
+    train_mllm(settings, tmp_path / "whole")
+    (tmp_path / "run/saves").mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "run")
+    shutil.copytree(tmp_path / "whole/saves/step-00000002", tmp_path / "run/saves/step-00000002")
+    train_mllm(settings, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_later_stage_reads_the_tokens_too_unless_the_encoder_was_trained(world, tmp_path, encoder_calls):
+    stored = talks(world, store=str(world / "tokens"))
+    for name, parts, calls in (("frozen", ["connector"], False), ("trained", ["connector", "encoder"], True)):
+        train_mllm(config(world, stored, train=parts, saved_dtype="bfloat16", run={"steps": 1}), tmp_path / name)
+        encoder_calls.clear()
+        start = {"start": str(tmp_path / name / "model"), "toklip": None, "language_model": None}
+        train_mllm(config(world, stored, **start, run={"steps": 1}), tmp_path / f"{name}-2")
+        assert bool(encoder_calls) is calls
 
 
 def changed_parts(before: dict, after: dict) -> set[str]:

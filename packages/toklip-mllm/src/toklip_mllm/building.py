@@ -68,6 +68,7 @@ def build(
         text_config=language_model.config,
         encoder=toklip.config.encoder.model_dump(mode="json"),
         features=features,
+        encoder_checksum=None if features == "codes" else _encoder_checksum(toklip.encoder),
         tokenizer=toklip.config.tokenizer,
         tokenizer_checksum=weights_checksum(cast(nn.Module, toklip.tokenizer)),
         codebook_size=len(rows),
@@ -145,6 +146,13 @@ def _codebook(tokenizer: VQTokenizer) -> Tensor:
     state = cast(nn.Module, tokenizer).state_dict().values()
     device = next((tensor.device for tensor in state), torch.device("cpu"))
     return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=device)).float().cpu()
+
+
+def _encoder_checksum(encoder: nn.Module) -> str:
+    """As `toklip encode` writes it beside tokens: it loads all models in float32."""
+    if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+        encoder = copy.deepcopy(encoder).float()
+    return weights_checksum(encoder)
 
 
 def _assembled(

@@ -23,6 +23,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         text_config: of any causal language model of transformers, as an object or as a dict with its ``model_type``.
         encoder: fields of :class:`toklip_core.encoder.EncoderConfig`.
         features: what the connector is given: codes and tokens (the paper's choice), or one of them.
+        encoder_checksum: sha256 of the encoder's weights in float32, as a token store tells whose tokens it has; None
+            where they are not known, and once the encoder was trained.
         tokenizer: name of the VQ tokenizer in the registry.
         tokenizer_checksum: sha256 of its weights; ids of another tokenizer mean something else.
         codebook_size: K of it.
@@ -41,6 +43,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         encoder: dict[str, Any] | None = None,
         features: Features = "concat",
+        encoder_checksum: str | None = None,
         tokenizer: str = "",
         tokenizer_checksum: str | None = None,
         codebook_size: int = 0,
@@ -57,6 +60,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.text_config = text_config
         self.encoder = encoder
         self.features = features
+        self.encoder_checksum = encoder_checksum
         self.tokenizer = tokenizer
         self.tokenizer_checksum = tokenizer_checksum
         self.codebook_size = codebook_size

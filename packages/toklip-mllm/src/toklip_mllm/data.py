@@ -4,16 +4,18 @@ A sample is a function of (seed, epoch, index): workers, processes and resumed r
 
     sources -open_sources-> conversations -TalkSamples-> tokens, labels, and pixels or ids -collate-> batch
 
-From a token store no picture is read, and the VQ tokenizer has nothing to do.
+From a token store no picture is read, and the VQ tokenizer has nothing to do. With the encoder's tokens in it the
+encoder has nothing to do either; they stay in the store, and conversations are visited in windows of its groups.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch import Tensor
 from toklip_mllm.conversations import Example, labelled
 from toklip_mllm.conversations import collate as collate_examples
 from toklip_mllm.processing import TokLIPProcessor
-from toklip_mllm.sources import Source, Talk
+from toklip_mllm.sources import TOKEN_MEMORY, Source, Talk
 
 #: Batches that are grouped by length together: more of them give less padding, and an order that is less random.
 _BATCHES = 50
@@ -39,6 +41,8 @@ class Sample(NamedTuple):
     example: Example
     #: (P, 3, S, S), uint8; None where the example has its ids.
     levels: Tensor | None
+    #: (P, N, D), float16, if they are stored.
+    tokens: Tensor | None = None
 
 
 class TalkSamples:
@@ -53,6 +57,8 @@ class TalkSamples:
         grid: h and w of a picture's ids.
         max_length: tokens of a conversation, those of its pictures included.
         batch_size: of a step, if conversations of one length are to come together; None: they are not.
+        window: bytes of stored tokens whose conversations are shuffled together. Half of what a source keeps in
+            memory: the first batches of a window may have the last conversations of the window before.
     """
 
     def __init__(
@@ -63,9 +69,10 @@ class TalkSamples:
         *,
         max_length: int,
         batch_size: int | None = None,
+        window: int = TOKEN_MEMORY // 2,
     ) -> None:
         self._sources, self._processor, self._grid = list(sources), processor, grid
-        self._max_length, self._batch_size = max_length, batch_size
+        self._max_length, self._batch_size, self._window = max_length, batch_size, window
         self._ends = list(accumulate(map(len, sources)))
 
     @cached_property
@@ -100,20 +107,71 @@ class TalkSamples:
         With a batch size, conversations of about the same length share a step, those without a picture apart: samples
         are shuffled, sorted by length within windows of 50 batches, and the batches of a window shuffled. A batch that
         began in the epoch before is filled first.
+
+        Where tokens are read from a store, a conversation costs the reading of its first picture's group. So groups
+        are shuffled, then the conversations of each ``window``; those without a picture come anywhere in the epoch.
+        Further pictures of a conversation may lie in groups of other windows, and cost the reading of those.
         """
-        shuffle = shuffled(size, seed, epoch)
+        shuffle, ends = self._shuffled(size, seed, epoch)
         batch = self._batch_size
         if batch is None or len({*self._lengths.tolist()}) == 1:
             return shuffle
         draw = torch.Generator().manual_seed(derived_seed(seed, epoch, batch))
         head = -epoch * size % batch
         parts = [shuffle[:head]]
-        for window in torch.split(shuffle[head:], _BATCHES * batch):
-            ordered = window[self._lengths[window].argsort(stable=True)]
-            whole = len(ordered) // batch
-            batches = ordered[: whole * batch].reshape(whole, batch)
-            parts += [batches[torch.randperm(whole, generator=draw)].flatten(), ordered[whole * batch :]]
+        # Whole batches up to the end of a window: what is over comes with the next.
+        bounds = sorted({head, size, *(end - (end - head) % batch for end in ends if end > head)})
+        for first, last in pairwise(bounds):
+            for window in torch.split(shuffle[first:last], _BATCHES * batch):
+                ordered = window[self._lengths[window].argsort(stable=True)]
+                whole = len(ordered) // batch
+                batches = ordered[: whole * batch].reshape(whole, batch)
+                parts += [batches[torch.randperm(whole, generator=draw)].flatten(), ordered[whole * batch :]]
         return torch.cat(parts)
+
+    @cached_property
+    def layout(self) -> str | None:
+        """A checksum of where stored tokens are read, on which the order depends; None without them."""
+        if self._groups is None:
+            return None
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._groups)).hexdigest()
+
+    def _shuffled(self, size: int, seed: int, epoch: int) -> tuple[Tensor, list[int]]:
+        """A permutation, and where in it windows of groups end, but for the last."""
+        if self._groups is None:
+            return shuffled(size, seed, epoch), []
+        of_talks, nbytes = self._groups
+        draw = torch.Generator().manual_seed(derived_seed(seed, epoch, -1))
+        groups = torch.randperm(len(nbytes), generator=draw)
+        before = torch.empty_like(nbytes)
+        before[groups] = nbytes[groups].cumsum(0) - nbytes[groups]
+        mixed = shuffled(size, seed, epoch)  # and it stays so where all is one window
+        places = (of_talks[mixed] >= 0).nonzero()[:, 0]
+        windows = before[of_talks[mixed[places]]] // self._window
+        in_order = windows.argsort(stable=True)
+        visited = mixed.clone()
+        visited[places] = mixed[places[in_order]]
+        last = windows[in_order].diff().nonzero()[:, 0]
+        return visited, (places[last] + 1).tolist()
+
+    @cached_property
+    def _groups(self) -> tuple[Tensor, Tensor] | None:
+        """The group of each conversation's tokens, of all stores one after another, and the bytes of the groups."""
+        found = [source.groups for source in self._sources]
+        stores = {groups.store: groups.nbytes for groups in found if groups is not None}
+        if not stores:
+            return None
+        firsts = dict(zip(stores, accumulate(map(len, stores.values()), initial=0), strict=False))
+        of_talks = [
+            np.where(groups.of_talks < 0, -1, groups.of_talks + firsts[groups.store])
+            for groups in found
+            if groups is not None
+        ]
+        numbers = torch.from_numpy(np.concatenate(of_talks))
+        nbytes = torch.from_numpy(np.concatenate([*stores.values()]))
+        used = torch.zeros(len(nbytes), dtype=torch.bool)
+        used[numbers[numbers >= 0]] = True
+        return numbers, nbytes * used
 
     @cached_property
     def _lengths(self) -> Tensor:
@@ -132,18 +190,21 @@ class TalkSamples:
             return f"{talk.conversation.name}: {self._max_length} tokens end within its pictures"
         if (cut.labels[1:] < 0).all():
             return f"{talk.conversation.name}: {self._max_length} tokens have nothing that the assistant says"
-        return Sample(cut, talk.levels)
+        return Sample(cut, talk.levels, talk.tokens)
 
 
 def collate(samples: Sequence[Sample], *, pad_id: int) -> dict[str, Tensor]:
     """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w).
 
-    Rows are padded on the right. Pixels stay bytes, so that a worker sends a quarter of what floats would be. Without
-    pictures there are neither.
+    Beside ids there are image_tokens (P, N, D), float16, if they are stored. Rows are padded on the right. Pixels stay
+    bytes, so that a worker sends a quarter of what floats would be. Without pictures there is none of these.
     """
     batch = collate_examples([sample.example for sample in samples], pad_id=pad_id)
     levels = [sample.levels for sample in samples if sample.levels is not None]
     if levels:
         batch.pop("image_ids", None)
         batch["pixels"] = torch.cat(levels)
+    tokens = [sample.tokens for sample in samples if sample.tokens is not None]
+    if tokens:
+        batch["image_tokens"] = torch.cat(tokens)
     return batch

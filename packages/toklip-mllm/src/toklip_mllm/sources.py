@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -21,11 +22,16 @@ from torch import Tensor
 from toklip_mllm.conversations import PLACEHOLDER, Conversation, read_conversations
 from toklip_mllm.settings import Conversations, SceneTalk, TalkSource
 
+#: Bytes of stored tokens that each reading process keeps in memory, of each store: 1,800 pictures of 256 x 1152.
+TOKEN_MEMORY = 2**30
+
 #: How a scene is asked for its caption.
 REQUESTS = ("describe the picture.", "describe this picture.", "what is in the picture?", "what does the picture show?")
 
 #: Letters of a token, roughly, where only the order of lengths matters.
 _LETTERS = 4
+
+_log = logging.getLogger(__name__)
 
 
 class Picturing(NamedTuple):
@@ -45,6 +51,18 @@ class Talk(NamedTuple):
     levels: Tensor | None
     #: (P, h, w), int64.
     ids: Tensor | None
+    #: (P, N, D), float16, of the semantic encoder: see :func:`use_stored_tokens`.
+    tokens: Tensor | None = None
+
+
+class Groups(NamedTuple):
+    """Where in a token store conversations have their tokens: a row is read with its group."""
+
+    store: Path
+    #: (conversations,), int64: the group of the first picture, -1 without pictures.
+    of_talks: NDArray[np.int64]
+    #: Bytes of tokens in each group of the store.
+    nbytes: NDArray[np.int64]
 
 
 class Source(Protocol):
@@ -65,6 +83,10 @@ class Source(Protocol):
     @property
     def stored(self) -> StoreInfo | None:
         """What the ids of its token store mean; None without one."""
+
+    @property
+    def groups(self) -> Groups | None:
+        """Where its tokens are read; None where they are not."""
 
 
 def open_sources(sources: Sequence[TalkSource], picturing: Picturing, *, seed: int) -> list[Source]:
@@ -92,6 +114,40 @@ def open_sources(sources: Sequence[TalkSource], picturing: Picturing, *, seed: i
     return opened
 
 
+def use_stored_tokens(sources: Sequence[Source], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY) -> bool:
+    """Have sources read their stores' tokens from now on, if all stores have those of this encoder; return whether.
+
+    Tokens that are of no use are left alone, and a warning says why: the ids mean the same.
+
+    Args:
+        sources: of :func:`open_sources`.
+        encoder_checksum: of the model's config; None: it tells none.
+        memory: see ``TOKEN_MEMORY``.
+    """
+    files = [source for source in sources if isinstance(source, FileSource) and source.stored is not None]
+    having = [source for source in files if source.stored is not None and source.stored.tokens is not None]
+    if not having:
+        return False
+    reason = ""
+    if len(having) < len(files):
+        reason = f"{next(source.path for source in files if source not in having)} has none"
+    elif encoder_checksum is None:
+        reason = "the model does not tell whose tokens it takes: its encoder was trained, or it is of an older release"
+    else:
+        for source in having:
+            assert source.stored is not None and source.stored.tokens is not None
+            if (found := source.stored.tokens.weights_checksum) != encoder_checksum:
+                reason = f"those of {source.path} are of another encoder (sha256 {found[:16]}) than the model's "
+                reason += f"({encoder_checksum[:16]})"
+    if reason:
+        _log.warning("stored tokens are left alone, and the encoder makes them of the ids: %s", reason)
+        return False
+    stores: dict[Path | None, TokenStore] = {}
+    for source in having:
+        source.read_tokens(stores, memory)
+    return True
+
+
 def words_of(sources: Sequence[Source], conversations: int) -> Iterator[str]:
     """Yield what is said in some conversations of epoch 0, spread evenly over all sources."""
     total = sum(map(len, sources))
@@ -105,6 +161,7 @@ class SceneSource:
     """Scenes with their questions in random order, and requests for captions among them."""
 
     stored = None
+    groups = None
 
     def __init__(self, source: SceneTalk, picturing: Picturing, seed: int) -> None:
         self._source, self._size, self._seed = source, picturing.image_size, seed
@@ -144,8 +201,12 @@ class SceneSource:
 class FileSource:
     """The conversations of a file. They are held as bytes: half a million of them as objects would be gigabytes."""
 
+    groups: Groups | None
+
     def __init__(self, source: Conversations, picturing: Picturing) -> None:
-        rows, self._letters, self._pictures, paths = [], [], [], dict[str, int]()
+        rows, first, paths = [], [], dict[str, int]()
+        self._letters, self._pictures = [], []
+        self.path, self.groups = source.store, None
         for talk in read_conversations(source.file, root=source.root):
             pictures = [str(picture) for picture in talk.pictures]
             rows.append(json.dumps([talk.name, talk.messages, pictures]).encode())
@@ -153,6 +214,7 @@ class FileSource:
             self._pictures.append(len(pictures))
             for path in pictures if source.store is not None else ():
                 paths.setdefault(path, len(paths))
+            first.append(paths.get(pictures[0], -1) if pictures else -1)
         if not rows:
             raise ValueError(f"{source.file} holds no conversation; name a file with one or more")
         self._blob = b"".join(rows)
@@ -160,8 +222,9 @@ class FileSource:
         self._picturing = picturing
         self.stored: StoreInfo | None = None
         if source.store is not None:
-            self.stored, self._ids = _stored_ids(source.store, paths, picturing)
-            self._rows = paths
+            self.stored, self._ids, self._places = _stored_ids(source.store, paths, picturing)
+            self._rows, self._first = paths, np.array(first, np.int64)
+            self._store: TokenStore | None = None
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -173,8 +236,21 @@ class FileSource:
             return Talk(talk, None, None)
         if self.stored is not None:
             rows = [self._rows[str(picture)] for picture in talk.pictures]
-            return Talk(talk, None, torch.from_numpy(self._ids[rows].astype(np.int64)))
+            return Talk(talk, None, torch.from_numpy(self._ids[rows].astype(np.int64)), self._tokens(rows))
         return Talk(talk, torch.stack([self._read(str(picture)) for picture in talk.pictures]), None)
+
+    def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
+        """Have :meth:`read` give tokens, too; sources of one store share it, and what it keeps in memory."""
+        assert self.path is not None and self.stored is not None and self.stored.tokens is not None
+        rows, columns = self._picturing.grid
+        each = 2 * rows * columns * self.stored.tokens.width
+        if self.path not in stores:
+            stores[self.path] = TokenStore(self.path, cached_rows=memory // each, features=("tokens",))
+        self._store = stores[self.path]
+        sizes = np.array(self._store.group_rows, np.int64)
+        group_of = np.searchsorted(sizes.cumsum(), self._places, side="right")
+        of_talks = np.where(self._first < 0, -1, group_of[self._first] if len(group_of) else -1)
+        self.groups = Groups(self.path, of_talks, sizes * each)
 
     def texts(self, index: int) -> list[str]:
         """Return what is said in a conversation."""
@@ -191,6 +267,12 @@ class FileSource:
         name, messages, pictures = json.loads(self._blob[start : int(self._ends[index])])
         return Conversation(name, tuple(messages), tuple(pictures))
 
+    def _tokens(self, rows: list[int]) -> Tensor | None:
+        if self._store is None:
+            return None
+        # They were float16 in the store, so nothing is lost.
+        return torch.stack([cast(Tensor, self._store[int(self._places[row])].tokens).half() for row in rows])
+
     def _read(self, path: str) -> Tensor:
         try:
             picture = open_picture(path)
@@ -199,8 +281,10 @@ class FileSource:
         return _levels(np.array(resized(picture, self._picturing.image_size, self._picturing.resize)))
 
 
-def _stored_ids(store: Path, paths: dict[str, int], picturing: Picturing) -> tuple[StoreInfo, NDArray[Any]]:
-    """What a store's ids mean, and those of some pictures, a row for each: 2 bytes a token mostly."""
+def _stored_ids(
+    store: Path, paths: dict[str, int], picturing: Picturing
+) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
+    """What a store's ids mean, those of some pictures, 2 bytes a token mostly, and their rows in the store."""
     opened = TokenStore(store, features=())
     info = opened.info
     if (info.image_size, info.resize) != (picturing.image_size, picturing.resize):
@@ -213,17 +297,18 @@ def _stored_ids(store: Path, paths: dict[str, int], picturing: Picturing) -> tup
     for path, row in paths.items():
         rows.setdefault(key_of(path), []).append(row)
     found = np.zeros((len(paths), *picturing.grid), info.ids_dtype)
+    places = np.zeros(len(paths), np.int64)
     last = ""
-    for stored in opened:
+    for place, stored in enumerate(opened):
         last = stored.key
         for row in rows.pop(stored.key, ()):
-            found[row] = stored.ids.numpy()
+            found[row], places[row] = stored.ids.numpy(), place
     if rows:
         raise ValueError(
             f"{len(rows)} pictures are not in {store}, such as {next(iter(rows))!r}, while it has keys like {last!r}; "
             "encode the folder by the name that root has"
         )
-    return info, found
+    return info, found, places
 
 
 def _of_ids(info: StoreInfo) -> StoreInfo:

@@ -32,7 +32,7 @@ from toklip_mllm.language import small_language_model, word_tokenizer
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.settings import LoRA, MLLMTrainConfig
-from toklip_mllm.sources import Picturing, Source, open_sources, words_of
+from toklip_mllm.sources import Picturing, Source, open_sources, use_stored_tokens, words_of
 from toklip_mllm.vqa import cast_weights, evaluated, held_out_questions
 
 #: What of the semantic encoder tokens do not depend on.
@@ -55,6 +55,8 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
     torch.manual_seed(config.run.seed)
     model, processor, sources, picturing = _beginning(config)
     _refuse_other_store(sources, model)
+    if model.vision.encoder is not None and "encoder" not in config.train:
+        use_stored_tokens(sources, model.config.encoder_checksum)
     learn(model, config)
     samples = TalkSamples(
         sources,
@@ -86,6 +88,7 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_checksum},
             "samples": len(samples),  # with another number of them their order is another
+            **({} if samples.layout is None else {"layout": samples.layout}),
         },
         export=export,
         product=model,
@@ -107,17 +110,21 @@ class MLLMTraining(nn.Module):
         """Return the cross entropy of what the assistant says: the mean over its tokens in all processes.
 
         Args:
-            batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w) if there are pictures.
+            batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w) if there are pictures; with
+                image_tokens (P, N, D), float16, the encoder does not run.
         """
         self._checkpoint_frozen_layers()
         labels = batch["labels"][:, 1:]
+        wanted = labels != -100
+        # In float32, as the codes that they come beside.
+        tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
         # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
         output = self.model(
             input_ids=batch["input_ids"],
             image_ids=batch.get("image_ids"),
+            image_tokens=tokens,
             use_cache=False,
         )
-        wanted = labels != -100
         logits, labels = output.logits[:, :-1][wanted].float(), labels[wanted]
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(wanted.sum())
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
@@ -159,6 +166,8 @@ def learn(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> Non
             raise ValueError("got encoder in train, but features 'codes' leave it out; train something else")
         if part == "language_model" and config.lora is not None:
             continue
+        if part == "encoder":
+            model.config.encoder_checksum = None
         for name, weight in getattr(model, "vision" if part == "encoder" else part).named_parameters():
             if part != "encoder" or not _POOLING & {*name.split(".")}:
                 weight.requires_grad_(True)
