@@ -38,7 +38,8 @@ class Conversations(Config):
     store: Path | None = Field(
         default=None,
         description="A token store of the pictures, which are then not read. Its keys are those that `toklip encode` "
-        "gives to the pictures' paths, root included: encode the folder by the name that root has.",
+        "gives to the pictures' paths, root included: encode the folder by the name that root has. If it has the "
+        "tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not work.",
     )
 
 
