@@ -25,7 +25,7 @@ from tests.mllm.mllm_runs import (
     write_tokens,
     write_world,
 )
-from tests.mllm.small_mllms import MARKED, ids, small_mllm
+from tests.mllm.small_mllms import FAMILIES, MARKED, ids, small_mllm
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -221,6 +221,29 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers():
     with torch.no_grad():
         ours = MLLMTraining(model)(batch).losses["text"]
         torch.testing.assert_close(ours, model(**batch).loss, **CLOSE)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+def test_logits_are_computed_where_a_row_has_a_label_and_the_loss_is_that_of_all(family):
+    model, processor = small_mllm(family)
+    batch = batch_of(processor, *TURNS)
+    kept: list[int] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, logits: kept.append(logits.shape[1]))
+    with torch.no_grad():
+        loss = MLLMTraining(model)(batch).losses["text"]
+        torch.testing.assert_close(loss, model(**batch).loss, **CLOSE)
+    labelled_places = int((batch["labels"][:, 1:] != -100).any(dim=0).sum())
+    assert kept == [labelled_places, batch["labels"].shape[1]] and labelled_places < 20
+
+
+def test_a_language_model_that_gives_all_logits_has_the_same_loss():
+    model, processor = small_mllm()
+    batch = batch_of(processor, *TURNS)
+    with torch.no_grad():
+        wanted = MLLMTraining(model)(batch).losses["text"]
+        model._takes -= {"logits_to_keep"}
+        torch.testing.assert_close(MLLMTraining(model)(batch).losses["text"], wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("part", ["connector", "encoder"])

@@ -116,6 +116,9 @@ class MLLMTraining(nn.Module):
         self._checkpoint_frozen_layers()
         labels = batch["labels"][:, 1:]
         wanted = labels != -100
+        # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
+        places = wanted.any(dim=0).nonzero()[:, 0]
+        wanted, labels = wanted[:, places], labels[:, places]
         # In float32, as the codes that they come beside.
         tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
         # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
@@ -124,8 +127,11 @@ class MLLMTraining(nn.Module):
             image_ids=batch.get("image_ids"),
             image_tokens=tokens,
             use_cache=False,
+            logits_to_keep=places,
         )
-        logits, labels = output.logits[:, :-1][wanted].float(), labels[wanted]
+        # A language model that knows no logits_to_keep computes all.
+        logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
+        logits, labels = logits[wanted].float(), labels[wanted]
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(wanted.sum())
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
             # Sharded, or with gradients averaged over processes, every process must come by all that is trained.
