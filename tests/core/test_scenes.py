@@ -178,6 +178,13 @@ def test_the_number_of_objects_can_be_asked_for():
         assert all(len(found.objects) == count for found in Scenes(30, objects=count))
 
 
+@pytest.mark.parametrize("kind", BACKGROUNDS)
+def test_the_background_can_be_asked_for_and_the_objects_stay(kind):
+    for found, other in zip(Scenes(20, background=kind), Scenes(20), strict=True):
+        assert found.background.kind == kind and found.objects == other.objects
+        assert all(parse_caption(caption).is_true_of(found.objects, found.background) for caption in found.captions)
+
+
 def test_a_label_is_the_class_of_a_single_object():
     for found in Scenes(40, objects=1):
         assert found.label is not None
@@ -438,6 +445,7 @@ def test_torch_and_pillow_are_not_imported():
         ({"index": 2**64}, "got the index 18446744073709551616, but"),
         ({"size": 7}, "got a picture of 7 px, but a scene needs 8 px at least"),
         ({"objects": 4}, "got 4 objects, but a scene has 1 to 3"),
+        ({"background": "blue"}, "got the background 'blue', but there are plain, gradient"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, message):

@@ -283,6 +283,7 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other scenes.")
 @click.option("--size", type=click.IntRange(min=8), default=64, show_default=True, help="Side of the pictures.")
 @click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
+@click.option("--background", help="Of all scenes: plain, gradient, striped, checkered or cloudy; any by default.")
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """Write captioned pictures of coloured shapes into the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
     from toklip_core.scenes import Scenes, write_scenes

@@ -53,8 +53,7 @@ def scene_prompts(count: int, *, split: str = "held-out", seed: int = 0, size: i
         size: side of their pictures.
     """
     found = []
-    for drawn in Scenes(count, seed=seed, split=split, size=size):
-        plain = replace(drawn, background=replace(drawn.background, kind="plain", knots=()))
+    for plain in Scenes(count, seed=seed, split=split, size=size, background="plain"):
         text = plain.caption
         if parse_caption(text).background is None:
             text += " on a plain background"

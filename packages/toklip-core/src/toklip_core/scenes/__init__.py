@@ -123,7 +123,15 @@ class Scene:
         return Draws(self.seed, self.split, self.index, purpose)
 
 
-def scene(index: int, *, seed: int = 0, split: str = "train", size: int = 64, objects: int | None = None) -> Scene:
+def scene(
+    index: int,
+    *,
+    seed: int = 0,
+    split: str = "train",
+    size: int = 64,
+    objects: int | None = None,
+    background: str | None = None,
+) -> Scene:
     """Return the scene of an index.
 
     Args:
@@ -132,17 +140,20 @@ def scene(index: int, *, seed: int = 0, split: str = "train", size: int = 64, ob
         split: "train", "validation" or "held-out".
         size: side of the picture in pixels; the scene does not depend on it.
         objects: how many, 1 to 3; drawn if None. One object makes a scene for classification.
+        background: its kind, one of BACKGROUNDS; drawn if None.
 
     Raises:
         ValueError: an argument is out of its range.
     """
+    if background not in (None, *BACKGROUNDS):
+        raise ValueError(f"got the background {background!r}, but there are {', '.join(BACKGROUNDS)}")
     if objects not in (None, 1, 2, 3):
         raise ValueError(f"got {objects} objects, but a scene has 1 to 3")
     draws = Draws(seed, split, index, "picture")
     drawn = 1 + draws.below(3)
     things = draw_objects(draws, split, objects or drawn)
-    background = draw_background(draws, things)
-    return Scene(index=index, seed=seed, split=split, size=size, objects=things, background=background)
+    ground = draw_background(draws, things, background)
+    return Scene(index=index, seed=seed, split=split, size=size, objects=things, background=ground)
 
 
 @dataclass(frozen=True)
@@ -159,11 +170,13 @@ class Scenes:
     size: int = 64
     #: How many objects a scene has; drawn if None.
     objects: int | None = None
+    #: The kind of their backgrounds; drawn if None.
+    background: str | None = None
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ValueError(f"got {self.count} scenes, but it must be 0 or more")
-        scene(0, seed=self.seed, split=self.split, size=self.size, objects=self.objects)
+        self._scene(0)
 
     def __len__(self) -> int:
         return self.count
@@ -171,7 +184,17 @@ class Scenes:
     def __getitem__(self, index: int) -> Scene:
         if not -self.count <= index < self.count:
             raise IndexError(f"got the index {index}, but there are {self.count} scenes")
-        return scene(index % self.count, seed=self.seed, split=self.split, size=self.size, objects=self.objects)
+        return self._scene(index % self.count)
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[i] for i in range(self.count))
+
+    def _scene(self, index: int) -> Scene:
+        return scene(
+            index,
+            seed=self.seed,
+            split=self.split,
+            size=self.size,
+            objects=self.objects,
+            background=self.background,
+        )

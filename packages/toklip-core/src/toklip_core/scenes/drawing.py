@@ -130,9 +130,10 @@ def _is_clear(things: Sequence[SceneObject]) -> bool:
     return True
 
 
-def draw_background(draws: Draws, objects: Sequence[SceneObject]) -> Background:
-    """Draw a background from which every object stands out."""
-    kind = draws.pick(BACKGROUNDS)
+def draw_background(draws: Draws, objects: Sequence[SceneObject], kind: str | None = None) -> Background:
+    """Draw a background from which every object stands out, of a kind if that is given."""
+    drawn = draws.pick(BACKGROUNDS)
+    kind = kind or drawn
     while True:
         colours = _draw_two_colours(draws)
         if all(math.dist(thing.rgb, colour) >= _CONTRAST for thing in objects for colour in colours):
