@@ -3,9 +3,10 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.core.warm import warm_python
 
 ROOT = Path(__file__).parents[2]
 #: Some distributions install a package of the name `tests`, which would be found before this folder.
@@ -26,7 +27,7 @@ def run_together(function: Callable[[Path], None], folder: Path, count: int = 2,
     shared = os.environ | group | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", START, function.__module__, function.__name__, str(folder)],
+            [*warm_python(), "-c", START, function.__module__, function.__name__, str(folder)],
             cwd=ROOT,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
