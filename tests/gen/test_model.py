@@ -76,6 +76,27 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(featu
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("learned", False)])
+@torch.no_grad()
+def test_words_are_seen_alike_unless_their_keys_are_learned(keys, alike):
+    generator = small_generator("ids", "text", condition_keys=keys)
+    _, cache = generator.prefill(small_inputs()(some_ids())[:, :3], some_condition("text"))
+    for of_block in cache.keys:
+        of_words, of_ids = of_block[:, :, :LENGTH], of_block[:, :, LENGTH : LENGTH + 3]
+        assert bool((of_words == 0).all()) == alike and of_ids.any()
+
+
+@torch.no_grad()
+def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
+    generator, inputs = small_generator("concat", "text", condition_keys="learned"), small_inputs("concat")
+    flat = some_ids().flatten(1)
+    read, stream = inputs.stream(flat[:, :5])
+    logits, cache = generator.prefill(read, some_condition("text"))
+    after = generator.step(stream.step(flat[:, 5]), cache)
+    whole = generator(inputs(some_ids())[:, :-1], some_condition("text"))
+    torch.testing.assert_close(torch.stack([logits, after], dim=1), whole[:, 5:7], rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_padding_of_a_text_changes_nothing():
     generator, inputs = small_generator("ids", "text"), small_inputs()

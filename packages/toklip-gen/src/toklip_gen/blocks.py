@@ -64,8 +64,8 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, (T + N, d) each, as :func:`turned` wants them.
 
     The first half of the pairs turns with the row, the second with the column.
-    At the positions of the condition both are 0, not 1 and 0: as LlamaGen was trained, these have neither queries nor
-    keys, and all that see them see them alike.
+    At the positions of the condition both are 0, not 1 and 0, unless its keys are learned: as LlamaGen was trained,
+    these have neither queries nor keys, and all that see them see them alike.
 
     Source: precompute_freqs_cis_2d of FoundationVision/LlamaGen.
     """
@@ -79,7 +79,8 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
         angles = angles.repeat_interleave(2, dim=-1)
         signs = torch.tensor([-1.0, 1.0]).repeat(half)
         before = torch.zeros(config.condition.length, width)
-        return torch.cat([before, angles.cos()]), torch.cat([before, angles.sin() * signs])
+        unturned = before if config.condition_keys == "zero" else torch.ones_like(before)
+        return torch.cat([unturned, angles.cos()]), torch.cat([before, angles.sin() * signs])
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from toklip_core.config import Config
 
 Features = Literal["ids", "codes", "concat"]
+#: Of the positions of a condition; see GeneratorConfig.condition_keys.
+ConditionKeys = Literal["zero", "learned"]
 
 _Side = Annotated[int, Field(gt=0)]
 
@@ -77,6 +79,11 @@ class GeneratorConfig(Config):
         default=None, gt=0, description="Width of what is read: C with codes, C + D with concat; none with ids."
     )
     condition: ClassCondition | TextCondition = Field(discriminator="kind", description="What a picture is to show.")
+    condition_keys: ConditionKeys = Field(
+        default="zero",
+        description="Queries and keys at the condition's positions: zero, as LlamaGen was trained, so that what comes "
+        "after sees all words of a text alike; or learned, so that it can choose among them.",
+    )
     rope_base: float = Field(default=10000.0, gt=0, description="Of the rotary embedding.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Of the RMS norms.")
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
 
-from toklip_gen.config import SIZES, ClassCondition, Features, Size
+from toklip_gen.config import SIZES, ClassCondition, ConditionKeys, Features, Size
 
 #: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
 RECIPES = files("toklip_gen") / "recipes"
@@ -71,6 +71,11 @@ class Architecture(Config):
     features: Features = Field(
         default="ids", description="What is read of the last id: ids, codes, or concat (code and semantic token)."
     )
+    condition_keys: ConditionKeys = Field(
+        default="zero",
+        description="zero: all words of a text are seen alike, as LlamaGen was trained; learned: a position can choose "
+        "among them.",
+    )
     grad_checkpointing: bool = Field(default=False, description="Less memory for activations, one more forward pass.")
 
     @model_validator(mode="after")
@@ -89,7 +94,11 @@ class Architecture(Config):
 class Sketches(Config):
     """What a run is evaluated on, and the pictures that it draws for tensorboard."""
 
-    scenes: int = Field(default=0, ge=0, description="Held-out scenes for the loss, one caption or class of each.")
+    scenes: int = Field(
+        default=0,
+        ge=0,
+        description="Held-out scenes for the loss, one class of each, or one caption; these are on plain backgrounds.",
+    )
     store: Path | None = Field(default=None, description="Or a token store, of other pictures than the training's.")
     pictures: int = Field(default=1024, gt=0, description="Rows of that store, at most, evenly chosen.")
     prompts: tuple[int | str, ...] = Field(

@@ -145,6 +145,7 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
         features=features,
         feature_width=inputs.width,
         condition=condition,
+        condition_keys=config.generator.condition_keys,
     )
     if toklip is not None:
         settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
@@ -232,12 +233,15 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts) -> HeldOut | None
     ids: Tensor | None = None
     prompts: list[int] | list[str] = []
     if settings.scenes:
-        # Held-out are combinations of colour and shape, which classes are: of them other scenes than the training's.
-        split, objects = ("validation", 1) if of_class else ("held-out", None)
-        scenes = list(Scenes(settings.scenes, split=split, size=config.image_size, objects=objects))
+        if of_class:
+            # Held-out are combinations of colour and shape, which classes are: of them, other scenes than in training.
+            scenes = list(Scenes(settings.scenes, split="validation", size=config.image_size, objects=1))
+            prompts = [scene.labels[0] for scene in scenes]
+        else:
+            found = scene_prompts(settings.scenes, size=config.image_size)
+            scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
         pixels = normalized(torch.stack([torch.from_numpy(scene.pixels) for scene in scenes]).movedim(-1, 1))
         ids = torch.cat([parts.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
-        prompts = [scene.labels[0] for scene in scenes] if of_class else [scene.caption for scene in scenes]
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())
         refuse_other_store(store.info, config, parts)
