@@ -128,16 +128,27 @@ def lmms(session: nox.Session) -> None:
     session.run("pytest", "tests/mllm/test_lmms.py", *session.posargs)
 
 
-@nox.session
-def bench(session: nox.Session) -> None:
-    """Print the performance tables: `nox -s bench -- [NAME] [ARGUMENTS]`, all of them without a name."""
+def run_scripts(session: nox.Session, folder: str) -> None:
+    """Run the script of a folder that is named first, with the arguments after it, or all of them."""
     install(session, PACKAGES)
-    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("[!_]*.py"))}
+    scripts = {path.stem: path for path in sorted((ROOT / folder).glob("[!_]*.py"))}
     names, arguments = list(scripts), list(session.posargs)
     if arguments and arguments[0] in scripts:
         names = [arguments.pop(0)]
     for name in names:
         session.run("python", str(scripts[name]), *arguments)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print the performance tables: `nox -s bench -- [NAME] [ARGUMENTS]`, all of them without a name."""
+    run_scripts(session, "benchmarks")
+
+
+@nox.session
+def results(session: nox.Session) -> None:
+    """Train what docs/results.md compares, and print its tables: `nox -s results -- [NAME] [ARGUMENTS]`; hours."""
+    run_scripts(session, "results")
 
 
 if __name__ == "__main__":

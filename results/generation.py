@@ -1,0 +1,116 @@
+"""What a small generator draws from captions of scenes, by what it reads of the ids so far: ids, codes, or with tokens.
+
+    python results/generation.py --out runs --store runs/store
+
+Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over the token
+store of toklip-tiny's recipe. Of captions of validation scenes (combinations of colour and shape that training shows,
+in new scenes) and of held-out ones (each with one that it never shows), on plain backgrounds, it prints: whether
+pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes on the features of
+toklip-tiny's teacher; and the loss, the mean over a tenth of the steps.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from _runs import Training, arguments, markdown, measured, percent, spread, train_all
+from toklip_gen.drawing import Sampling, evaluate_on_scenes
+
+FEATURES = ("ids", "codes", "concat")
+SPLITS = ("validation", "held-out")
+CLAIMS = ("colour", "shape", "object", "count", "relation", "caption")
+DISTANCE = "Fréchet distance"
+
+
+def main() -> None:
+    """Print two tables."""
+    parser = arguments(str(__doc__), steps=400)
+    parser.add_argument("--store", type=Path, default=Path("runs/store"))
+    parser.add_argument("--teacher", default="runs/teacher/model", help="whose features are compared")
+    parser.add_argument("--captions", type=int, default=512, help="of each split")
+    parser.add_argument("--guidance", type=float, default=3.0)
+    options = parser.parse_args()
+    out, seeds = options.out, options.seeds
+    folders = {(features, seed): out / f"generator-{features}-{seed}" for features in FEATURES for seed in seeds}
+    train_all(
+        [
+            Training(
+                "generator",
+                folder,
+                (
+                    f"generator.features={features}",
+                    f"data.0.store={options.store}",
+                    f"run.seed={seed}",
+                    f"run.steps={options.steps}",
+                ),
+            )
+            for (features, seed), folder in folders.items()
+        ],
+        options.jobs,
+    )
+    losses = {of: losses_of(folder) for of, folder in folders.items()}
+    rows = []
+    for features in FEATURES:
+        steps = losses[features, seeds[0]]
+        values = [[losses[features, seed][step] for seed in seeds] for step in steps]
+        rows.append([features, *(spread(at_step, "{:.3f}".format) for at_step in values)])
+    print(markdown(["loss until step", *map(str, steps)], rows), end="\n\n")
+
+    rows = []
+    for split in SPLITS:
+        found = {
+            of: measured(
+                folder / f"{split}.json",
+                partial(figures, folder / "model", options.captions, split, options.teacher, options.guidance),
+            )
+            for of, folder in folders.items()
+        }
+        for features in FEATURES:
+            values = [found[features, seed] for seed in seeds]
+            rows.append(
+                [
+                    split,
+                    features,
+                    *(spread([value[claim] for value in values], percent) for claim in CLAIMS),
+                    spread([value[DISTANCE] for value in values], "{:.4f}".format),
+                ]
+            )
+        ceiling = next(iter(found.values()))
+        rows.append([split, "the scenes, reconstructed", *(percent(ceiling[f"reconstructed {c}"]) for c in CLAIMS), ""])
+    print(markdown(["captions", "features", *CLAIMS, DISTANCE], rows))
+
+
+def figures(generator: Path, captions: int, split: str, teacher: str, guidance: float) -> dict[str, float]:
+    """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
+    how = Sampling(guidance)
+    report = evaluate_on_scenes(
+        str(generator), captions, split=split, sampling=how, features=teacher, batch_size=64, progress=True
+    )
+    assert report.frechet is not None
+    drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))
+    return {
+        **{claim: drawn[claim] or 0.0 for claim in CLAIMS},
+        **{f"reconstructed {claim}": reconstructed[claim] or 0.0 for claim in CLAIMS},
+        DISTANCE: report.frechet,
+    }
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    """The training's loss by step: the mean over each tenth of the run."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    logged = [(line["step"], line["loss/next_id"]) for line in lines if "loss/next_id" in line]
+    last = logged[-1][0]
+    tenths = [last * tenth // 10 for tenth in range(11)]
+    found = {}
+    for before, until in pairwise(tenths):
+        losses = [loss for step, loss in logged if before < step <= until]
+        if losses:
+            found[until] = sum(losses) / len(losses)
+    return found
+
+
+if __name__ == "__main__":
+    main()
