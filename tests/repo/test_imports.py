@@ -42,7 +42,7 @@ LAYERS = {
         {"plugin"},
     ],
     "toklip_mllm": [
-        {"registration", "config", "settings", "answers"},
+        {"registration", "config", "settings", "answers", "published"},
         {"model", "processing", "language"},
         {"building", "chat", "conversations"},
         {"questions", "sources"},
@@ -69,7 +69,7 @@ SHARED = {"toklip_core"}
 LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "tasks", "train_commands")}
 LIGHT.add("toklip_vq.plugin")
 LIGHT |= {f"toklip_gen.{name}" for name in ("commands", "plugin", "published", "run_commands")}
-LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "registration")}
+LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "published", "registration")}
 HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub"}
 HEAVY |= {"pydantic", "tqdm"}
 

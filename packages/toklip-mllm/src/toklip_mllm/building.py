@@ -16,10 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from toklip_mllm.config import Features, TokLIPLMConfig
 from toklip_mllm.model import PictureEncoder, TokLIPForConditionalGeneration, codebook_checksum, connector
 from toklip_mllm.processing import TokLIPProcessor
-
-#: The name of the model that is in the package, and its folder.
-TINY_NAME = "toklip-mllm-tiny"
-TINY = Path(__file__).parent / "models" / TINY_NAME
+from toklip_mllm.published import TINY, TINY_NAME
 
 
 def build(
@@ -112,8 +109,6 @@ def load(
     place = TINY if str(name) == TINY_NAME else name
     if Path(place).is_dir() and not Path(place, "config.json").is_file():
         raise FileNotFoundError(f"{str(place)!r} is no model folder: it has no config.json")
-    if str(name) == TINY_NAME and not TINY.is_dir():
-        raise FileNotFoundError(f"{TINY_NAME} is not in this build of the package; name a model folder")
     model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
     processor = TokLIPProcessor.from_pretrained(place)
     ours, theirs = model.config.tokenizer_checksum, processor.vq_checksum

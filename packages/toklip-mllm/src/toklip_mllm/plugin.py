@@ -1,12 +1,19 @@
-"""What toklip-mllm offers: its commands. Imports no torch."""
+"""What toklip-mllm offers: its model and its commands. Imports no torch."""
 
 from __future__ import annotations
 
 import click
-from toklip_core.plugins import hookimpl
+from toklip_core.plugins import NamedModel, hookimpl
 
 from toklip_mllm.ask_command import ask
 from toklip_mllm.commands import train_mllm, vqa
+from toklip_mllm.published import tiny
+
+
+@hookimpl
+def toklip_register_models() -> list[NamedModel]:
+    """Return the language model that is in the package."""
+    return [tiny()]
 
 
 @hookimpl

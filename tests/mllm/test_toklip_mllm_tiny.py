@@ -1,0 +1,35 @@
+"""The model in the package: its size, its name, and what it knows."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from toklip_core.cli import cli
+from toklip_mllm.published import TINY
+from toklip_mllm.vqa import evaluate_vqa
+
+pytest.importorskip("toklip_vq")
+
+
+def test_it_is_under_ten_megabytes():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10e6
+
+
+def test_models_lists_it():
+    done = CliRunner().invoke(cli, ["models", "--json"])
+    (found,) = [row for row in json.loads(done.stdout) if row["name"] == "toklip-mllm-tiny"]
+    assert found["image_size"] == 64 and found["tokens"] == 64 and found["package"] == "toklip-mllm"
+
+
+def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
+    report = evaluate_vqa("toklip-mllm-tiny", scenes=40, split="validation", batch_size=64)
+    assert report.exact_match is not None
+    assert report.exact_match.right > report.exact_match.prior + 0.12
+    assert report.by_type["colour"].right > 0.5
+
+
+def test_one_question_about_a_picture_needs_nothing_but_the_package(tmp_path):
+    CliRunner().invoke(cli, ["scenes", str(tmp_path / "scenes"), "--count", "4", "--seed", "4"], catch_exceptions=False)
+    picture = str(tmp_path / "scenes/000003.png")
+    done = CliRunner().invoke(cli, ["ask", picture, "what colour is the cross?"], catch_exceptions=False)
+    assert done.stdout.strip() == "red"
