@@ -83,12 +83,14 @@ def alone(session: nox.Session, package: str) -> None:
 @nox.session(reuse_venv=False)
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
-    """Build the wheels, install one into a clean environment without extras, and see that it starts."""
+    """Build the wheels, install one and what it needs without extras into a clean environment, and see that it works."""
     wheels = Path(session.create_tmp()) / "wheels"
     for name in PACKAGES:
         session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
     # The core by its path as well: of a folder of wheels, uv would take the one that its cache has for the version.
     needed = {"toklip-core", package}
+    if package in ("toklip-mllm", "toklip-gen"):
+        needed.add("toklip-vq")  # their models in the package stand on llamagen-tiny
     session.install(*(str(path) for name in needed for path in wheels.glob(f"{name.replace('-', '_')}-*.whl")))
     session.run("toklip", "--help", silent=True)
     session.run("toklip", "tokenizers")

@@ -1,4 +1,4 @@
-"""What a plain install must do, run by `nox -s build` where one wheel, without extras, is all that is installed.
+"""What a plain install must do, run by `nox -s build` where one wheel and what it needs, without extras, is installed.
 
 python tests/repo/smoke.py toklip-vq
 """
@@ -67,9 +67,18 @@ def main(package: str) -> None:
             works("explain", f"{scenes}/000000.png", "a yellow crescent", "--out", f"{folder}/explained.png")
         fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny", "--out", "never-written"])
         fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
+    elif package == "toklip-mllm":
+        with tempfile.TemporaryDirectory() as folder:
+            works("scenes", f"{folder}/scenes", "--count", "4", "--seed", "4")
+            answer = works("ask", f"{folder}/scenes/000003.png", "what colour is the cross?")
+            print(answer)
+            assert answer.endswith("red"), answer
+        fails_with("toklip-core[train]", ["train", "mllm", "scenes-tiny", "--out", "never-written"])
     else:
-        (training,) = (command for command in COMMANDS[package] if command.startswith("train "))
-        fails_with("pip install toklip-vq", [*training.split(), "scenes-tiny", "--out", "never-written"])
+        with tempfile.TemporaryDirectory() as folder:
+            works("generate", "a red circle above a blue square", "-n", "2", "--out", f"{folder}/grid.png")
+            assert Path(folder, "grid.png").stat().st_size > 1000
+        fails_with("toklip-core[train]", ["train", "generator", "scenes-tiny", "--out", "never-written"])
 
 
 if __name__ == "__main__":
