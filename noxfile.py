@@ -83,7 +83,7 @@ def alone(session: nox.Session, package: str) -> None:
 @nox.session(reuse_venv=False)
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
-    """Build the wheels, install one and what it needs without extras into a clean environment, and see that it works."""
+    """Build the wheels, install one and what it needs into a clean environment, and see that it works."""
     wheels = Path(session.create_tmp()) / "wheels"
     for name in PACKAGES:
         session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
