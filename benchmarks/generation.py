@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from _race import machine_name, race
 from toklip_core.encoder import EncoderConfig, SemanticEncoder
 from toklip_core.trunk import TrunkConfig
@@ -32,6 +31,8 @@ from toklip_gen.config import SIZES, ClassCondition, GeneratorConfig
 from toklip_gen.inputs import Inputs
 from toklip_gen.model import Condition, Generator
 from toklip_gen.sampling import sample
+from toklip_vq.llamagen import CONFIGS
+from toklip_vq.vqgan import VQGANTokenizer, build_vqgan
 from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,20 +51,6 @@ class Row:
     floor: float | None
     target: str
     note: str
-
-
-class Codebook(nn.Module):
-    """A VQ tokenizer that can only look up codes, 16384 of width 8."""
-
-    codebook_size, codebook_dim, downsample_factor = 16384, 8, 16
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("rows", F.normalize(torch.randn(16384, 8), dim=-1))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return codes."""
-        return self.rows[ids]  # type: ignore[index]
 
 
 def main() -> None:
@@ -156,12 +143,13 @@ def beside_official(generator: Generator, dtype: str, batch: int, options: argpa
 
 
 def with_semantics(plain: Generator, dtype: str, options: argparse.Namespace) -> Row:
-    """One picture with a semantic encoder of the generator's own size beside it, and what that costs."""
+    """One picture with VQ-16 and a semantic encoder of the generator's own size beside it, and what that costs."""
     width, depth, heads = SIZES["B"]
     trunk = TrunkConfig(width=width, depth=depth, heads=heads)
     sizes = EncoderConfig(codebook_dim=8, grid=plain.config.grid, trunk=trunk)
     encoder = SemanticEncoder(sizes).eval().to(DTYPES[dtype])
-    inputs = Inputs("concat", tokenizer=Codebook(), encoder=encoder)  # type: ignore[arg-type]
+    tokenizer = VQGANTokenizer(build_vqgan(CONFIGS["VQ-16"]))
+    inputs = Inputs("concat", tokenizer=tokenizer, encoder=encoder)
     generator = random_generator("concat", options.side, inputs.width).to(DTYPES[dtype])
     condition = Condition(torch.zeros(1, dtype=torch.int64))
 

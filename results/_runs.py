@@ -40,7 +40,7 @@ def train_all(trainings: Iterable[Training], jobs: int) -> None:
 
 
 def _train(training: Training) -> None:
-    if (training.out / "model").is_dir():
+    if (training.out / "model/config.json").is_file():
         return
     overrides = [word for setting in training.settings for word in ("--set", setting)]
     toklip = Path(sys.executable).with_name("toklip")
@@ -55,9 +55,11 @@ def _train(training: Training) -> None:
 
 
 def measured(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return the figures in a JSON file, measured if it is not there."""
+    """Return the figures in a JSON file, measured if it is not there; its name says by what arguments."""
     if not file.exists():
-        file.write_text(json.dumps(measure(), indent=2), encoding="utf-8")
+        beside = file.with_name(f".{file.name}.tmp")
+        beside.write_text(json.dumps(measure(), indent=2), encoding="utf-8")
+        beside.replace(file)
     found: dict[str, float] = json.loads(file.read_text("utf-8"))
     return found
 

@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     options = parser.parse_args()
     folders = {
-        (features, seed): options.out / f"mllm-{features}-{seed}" for features in FEATURES for seed in options.seeds
+        (features, seed): options.out / f"mllm-{features}-{options.steps}-steps-{seed}"
+        for features in FEATURES
+        for seed in options.seeds
     }
     train_all(
         [
@@ -38,7 +40,9 @@ def main() -> None:
     rows = []
     for split in SPLITS:
         found = {
-            of: measured(folder / f"{split}.json", partial(figures, folder / "model", options.scenes, split))
+            of: measured(
+                folder / f"{split}-{options.scenes}.json", partial(figures, folder / "model", options.scenes, split)
+            )
             for of, folder in folders.items()
         }
         kinds = [name for name in next(iter(found.values())) if not name.startswith(PRIOR)]

@@ -1,9 +1,9 @@
 """What a small generator draws from captions of scenes, by what it reads of the ids so far: ids, codes, or with tokens.
 
-    python results/generation.py --out runs --store runs/store
+    python results/generation.py --out runs
 
 Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over the token
-store of toklip-tiny's recipe. Of captions of validation scenes (combinations of colour and shape that training shows,
+store that the recipe names. Of captions of validation scenes (combinations of colour and shape that training shows,
 in new scenes) and of held-out ones (each with one that it never shows), on plain backgrounds, it prints: whether
 pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes on the features of
 toklip-tiny's teacher; and the loss, the mean over a tenth of the steps.
@@ -12,6 +12,7 @@ toklip-tiny's teacher; and the loss, the mean over a tenth of the steps.
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,13 +29,17 @@ DISTANCE = "Fréchet distance"
 def main() -> None:
     """Print two tables."""
     parser = arguments(str(__doc__), steps=400)
-    parser.add_argument("--store", type=Path, default=Path("runs/store"))
+    parser.add_argument("--store", type=Path, default=Path("runs/plain-store"))
     parser.add_argument("--teacher", default="runs/teacher/model", help="whose features are compared")
     parser.add_argument("--captions", type=int, default=512, help="of each split")
     parser.add_argument("--guidance", type=float, default=3.0)
     options = parser.parse_args()
     out, seeds = options.out, options.seeds
-    folders = {(features, seed): out / f"generator-{features}-{seed}" for features in FEATURES for seed in seeds}
+    folders = {
+        (features, seed): out / f"generator-{features}-{options.steps}-steps-{seed}"
+        for features in FEATURES
+        for seed in seeds
+    }
     train_all(
         [
             Training(
@@ -59,11 +64,13 @@ def main() -> None:
         rows.append([features, *(spread(at_step, "{:.3f}".format) for at_step in values)])
     print(markdown(["loss until step", *map(str, steps)], rows), end="\n\n")
 
+    teacher = re.sub(r"\W+", "-", options.teacher)
+    measured_by = f"{options.captions}-captions-guidance-{options.guidance:g}-{teacher}"
     rows = []
     for split in SPLITS:
         found = {
             of: measured(
-                folder / f"{split}.json",
+                folder / f"{split}-{measured_by}.json",
                 partial(figures, folder / "model", options.captions, split, options.teacher, options.guidance),
             )
             for of, folder in folders.items()

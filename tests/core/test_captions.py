@@ -227,6 +227,12 @@ def test_csv_and_tsv_are_tables_and_their_columns_have_any_name(tmp_path, folder
     assert torch.equal(data[0, 1]["pixels"], data[0, 3]["pixels"])
 
 
+def test_scenes_may_have_one_kind_of_background():
+    data = samples({"kind": "scenes", "count": 3, "background": "plain"})
+    drawn = torch.from_numpy(scene(4, size=32, background="plain").pixels.copy()).movedim(-1, 0)
+    assert torch.equal(data[1, 1]["pixels"], drawn)
+
+
 def test_written_scenes_are_a_table(tmp_path):
     write_scenes(Scenes(3, size=32), tmp_path / "scenes")
     data = samples(

@@ -90,6 +90,28 @@ def test_ids_do_not_depend_on_workers_batches_or_ranks(toy, photos, tmp_path, mo
     assert all(store == stores[0] for store in [*stores[1:], contents(tmp_path / "ranks")])
 
 
+def test_shuffled_every_part_has_pictures_of_all_folders_and_the_rows_are_the_same(toy, tmp_path, monkeypatch):
+    """Also when it is stopped and goes on, and among ranks; a picture's place follows from its key."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(48):
+        path = Path(f"pictures/class-{number // 12}/{number:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path)
+    settings = {"tokenizer": "mean-colour", "part_rows": 12, "batch_size": 4}
+    encode_pictures(["pictures"], "sorted", **settings)
+    encode_pictures(["pictures"], "shuffled", shuffle=True, **settings)
+    folders = [[Path(key).parent.name for key in TokenStore(store).keys()] for store in ("sorted", "shuffled")]
+    assert [len(set(found[:12])) for found in folders] == [1, 4]
+    stopped = encode_pictures(["pictures"], "stopped", shuffle=True, stop=lambda: True, **settings)
+    assert stopped.pictures == 4
+    encode_pictures(["pictures"], "stopped", shuffle=True, workers=2, **settings)
+    for rank in range(2):
+        encode_pictures(["pictures"], "ranks", shuffle=True, rank=rank, world_size=2, **settings)
+    assert contents("sorted") == contents("shuffled") == contents("stopped") == contents("ranks")
+    again = run("encode", "pictures", "--out", "shuffled", "--tokenizer", "mean-colour", "--shuffle", "--workers", 0)
+    assert again.exit_code == 0 and "48 were there before" in again.stderr
+
+
 def test_the_launchers_variables_share_the_work(toy, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # shares follow from keys, which follow from the path as typed
     shares = []

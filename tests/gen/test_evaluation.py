@@ -189,6 +189,20 @@ def test_pictures_of_another_size_than_the_references_are_refused():
         measure_pictures(pictures(), extractor=EYE, reference=reference)
 
 
+def test_pictures_of_another_size_are_refused_with_the_first_of_them():
+    reference = Reference(info(image_size=256), moments(features(20, 3)), None, "x")
+    asked = []
+
+    def stream():
+        for picture in pictures(6):
+            asked.append(picture)
+            yield picture
+
+    with pytest.raises(ValueError, match="the reference is of 256 x 256: resize them before"):
+        measure_pictures(stream(), extractor=EYE, reference=reference, batch_size=2)
+    assert len(asked) == 2
+
+
 def test_what_too_few_pictures_or_no_real_ones_leave_out_is_said():
     reference = Reference(info(), moments(features(20, 3)), None, "x")
     report = measure_pictures(pictures(3), extractor=EYE, reference=reference)

@@ -90,6 +90,45 @@ def test_compiled_it_draws_the_same(features, monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize(("features", "condition"), [("ids", "class"), ("concat", "text")])
+def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condition, monkeypatch):
+    from toklip_gen import sampling
+
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(sampling._advance, backend=counting, fullgraph=True)
+    monkeypatch.setattr(sampling, "_compiled", lambda device: compiled)
+    generator, inputs = small_generator(features, condition), small_inputs(features)
+    prefix = some_ids().flatten(1)[:, :60]
+    for seeds in ((7, 8, 9), (1, 2, 3)):
+        what = some_condition(condition)
+        options = {"seeds": seeds, "guidance": 2.0, "prefix": prefix}
+        compiled_ids = sample(generator, inputs, what, compiled=True, **options)
+        assert torch.equal(compiled_ids, sample(generator, inputs, what, **options))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_a_step_asks_the_tokenizer_for_nothing(monkeypatch):
+    """Some normalise their whole codebook whenever they are asked for codes."""
+    inputs = small_inputs("codes")
+    asked, embed = [], inputs.tokenizer.embed
+    monkeypatch.setattr(inputs.tokenizer, "embed", lambda ids: asked.append(len(ids)) or embed(ids))
+    sample(small_generator("codes"), inputs, some_condition(), seeds=[0, 1, 2])
+    assert asked == [300]
+
+
+def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
+    from toklip_gen import sampling
+
+    monkeypatch.setattr(sampling, "packed", None)
+    drawn(prefix=some_ids().flatten(1)[:, :61])
+
+
 def test_ids_come_as_often_as_their_probabilities_say():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
     luck = torch.rand(4000, generator=torch.Generator().manual_seed(0))

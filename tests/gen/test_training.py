@@ -12,12 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from toklip_core import plugins
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
-from toklip_core.crops import UPRIGHT
-from toklip_core.scenes import CLASSES
-from toklip_core.store import TokenStore
 from toklip_gen import training
 from toklip_gen.config import GeneratorConfig
 from toklip_gen.data import GeneratorSamples, collate
@@ -26,7 +22,6 @@ from toklip_gen.pipeline import load_generator
 from toklip_gen.settings import RECIPES, GeneratorTrainConfig
 from toklip_gen.training import Frozen, load_parts, next_id_loss, parameter_groups, train_generator
 
-from tests.core import mean_colour
 from tests.core.processes import run_together
 from tests.core.small_models import SIZE
 from tests.gen.generator_runs import (
@@ -39,21 +34,9 @@ from tests.gen.generator_runs import (
     lines,
     store,
     values,
-    write_world,
 )
 
 EVALUATED = {"held_out": {"scenes": 3, "guidance": 2.0}, "run": {"ema_decay": 0.9, "max_grad_norm": 1.0}}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(mean_colour.install(folder / "site")))
-        plugins.registry.cache_clear()
-        write_world(folder)
-        yield folder
-    plugins.registry.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -139,60 +122,6 @@ def test_the_result_is_the_average_of_the_weights(whole):
     assert all(torch.equal(exported[name], average[name]) for name in average)
 
 
-def test_views_are_drawn_anew_in_each_epoch_and_are_those_of_the_store(world):
-    samples = GeneratorSamples(config(values(world)))
-    stored = TokenStore(world / "crops")
-    drawn = [samples[epoch, 5]["ids"] for epoch in range(30)]
-    views = stored[5].crops
-    found = [next(i for i, view in enumerate(views) if torch.equal(view, ids)) for ids in drawn]
-    assert len(set(found)) > 8 and max(found) > 9
-    assert torch.equal(samples[3, 5]["ids"], GeneratorSamples(config(values(world)))[3, 5]["ids"])
-
-
-def test_of_captioned_pictures_no_mirrored_view_is_drawn(world):
-    samples = GeneratorSamples(config(concat(world)))
-    views = TokenStore(world / "crops")[0].crops
-    upright = [views[view] for view in UPRIGHT]
-    for epoch in range(12):
-        sample = samples[epoch, 0]
-        assert any(torch.equal(sample["ids"], view) for view in upright) and sample["caption"] == "a red circle"
-
-
-def test_without_crops_the_whole_square_is_read(world):
-    rows = list(TokenStore(world / "store"))
-    for source in (store(world, "store"), store(world) | {"crops": False}):
-        samples = GeneratorSamples(config(values(world, data=[source])))
-        assert torch.equal(samples[4, 7]["ids"], rows[7].ids)
-
-
-def test_the_class_of_a_stored_picture_is_its_folder(world):
-    samples = GeneratorSamples(config(values(world)))
-    keys = list(TokenStore(world / "crops").keys())
-    assert [samples[0, i]["label"] for i in range(12)] == [int(Path(key).parent.name[-1]) for key in keys]
-
-
-def test_a_share_of_the_conditions_is_dropped_the_same_for_the_same_sample(world):
-    samples = GeneratorSamples(config(values(world, condition_dropout=0.25)))
-    dropped = [[samples[epoch, i]["drop"] for i in range(12)] for epoch in range(60)]
-    assert sum(map(sum, dropped)) / 720 == pytest.approx(0.25, abs=0.05)
-    assert dropped[7] == [samples[7, i]["drop"] for i in range(12)] and dropped[7] != dropped[8]
-
-
-def test_pixels_of_folders_are_cropped_and_mirrored_and_keep_their_class(world):
-    folder = {"kind": "classes", "folder": str(world / "pictures")}
-    samples = GeneratorSamples(config(values(world, data=[folder])))
-    assert [samples[0, i]["label"] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
-    assert len({samples[epoch, 0]["pixels"].numpy().tobytes() for epoch in range(5)}) == 5
-    assert samples[0, 0]["pixels"].shape == (3, SIZE, SIZE)
-
-
-def test_scenes_of_one_object_have_a_class(world):
-    scenes = {"kind": "scenes", "count": 5, "objects": 1}
-    classes = {"kind": "class", "classes": len(CLASSES)}
-    sample = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[1, 2]
-    assert 0 <= sample["label"] < len(CLASSES) and sample["pixels"].dtype == torch.uint8
-
-
 def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
     """Training from pictures and from a token store of them are one thing."""
     pixels = config(concat(world, data=[{"kind": "pictures", "inputs": [str(world / "pictures")]}]))
@@ -273,16 +202,6 @@ def test_a_toklip_over_another_tokenizer_is_refused(world, tmp_path):
         load_parts(config(settings))
 
 
-def test_a_store_without_captions_is_refused_for_texts(world, tmp_path):
-    (world / "pictures/class 0/00.txt").rename(tmp_path / "kept")
-    try:
-        encode(world, "uncaptioned")
-        with pytest.raises(ValueError, match=r"1 of 12 rows of .* have no caption"):
-            GeneratorSamples(config(concat(world, data=[store(world, "uncaptioned")])))
-    finally:
-        (tmp_path / "kept").rename(world / "pictures/class 0/00.txt")
-
-
 def test_other_settings_do_not_go_on_with_a_run(world, whole):
     with pytest.raises(ValueError, match="holds a run with other settings of condition_dropout"):
         train_generator(config(concat(world, condition_dropout=0.3, **EVALUATED)), whole)
@@ -290,8 +209,29 @@ def test_other_settings_do_not_go_on_with_a_run(world, whole):
 
 @pytest.mark.parametrize("name", recipe_names(RECIPES))
 def test_recipes_are_settings(name):
+    assert load_config(name, GeneratorTrainConfig, (), RECIPES).data
+
+
+#: Arguments of train_c2i.py of FoundationVision/LlamaGen, by their defaults and scripts/autoregressive/train_c2i.sh.
+OFFICIAL = {
+    "batch_size": 256,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.05,
+    "max_grad_norm": 1.0,
+    "precision": "bf16",
+    "steps": 300 * (1_281_167 // 256),
+    "ema_decay": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names(RECIPES) if name.startswith("llamagen")])
+def test_recipes_of_llamagen_have_the_official_values(name):
     settings = load_config(name, GeneratorTrainConfig, (), RECIPES)
-    assert settings.run.batch_size >= 64
+    assert {key: getattr(settings.run, key) for key in OFFICIAL} == OFFICIAL
+    assert (settings.dropout, settings.condition_dropout, settings.image_size) == (0.1, 0.1, 256)
+    assert settings.condition.classes == 1000 and all(source.crops for source in settings.data)
 
 
 @pytest.mark.parametrize("size", ["b", "l"])

@@ -239,7 +239,10 @@ class _Scenes:
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         number = epoch * len(self) + index
-        drawn = scene(number, seed=self._source.seed, size=self._size, objects=self._source.objects)
+        source = self._source
+        drawn = scene(
+            number, seed=source.seed, size=self._size, objects=source.objects, background=source.background
+        )
         caption = random.Random(derived_seed(self._seed, *key)).choice(drawn.captions)
         return Sample(pixels=_levels(drawn.pixels), caption=caption)
 

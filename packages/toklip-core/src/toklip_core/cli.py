@@ -207,6 +207,7 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 @click.option(
     "--augment", type=click.Choice(["ten-crop"]), help="Store ids of 20 more views, too, to train a generator from."
 )
+@click.option("--shuffle", is_flag=True, help="In random order, not folder by folder: to train a generator of classes.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -283,7 +284,11 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other scenes.")
 @click.option("--size", type=click.IntRange(min=8), default=64, show_default=True, help="Side of the pictures.")
 @click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
-@click.option("--background", help="Of all scenes: plain, gradient, striped, checkered or cloudy; any by default.")
+@click.option(
+    "--background",
+    type=click.Choice(["plain", "gradient", "striped", "checkered", "cloudy"]),
+    help="Of all scenes; any by default.",
+)
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """Write captioned pictures of coloured shapes into the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
     from toklip_core.scenes import Scenes, write_scenes

@@ -136,6 +136,7 @@ def encode_pictures(
     image_size: int | None = None,
     resize: Resize | None = None,
     augment: Literal["ten-crop"] | None = None,
+    shuffle: bool = False,
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 32,
     workers: int = 0,
@@ -166,6 +167,8 @@ def encode_pictures(
             tokenizer was trained at.
         resize: see :func:`toklip_core.data.resized`; None: the model's, else the teacher's, else "crop".
         augment: the column ``crops``, too: ids of 20 more views of each picture, see :mod:`toklip_core.crops`.
+        shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
+            folders; tars, too, though what is in one stays in its order.
         dtype: what tokenizer and models compute in. bfloat16 is quicker and changes some ids.
         workers: processes that read pictures; 0 reads in this one.
         rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
@@ -185,7 +188,8 @@ def encode_pictures(
     started = time.perf_counter()
     path = Path(store)
     refuse_missing_device(device)
-    sources = share_of_rank(find_pictures(inputs), rank, world_size)
+    found = find_pictures(inputs)
+    sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
     maker = row_maker(
         tokenizer=tokenizer,
         weights=weights,
@@ -364,6 +368,11 @@ def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
     held = TokenStore(path)
     refuse_other(info, held.info, what="this encode", store=path)
     return held.keys()
+
+
+def _place(source: Source) -> bytes:
+    """Where a shuffled encode reads it: a function of its key alone, as for every rank and every later call."""
+    return blake2b(source.key.encode(), digest_size=8, person=b"order").digest()
 
 
 def _total(sources: Iterable[Source]) -> int | None:

@@ -17,6 +17,9 @@ class CaptionedScenes(Config):
     count: int = Field(gt=0, description="Scenes an epoch.")
     seed: int = Field(default=0, ge=0, description="Another seed gives other scenes.")
     objects: Literal[1, 2, 3] | None = Field(default=None, description="In each scene; one to three by default.")
+    background: Literal["plain", "gradient", "striped", "checkered", "cloudy"] | None = Field(
+        default=None, description="Of all scenes; any by default."
+    )
 
 
 class CaptionedPictures(Config):

@@ -25,7 +25,7 @@ from toklip_core.classes import class_folders
 from toklip_core.crops import UPRIGHT, VIEWS
 from toklip_core.data import PictureError, Resize
 from toklip_core.parts import CROPS, StoreInfo, refuse_other
-from toklip_core.scenes import scene
+from toklip_core.scenes import CLASSES, scene
 from toklip_core.sources import CaptionedScenes, CaptionSource
 from toklip_core.store import TokenStore
 from toklip_core.training import derived_seed, shuffled
@@ -101,21 +101,29 @@ class GeneratorSamples:
         sources = [source for source in config.data if isinstance(source, StoredIds)]
         self._stores: list[TokenStore] = []
         if sources:
-            crops = any(source.crops for source in sources)
+            crops = any(source.crops and TokenStore(source.store).info.augment is not None for source in sources)
             self._window = _WINDOW_OF_CROPS if crops else _WINDOW
             kept = {CROPS} if crops else set()
             self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
             self._refuse_other_stores(config)
         names = class_names(self._stores, config.condition) if of_class else None
+        #: Folder -> class, where pictures or stores are read by class.
+        self.classes: dict[str, int] = dict(names or {})
+        if self.classes:
+            self._warn_of_sorted_rows()
         self._parts: list[_Part] = []
         for number, source in enumerate(config.data):
             seed = derived_seed(config.run.seed, number)
             if isinstance(source, StoredIds):
                 self._parts.append(_Stored(self._stores[number], source.crops, names, seed))
             elif isinstance(source, ClassFolders):
-                self._parts.append(_Folders(source, config.image_size, cast(ClassCondition, config.condition), seed))
+                folders = _Folders(source, config.image_size, cast(ClassCondition, config.condition), seed)
+                self._parts.append(folders)
+                self.classes = self.classes or folders.classes
             elif of_class:
+                _refuse_other_than_of_scenes(cast(ClassCondition, config.condition))
                 self._parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size))
+                self.classes = self.classes or {name: number for number, name in enumerate(CLASSES)}
             else:
                 caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
                 self._parts.append(cast(_Part, caption(source)))
@@ -143,6 +151,24 @@ class GeneratorSamples:
             return shuffled(size, seed, epoch)
         groups = [rows for store in self._stores for rows in store.group_rows]
         return window_order(groups, self._window, seed=seed, epoch=epoch)
+
+    def _warn_of_sorted_rows(self) -> None:
+        size = sum(map(len, self._stores))
+        if size <= self._window:
+            return
+        labels = np.array([self.classes[_folder_of(key)] for store in self._stores for key in store.keys()])
+        held, fair = (
+            len(np.unique(labels[order[: self._window]]))
+            for order in (self.order(size, self._seed, 0), shuffled(size, self._seed, 0))
+        )
+        if 2 * held < fair:
+            _log.warning(
+                "%d rows that are shuffled together have %d classes, and %d if the stores were not sorted by class, so "
+                "batches are of few classes: encode into another store with `toklip encode --shuffle`",
+                self._window,
+                held,
+                fair,
+            )
 
     def _refuse_other_stores(self, config: GeneratorTrainConfig) -> None:
         first = self._stores[0]
@@ -174,6 +200,23 @@ def class_names(stores: Sequence[TokenStore], condition: object) -> dict[str, in
             f"{', '.join(names[:3])}), but condition.classes is {condition.classes}: a picture's folder is its class"
         )
     return {name: number for number, name in enumerate(names)}
+
+
+def class_of(key: str, classes: dict[str, int]) -> int:
+    """Return the class of a stored picture, by the classes of a training.
+
+    Raises:
+        ValueError: the training has no such folder.
+    """
+    folder = _folder_of(key)
+    number = classes.get(folder, classes.get(folder.replace("_", " ")))
+    if number is None:
+        known = ", ".join(list(classes)[:3])
+        raise ValueError(
+            f"{key!r} lies in the folder {folder!r}, which is no class of the training ({len(classes)}, such as "
+            f"{known}): name held-out pictures' folders as there"
+        )
+    return number
 
 
 class _Stored:
@@ -215,6 +258,11 @@ class _Folders:
                 f"{source.folder} has {len(self._found.names)} classes, but condition.classes is {condition.classes}"
             )
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Name of a folder, _ being a space, -> class."""
+        return {name: number for number, name in enumerate(self._found.names)}
+
     def __len__(self) -> int:
         return len(self._found.pictures)
 
@@ -252,8 +300,17 @@ class _Scenes:
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        drawn = scene(epoch * len(self) + index, seed=self._source.seed, size=self._size, objects=1)
+        number, source = epoch * len(self) + index, self._source
+        drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
         return Sample(pixels=torch.from_numpy(drawn.pixels).permute(2, 0, 1).contiguous(), label=drawn.labels[0])
+
+
+def _refuse_other_than_of_scenes(condition: ClassCondition) -> None:
+    if condition.classes != len(CLASSES):
+        raise ValueError(
+            f"scenes have {len(CLASSES)} classes, colour and shape, but condition.classes is {condition.classes}; set "
+            f"it to {len(CLASSES)}"
+        )
 
 
 def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toklip_gen.config import ClassCondition
-from toklip_gen.evaluation import Drawn, GenerationReport, gather, measure_pictures
+from toklip_gen.evaluation import Drawn, GenerationReport, gather, measure_pictures, refuse_other_size
 from toklip_gen.features import INCEPTION, load_extractor, moments
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.references import Reference, ReferenceInfo, load_reference
@@ -86,7 +86,7 @@ def evaluate_on_scenes(
     with tqdm(total=count, unit=" pictures", disable=None if progress else True) as bar:
 
         def draw(texts: Sequence[str]) -> Tensor:
-            drawn.append(_pixels(pictures, texts, sampling, first=sum(map(len, drawn))))
+            drawn.append(_pixels(pictures, texts, sampling, first=sum(map(len, drawn))).clamp(-1, 1))
             bar.update(len(texts))
             return drawn[-1]
 
@@ -141,14 +141,16 @@ def evaluate_on_classes(
         sampling: how pictures are drawn.
         reference: see :func:`toklip_gen.references.load_reference`.
         features: see :func:`toklip_gen.features.load_extractor`.
-        size: side that pictures are resized to, as LlamaGen's of 384 are to 256; None: as they are.
+        size: side that pictures are resized to, as LlamaGen's of 384 are to 256: bicubic, without antialiasing, as in
+            its sample_c2i_ddp.py; None: as they are.
         npz: write the pictures there, too, for ADM's evaluator.
         batch_size: pictures at a time.
         device: where to compute.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws texts.
+        FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws texts, or the
+            reference is of another size.
     """
     refuse_missing_device(device)
     extractor = load_extractor(features, device)
@@ -157,6 +159,9 @@ def evaluate_on_classes(
     condition = pictures.config.condition
     if not isinstance(condition, ClassCondition):
         raise ValueError(f"{generator!r} draws texts, and no classes; name --scenes in place of --per-class")
+    drawn_size = pictures.image_size if size is None else (size, size)
+    if known is not None:
+        refuse_other_size(drawn_size, known, way_out=f"resize them by --size {known.info.image_size}")
     sampling = sampling or Sampling()
     classes = [*range(condition.classes)] * per_class
 
@@ -171,11 +176,14 @@ def evaluate_on_classes(
         "generator": generator,
         "drawn": f"{per_class} pictures of each of {condition.classes} classes; {sampling.as_text()}",
     }
+    if drawn_size != pictures.image_size:
+        before, after = (" x ".join(map(str, shape)) for shape in (pictures.image_size, drawn_size))
+        protocol["resized"] = f"from {before} to {after}, bicubic without antialiasing, as LlamaGen does"
     return replace(report, protocol=protocol | report.protocol)
 
 
 def _pixels(pictures: PictureGenerator, prompts: Sequence[int] | Sequence[str], how: Sampling, *, first: int) -> Tensor:
-    """(B, 3, H, W) in [-1, 1]; picture n of a run has a seed of its own, whatever the batches."""
+    """(B, 3, H, W), near [-1, 1]; picture n of a run has a seed of its own, whatever the batches."""
     ids = pictures.draw(
         prompts,
         seeds=[derived_seed(how.seed, first + place) for place in range(len(prompts))],
@@ -184,13 +192,14 @@ def _pixels(pictures: PictureGenerator, prompts: Sequence[int] | Sequence[str], 
         top_k=how.top_k,
         top_p=how.top_p,
     )
-    return pictures.tokenizer.decode(ids).float().clamp(-1, 1).cpu()
+    return pictures.tokenizer.decode(ids).float().cpu()
 
 
 def _resized(pixels: Tensor, size: int | None) -> Tensor:
     if size is None or pixels.shape[-1] == size:
         return pixels
-    return torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    # As the published figures have it: neither antialiased nor cut to [-1, 1] before.
+    return torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic")
 
 
 def _levels(pixels: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def measure_pictures(
     Raises:
         ValueError: there are fewer than two pictures, of different sizes, or another size than the reference's.
     """
-    gathered = gather(pictures, extractor=extractor, clip=clip, npz=npz, batch_size=batch_size)
+    gathered = gather(pictures, extractor=extractor, reference=reference, clip=clip, npz=npz, batch_size=batch_size)
     if gathered.pictures < 2:
         raise ValueError(f"got {gathered.pictures} pictures; a figure needs two at least")
     found: dict[str, Any] = {"pictures": gathered.pictures}
@@ -158,10 +158,20 @@ class Gathered(NamedTuple):
     scores: Tensor | None
 
 
+def refuse_other_size(
+    size: tuple[int, int], reference: Reference, *, way_out: str = "resize them before, as published figures do"
+) -> None:
+    """ValueError unless pictures of a height and width can be compared with a reference."""
+    side = reference.info.image_size
+    if size != (side, side):
+        raise ValueError(f"got pictures of {size[0]} x {size[1]}, and the reference is of {side} x {side}: {way_out}")
+
+
 def gather(
     pictures: Iterable[Drawn],
     *,
     extractor: Extractor | None = None,
+    reference: Reference | None = None,
     clip: Matcher | None = None,
     npz: SampleWriter | None = None,
     batch_size: int = 32,
@@ -176,6 +186,8 @@ def gather(
         if count and tuple(levels.shape[-2:]) != size:
             raise ValueError(f"got pictures of {size} and {tuple(levels.shape[-2:])}; resize them to one size")
         size = (levels.shape[-2], levels.shape[-1])
+        if reference is not None:  # with the first pictures, not after the last
+            refuse_other_size(size, reference)
         count += len(batch)
         if npz is not None:
             npz.add(levels.movedim(1, -1).numpy())
@@ -277,6 +289,8 @@ def write_reference_of(
         found = gather(bar, extractor=extractor, batch_size=batch_size)
     if unreadable:
         raise ValueError(f"{len(unreadable)} pictures cannot be read, the first is {unreadable[0]}; leave them out")
+    if found.size[0] != found.size[1]:
+        raise ValueError(f"got pictures of {found.size[0]} x {found.size[1]}; wanted squares, as a reference has")
     info = ReferenceInfo(
         purpose=purpose,
         extractor=extractor.name,
@@ -293,12 +307,6 @@ def _compared(
     gathered: Gathered, reference: Reference, left_out: dict[str, str], protocol: dict[str, str | int]
 ) -> dict[str, float]:
     """Fréchet distance, precision and recall."""
-    side = reference.info.image_size
-    if gathered.size != (side, side):
-        raise ValueError(
-            f"got pictures of {gathered.size[0]} x {gathered.size[1]}, and the reference is of {side} x {side}; "
-            "published figures resize samples to it before they are saved"
-        )
     drawn: Moments = moments(gathered.features)
     found = {"frechet": frechet_distance(reference.moments, drawn)}
     protocol["reference"] = reference.described

@@ -12,8 +12,7 @@ Shape letters: B pictures, h and w grid, N = h w, n ids so far, C codebook dim, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from toklip_core.checkpoint import weights_checksum
@@ -48,6 +47,7 @@ class Inputs:
         self.features = features
         self.tokenizer = tokenizer if features != "ids" else None
         self.encoder = encoder if features == "concat" else None
+        self._rows: Tensor | None = None
         if self.tokenizer and self.encoder and self.tokenizer.codebook_dim != self.encoder.config.codebook_dim:
             raise ValueError(
                 f"the tokenizer has codes of width {self.tokenizer.codebook_dim}, and the encoder takes "
@@ -72,7 +72,7 @@ class Inputs:
         """
         if self.tokenizer is None:
             return ids.flatten(1)
-        codes = self._codes(ids)
+        codes = self._table(ids.device)[ids]
         if self.encoder is None:
             return codes.flatten(1, 2)
         return _joined(codes.flatten(1, 2), self.encoder(codes).tokens)
@@ -81,47 +81,56 @@ class Inputs:
     def stream(self, ids: Tensor) -> tuple[Tensor, Stream]:
         """Return (B, n), or (B, n, F), of the first n ids (B, n), n may be 0, and what goes on from there."""
         if self.tokenizer is None:
-            return ids, Stream(lambda step: step)
-        codes = self._codes(ids)
+            return ids, Stream()
+        table = self._table(ids.device)
+        codes = table[ids]
         if self.encoder is None:
-            return codes, Stream(self._codes)
+            return codes, Stream(table)
         tokens, cache = self.encoder.prefill(codes)
-        return _joined(codes, tokens), Stream(self._codes, self.encoder, cache)
+        return _joined(codes, tokens), Stream(table, self.encoder, cache)
 
-    def _codes(self, ids: Tensor) -> Tensor:
-        tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
-        return tokenizer.to(ids.device).embed(ids)  # type: ignore[no-any-return]
+    def _table(self, device: torch.device) -> Tensor:
+        """(K, C), the codebook as the tokenizer gives it: asked once, for some normalise all of it at every call."""
+        if self._rows is None or self._rows.device != device:
+            tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
+            ids = torch.arange(tokenizer.codebook_size, device=device)
+            self._rows = cast(Tensor, tokenizer.to(device).embed(ids))
+        return self._rows
 
 
 class Stream:
     """The inputs of pictures that are being drawn: made by :meth:`Inputs.stream`."""
 
     def __init__(
-        self, embed: Callable[[Tensor], Tensor], encoder: SemanticEncoder | None = None, cache: Cache | None = None
+        self, table: Tensor | None = None, encoder: SemanticEncoder | None = None, cache: Cache | None = None
     ) -> None:
-        self._embed, self._encoder, self._cache = embed, encoder, cache
+        self._table, self._encoder, self._cache = table, encoder, cache
 
     def step(self, ids: Tensor) -> Tensor:
         """Return (B,), or (B, F), of the next ids (B,)."""
-        read = self._embed(ids)
+        read = ids if self._table is None else self._table[ids]
         if self._encoder is None or self._cache is None:
             return read
         return _joined(read, self._encoder.step(read, self._cache))
 
     def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
         """Return what :meth:`step` does, for the ids at a position (1,) that is a tensor: for ``torch.compile``."""
-        read = self._embed(ids)
+        read = ids if self._table is None else self._table[ids]
         if self._encoder is None or self._cache is None:
             return read
         return _joined(read, self._encoder.step_at(read, self._cache, position))
 
-    def static(self) -> list[Tensor]:
+    def caches(self) -> list[Tensor]:
         """Return the tensors of its cache, whose memory stays where it is."""
         return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
 
+    def reads_as(self, other: Stream) -> bool:
+        """Return whether both are of the same tokenizer and encoder."""
+        return self._table is other._table and self._encoder is other._encoder
+
     def packed(self) -> Stream:
         """Return it with the encoder's weights as :func:`toklip_gen.packing.packed` has them."""
-        return self if self._encoder is None else Stream(self._embed, packed(self._encoder), self._cache)
+        return self if self._encoder is None else Stream(self._table, packed(self._encoder), self._cache)
 
 
 def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:

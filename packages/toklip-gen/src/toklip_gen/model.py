@@ -53,6 +53,10 @@ class Cache:
     #: Positions that are in it, those of the condition among them.
     length: int = 0
 
+    def tensors(self) -> list[Tensor]:
+        """Return all that it holds."""
+        return [*self.keys, *self.values, *([] if self.visible is None else [self.visible])]
+
     def keep(self, rows: int) -> None:
         """Forget all rows but the first ``rows``."""
         self.keys, self.values = [x[:rows] for x in self.keys], [x[:rows] for x in self.values]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from tqdm import tqdm
 from toklip_gen.inputs import Inputs, Stream
 from toklip_gen.model import Cache, Condition, Generator
 from toklip_gen.packing import packed
+
+#: Packing takes as long as so many steps; see toklip_gen.packing.
+_STEPS_OF_PACKING = 3
 
 
 class Guidance(NamedTuple):
@@ -149,10 +153,11 @@ def _draw(
 ) -> None:
     """Fill ids (B, N) from ``known`` on."""
     batch, count = ids.shape
-    generator = packed(generator)
+    worth_packing = count - known > _STEPS_OF_PACKING
+    generator = packed(generator) if worth_packing else generator
     read, stream = inputs.stream(ids[:, :known])
     logits, cache = generator.prefill(read, _with_nothing(generator, condition, scales[known:]))
-    stream = stream.packed()
+    stream = stream.packed() if worth_packing else stream
     guided_to = max((i for i, scale in enumerate(scales) if scale != 1), default=-1)
     for i in range(known, count):
         if i > known:
@@ -180,8 +185,7 @@ def _draw_compiled(
     logits, cache = generator.prefill(read, _with_nothing(generator, condition, scales[known:]))
     ids[:, known] = chosen(_guided(logits, batch, scales[known]), luck[:, known], choice)
     bar.update()
-    for tensor in [*cache.keys, *cache.values, *stream.static()]:
-        torch._dynamo.mark_static_address(tensor)  # or CUDA graphs would copy the caches at every step
+    cache, stream = _kept(generator, cache, stream)
     scale = torch.tensor(scales, device=ids.device)
     position = torch.arange(count, device=ids.device)
     advance = _compiled(ids.device.type)
@@ -191,6 +195,30 @@ def _draw_compiled(
         )
         ids[:, i] = drawn
         bar.update()
+
+
+#: The caches of each generator's last compiled drawing.
+_last: WeakKeyDictionary[Generator, tuple[Cache, Stream]] = WeakKeyDictionary()
+
+
+def _kept(generator: Generator, cache: Cache, stream: Stream) -> tuple[Cache, Stream]:
+    """Return the caches of the last drawing with what is in these, or these if their shapes are others.
+
+    A graph is of one place in memory: in new caches each batch would be compiled, or recorded, anew.
+    """
+    new = [*cache.tensors(), *stream.caches()]
+    if generator in _last:
+        kept, kept_stream = _last[generator]
+        old = [*kept.tensors(), *kept_stream.caches()]
+        shapes = [[(x.shape, x.dtype, x.device) for x in tensors] for tensors in (old, new)]
+        if shapes[0] == shapes[1] and kept_stream.reads_as(stream):
+            for place, tensor in zip(old, new, strict=True):
+                place.copy_(tensor)
+            return kept, kept_stream
+    for tensor in new:
+        torch._dynamo.mark_static_address(tensor, guard=False)  # or CUDA graphs would copy them at every step
+    _last[generator] = cache, stream
+    return cache, stream
 
 
 def _advance(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 
 from toklip_gen.conditions import TOKLIP, Classes, Texts, build_conditions, load_t5
 from toklip_gen.config import ClassCondition, GeneratorConfig, TextCondition
-from toklip_gen.data import Batch, GeneratorSamples, class_names, collate
+from toklip_gen.data import Batch, GeneratorSamples, class_of, collate
 from toklip_gen.inputs import Inputs, toklip_checksum
 from toklip_gen.model import Condition, Generator
 from toklip_gen.pipeline import PictureGenerator
@@ -60,7 +59,7 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
     samples = GeneratorSamples(config)
     if samples.stored is not None:
         refuse_other_store(samples.stored, config, parts)
-    held_out = held_out_batch(config, parts)
+    held_out = held_out_batch(config, parts, samples.classes)
     torch.manual_seed(config.run.seed)
     model = Generator(parts.config, dropout=config.dropout)
     model.grad_checkpointing = config.generator.grad_checkpointing
@@ -113,7 +112,9 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
     """
     toklip = None
     if config.toklip is not None:
-        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=config.tokenizer is None).requires_grad_(False)
+        text = isinstance(config.condition, TextSetting) and config.condition.encoder == TOKLIP
+        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=config.tokenizer is None, text=text)
+        toklip.requires_grad_(False)
     if config.tokenizer is not None:
         name, tokenizer = config.tokenizer, load_tokenizer(config.tokenizer, config.tokenizer_weights)
     else:
@@ -221,12 +222,17 @@ class HeldOut:
     drawn: list[int] | list[str]
 
 
-def held_out_batch(config: GeneratorTrainConfig, parts: Parts) -> HeldOut | None:
+def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, int]) -> HeldOut | None:
     """Return what the settings name, or None if that is nothing.
+
+    Args:
+        config: of the run.
+        parts: of the run.
+        classes: of the training's data, by their names; a class of held-out pictures is the number that it has there.
 
     Raises:
         FileNotFoundError: the store is not there.
-        ValueError: it is of another tokenizer, or has no captions, or other classes.
+        ValueError: it is of another tokenizer, or has no captions, or a class that the training has not.
     """
     settings = config.held_out
     of_class = isinstance(config.condition, ClassCondition)
@@ -245,12 +251,10 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts) -> HeldOut | None
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())
         refuse_other_store(store.info, config, parts)
-        step = max(len(store) // settings.pictures, 1)
-        rows = list(islice(store, 0, None, step))[: settings.pictures]
+        last, most = len(store) - 1, min(len(store), settings.pictures)
+        rows = [store[number] for number in torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()]
         ids = torch.stack([row.ids for row in rows])
-        names = class_names([store], config.condition) if of_class else {}
-        folders = [Path(row.key).parent.name for row in rows]
-        prompts = [names[folder] for folder in folders] if of_class else [row.caption or "" for row in rows]
+        prompts = [class_of(row.key, classes) for row in rows] if of_class else [row.caption or "" for row in rows]
     if ids is None and not settings.prompts:
         return None
     drawn = list(settings.prompts) or list(prompts[:_DRAWN])

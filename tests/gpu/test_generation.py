@@ -1,0 +1,22 @@
+"""Drawing by a compiled step, CUDA graphs among it: the same ids as without."""
+
+import pytest
+import torch
+from toklip_gen.sampling import sample
+
+from tests.gen.small import FEATURES, small_generator, small_inputs, some_condition
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_compiled_draws_are_those_of_the_plain_step_batch_after_batch(features):
+    """Two batches: the second fills the caches of the first, whose place is part of the recorded graph."""
+    generator, inputs = small_generator(features).cuda(), small_inputs(features)
+    if inputs.encoder is not None:
+        inputs.encoder.cuda()
+    what = some_condition().to("cuda")
+    for seeds in ((7, 8, 9), (1, 2, 3)):
+        options = {"seeds": seeds, "guidance": 2.0, "top_k": 50}
+        compiled = sample(generator, inputs, what, compiled=True, **options)
+        assert torch.equal(compiled, sample(generator, inputs, what, **options))
