@@ -67,6 +67,7 @@ def values(world: Path, *data: dict[str, Any], **changes: Any) -> dict[str, Any]
         "language_model": str(world / "language"),
         "train": ["connector", "language_model"],
         "data": [*data],
+        "max_length": 512,
         "run": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "save_every": 1, "keep": 9},
     }
     for name, value in changes.items():

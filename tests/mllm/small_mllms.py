@@ -3,7 +3,7 @@
 from functools import cache
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from toklip_mllm.building import build
 from transformers import (
     AutoModelForCausalLM,
@@ -61,17 +61,22 @@ CONFIGS["gpt2"] = lambda: GPT2Config(
 )
 
 
-def tokenizer(template: str | None = PLAIN):
-    special = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+def tokenizer(template: str | None = PLAIN, bos: str | None = None):
+    """With ``bos`` each text begins with that token, as Llama's, Gemma's and Mistral's do."""
+    special = ["<pad>", "<unk>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *([bos] if bos else [])]
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     words.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     words.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    if bos:
+        known = [(bos, special.index(bos))]
+        words.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=known)
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="<|end|>",
+        bos_token=bos,
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
@@ -85,9 +90,12 @@ def language_model(family: str = "llama", seed: int = 0, **changes):
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def small_mllm(family: str = "llama", features: str = "concat", template: str = PLAIN, seed: int = 0):
+def small_mllm(
+    family: str = "llama", features: str = "concat", template: str = PLAIN, seed: int = 0, bos: str | None = None
+):
     """Model and processor. 32 px, a grid of 8 x 8: 64 places for a picture."""
-    return build(language_model(family, seed), small_toklip(seed), tokenizer=tokenizer(template), features=features)
+    words = tokenizer(template, bos)
+    return build(language_model(family, seed), small_toklip(seed), tokenizer=words, features=features)
 
 
 @cache

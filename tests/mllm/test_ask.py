@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.plugins import registry
 from toklip_mllm.building import load
-from toklip_mllm.chat import Chat
-from toklip_mllm.model import PictureEncoder
+from toklip_mllm.chat import Chat, pictures_and_question
+from toklip_mllm.vision import PictureEncoder
 
 from tests.core.conftest import picture
 from tests.mllm.small_mllms import shared, small_mllm
@@ -90,6 +90,37 @@ def test_a_conversation_outlives_a_picture_that_cannot_be_read(folder):
     assert "Error: picture 1 ('none.png') cannot be read: " in result.stderr and result.stdout.strip()
 
 
+def test_new_starts_a_conversation_over_with_its_pictures(folder):
+    result = ask("0.png", "--json", stdin="what is it ?\nhow many ?\n/new\nwhat is it ?\n")
+    first, _, again = [json.loads(line) for line in result.stdout.splitlines()]
+    assert first["answer"] == again["answer"] and first["prompt_tokens"] == again["prompt_tokens"]
+
+
+def test_a_conversation_past_the_context_says_how_to_go_on(folder):
+    long = "red " * 200
+    result = ask("0.png", stdin=f"{long}\n{long}\n{long}\n/new\nwhat ?\n")
+    assert "the language model's context is 512" in result.stderr and "/new starts over" in result.stderr
+    assert len(result.stderr.split("Error: ")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("a.png", "what is in b.png"), (["a.png"], "what is in b.png")),
+        (("a.png", "b.png"), (["a.png", "b.png"], None)),
+        (("a.png", "why? " * 200), (["a.png"], "why? " * 200)),
+        (("0.png", "no picture by its name"), (["0.png"], "no picture by its name")),
+    ],
+)
+def test_the_last_word_is_a_question_unless_it_is_a_file_or_named_as_one(words, expected):
+    assert pictures_and_question(words) == expected
+
+
+def test_a_file_of_any_name_is_a_picture(tmp_path):
+    picture(0).save(tmp_path / "my picture", format="png")
+    assert pictures_and_question([str(tmp_path / "my picture")]) == ([str(tmp_path / "my picture")], None)
+
+
 def test_drawing_follows_the_seed(folder):
     options = ("--temperature", "2", "--top-p", "0.9")
     answers = [ask("0.png", "what ?", *options, "--seed", seed).stdout for seed in ("1", "1", "2")]
@@ -104,9 +135,10 @@ def test_drawing_follows_the_seed(folder):
         (["none.png", "what?"], "picture 1 ('none.png') cannot be read: "),
         (["0.png", "what ?", "--model", "nowhere/at all"], "nowhere/at all"),
         (["0.png", "what ?", "--model", "."], "'.' is no model folder: it has no config.json"),
+        (["0.png", "what ?", "--device", "cuda:99"], "got the device 'cuda:99'"),
         (["0.png"] * 8 + ["what ?"], "the language model's context is 512"),
     ],
-    ids=["no picture", "nothing", "no such picture", "no model", "no model folder", "too long"],
+    ids=["no picture", "nothing", "no such picture", "no model", "no model folder", "no device", "too long"],
 )
 def test_bad_input_gets_one_line(words, line, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

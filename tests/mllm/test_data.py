@@ -17,7 +17,7 @@ from toklip_mllm.training import plain
 from tests.core import mean_colour
 from tests.core.small_models import small_toklip
 from tests.mllm.mllm_runs import said, talks, write_tokens, write_world
-from tests.mllm.small_mllms import MARKED, small_mllm
+from tests.mllm.small_mllms import MARKED, PLAIN, small_mllm
 
 PICTURING = Picturing(32, "crop", (8, 8))
 PLACES = 64
@@ -57,6 +57,39 @@ def written(folder: Path, *rows: dict) -> Conversations:
 
 def text_row(words: int) -> dict:
     return {"conversations": said([("human", "red " * words), ("gpt", "yes")])}
+
+
+def test_a_row_in_which_nobody_answers_is_refused_by_name_at_the_start(processor, tmp_path):
+    silent = {"conversations": said([("human", "red ?")])}
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 2: the assistant says nothing in it"):
+        samples(processor, written(tmp_path, text_row(1), silent))
+
+
+def test_turns_that_cannot_be_told_are_refused_by_name_before_a_sample_is_read(tmp_path):
+    last_alone = PLAIN.replace("{{ message['content'] }}", "{% if loop.last %}so {% endif %}{{ message['content'] }}")
+    long = {"conversations": said([("human", "red ?"), ("gpt", "yes"), ("human", "blue ?"), ("gpt", "no")])}
+    found = samples(small_mllm(template=last_alone)[1], written(tmp_path, *[text_row(1)] * 3, long))
+    with pytest.raises(ValueError, match=r"row 1: .* cannot be told"):
+        found.try_templates()
+    marked = samples(small_mllm(template=MARKED)[1], written(tmp_path, text_row(1), long))
+    marked.try_templates()
+
+
+def test_each_sequence_of_speakers_is_tried_once(tmp_path):
+    long = {"conversations": said([("human", "red ?"), ("gpt", "yes"), ("human", "blue ?"), ("gpt", "no")])}
+    system = text_row(1) | {"system": "red"}
+    [source] = open_sources([written(tmp_path, *[text_row(1), long, system] * 2)], PICTURING, seed=0)
+    tried = [talk.name.rsplit(" ", 1)[-1] for talk in source.of_each_kind()]
+    assert tried == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_plain_texts_begin_as_those_of_the_tokenizer_do(bos, world):
+    words = plain(small_mllm(bos=bos)[1])
+    example = samples(words, file_source(world, file=str(world / "captions.json")))[0, 0].example
+    first = words.tokenizer("red")["input_ids"][0] if bos else words.image_token_id
+    assert example.input_ids[0] == first and example.input_ids[int(bool(bos))] == words.image_token_id
+    assert example.labels[0] == -100 and (example.input_ids == first).sum() == (1 if bos else PLACES)
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(processor):

@@ -33,7 +33,6 @@ def examples(processor):
 def test_the_trainer_of_transformers_trains_saves_and_evaluates(tmp_path):
     model, processor = small_mllm()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    model.vision.requires_grad_(False)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

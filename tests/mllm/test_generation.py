@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toklip_mllm.model import PictureEncoder
+from toklip_mllm.vision import PictureEncoder
 from transformers import DynamicCache, TextStreamer
 
 from tests.mllm.small_mllms import FAMILIES, ids, prompt, shared
@@ -88,6 +88,19 @@ def test_a_picture_is_encoded_once_whatever_the_search(options, encoded):
     model, processor = shared()
     model.generate(**batch_of_two(processor), **PLAIN | options)
     assert encoded == [3]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}], ids=["dynamic", "static"])
+def test_cached_logits_are_those_of_the_whole_sequence_within_rounding(family, options):
+    model, processor = shared(family)
+    batch = next(single_prompts(processor))
+    told = {"return_dict_in_generate": True, "output_logits": True}
+    found = model.generate(**batch, **PLAIN, **options, **told)
+    with torch.no_grad():
+        whole = model(input_ids=found.sequences, image_ids=batch["image_ids"]).logits
+    cached = torch.stack(found.logits, dim=1)
+    torch.testing.assert_close(cached, whole[:, -1 - cached.shape[1] : -1], rtol=1e-4, atol=1e-5)
 
 
 def test_samples_of_a_seed_are_those_of_the_logits():
@@ -180,3 +193,9 @@ def test_a_prompt_past_the_context_is_refused():
         ValueError, match=r"got a prompt of 514 tokens, 512 of them pictures; the language model's context is 512"
     ):
         model.generate(**batch, **PLAIN)
+
+
+def test_an_assistant_model_is_refused_with_the_way_out():
+    model, processor = shared()
+    with pytest.raises(ValueError, match="which does not see the pictures; prompt_lookup_num_tokens=3"):
+        model.generate(**next(single_prompts(processor)), **PLAIN, assistant_model=model.language_model)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toklip_mllm.building import build
 from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.model import TokLIPForConditionalGeneration
+from toklip_mllm.vision import cast_weights
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tests.core.mean_colour import MeanColour
@@ -207,6 +209,74 @@ def test_a_codebook_that_was_changed_on_disk_is_refused(tmp_path):
         AutoModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["missing", "unexpected"])
+def test_a_file_that_does_not_fit_the_config_exactly_is_refused_by_the_names(what, tmp_path):
+    model, _ = shared()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    weight = tensors.pop("connector.0.weight")
+    tensors |= {} if what == "missing" else {"connector.0.weight": weight, "connector.9.weight": weight.clone()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"1 weights are {what}, such as connector.\d.weight; save the whole model"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_what_was_loaded_is_told_to_who_asks(tmp_path):
+    shared()[0].save_pretrained(tmp_path)
+    model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is TokLIPForConditionalGeneration and not info["missing_keys"]
+
+
+def test_built_or_loaded_codebook_and_encoder_are_frozen_and_the_rest_learns(tmp_path):
+    built, _ = small_mllm()
+    built.save_pretrained(tmp_path)
+    for model in (built, AutoModel.from_pretrained(tmp_path), TokLIPForConditionalGeneration(built.config)):
+        learning = {name.split(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
+        assert learning == {"connector", "language_model"}
+
+
+def test_a_model_brought_to_half_precision_keeps_its_codebook_and_comes_back(tmp_path):
+    model, _ = small_mllm()
+    rows = model.vision.codebook.clone()
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert model.connector[0].weight.dtype == torch.bfloat16
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).vision.codebook, rows)
+
+
+@torch.no_grad()
+def test_a_language_model_of_half_precision_has_its_own_logits_and_rotary_frequencies_of_float32():
+    bare, words = language_model(), tokenizer()
+    cast_weights(bare, torch.bfloat16)
+    expected = bare(input_ids=torch.tensor([[9, 8, 7]])).logits
+    model, _ = build(bare, small_toklip(), tokenizer=words)
+    assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(model(input_ids=torch.tensor([[9, 8, 7]])).logits, expected)
+
+
+class Quantized(torch.nn.Module):
+    """A linear layer as libraries of quantization have it: integers first, then what they are scaled by."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().max() / 127
+        self.weight = torch.nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+@torch.no_grad()
+def test_a_quantized_connector_is_given_floats():
+    model, processor = small_mllm()
+    batch = prompt(processor, "<image> what ?", image_ids=ids())
+    expected = model(**batch).logits
+    for place in (0, 2):
+        model.connector[place] = Quantized(model.connector[place])
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=0.1, atol=0.02)
+
+
 def test_a_language_model_with_a_spare_row_keeps_its_size():
     model, _ = shared()
     assert model.get_input_embeddings().num_embeddings == 64
@@ -228,3 +298,8 @@ def test_a_language_model_without_a_chat_template_is_refused():
 def test_a_language_model_without_its_tokenizer_is_refused():
     with pytest.raises(ValueError, match="got a language model without its tokenizer; give both, or its name"):
         build(language_model(), small_toklip())
+
+
+def test_a_model_of_more_parts_than_a_language_model_is_refused():
+    with pytest.raises(ValueError, match=r"got a TokLIPForConditionalGeneration, which has more parts .* own class"):
+        build(shared()[0], small_toklip(), tokenizer=tokenizer())

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from tests.core.conftest import picture
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import small_toklip
-from tests.mllm.small_mllms import ids, language_model, shared, small_mllm, tokenizer
+from tests.mllm.small_mllms import PLAIN, ids, language_model, shared, small_mllm, tokenizer
 
 
 def turn(role, *parts):
@@ -129,6 +129,40 @@ def test_several_conversations_are_one_batch():
     assert batch["input_ids"].shape[0] == 2 and len(batch["image_ids"]) == 1
 
 
+@pytest.mark.parametrize("key", ["image", "path", "url"])
+def test_a_picture_may_stand_under_each_key_of_transformers_messages(key, tmp_path):
+    _, processor = shared()
+    picture(0).save(tmp_path / "a.png")
+    part = {"type": "image", "image": None, "path": None} | {key: str(tmp_path / "a.png")}
+    batch = processor.apply_chat_template(
+        [{"role": "user", "content": [part]}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(batch["image_ids"], processor.encode([picture(0)]))
+
+
+@pytest.mark.parametrize("address", ["https://host/a.png", "data:image/png;base64,AAAA"])
+def test_a_picture_that_is_no_file_is_refused_with_the_way_out(address):
+    _, processor = shared()
+    with pytest.raises(ValueError, match=r"got the picture '(https|data).*'; download it first, and give the file"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "url": address}]}])
+
+
+def test_a_rendered_text_has_its_first_token_once():
+    _, processor = small_mllm(template="{{ bos_token }}" + PLAIN, bos="<s>")
+    messages = [{"role": "user", "content": "red"}]
+    text = processor.apply_chat_template(messages)
+    tokens = processor.apply_chat_template(messages, tokenize=True)
+    assert processor(text=text)["input_ids"] == tokens and tokens[0].count(processor.tokenizer.bos_token_id) == 1
+    assert processor(text="red")["input_ids"][0][0] == processor.tokenizer.bos_token_id
+
+
+def test_templates_that_can_think_are_asked_for_no_thoughts_unless_they_are_wanted():
+    _, processor = small_mllm(template="{% if enable_thinking is not false %}what{% else %}red{% endif %}")
+    messages = [{"role": "user", "content": "red"}]
+    assert processor.apply_chat_template(messages) == "red"
+    assert processor.apply_chat_template(messages, enable_thinking=True) == "what"
+
+
 def test_a_part_of_another_kind_is_refused():
     _, processor = shared()
     with pytest.raises(ValueError, match="got a part of type 'video' in a message; known are image and text"):
@@ -175,6 +209,64 @@ def test_the_vq_tokenizers_own_weights_are_saved_and_loaded(tmp_path, toy):
     _, processor = build(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path)
     assert torch.equal(AutoProcessor.from_pretrained(tmp_path).vq_tokenizer.levels, own.levels)
+
+
+def test_weights_in_a_folder_are_saved_over_those_of_a_save_before(tmp_path):
+    _, processor = small_mllm()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "weights.txt").write_text("1.0")
+    processor.use_vq_tokenizer(MeanColour(), tmp_path / "own")
+    for _ in range(2):
+        processor.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "vq" / "weights.txt").read_text() == "1.0"
+
+
+@pytest.fixture
+def own_weights(tmp_path, toy):
+    """A saved processor, in saved/, whose VQ tokenizer has weights of its own."""
+    toklip = small_toklip()
+    own = MeanColour(gamma=0.5)
+    toklip._outside, toklip.tokenizer_weights = (own,), dict(own.state_dict())
+    _, processor = build(language_model(), toklip, tokenizer=tokenizer())
+    processor.save_pretrained(tmp_path / "saved")
+    return processor
+
+
+def test_the_vq_tokenizers_own_weights_are_found_from_another_working_folder(own_weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = AutoProcessor.from_pretrained("saved")
+    monkeypatch.chdir("/")
+    assert torch.equal(loaded.encode([picture(0)]), own_weights.encode([picture(0)]))
+
+
+def test_the_vq_tokenizers_own_weights_are_those_of_the_processors_revision(own_weights, tmp_path, monkeypatch):
+    asked = []
+
+    def downloaded(*where, **which):
+        asked.append((where, which))
+        return tmp_path / "saved" / "vq.safetensors"
+
+    monkeypatch.setattr("toklip_mllm.processing.hf_hub_download", downloaded)
+    loaded = AutoProcessor.from_pretrained(tmp_path / "saved", revision="v2", token="secret")
+    loaded._source = "owner/name"
+    loaded.encode([picture(0)])
+    assert asked == [(("owner/name", "vq.safetensors"), {"revision": "v2", "token": "secret"})]
+    loaded.save_pretrained(tmp_path / "again")
+    assert not [file for file in (tmp_path / "again").iterdir() if b"secret" in file.read_bytes()]
+
+
+def test_what_is_pushed_has_the_vq_tokenizers_own_weights(own_weights, tmp_path, monkeypatch):
+    pushed = []
+
+    def upload(self, name, **options):
+        self.save_pretrained(tmp_path / "uploaded", max_shard_size=None)  # as transformers does
+        pushed.append((name, options))
+
+    monkeypatch.setattr(TokLIPProcessor, "push_to_hub", upload)
+    own_weights.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
+    assert pushed == [("mine", {"private": True})]
+    for folder in ("mine", "uploaded"):
+        assert {"vq.safetensors", "processor_config.json"} <= {file.name for file in (tmp_path / folder).iterdir()}
 
 
 def test_a_vq_tokenizer_with_other_weights_is_refused(tmp_path, toy):

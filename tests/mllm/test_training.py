@@ -7,10 +7,11 @@ import pytest
 import torch
 from toklip_core import plugins
 from toklip_core.encoder import SemanticEncoder
+from toklip_mllm.adapters import add_adapters, merged
 from toklip_mllm.building import load
 from toklip_mllm.conversations import Conversation, collate, labelled
 from toklip_mllm.settings import LoRA
-from toklip_mllm.training import MLLMTraining, add_adapters, learn, merged, parameter_groups, train_mllm
+from toklip_mllm.training import MLLMTraining, learn, parameter_groups, train_mllm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.core import mean_colour
@@ -175,7 +176,10 @@ def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_wel
 def test_lora_is_merged_into_what_is_exported(world, tmp_path):
     lora = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
     train_mllm(config(world, talks(world), train=["language_model"], **lora), tmp_path / "run")
-    names = set(exported(tmp_path / "run"))
+    after = exported(tmp_path / "run")
+    names, before = set(after), small_mllm(template=MARKED)[0].state_dict()
+    adapted = {name for name in after if "connector" not in name and not torch.equal(after[name], before[name])}
+    assert adapted and all(".layers." in name and name.endswith("_proj.weight") for name in adapted)
     assert not [name for name in names if "lora" in name or "base_layer" in name]
     model, _ = load(tmp_path / "run/model")
     assert names <= set(model.state_dict())
@@ -278,6 +282,48 @@ def test_weights_that_are_frozen_have_the_dtype_of_the_settings(world):
     dtypes = {weight.requires_grad: weight.dtype for weight in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert model.vision.codebook.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"train": ["connector"]}, torch.bfloat16),
+        ({"lora": {"rank": 2}}, torch.bfloat16),
+        ({}, torch.float32),
+        ({"train": ["connector", "encoder"]}, torch.float32),
+    ],
+    ids=["frozen", "lora", "whole", "encoder"],
+)
+def test_a_language_model_that_rests_in_half_precision_is_read_in_it(changes, read, world, tmp_path, monkeypatch):
+    dtypes = []
+
+    def spy(model, settings):
+        dtypes.append({weight.dtype for weight in model.parameters()})
+
+    monkeypatch.setattr("toklip_mllm.training.learn", spy)
+    monkeypatch.setattr("toklip_mllm.training.fit", lambda *given, **named: None)
+    half = {"frozen_dtype": "bfloat16", "run": {"precision": "bf16"}}
+    train_mllm(config(world, SCENES, **half, **changes), tmp_path / "run")
+    assert dtypes == [{read}]
+
+
+def test_a_later_stage_reads_a_model_as_it_is_stored_and_loses_nothing(world, tmp_path, monkeypatch):
+    train_mllm(config(world, SCENES, train=["connector"], run={"steps": 1}), tmp_path / "one")
+    stored, kept = exported(tmp_path / "one"), {}
+
+    def beginning(training, *given, **named):
+        kept.update({name: weight for name, weight in training.model.named_parameters() if weight.requires_grad})
+
+    monkeypatch.setattr("toklip_mllm.training.fit", beginning)
+    half = {"frozen_dtype": "bfloat16", "run": {"precision": "bf16"}}
+    start = {"start": str(tmp_path / "one/model"), "toklip": None, "language_model": None}
+    train_mllm(config(world, SCENES, **half, **start), tmp_path / "two")
+    assert kept and all(torch.equal(weight, stored[name]) for name, weight in kept.items())
+
+
+def test_conversations_longer_than_the_context_are_refused_before_the_first_step(world, tmp_path):
+    with pytest.raises(ValueError, match="got max_length 513, but the language model's context is 512; set"):
+        train_mllm(config(world, SCENES, max_length=513), tmp_path / "run")
 
 
 def test_norms_biases_and_embeddings_are_not_decayed_and_the_connector_has_its_rate(world):

@@ -10,9 +10,11 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.scenes import Scenes
 from toklip_mllm.answers import exact_match
+from toklip_mllm.chat import Chat
+from toklip_mllm.figures import Answered, reported
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.questions import Asked, Keys, prompt_of, read_questions, scene_questions
-from toklip_mllm.vqa import Answered, answer_questions, reported
+from toklip_mllm.vqa import answer_questions
 
 from tests.mllm.small_mllms import MARKED, shared, small_mllm
 
@@ -61,6 +63,24 @@ def test_a_choice_is_right_by_text_letter_or_number(answer, rows):
     assert Answered(one, "B.").right and Answered(one, "the cat").right and not Answered(one, "A").right
 
 
+def test_a_number_beside_choices_is_which_one_and_a_text_its_words_first(rows):
+    numbers = ROW | {"choices": ["2", "0", "1"]}
+    truths = [read_questions(rows(numbers | {"answer": answer}))[0].truths for answer in (1, "1")]
+    assert truths == [("0",), ("1",)]
+
+
+def test_answers_of_several_people_are_read_as_vqa_has_them(rows):
+    people = [{"answer": "red", "answer_id": 1}, {"answer": "dark red", "answer_confidence": "maybe"}, "red"]
+    assert read_questions(rows(ROW | {"answer": people}))[0].truths == ("red", "dark red", "red")
+
+
+def test_a_line_ends_where_json_lines_end(rows):
+    row = ROW | {"question": "what\u2028is it ?"}
+    file = rows(ROW)
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_questions(file)[0].question == row["question"]
+
+
 def test_choices_are_asked_with_letters_and_other_questions_by_the_prompt():
     one = asked("a cat", choices=("a dog", "a cat"))
     assert prompt_of(one, "{} Briefly.").splitlines()[:3] == ["what?", "A. a dog", "B. a cat"]
@@ -106,6 +126,32 @@ def test_answers_do_not_depend_on_the_batch_and_a_picture_of_it_is_encoded_once(
     assert encoded == [3]
     alone = [*answer_questions(model, processor, questions, [], batch_size=1, max_new_tokens=3)]
     assert [one.answer for one in together] == [one.answer for one in alone]
+
+
+def test_a_question_that_writes_a_placeholder_is_asked_as_one_without(rows):
+    model, processor = shared()
+    both = read_questions(rows(ROW, ROW | {"question": "<image>\n" + ROW["question"]}))
+    one, other = answer_questions(model, processor, both, [], max_new_tokens=3)
+    assert one.answer == other.answer
+
+
+def test_answers_are_greedy_whatever_the_models_own_generation_config_has():
+    model, processor = small_mllm()
+    questions = scene_questions(Scenes(1, size=32))
+    bare = [one.answer for one in answer_questions(model, processor, questions, [], max_new_tokens=8)]
+    model.generation_config.update(repetition_penalty=9.0, do_sample=True, temperature=2.0, top_k=3)
+    assert bare == [one.answer for one in answer_questions(model, processor, questions, [], max_new_tokens=8)]
+    chat = Chat(model, processor)
+    chat.show([questions[0].pictures[0].read()])
+    assert chat.ask(questions[0].question, max_new_tokens=8).text == bare[0]
+
+
+def test_an_answer_ends_where_the_context_does(rows):
+    model, processor = small_mllm()
+    model.generation_config.suppress_tokens = [*range(6), *range(28, 64)]  # all but words
+    [question] = read_questions(rows(ROW | {"image": ["red.png"] * 7, "question": "red " * 50}))
+    [found] = answer_questions(model, processor, [question], [], max_new_tokens=100)
+    assert 0 < len(processor.tokenizer(found.answer)["input_ids"]) <= 512 - 7 * 64 - 50 < 100
 
 
 def test_questions_about_unreadable_pictures_are_named_and_in_no_figure(rows, tmp_path):
@@ -157,6 +203,9 @@ def test_half_precision_leaves_the_codebook_and_says_so(model):
         (ROW | {"answer": None}, "row 1: it has no answer"),
         (ROW | {"choices": ["a", "b"], "answer": "c"}, "the answer 'c' is none of its choices: a, b"),
         (ROW | {"choices": ["a"], "answer": "a"}, "got 1 choices; wanted 2 to 26"),
+        (ROW | {"answer": True}, "got the answer or choice True; wanted a text or a number"),
+        (ROW | {"answer": [{"text": "a"}]}, "got the answer or choice {'text': 'a'}; wanted a text"),
+        (ROW | {"choices": "ab", "answer": "a"}, "got the choices 'ab'; wanted a list"),
         (ROW | {"image": 3}, "wanted paths in 'image' and a text in 'question'"),
         ([1], "got a list; wanted an object"),
     ],
@@ -174,6 +223,7 @@ def test_bad_arguments_are_one_line(rows, model):
         ([str(rows())], "holds no question"),
         ([str(rows(ROW)), "--prompt", "say"], "put {} where the question goes"),
         ([str(rows(ROW | {"image": "none.png"})), "--model", model], "the pictures of none of 1 questions can be read"),
+        ([str(rows(ROW)), "--answers", "nowhere/answers.jsonl"], "there is no folder 'nowhere' for the answers"),
         ([str(rows(ROW)), "--device", "cuda:99", "--model", model], "got the device 'cuda:99'"),
     ]:
         done = run(*words)

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from toklip_mllm.chat import Answer, Chat
 
-_SHOW = "/picture "
+_SHOW, _NEW = "/picture ", "/new"
 
 
 @click.command()
@@ -44,22 +44,25 @@ def ask(
     """Ask a language model about pictures.
 
     The answer goes to stdout as it comes. Without a question this is a conversation: each line that is typed is one,
-    and `/picture FILE` shows a further picture; end it with Ctrl-D.
+    `/picture FILE` shows a further picture, and `/new` starts over with the pictures shown; end it with Ctrl-D.
     """
     from toklip_mllm.chat import pictures_and_question
 
     pictures, question = pictures_and_question(words)
 
     import torch
-    from toklip_core.encoding import default_device
+    from toklip_core.encoding import default_device, refuse_missing_device
     from transformers.utils import logging
 
     from toklip_mllm.building import load
     from toklip_mllm.chat import Chat
+    from toklip_mllm.model import ContextError
 
+    device = device or default_device()
+    refuse_missing_device(device)
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model, processor = load(name, device=device or default_device(), dtype=getattr(torch, dtype) if dtype else None)
+    model, processor = load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)
     chat = Chat(model, processor)
     chat.show(pictures)
     if question is not None:
@@ -67,11 +70,15 @@ def ask(
         return
     for line in _lines():
         try:
-            if line.startswith(_SHOW):
+            if line == _NEW:
+                chat.start_over()
+            elif line.startswith(_SHOW):
                 chat.show([line.removeprefix(_SHOW).strip()])
                 pictures = [*pictures, line.removeprefix(_SHOW).strip()]
             else:
                 _answer(chat, line, {"model": name, "pictures": pictures} if as_json else None, options)
+        except ContextError as error:
+            click.echo(f"Error: {error}; {_NEW} starts over", err=True)
         except (ValueError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
 

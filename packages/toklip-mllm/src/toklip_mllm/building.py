@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toklip_mllm.config import Features, TokLIPLMConfig
-from toklip_mllm.model import PictureEncoder, TokLIPForConditionalGeneration, codebook_checksum, connector
+from toklip_mllm.model import TokLIPForConditionalGeneration, connector
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.published import TINY, TINY_NAME
+from toklip_mllm.vision import PictureEncoder, cast_weights, codebook_checksum
 
 
 def build(
@@ -30,8 +31,11 @@ def build(
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
     """Return a model and its processor: a TokLIP's encoder, a new connector, and a language model.
 
-    Nothing is copied: encoder and language model are the very modules that are given. If the tokenizer has no
-    ``image_token`` it gets one, and the language model a row for it if it has none to spare; it is never generated.
+    Nothing is copied: encoder, language model and tokenizer are the very objects that are given, and are changed. The
+    encoder is frozen (``requires_grad`` off), and it and the language model go to ``dtype``, the encoder to the
+    language model's device. The tokenizer pads on the left from then on, by its eos if it has no token for it; if it
+    has no ``image_token`` it gets one, and the language model a row for it if it has none to spare. That token is never
+    generated.
 
     Args:
         language_model: any causal language model of transformers, a module, or a name or folder for
@@ -43,7 +47,7 @@ def build(
         dtype: of the whole model; None: the language model's own.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or is missing.
+        ValueError: the tokenizer has no chat template, or is missing; the language model reads pictures already.
         OSError: a model is not there and cannot be downloaded.
     """
     if isinstance(language_model, str | Path):
@@ -56,6 +60,7 @@ def build(
             "the language model's tokenizer has no chat template; take an instruction-tuned model, or set "
             "tokenizer.chat_template"
         )
+    _refuse_composite(language_model)
     if isinstance(toklip, str | Path):
         toklip = TokLIP.from_pretrained(toklip, text=False)
     _make_room(language_model, tokenizer, image_token)
@@ -122,6 +127,15 @@ def load(
     return model.eval(), processor
 
 
+def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
+    config = language_model.config
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"got a {type(language_model).__name__}, which has more parts than a language model; load that part alone "
+            "by its own class, as Gemma3ForCausalLM for Gemma 3, and give it with its tokenizer"
+        )
+
+
 @torch.no_grad()
 def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  # noqa: ANN401
     """Give the tokenizer the image token, and the language model a row for it: the mean of the others."""
@@ -165,9 +179,10 @@ def _assembled(
     vision.codebook = rows
     if vision.encoder is not None:
         vision.encoder = toklip.encoder.to(dtype)
-    model.vision = vision.to(device)
+    model.vision = vision.to(device).requires_grad_(False)
     model.connector = connector(config).to(device, dtype)
-    model.language_model = language_model.to(dtype)
+    cast_weights(language_model, dtype)
+    model.language_model = language_model
     config.dtype = dtype
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,18 @@ import torch
 from toklip_core.data import PICTURE_SUFFIXES
 from torch import Tensor
 
+from toklip_mllm.messages import Picture
 from toklip_mllm.model import TokLIPForConditionalGeneration
-from toklip_mllm.processing import Picture, TokLIPProcessor
+from toklip_mllm.processing import TokLIPProcessor
+
+#: Options of ``generate``: the likeliest token each time, whatever the language model's own generation config has.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "repetition_penalty": 1.0,
+}
 
 
 class Answer(NamedTuple):
@@ -41,6 +52,10 @@ class Chat:
         self._features: list[Tensor] = []
         self._shown = 0
 
+    def start_over(self) -> None:
+        """Forget what was asked and answered; all pictures come before the next question."""
+        self.messages, self._shown = [], len(self._features)
+
     @torch.inference_mode()
     def show(self, pictures: Sequence[Picture]) -> None:
         """Put pictures before the next question; ValueError that names the one that cannot be read."""
@@ -68,7 +83,8 @@ class Chat:
             streamer: of transformers, given the answer as it comes.
 
         Raises:
-            ValueError: the conversation is longer than the language model's context, or its chat template refuses it.
+            ContextError: the conversation is longer than the language model's context.
+            ValueError: its chat template refuses it.
         """
         start = time.perf_counter()
         content = f"{self.processor.image_token}\n" * self._shown + question
@@ -80,7 +96,7 @@ class Chat:
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             image_features=torch.stack(self._features) if self._features else None,
-            max_new_tokens=self._room(prompt.shape[1], max_new_tokens),
+            max_new_tokens=room(self.model, prompt.shape[1], max_new_tokens),
             streamer=streamer,
             **_drawing(temperature, top_p),
         )[0, prompt.shape[1] :]
@@ -89,9 +105,11 @@ class Chat:
         self._shown = 0
         return Answer(answer, prompt.shape[1], len(found), time.perf_counter() - start)
 
-    def _room(self, prompt: int, wanted: int) -> int:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return wanted if context is None else max(1, min(wanted, context - prompt))
+
+def room(model: TokLIPForConditionalGeneration, prompt: int, wanted: int) -> int:
+    """Return how many tokens an answer may have: those wanted, but no more than the context holds after the prompt."""
+    context = model.context
+    return wanted if context is None else max(1, min(wanted, context - prompt))
 
 
 def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -101,7 +119,8 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
         ValueError: there is no picture.
     """
     *pictures, last = words or ("",)
-    if Path(last).suffix.lower() in PICTURE_SUFFIXES or Path(last).is_file():
+    # A question may be longer than a name of a file can be, and may end as one: "what is in b.png".
+    if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
         return [*pictures, last], None
     if not pictures:
         raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
@@ -112,4 +131,4 @@ def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
     """Options of generate; those that a model's own generation config may have for sampling are taken out."""
     if temperature:
         return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return GREEDY

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toklip_mllm.processing import Picture, TokLIPProcessor, flattened
+from toklip_mllm.messages import Picture, flattened
+from toklip_mllm.processing import TokLIPProcessor
 
 #: What has no label.
 IGNORED = -100
@@ -30,7 +31,10 @@ PLACEHOLDER = "<image>"
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 _UNTOLD = "the assistant's turns cannot be told"
-_WAY_OUT = "mark them by {% generation %} in the chat template"
+_WAY_OUT = (
+    "save model and tokenizer into a folder, put {% generation %} and {% endgeneration %} around them in its "
+    "chat_template.jinja, and name that folder"
+)
 _MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -60,8 +64,9 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
     """Yield the conversations of a JSON list or a JSONL file, in LLaVA's form or as messages.
 
     LLaVA's: ``{"id": ..., "image": PATH or [PATH, ...], "conversations": [{"from": "human", "value": "<image>..."},
-    {"from": "gpt", ...}]}``. Messages: ``{"messages": [{"role": "user", "content": TEXT or [{"type": "image",
-    "path": PATH}, {"type": "text", "text": ...}]}]}``, with "images": [PATH, ...] if the pictures are not in it.
+    {"from": "gpt", ...}]}``, and "system": TEXT if there is one. Messages: ``{"messages": [{"role": "user", "content":
+    TEXT or [{"type": "image", "path": PATH}, {"type": "text", "text": ...}]}]}``, with "images": [PATH, ...] if the
+    pictures are not in it.
 
     Args:
         path: the file.
@@ -83,12 +88,17 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
 
 
 def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:
-    """Return one row, in either form; see :func:`read_conversations`."""
+    """Return one row, in either form; see :func:`read_conversations`.
+
+    What the assistant says before anybody asked is left out, as LLaVA does: most chat templates refuse it.
+    """
     try:
         if "conversations" in row:
             messages = [
                 {"role": _role(turn.get("from")), "content": _text(turn.get("value"))} for turn in row["conversations"]
             ]
+            if row.get("system"):
+                messages.insert(0, {"role": "system", "content": _text(row["system"])})
             pictures = _listed(row.get("image"))
         elif "messages" in row:
             messages, pictures = flattened(row["messages"], PLACEHOLDER)
@@ -101,6 +111,8 @@ def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = No
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: no conversation that is known here: {error}") from error
     found = tuple(Path(root, x) if root is not None and isinstance(x, str | Path) else x for x in pictures)
+    asked = next((i for i, turn in enumerate(messages) if turn["role"] == "user"), 0)
+    messages = [turn for i, turn in enumerate(messages) if i >= asked or turn["role"] != "assistant"]
     conversation = Conversation(name, tuple(messages), found)
     _refuse_other_number(conversation, len(found))
     return conversation
@@ -178,7 +190,12 @@ def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor
     tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     if _MARKS_TURNS.search(template):
         marked = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            messages,
+            chat_template=template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            enable_thinking=False,  # as of the processor
         )
         return tokens, [bool(mark) for mark in marked["assistant_masks"]]
     said = [False] * len(tokens)
@@ -189,7 +206,9 @@ def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor
             if (text[first:start] + text[end:last]).strip():
                 raise ValueError(f"{_UNTOLD}: the token {text[first:last]!r} is partly of one; {_WAY_OUT}")
         # What a template puts after the token that ends a turn, such as a new line, is never generated.
-        ends = [i for i in inside if tokens[i] == tokenizer.eos_token_id]
+        # That token is not always the tokenizer's eos: Gemma's turns have one of their own.
+        after = [i for i in inside if not text[offsets[i][1] : end].strip()]
+        ends = [i for i in after if not tokenizer.decode([tokens[i]], skip_special_tokens=True)]
         for i in inside:
             said[i] = not ends or i <= ends[-1]
     return tokens, said

@@ -83,6 +83,13 @@ class TalkSamples:
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def try_templates(self) -> None:
+        """Render conversations of each kind, before hours of training come to one; ValueError that names it."""
+        for source in self._sources:
+            for talk in source.of_each_kind():
+                ids = torch.zeros(len(talk.pictures), *self._grid, dtype=torch.int64)
+                labelled(talk, self._processor, image_ids=ids)
+
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         part = bisect_right(self._ends, index)

@@ -14,10 +14,11 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from toklip_core.encoding import default_device
+from toklip_core.encoding import default_device, refuse_missing_device
 from tqdm import tqdm
 
 from toklip_mllm.building import load
+from toklip_mllm.chat import GREEDY, room
 
 #: Of an answer, where a task does not say.
 MAX_NEW_TOKENS = 1024
@@ -56,7 +57,9 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
             raise ValueError(f"got batch_size {batch_size!r}; wanted a number from 1 on")
         self.batch_size = int(batch_size)
         wanted = None if dtype == "auto" else getattr(torch, dtype)
-        self.model, self.processor = load(pretrained, device=device or default_device(), dtype=wanted)
+        device = device or default_device()
+        refuse_missing_device(device)
+        self.model, self.processor = load(pretrained, device=device, dtype=wanted)
 
     @property
     def device(self) -> torch.device:
@@ -121,15 +124,15 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
             processor_kwargs={"padding": True, "padding_side": "left", "device": self.device},
         )
         samples = bool(options.get("do_sample", (options.get("temperature") or 0) > 0))
-        chosen = {"temperature": options.get("temperature"), "top_p": options.get("top_p")} if samples else {}
+        drawn = {"do_sample": True, "temperature": options.get("temperature"), "top_p": options.get("top_p")}
+        prompt = inputs["input_ids"].shape[1]
         said = self.model.generate(
             **inputs,
-            max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
+            max_new_tokens=room(self.model, prompt, options.get("max_new_tokens", MAX_NEW_TOKENS)),
             num_beams=options.get("num_beams") or 1,
-            do_sample=samples,
-            **chosen,
+            **(drawn if samples else GREEDY),
         )
-        new = said[:, inputs["input_ids"].shape[1] :]
+        new = said[:, prompt:]
         return [str(text) for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

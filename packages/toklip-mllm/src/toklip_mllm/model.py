@@ -15,13 +15,11 @@ https://arxiv.org/abs/2310.03744.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.encoder import SemanticEncoder
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.generation import GenerationConfig, GenerationMixin
@@ -29,45 +27,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from toklip_mllm.config import TokLIPLMConfig
+from toklip_mllm.vision import PictureEncoder, codebook_checksum
 
 
-class PictureEncoder(nn.Module):
-    """Ids to what the connector is given; with features "codes" there is no semantic encoder in it."""
-
-    #: (K, C), float32 whatever the dtype of the model.
-    codebook: Tensor
-
-    def __init__(self, config: TokLIPLMConfig) -> None:
-        super().__init__()
-        sizes = config.encoder_config
-        self.grid = sizes.grid
-        self.features = config.features
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, sizes.codebook_dim))
-        self.encoder = None if config.features == "codes" else SemanticEncoder(sizes)
-
-    def forward(self, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return codes and tokens, or one of them, (P, N, F), of ids (P, h, w); ValueError if the grid is another.
-
-        Args:
-            ids: of the VQ tokenizer.
-            tokens: (P, N, D), what the encoder gave for them before; it does not run then.
-        """
-        if ids.ndim != 3 or tuple(ids.shape[1:]) != self.grid:
-            raise ValueError(f"got ids {tuple(ids.shape)}; wanted (pictures, {self.grid[0]}, {self.grid[1]})")
-        codes = self.codebook[ids]
-        if self.encoder is None:
-            return codes.flatten(1, 2)
-        tokens = cast(Tensor, self.encoder(codes).tokens if tokens is None else tokens)
-        if self.features == "tokens":
-            return tokens
-        return torch.cat([codes.flatten(1, 2).to(tokens.dtype), tokens], dim=-1)
+class ContextError(ValueError):
+    """A prompt is longer than the language model's context."""
 
 
 class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A causal language model that reads pictures as TokLIP's tokens; all of ``generate`` is its own.
 
-    ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model`` are its parts. Make one of a
-    TokLIP and a language model with :func:`toklip_mllm.building.build`.
+    ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model`` are its parts; ``vision`` is frozen
+    (``requires_grad`` off) until somebody wants it trained. Make one of a TokLIP and a language model with
+    :func:`toklip_mllm.building.build`.
     """
 
     config_class = TokLIPLMConfig
@@ -93,14 +65,27 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._is_stateful = self.language_model._is_stateful
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
+        self.vision.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Return a saved model, as transformers does; ValueError if its codebook is not the one it was made with."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Return a saved model, as transformers does.
+
+        Raises:
+            ValueError: its weights are not exactly those that its config wants, or its codebook is not the one that it
+                was made with.
+        """
+        told = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for what in ("missing", "unexpected"):
+            if names := sorted(map(str, info[f"{what}_keys"])):
+                raise ValueError(
+                    f"in {model.name_or_path!r} {len(names)} weights are {what}, such as {', '.join(names[:3])}; save "
+                    "the whole model again, with its own config"
+                )
+        model.vision.requires_grad_(False)  # what is loaded has new parameters
         model.check_codebook()
-        return cast(Self, loaded)
+        return cast(Self, (model, info) if told else model)
 
     def forward(
         self,
@@ -179,8 +164,14 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...
 
         Raises:
-            ValueError: places and pictures differ in number, or a prompt is longer than the language model's context.
+            ContextError: a prompt is longer than the language model's context.
+            ValueError: places and pictures differ in number, or there is an ``assistant_model``.
         """
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "got an assistant_model, which does not see the pictures; prompt_lookup_num_tokens=3 drafts tokens "
+                "without one"
+            )
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if prompt is not None:
             self._refuse_long(prompt)
@@ -227,6 +218,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 f"with ({wanted[:16]}); fetch the model again"
             )
 
+    @property
+    def context(self) -> int | None:
+        """The longest prompt of the language model, with the answer to it; None if its config tells none."""
+        return cast(int | None, getattr(self.config.get_text_config(), "max_position_embeddings", None))
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the language model's."""
         return cast(nn.Module, self.language_model.get_input_embeddings())
@@ -249,8 +245,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     @property
     def _connector_dtype(self) -> torch.dtype:
-        # By its parameters: peft may have wrapped it.
-        return next(self.connector.parameters()).dtype
+        # By its parameters: peft may have wrapped it, and quantized weights are integers beside scales and biases.
+        return next(weight.dtype for weight in self.connector.parameters() if weight.is_floating_point())
 
     def _with_pictures(self, input_ids: Tensor, features: Tensor | None, laid_out: Tensor | None) -> Tensor:
         """Input embeddings (B, L, D) with pictures in the places of the image token."""
@@ -291,10 +287,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             )
 
     def _refuse_long(self, prompt: Tensor) -> None:
-        context = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        context = self.context
         if context is not None and prompt.shape[1] >= context:
             places = int((prompt == self.config.image_token_id).sum(dim=1).max())
-            raise ValueError(
+            raise ContextError(
                 f"got a prompt of {prompt.shape[1]} tokens, {places} of them pictures; the language model's context is "
                 f"{context}, the answer included: ask with fewer pictures or words"
             )
@@ -304,13 +300,6 @@ def connector(config: TokLIPLMConfig) -> nn.Sequential:
     """Return a connector with PyTorch's own initial values: two layers, as LLaVA-1.5's."""
     width = config.get_text_config().hidden_size
     return nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))
-
-
-def codebook_checksum(rows: Tensor) -> str:
-    """Return the sha256 (64 hex digits) of a codebook (K, C): its shape, and its rows in float32."""
-    digest = hashlib.sha256(f"{tuple(rows.shape)}\n".encode())
-    digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 AutoModel.register(TokLIPLMConfig, TokLIPForConditionalGeneration, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,12 +22,13 @@ from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from toklip_mllm.config import TokLIPLMConfig
-
-#: What a picture may be given as: a file, or a picture of Pillow.
-Picture = Image.Image | Path | str
+from toklip_mllm.messages import Picture, flattened
 
 #: Name, in a processor's folder, of the VQ tokenizer's own weights.
 VQ_FILE = "vq.safetensors"
+
+#: Of ``from_pretrained``, what says where on the hub files are.
+_OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
 
 
 class _Loaded:
@@ -79,7 +81,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         self.tokens_per_picture = tokens_per_picture
         self.image_token = image_token
         self._weights: Path | Mapping[str, Tensor] | None = None
-        self._source = ""
+        self._source, self._of_hub = "", dict[str, Any]()
         self._loaded: _Loaded | None = None
         #: Of ``image_token``.
         self.image_token_id = int(known[image_token])
@@ -89,23 +91,31 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
         """Return a saved processor, as transformers does. The VQ tokenizer is loaded on first use."""
         processor = super().from_pretrained(name, **kwargs)
-        processor._source = str(name)
+        # Resolved, for the working folder may be another when a picture comes.
+        processor._source = str(Path(name).resolve() if Path(name).is_dir() else name)
+        processor._of_hub = {key: kwargs[key] for key in _OF_HUB if kwargs.get(key)}
         return cast(Self, processor)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Write the processor, and the VQ tokenizer's weights if they are its own."""
+        """Write the processor, and the VQ tokenizer's weights if they are its own; with ``push_to_hub`` upload all."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         own = self._own_weights()
         if isinstance(own, Path):
             self.vq_file = self.vq_file or f"vq{own.suffix}"
             target = folder / self.vq_file
-            if not (target.exists() and target.samefile(own)):
-                (shutil.copytree if own.is_dir() else shutil.copyfile)(own, target)
+            if own.is_dir() and target.resolve() != own.resolve():
+                shutil.copytree(own, target, dirs_exist_ok=True)
+            elif own.is_file() and not (target.exists() and target.samefile(own)):
+                shutil.copyfile(own, target)
         elif own is not None:
             self.vq_file = VQ_FILE
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in own.items()}, folder / VQ_FILE)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if not push_to_hub:
+            return super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory)
+        # With push_to_hub, transformers uploads what it wrote itself in that call, and no weights of ours.
+        return self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     @property
     def vq_tokenizer(self) -> VQTokenizer:
@@ -190,6 +200,10 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         side, multiple = kwargs.pop("padding_side", None), kwargs.pop("pad_to_multiple_of", None)
         kwargs.pop("truncation", None)
         tokens = self.tokenizer(texts, **kwargs)["input_ids"]
+        if "add_special_tokens" not in kwargs:
+            # A text that a chat template rendered has its first token already.
+            first = [self.tokenizer.bos_token_id] * 2
+            tokens = [row[1:] if row[:2] == first else row for row in tokens]
         found = self._pictures(images, tokens, image_ids, device)
         rows = [[row[i] for i in self.expanded(row)] for row in tokens]
         longest = max(len(row) for row in rows)
@@ -236,17 +250,18 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
         Args:
             conversation: messages, or several conversations. A message's content is a text with image tokens, or a list
-                of ``{"type": "image", "image": PICTURE}`` (also "path") and ``{"type": "text", "text": ...}``.
+                of ``{"type": "image", "image": PICTURE}`` (also "path" or "url") and ``{"type": "text", "text": ...}``.
             chat_template: instead of its own.
             tokenize: return tokens, not the text.
             return_dict: with ``tokenize``, all that the model takes, not ``input_ids`` alone.
             return_tensors: "pt" for tensors.
             image_ids: ids (P, h, w) instead of the pictures.
             processor_kwargs: of calling the processor: padding, padding_side, max_length, device.
-            kwargs: of the tokenizer's own apply_chat_template: add_generation_prompt, tools, ...
+            kwargs: of the tokenizer's own apply_chat_template: add_generation_prompt, tools, ...; templates that know
+                ``enable_thinking``, as Qwen3's, are asked for no thoughts unless it is given.
 
         Raises:
-            ValueError: the tokenizer has no chat template; and as for calling the processor.
+            ValueError: the tokenizer has no chat template, or a picture is no file; and as for calling the processor.
         """
         template = chat_template or self.chat_template
         if template is None:
@@ -255,6 +270,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
                 "tokenizer.chat_template"
             )
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        kwargs.setdefault("enable_thinking", False)
         flat = [flattened(messages, self.image_token) for messages in (conversation if batched else [conversation])]
         render = partial(self.tokenizer.apply_chat_template, chat_template=template, tokenize=False, **kwargs)
         try:
@@ -277,8 +293,11 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     def _own_weights(self) -> Path | Mapping[str, Tensor] | None:
         if self._weights is not None or self.vq_file is None:
             return self._weights
-        beside = Path(self._source, self.vq_file)
-        return beside if Path(self._source).is_dir() else hub_file(self._source, self.vq_file)
+        if Path(self._source).is_dir():
+            return Path(self._source, self._of_hub.get("subfolder", ""), self.vq_file)
+        if not self._of_hub:
+            return hub_file(self._source, self.vq_file)
+        return Path(hf_hub_download(self._source, self.vq_file, **self._of_hub))
 
     def _pixels(self, picture: Picture, number: int) -> Tensor:
         try:
@@ -317,33 +336,6 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if image_ids is not None:
             return image_ids
         return self.encode(cast(Sequence[Picture], images), device) if sum(given) else None
-
-
-def flattened(messages: Sequence[Mapping[str, Any]], image_token: str) -> tuple[list[dict[str, Any]], list[Picture]]:
-    """Return messages whose contents are texts, with ``image_token`` where a picture goes, and the pictures.
-
-    A line ends after a picture that text follows, as in LLaVA's prompts.
-
-    Raises:
-        ValueError: a part of a message is neither text nor picture.
-    """
-    flat, pictures = [], []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            text = ""
-            for part in content:
-                if part.get("type") == "image":
-                    pictures += [part[key] for key in ("image", "path") if key in part][:1]
-                    text += image_token
-                elif part.get("type") == "text":
-                    line_ends = text.endswith(image_token) and not part["text"][:1].isspace()
-                    text += ("\n" if line_ends else "") + part["text"]
-                else:
-                    raise ValueError(f"got a part of type {part.get('type')!r} in a message; known are image and text")
-            content = text
-        flat.append({**message, "content": content})
-    return flat, pictures
 
 
 AutoProcessor.register(TokLIPLMConfig, TokLIPProcessor, exist_ok=True)

@@ -47,7 +47,8 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
 
     ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
     [TEXT, ...], with the answer as one of them, as its letter, or as its number from 0; "type": of which figures are
-    given apart; and "id".
+    given apart; and "id". Of several people's answers each may be ``{"answer": TEXT}``, as VQA has them. A number of
+    JSON is the text of it, and beside choices the number of one.
 
     Args:
         path: the file.
@@ -63,7 +64,7 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
         raise FileNotFoundError(f"there is no file {str(path)!r}; name a JSONL file of questions")
     folder = path.parent if root is None else Path(root)
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         name = f"{path}, row {number}"
@@ -113,7 +114,10 @@ def _asked(row: Mapping[str, Any], name: str, folder: Path, keys: Keys) -> Asked
     if not all(isinstance(picture, str) for picture in pictures) or not isinstance(row[keys.question], str):
         raise ValueError(f"wanted paths in {keys.image!r} and a text in {keys.question!r}")
     paths = [folder / picture for picture in pictures]
-    choices = tuple(map(str, row.get("choices") or ()))
+    choices = row.get("choices") or ()
+    if not isinstance(choices, list | tuple):
+        raise ValueError(f"got the choices {choices!r}; wanted a list")
+    choices = tuple(map(_text, choices))
     return Asked(
         f"{name} (id {row['id']})" if "id" in row else name,
         tuple(Picture(str(path), partial(open_picture, path)) for path in paths),
@@ -125,9 +129,11 @@ def _asked(row: Mapping[str, Any], name: str, folder: Path, keys: Keys) -> Asked
 
 
 def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: ANN401 - whatever JSON holds
-    truths = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
-    if not truths or answer is None:
+    answers = answer if isinstance(answer, list) else [answer]
+    if not answers or answer is None:
         raise ValueError("it has no answer")
+    answers = [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in answers]
+    truths = tuple(map(_text, answers))
     if not choices:
         return truths
     if not 2 <= len(choices) <= _MOST_CHOICES:
@@ -135,7 +141,15 @@ def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: AN
     if len(truths) > 1:
         raise ValueError(f"got {len(truths)} answers to a question with choices; wanted one")
     named = dict(zip(string.ascii_uppercase, choices, strict=False)) | {str(i): c for i, c in enumerate(choices)}
-    found = truths[0] if truths[0] in choices else named.get(truths[0].strip())
+    # "1" may be the words of a choice; 1 is none, but a number.
+    is_words = truths[0] in choices and not isinstance(answers[0], int)
+    found = truths[0] if is_words else named.get(truths[0].strip())
     if found is None:
         raise ValueError(f"the answer {truths[0]!r} is none of its choices: {', '.join(choices)}")
     return (found,)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"got the answer or choice {value!r}; wanted a text or a number, such as \"yes\"")
+    return str(value)

@@ -31,6 +31,9 @@ REQUESTS = ("describe the picture.", "describe this picture.", "what is in the p
 #: Letters of a token, roughly, where only the order of lengths matters.
 _LETTERS = 4
 
+#: Turns that tell one sequence of speakers from another.
+_ROLES = 6
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +79,9 @@ class Source(Protocol):
 
     def texts(self, index: int) -> list[str]:
         """Return what is said in a conversation of epoch 0."""
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield one conversation of each sequence of speakers, on which a chat template may depend."""
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return the length of each conversation in tokens, roughly; negative of those without a picture."""
@@ -193,6 +199,10 @@ class SceneSource:
         asked = [text for question in drawn.questions for text in (question.text, question.answer)]
         return [*asked, *drawn.captions, *REQUESTS]
 
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield the first conversation: of all of them, the question comes first."""
+        yield self.read((0, 0)).conversation
+
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return one length for all."""
         return np.full(len(self), tokens_per_picture + 1, np.int64)
@@ -204,10 +214,15 @@ class FileSource:
     groups: Groups | None
 
     def __init__(self, source: Conversations, picturing: Picturing) -> None:
-        rows, first, paths = [], [], dict[str, int]()
+        rows, first, paths = list[bytes](), list[int](), dict[str, int]()
         self._letters, self._pictures = [], []
+        self._kinds = dict[tuple[str, ...], int]()
         self.path, self.groups = source.store, None
         for talk in read_conversations(source.file, root=source.root):
+            roles = tuple(message["role"] for message in talk.messages)
+            if "assistant" not in roles:
+                raise ValueError(f"{talk.name}: the assistant says nothing in it, so there is nothing to learn")
+            self._kinds.setdefault(roles[:_ROLES], len(rows))
             pictures = [str(picture) for picture in talk.pictures]
             rows.append(json.dumps([talk.name, talk.messages, pictures]).encode())
             self._letters.append(sum(len(message["content"]) for message in talk.messages))
@@ -255,6 +270,10 @@ class FileSource:
     def texts(self, index: int) -> list[str]:
         """Return what is said in a conversation."""
         return [message["content"].replace(PLACEHOLDER, " ") for message in self._talk(index).messages]
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield the first conversation of each sequence of speakers, by its first turns."""
+        yield from map(self._talk, self._kinds.values())
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return lengths by the number of letters and pictures."""

@@ -26,6 +26,7 @@ from toklip_core.optimizers import ParameterGroup
 from toklip_core.training import Evaluation, FitReport, Losses, fit
 from torch import Tensor, nn
 
+from toklip_mllm.adapters import add_adapters, merged
 from toklip_mllm.building import build, load
 from toklip_mllm.data import TalkSamples
 from toklip_mllm.language import small_language_model, word_tokenizer
@@ -33,7 +34,8 @@ from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.settings import LoRA, MLLMTrainConfig
 from toklip_mllm.sources import Picturing, Source, open_sources, use_stored_tokens, words_of
-from toklip_mllm.vqa import cast_weights, evaluated, held_out_questions
+from toklip_mllm.vision import cast_weights
+from toklip_mllm.vqa import evaluated, held_out_questions
 
 #: What of the semantic encoder tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
@@ -54,6 +56,11 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
     """
     torch.manual_seed(config.run.seed)
     model, processor, sources, picturing = _beginning(config)
+    if model.context is not None and config.max_length > model.context:
+        raise ValueError(
+            f"got max_length {config.max_length}, but the language model's context is {model.context}; set max_length "
+            "to that, or less"
+        )
     _refuse_other_store(sources, model)
     if model.vision.encoder is not None and "encoder" not in config.train:
         use_stored_tokens(sources, model.config.encoder_checksum)
@@ -65,6 +72,7 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
         max_length=config.max_length,
         batch_size=config.run.batch_size if config.group_by_length else None,
     )
+    samples.try_templates()
     held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
     trained = MLLMTraining(model)
 
@@ -163,8 +171,6 @@ def with_ids(batch: dict[str, Tensor], processor: TokLIPProcessor) -> dict[str, 
 def learn(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
     """Freeze what is not trained, in its dtype, add adapters, and switch checkpointing."""
     model.requires_grad_(False)
-    if config.frozen_dtype == "bfloat16":
-        cast_weights(model, torch.bfloat16)
     if config.lora is not None:
         add_adapters(model.language_model, config.lora)
     for part in config.train:
@@ -177,54 +183,14 @@ def learn(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> Non
         for name, weight in getattr(model, "vision" if part == "encoder" else part).named_parameters():
             if part != "encoder" or not _POOLING & {*name.split(".")}:
                 weight.requires_grad_(True)
-                weight.data = weight.data.float()
+    frozen = getattr(torch, config.frozen_dtype)
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else frozen)
     if config.grad_checkpointing:
         language_model = model.language_model
         # Older releases of transformers know the second name alone, later ones warn of it.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
-    """Put trainable adapters, float32, into a frozen language model, in place.
-
-    Raises:
-        LookupError: peft is not installed.
-        ValueError: no linear layer has one of the names.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise LookupError(f"{error.name} is not installed: pip install 'toklip-mllm[train]'") from error
-    head = cast(Any, language_model).get_output_embeddings()
-    linear = {name for name, part in language_model.named_modules() if isinstance(part, nn.Linear) and part is not head}
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # a float does as well
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or sorted({name.rsplit(".", 1)[-1] for name in linear}),
-    )
-    inject_adapter_in_model(settings, language_model)
-    for name, weight in language_model.named_parameters():
-        if ".lora_" in name:
-            weight.data = weight.data.float()
-
-
-def merged(tensors: Mapping[str, Tensor], lora: LoRA | None) -> dict[str, Tensor]:
-    """Return a state dict with its adapters merged: W + alpha / rank B A for each adapted W."""
-    if lora is None:
-        return dict(tensors)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".lora_" in name:
-            continue
-        plain_name = name.replace(".base_layer.", ".")
-        down = tensors.get(name.replace(".base_layer.weight", ".lora_A.default.weight"))
-        if plain_name != name and name.endswith("weight") and down is not None:
-            up = tensors[name.replace(".base_layer.weight", ".lora_B.default.weight")]
-            tensor = (tensor.float() + lora.alpha / lora.rank * (up.float() @ down.float())).to(tensor.dtype)
-        found[plain_name] = tensor
-    return found
 
 
 def save(
@@ -281,10 +247,14 @@ def parameter_groups(model: TokLIPForConditionalGeneration, connector_factor: fl
 def plain(processor: TokLIPProcessor) -> TokLIPProcessor:
     """Return the processor with a template of pictures and the assistant's words alone, a new line after them.
 
+    Where the tokenizer begins texts with a token, such as Llama 3's, so do these.
+
     Source: LLaVA, llava/train/train.py, preprocess_plain.
     """
-    token = processor.image_token
-    template = (
+    token, tokenizer = processor.image_token, processor.tokenizer
+    # As every text of such a tokenizer begins: Llama's and Gemma's models saw none that did not.
+    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    template = ("{{ bos_token }}" if begins else "") + (
         "{% for message in messages %}{% if message['role'] == 'assistant' %}"
         "{% generation %}{{ message['content'] + '\\n' }}{% endgeneration %}"
         "{% else %}{{ 'TOKEN' * (message['content'].split('TOKEN') | length - 1) }}{% endif %}{% endfor %}"
@@ -298,8 +268,10 @@ def _beginning(
     config: MLLMTrainConfig,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[Source], Picturing]:
     """Model and processor before the first step, in float32, and the data, opened."""
+    half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
-        model, processor = load(config.start, dtype=torch.float32)
+        # As it is stored nothing is lost, and `learn` brings each weight to its dtype.
+        model, processor = load(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
         return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
     assert config.toklip is not None
@@ -307,7 +279,11 @@ def _beginning(
     picturing = Picturing(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
     sources = open_sources(config.data, picturing, seed=config.run.seed)
     if config.small is None:
-        model, processor = build(config.language_model, toklip, features=config.features, dtype=torch.float32)
+        # In float32, a language model of 7B takes 28 GB; an encoder that learns must be read in it.
+        rests = config.lora is not None or "language_model" not in config.train
+        stored = torch.bfloat16 if rests else None
+        dtype = stored if half and "encoder" not in config.train else torch.float32
+        model, processor = build(config.language_model, toklip, features=config.features, dtype=dtype)
         return model, processor, sources, picturing
     words = words_of(sources, config.small.conversations)
     tokenizer = word_tokenizer(words, context_length=config.small.context_length)

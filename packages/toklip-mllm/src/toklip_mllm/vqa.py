@@ -7,104 +7,33 @@ an answer is right is said in :mod:`toklip_mllm.answers`.
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
-from toklip_core.matching import Dtype, report_text
+from toklip_core.matching import Dtype
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from tqdm import tqdm
 
-from toklip_mllm.answers import YesNo, chosen, exact_match, vqa_accuracy, yes_no
 from toklip_mllm.building import load
+from toklip_mllm.chat import GREEDY, room
+from toklip_mllm.figures import Answered, VQAReport, reported
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.questions import Asked, Keys, prompt_of, read_questions, scene_questions
 from toklip_mllm.settings import HeldOutTalk
+from toklip_mllm.vision import cast_weights
 
 #: Of an answer.
 MAX_NEW_TOKENS = 32
-
-
-class Share(NamedTuple):
-    """How many of some questions are answered rightly."""
-
-    questions: int
-    right: float
-    #: What is reached by always giving the most frequent answer: of each type, where there are several types.
-    prior: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQAReport:
-    """Figures over questions, and the protocol that they were taken by. A figure without questions is None."""
-
-    #: Of the questions whose answer is free.
-    exact_match: Share | None
-    #: Of the questions with choices.
-    multiple_choice: Share | None
-    #: Of both, by the type of question.
-    by_type: dict[str, Share]
-    #: Mean over the questions that several people answered.
-    vqa_accuracy: float | None
-    #: Of the questions whose answer is yes or no.
-    yes_no: YesNo | None
-    #: How the figures were taken.
-    protocol: dict[str, str | int]
-    #: Questions whose pictures cannot be read, each with the reason: they are in no figure.
-    unreadable: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        shares = {
-            name: None if (share := getattr(self, name)) is None else share._asdict()
-            for name in ("exact_match", "multiple_choice", "yes_no")
-        }
-        return asdict(self) | shares | {"by_type": {kind: share._asdict() for kind, share in self.by_type.items()}}
-
-    def as_text(self) -> str:
-        """Return a table for people."""
-        rows = [("exact match", self.exact_match), ("multiple choice", self.multiple_choice)]
-        rows += [(f"  {kind}", share) for kind, share in self.by_type.items() if len(self.by_type) > 1]
-        figures = [
-            (name, f"{share.right:.2%}", f"({share.questions} questions, most frequent answer {share.prior:.2%})")
-            for name, share in rows
-            if share is not None
-        ]
-        if self.vqa_accuracy is not None:
-            figures.append(("VQA accuracy", f"{self.vqa_accuracy:.2%}", ""))
-        if self.yes_no is not None:
-            yes = self.yes_no
-            figures.append(("yes or no", f"{yes.accuracy:.2%}", f"({yes.questions} questions)"))
-            others = (yes.precision, yes.recall, yes.f1, yes.yes_share, yes.unclear_share)
-            names = ("precision", "recall", "F1", "share of yes", "neither word")
-            figures += [(f"  {name}", f"{value:.2%}", "") for name, value in zip(names, others, strict=True)]
-        return report_text(figures, self.protocol, self.unreadable)
-
-
-class Answered(NamedTuple):
-    """A question, and what the model said."""
-
-    asked: Asked
-    answer: str
-
-    @property
-    def right(self) -> bool:
-        """Whether it is right: by exact match, or by the choice that it names."""
-        choices = self.asked.choices
-        if not choices:
-            return exact_match(self.answer, self.asked.truths)
-        number = chosen(self.answer, choices)
-        return number is not None and choices[number] == self.asked.truths[0]
 
 
 def evaluate_vqa(
@@ -141,7 +70,7 @@ def evaluate_vqa(
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
-        FileNotFoundError: the file or the model is not there.
+        FileNotFoundError: the file, the model, or the folder of ``answers`` is not there.
         LookupError: the model's VQ tokenizer is not installed.
         ValueError: there is both a file and scenes or neither, the prompt has no {}, the file is malformed, or no
             picture can be read.
@@ -150,6 +79,8 @@ def evaluate_vqa(
         raise ValueError(f"got the questions {questions} and {scenes} scenes; name either a file, or a number")
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
+    if answers is not None and not answers.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(answers.parent)!r} for the answers; make it first")
     asked = None if questions is None else read_questions(questions, root=root, keys=keys)
     refuse_missing_device(device)
     model, processor = load(name)
@@ -176,8 +107,7 @@ def evaluate_vqa(
     )
     answered = [*said]
     if answers is not None:
-        rows = ({**_row(one.asked), "said": one.answer, "right": one.right} for one in answered)
-        answers.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        _write_answers(answers, answered)
     report = reported(answered)
     return replace(report, protocol={**protocol, **report.protocol}, unreadable=tuple(unreadable))
 
@@ -245,40 +175,6 @@ def answer_questions(
         raise ValueError(f"the pictures of none of {len(asked)} questions can be read; the first: {unreadable[0]}")
 
 
-def reported(answered: Sequence[Answered]) -> VQAReport:
-    """Return the figures of answers, with what of the protocol they tell themselves."""
-    kinds = sorted({one.asked.kind for one in answered})
-    by_type = {kind: _share([one for one in answered if one.asked.kind == kind]) for kind in kinds}
-    free = [one for one in answered if not one.asked.choices]
-    of_choices = [one for one in answered if one.asked.choices]
-    by_many = [one for one in free if len(one.asked.truths) > 1]
-    yes = [one for one in free if {truth.strip().lower() for truth in one.asked.truths} in ({"yes"}, {"no"})]
-    people = [len(one.asked.truths) for one in by_many]
-    accuracies = [vqa_accuracy(one.answer, one.asked.truths) for one in by_many]
-    protocol: dict[str, str | int] = {"questions": len(answered)}
-    if free:
-        protocol["exact match"] = "but for case, spaces and a full stop at the end"
-    if people:
-        protocol["people asked"] = f"{min(people)} to {max(people)} for a question"
-    if yes:
-        protocol["yes or no"] = "an answer is no if its first sentence has no or not, and else yes, as POPE reads it"
-    protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("timm", "torch", "transformers"))
-    return VQAReport(
-        exact_match=_share(free) if free else None,
-        multiple_choice=_share(of_choices) if of_choices else None,
-        by_type=by_type,
-        vqa_accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
-        yes_no=yes_no([one.answer for one in yes], [one.asked.truths[0] for one in yes]) if yes else None,
-        protocol=protocol,
-    )
-
-
-def cast_weights(model: TokLIPForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Bring a model's weights to a dtype; its codebook, which is no weight, keeps its own."""
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
-
-
 def _of_model(model: TokLIPForConditionalGeneration, name: Path | str) -> dict[str, str | int]:
     config = model.config
     return {
@@ -314,6 +210,8 @@ def _said(
     order = [rows[picture.name] for one in asked for picture in one.pictures]
     image_ids = processor.encode([*pictures.values()], model.device)[order] if order else None
     token = processor.image_token
+    # What a question writes in place of a picture is no place for one: the pictures have theirs.
+    prompts = [text.replace(token, "").strip() if token in text else text for text in prompts]
     talks = [
         [{"role": "user", "content": "\n".join([*[token] * len(one.pictures), text])}]
         for one, text in zip(asked, prompts, strict=True)
@@ -327,22 +225,18 @@ def _said(
         image_ids=image_ids,
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device)
-    said = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    said = said[:, inputs["input_ids"].shape[1] :]
+    length = inputs["input_ids"].shape[1]
+    said = model.generate(**inputs, max_new_tokens=room(model, length, max_new_tokens), **GREEDY)[:, length:]
     return [text.strip() for text in processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
-
-
-def _share(answered: Sequence[Answered]) -> Share:
-    kinds: dict[str, Counter[str]] = {}
-    for one in answered:
-        truths, choices = one.asked.truths, one.asked.choices
-        # Of choices it is the letter that a model without eyes would always give.
-        right = {str(choices.index(truths[0]))} if choices else {*map(str.lower, truths)}
-        kinds.setdefault(one.asked.kind, Counter()).update(right)
-    frequent = sum(counts.most_common(1)[0][1] for counts in kinds.values())
-    return Share(len(answered), sum(one.right for one in answered) / len(answered), frequent / len(answered))
 
 
 def _row(asked: Asked) -> dict[str, Any]:
     names = [picture.name for picture in asked.pictures]
     return {"name": asked.name, "pictures": names, **asked._asdict()} | {"pictures": names}
+
+
+def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
+    rows = ({**_row(one.asked), "said": one.answer, "right": one.right} for one in answered)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    beside.replace(path)
