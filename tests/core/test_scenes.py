@@ -36,6 +36,7 @@ from toklip_core.scenes import (
 from toklip_core.scenes.drawing import draw_objects
 from toklip_core.scenes.draws import Draws
 from toklip_core.scenes.picture import reach
+from toklip_core.sources import CaptionedScenes
 
 MANY = 300
 EACH_SPLIT = pytest.mark.parametrize("split", SPLITS)
@@ -491,6 +492,15 @@ def test_the_command_writes_pictures_with_their_captions(tmp_path):
         assert line["captions"] == list(found.captions) and line["label"] == found.label
         assert [tuple(question.values()) for question in line["questions"]] == list(found.questions)
     assert len(list(out.iterdir())) == 7
+
+
+def test_the_command_and_the_settings_know_every_background(tmp_path):
+    options = {parameter.name: parameter for parameter in cli.commands["scenes"].params}
+    assert tuple(options["background"].type.choices) == BACKGROUNDS
+    for kind in BACKGROUNDS:
+        assert CaptionedScenes(kind="scenes", count=1, background=kind).background == kind
+    refused = CliRunner().invoke(cli, ["scenes", str(tmp_path / "x"), "--background", "foggy"])
+    assert refused.exit_code == 2 and "'plain', 'gradient'" in refused.stderr
 
 
 def test_the_command_leaves_a_folder_that_holds_something_alone(tmp_path):

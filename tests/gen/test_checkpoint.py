@@ -37,6 +37,13 @@ def test_a_file_of_every_layout_loads(tmp_path, layout, golden_file):
     assert all(not tensor.is_meta for tensor in generator.state_dict().values())
 
 
+def test_what_a_run_saved_beside_its_weights_is_left_aside(tmp_path):
+    path, config = saved(tmp_path, "gpt_c2i.json", None)
+    names = ("freqs_cis", "causal_mask", "layers.0.attention.kv_cache.k_cache")
+    torch.save(torch.load(path) | {name: torch.zeros(2) for name in names}, path)
+    assert load_official(path, config).config == config
+
+
 def test_greedy_ids_are_those_of_the_official_code(generator, golden):
     drawn = sample(generator, Inputs("ids"), Condition(golden["cond"]), seeds=[0, 0], guidance=2.0, temperature=0)
     assert torch.equal(drawn.flatten(1), golden["greedy"].long())
@@ -70,5 +77,5 @@ def test_a_file_with_a_published_name_needs_no_config():
 
 def test_a_file_without_a_published_name_asks_for_a_config(tmp_path):
     path, _ = saved(tmp_path, "gpt_c2i.json")
-    with pytest.raises(LookupError, match=r"official\.pt'; a file tells neither its grid nor its heads, so give its"):
+    with pytest.raises(LookupError, match=r"official\.pt'; .* so rename it to its published name, such as"):
         load_official(path)

@@ -10,13 +10,14 @@ from toklip_core.cli import cli
 from toklip_core.training import derived_seed
 from toklip_gen import drawing
 from toklip_gen.drawing import evaluate_on_classes
+from toklip_gen.model import Generator
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from torch.nn import functional as F
 
 from tests.core.conftest import picture
 from tests.core.mean_colour import MeanColour
-from tests.core.small_models import small_clip
-from tests.gen.small import CLASSES, small_generator
+from tests.core.small_models import small_clip, small_toklip
+from tests.gen.small import CLASSES, small_config, small_generator
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -63,3 +64,16 @@ def test_another_size_than_the_references_is_refused_before_anything_is_drawn(
     refused = run(*arguments, "--npz", tmp_path / "s.npz")
     assert refused.exit_code == 1 and "got pictures of 32 x 32, and the reference is of 20 x 20" in refused.stderr
     assert "--size 20" in refused.stderr and not list(tmp_path.glob("*s.npz*"))
+
+
+def test_a_toklip_that_moved_and_a_precision_can_be_named(tmp_path):
+    toklip = small_toklip()
+    toklip.save_pretrained(tmp_path / "moved")
+    config = small_config("concat", "text", toklip=str(tmp_path / "toklip"))
+    pictures = PictureGenerator(Generator(config), tokenizer=toklip.tokenizer, toklip=toklip)
+    pictures.save(tmp_path / "texts")
+    arguments = ["--generator", tmp_path / "texts", "--scenes", 2]
+    refused = run(*arguments)
+    assert refused.exit_code == 1 and "--toklip PATH" in refused.stderr
+    report = json.loads(run(*arguments, "--toklip", tmp_path / "moved", "--dtype", "bfloat16", "--json").stdout)
+    assert report["protocol"]["generator"] == f"{tmp_path / 'texts'}, in bfloat16" and report["pictures"] == 2

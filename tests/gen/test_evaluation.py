@@ -1,5 +1,6 @@
 """Figures of drawn pictures: formulas, parity with torchmetrics and torch-fidelity, references that are not mixed."""
 
+import errno
 import json
 
 import numpy as np
@@ -156,9 +157,10 @@ def hub(tmp_path, monkeypatch):
 def test_a_named_reference_is_looked_for_in_the_cache_and_its_features_are_those_of_its_pictures(hub):
     with pytest.raises(FileNotFoundError, match=r"VIRTUAL_imagenet256_labeled.npz is not in the torch hub cache"):
         load_reference("adm-imagenet-256", EYE)
-    real = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
-    means = np.random.default_rng(1).random(3)
-    np.savez(hub / "VIRTUAL_imagenet256_labeled.npz", arr_0=real, mu=means, sigma=np.eye(3), mu_s=means)
+    real = np.random.default_rng(0).integers(0, 256, (5, 256, 256, 3), np.uint8)
+    means = np.random.default_rng(1).random(2048)
+    sigma = np.eye(2048, dtype=np.float32)
+    np.savez(hub / "VIRTUAL_imagenet256_labeled.npz", arr_0=real, mu=means, sigma=sigma, mu_s=means)
     eye = Extractor("inception", "x", "", see)
     reference = load_reference("adm-imagenet-256", eye)
     assert (reference.info.purpose, reference.info.image_size) == ("generation", 256)
@@ -166,6 +168,19 @@ def test_a_named_reference_is_looked_for_in_the_cache_and_its_features_are_those
     expected = see(torch.from_numpy(real).movedim(-1, 1)).features
     torch.testing.assert_close(reference.features, expected)
     assert "not compared: none is published" in reference.described
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "message"),
+    [(3, 256, r"means of \(3,\), and features of Inception are 2048"), (2048, 64, "pictures of 64 x 64, not 256")],
+)
+def test_a_file_with_a_published_name_that_cannot_be_it_is_refused(hub, width, size, message):
+    real = np.zeros((2, size, size, 3), np.uint8)
+    path = hub / "VIRTUAL_imagenet256_labeled.npz"
+    np.savez(path, arr_0=real, mu=np.zeros(width), sigma=np.zeros((width, 1)))
+    for name in ("adm-imagenet-256", path):
+        with pytest.raises(ValueError, match=message):
+            load_reference(name, Extractor("inception", "x", "", see))
 
 
 def test_a_named_reference_with_another_checksum_is_damaged(hub, monkeypatch):
@@ -241,6 +256,26 @@ def test_samples_are_as_adms_evaluator_reads_them(tmp_path):
     assert np.array_equal(np.stack(list(read_samples(tmp_path / "n.npz"))), levels)
 
 
+def test_what_fails_leaves_no_file_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"), SampleWriter(tmp_path / "s.npz") as writer:
+        writer.add(np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(OSError, match="No space"):
+        write_reference(tmp_path / "r.npz", features(20, 3), info())
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_kept_evenly_from_the_first_to_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "_KEPT", 7)
+    found = torch.arange(12.0)[:, None].repeat(1, 3)
+    write_reference(tmp_path / "r.npz", found, info())
+    assert load_reference(tmp_path / "r.npz", EYE).features[:, 0].tolist() == [0, 2, 4, 6, 7, 9, 11]
+
+
 def test_a_file_that_is_no_samples_is_one_line(tmp_path):
     np.savez(tmp_path / "f.npz", arr_0=np.zeros((2, 4, 4)))
     with pytest.raises(ValueError, match="wanted pictures"):
@@ -304,6 +339,32 @@ def test_without_inceptions_weights_the_place_is_named(tmp_path, hub):
 def test_the_command_wants_pictures_or_a_generator(arguments):
     result = run(*arguments)
     assert result.exit_code == 2 and "name INPUTS, or --generator" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0, "--split": "train", "--purpose": "generation"}),
+        (["x.png"], {"--temperature": 1, "--top-k": 0, "--top-p": 1, "--toklip": "t", "--dtype": "bfloat16"}),
+        (["x.png", "--write-reference", "r.npz"], {"--reference": "r", "--clip": "c", "--npz": "n.npz"}),
+        (["--generator", "g", "--per-class", 1], {"--clip": "c", "--purpose": "generation", "--split": "train"}),
+        (["--generator", "g", "--per-class", 1], {"--write-reference": "r.npz"}),
+        (["--generator", "g", "--scenes", 2], {"--reference": "r", "--npz": "n.npz", "--size": 8}),
+        (["--generator", "g", "--scenes", 2], {"--write-reference": "r.npz"}),
+    ],
+)
+def test_an_option_that_would_say_nothing_is_refused(mode, options):
+    what = next((word for word in ("--scenes", "--per-class", "--write-reference") if word in mode), "INPUTS")
+    for option, value in options.items():
+        result = run(*mode, option, value)
+        assert result.exit_code == 2 and f"{option} does not go with {what}" in " ".join(result.stderr.split())
+
+
+def test_a_reference_is_of_square_pictures(tmp_path, teacher):
+    for number in range(3):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--features", teacher)
+    assert result.exit_code == 1 and "got pictures of 6 x 8; wanted squares" in result.stderr
 
 
 def test_models_are_extractors_of_unit_features(teacher):

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.cli import cli
-from toklip_core.data import open_picture, to_pixels
+from toklip_core.data import open_picture, to_picture, to_pixels
 from toklip_gen.inputs import toklip_checksum
 from toklip_gen.pipeline import PictureGenerator, load_generator
+from toklip_gen.sampling import Guidance
 
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import small_toklip
@@ -144,6 +145,16 @@ def test_generate_keeps_the_upper_rows_of_a_prefix(tmp_path, of_classes):
     assert difference[:, :4].max() <= 1 < difference[:, 4:].max()  # a file has 256 levels, the tokenizer 300 ids
 
 
+def test_generate_takes_the_schedule_of_guidance(tmp_path, of_classes):
+    words = ["--class", 3, "--guidance", 6, "--guidance-power", 1.5, "--guidance-last", 40]
+    report = json.loads(run(*words, "--model", of_classes, "--out", tmp_path / "out.png", "--json").stdout)
+    assert report["settings"] | {"guidance": 6.0, "guidance_power": 1.5, "guidance_last": 40} == report["settings"]
+    assert "guidance_first" not in report["settings"]
+    pictures = load_generator(of_classes)
+    ids = pictures.draw([3], seeds=[0], guidance=Guidance(6.0, last=40, power=1.5))
+    assert to_picture(pictures.pixels(ids)[0]).tobytes() == open_picture(tmp_path / "out.png").tobytes()
+
+
 def pixels(path):
     return to_pixels(open_picture(path), 32)[None]
 
@@ -160,6 +171,10 @@ def pixels(path):
         (["--class", "1", "--out", "nowhere/out.png"], "there is no folder"),
         (["--class", "1", "--prefix", "nowhere.png"], "nowhere.png"),
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
+        (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
+        (["--class", "1", "--seed", str(2**63)], "is not in the range"),
+        (["--class", "1", "--guidance-first", "9", "--guidance-last", "5"], "got last id of guidance = 5; wanted 9"),
+        (["--class", "1", "--out", "."], "has pictures already; name another one"),
         (["--class", "1", "--device", "tpu"], "got the device 'tpu'"),
     ],
 )

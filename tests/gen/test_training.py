@@ -188,6 +188,11 @@ def test_settings_that_do_not_fit_are_one_line(world, tmp_path, changes, message
     assert not (tmp_path / "run").exists()
 
 
+def test_a_text_tower_is_read_only_where_texts_are(world):
+    for changes, read in (({}, True), ({"condition": {"kind": "class", "classes": 3}}, False)):
+        assert (load_parts(config(concat(world, **changes))).toklip.text is not None) is read
+
+
 def test_a_store_of_other_weights_is_refused(world, tmp_path):
     weights = tmp_path / "levels.txt"
     weights.write_text("0.25")

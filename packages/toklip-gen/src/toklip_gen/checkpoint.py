@@ -24,7 +24,10 @@ from toklip_gen.published import llamagen_config
 LAYOUTS = ("model", "module", "state_dict")
 
 #: Names in an official file that are not the generator's -> why.
-IGNORED = {r"layers\.\d+\.attention\.kv_cache\.[kv]_cache": "a cache, which a run that had drawn pictures saved"}
+IGNORED = {
+    r"layers\.\d+\.attention\.kv_cache\.[kv]_cache": "a cache, which a run that had drawn pictures saved",
+    r"freqs_cis|causal_mask": "computed here",
+}
 
 #: Between the two names that make one tensor.
 _AND = " and "
@@ -68,7 +71,8 @@ def load_official(
         try:
             config = llamagen_config(path.name)
         except LookupError as error:
-            raise LookupError(f"{error}; a file tells neither its grid nor its heads, so give its config") from error
+            way_out = "so rename it to its published name, such as c2i_B_256.pt"
+            raise LookupError(f"{error}; a file tells neither its grid nor its heads, {way_out}") from error
     with torch.device("meta"):
         generator = Generator(config)
     stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)

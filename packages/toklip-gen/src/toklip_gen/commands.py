@@ -22,11 +22,18 @@ import click
     help="A picture file: a grid of all, a row for each text if there are several. Or a folder: a file for each.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the first; the next has the next."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the first; the next has the next.",
 )
 @click.option(
     "--guidance", type=float, default=4.0, show_default=True, help="How much the text or class weighs; 1: none."
 )
+@click.option("--guidance-power", type=float, help="It grows from 1, along a cosine of this power, as RAR's.")
+@click.option("--guidance-first", type=click.IntRange(min=0), default=0, show_default=True, help="Id where it begins.")
+@click.option("--guidance-last", type=click.IntRange(min=0), help="Last id that has it.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id each time.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Choose among so many ids; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Among the likeliest, up to this share.")
@@ -51,6 +58,10 @@ def generate(
     dtype: str | None,
     device: str | None,
     as_json: bool,
+    guidance: float,
+    guidance_power: float | None,
+    guidance_first: int,
+    guidance_last: int | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Draw pictures of TEXTS, or of classes.
@@ -59,14 +70,18 @@ def generate(
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
+    if options["prefix_rows"] is not None and options["prefix"] is None:
+        raise click.UsageError("--prefix-rows goes with --prefix, the picture whose rows they are")
     import torch
     from toklip_core.encoding import default_device
 
     from toklip_gen.generation import generate as draw
+    from toklip_gen.sampling import Guidance
 
     report = draw(
         texts or classes,
         out,
+        guidance=Guidance(guidance, guidance_first, guidance_last, guidance_power),
         dtype=None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype],
         device=device or default_device(),
         progress=sys.stderr.isatty(),

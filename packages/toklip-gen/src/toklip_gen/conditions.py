@@ -221,30 +221,82 @@ def load_t5(name: str, *, length: int) -> T5Words:
         model = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16)
     except (OSError, ValueError, ImportError) as error:  # ImportError: sentencepiece, which the hub's T5 may need
         words = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(f"the text encoder {name!r} is not to be had by transformers: {words}") from error
+        raise FileNotFoundError(
+            f"the text encoder {name!r} is not to be had by transformers; fetch it where there is a network "
+            f"(`hf download {name}`): {words}"
+        ) from error
     return T5Words(model, tokenizer, length=length)
 
 
-#: What T5 is not given: tags, addresses, nicknames, CJK; then signs that become a space.
-_LEFT_OUT = re.compile(r"<[^<>]*>|\b(?:https?://|www\.)\S+|@\w+\b|[\u31c0-\u31ef\u31f0-\u9fff]+")
-_SIGNS = re.compile(r"[#&@~()\[\]{}|\\/*\u00a1\u00a7\u00a9\u00ae\u00b7\u00ba\u00bd-\u00bf\u2022\u2122]+")
+def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+
+
+def _applied(rules: tuple[tuple[re.Pattern[str], str], ...], text: str) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+_DASHES = (
+    r"\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+_FILE = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
+_MARKUP = _rules(
+    ("<person>", "person"),
+    (r"\b(?:https?|www):(?:/{1,3}|[a-z0-9%])", ""),
+    (r"\b[a-z0-9.-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)", ""),
+    (r"<[/!?a-z][^<>]*>", ""),
+)
+_SIGNS = _rules(
+    (r"@\w+\b", ""),
+    (r"[\u31c0-\u9fff]+", ""),  # CJK
+    (rf"[-{_DASHES}]+", "-"),
+    (r"[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    (r"[\u2018\u2019]", "'"),
+    (r"&quot;?|&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#(?:\d{1,3}|\d{5,})\b|\b\d{6,}\b", ""),
+    (rf"\S+\.{_FILE}", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#&@~()\[\]{}|\\/*\u00a1\u00a7\u00a9\u00ae\u00b7\u00ba\u00bd-\u00bf\u2022\u2122]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_REMAINS = _rules(
+    (r"\b[a-z]{1,3}\d{3,15}\b", ""),
+    (r"\b[a-z]+\d+[a-z]+\b", ""),
+    (r"\b\d+[a-z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b{_FILE}(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-z]+\d+[a-z]+\d+[a-z\d]*\b", " "),
+    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"'](.+)[\"']$", r"\1"),
+    (r"^['_,:;-]", ""),
+    (r"['_,:+-]$", ""),
+    (r"^\.\S+$", ""),
+)
 
 
 def cleaned(text: str) -> str:
     """Return a caption as LlamaGen's T5 was given it: lower case, without markup, links and odd signs.
 
-    The official cleaning has some thirty rules more, against the remains of web shops (article numbers, names of files,
-    "free shipping"); captions that people write come out the same.
+    Rules and their order are the official ones; tags are found by a pattern, where those have a parser of HTML.
 
     Source: FoundationVision/LlamaGen, language/t5.py, clean_caption, which it calls twice.
     """
     from open_clip.tokenizer import basic_clean
 
-    text = unquote_plus(text).strip().lower()
-    text = unescape(_LEFT_OUT.sub("", text))
-    text = re.sub(r"[\u2010-\u2015]+", "-", text)
-    text = re.sub(r"[\u2018\u2019]", "'", re.sub(r"[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"', text))
-    text = basic_clean(_SIGNS.sub(" ", text))
-    text = re.sub(r"(\D[,./])\b", r"\1 ", text)
-    text = re.sub(r"\s+", " ", text).strip()
-    return text.lstrip("'_,-:;").rstrip("'_,-:+").strip()
+    text = unescape(_applied(_MARKUP, unquote_plus(text).strip().lower()))
+    text = _applied(_SIGNS, text)
+    if len(re.findall("[-_]", text)) > 3:  # this-is-my-cute-cat
+        text = re.sub("[-_]", " ", text)
+    return _applied(_REMAINS, basic_clean(text)).strip()

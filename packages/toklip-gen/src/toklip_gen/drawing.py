@@ -36,6 +36,8 @@ class Sampling(NamedTuple):
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    #: By torch.compile, for GPUs; see :func:`toklip_gen.sampling.sample`.
+    compiled: bool = False
 
     def as_text(self) -> str:
         """Return it for a protocol."""
@@ -54,13 +56,15 @@ def evaluate_on_scenes(
     judge: str | None = None,
     features: str | None = None,
     batch_size: int = 32,
+    toklip: Path | str | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> GenerationReport:
     """Measure a generator of texts on captions of Scenes: do its pictures show them, how far are they from the scenes.
 
     Args:
-        generator: see :func:`toklip_gen.pipeline.load_generator`.
+        generator: see :func:`toklip_gen.pipeline.load_generator`, also for ``toklip`` and ``dtype``.
         count: captions.
         split: of the scenes; their backgrounds are plain, see :func:`toklip_gen.scenes_match.scene_prompts`.
         sampling: how pictures are drawn.
@@ -74,7 +78,7 @@ def evaluate_on_scenes(
         FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws classes.
     """
     refuse_missing_device(device)
-    pictures = load_generator(generator, device=device)
+    pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)
     if isinstance(pictures.config.condition, ClassCondition):
         raise ValueError(f"{generator!r} draws classes, and Scenes have captions; leave out --scenes, or name another")
     matcher, of_judge = (None, {}) if judge is None else load_matcher(judge, device=device)
@@ -111,7 +115,7 @@ def evaluate_on_scenes(
     measured = [Drawn(levels, text) for levels, text in zip(_levels(torch.cat(drawn)), texts, strict=True)]
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
-        "generator": generator,
+        "generator": f"{generator}, in {str(pictures.generator.head.weight.dtype).removeprefix('torch.')}",
         "drawn": f"captions of {count} scenes of {split}, each on a plain background; {sampling.as_text()}",
         "pixels": "objects by contrast and connected parts, colour by hue, shape by the renderer",
     }
@@ -130,13 +134,15 @@ def evaluate_on_classes(
     size: int | None = None,
     npz: Path | str | None = None,
     batch_size: int = 32,
+    toklip: Path | str | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> GenerationReport:
-    """Measure a generator of classes on as many pictures of each: 50 of 1000 for published figures.
+    """Measure a generator of classes on as many pictures of each; LlamaGen's figures are of 50,000 of random classes.
 
     Args:
-        generator: see :func:`toklip_gen.pipeline.load_generator`.
+        generator: see :func:`toklip_gen.pipeline.load_generator`, also for ``toklip`` and ``dtype``.
         per_class: pictures of each class; the classes take turns.
         sampling: how pictures are drawn.
         reference: see :func:`toklip_gen.references.load_reference`.
@@ -155,7 +161,7 @@ def evaluate_on_classes(
     refuse_missing_device(device)
     extractor = load_extractor(features, device)
     known = None if reference is None else load_reference(reference, extractor)
-    pictures = load_generator(generator, device=device)
+    pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)
     condition = pictures.config.condition
     if not isinstance(condition, ClassCondition):
         raise ValueError(f"{generator!r} draws texts, and no classes; name --scenes in place of --per-class")
@@ -173,7 +179,7 @@ def evaluate_on_classes(
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(drawn(), extractor=extractor, reference=known, npz=writer, batch_size=batch_size)
     protocol: dict[str, str | int] = {
-        "generator": generator,
+        "generator": f"{generator}, in {str(pictures.generator.head.weight.dtype).removeprefix('torch.')}",
         "drawn": f"{per_class} pictures of each of {condition.classes} classes; {sampling.as_text()}",
     }
     if drawn_size != pictures.image_size:
@@ -191,6 +197,7 @@ def _pixels(pictures: PictureGenerator, prompts: Sequence[int] | Sequence[str], 
         temperature=how.temperature,
         top_k=how.top_k,
         top_p=how.top_p,
+        compiled=how.compiled,
     )
     return pictures.tokenizer.decode(ids).float().cpu()
 

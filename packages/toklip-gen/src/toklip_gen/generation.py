@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toklip_gen.pipeline import PictureGenerator, load_generator
+from toklip_gen.sampling import Guidance
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 #: Pixels between the pictures of a grid.
@@ -63,7 +64,7 @@ def generate(
     toklip: str | Path | None = None,
     number: int = 1,
     seed: int = 0,
-    guidance: float = 4.0,
+    guidance: Guidance | float = 4.0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -80,7 +81,7 @@ def generate(
     Args:
         prompts: classes, or texts, as the generator takes them.
         out: a picture file, which holds all of them, one row for each prompt if there are several; or a folder, made if
-            it is not there, for a file each.
+            it is not there, for a file each; it must have no pictures yet.
         model: see :func:`toklip_gen.pipeline.load_generator`, also for ``toklip``, ``dtype`` and ``device``.
         number: pictures of each prompt.
         seed: of the first picture of each prompt; each further one has the next.
@@ -104,6 +105,7 @@ def generate(
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
+    guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     settings = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawn: list[Image.Image] = []
     several = len(wanted) > batch_size
@@ -121,7 +123,8 @@ def generate(
     columns = number if len(prompts) > 1 else math.ceil(math.sqrt(number))
     files = _write(drawn, out, columns)
     report = tuple(Picture(*what, file) for what, file in zip(wanted, files, strict=True))
-    shown = {"model": str(model), **settings, "prefix": None if prefix is None else str(prefix)}
+    begins = None if prefix is None else str(prefix)
+    shown = {"model": str(model), **settings, "guidance": guidance.scale, **_schedule(guidance), "prefix": begins}
     return GenerateReport(report, time.perf_counter() - started, shown)
 
 
@@ -133,6 +136,12 @@ def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     for place, picture in enumerate(pictures):
         canvas.paste(picture, (place % columns * width, place // columns * height))
     return canvas
+
+
+def _schedule(guidance: Guidance) -> dict[str, int | float | None]:
+    """What of it is not the default, for a report."""
+    usual = Guidance(guidance.scale)._asdict()
+    return {f"guidance_{name}": value for name, value in guidance._asdict().items() if value != usual[name]}
 
 
 def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) -> Tensor:
@@ -153,6 +162,8 @@ def _refuse_place(out: Path) -> None:
         if not out.absolute().parent.is_dir():
             folder = out.absolute().parent
             raise FileNotFoundError(f"there is no folder {folder} to write {out.name} into; make it first")
+    elif out.is_dir() and any(path.suffix.lower() in _SUFFIXES for path in out.iterdir()):
+        raise ValueError(f"the folder {out} has pictures already; name another one, or empty it")
     elif out.suffix:
         raise ValueError(f"got --out {out}; wanted a folder, or a name that ends in {', '.join(_SUFFIXES)}")
 

@@ -29,6 +29,8 @@ Purpose = Literal["generation", "reconstruction"]
 #: Features that a reference keeps, for precision and recall, at most: as many pictures as ADM's files have.
 _KEPT = 10_000
 _INFO = "toklip"
+#: Of the layer that FID is taken on.
+_INCEPTION_WIDTH = 2048
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
     if _INFO in arrays:
         info = ReferenceInfo.model_validate_json(str(arrays[_INFO]))
     elif {"mu", "sigma"} <= arrays.keys() and named is not None:
+        _refuse_impostor(path, arrays, named)
         info = ReferenceInfo(
             purpose="generation",
             extractor=INCEPTION,
@@ -138,17 +141,20 @@ def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> 
     if path.suffix != ".npz" or len(features) < 2:
         raise ValueError(f"got {len(features)} pictures for {str(path)!r}; wanted two or more, and a file NAME.npz")
     found = moments(features)
-    step = max(1, len(features) // _KEPT)
+    kept = torch.linspace(0, len(features) - 1, min(len(features), _KEPT), dtype=torch.float64).round().long()
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        np.savez(
-            file,
-            mu=found.mean.numpy(),
-            sigma=found.covariance.numpy(),
-            features=features[::step][:_KEPT].numpy(),
-            toklip=np.array(info.model_dump_json()),
-        )
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            np.savez(
+                file,
+                mu=found.mean.numpy(),
+                sigma=found.covariance.numpy(),
+                features=features[kept].numpy(),
+                toklip=np.array(info.model_dump_json()),
+            )
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _located(name: Path | str) -> tuple[Path, NamedReference | None]:
@@ -178,6 +184,19 @@ def _arrays(path: Path) -> dict[str, Any]:
             return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
     except (OSError, ValueError, EOFError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no .npz of arrays: {error}") from error
+
+
+def _refuse_impostor(path: Path, arrays: dict[str, Any], named: NamedReference) -> None:
+    """ValueError if a file that has a published name, and no published checksum, cannot be what it is called."""
+    shape = arrays["mu"].shape
+    if shape != (_INCEPTION_WIDTH,):
+        raise ValueError(
+            f"{path} has means of {shape}, and features of Inception are {_INCEPTION_WIDTH}; fetch {named.url} again"
+        )
+    if ARRAY in arrays and (found := next(read_samples(path)).shape[:2]) != (named.image_size, named.image_size):
+        raise ValueError(
+            f"{path} has pictures of {found[0]} x {found[1]}, not {named.image_size}; fetch {named.url} again"
+        )
 
 
 def _features(path: Path, arrays: dict[str, Any], extractor: Extractor) -> Tensor | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ def train_generator() -> TrainTask[GeneratorTrainConfig]:
     return TrainTask(settings=GeneratorTrainConfig, recipes=RECIPES, train=train)
 
 
+_RUN = {"features", "batch_size", "device", "as_json"}
+_DRAWING = {"generator", "toklip", "dtype", "compiled", "guidance", "temperature", "top_k", "top_p", "seed"} | _RUN
+#: What is measured -> the options that say something about it.
+_MODES = {
+    "INPUTS": {"inputs", "reference", "clip", "npz"} | _RUN,
+    "--write-reference": {"inputs", "write_reference", "purpose"} | _RUN,
+    "--scenes": {"scenes", "split", "clip"} | _DRAWING,
+    "--per-class": {"per_class", "reference", "npz", "size"} | _DRAWING,
+}
+
+
 @click.command("generation")
 @click.argument("inputs", nargs=-1)
 @click.option("--generator", help="Draw with this, in place of INPUTS: see `toklip models`, or a folder.")
@@ -57,16 +69,28 @@ def train_generator() -> TrainTask[GeneratorTrainConfig]:
     show_default=True,
     help="Of the reference that is written: the other use of it is refused.",
 )
+@click.option("--toklip", type=click.Path(), help="Where the generator's TokLIP is now, if not where it was.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for a GPU.")
 @click.option("--guidance", type=float, default=4.0, show_default=True, help="1 is none.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Likeliest ids; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Share of probability; 1: all.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other pictures.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another one, other pictures."
+)
 @click.option("--size", type=click.IntRange(min=1), help="Side that pictures of classes are resized to.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def evaluate_generation(inputs: tuple[str, ...], as_json: bool, **options: Any) -> None:  # noqa: ANN401
+@click.pass_context
+def evaluate_generation(
+    ctx: click.Context,
+    /,
+    inputs: tuple[str, ...],
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Measure drawn pictures: INPUTS (files, folders, tars, .npz), or what --generator draws.
 
     Fréchet distance (FID), Inception score, precision and recall against a reference; CLIP score where captions lie
@@ -79,6 +103,7 @@ def evaluate_generation(inputs: tuple[str, ...], as_json: bool, **options: Any) 
     drawn = [name for name in ("scenes", "per_class") if options[name] is not None]
     if bool(inputs) == bool(options["generator"]) or len(drawn) != bool(options["generator"]):
         raise click.UsageError("name INPUTS, or --generator with either --scenes or --per-class")
+    _refuse_unused(ctx, options)
     run = {"batch_size": options["batch_size"], "device": options["device"] or default_device(), "progress": True}
     if inputs and options["write_reference"]:
         from toklip_gen.evaluation import write_reference_of
@@ -102,16 +127,32 @@ def _of_files(inputs: tuple[str, ...], options: dict[str, Any], run: dict[str, A
 
 
 def _of_generator(options: dict[str, Any], run: dict[str, Any]) -> Any:  # noqa: ANN401
+    import torch
+
     from toklip_gen.drawing import Sampling, evaluate_on_classes, evaluate_on_scenes
 
     how = Sampling(**{name: options[name] for name in Sampling._fields})
     name = options["generator"]
+    dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
+    run |= {"toklip": options["toklip"], "dtype": dtype}
     if options["scenes"]:
-        for unused in ("reference", "npz", "size", "write_reference"):
-            if options[unused] is not None:
-                raise click.UsageError(f"--{unused.replace('_', '-')} does not go with --scenes")
         chosen = {"split": options["split"], "judge": options["clip"], "features": options["features"]}
         return evaluate_on_scenes(name, options["scenes"], sampling=how, **chosen, **run)
     chosen = {key: options[key] for key in ("reference", "size", "npz")}
     features = options["features"] or "inception"
     return evaluate_on_classes(name, options["per_class"], sampling=how, features=features, **chosen, **run)
+
+
+def _refuse_unused(ctx: click.Context, options: dict[str, Any]) -> None:
+    """UsageError if an option was given that says nothing about what is measured."""
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
+    if options["generator"]:
+        mode = "--scenes" if options["scenes"] else "--per-class"
+    else:
+        mode = "--write-reference" if options["write_reference"] else "INPUTS"
+    if unused := [option for name, option in given.items() if name not in _MODES[mode]]:
+        raise click.UsageError(f"{', '.join(unused)} does not go with {mode}; leave it out")

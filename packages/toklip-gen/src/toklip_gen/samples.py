@@ -43,10 +43,12 @@ class SampleWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-        self._file.close()
-        self._raw.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self._raw.unlink(missing_ok=True)
+            self._file.close()
 
     def add(self, levels: NDArray[np.uint8]) -> None:
         """Write pictures (B, H, W, 3), uint8; all of one size."""
@@ -60,11 +62,14 @@ class SampleWriter:
         self._file.close()
         beside = self.path.with_name(f".{self.path.name}.tmp")
         header = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._size)}
-        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file, self._raw.open("rb") as raw:
-                np.lib.format.write_array_header_2_0(file, header)
-                shutil.copyfileobj(raw, file)
-        beside.replace(self.path)
+        try:
+            with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file, self._raw.open("rb") as raw:
+                    np.lib.format.write_array_header_2_0(file, header)
+                    shutil.copyfileobj(raw, file)
+            beside.replace(self.path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
