@@ -19,12 +19,22 @@ from tests.gen.generator_runs import assert_same_run, config, values
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_same_command_goes_on_after_a_signal(world, tmp_path, number):
-    """A kill loses at most the steps since the last save; the tokenizer is slow, so that the signal comes at work."""
+@pytest.fixture(scope="module")
+def settings(world):
+    """The tokenizer is slow, so that a signal comes at work."""
     classes = {"kind": "classes", "folder": str(world / "pictures")}
-    run = {"steps": 30, "save_every": 2}
-    settings = values(world, tokenizer="mean-colour-slow", data=[classes], run=run)
+    return values(world, tokenizer="mean-colour-slow", data=[classes], run={"steps": 30, "save_every": 2})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, settings):
+    train_generator(config(settings), world / "uninterrupted")
+    return world / "uninterrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, tmp_path, number):
+    """A kill loses at most the steps since the last save."""
     toml = write_toml(tmp_path / "run.toml", settings)
     command = [sys.executable, "-m", "toklip_core.cli", "train", "generator", str(toml), "--out", str(tmp_path / "run")]
     own = {"PYTHONPATH": str(world / "site"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -36,8 +46,7 @@ def test_the_same_command_goes_on_after_a_signal(world, tmp_path, number):
     assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number], error
     assert not (tmp_path / "run/model").exists()
     assert train_generator(config(settings), tmp_path / "run").step == 30
-    train_generator(config(settings), tmp_path / "whole")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):
