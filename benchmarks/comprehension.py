@@ -180,8 +180,8 @@ def training_rows(model: TokLIPForConditionalGeneration, vq: VQGANTokenizer, rep
             "s",
             seconds[stored],
             target="1.5x pixels",
-            note=f"{seconds['pixels'] / seconds[stored]:.2f} times as long from pixels, {seconds['pixels']:.2f} s; all in "
-            "memory: no file is read, no picture decoded",
+            note=f"{seconds['pixels'] / seconds[stored]:.2f} times as long from pixels, {seconds['pixels']:.2f} s; "
+            "all in memory: no file is read, no picture decoded",
         )
         for stored in ("ids", "ids and tokens")
     ]

@@ -44,7 +44,7 @@ def by_hand(model, batch, steps=6):
 
 
 def refuse_releases_without_chunks(bare):
-    """transformers 5.0 cannot: its static cache overflows."""
+    """Early releases of transformers 5 cannot: their static cache overflows."""
     try:
         bare.generate(torch.ones(1, 68, dtype=torch.int64), **PLAIN, **CHUNKS)
     except IndexError:

@@ -37,7 +37,6 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = MODEL_TYPE
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
-    # Not the fields of a dataclass, which only later releases of transformers 5 know.
     def __init__(
         self,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
