@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from _runs import Training, arguments, markdown, measured, percent, spread, train_all
-from toklip_gen.drawing import Sampling, evaluate_on_scenes
+from toklip_gen.drawing import evaluate_on_scenes
 
 FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")
@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("runs/plain-store"))
     parser.add_argument("--teacher", default="runs/teacher/model", help="whose features are compared")
     parser.add_argument("--captions", type=int, default=512, help="of each split")
-    parser.add_argument("--guidance", type=float, default=3.0)
     options = parser.parse_args()
     out, seeds = options.out, options.seeds
     folders = {
@@ -65,13 +64,13 @@ def main() -> None:
     print(markdown(["loss until step", *map(str, steps)], rows), end="\n\n")
 
     teacher = re.sub(r"\W+", "-", options.teacher)
-    measured_by = f"{options.captions}-captions-guidance-{options.guidance:g}-{teacher}"
+    measured_by = f"{options.captions}-captions-{teacher}"
     rows = []
     for split in SPLITS:
         found = {
             of: measured(
                 folder / f"{split}-{measured_by}.json",
-                partial(figures, folder / "model", options.captions, split, options.teacher, options.guidance),
+                partial(figures, folder / "model", options.captions, split, options.teacher),
             )
             for of, folder in folders.items()
         }
@@ -90,11 +89,10 @@ def main() -> None:
     print(markdown(["captions", "features", *CLAIMS, DISTANCE], rows))
 
 
-def figures(generator: Path, captions: int, split: str, teacher: str, guidance: float) -> dict[str, float]:
+def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[str, float]:
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
-    how = Sampling(guidance)
     report = evaluate_on_scenes(
-        str(generator), captions, split=split, sampling=how, features=teacher, batch_size=64, progress=True
+        str(generator), captions, split=split, features=teacher, batch_size=64, progress=True
     )
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))

@@ -126,6 +126,17 @@ def test_generate_writes_a_grid_with_a_row_for_each_text(tmp_path, toklip):
     assert "6 pictures" in result.stderr and result.stdout == ""
 
 
+def test_without_settings_a_generator_draws_with_its_own(tmp_path):
+    config = small_config(guidance=2.0, top_k=5)
+    pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=MeanColour())
+    assert pictures.config == config
+    own, asked = pictures.draw([3], seeds=[0]), pictures.draw([3], seeds=[0], guidance=2.0, top_k=5)
+    assert torch.equal(own, asked) and not torch.equal(own, pictures.draw([3], seeds=[0], guidance=4.0, top_k=0))
+    pictures.save(tmp_path / "own")
+    settings = json.loads(run("--class", 3, "--model", tmp_path / "own", "--json", "--out", tmp_path / "a.png").stdout)
+    assert (settings["settings"]["guidance"], settings["settings"]["top_k"]) == (2.0, 5)
+
+
 def test_generate_into_a_folder_says_which_file_is_what_and_each_is_drawn_again_alone(tmp_path, of_classes):
     words = ["--class", 3, "--class", 1, "--model", of_classes, "--json"]
     report = json.loads(run(*words, "-n", 2, "--seed", 5, "--out", tmp_path / "many").stdout)
@@ -173,7 +184,8 @@ def pixels(path):
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
         (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
         (["--class", "1", "--seed", str(2**63)], "is not in the range"),
-        (["--class", "1", "--guidance-first", "9", "--guidance-last", "5"], "got last id of guidance = 5; wanted 9"),
+        (["--class", "1", "--guidance-last", "5"], "a schedule of guidance goes with --guidance"),
+        (["--class=1", "--guidance=4", "--guidance-first=9", "--guidance-last=5"], "got last id of guidance = 5; wanted"),
         (["--class", "1", "--out", "."], "has pictures already; name another one"),
         (["--class", "1", "--device", "tpu"], "got the device 'tpu'"),
     ],

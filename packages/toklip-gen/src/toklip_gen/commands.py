@@ -29,13 +29,13 @@ import click
     help="Of the first; the next has the next.",
 )
 @click.option(
-    "--guidance", type=float, default=4.0, show_default=True, help="How much the text or class weighs; 1: none."
+    "--guidance", type=float, help="How much the text or class weighs; 1: none; by default the generator's, mostly 4."
 )
 @click.option("--guidance-power", type=float, help="It grows from 1, along a cosine of this power, as RAR's.")
 @click.option("--guidance-first", type=click.IntRange(min=0), default=0, show_default=True, help="Id where it begins.")
 @click.option("--guidance-last", type=click.IntRange(min=0), help="Last id that has it.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id each time.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Choose among so many ids; 0: all.")
+@click.option("--top-k", type=int, help="Choose among so many ids; 0: all; by default the generator's own.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Among the likeliest, up to this share.")
 @click.option("--prefix", type=click.Path(), help="A picture whose upper rows are kept; the rest is drawn.")
 @click.option("--prefix-rows", type=int, help="Rows of ids that are kept; by default the upper half.")
@@ -58,7 +58,7 @@ def generate(
     dtype: str | None,
     device: str | None,
     as_json: bool,
-    guidance: float,
+    guidance: float | None,
     guidance_power: float | None,
     guidance_first: int,
     guidance_last: int | None,
@@ -72,6 +72,9 @@ def generate(
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
     if options["prefix_rows"] is not None and options["prefix"] is None:
         raise click.UsageError("--prefix-rows goes with --prefix, the picture whose rows they are")
+    schedule = (guidance_first, guidance_last, guidance_power)
+    if guidance is None and schedule != (0, None, None):
+        raise click.UsageError("a schedule of guidance goes with --guidance, the scale that it leads to")
     import torch
     from toklip_core.encoding import default_device
 
@@ -81,7 +84,7 @@ def generate(
     report = draw(
         texts or classes,
         out,
-        guidance=Guidance(guidance, guidance_first, guidance_last, guidance_power),
+        guidance=None if guidance is None else Guidance(guidance, *schedule),
         dtype=None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype],
         device=device or default_device(),
         progress=sys.stderr.isatty(),

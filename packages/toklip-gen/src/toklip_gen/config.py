@@ -84,6 +84,8 @@ class GeneratorConfig(Config):
         description="Queries and keys at the condition's positions: zero, as LlamaGen was trained, so that what comes "
         "after sees all words of a text alike; or learned, so that it can choose among them.",
     )
+    guidance: float = Field(default=4.0, ge=0, description="With which it draws, unless another is asked for; 1: none.")
+    top_k: int = Field(default=0, ge=0, description="Likeliest ids it draws from, unless others are asked for; 0: all.")
     rope_base: float = Field(default=10000.0, gt=0, description="Of the rotary embedding.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Of the RMS norms.")
 

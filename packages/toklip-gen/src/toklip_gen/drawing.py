@@ -18,7 +18,7 @@ from toklip_core.training import derived_seed
 from torch import Tensor
 from tqdm import tqdm
 
-from toklip_gen.config import ClassCondition
+from toklip_gen.config import ClassCondition, GeneratorConfig
 from toklip_gen.evaluation import Drawn, GenerationReport, gather, measure_pictures, refuse_other_size
 from toklip_gen.features import INCEPTION, load_extractor, moments
 from toklip_gen.pipeline import PictureGenerator, load_generator
@@ -30,17 +30,25 @@ from toklip_gen.scenes_match import measure_match, scene_prompts
 class Sampling(NamedTuple):
     """How pictures are drawn."""
 
-    guidance: float = 4.0
+    #: None: the generator's own.
+    guidance: float | None = None
     temperature: float = 1.0
-    #: 0: all.
-    top_k: int = 0
+    #: 0: all. None: the generator's own.
+    top_k: int | None = None
     top_p: float = 1.0
     seed: int = 0
     #: By torch.compile, for GPUs; see :func:`toklip_gen.sampling.sample`.
     compiled: bool = False
 
+    def of(self, config: GeneratorConfig) -> Sampling:
+        """Return it with what is the generator's own."""
+        return self._replace(
+            guidance=config.guidance if self.guidance is None else self.guidance,
+            top_k=config.top_k if self.top_k is None else self.top_k,
+        )
+
     def as_text(self) -> str:
-        """Return it for a protocol."""
+        """Return it for a protocol; of a generator, see :meth:`of`."""
         return (
             f"guidance {self.guidance:g}, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, "
             f"top-p {self.top_p:g}, seed {self.seed}"
@@ -83,7 +91,7 @@ def evaluate_on_scenes(
         raise ValueError(f"{generator!r} draws classes, and Scenes have captions; leave out --scenes, or name another")
     matcher, of_judge = (None, {}) if judge is None else load_matcher(judge, device=device)
     extractor = None if features is None else load_extractor(features, device)
-    sampling = sampling or Sampling()
+    sampling = (sampling or Sampling()).of(pictures.config)
     side = pictures.config.grid[0] * pictures.tokenizer.downsample_factor
     prompts = scene_prompts(count, split=split, size=side)
     drawn: list[Tensor] = []
@@ -168,7 +176,7 @@ def evaluate_on_classes(
     drawn_size = pictures.image_size if size is None else (size, size)
     if known is not None:
         refuse_other_size(drawn_size, known, way_out=f"resize them by --size {known.info.image_size}")
-    sampling = sampling or Sampling()
+    sampling = (sampling or Sampling()).of(pictures.config)
     classes = [*range(condition.classes)] * per_class
 
     def drawn() -> Iterator[Drawn]:

@@ -64,9 +64,9 @@ def generate(
     toklip: str | Path | None = None,
     number: int = 1,
     seed: int = 0,
-    guidance: Guidance | float = 4.0,
+    guidance: Guidance | float | None = None,
     temperature: float = 1.0,
-    top_k: int = 0,
+    top_k: int | None = None,
     top_p: float = 1.0,
     prefix: Path | str | None = None,
     prefix_rows: int | None = None,
@@ -85,7 +85,8 @@ def generate(
         model: see :func:`toklip_gen.pipeline.load_generator`, also for ``toklip``, ``dtype`` and ``device``.
         number: pictures of each prompt.
         seed: of the first picture of each prompt; each further one has the next.
-        guidance: see :func:`toklip_gen.sampling.sample`, also for the next three and ``compiled``.
+        guidance: see :func:`toklip_gen.sampling.sample`, also for the next three and ``compiled``; None: the
+            generator's own, as for ``top_k``.
         prefix: a picture whose upper rows are kept.
         prefix_rows: rows of ids that are kept; None: the upper half.
         batch_size: pictures at a time.
@@ -105,7 +106,9 @@ def generate(
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
+    guidance = pictures.config.guidance if guidance is None else guidance
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    top_k = pictures.config.top_k if top_k is None else top_k
     settings = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawn: list[Image.Image] = []
     several = len(wanted) > batch_size

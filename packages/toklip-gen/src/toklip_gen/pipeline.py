@@ -108,15 +108,18 @@ class PictureGenerator:
         prompts: Sequence[int] | Sequence[str],
         *,
         seeds: Sequence[int],
-        guidance: Guidance | float = 4.0,
+        guidance: Guidance | float | None = None,
         temperature: float = 1.0,
-        top_k: int = 0,
+        top_k: int | None = None,
         top_p: float = 1.0,
         prefix: Tensor | None = None,
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Return the ids (B, h, w) of one picture for each prompt, class or text; see :func:`toklip_gen.sample`."""
+        """Return the ids (B, h, w) of one picture for each prompt, class or text; see :func:`toklip_gen.sample`.
+
+        Without guidance or top_k, those of the generator's config are taken.
+        """
         was_training = self.generator.training
         self.generator.eval()
         try:
@@ -125,9 +128,9 @@ class PictureGenerator:
                 self.inputs,
                 self.conditions(prompts).to(self.device),
                 seeds=seeds,
-                guidance=guidance,
+                guidance=self.config.guidance if guidance is None else guidance,
                 temperature=temperature,
-                top_k=top_k,
+                top_k=self.config.top_k if top_k is None else top_k,
                 top_p=top_p,
                 prefix=None if prefix is None else prefix.to(self.device),
                 compiled=compiled,

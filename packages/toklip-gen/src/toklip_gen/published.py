@@ -80,6 +80,9 @@ def llamagen_config(name: str) -> GeneratorConfig:
         condition=ClassCondition(classes=1000)
         if of_class
         else TextCondition(encoder="google/flan-t5-xl", length=120, width=2048),
+        # What sample_c2i.py and sample_t2i.py draw with.
+        guidance=4.0 if of_class else 7.5,
+        top_k=2000 if of_class else 1000,
     )
 
 

@@ -72,9 +72,9 @@ _MODES = {
 @click.option("--toklip", type=click.Path(), help="Where the generator's TokLIP is now, if not where it was.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for a GPU.")
-@click.option("--guidance", type=float, default=4.0, show_default=True, help="1 is none.")
+@click.option("--guidance", type=float, help="1 is none; by default the generator's own, mostly 4.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Likeliest ids; 0: all.")
+@click.option("--top-k", type=click.IntRange(min=0), help="Likeliest ids; 0: all; by default the generator's own.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Share of probability; 1: all.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another one, other pictures."

@@ -104,8 +104,10 @@ class Sketches(Config):
     prompts: tuple[int | str, ...] = Field(
         default=(), description="Classes or texts that are drawn at each evaluation; of scenes the first 16 by default."
     )
-    guidance: float = Field(default=4.0, ge=0, description="Of these drawings; 1 is none.")
-    top_k: int = Field(default=0, ge=0, description="Of these drawings: likeliest ids to draw from; 0: all.")
+    guidance: float = Field(
+        default=4.0, ge=0, description="Of these drawings, and of the model's if nothing else is asked for; 1 is none."
+    )
+    top_k: int = Field(default=0, ge=0, description="Likewise: likeliest ids to draw from; 0: all.")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

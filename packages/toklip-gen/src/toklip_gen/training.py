@@ -147,6 +147,8 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
         feature_width=inputs.width,
         condition=condition,
         condition_keys=config.generator.condition_keys,
+        guidance=config.held_out.guidance,
+        top_k=config.held_out.top_k,
     )
     if toklip is not None:
         settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
