@@ -56,11 +56,7 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
     """
     torch.manual_seed(config.run.seed)
     model, processor, sources, picturing = _beginning(config)
-    if model.context is not None and config.max_length > model.context:
-        raise ValueError(
-            f"got max_length {config.max_length}, but the language model's context is {model.context}; set max_length "
-            "to that, or less"
-        )
+    _refuse_past_context(config.max_length, model.context)
     _refuse_other_store(sources, model)
     if model.vision.encoder is not None and "encoder" not in config.train:
         use_stored_tokens(sources, model.config.encoder_checksum)
@@ -310,6 +306,14 @@ def _refuse_other_store(sources: Sequence[Source], model: TokLIPForConditionalGe
                 f"the token store was made by {info.tokenizer!r} (sha256 {info.weights_checksum[:16]}), and the model "
                 f"reads {model.config.tokenizer!r} ({str(model.config.tokenizer_checksum)[:16]}); encode with that"
             )
+
+
+def _refuse_past_context(max_length: int, context: int | None) -> None:
+    if context is not None and max_length > context:
+        raise ValueError(
+            f"got max_length {max_length}, but the language model's context is {context}; set max_length to that, or "
+            "less"
+        )
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
