@@ -48,7 +48,7 @@ _LLAMAGEN = {
 def generators() -> dict[str, NamedModel]:
     """Return the generators that have a name."""
     named = [_named(name, file) for name, file in _LLAMAGEN.items()]
-    return {model.name: model for model in [*([_tiny()] if TINY.is_dir() else []), *named]}
+    return {model.name: model for model in [_tiny(), *named]}
 
 
 def unknown(name: str) -> str:

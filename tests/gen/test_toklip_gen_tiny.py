@@ -1,0 +1,38 @@
+"""The generator in the package: its size, its name, and whether it draws what it is asked for."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from toklip_core.cli import cli
+from toklip_gen.drawing import evaluate_on_scenes
+from toklip_gen.published import TINY
+
+pytest.importorskip("toklip_vq")
+
+
+def test_it_is_under_ten_megabytes():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10e6
+
+
+def test_models_lists_it():
+    done = CliRunner().invoke(cli, ["models", "--json"])
+    (found,) = [row for row in json.loads(done.stdout) if row["name"] == "toklip-gen-tiny"]
+    assert found["image_size"] == 64 and found["tokens"] == 64 and found["package"] == "toklip-gen"
+
+
+def test_it_draws_colours_and_numbers_that_it_is_asked_for():
+    report = evaluate_on_scenes("toklip-gen-tiny", 64, split="validation", batch_size=64)
+    drawn = report.match["pixels"]["drawn"]
+    assert drawn.colour is not None and drawn.count is not None
+    # By chance one colour in eight, and one number in three.
+    assert drawn.colour > 0.5 and drawn.count > 0.45
+
+
+def test_generate_needs_nothing_but_the_packages(tmp_path):
+    out = tmp_path / "grid.png"
+    done = CliRunner().invoke(cli, ["generate", "a large red circle", "-n", "4", "--out", str(out), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    with Image.open(out) as grid:
+        assert grid.size == (2 * 64 + 2, 2 * 64 + 2)
