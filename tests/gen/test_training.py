@@ -295,7 +295,7 @@ def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
     assert {*report["match"]} == {"pixels", "model"}
     assert report["match"]["pixels"]["scenes"]["colour"] == 1
     assert report["frechet"] > 0 and report["clip_score"] >= 0
-    assert "guidance 4, temperature 1" in report["protocol"]["drawn"]
+    assert "guidance 2, temperature 1" in report["protocol"]["drawn"]
     assert json.loads(evaluated(*arguments, "--json").stdout)["match"] == report["match"], "batches change nothing"
     assert "judge" in evaluated(*arguments).stdout
 
