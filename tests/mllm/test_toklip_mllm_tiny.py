@@ -28,6 +28,16 @@ def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
     assert report.by_type["colour"].right > 0.5
 
 
+def test_a_name_that_no_model_has_is_said_in_one_line():
+    done = CliRunner().invoke(cli, ["ask", "--model", "nosuch", "docs/x.png", "what is it?"])
+    assert done.exit_code == 1 and "there is no model 'nosuch'" in done.stderr
+
+
+def test_an_empty_question_is_refused():
+    done = CliRunner().invoke(cli, ["ask", "picture.png", " "])
+    assert done.exit_code == 1 and "the question is empty" in done.stderr
+
+
 def test_one_question_about_a_picture_needs_nothing_but_the_package(tmp_path):
     CliRunner().invoke(cli, ["scenes", str(tmp_path / "scenes"), "--count", "4", "--seed", "4"], catch_exceptions=False)
     picture = str(tmp_path / "scenes/000003.png")

@@ -114,6 +114,11 @@ def load(
     place = TINY if str(name) == TINY_NAME else name
     if Path(place).is_dir() and not Path(place, "config.json").is_file():
         raise FileNotFoundError(f"{str(place)!r} is no model folder: it has no config.json")
+    if not Path(place).exists() and "/" not in str(place):
+        raise FileNotFoundError(
+            f"there is no model {str(name)!r}, and no folder of that name; name {TINY_NAME}, a folder, or owner/name "
+            "of the hub"
+        )
     model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
     processor = TokLIPProcessor.from_pretrained(place)
     ours, theirs = model.config.tokenizer_checksum, processor.vq_checksum

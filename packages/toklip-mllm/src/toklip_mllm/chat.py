@@ -116,9 +116,11 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
     """Return the files among the words of ``toklip ask``, and the question, the last word unless it is a file.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no picture, or the question is empty.
     """
     *pictures, last = words or ("",)
+    if pictures and not last.strip():
+        raise ValueError("the question is empty; ask something, or leave it out for a conversation")
     # A question may be longer than a name of a file can be, and may end as one: "what is in b.png".
     if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
         return [*pictures, last], None
