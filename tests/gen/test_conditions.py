@@ -23,7 +23,7 @@ def test_classes_are_their_numbers():
 
 @pytest.mark.parametrize("prompt", [3, -1, "a red circle"])
 def test_what_is_no_class_is_refused(prompt):
-    with pytest.raises(ValueError, match="draws classes, numbers from 0 to 2"):
+    with pytest.raises(ValueError, match="draws classes, not texts: numbers from 0 to 2"):
         build_conditions(ClassCondition(classes=3))([prompt])
 
 
@@ -55,9 +55,9 @@ def test_the_words_are_those_of_the_text_tower():
 
 
 def test_one_text_is_not_read_letter_by_letter():
-    with pytest.raises(ValueError, match="wanted a list of them"):
+    with pytest.raises(ValueError, match="wanted a list of texts"):
         texts()("a red circle")
-    with pytest.raises(ValueError, match="the generator draws texts"):
+    with pytest.raises(ValueError, match="got 1, but the generator draws texts, not classes"):
         texts()([1, 2])
 
 

@@ -1,6 +1,7 @@
 """Folders of generators, what is refused, and `toklip generate`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,11 +177,13 @@ def pixels(path):
         ([], "give texts, or classes by --class"),
         (["a circle", "--class", "1"], "one of both, and not both"),
         (["--class", "5"], "numbers from 0 to 4"),
-        (["a circle"], "draws classes"),
+        (["a circle"], "draws classes, not texts: numbers from 0 to 4"),
         (["--class", "1", "--temperature", "-1"], "got temperature = -1.0; wanted 0"),
         (["--class", "1", "--out", "out.gif"], "wanted a folder, or a name that ends in .png"),
         (["--class", "1", "--out", "nowhere/out.png"], "there is no folder"),
-        (["--class", "1", "--prefix", "nowhere.png"], "nowhere.png"),
+        (["--class", "1", "--prefix", "nowhere.png"], "the prefix 'nowhere.png' cannot be read: there is no such file"),
+        (["--class", "1", "--prefix", "broken.png"], "the prefix 'broken.png' cannot be read: no picture in"),
+        ([" "], "got an empty text; say what is to be drawn"),
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
         (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
         (["--class", "1", "--seed", str(2**63)], "is not in the range"),
@@ -193,6 +196,7 @@ def pixels(path):
 def test_what_generate_cannot_do_is_one_line(tmp_path, monkeypatch, of_classes, words, message):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32)).save("given.png")
+    Path("broken.png").write_text("none")
     output = CliRunner().invoke(cli, ["generate", "--device", "cpu", "--model", str(of_classes), *words]).output
     assert message in " ".join(output.split()) and "Traceback" not in output
 

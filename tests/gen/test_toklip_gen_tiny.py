@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_gen.drawing import evaluate_on_scenes
+from toklip_gen.generation import generate
 from toklip_gen.published import TINY
 
 pytest.importorskip("toklip_vq")
@@ -36,3 +37,8 @@ def test_generate_needs_nothing_but_the_packages(tmp_path):
     assert done.exit_code == 0, done.output
     with Image.open(out) as grid:
         assert grid.size == (2 * 64 + 2, 2 * 64 + 2)
+
+
+def test_words_that_it_does_not_know_are_named(tmp_path, caplog):
+    generate(["a purple unicorn", "a circle"], tmp_path / "out.png")
+    assert "does not know, and takes for one another: unicorn" in caplog.text

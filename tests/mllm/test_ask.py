@@ -40,6 +40,11 @@ def test_the_answer_streams_to_stdout(folder):
     assert result.stdout.split() == told["answer"].split() != []
 
 
+def test_words_that_the_language_model_does_not_know_are_named(folder, caplog):
+    assert ask("0.png", "what is zirconium ?").exit_code == 0
+    assert caplog.messages == ["words that the model does not know, and takes for one another: zirconium"]
+
+
 def test_json_says_what_was_asked_and_what_it_took(folder):
     told = json.loads(ask("0.png", "1.png", "how many ?", "--json").stdout)
     assert told.keys() == {"model", "pictures", "question", "answer", "prompt_tokens", "new_tokens", "seconds"}

@@ -79,6 +79,8 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
                 return seen(image)
         except PictureError:
             raise
+        except FileNotFoundError as error:
+            raise PictureError("there is no such file") from error
         except UnidentifiedImageError as error:
             raise PictureError("no picture in a format that is known here") from error
         except Exception as error:

@@ -137,7 +137,7 @@ def picture_features(
 
     def batch() -> tuple[list[int], Tensor]:
         features = model.image_features(torch.stack(pixels).to(model.logit_scale.device))
-        _refuse_no_numbers(features, [pictures[place].name for place in places])
+        refuse_no_numbers(features, [pictures[place].name for place in places])
         return places, features
 
     seen = 0
@@ -168,18 +168,33 @@ def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = Fals
     """
     if not texts:
         raise ValueError("got no text; name at least one")
-    tower = getattr(model, "text", None)
-    tokenizer = tower.tokenizer if isinstance(tower, TextTower) else None
-    if tokenizer is not None and (unknown := tokenizer.unknown_words(texts)):
-        more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        named = ", ".join(unknown[:_NAMED]) + more
-        _log.warning("words that the model does not know, and takes for one another: %s", named)
+    if isinstance(tower := getattr(model, "text", None), TextTower):
+        warn_of_unknown_words(tower, texts)
     found = []
     for start in tqdm(range(0, len(texts), _TEXTS), unit_scale=_TEXTS, unit=" texts", disable=_hidden(texts, progress)):
         chunk = texts[start : start + _TEXTS]
         found.append(model.text_features(chunk))
-        _refuse_no_numbers(found[-1], chunk)
+        refuse_no_numbers(found[-1], chunk)
     return torch.cat(found)
+
+
+def refuse_no_numbers(features: Tensor, names: Sequence[str]) -> None:
+    """ValueError that names the first picture or text whose feature, a row of (B, E), is not finite."""
+    wrong = ~features.isfinite().all(1)
+    if wrong.any():
+        name = names[int(wrong.nonzero()[0])]
+        raise ValueError(
+            f"the model's feature of {name!r} is not finite: its weights are damaged, or its numbers too large for the "
+            "dtype; compute in float32, or load other weights"
+        )
+
+
+def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
+    """Name, in the log, the words that the tower's tokenizer has no id for."""
+    if unknown := tower.tokenizer.unknown_words(texts):
+        more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        named = ", ".join(unknown[:_NAMED]) + more
+        _log.warning("words that the model does not know, and takes for one another: %s", named)
 
 
 def hit_chances(scores: Tensor, own: Tensor, ranks: Sequence[int]) -> Tensor:
@@ -226,13 +241,3 @@ def report_text(figures: Sequence[Sequence[str]], protocol: Mapping[str, object]
 
 def _hidden(texts: Sequence[str], progress: bool) -> bool | None:
     return None if progress and len(texts) > _TEXTS else True
-
-
-def _refuse_no_numbers(features: Tensor, names: Sequence[str]) -> None:
-    wrong = ~features.isfinite().all(1)
-    if wrong.any():
-        name = names[int(wrong.nonzero()[0])]
-        raise ValueError(
-            f"the model's feature of {name!r} is not finite: its weights are damaged, or its numbers too large for the "
-            "dtype; compute in float32, or load other weights"
-        )

@@ -75,6 +75,8 @@ def generate(
     schedule = (guidance_first, guidance_last, guidance_power)
     if guidance is None and schedule != (0, None, None):
         raise click.UsageError("a schedule of guidance goes with --guidance, the scale that it leads to")
+    if sys.stderr.isatty():
+        click.echo(f"loading {options['model']}", err=True)
     import torch
     from toklip_core.encoding import default_device
 

@@ -59,8 +59,8 @@ class Classes:
         """
         for prompt in prompts:
             if not isinstance(prompt, int) or not 0 <= prompt < self._count:
-                last = self._count - 1
-                raise ValueError(f"got {prompt!r}, but the generator draws classes, numbers from 0 to {last}")
+                known = f"numbers from 0 to {self._count - 1}"
+                raise ValueError(f"got {prompt!r}, but the generator draws classes, not texts: {known}")
         return Condition(torch.tensor([int(prompt) for prompt in prompts], dtype=torch.int64))
 
     def to(self, device: torch.device | str) -> None:
@@ -93,9 +93,13 @@ class Texts:
         Raises:
             ValueError: one is no text.
         """
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if isinstance(prompts, str) or len(texts) < len(prompts):
-            raise ValueError(f"got {prompts!r}; the generator draws texts: wanted a list of them")
+        if isinstance(prompts, str):  # which would be read letter by letter
+            raise ValueError(f"got one text, {prompts[:50]!r}; wanted a list of texts")
+        texts = []
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(f"got {prompt!r}, but the generator draws texts, not classes; say what it is to draw")
+            texts.append(prompt)
         return left_padded(*self._encoder(texts), self._length)
 
     def to(self, device: torch.device | str) -> None:
@@ -220,7 +224,7 @@ def load_t5(name: str, *, length: int) -> T5Words:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16)
     except (OSError, ValueError, ImportError) as error:  # ImportError: sentencepiece, which the hub's T5 may need
-        words = " ".join(str(error).split())[:200]
+        words = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"the text encoder {name!r} is not to be had by transformers; fetch it where there is a network "
             f"(`hf download {name}`): {words}"

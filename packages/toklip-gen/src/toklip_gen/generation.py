@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from toklip_core.data import open_picture, to_picture, to_pixels
+from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
+from toklip_core.matching import warn_of_unknown_words
 from torch import Tensor
 from tqdm import tqdm
 
+from toklip_gen.conditions import TOKLIP
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.sampling import Guidance
 
@@ -103,7 +105,12 @@ def generate(
     _refuse_place(out)
     if number < 1 or not prompts:
         raise ValueError(f"got {len(prompts)} prompts and {number} pictures of each; wanted 1 or more of both")
+    if not all(str(prompt).strip() for prompt in prompts):
+        raise ValueError("got an empty text; say what is to be drawn")
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
+    tower = pictures.config.condition.kind == "text" and pictures.config.condition.encoder == TOKLIP
+    if tower and pictures.toklip is not None and pictures.toklip.text is not None:
+        warn_of_unknown_words(pictures.toklip.text, [str(prompt) for prompt in prompts])
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
     guidance = pictures.config.guidance if guidance is None else guidance
@@ -156,7 +163,10 @@ def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) ->
         raise ValueError(f"got {rows} rows of the prefix; wanted 0 to {all_rows}, which the picture has")
     if height != width:
         raise ValueError(f"the generator draws {height} x {width} pixels; a prefix is read for square pictures alone")
-    pixels = to_pixels(open_picture(source), height)
+    try:
+        pixels = to_pixels(open_picture(source), height)
+    except PictureError as error:
+        raise PictureError(f"the prefix {str(source)!r} cannot be read: {error}") from error
     return pictures.tokenizer.encode(pixels[None].to(pictures.device))[:, :rows].flatten(1)
 
 

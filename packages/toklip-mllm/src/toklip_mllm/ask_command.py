@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def ask(
     from toklip_mllm.chat import pictures_and_question
 
     pictures, question = pictures_and_question(words)
+    if sys.stderr.isatty():
+        click.echo(f"loading {name}", err=True)
 
     import torch
     from toklip_core.encoding import default_device, refuse_missing_device

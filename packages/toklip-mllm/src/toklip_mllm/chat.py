@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os.path
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from torch import Tensor
 from toklip_mllm.messages import Picture
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.processing import TokLIPProcessor
+
+_log = logging.getLogger(__name__)
 
 #: Options of ``generate``: the likeliest token each time, whatever the language model's own generation config has.
 GREEDY: dict[str, Any] = {
@@ -87,6 +90,8 @@ class Chat:
             ValueError: its chat template refuses it.
         """
         start = time.perf_counter()
+        if unknown := unknown_words(self.processor.tokenizer, question):
+            _log.warning("words that the model does not know, and takes for one another: %s", ", ".join(unknown))
         content = f"{self.processor.image_token}\n" * self._shown + question
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -110,6 +115,15 @@ def room(model: TokLIPForConditionalGeneration, prompt: int, wanted: int) -> int
     """Return how many tokens an answer may have: those wanted, but no more than the context holds after the prompt."""
     context = model.context
     return wanted if context is None else max(1, min(wanted, context - prompt))
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
+    """Return the words that the tokenizer has no token for, each once; none if it reads all, as those of bytes do."""
+    if tokenizer.unk_token_id is None or not tokenizer.is_fast:
+        return []
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    places = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id))
 
 
 def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
