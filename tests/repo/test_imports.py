@@ -15,7 +15,7 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses"},
+        {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},
         {"store", "tasks"},
@@ -25,7 +25,7 @@ LAYERS = {
         {"encoding"},
         {"matching"},
         {"classes"},
-        {"captions", "decoding", "evaluation", "explanation", "retrieval", "zero_shot"},
+        {"captions", "decoding", "evaluation", "explanation", "retrieval", "searching", "zero_shot"},
         {"settings"},
         {"held_out"},
         {"distillation"},

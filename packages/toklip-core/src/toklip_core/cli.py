@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from toklip_core import __version__
-from toklip_core.model_commands import classify, convert, explain, models, retrieval, zero_shot
+from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
 
@@ -338,7 +338,7 @@ def _complaint(plugin: Plugin, of_commands: str) -> str:
     return f"its commands are left out: {of_commands}" if of_commands else ""
 
 
-for command in (classify, convert, explain, models):
+for command in (classify, convert, explain, models, search):
     cli.add_command(command)
 for command in (retrieval, zero_shot):
     evaluate.add_command(command)

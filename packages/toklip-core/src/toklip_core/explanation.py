@@ -27,13 +27,10 @@ from toklip_core.classes import distinct
 from toklip_core.data import PictureError, open_picture, resized
 from toklip_core.matching import load_matcher, text_features
 from toklip_core.model import TokLIP
+from toklip_core.panels import GAP, SIDE, line_height, sheet, width_of, wrapped, write
 
-#: Side of the picture and of each panel, in pixels.
-SIDE = 512
-
-_COLUMNS = 3
-_MARGIN, _GAP, _BAR = 24, 8, 18
-_FONT, _SMALL = 20, 15
+_BAR = 18
+_SMALL = 15
 _TICKS = 5
 _INK, _FAINT = (20, 20, 20), (90, 90, 90)
 
@@ -42,7 +39,6 @@ _COLOURS = np.array([(24, 12, 84), (96, 20, 130), (176, 42, 118), (232, 92, 72),
 _OPACITY = 0.6
 
 _Floats = NDArray[np.floating[Any]]
-_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,33 +133,7 @@ def draw(explanation: Explanation) -> Image.Image:
     whole = zip(explanation.texts, explanation.whole, strict=True)
     titles += [f"“{text}” (picture: {cosine:.3f})" for text, cosine in whole]
     panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
-    columns = 2 if len(panels) == 4 else min(_COLUMNS, len(panels))
-    width = columns * (SIDE + _MARGIN) - _MARGIN
-    parts = [
-        _row(titles[start : start + columns], panels[start : start + columns], width)
-        for start in range(0, len(panels), columns)
-    ]
-    parts.append(_legend(explanation, span, width))
-    canvas = Image.new("RGB", (width + 2 * _MARGIN, sum(part.height + _MARGIN for part in parts) + _MARGIN), "white")
-    top = _MARGIN
-    for part in parts:
-        canvas.paste(part, (_MARGIN, top))
-        top += part.height + _MARGIN
-    return canvas
-
-
-def _row(titles: Sequence[str], panels: Sequence[Image.Image], width: int) -> Image.Image:
-    """Panels side by side, each below its title."""
-    font = ImageFont.load_default(_FONT)
-    lines = [_wrapped(title, font, SIDE) for title in titles]
-    above = max(map(len, lines)) * _line_height(font) + _GAP
-    row = Image.new("RGB", (width, above + SIDE), "white")
-    pen = ImageDraw.Draw(row)
-    for column, (words, panel) in enumerate(zip(lines, panels, strict=True)):
-        left = column * (SIDE + _MARGIN)
-        _write(pen, (left, above - _GAP - len(words) * _line_height(font)), words, font, _INK)
-        row.paste(panel, (left, above))
-    return row
+    return sheet(titles, panels, below=_legend(explanation, span, width_of(len(panels))))
 
 
 def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> Image.Image:
@@ -175,9 +145,9 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
         + " In brackets: that of the whole picture.",
         "A token has seen its own code, and those above it and left of it in its row, and no others.",
     ]
-    words = [line for note in notes for line in _wrapped(note, font, width)]
-    height = _line_height(font)
-    legend = Image.new("RGB", (width, _BAR + (1 + len(words)) * height + 2 * _GAP), "white")
+    words = [line for note in notes for line in wrapped(note, font, width)]
+    height = line_height(font)
+    legend = Image.new("RGB", (width, _BAR + (1 + len(words)) * height + 2 * GAP), "white")
     legend.paste(Image.fromarray(np.tile(_coloured(np.linspace(0, 1, SIDE)), (_BAR, 1, 1))), (0, 0))
     pen = ImageDraw.Draw(legend)
     for tick in range(_TICKS):
@@ -185,7 +155,7 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
         number = f"{span[0] + share * (span[1] - span[0]):.3f}"
         # The first begins at the scale's begin, the last ends at its end.
         pen.text((share * (SIDE - font.getlength(number)), _BAR), number, _INK, font)
-    _write(pen, (0, _BAR + height + 2 * _GAP), words, font, _FAINT)
+    write(pen, (0, _BAR + height + 2 * GAP), words, font, _FAINT)
     return legend
 
 
@@ -208,31 +178,3 @@ def _coloured(shares: _Floats) -> NDArray[np.uint8]:
     channels = [np.interp(shares, places, _COLOURS[:, channel]) for channel in range(3)]
     colours: NDArray[np.uint8] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     return colours
-
-
-def _wrapped(text: str, font: _Font, width: int) -> list[str]:
-    """Lines that are no wider; a word that is, is broken."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line]
-
-
-def _write(
-    pen: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], font: _Font, ink: tuple[int, int, int]
-) -> None:
-    for number, line in enumerate(lines):
-        pen.text((place[0], place[1] + number * _line_height(font)), line, ink, font)
-
-
-def _line_height(font: _Font) -> int:
-    _, top, _, bottom = font.getbbox("Åg")
-    return int(bottom - min(top, 0)) + 4

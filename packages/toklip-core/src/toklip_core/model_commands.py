@@ -193,10 +193,7 @@ def explain(
 
     if out is None and not as_json:
         out = Path(f"{Path(picture).stem}-explained.png")
-    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"got --out {out}; wanted a name that ends in .png, .jpg or .webp")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.absolute().parent} to write {out.name} into; make it first")
+    _refuse_no_picture(out)
     if out is not None and out.exists() and Path(picture).exists() and out.samefile(picture):
         raise ValueError(f"got --out {out}, which is the picture itself; choose another name")
     explanation = explain_picture(picture=picture, texts=texts, device=device or default_device(), **options)
@@ -205,6 +202,34 @@ def explain(
         click.echo(f"written: {out}", err=True)
     if as_json:
         click.echo(json.dumps(explanation.as_json()))
+
+
+@click.command()
+@click.argument("where", nargs=-1, required=True)
+@click.argument("text")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many pictures.")
+@click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
+@_MODEL
+@_BATCH
+@_DEVICE
+@_JSON
+def search(out: Path | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Find the pictures that fit TEXT best.
+
+    WHERE is pictures (files, folders, globs, tars), or a token store, which is searched by its ids. A line for each
+    picture, best first: its cosine with the text, and its name. They rank pictures, and do not say whether any fits.
+    """
+    from toklip_core.encoding import default_device
+    from toklip_core.searching import draw, search_pictures
+
+    _refuse_no_picture(out)
+    report = search_pictures(device=device or default_device(), progress=True, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if not as_json:
+        click.echo("\n".join([*_unread(report.unreadable), f"cosines; {report.searched} pictures searched"]), err=True)
+    if out is not None:
+        draw(report).save(out)
+        click.echo(f"written: {out}", err=True)
 
 
 @click.command("zero-shot")
@@ -301,6 +326,14 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object, the config.json of a TokLIP")
     return values
+
+
+def _refuse_no_picture(out: Path | None) -> None:
+    """Refuse a name under which no picture can be written, before work starts."""
+    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"got --out {out}; wanted a name that ends in .png, .jpg or .webp")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.absolute().parent} to write {out.name} into; make it first")
 
 
 def _unread(unreadable: tuple[str, ...]) -> list[str]:
