@@ -57,22 +57,11 @@ def pixels(batch=2):
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
-def from_tower(vision):
+def from_tower(vision, **changes):
     """The encoder of a tower with the tower's own first layer for its projector: it takes embedded patches."""
-    result = encoder_from_tower(vision, codebook_dim=32, grid=(4, 4)).eval()
+    result = encoder_from_tower(vision, codebook_dim=32, grid=(4, 4), **changes).eval()
     result.projector = nn.Identity()
     return result
-
-
-class Bidirectional(nn.Module):
-    """A block that sees what comes after."""
-
-    def __init__(self, block):
-        super().__init__()
-        self.block = block
-
-    def forward(self, x, is_causal):
-        return self.block(x)
 
 
 @pytest.fixture
@@ -137,10 +126,9 @@ def test_equals_timm_when_the_projector_is_its_patch_embedding():
 
 @pytest.mark.parametrize("vit", [siglip(), siglip(num_classes=24), clip(), clip(pre_norm=False)], ids=str)
 @torch.no_grad()
-def test_a_tower_of_timm_gives_its_own_numbers_when_the_blocks_see_everything(vit):
+def test_a_tower_of_timm_gives_its_own_numbers_when_it_is_not_causal(vit):
     """With full attention the order of tokens means nothing, so a class token that moved last changes no number."""
-    model = from_tower(vit)
-    model.blocks = nn.ModuleList(Bidirectional(block) for block in model.blocks)
+    model = from_tower(vit, causal=False)
     mine = model(vit.patch_embed(pixels()).unflatten(1, (4, 4)))
     torch.testing.assert_close(mine.tokens, vit.forward_features(pixels())[:, vit.num_prefix_tokens :])
     torch.testing.assert_close(mine.pooled, vit(pixels()))
@@ -152,10 +140,9 @@ def test_a_tower_of_timm_gives_its_own_numbers_when_the_blocks_see_everything(vi
     ids=str,
 )
 @torch.no_grad()
-def test_a_tower_of_open_clip_gives_its_own_numbers_when_the_blocks_see_everything(changes):
+def test_a_tower_of_open_clip_gives_its_own_numbers_when_it_is_not_causal(changes):
     vision = open_clip_tower(output_tokens=True, **changes)
-    model = from_tower(vision)
-    model.blocks = nn.ModuleList(Bidirectional(block) for block in model.blocks)
+    model = from_tower(vision, causal=False)
     pooled, tokens = vision(pixels())
     mine = model(vision.conv1(pixels()).movedim(1, -1))
     torch.testing.assert_close(mine.tokens, tokens)
@@ -344,6 +331,28 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is():
     with pytest.raises(ValueError, match=r"got codes \(2, 1, 6\); wanted \(2, 6\)"):
         model.step(given[:, :1], cache)
     assert cache.length == 15
+
+
+def test_an_encoder_that_is_not_causal_refuses_steps_and_prefill():
+    model = encoder()
+    _, cache = model.prefill(codes().flatten(1, 2)[:, :3])
+    model.config = model.config.model_copy(update={"causal": False})
+    for call in (lambda: model.prefill(torch.zeros(2, 0, 6)), lambda: model.step(torch.zeros(2, 6), cache)):
+        with pytest.raises(ValueError, match=r"not causal .* wanted one that is trained with causal = true"):
+            call()
+
+
+@torch.no_grad()
+def test_an_encoder_that_is_not_causal_is_the_same_function_in_bfloat16_with_gradients_and_without():
+    model = SemanticEncoder(encoder().config.model_copy(update={"causal": False})).to(torch.bfloat16)
+    without = model(codes()).tokens
+    with torch.enable_grad():
+        torch.testing.assert_close(model(codes()).tokens, without, rtol=0, atol=0)
+
+
+def test_a_resized_encoder_that_is_not_causal_stays_so():
+    model = SemanticEncoder(encoder().config.model_copy(update={"causal": False}))
+    assert not resized_encoder(model, (4, 4)).config.causal
 
 
 def test_codes_of_another_grid_or_width_are_refused():

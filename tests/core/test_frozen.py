@@ -13,7 +13,7 @@ from toklip_core.checkpoint import weights_checksum
 from toklip_core.clip import CLIP, load_clip
 from toklip_core.config import validated
 from toklip_core.data import normalized
-from toklip_core.distillation import EncoderTraining, Frozen, parameter_groups, train_encoder
+from toklip_core.distillation import EncoderTraining, Frozen, parameter_groups, started, train_encoder
 from toklip_core.encoder import SemanticEncoder, encoder_from_tower
 from toklip_core.model import TokLIP
 from toklip_core.plugins import load_tokenizer
@@ -57,6 +57,26 @@ def test_stored_ids_and_features_train_as_pixels_do(tmp_path: Path, world: Path,
         assert one["cosine"] == pytest.approx(other["cosine"], abs=5e-4)
         for name in ("loss/contrast", "loss/pooled"):
             assert one[name] == pytest.approx(other[name], rel=2e-3), name
+
+
+def test_random_initial_values_are_not_the_towers(world: Path):
+    teacher = load_clip(world / "teacher")
+    starts = [
+        started(config(world, pictures(world), initial_values=of), load_tokenizer("mean-colour"), teacher)
+        for of in ("teacher", "random")
+    ]
+    tower = teacher.vision.state_dict()["blocks.0.attn.qkv.weight"]
+    assert [torch.equal(start.blocks[0].attn.qkv.weight, tower) for start in starts] == [True, False]
+    assert starts[0].config == starts[1].config
+
+
+def test_an_encoder_that_is_trained_without_the_causal_mask_is_loaded_without(tmp_path: Path, world: Path):
+    train_encoder(config(world, stored(world), causal=False, initial_values="random"), tmp_path / "run")
+    model = TokLIP.from_pretrained(tmp_path / "run/model")
+    ids = torch.arange(64).view(1, 8, 8)
+    changed = ids.clone()
+    changed[0, -1, -1] = 0
+    assert not torch.equal(model.encode_ids(ids).tokens[0, 0], model.encode_ids(changed).tokens[0, 0])
 
 
 def test_it_learns(tmp_path: Path, world: Path):

@@ -4,8 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from toklip_gen.config import SIZES, ClassCondition
+from toklip_gen.inputs import Inputs
 from toklip_gen.model import Condition, Generator
 
+from tests.core.mean_colour import MeanColour
+from tests.core.small_models import small_toklip
 from tests.gen.small import (
     FEATURES,
     LENGTH,
@@ -168,6 +171,13 @@ def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"got the mask \(3, 5\); wanted \(3, 6\)"):
         what = some_condition("text")
         small_generator("ids", "text")(ids, what._replace(mask=what.mask[:, 1:]))
+
+
+def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
+    toklip = small_toklip()
+    toklip.encoder.config = toklip.encoder.config.model_copy(update={"causal": False})
+    with pytest.raises(ValueError, match=r"not causal .* wanted one that is trained with causal = true"):
+        Inputs("concat", tokenizer=MeanColour(), encoder=toklip.encoder)
 
 
 def test_published_sizes_have_the_published_numbers_of_parameters():

@@ -78,7 +78,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
     torch.manual_seed(config.run.seed)
     losses = config.losses
     between = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
-    model = EncoderTraining(_started(config, tokenizer, teacher), teacher, losses)
+    model = EncoderTraining(started(config, tokenizer, teacher), teacher, losses)
     frozen = Frozen(tokenizer, teacher, config, samples.distinct_captions(most=config.text_cache))
 
     def assembled(trained: nn.Module) -> TokLIP:
@@ -276,10 +276,8 @@ def refuse_misfits(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: 
         ours = (config.image_size // factor) ** 2
         theirs = (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
         if ours != theirs:
-            raise ValueError(
-                f"token_weight compares {ours} tokens with the teacher's {theirs}; set it to 0, or take a teacher with "
-                "as many"
-            )
+            counts = f"{ours} tokens with the teacher's {theirs}"
+            raise ValueError(f"token_weight compares {counts}; set it to 0, or take a teacher with as many")
 
 
 def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: Mapping[str, str]) -> None:
@@ -311,9 +309,11 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: 
             )
 
 
-def _started(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
-    side = config.image_size // tokenizer.downsample_factor
-    encoder = encoder_from_tower(teacher.vision, codebook_dim=tokenizer.codebook_dim, grid=(side, side))
+def started(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
+    """Return the encoder as a run begins with it."""
+    grid, width = (config.image_size // tokenizer.downsample_factor,) * 2, tokenizer.codebook_dim
+    encoder = encoder_from_tower(teacher.vision, codebook_dim=width, grid=grid, causal=config.causal)
+    encoder = SemanticEncoder(encoder.config) if config.initial_values == "random" else encoder
     encoder.grad_checkpointing = config.grad_checkpointing
     return encoder
 

@@ -44,6 +44,10 @@ class EncoderConfig(Config):
     codebook_dim: int = Field(gt=0, description="C: width of a code of the tokenizer.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is made for.")
     trunk: TrunkConfig = Field(description="Its sizes.")
+    causal: bool = Field(
+        default=True, description="A token sees its own code and those before it; false: all codes, which no generator "
+        "can have."
+    )
 
 
 class Semantics(NamedTuple):
@@ -67,7 +71,7 @@ class Cache:
 
 
 class SemanticEncoder(nn.Module):
-    """A causal vision transformer over codes, on timm's blocks.
+    """A vision transformer over codes, causal unless the config says otherwise, on timm's blocks.
 
     The projector starts with PyTorch's own initial values, everything else with big_vision's, until a vision tower's
     weights replace them (:func:`encoder_from_tower`).
@@ -107,16 +111,17 @@ class SemanticEncoder(nn.Module):
         if self.class_token is not None:
             x = torch.cat([x, (self.class_token + self.pos_embed[:, -1:]).expand(len(x), -1, -1)], dim=1)
         x = self.norm_pre(x)
-        in_stripes = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+        causal = self.config.causal
+        in_stripes = causal and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
         for block in self.blocks:
             # Not timm's forward_features: given is_causal it skips checkpointing without a word, and its
             # checkpoint_seq drops the mask. All branches here must be the same function of x.
             if in_stripes:
                 x = _block(block, x, _attention_in_stripes)
             elif self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, is_causal=True, use_reentrant=False)
+                x = checkpoint(block, x, is_causal=causal, use_reentrant=False)
             else:
-                x = block(x, is_causal=True)
+                x = block(x, is_causal=causal)
         x = self.norm(x)
         if self.attn_pool is None:
             return Semantics(x[:, :-1], self.head(x[:, -1]))
@@ -141,8 +146,9 @@ class SemanticEncoder(nn.Module):
         picture and block, in the dtype of the weights, from the start.
 
         Raises:
-            ValueError: the codes are of another width, or more than the grid has.
+            ValueError: the codes are of another width, or more than the grid has, or the encoder is not causal.
         """
+        self.refuse_steps()
         if codes.ndim != 3:
             raise ValueError(f"got codes {tuple(codes.shape)}; wanted (B, n, {self.config.codebook_dim}), flat")
         trunk, positions = self.config.trunk, self.config.grid[0] * self.config.grid[1]
@@ -169,6 +175,14 @@ class SemanticEncoder(nn.Module):
             )
         return self._extended(codes[:, None], cache)[:, 0]
 
+    def refuse_steps(self) -> None:
+        """ValueError unless the encoder is causal: else a token is not known before the last code."""
+        if not self.config.causal:
+            raise ValueError(
+                "got an encoder that is not causal (causal = false), whose tokens depend on codes that are not drawn "
+                "yet; to draw, wanted one that is trained with causal = true"
+            )
+
     @torch.no_grad()
     def step_at(self, codes: Tensor, cache: Cache, position: Tensor) -> Tensor:
         """Return what :meth:`step` does, at a position (1,), int64, that is a tensor: for ``torch.compile``.
@@ -183,6 +197,7 @@ class SemanticEncoder(nn.Module):
         return self.norm(x)[:, 0]  # type: ignore[no-any-return]
 
     def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
+        self.refuse_steps()
         start, end = cache.length, cache.length + codes.shape[1]
         if end > cache.keys[0].shape[2]:
             raise ValueError(f"got {end} codes, but the grid {self.config.grid} has {cache.keys[0].shape[2]}")
@@ -211,7 +226,9 @@ class SemanticEncoder(nn.Module):
             )
 
 
-def encoder_from_tower(vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int]) -> SemanticEncoder:
+def encoder_from_tower(
+    vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int], causal: bool = True
+) -> SemanticEncoder:
     """Return an encoder that starts from a vision tower: all but its first layer, which becomes the projector.
 
     A class token moves from the first place to the last, and its position with it; positions are resampled to the grid.
@@ -221,12 +238,13 @@ def encoder_from_tower(vision: nn.Module, *, codebook_dim: int, grid: tuple[int,
             :func:`toklip_core.trunk.described_tower`.
         codebook_dim: C of the tokenizer.
         grid: rows and columns of its ids.
+        causal: as in the config of the encoder; the tower itself is not.
 
     Raises:
         ValueError: the tower is of another kind.
     """
     trunk, _, tensors = described_tower(vision)
-    encoder = SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk))
+    encoder = SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk, causal=causal))
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_embed.")}
     positions = kept["pos_embed"]
     if trunk.pooling == "class_token":
@@ -241,7 +259,7 @@ def encoder_from_tower(vision: nn.Module, *, codebook_dim: int, grid: tuple[int,
 
 def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
     """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled."""
-    config = EncoderConfig(codebook_dim=encoder.config.codebook_dim, grid=grid, trunk=encoder.config.trunk)
+    config = EncoderConfig.model_validate(encoder.config.model_dump() | {"grid": grid})
     with torch.device("meta"):
         resized = SemanticEncoder(config)
     tensors = dict(encoder.state_dict())

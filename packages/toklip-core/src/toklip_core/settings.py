@@ -78,6 +78,13 @@ class EncoderTrainConfig(Config):
         default=1.0, gt=0, le=1, description="Below 1, crops of a share of the area from this to 1, as TokLIP's 0.9."
     )
     data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another.")
+    initial_values: Literal["teacher", "random"] = Field(
+        default="teacher", description="Of the encoder: the teacher's vision tower, or chance."
+    )
+    causal: bool = Field(
+        default=True, description="A token sees its own code and those before it; false: all codes, and no generator "
+        "can read the result."
+    )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOut = HeldOut()
     text_cache: int = Field(

@@ -34,7 +34,8 @@ class Inputs:
         encoder: of concat, in evaluation mode.
 
     Raises:
-        ValueError: ``features`` needs a tokenizer or an encoder and there is none, or their widths do not fit.
+        ValueError: ``features`` needs a tokenizer or an encoder and there is none, or their widths do not fit, or the
+            encoder is not causal.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Inputs:
         self.tokenizer = tokenizer if features != "ids" else None
         self.encoder = encoder if features == "concat" else None
         self._rows: Tensor | None = None
+        if self.encoder is not None:
+            self.encoder.refuse_steps()
         if self.tokenizer and self.encoder and self.tokenizer.codebook_dim != self.encoder.config.codebook_dim:
             raise ValueError(
                 f"the tokenizer has codes of width {self.tokenizer.codebook_dim}, and the encoder takes "
