@@ -1,4 +1,4 @@
-"""Trainings by recipes of the packages, each made once, and tables of their figures over seeds."""
+"""What the scripts here share: scenes, stores and trainings, each made once, and tables of figures over seeds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from toklip_core.scenes import Scenes, write_scenes
 
 
 class Training(NamedTuple):
@@ -19,39 +23,68 @@ class Training(NamedTuple):
     #: Such as "mllm".
     kind: str
     out: Path
-    #: KEY=VALUE each, of the recipe scenes-tiny.
+    #: KEY=VALUE each, of the recipe.
     settings: tuple[str, ...]
+    #: A name, or a file.
+    recipe: str = "scenes-tiny"
 
 
 def arguments(description: str, *, steps: int) -> argparse.ArgumentParser:
-    """Return the options that all scripts have: --out, --seeds, --steps and --jobs."""
+    """Return the options that all scripts have: --out, --seeds, --steps, --jobs and --page."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="of the trainings; finished ones are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="of all that is made; finished things are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=steps, help="of each training")
+    parser.add_argument("--steps", type=int, default=steps, help="of each training that is compared")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--page", type=Path, help="a page whose tables between the script's markers are replaced")
     return parser
+
+
+def at_once(calls: Iterable[Callable[[], object]], jobs: int) -> None:
+    """Call all, so many at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda call: call(), calls))
 
 
 def train_all(trainings: Iterable[Training], jobs: int) -> None:
     """Train what is not finished, each by its own process; what was stopped goes on. A log lies beside each."""
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(_train, trainings))
+    at_once([partial(_train, training) for training in trainings], jobs)
 
 
 def _train(training: Training) -> None:
-    if (training.out / "model/config.json").is_file():
-        return
-    overrides = [word for setting in training.settings for word in ("--set", setting)]
-    toklip = Path(sys.executable).with_name("toklip")
-    command = [toklip, "train", training.kind, "scenes-tiny", "--out", training.out, *overrides]
-    training.out.parent.mkdir(parents=True, exist_ok=True)
-    with training.out.with_suffix(".log").open("w", encoding="utf-8") as log:
-        # The other core has a training of its own.
+    if not (training.out / "model/config.json").is_file():
+        overrides = [word for setting in training.settings for word in ("--set", setting)]
+        _toklip("train", training.kind, training.recipe, "--out", training.out, *overrides, log=training.out)
+
+
+def write_scenes_once(folder: Path, scenes: Scenes) -> Path:
+    """Write scenes as files, unless the folder is there; return it."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+            write_scenes(scenes, Path(beside, "scenes"), progress=True)
+            Path(beside, "scenes").rename(folder)
+    return folder
+
+
+def encode_once(store: Path, pictures: Sequence[Path], *options: str | Path) -> None:
+    """Write a token store of folders, by one thread, unless it is there; what was stopped goes on."""
+    if not store.exists():
+        part = store.with_name(f"{store.name}.part")
+        _toklip("encode", *pictures, "--out", part, "--workers", "1", *options, log=store)
+        part.rename(store)
+
+
+def _toklip(*words: str | Path, log: Path) -> None:
+    """Run a command; what it says is put into a file beside ``log``, with the suffix .log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.with_name(f"{log.name}.log").open("w", encoding="utf-8") as said:
+        # The other core has a command of its own.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        command = [Path(sys.executable).with_name("toklip"), *words]
+        code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if code:
-        raise SystemExit(f"{training.out} ended with {code}: see {log.name}")
+        raise SystemExit(f"toklip {' '.join(map(str, words))} ended with {code}: see {said.name}")
 
 
 def measured(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -65,10 +98,11 @@ def measured(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, f
 
 
 def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """Return mean (least to greatest)."""
+    """Return mean (least to greatest), the percent sign with the mean alone."""
     if len(values) == 1:
         return form(values[0])
-    return f"{form(sum(values) / len(values))} ({form(min(values))} to {form(max(values))})"
+    least, greatest = (form(value).removesuffix(" %") for value in (min(values), max(values)))
+    return f"{form(sum(values) / len(values))} ({least} to {greatest})"
 
 
 def percent(share: float) -> str:
@@ -79,3 +113,21 @@ def percent(share: float) -> str:
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def put(tables: Sequence[str], page: Path | None, name: str) -> None:
+    """Print tables, and put them into a page between ``<!-- results: NAME -->`` and ``<!-- end -->``, if there is one.
+
+    Raises:
+        ValueError: the page has no such markers, or has them twice.
+    """
+    text = "\n\n".join(tables)
+    print(text)
+    if page is not None:
+        begin, end = f"<!-- results: {name} -->\n", "<!-- end -->"
+        before, *parts = page.read_text("utf-8").split(begin)
+        if len(parts) != 1 or end not in parts[0]:
+            raise ValueError(f"{page} has {len(parts)} times {begin.strip()!r} and an end; wanted one of each")
+        beside = page.with_name(f".{page.name}.tmp")
+        beside.write_text(f"{before}{begin}\n{text}\n\n{end}{parts[0].partition(end)[2]}", encoding="utf-8")
+        beside.replace(page)
