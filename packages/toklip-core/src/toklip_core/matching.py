@@ -191,7 +191,7 @@ def refuse_no_numbers(features: Tensor, names: Sequence[str]) -> None:
 
 def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
     """Name, in the log, the words that the tower's tokenizer has no id for."""
-    if unknown := tower.tokenizer.unknown_words(texts):
+    if tower.tokenizer is not None and (unknown := tower.tokenizer.unknown_words(texts)):
         more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         named = ", ".join(unknown[:_NAMED]) + more
         _log.warning("words that the model does not know, and takes for one another: %s", named)
