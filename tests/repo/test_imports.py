@@ -30,7 +30,8 @@ LAYERS = {
         {"held_out"},
         {"distillation"},
         {"teaching"},
-        {"model_commands", "train_commands"},
+        {"demo"},
+        {"demo_command", "model_commands", "train_commands"},
         {"cli", "testing"},
     ],
     "toklip_vq": [
@@ -68,8 +69,8 @@ LAYERS = {
 #: What every package may import, beside itself.
 SHARED = {"toklip_core"}
 #: Modules that every `toklip --help` imports: nothing heavy at their top.
-LIGHT = {f"toklip_core.{name}" for name in ("cli", "model_commands", "plugins", "tasks", "train_commands")}
-LIGHT.add("toklip_vq.plugin")
+LIGHT = {f"toklip_core.{name}" for name in ("cli", "demo_command", "model_commands", "plugins", "tasks")}
+LIGHT |= {"toklip_core.train_commands", "toklip_vq.plugin"}
 LIGHT |= {f"toklip_gen.{name}" for name in ("commands", "plugin", "published", "run_commands")}
 LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "published", "registration")}
 HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub"}

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from toklip_core import __version__
+from toklip_core.demo_command import demo
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
@@ -338,7 +339,7 @@ def _complaint(plugin: Plugin, of_commands: str) -> str:
     return f"its commands are left out: {of_commands}" if of_commands else ""
 
 
-for command in (classify, convert, explain, models, search):
+for command in (classify, convert, demo, explain, models, search):
     cli.add_command(command)
 for command in (retrieval, zero_shot):
     evaluate.add_command(command)

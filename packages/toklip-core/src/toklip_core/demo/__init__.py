@@ -1,0 +1,90 @@
+"""The idea on one page: what `toklip demo` runs and writes.
+
+    chapters.py  what is said and run      page.py  the HTML, in one file that needs no other
+
+Every command is run in this process, in one working folder, and the page shows what it printed and drew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from toklip_core.demo.chapters import CHAPTERS, PHOTOGRAPH
+from toklip_core.demo.page import Told, comes_with, page_of
+from toklip_core.plugins import Registry
+
+
+def write_demo(
+    out: Path, folder: Path, *, commands: click.Group, found: Registry, say: Callable[[str], None]
+) -> list[str]:
+    """Run all chapters whose packages are installed, write the page, and return the packages that are missing.
+
+    The process works in the folder meanwhile.
+
+    Args:
+        out: the HTML file; written beside, and renamed at the end.
+        folder: where the commands work; empty, or made.
+        commands: the group of all commands, ``toklip`` itself.
+        found: the plugins that are installed.
+        say: is told what is being done.
+
+    Raises:
+        ValueError: ``out`` is a folder, or the folder has something in it.
+        OSError: one of them cannot be written.
+    """
+    out, folder = out.absolute(), folder.absolute()
+    if out.is_dir():
+        raise ValueError(f"got --out {out}, which is a folder; name a file, such as {out / 'demo.html'}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} into; make it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"the folder {folder} has something in it; name an empty or a new one")
+    beside = out.with_name(f".{out.name}.tmp")
+    try:
+        beside.touch()  # what cannot be written is known before the work
+        started = time.perf_counter()
+        told = _told(folder, commands, found, say)
+        beside.write_text(page_of(told, folder, seconds=time.perf_counter() - started), encoding="utf-8")
+        beside.replace(out)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return sorted({package for chapter in told for package in chapter.missing})
+
+
+def _told(folder: Path, commands: click.Group, found: Registry, say: Callable[[str], None]) -> list[Told]:
+    """Run the chapters, one after another."""
+    installed = {plugin.distribution for plugin in found.plugins if not plugin.error}
+    with as_file(files(__name__) / PHOTOGRAPH) as photograph:
+        shutil.copy(photograph, folder / PHOTOGRAPH)
+    told = []
+    with contextlib.chdir(folder):
+        for number, chapter in enumerate(CHAPTERS, start=1):
+            missing = tuple(package for package in chapter.packages if package not in installed)
+            say(f"{number}/{len(CHAPTERS)} {chapter.title}" + (f" (left out: {comes_with(missing)})" * bool(missing)))
+            outputs = () if missing else tuple(_output(words, commands, found) for words in chapter.commands)
+            told.append(Told(chapter, outputs, missing))
+    return told
+
+
+def _output(words: Sequence[str], commands: click.Group, found: Registry) -> str:
+    """What a command prints, on stdout and stderr; what it raises, if it fails, goes on."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            commands.main(list(words), prog_name="toklip", standalone_mode=False, obj=found)
+        except SystemExit as end:
+            if end.code:
+                raise click.ClickException(f"`toklip {shlex.join(words)}` was stopped") from end
+    return printed.getvalue()
