@@ -143,8 +143,9 @@ def run_scripts(session: nox.Session, folder: str) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print the performance tables: `nox -s bench -- [NAME] [ARGUMENTS]`, all of them without a name."""
-    run_scripts(session, "benchmarks")
+    """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""
+    install(session, PACKAGES)
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -1,48 +1,98 @@
-"""Turns, floors and the table: what the benchmarks of this folder share."""
+"""Options, turns, floors and rows: what the benchmarks of this folder share.
+
+Each benchmark is a function ``rows(options)`` that yields rows as it measures them; `python -m benchmarks` prints them.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib
+import multiprocessing
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from toklip_core.published import TokLIPConfig, model_spec
+from toklip_vq.vqgan import VQGAN, VQGANConfig, build_vqgan
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-#: Of the matrices whose product gives the rate of the processor, and that product's operations.
-SIDE = 3072
-PRODUCT = 2 * SIDE**3
+MIB = 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+HEADER = "| what | unit | ours | peer | | peer / ours | floor | ours / floor | wanted | |\n" + 10 * "|---" + "|"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured, and beside what."""
+
+    #: Checkouts of the official code.
+    toklip: Path | None = None
+    llamagen: Path | None = None
+    ibq: Path | None = None
+    device: str = "cpu"
+    threads: int = 2
+    #: Turns of each contestant.
+    repeats: int = 2
+    #: Tiny sizes: to see that a benchmark runs, not for figures.
+    quick: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is another than the processor."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table, which has a peer or a floor or both."""
 
     what: str
-    #: s, ms or MiB; the figures are in it.
+    #: s, ms, MiB or bytes; of all of them less is better.
     unit: str
     ours: float
-    official: float | None = None
-    #: What the multiplications of ours would take at the rate of a large matrix product.
+    #: The same of somebody else, in the same run.
+    peer: float | None = None
+    peer_name: str = ""
+    #: What it cannot go below: operations over the measured rate of a large product, bytes over that of memory.
     floor: float | None = None
-    target: str = ""
+    #: What was aimed at.
+    wanted: str = ""
     note: str = ""
 
+    def line(self) -> str:
+        """Return it as a line of a Markdown table; :data:`HEADER` comes before the first."""
+        ratio = "" if self.peer is None else f"{self.peer / self.ours:.2f}"
+        above = "" if self.floor is None else f"{self.ours / self.floor:.2f}"
+        cells = (
+            self.what, self.unit, _figure(self.ours), _figure(self.peer), self.peer_name if ratio else "", ratio,
+            _figure(self.floor), above, self.wanted, self.note,
+        )  # fmt: skip
+        return f"| {' | '.join(cells)} |"
 
-def race(contestants: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def race(
+    contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Let everybody run in turn; return the best seconds and the last result of each."""
     seconds: dict[str, float] = {}
     results: dict[str, Any] = {}
     for _ in range(repeats):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             results[name] = run()
-            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.synchronize()
+            seconds[name] = min(seconds.get(name, float("inf")), clock() - start)
     return seconds, results
 
 
@@ -53,32 +103,112 @@ def operation_count(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def product(dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return the call of a large matrix product, of PRODUCT operations."""
-    a, b = torch.randn(2, SIDE, SIDE, dtype=dtype)
-    return lambda: a @ b
+def floor(options: Options, operations: float, dtype: torch.dtype = torch.float32, *, read: float = 0) -> float:
+    """Return the seconds that operations take at least, or reading so many bytes, whichever is longer."""
+    return max(operations / product_rate(options, dtype), read / memory_rate(options))
 
 
-def machine_name(threads: int) -> str:
+@cache
+def product_rate(options: Options, dtype: torch.dtype) -> float:
+    """Return the operations a second of a large matrix product."""
+    side = 256 if options.quick else 8192 if options.on_gpu else 3072
+    a, b = torch.randn(2, side, side, dtype=dtype, device=options.device)
+    seconds, _ = race({"product": lambda: a @ b}, 3 + options.repeats)
+    return 2 * side**3 / seconds["product"]
+
+
+@cache
+def memory_rate(options: Options) -> float:
+    """Return the bytes a second of summing a gigabyte."""
+    numbers = torch.ones(2**20 if options.quick else 2**28, device=options.device)
+    seconds, _ = race({"sum": lambda: numbers.sum()}, 3 + 2 * options.repeats)
+    return numbers.nbytes / seconds["sum"]
+
+
+def weight_bytes(*modules: nn.Module) -> int:
+    """Return the bytes of the parameters of modules."""
+    return sum(x.nbytes for module in modules for x in module.parameters())
+
+
+def resident(field: str) -> int:
+    """Return a field of the kernel's account of this process, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
+def peak_mib(run: Callable[[], Any], options: Options) -> float:
+    """Return the MiB by which a call raises the resident set for a time, on a GPU what is allocated there."""
+    if options.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return float(torch.cuda.max_memory_allocated() - before) / MIB
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    run()
+    return (resident("VmHWM") - before) / MIB
+
+
+def elsewhere(function: Callable[..., Iterator[Any]], *arguments: object) -> Iterator[Any]:
+    """Yield what a generator function yields in a fresh process; RuntimeError if that ends badly.
+
+    Official repositories have modules of the same names, and memory is counted from a known start.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(there, function, arguments))
+    process.start()
+    there.close()
+    try:
+        while True:
+            yield here.recv()
+    except EOFError:
+        process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{function.__module__}.{function.__name__} ended with {process.exitcode}")
+
+
+def _send(there: Connection[Any, Any], function: Callable[..., Iterator[Any]], arguments: tuple[object, ...]) -> None:
+    for item in function(*arguments):
+        there.send(item)
+
+
+def measured(name: str, options: Options) -> Iterator[Row]:
+    """Yield the rows of a benchmark."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    yield from importlib.import_module(f"benchmarks.{name}").rows(options)
+
+
+def machine_name(options: Options) -> str:
     """Return what the figures hold for: processor, threads, torch and system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{cpu}, {threads} threads, torch {torch.__version__}, {platform.platform()}"
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    if options.on_gpu:
+        name = f"{torch.cuda.get_device_name()} beside {name}"
+    return f"{name}, {options.threads} threads, torch {torch.__version__}, {platform.platform()}"
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    lines = ["| what | ours | official | official / ours | target | floor | |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        figure = {"s": "{:.2f} s", "ms": "{:.0f} ms", "MiB": "{:.0f} MiB"}[row.unit]
-        official = figure.format(row.official) if row.official else "-"
-        ratio = f"{row.official / row.ours:.2f}x" if row.official else "-"
-        floor = figure.format(row.floor) if row.floor else "-"
-        cells = (row.what, figure.format(row.ours), official, ratio, row.target or "-", floor, row.note)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def noise(batch: int, side: int, options: Options) -> Tensor:
+    """Return pixels (batch, 3, side, side)."""
+    return torch.rand(batch, 3, side, side, device=options.device) * 2 - 1
 
 
-def write_json(path: Path, machine: str, rows: list[Row]) -> None:
-    """Write the rows, and what they hold for."""
-    path.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+def vqgan(config: VQGANConfig, options: Options) -> VQGAN:
+    """Return a VQGAN on the device; with --quick a narrow one, unless it has to be an official one's like."""
+    if options.quick and not (options.llamagen or options.ibq or options.toklip):
+        config = config.model_copy(update={"channels": 32})
+    return build_vqgan(config).to(options.device)
+
+
+def published(name: str, options: Options) -> TokLIPConfig:
+    """Return the config of a published TokLIP; with --quick a small one, at 64 px."""
+    config = model_spec(name).config
+    assert config is not None
+    if not options.quick:
+        return config
+    trunk = config.encoder.trunk.model_copy(update={"width": 128, "depth": 1, "heads": 2})
+    sizes = {"width": 128, "heads": 2, "layers": 1, "vocabulary": 1000, "output_dim": 128}
+    text = config.text.model_copy(update=sizes)
+    encoder = config.encoder.model_copy(update={"grid": (4, 4), "trunk": trunk})
+    return config.model_copy(update={"image_size": 64, "encoder": encoder, "text": text})

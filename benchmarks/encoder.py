@@ -1,87 +1,64 @@
-"""Speed of TokLIP-L, of steps with its cache, and of training from a token store, beside the official code if given.
-
-    python benchmarks/encoder.py --toklip PATH/TokLIP --json encoder.json
-
-Weights are random, of the published shapes, and the same on both sides; pictures are noise. Without gradient the two
-sides take turns in one process, and each figure is the smallest of the repeats. The floor is what the multiplications
-of ours would take at the rate of a large matrix product measured in the same run.
+"""TokLIP-L on a picture, steps with its cache, and the training of TokLIP-S from pixels and from a token store.
 
 In bfloat16 the official code is under autocast, as when it was trained: its weights stay in float32, and its tokenizer
-too rounds. Ours has the encoder's weights in bfloat16 and the tokenizer in float32, or both in bfloat16.
+too rounds. Ours has the encoder's weights in bfloat16 and the tokenizer in float32, or both in bfloat16. Without the
+official code timm's vision transformer of the same sizes is the peer of the encoder, with the causal mask, on pixels.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import copy
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from _race import PRODUCT, Row, machine_name, operation_count, product, race, table, write_json
 from toklip_core.clip import CLIP, CLIPConfig
 from toklip_core.data import normalized
 from toklip_core.distillation import EncoderTraining, Frozen, contrast
 from toklip_core.encoder import SemanticEncoder, encoder_from_tower
 from toklip_core.model import TokLIP
-from toklip_core.published import model_spec, official_name
+from toklip_core.published import official_name
 from toklip_core.settings import EncoderTrainConfig
 from toklip_core.text import EOS_ID, TextConfig, TextTokenizer, word_tokenizer
-from toklip_core.trunk import VisionConfig
-from toklip_vq.llamagen import CONFIGS, llamagen_name
-from toklip_vq.vqgan import VQGAN, VQGANTokenizer, build_vqgan
+from toklip_core.trunk import TrunkConfig, VisionConfig, build_vision_tower
+from toklip_vq.llamagen import CONFIGS
+from toklip_vq.vqgan import VQGAN, VQGANTokenizer
 from torch import Tensor, nn
+
+from benchmarks._race import DTYPES, Options, Row, floor, noise, operation_count, published, race, vqgan, weight_bytes
+from benchmarks.vq import tokenizer_in_place
 
 #: timm's name of the L model in the official code.
 TOWER = "vit_so400m_patch16_toklip_384"
 #: Of the contestant whose ids are those of float32.
 EXACT_IDS = " but for the tokenizer"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CAPTIONS = ["a red circle on a blue ground", "two green stars"]
 
 
-def main() -> None:
-    """Print the table; write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--toklip", type=Path, help="a checkout of TencentARC/TokLIP to compare with")
-    parser.add_argument("--json", type=Path, help="the file to write")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--part", choices=["pictures", "steps", "training"], help="one part of the table")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    machine = machine_name(options.threads)
-    print(machine)
-    parts: dict[str, Callable[[], list[Row]]] = {
-        # The official code brings an open_clip of its own: ours has to be imported before.
-        "training": lambda: training_rows(options.repeats),
-        "steps": lambda: step_rows(options.repeats),
-        "pictures": lambda: picture_rows(options.toklip, options.repeats),
-    }
-    rows = [row for name, measure in parts.items() if options.part in (None, name) for row in measure()]
-    print(table(rows))
-    if options.json:
-        write_json(options.json, machine, rows)
+def rows(options: Options) -> Iterator[Row]:
+    """Yield what each part gives. The official code brings an open_clip of its own: ours has to be imported before."""
+    yield from training_rows(options)
+    yield from step_rows(options)
+    yield from picture_rows(options)
 
 
 @torch.no_grad()
-def picture_rows(path: Path | None, repeats: int) -> list[Row]:
+def picture_rows(options: Options) -> Iterator[Row]:
     """One picture of 384 px through TokLIP-L: the tokenizer, the encoder alone, and both."""
-    vqgan = build_vqgan(CONFIGS["VQ-16"])
-    model = TokLIP(model_spec("toklip-l-384").config, tokenizer=VQGANTokenizer(copy.deepcopy(vqgan)), text=False).eval()
+    vq = vqgan(CONFIGS["VQ-16"], options)
+    config = published("toklip-l-384", options)
+    tokenizer = VQGANTokenizer(copy.deepcopy(vq))
+    model = TokLIP(config, tokenizer=tokenizer, text=False).eval().to(options.device)
     model.requires_grad_(False)  # or the counter of operations asks for a graph of attention pooling's query
     half = copy.deepcopy(model).to(torch.bfloat16)
-    half_tokenizer = copy.deepcopy(cast(nn.Module, model.tokenizer)).to(torch.bfloat16)
-    pixels = torch.rand(1, 3, 384, 384) * 2 - 1
-    codes = model.tokenizer.embed(model.tokenizer.encode(pixels))
+    half_tokenizer = copy.deepcopy(tokenizer).to(torch.bfloat16)
+    pixels = noise(1, config.image_size, options)
+    codes = tokenizer.embed(tokenizer.encode(pixels))
     contestants: dict[str, Callable[[], Any]] = {
-        "tokenizer, float32": lambda: model.tokenizer.encode(pixels),
+        "tokenizer, float32": lambda: tokenizer.encode(pixels),
         "tokenizer, bfloat16": lambda: half_tokenizer.encode(pixels),
         "encoder, float32": lambda: model.encoder(codes),
         "encoder, bfloat16": lambda: half.encoder(codes),
@@ -89,46 +66,45 @@ def picture_rows(path: Path | None, repeats: int) -> list[Row]:
         "all, bfloat16": lambda: half.encode_ids(half_tokenizer.encode(pixels)),
         f"all, bfloat16{EXACT_IDS}": lambda: half(pixels),
     }
-    contestants |= {f"product, {name}": product(dtype) for name, dtype in DTYPES.items()}
-    if path:
-        contestants |= official_contestants(official_tower(path, model.encoder, vqgan), pixels, codes)
-    seconds, results = race(contestants, repeats)
     counts = {name: operation_count(contestants[f"{name}, float32"]) for name in ("tokenizer", "encoder")}
-    floors = {
-        f"{name}, {dtype}": count / PRODUCT * seconds[f"product, {dtype}"]
-        for name, count in counts.items()
-        for dtype in DTYPES
-    }
+    if options.toklip:
+        tower = official_tower(options.toklip, model.encoder, vq)
+        contestants |= official_contestants(tower, pixels, codes)
+    else:
+        contestants |= timm_contestants(config.encoder.trunk, pixels)
+    seconds, results = race(contestants, options.repeats)
+    floors = {f"{name}, {key}": floor(options, count, DTYPES[key]) for name, count in counts.items() for key in DTYPES}
     floors |= {f"all, {dtype}": floors[f"tokenizer, {dtype}"] + floors[f"encoder, {dtype}"] for dtype in DTYPES}
     floors[f"all, bfloat16{EXACT_IDS}"] = floors["tokenizer, float32"] + floors["encoder, bfloat16"]
-    targets = {"all, float32": "1.1x", "all, bfloat16": "1.3x", f"all, bfloat16{EXACT_IDS}": "1.3x"}
-    return [
-        Row(
-            what=f"L, one picture of 384 px, {name}",
+    wanted = {"all, float32": "1.1x", "all, bfloat16": "1.3x", f"all, bfloat16{EXACT_IDS}": "1.3x"}
+    for name, least in floors.items():
+        yield Row(
+            what=f"L, one picture of {config.image_size} px, {name}",
             unit="s",
             ours=seconds[name],
-            official=seconds.get(f"official {name.removesuffix(EXACT_IDS)}"),
-            floor=floor,
-            target=targets.get(name, ""),
-            note=f"{seconds[name] / floor:.2f} of the floor{agreement(name, results)}",
+            peer=seconds.get(f"peer {name.removesuffix(EXACT_IDS)}"),
+            peer_name="TokLIP" if options.toklip else "timm" if name.startswith("encoder") else "",
+            floor=least,
+            wanted=wanted.get(name, ""),
+            note=agreement(name, results, official=options.toklip is not None),
         )
-        for name, floor in floors.items()
-    ]
 
 
-def agreement(name: str, results: dict[str, Any]) -> str:
+def agreement(name: str, results: dict[str, Any], *, official: bool) -> str:
     """Say what the two sides have in common, or bfloat16 with float32."""
-    exact, theirs = results["all, float32"], results.get(f"official {name.removesuffix(EXACT_IDS)}")
-    words = ""
-    if name.startswith("tokenizer"):
-        words += f"; {share_changed(results[name], exact.ids)} of our ids change" if "bfloat16" in name else ""
-        words += "" if theirs is None else f"; {share_changed(theirs, exact.ids)} of the official ids differ"
-    elif name == "all, float32" and theirs is not None:
-        words = f"; pooled features differ by {(theirs - exact.pooled).abs().max() / exact.pooled.abs().max():.0e}"
-    elif name.startswith("all, bfloat16"):
-        words = f"; cosine to float32 {cosine(results[name].pooled, exact.pooled):.5f}"
-        words += "" if theirs is None else f", official {cosine(theirs, exact.pooled):.5f}"
-    return words
+    exact: Any = results["all, float32"]
+    theirs: Any = results.get(f"peer {name.removesuffix(EXACT_IDS)}")
+    words = []
+    if name == "tokenizer, bfloat16":
+        words += [f"{share_changed(results[name], exact.ids)} of our ids change"]
+    if name.startswith("tokenizer") and official:
+        words += [f"{share_changed(theirs, exact.ids)} of the official ids differ"]
+    if name == "all, float32" and official:
+        words += [f"pooled features differ by {(theirs - exact.pooled).abs().max() / exact.pooled.abs().max():.0e}"]
+    if name.startswith("all, bfloat16"):
+        words += [f"cosine to float32 {cosine(results[name].pooled, exact.pooled):.5f}"]
+        words += [f"official {cosine(theirs, exact.pooled):.5f}"] if official else []
+    return "; ".join(words)
 
 
 def share_changed(ids: Tensor, exact: Tensor) -> str:
@@ -142,10 +118,12 @@ def cosine(features: Tensor, exact: Tensor) -> float:
 
 
 @torch.no_grad()
-def step_rows(repeats: int) -> list[Row]:
+def step_rows(options: Options) -> Iterator[Row]:
     """A step of TokLIP-L with its cache, early and late, and the prefill of a whole picture."""
-    encoder = SemanticEncoder(model_spec("toklip-l-384").config.encoder).eval()
-    codes = F.normalize(torch.randn(1, 576, 8), dim=-1)
+    config = published("toklip-l-384", options).encoder
+    encoder = SemanticEncoder(config).eval().to(options.device)
+    count = config.grid[0] * config.grid[1]
+    codes = F.normalize(torch.randn(1, count, config.codebook_dim, device=options.device), dim=-1)
     _, cache = encoder.prefill(codes)
 
     def step(position: int) -> Callable[[], Tensor]:
@@ -155,106 +133,131 @@ def step_rows(repeats: int) -> list[Row]:
 
         return run
 
-    contestants: dict[str, Callable[[], Any]] = {
-        "step 5": step(5),
-        "step 500": step(500),
+    early, late = 5, count * 7 // 8
+    steps, _ = race({"early": step(early), "late": step(late)}, 5 * options.repeats)
+    whole: dict[str, Callable[[], Any]] = {
         "prefill": lambda: encoder.prefill(codes),
-        "whole": lambda: encoder(codes.unflatten(1, (24, 24))),
-        "product": product(torch.float32),
+        "forward": lambda: encoder(codes.view(1, *config.grid, -1)),
     }
-    early_and_late, rest = dict(list(contestants.items())[:2]), dict(list(contestants.items())[2:])
-    seconds = race(early_and_late, 4 * repeats)[0] | race(rest, repeats)[0]
-    floor = operation_count(contestants["prefill"]) / PRODUCT * seconds["product"]
-    late = f"{seconds['step 500'] / seconds['step 5']:.2f} times the one at position 5"
-    return [
-        Row("L, a step at position 5, float32", "ms", 1000 * seconds["step 5"]),
-        Row("L, a step at position 500, float32", "ms", 1000 * seconds["step 500"], target="within 20 %", note=late),
-        Row(
-            "L, prefill of 576 codes, float32",
-            "s",
-            seconds["prefill"],
-            floor=floor,
-            note=f"{seconds['prefill'] / seconds['whole']:.2f} times the encoder's forward pass",
-        ),
-    ]
+    seconds, _ = race(whole, options.repeats)
+    # A step reads every weight of its path once, and the keys and values that it attends to.
+    weights = weight_bytes(encoder.projector, encoder.blocks, encoder.norm)
+    kept = sum(x.nbytes for x in (*cache.keys, *cache.values)) / count
+    yield Row(
+        f"L, a step at position {early}, float32",
+        "ms",
+        1000 * steps["early"],
+        floor=1000 * floor(options, 0, read=weights + early * kept),
+    )
+    yield Row(
+        f"L, a step at position {late}, float32",
+        "ms",
+        1000 * steps["late"],
+        1000 * steps["early"],
+        f"ours at position {early}",
+        1000 * floor(options, 0, read=weights + late * kept),
+        "above 0.83",
+    )
+    least = floor(options, operation_count(whole["prefill"]))
+    name = f"L, prefill of {count} codes, float32"
+    yield Row(name, "s", seconds["prefill"], seconds["forward"], "our forward pass", least)
 
 
-def training_rows(repeats: int) -> list[Row]:
+def training_rows(options: Options) -> Iterator[Row]:
     """Forward and backward pass of the training of TokLIP-S on two pictures of 256 px, from pixels and from a store."""
-    spec = model_spec("toklip-s-256").config
-    trunk = spec.encoder.trunk
+    config = published("toklip-s-256", options)
+    side = config.image_size
+    training, frozen, tokenizer = training_of(config.encoder.trunk, side, options)
+    pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, device=options.device)
+    with torch.no_grad():
+        features = frozen(cast(Any, {"pixels": pixels, "captions": CAPTIONS})).pooled
+        stored = {"ids": tokenizer.encode(normalized(pixels)), "teacher": features}
+    for precision, dtype in DTYPES.items():
+        contestants = {
+            "pixels": step_of(training, frozen, {"pixels": pixels}, dtype),
+            "store": step_of(training, frozen, stored, dtype),
+        }
+        seconds, losses = race(contestants, options.repeats)
+        yield Row(
+            f"S, forward and backward on 2 x {side} px from a store, {precision}",
+            "s",
+            seconds["store"],
+            seconds["pixels"],
+            "ours from pixels",
+            floor(options, operation_count(contestants["store"]), dtype),
+            "1.5x",
+            f"losses {losses['pixels']:.4f} and {losses['store']:.4f}",
+        )
+
+
+def training_of(trunk: TrunkConfig, side: int, options: Options) -> tuple[EncoderTraining, Frozen, VQGANTokenizer]:
+    """Return the training of an encoder of some sizes by a random teacher, what is frozen in it, and its tokenizer."""
     json, words = word_tokenizer(CAPTIONS)
     # The text tower reads each caption once, in the first turn of each side, which is not the quickest: a small one.
     text = TextConfig(
         context_length=64, vocabulary=words, width=64, heads=1, layers=1, output_dim=trunk.joint_dim, eos_id=EOS_ID
     )
     vision = VisionConfig(trunk=trunk, patch_size=16)
-    teacher = CLIP(CLIPConfig(image_size=256, vision=vision, text=text), TextTokenizer(text, json))
-    teacher.requires_grad_(False).eval()
-    tokenizer = VQGANTokenizer(build_vqgan(CONFIGS["VQ-16"]))
+    teacher = CLIP(CLIPConfig(image_size=side, vision=vision, text=text), TextTokenizer(text, json))
+    teacher.requires_grad_(False).eval().to(options.device)
+    tokenizer = VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options))
     config = EncoderTrainConfig.model_validate(
         {
-            "tokenizer": spec.tokenizer,
+            "tokenizer": "llamagen-vq16-t2i",
             "teacher": "random",
-            "image_size": 256,
+            "image_size": side,
             "data": [{"kind": "scenes", "count": 2}],
             "run": {"steps": 1, "batch_size": 2, "learning_rate": 1e-5},
         }
     )
-    encoder = encoder_from_tower(teacher.vision, codebook_dim=8, grid=(16, 16))
-    training = EncoderTraining(encoder, teacher, config.losses).train()
-    frozen = Frozen(tokenizer, teacher, config)
-    pixels = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
-    with torch.no_grad():
-        features = frozen({"pixels": pixels, "captions": CAPTIONS}).pooled
-        stored = {"ids": tokenizer.encode(normalized(pixels)), "teacher": features}
-
-    def passes(batch: dict[str, Any], precision: str) -> Callable[[], float]:
-        def run() -> float:
-            training.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                losses = training(*frozen(cast(Any, batch | {"captions": CAPTIONS})))
-            total = sum(losses.losses.values()) + sum(contrast(losses.features, "softmax", 1.0).losses.values())
-            total.backward()
-            return float(total.detach())
-
-        return run
-
-    rows = []
-    for precision in DTYPES:
-        contestants = {"pixels": passes({"pixels": pixels}, precision), "store": passes(stored, precision)}
-        seconds, losses = race(contestants, min(repeats, 3))
-        words = f"{seconds['pixels'] / seconds['store']:.2f} times as long from pixels, {seconds['pixels']:.2f} s"
-        rows.append(
-            Row(
-                f"S, training on 2 x 256 px from a store, {precision}",
-                "s",
-                seconds["store"],
-                target="1.5x pixels",
-                note=words + f"; losses {losses['pixels']:.4f} and {losses['store']:.4f}",
-            )
-        )
-    return rows
+    encoder = encoder_from_tower(teacher.vision, codebook_dim=8, grid=(side // 16, side // 16))
+    training = EncoderTraining(encoder, teacher, config.losses).train().to(options.device)
+    return training, Frozen(tokenizer, teacher, config), tokenizer
 
 
-def official_tower(path: Path, encoder: SemanticEncoder, vqgan: VQGAN) -> nn.Module:
-    """Return the official vision tower on our weights: the encoder's very own, a copy of the tokenizer's.
+def step_of(
+    training: nn.Module, frozen: Frozen, batch: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> Callable[[], float]:
+    """Return the call of a forward and a backward pass, which gives the loss."""
 
-    Its constructor downloads the tokenizer into the working directory unless it is there.
-    """
-    state = {llamagen_name(name): tensor for name, tensor in vqgan.state_dict().items()}
-    sys.path.insert(0, str(path.absolute() / "src"))
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), contextlib.chdir(folder):
-        file = Path("tokenizer", "pretrained_models", "vq_ds16_t2i.pt")
-        file.parent.mkdir(parents=True)
-        torch.save({"model": state | {"quantize.codebook_used": torch.zeros(65536)}}, file)
+    def run() -> float:
+        training.zero_grad(set_to_none=True)
+        device = next(training.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = training(*frozen(cast(Any, {"captions": CAPTIONS} | batch)))
+        total = sum(losses.losses.values()) + sum(contrast(losses.features, "softmax", 1.0).losses.values())
+        total.backward()
+        return float(total.detach())
+
+    return run
+
+
+def timm_contestants(trunk: TrunkConfig, pixels: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return timm's vision transformer, causal, and pooled as ours is."""
+    vision = VisionConfig(trunk=trunk, patch_size=16)
+    tower = build_vision_tower(vision, pixels.shape[-1]).eval().requires_grad_(False).to(pixels.device)
+    towers = {"float32": tower, "bfloat16": copy.deepcopy(tower).to(torch.bfloat16)}
+
+    def forward(name: str) -> Callable[[], Tensor]:
+        seen = pixels.to(DTYPES[name])
+        return lambda: towers[name].pool(towers[name].forward_features(seen, is_causal=True))
+
+    return {f"peer encoder, {name}": forward(name) for name in towers}
+
+
+def official_tower(path: Path, encoder: SemanticEncoder, vq: VQGAN) -> nn.Module:
+    """Return the official vision tower on our weights: the encoder's very own, a copy of the tokenizer's."""
+    sys.path.insert(0, str(path / "src"))
+    trunk = encoder.config.trunk
+    sizes = {"img_size": 16 * encoder.config.grid[0], "embed_dim": trunk.width, "num_heads": trunk.heads}
+    with tokenizer_in_place(vq):
         import timm_local  # type: ignore[import-not-found]
 
-        tower: nn.Module = timm_local.create_model(TOWER, num_classes=0, global_pool="map")
+        tower: nn.Module = timm_local.create_model(TOWER, num_classes=0, global_pool="map", depth=trunk.depth, **sizes)
     ours = {official_name(f"encoder.{name}"): tensor for name, tensor in encoder.state_dict().items()}
     kept = {name: tensor for name, tensor in tower.state_dict().items() if name.startswith("vq.")}
     tower.load_state_dict(kept | {name.removeprefix("visual.trunk."): x for name, x in ours.items()}, assign=True)
-    return tower.eval()
+    return tower.eval().to(encoder.pos_embed.device)
 
 
 def official_contestants(tower: Any, pixels: Tensor, codes: Tensor) -> dict[str, Callable[[], Any]]:  # noqa: ANN401
@@ -264,15 +267,15 @@ def official_contestants(tower: Any, pixels: Tensor, codes: Tensor) -> dict[str,
 
     def halved(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def inside() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(pixels.device.type, torch.bfloat16):
                 return run()
 
         return inside
 
     exact: dict[str, Callable[[], Any]] = {
-        "official tokenizer": lambda: tower.vq.encode(pixels)[2][2],
-        "official encoder": lambda: alone(pixels),
-        "official all": lambda: tower(pixels),
+        "peer tokenizer": lambda: tower.vq.encode(pixels)[2][2],
+        "peer encoder": lambda: alone(pixels),
+        "peer all": lambda: tower(pixels),
     }
     return {f"{name}, float32": run for name, run in exact.items()} | {
         f"{name}, bfloat16": halved(run) for name, run in exact.items()
@@ -289,7 +292,3 @@ class Given(nn.Module):
     def encode(self, pixels: Tensor) -> tuple[Tensor, None, None]:
         """Return the codes."""
         return self.codes, None, None
-
-
-if __name__ == "__main__":
-    main()

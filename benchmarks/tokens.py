@@ -1,71 +1,80 @@
 """What encoding costs besides the tokenizer: reading pictures, and the size and the reading of a store.
 
-    python benchmarks/tokens.py PHOTOGRAPH
-
 Times are CPU seconds of one core, so that what else the machine does changes little. Ids are random, which no
-compression makes smaller: a store of real ids is at most as large. The work of the published tokenizers is counted, not
-timed: benchmarks/vq.py times it.
+compression makes smaller: a store of real ids is at most as large. The peers are open_clip's preprocessing, and a file
+.npy for each picture, as LlamaGen keeps its ids.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
+import math
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import image_transform
 from PIL import Image
 from toklip_core.data import entries, find_pictures, open_picture, resized
 from toklip_core.parts import FeatureInfo, PartWriter, StoreInfo
 from toklip_core.store import TokenStore
-from toklip_vq.llamagen import CONFIGS
-from toklip_vq.vqgan import VQGANTokenizer, build_vqgan
-from torch.utils.flop_counter import FlopCounterMode
 
-PICTURES = 100
-ROWS = 10_000
+from benchmarks._race import Options, Row, race
+
+PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "examples" / "photographs" / "astronaut.jpg"
 
 
-def main() -> None:
-    """Print the figures, one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photograph", type=Path)
-    photograph = open_picture(parser.parse_args().photograph)
+def rows(options: Options) -> Iterator[Row]:
+    """Yield what reading and storing take."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for side in (256, 512, 1024):
-            reading(photograph, side, Path(folder, f"{side}.tar"))
+            yield reading_row(side, Path(folder, f"{side}.tar"), options)
         for name, codebook_size, side in (("VQ-16", 2**14, 16), ("VQ-8", 2**14, 32), ("IBQ-262144", 2**18, 16)):
-            storing(name, codebook_size, side, Path(folder, name))
-        storing("VQ-16", 2**14, 16, Path(folder, "teacher"), width=1152)
-    for size in ("VQ-16", "VQ-8"):
-        counting(size)
+            yield from store_rows(name, codebook_size, side, Path(folder, name), options)
+        yield from store_rows("VQ-16", 2**14, 16, Path(folder, "teacher"), options, width=1152)
 
 
-def reading(photograph: Image.Image, side: int, path: Path) -> None:
+def reading_row(side: int, path: Path, options: Options) -> Row:
     """Read a tar of JPEG files whose short side is ``side``, to squares of 256."""
+    count = 2 if options.quick else 100
     buffer = io.BytesIO()
-    photograph.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    photograph = open_picture(PHOTOGRAPH).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+    photograph.save(buffer, "JPEG", quality=90)
     with tarfile.open(path, "w") as file:
-        for number in range(PICTURES):
+        for number in range(count):
             member = tarfile.TarInfo(f"{number}.jpg")
             member.size = len(buffer.getvalue())
             file.addfile(member, io.BytesIO(buffer.getvalue()))
-    began = time.process_time()
-    for entry in entries(find_pictures([path])):
-        resized(entry.image(), 256)
-    rate = PICTURES / (time.process_time() - began)
-    print(
-        f"read JPEG {side * 4 // 3} x {side}, {len(buffer.getvalue()) / 1000:.0f} kB: {rate:.0f} pictures a CPU second"
-    )
+    transform: Any = image_transform(256, is_train=False)
+
+    def ours() -> None:
+        for entry in entries(find_pictures([path])):
+            resized(entry.image(), 256)
+
+    def theirs() -> None:
+        with tarfile.open(path) as file:
+            for member in file:
+                transform(Image.open(file.extractfile(member)))  # type: ignore[arg-type]
+
+    seconds, _ = race({"ours": ours, "peer": theirs}, options.repeats, time.process_time)
+    what = f"read JPEG {side * 4 // 3} x {side}, {len(buffer.getvalue()) / 1000:.0f} kB"
+    each = {who: 1000 * value / count for who, value in seconds.items()}
+    note = f"{1000 / each['ours']:.0f} pictures a CPU second"
+    return Row(what, "ms", each["ours"], each["peer"], "open_clip, to float32", note=note)
 
 
-def storing(name: str, codebook_size: int, side: int, path: Path, width: int = 0) -> None:
+def store_rows(
+    name: str, codebook_size: int, side: int, path: Path, options: Options, width: int = 0
+) -> Iterator[Row]:
     """Write a part of random ids, and of a teacher's features if it has a width; read it in order and at random."""
+    count = 50 if options.quick else 10_000
     teacher = FeatureInfo(model="teacher", weights_checksum="", width=width) if width else None
     info = StoreInfo(
         tokenizer=name.lower(),
@@ -78,36 +87,30 @@ def storing(name: str, codebook_size: int, side: int, path: Path, width: int = 0
         teacher=teacher,
     )
     writer = PartWriter(path, info)
-    keys = [f"{number // 1000:05d}.tar/{number:09d}.jpg" for number in range(ROWS)]
-    features = {"teacher": F.normalize(torch.randn(ROWS, width), dim=-1)} if width else {}
-    writer.add(keys, torch.randint(0, codebook_size, (ROWS, side, side)), [None] * ROWS, features)
+    keys = [f"{number // 1000:05d}.tar/{number:09d}.jpg" for number in range(count)]
+    ids = torch.randint(0, codebook_size, (count, side, side))
+    features = {"teacher": F.normalize(torch.randn(count, width), dim=-1)} if width else {}
+    writer.add(keys, ids, [None] * count, features)
     writer.flush()
-    size = next(path.glob("part-*")).stat().st_size / ROWS
+    size = next(path.glob("part-*")).stat().st_size / count
+    what = f"store of {name}, 256 px" + (f", with a teacher of width {width}" if width else "")
+    files = [path / f"{number}.npy" for number in range(min(count, 1000))]
+    for number, file in enumerate(files):
+        np.save(file, ids[number].flatten().numpy())
+    least = side**2 * math.log2(codebook_size) / 8
+    if width:  # random numbers that a compression makes smaller have no floor that is known
+        yield Row(f"{what}, a picture", "bytes", size, files[0].stat().st_size + 4 * width, ".npy, float32")
+        return
+    yield Row(f"{what}, a picture", "bytes", size, files[0].stat().st_size, ".npy, int64", least)
+
     store = TokenStore(path)
-    began = time.process_time()
-    for _ in store:
-        pass
-    in_order = ROWS / (time.process_time() - began)
-    began = time.process_time()
-    for number in range(100):
-        store[number * 997 * 11 % ROWS]
-    at_random = (time.process_time() - began) * 10
-    beside = f", a teacher of width {width}" if width else ""
-    print(f"store {name} 256 px{beside}: {size:.0f} bytes a picture")
-    print(f"    {in_order:.0f} rows a CPU second in order, {at_random:.1f} CPU milliseconds a row at random")
+    some = [number * 997 * 11 % count for number in range(min(count, 100))]
 
+    def each(reads: Callable[[], object], times: int) -> float:
+        return race({"": reads}, options.repeats, time.process_time)[0][""] * 1000 / times
 
-def counting(size: str) -> None:
-    """Count the multiplications and additions of one picture."""
-    tokenizer = VQGANTokenizer(build_vqgan(CONFIGS[size]))
-    pixels = torch.zeros(1, 3, 256, 256)
-    with FlopCounterMode(display=False) as encode:
-        ids = tokenizer.encode(pixels)
-    with FlopCounterMode(display=False) as decode:
-        tokenizer.decode(ids)
-    flops = [counter.get_total_flops() / 1e9 for counter in (encode, decode)]
-    print(f"work {size} 256 px: encode {flops[0]:.0f} GFLOP, decode {flops[1]:.0f} GFLOP")
-
-
-if __name__ == "__main__":
-    main()
+    in_order = each(lambda: [row.ids for row in store], count)
+    one_file = each(lambda: [torch.from_numpy(np.load(file)) for file in files], len(files))
+    at_random = each(lambda: [store[number].ids for number in some], len(some))
+    yield Row(f"{what}, a row in order", "ms", in_order, one_file, ".npy")
+    yield Row(f"{what}, a row at random", "ms", at_random, one_file, ".npy")

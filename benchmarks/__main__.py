@@ -1,0 +1,75 @@
+"""How fast the packages are, in one table: each figure beside a peer of the same run, or beside its floor.
+
+    python -m benchmarks [NAME ...] [--toklip PATH/TokLIP] [--llamagen PATH/LlamaGen] [--ibq PATH/SEED-Voken]
+
+The paths are checkouts of the official repositories; where one is left out, timm, open_clip, numpy or torch is the
+peer, or the floor stands alone. Weights are random, of the published shapes, and the same on both sides. The two sides
+take turns in one process, and each figure is the smallest of the repeats. The floor is what the multiplications of ours
+take at the rate of a large matrix product, or the bytes it reads at that of memory, whichever is longer, both measured
+in the same run. Each benchmark has a process of its own: one that fails is named, and the others go on.
+
+With --device cuda, vq, encoder, comprehension, generation and scaling compute there; that was not run yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks._race import HEADER, Options, Row, elsewhere, machine_name, measured
+
+NAMES = ("tokens", "vq", "encoder", "loading", "comprehension", "generation", "scaling")
+
+
+def checkout(path: str) -> Path:
+    """Return the absolute path of a folder."""
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path!r}; wanted a checkout of the repository")
+    return Path(path).absolute()
+
+
+def main() -> int:
+    """Print rows as they come, and all of them at the end; write them as JSON where asked; 1 if a benchmark failed."""
+    parser = argparse.ArgumentParser("benchmarks", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all without a name")
+    parser.add_argument("--toklip", type=checkout, help="a checkout of TencentARC/TokLIP to compare with")
+    parser.add_argument("--llamagen", type=checkout, help="a checkout of FoundationVision/LlamaGen to compare with")
+    parser.add_argument("--ibq", type=checkout, help="a checkout of TencentARC/SEED-Voken to compare with")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="turns of each side, of which the quickest counts")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that all runs, not for figures")
+    parser.add_argument("--json", type=Path, help="the file to write")
+    given: dict[str, Any] = vars(parser.parse_args())
+    names, file = given.pop("names") or NAMES, given.pop("json")
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    options = Options(**given)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # looking for a text tokenizer there is not loading
+    machine = machine_name(options)
+    print(machine, HEADER, sep="\n\n", flush=True)
+    rows: list[Row] = []
+    failed = []
+    for name in names:
+        try:
+            for row in elsewhere(measured, name, options):
+                print(row.line(), flush=True)
+                rows.append(row)
+        except RuntimeError as error:  # its traceback is on stderr; a process without memory is killed, and has none
+            failed.append(f"{name} failed: {error}")
+            print(failed[-1], file=sys.stderr)
+        if file:
+            result = {"machine": machine, "failed": failed, "rows": [asdict(row) for row in rows]}
+            file.write_text(json.dumps(result, indent=2) + "\n")
+    if len(names) > 1:
+        print("", machine, "", HEADER, *(row.line() for row in rows), *failed, sep="\n")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
