@@ -1,4 +1,4 @@
-"""The reference leaves nothing out: commands and options, settings, public names; and every anchor of a link exists."""
+"""The reference leaves nothing out: commands and options, settings, public names. What pages name exists."""
 
 from __future__ import annotations
 
@@ -156,3 +156,35 @@ def test_every_anchor_of_a_link_exists(page):
             continue
         there = (page.parent / target).resolve() if target else page
         assert fragment in anchors(there) or is_documented(fragment, there), f"{name(page)}: {target}#{fragment}"
+
+
+@pytest.fixture(scope="session")
+def tests_by_name():
+    """All test functions, and the files they are in."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = {word for file in files for word in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+    return functions | {file.name for file in files}
+
+
+def resolves(path: str) -> bool:
+    """Whether a dotted name of the packages is a module, or is in one."""
+    found: object = importlib.import_module(path.split(".")[0])
+    for end, part in enumerate(path.split(".")[1:], start=2):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(".".join(path.split(".")[:end]))
+            except ModuleNotFoundError:
+                return False
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_test_and_every_dotted_name_of_a_page_exists(page, tests_by_name):
+    for word in re.findall(r"`([\w./]+)`", _FENCED.sub("", page.read_text())):
+        if re.fullmatch(r"test_\w+(\.py)?", word):
+            assert word in tests_by_name, f"{name(page)}: {word}"
+        elif word.startswith("tests/"):
+            assert (ROOT / word).exists(), f"{name(page)}: {word}"
+        elif word.startswith(tuple(f"{package}." for package in PACKAGES)):
+            assert resolves(word), f"{name(page)}: {word}"
