@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from _runs import Training, arguments, markdown, measured, percent, spread, train_all
+from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
 from toklip_mllm.vqa import evaluate_vqa
 
 FEATURES = ("codes", "tokens", "concat")
@@ -22,7 +22,7 @@ PRIOR = "always the most frequent answer"
 
 def main() -> None:
     """Print a table."""
-    parser = arguments(str(__doc__), steps=400)
+    parser = arguments(str(__doc__), steps=240)
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     options = parser.parse_args()
     folders = {
@@ -51,7 +51,7 @@ def main() -> None:
         for features in FEATURES:
             values = [[found[features, seed][kind] for seed in options.seeds] for kind in kinds]
             rows.append([split, features, *(spread(of_kind, percent) for of_kind in values)])
-    print(markdown(["scenes", "features", *kinds], rows))
+    put([markdown(["scenes", "features", *kinds], rows)], options.page, "comprehension")
 
 
 def figures(model: Path, scenes: int, split: str) -> dict[str, float]:

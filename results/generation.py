@@ -2,11 +2,11 @@
 
     python results/generation.py --out runs
 
-Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over the token
-store that the recipe names. Of captions of validation scenes (combinations of colour and shape that training shows,
-in new scenes) and of held-out ones (each with one that it never shows), on plain backgrounds, it prints: whether
-pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes on the features of
-toklip-tiny's teacher; and the loss, the mean over a tenth of the steps.
+Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over a token
+store of 48,000 scenes on plain backgrounds. Of captions of validation scenes (combinations of colour and shape that
+training shows, in new scenes) and of held-out ones (each with one that it never shows), on plain backgrounds, it
+prints: whether pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes on the features
+of a teacher; and the loss, the mean over a tenth of the steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from _runs import Training, arguments, markdown, measured, percent, spread, train_all
+from _runs import (
+    Training,
+    arguments,
+    encode_once,
+    markdown,
+    measured,
+    percent,
+    put,
+    spread,
+    train_all,
+    write_scenes_once,
+)
+from toklip_core.scenes import Scenes
 from toklip_gen.drawing import evaluate_on_scenes
 
 FEATURES = ("ids", "codes", "concat")
@@ -28,12 +40,15 @@ DISTANCE = "Fréchet distance"
 
 def main() -> None:
     """Print two tables."""
-    parser = arguments(str(__doc__), steps=400)
-    parser.add_argument("--store", type=Path, default=Path("runs/plain-store"))
-    parser.add_argument("--teacher", default="runs/teacher/model", help="whose features are compared")
+    parser = arguments(str(__doc__), steps=600)
+    parser.add_argument("--store", type=Path, help="of the scenes; made in --out by default")
+    parser.add_argument("--teacher", help="a model whose features are compared; trained in --out by default")
     parser.add_argument("--captions", type=int, default=512, help="of each split")
     options = parser.parse_args()
     out, seeds = options.out, options.seeds
+    store, teacher = options.store or plain_store(out), options.teacher or str(out / "teacher-0/model")
+    if options.teacher is None:
+        train_all([Training("teacher", out / "teacher-0", ("run.seed=0",))], jobs=1)
     folders = {
         (features, seed): out / f"generator-{features}-{options.steps}-steps-{seed}"
         for features in FEATURES
@@ -46,7 +61,7 @@ def main() -> None:
                 folder,
                 (
                     f"generator.features={features}",
-                    f"data.0.store={options.store}",
+                    f"data.0.store={store}",
                     f"run.seed={seed}",
                     f"run.steps={options.steps}",
                 ),
@@ -61,16 +76,16 @@ def main() -> None:
         steps = losses[features, seeds[0]]
         values = [[losses[features, seed][step] for seed in seeds] for step in steps]
         rows.append([features, *(spread(at_step, "{:.3f}".format) for at_step in values)])
-    print(markdown(["loss until step", *map(str, steps)], rows), end="\n\n")
+    tables = [markdown(["loss until step", *map(str, steps)], rows)]
 
-    teacher = re.sub(r"\W+", "-", options.teacher)
-    measured_by = f"{options.captions}-captions-{teacher}"
+    features_of = re.sub(r"\W+", "-", teacher)
+    measured_by = f"{options.captions}-captions-{features_of}"
     rows = []
     for split in SPLITS:
         found = {
             of: measured(
                 folder / f"{split}-{measured_by}.json",
-                partial(figures, folder / "model", options.captions, split, options.teacher),
+                partial(figures, folder / "model", options.captions, split, teacher),
             )
             for of, folder in folders.items()
         }
@@ -86,7 +101,16 @@ def main() -> None:
             )
         ceiling = next(iter(found.values()))
         rows.append([split, "the scenes, reconstructed", *(percent(ceiling[f"reconstructed {c}"]) for c in CLAIMS), ""])
-    print(markdown(["captions", "features", *CLAIMS, DISTANCE], rows))
+    put([*tables, markdown(["captions", "features", *CLAIMS, DISTANCE], rows)], options.page, "generation")
+
+
+def plain_store(out: Path) -> Path:
+    """Return the store that the recipe is trained on, made if it is not there."""
+    store = out / "plain-store-48000"
+    if not store.exists():
+        pictures = write_scenes_once(out / "plain-48000", Scenes(48000, background="plain"))
+        encode_once(store, [pictures], "--tokenizer", "llamagen-tiny", "--size", "64", "--batch-size", "128")
+    return store
 
 
 def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ which favours it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,12 @@ from _runs import (
 )
 from toklip_core.clip import CLIP, load_clip
 from toklip_core.data import normalized
-from toklip_core.matching import Matcher, picture_features, scene_pictures
+from toklip_core.matching import Matcher, picture_features
 from toklip_core.model import load_model
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.retrieval import measure_retrieval, scene_pairs
 from toklip_core.scenes import CLASSES, Scenes
-from toklip_core.zero_shot import class_features
+from toklip_core.zero_shot import class_features, labelled_scenes
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,7 +156,7 @@ def of_models(options: Any, runs: list[Path]) -> list[dict[str, float]]:  # noqa
     """The figures of the models that runs left."""
     return [
         measured(
-            run.with_name(f"{run.name}-on-{options.held_out}.json"),
+            run.with_name(f"{run.name}-on-{options.held_out}-held-out.json"),
             lambda run=run: figures(load_model(run / "model").eval(), options.held_out),
         )
         for run in runs
@@ -176,20 +176,22 @@ def of_codes(options: Any, seed: int) -> dict[str, float]:  # noqa: ANN401 - arg
         ]
         return {name: max(one[name] for one in found) for name in FIGURES}
 
-    return measured(options.out / f"codes-{seed}-of-{train}-on-{options.held_out}.json", measure)
+    return measured(options.out / f"codes-{seed}-of-{train}-on-{options.held_out}-held-out.json", measure)
 
 
 @torch.no_grad()
 def figures(model: Matcher, scenes: int) -> dict[str, float]:
     """Zero-shot accuracy, of colour and shape as well, and R@1 both ways, on held-out scenes."""
     size = model.config.image_size
-    single = Scenes(scenes, split="held-out", size=size, objects=1)
-    classes = class_features(model, CLASSES, ["{}"])
+    single = labelled_scenes(Scenes(scenes, split="held-out", size=size, objects=1))
+    classes = class_features(model, single.names, ["{}"])
+    words = [name.split() for name in CLASSES]
     hits = torch.zeros(3)
-    for places, features in picture_features(model, scene_pictures(single), [], batch_size=BATCH_SIZE):
+    for places, features in picture_features(model, single.pictures, [], batch_size=BATCH_SIZE):
         for place, guess in zip(places, (features @ classes.T).argmax(1).tolist(), strict=True):
-            guessed, true = CLASSES[guess].split(), CLASSES[single[place].labels[0]].split()
-            hits += torch.tensor([guessed == true, *(guessed[i] == true[i] for i in range(2))])
+            (colour, shape), (true_colour, true_shape) = words[guess], words[single.labels[place]]
+            right = colour == true_colour, shape == true_shape
+            hits += torch.tensor([all(right), *right])
     recall = measure_retrieval(
         model, scene_pairs(Scenes(scenes, split="held-out", size=size)), batch_size=BATCH_SIZE
     )
@@ -219,7 +221,7 @@ class MeanCodes:
         """Return unit features (B, E) of pixels (B, 3, S, S)."""
         return F.normalize(with_one(mean_codes(self.tokenizer, pixels)) @ self.weights, dim=-1)
 
-    def text_features(self, texts: list[str]) -> Tensor:
+    def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return unit features (T, E)."""
         return self.teacher.text_features(texts)
 
@@ -252,7 +254,8 @@ def ridge(codes: Tensor, features: Tensor, decay: float) -> Tensor:
     inputs = with_one(codes).double()
     gram = inputs.T @ inputs / len(inputs)
     shift = decay * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + shift, inputs.T @ features.double() / len(inputs)).float()
+    solved: Tensor = torch.linalg.solve(gram + shift, inputs.T @ features.double() / len(inputs))
+    return solved.float()
 
 
 if __name__ == "__main__":

@@ -388,7 +388,7 @@ def patches(split, count):
 
 
 def test_a_linear_read_out_of_mean_patches_fails():
-    """Ridge regression to the 64 classes; benchmarks/scenes_probe.py does it with codes, and beside a network."""
+    """Ridge regression to the 64 classes; results/scenes_probe.py does it with codes, and beside a network."""
     (train, labels), (test, expected) = patches("train", 1200), patches("validation", 400)
     features, unseen = train.mean(1), test.mean(1)
     features, unseen = (np.c_[x - features.mean(0), np.ones(len(x))].astype(np.float64) for x in (features, unseen))

@@ -1,6 +1,6 @@
 """How hard Scenes is: linear read-outs of mean codes, colours and patches beside a small convolutional network.
 
-    python benchmarks/scenes_probe.py --tokenizer llamagen-tiny
+    python results/scenes_probe.py
 
 Scenes of one object; what is to be told is its class (64), its colour (8) and its shape (8). A read-out is multinomial
 logistic regression on standardised features, one for each of the three, fitted by L-BFGS to its optimum on the training
@@ -11,13 +11,13 @@ output a colour and one a shape, and sees other training scenes at every step.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
+from _runs import markdown, percent, put
 from toklip_core.plugins import load_tokenizer
 from toklip_core.scenes import CLASSES, COLOURS, SHAPES, Scene, Scenes
 from torch import Tensor, nn
@@ -34,39 +34,28 @@ Read = Callable[[Tensor], Tensor]
 def main() -> None:
     """Print accuracies beside chance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", action="append", default=[], help="see `toklip tokenizers`; repeatable")
-    parser.add_argument("--weights", help="of the tokenizer, if not the published ones")
+    parser.add_argument("--tokenizer", default="llamagen-tiny", help="see `toklip tokenizers`")
     parser.add_argument("--train", type=int, default=4000, help="training scenes of the read-outs")
-    parser.add_argument("--test", type=int, default=1000, help="scenes to measure on")
-    parser.add_argument("--split", default="validation", help="of the scenes to measure on")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the network")
-    parser.add_argument("--steps", type=int, default=1000, help=f"of the network, {BATCH_SIZE} scenes each; or 0")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--test", type=int, default=1000, help="validation scenes to measure on")
+    parser.add_argument("--steps", type=int, default=1000, help=f"of the network, {BATCH_SIZE} scenes each")
+    parser.add_argument("--seed", type=int, default=0, help="of the training scenes and of the network")
+    parser.add_argument("--page", type=Path, help="a page whose table between the script's markers is replaced")
     run = parser.parse_args()
 
-    train, test = (
-        with_labels(Scenes(count, run.seed, split, run.size, objects=1))
-        for count, split in ((run.train, "train"), (run.test, run.split))
-    )
+    train = with_labels(Scenes(run.train, run.seed, objects=1))
+    test = with_labels(Scenes(run.test, run.seed, "validation", objects=1))
+    readers = {
+        "mean colour": mean_colour,
+        "mean patch of 8 x 8 pixels": mean_patch,
+        f"mean codes of {run.tokenizer}": mean_codes(run.tokenizer),
+    }
     rows = {"chance": {task: 1 / count for task, count in TASKS.items()}}
-    readers: dict[str, Read] = {"mean colour": mean_colour, "mean 8x8 patch": mean_patch}
-    readers |= {f"mean codes, {name}": mean_codes(name, run.weights) for name in run.tokenizer}
-    for name, read in readers.items():
-        rows[name] = read_out(read, train, test)
-    if run.steps:
-        began = time.perf_counter()
-        model = trained_network(run.steps, run.size, run.seed)
-        rows[f"network, {run.steps} steps"] = network_accuracy(model, test)
-        print(f"the network took {time.perf_counter() - began:.0f} s")
-    protocol = vars(run) | {"objects": 1, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    if run.json:
-        print(json.dumps({"protocol": protocol, "accuracy": rows}, indent=2))
-        return
-    print(", ".join(f"{key} {value}" for key, value in protocol.items() if key != "json"))
-    print(f"{'accuracy':<36}" + "".join(f"{task:>8}" for task in TASKS))
-    for name, row in rows.items():
-        print(f"{name:<36}" + "".join(f"{row[task]:>8.3f}" for task in TASKS))
+    rows |= {f"linear read-out of the {name}": read_out(read, train, test) for name, read in readers.items()}
+    network = trained_network(run.steps, run.seed)
+    rows["a small convolutional network on the pixels"] = network_accuracy(network, test)
+    header = ["", *(f"{task} ({count})" for task, count in TASKS.items())]
+    lines = [[name, *(percent(row[task]) for task in TASKS)] for name, row in rows.items()]
+    put([markdown(header, lines)], run.page, "scenes_probe")
 
 
 def with_labels(scenes: Iterable[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,9 +77,9 @@ def mean_patch(pixels: Tensor) -> Tensor:
     return F.unfold(pixels, 8, stride=8).mean(2)
 
 
-def mean_codes(name: str, weights: str | None) -> Read:
+def mean_codes(name: str) -> Read:
     """Return what takes pixels to the mean (N, C) of their codes."""
-    tokenizer = load_tokenizer(name, weights)
+    tokenizer = load_tokenizer(name)
 
     def read(pixels: Tensor) -> Tensor:
         chunks = tqdm(torch.split(pixels, 32), desc="encode", unit="batch", leave=False)
@@ -135,7 +124,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, weight_decay: flo
     return head.requires_grad_(False)
 
 
-def trained_network(steps: int, size: int, seed: int) -> nn.Sequential:
+def trained_network(steps: int, seed: int) -> nn.Sequential:
     """Return a network of 0.25 million weights: pixels to 8 logits for colours and 8 for shapes."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -146,7 +135,7 @@ def trained_network(steps: int, size: int, seed: int) -> nn.Sequential:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
     # A seed of its own: the read-outs' scenes are others, and none is seen twice.
-    scenes = Scenes(steps * BATCH_SIZE, seed + 1, "train", size, objects=1)
+    scenes = Scenes(steps * BATCH_SIZE, seed + 1, objects=1)
     for step in tqdm(range(steps), desc="train", unit="step", leave=False):
         pixels, labels = with_labels([scenes[step * BATCH_SIZE + i] for i in range(BATCH_SIZE)])
         colour, shape = torch.split(model(pixels), [len(COLOURS), len(SHAPES)], 1)

@@ -1,0 +1,149 @@
+"""Laws and contracts of the scripts in results/: the packages take what they ask for, the page has their tables."""
+
+import importlib
+import re
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from toklip_core.config import load_config
+from toklip_core.model import load_model
+from toklip_core.retrieval import evaluate_retrieval
+from toklip_core.settings import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
+from toklip_core.zero_shot import evaluate_zero_shot
+from toklip_gen.settings import RECIPES as GENERATOR_RECIPES
+from toklip_gen.settings import GeneratorTrainConfig
+from toklip_vq.settings import RECIPES as VQ_RECIPES
+from toklip_vq.settings import VQTrainConfig
+
+from tests.repo.pages import ROOT
+
+sys.path.insert(0, str(ROOT / "results"))
+import _runs
+import semantics
+
+PAGE = ROOT / "docs/results.md"
+SCRIPTS = {path.stem for path in (ROOT / "results").glob("[!_]*.py")}
+CONFIGS = {
+    "vq": (VQTrainConfig, VQ_RECIPES),
+    "teacher": (TeacherTrainConfig, TEACHER_RECIPES),
+    "encoder": (EncoderTrainConfig, ENCODER_RECIPES),
+    "generator": (GeneratorTrainConfig, GENERATOR_RECIPES),
+}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The commands that scripts would run: trainings as their settings, by the name of their folders."""
+    found = {}
+
+    def note(*words, log):
+        if words[0] == "train":
+            config, recipes = CONFIGS[words[1]]
+            changes = [str(word) for word, before in zip(words[1:], words, strict=False) if before == "--set"]
+            found[log.name] = load_config(words[2], config, changes, recipes)
+        else:
+            Path(words[words.index("--out") + 1]).mkdir(parents=True)
+
+    monkeypatch.setattr(_runs, "_toklip", note)
+    return found
+
+
+@pytest.fixture
+def digits():
+    """The script, where scikit-learn is installed."""
+    pytest.importorskip("sklearn")
+    return importlib.import_module("digits")
+
+
+def test_every_script_has_its_place_on_the_page_and_every_place_its_script():
+    assert set(re.findall(r"^<!-- results: (.+) -->$", PAGE.read_text("utf-8"), re.MULTILINE)) == SCRIPTS
+
+
+def test_tables_replace_what_is_between_their_markers_alone(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    whole = "a\n\n<!-- results: one -->\n\n{}\n\n<!-- end -->\n\nb\n\n<!-- results: two -->\n\nkept\n\n<!-- end -->\n"
+    page.write_text(whole.format("old"))
+    for _ in range(2):
+        _runs.put(["new", "more"], page, "one")
+    assert page.read_text() == whole.format("new\n\nmore")
+    assert capsys.readouterr().out == "new\n\nmore\n" * 2
+
+
+def test_a_page_without_the_markers_is_refused_and_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    with pytest.raises(ValueError, match=r"has 0 times '<!-- results: one -->'"):
+        _runs.put(["new"], page, "one")
+    assert page.read_text() == "nothing\n"
+
+
+def test_spread_has_the_mean_and_the_ends():
+    assert _runs.spread([0.1, 0.2, 0.6], _runs.percent) == "30.0 % (10.0 to 60.0)"
+
+
+def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
+    variants = list(semantics.VARIANTS)
+    semantics.trained(Namespace(out=tmp_path, jobs=1, steps=40, seeds=[3], scenes=20, variants=variants))
+    base = asked["encoder-full-20-40-steps-3"].model_dump()
+    changed = {
+        name: {
+            key
+            for key, value in asked[f"encoder-{name}-20-40-steps-3"].model_dump().items()
+            if value != base[key]
+        }
+        for name in variants
+    }
+    assert changed == {
+        "full": set(),
+        "fifth": {"data"},
+        "twentieth": {"data"},
+        "undistilled": {"losses"},
+        "random": {"initial_values"},
+        "bidirectional": {"causal"},
+    }
+    assert asked["teacher-3"].run.seed == base["run"]["seed"] == 3
+
+
+def test_fewer_scenes_are_the_first_of_the_same(tmp_path, asked):
+    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[0], scenes=20, variants=["full", "fifth"])
+    semantics.trained(options)
+    for kind in ("scenes", "one-object"):
+        few, many = (
+            {file.name: file.read_bytes() for file in (tmp_path / f"{kind}-{count}").glob("*.*g")} for count in (4, 20)
+        )
+        assert len(few) == 4 and few.items() <= many.items()
+
+
+def test_figures_are_those_of_the_packages():
+    model, count = load_model("toklip-tiny").eval(), 24
+    found = semantics.figures(model, count)
+    zero_shot = evaluate_zero_shot("toklip-tiny", scenes=count, split="held-out")
+    retrieval = evaluate_retrieval("toklip-tiny", scenes=count, split="held-out")
+    assert found["top-1"] == pytest.approx(zero_shot.top1)
+    assert found["image to text R@1"] == pytest.approx(retrieval.image_to_text["R@1"])
+    assert found["text to image R@1"] == pytest.approx(retrieval.text_to_image["R@1"])
+    assert found["top-1"] <= min(found["colour of it"], found["shape of it"])
+
+
+def test_the_ridge_finds_a_linear_map_and_its_intercept():
+    codes, weights = torch.randn(50, 3), torch.randn(4, 5)
+    torch.testing.assert_close(
+        semantics.ridge(codes, semantics.with_one(codes) @ weights, 0.0), weights, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_recipes_of_digits_are_taken_and_lead_to_one_another(tmp_path, asked, digits):
+    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[1])
+    train, held_out = digits.digits()
+    (generator,) = digits.trained(options, train, held_out)
+    assert asked[generator.name].toklip == f"{tmp_path}/digits-encoder-40-steps-1/model"
+    assert len(list((tmp_path / "digits/train").glob("7/*.png"))) == int((train.labels == 7).sum())
+
+
+def test_digits_come_back_as_scikit_learn_has_them_within_a_level_or_two(digits):
+    train, _ = digits.digits()
+    original = digits.load_digits().data[: len(train.labels)]
+    assert abs(digits.small(train.pixels) - original).mean() < 1
