@@ -130,17 +130,6 @@ def lmms(session: nox.Session) -> None:
     session.run("pytest", "tests/mllm/test_lmms.py", *session.posargs)
 
 
-def run_scripts(session: nox.Session, folder: str) -> None:
-    """Run the script of a folder that is named first, with the arguments after it, or all of them."""
-    install(session, PACKAGES)
-    scripts = {path.stem: path for path in sorted((ROOT / folder).glob("[!_]*.py"))}
-    names, arguments = list(scripts), list(session.posargs)
-    if arguments and arguments[0] in scripts:
-        names = [arguments.pop(0)]
-    for name in names:
-        session.run("python", str(scripts[name]), *arguments)
-
-
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""
@@ -150,8 +139,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def results(session: nox.Session) -> None:
-    """Train what docs/results.md compares, and print its tables: `nox -s results -- [NAME] [ARGUMENTS]`; hours."""
-    run_scripts(session, "results")
+    """Train what docs/results.md compares, write its tables: `nox -s results -- [NAME]`; hours.
+
+    With more arguments the tables of NAME are printed alone.
+    """
+    install(session, PACKAGES, "scikit-learn")
+    scripts = {path.stem: path for path in sorted((ROOT / "results").glob("[!_]*.py"))}
+    names, arguments = list(scripts), list(session.posargs)
+    if arguments and arguments[0] in scripts:
+        names = [arguments.pop(0)]
+    for name in names:
+        session.run("python", str(scripts[name]), *(arguments or ["--page", "docs/results.md"]))
 
 
 if __name__ == "__main__":
