@@ -39,6 +39,15 @@ def fails_with(sentence: str, words: Sequence[str]) -> None:
     print(errors[0])
 
 
+def shown_without() -> set[str]:
+    """Let `toklip demo` write its page; return the packages whose chapters it leaves out."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = works("demo", "--out", f"{folder}/demo.html")
+        assert "</html>" in Path(folder, "demo.html").read_text()
+    missing = [line for line in said.splitlines() if line.startswith("more with: pip install ")]
+    return set(missing[0].split()[4:]) if missing else set()
+
+
 def main(package: str) -> None:
     plugins = json.loads(toklip("plugins", "--json").stdout)
     assert all(not plugin["error"] for plugin in plugins), plugins
@@ -53,6 +62,7 @@ def main(package: str) -> None:
         assert names == []
         fails_with("pip install toklip-vq", ["encode", "docs/examples/photographs", "--out", "never-written"])
         fails_with("pip install toklip-vq", ["classify", "docs/examples/photographs/cat.jpg", "--labels", "a,b"])
+        assert shown_without() == {"toklip-vq", "toklip-mllm", "toklip-gen"}
     elif package == "toklip-vq":
         assert "llamagen-tiny" in names
         with tempfile.TemporaryDirectory() as folder:
@@ -65,6 +75,7 @@ def main(package: str) -> None:
             works("scenes", scenes, "--count", "1", "--split", "held-out")
             print(works("classify", f"{scenes}/000000.png", "--labels", "a yellow crescent,a blue square"))
             works("explain", f"{scenes}/000000.png", "a yellow crescent", "--out", f"{folder}/explained.png")
+        assert shown_without() == {"toklip-mllm", "toklip-gen"}
         fails_with("toklip-core[train]", ["train", "vq", "scenes-tiny", "--out", "never-written"])
         fails_with("toklip-core[evaluate]", ["evaluate", "reconstruction", "docs/examples/photographs"])
     elif package == "toklip-mllm":
@@ -73,11 +84,13 @@ def main(package: str) -> None:
             answer = works("ask", f"{folder}/scenes/000003.png", "what colour is the cross?")
             print(answer)
             assert answer.endswith("red"), answer
+        assert shown_without() == {"toklip-gen"}
         fails_with("toklip-core[train]", ["train", "mllm", "scenes-tiny", "--out", "never-written"])
     else:
         with tempfile.TemporaryDirectory() as folder:
             works("generate", "a red circle above a blue square", "-n", "2", "--out", f"{folder}/grid.png")
             assert Path(folder, "grid.png").stat().st_size > 1000
+        assert shown_without() == {"toklip-mllm"}
         fails_with("toklip-core[train]", ["train", "generator", "scenes-tiny", "--out", "never-written"])
 
 

@@ -35,6 +35,7 @@ img.small { image-rendering: pixelated; }
 figure { margin: 0; }
 figcaption, footer { color: var(--faint); font-size: .875rem; }
 figcaption { margin-top: .35rem; }
+figure.ids { max-width: 21rem; width: 100%; }
 .row { display: flex; flex-wrap: wrap; gap: 1.25rem; align-items: flex-start; margin: 0 0 1.2rem; }
 .wide { overflow-x: auto; margin-bottom: 1.2rem; }
 .wide img { min-width: 40rem; width: 100%; }
@@ -200,8 +201,8 @@ def _numbers(folder: Path) -> str:
         cell = [(number, cells.getpixel((x, y))) for x, number in enumerate(row)]
         rows.append("<tr>" + "".join(_cell(number, colour) for number, colour in cell) + "</tr>")
     return (
-        f'<figure><table class="ids">{"".join(rows)}</table><figcaption>Its ids, each on the mean colour of what it '
-        "gives back</figcaption></figure>"
+        f'<figure class="ids"><table class="ids">{"".join(rows)}</table>'
+        "<figcaption>Its ids, each on the mean colour of what it gives back</figcaption></figure>"
     )
 
 
