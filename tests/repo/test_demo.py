@@ -102,6 +102,13 @@ def test_the_ids_on_the_page_are_those_that_all_four_models_read(shown, variable
     assert torch.equal(variables["drawn"][0, :4], ids[:4])
 
 
+def test_the_answers_are_those_that_the_page_speaks_of(shown):
+    page = (shown / "demo.html").read_text()
+    hero = page[: page.index("</header>")]
+    assert re.findall(r"<b>(\w+)</b></p>", hero) == ["yes", "2", "large", "heart"]
+    assert "a yellow square <b>99" in hero
+
+
 def test_the_picture_and_the_row_of_the_store_are_one(shown):
     assert TokenStore(shown / "work" / STORE)[ROW].key == SCENE
 

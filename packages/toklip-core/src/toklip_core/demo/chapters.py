@@ -148,7 +148,7 @@ for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hit
         title="Asked in words",
         text="A language model of 1.3 million weights is given the tokens as if they were words. It answers 59.1 % of "
         "questions about such scenes rightly: most about colours and sizes, few about shapes. The scene was chosen "
-        "because it does well there. One of these answers is wrong: what is yellow is no heart.",
+        "because it does well there. The last of these answers is wrong: what is yellow is no heart.",
         commands=(
             ("ask", SCENE, "is there a yellow square?"),
             ("ask", SCENE, "how many objects are there?"),

@@ -49,11 +49,11 @@ pre b { color: var(--mark); font-weight: 600; user-select: none; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
 .card { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; padding: .9rem 1rem; }
-.card p { margin: 0; }
+.card p { margin: 0; color: var(--faint); font-size: .875rem; }
 .card img { width: 10.5rem; margin-bottom: .5rem; }
+.card p.says { color: inherit; font-size: 1rem; }
 .card .says { display: flex; justify-content: space-between; gap: 1rem; padding: .22rem 0; line-height: 1.35;
   border-bottom: 1px solid var(--line); }
-.card .says:last-of-type { border: 0; }
 .card .says b { white-space: nowrap; }
 table.ids { border-collapse: separate; border-spacing: 2px; width: 100%; max-width: 21rem; table-layout: fixed;
   font: .74rem/1 ui-monospace, monospace; }
@@ -78,8 +78,8 @@ _PAGE = """<!DOCTYPE html>
 <p>A picture becomes a small grid of whole numbers. Whatever comes next reads or writes these very numbers: the
 tokenizer that gives the picture back, an encoder that compares it with texts, a language model that answers questions
 about it, and a generator that draws. This page was made by <code>toklip demo</code>, without a network, with models of
-a few megabytes that are in the packages, and often wrong: one answer here is. Every command below was run as it stands,
-and what it printed is what you see.</p>
+a few megabytes that are in the packages and often wrong. Every command below was run as it stands, and what it printed
+is what you see.</p>
 {hero}
 </header>
 <main>
@@ -184,7 +184,7 @@ def _labels(told: Told) -> str:
 
 def _answers(told: Told) -> str:
     questions = [words[-1] for words in told.chapter.commands]
-    return "".join(map(_says, questions, told.outputs))
+    return "".join(map(_says, questions, told.outputs)) + "<p>The last one is wrong.</p>"
 
 
 def _says(what: str, found: str) -> str:
