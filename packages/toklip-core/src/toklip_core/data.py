@@ -79,12 +79,11 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
                 return seen(image)
         except PictureError:
             raise
-        except FileNotFoundError as error:
-            raise PictureError("there is no such file") from error
         except UnidentifiedImageError as error:
             raise PictureError("no picture in a format that is known here") from error
         except Exception as error:
-            raise PictureError(" ".join(str(error).split()) or type(error).__name__) from error
+            words = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+            raise PictureError(words or type(error).__name__) from error
 
 
 def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
