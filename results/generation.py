@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from _runs import (
     Training,
@@ -70,16 +72,24 @@ def main() -> None:
         ],
         options.jobs,
     )
+    tables = [loss_table(folders, seeds), table_of_claims(folders, options, teacher)]
+    put(tables, options.page, "generation")
+
+
+def loss_table(folders: Mapping[tuple[str, int], Path], seeds: Sequence[int]) -> str:
+    """Return the losses of runs by features and seed."""
     losses = {of: losses_of(folder) for of, folder in folders.items()}
     rows = []
     for features in FEATURES:
         steps = losses[features, seeds[0]]
         values = [[losses[features, seed][step] for seed in seeds] for step in steps]
         rows.append([features, *(spread(at_step, "{:.3f}".format) for at_step in values)])
-    tables = [markdown(["loss until step", *map(str, steps)], rows)]
+    return markdown(["loss until step", *map(str, steps)], rows)
 
-    features_of = re.sub(r"\W+", "-", teacher)
-    measured_by = f"{options.captions}-captions-{features_of}"
+
+def table_of_claims(folders: Mapping[tuple[str, int], Path], options: Any, teacher: str) -> str:  # noqa: ANN401
+    """Return what pictures show, by split and features, beside what reconstructed scenes do."""
+    measured_by = f"{options.captions}-captions-" + re.sub(r"\W+", "-", teacher)
     rows = []
     for split in SPLITS:
         found = {
@@ -90,18 +100,12 @@ def main() -> None:
             for of, folder in folders.items()
         }
         for features in FEATURES:
-            values = [found[features, seed] for seed in seeds]
-            rows.append(
-                [
-                    split,
-                    features,
-                    *(spread([value[claim] for value in values], percent) for claim in CLAIMS),
-                    spread([value[DISTANCE] for value in values], "{:.4f}".format),
-                ]
-            )
+            values = [found[features, seed] for seed in options.seeds]
+            shown = [spread([value[claim] for value in values], percent) for claim in CLAIMS]
+            rows.append([split, features, *shown, spread([value[DISTANCE] for value in values], "{:.4f}".format)])
         ceiling = next(iter(found.values()))
         rows.append([split, "the scenes, reconstructed", *(percent(ceiling[f"reconstructed {c}"]) for c in CLAIMS), ""])
-    put([*tables, markdown(["captions", "features", *CLAIMS, DISTANCE], rows)], options.page, "generation")
+    return markdown(["captions", "features", *CLAIMS, DISTANCE], rows)
 
 
 def plain_store(out: Path) -> Path:

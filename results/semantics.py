@@ -157,10 +157,15 @@ def of_models(options: Any, runs: list[Path]) -> list[dict[str, float]]:  # noqa
     return [
         measured(
             run.with_name(f"{run.name}-on-{options.held_out}-held-out.json"),
-            lambda run=run: figures(load_model(run / "model").eval(), options.held_out),
+            partial(of_model, run / "model", options.held_out),
         )
         for run in runs
     ]
+
+
+def of_model(model: Path, scenes: int) -> dict[str, float]:
+    """The figures of a model folder."""
+    return figures(load_model(model).eval(), scenes)
 
 
 def of_codes(options: Any, seed: int) -> dict[str, float]:  # noqa: ANN401 - argparse's
