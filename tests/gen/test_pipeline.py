@@ -181,7 +181,7 @@ def pixels(path):
         (["--class", "1", "--temperature", "-1"], "got temperature = -1.0; wanted 0"),
         (["--class", "1", "--out", "out.gif"], "wanted a folder, or a name that ends in .png"),
         (["--class", "1", "--out", "nowhere/out.png"], "there is no folder"),
-        (["--class", "1", "--prefix", "nowhere.png"], "the prefix 'nowhere.png' cannot be read: there is no such file"),
+        (["--class", "1", "--prefix", "nowhere.png"], "the prefix 'nowhere.png' cannot be read: No such file"),
         (["--class", "1", "--prefix", "broken.png"], "the prefix 'broken.png' cannot be read: no picture in"),
         ([" "], "got an empty text; say what is to be drawn"),
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),

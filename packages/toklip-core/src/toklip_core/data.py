@@ -79,10 +79,9 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
                 return seen(image)
         except PictureError:
             raise
-        except UnidentifiedImageError as error:
-            raise PictureError("no picture in a format that is known here") from error
         except Exception as error:
-            words = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+            known = "no picture in a format that is known here" if isinstance(error, UnidentifiedImageError) else None
+            words = known or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise PictureError(words or type(error).__name__) from error
 
 
