@@ -73,7 +73,7 @@ BATCH_SIZE = 100
 
 def main() -> None:
     """Print two tables: the figures, and how much of the teacher's each keeps."""
-    parser = arguments(str(__doc__), steps=400)
+    parser = arguments(str(__doc__), steps=250)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--scenes", type=int, default=24000, help="of each kind, to train on")
     parser.add_argument("--held-out", type=int, default=1000, help="scenes of each kind to measure on")
