@@ -364,6 +364,15 @@ def test_distinct_captions_are_known_where_that_is_cheap(tmp_path, table, every)
         assert samples(*every[kind]).distinct_captions() is None
 
 
+def test_captions_that_are_too_many_are_read_no_further_than_to_one_too_many(tmp_path, monkeypatch):
+    data = samples({"kind": "store", "store": stored(tmp_path, captions=lambda n: f"caption {n}")})
+    read = []
+    captions = TokenStore.captions
+    monkeypatch.setattr(TokenStore, "captions", lambda store: (read.append(text) or text for text in captions(store)))
+    assert data.distinct_captions(most=3) is None
+    assert len(read) == 4
+
+
 @pytest.mark.parametrize("size", [(640, 480), (100, 100), (7, 5), (3000, 200)])
 def test_a_random_crop_has_the_area_and_the_shape_that_it_may_have(size):
     width, height = size

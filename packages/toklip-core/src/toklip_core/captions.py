@@ -13,8 +13,8 @@ import logging
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from typing import Any, NamedTuple, Protocol, Required, TypedDict
 
 import numpy as np
@@ -164,15 +164,17 @@ class CaptionedSamples:
     def distinct_captions(self, *, most: int = 2**20) -> list[str] | None:
         """Return all captions, each once and sorted; None if they are more than ``most`` or not cheap to know.
 
-        Cheap are stores and tables: their captions are read, and no picture.
+        Cheap are stores and tables: their captions are read, no picture, and no further than to one too many.
         """
+        known = [captions for part in self._parts if (captions := part.all_captions()) is not None]
+        if len(known) < len(self._parts):
+            return None
         found: set[str] = set()
-        for part in self._parts:
-            captions = part.distinct_captions()
-            if captions is None:
+        for caption in chain.from_iterable(known):
+            found.add(caption)
+            if len(found) > most:
                 return None
-            found |= captions
-        return sorted(found) if len(found) <= most else None
+        return sorted(found)
 
 
 def window_order(groups: Sequence[int], window: int, *, seed: int, epoch: int) -> Tensor:
@@ -226,7 +228,7 @@ class _Part(Protocol):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample: ...
 
-    def distinct_captions(self) -> set[str] | None: ...
+    def all_captions(self) -> Iterator[str] | None: ...
 
 
 class _Scenes:
@@ -246,7 +248,7 @@ class _Scenes:
         caption = random.Random(derived_seed(self._seed, *key)).choice(drawn.captions)
         return Sample(pixels=_levels(drawn.pixels), caption=caption)
 
-    def distinct_captions(self) -> None:
+    def all_captions(self) -> None:
         return None
 
 
@@ -275,8 +277,8 @@ class _Pictures:
         caption = draw.choice(captions)
         return Sample(pixels=_levels(self._crop(image, draw)), caption=caption)
 
-    def distinct_captions(self) -> set[str] | None:
-        return self._reader.distinct_captions()
+    def all_captions(self) -> Iterator[str] | None:
+        return self._reader.all_captions()
 
     def _readable(self, index: int) -> Captioned:
         """The picture of a number, or the next that can be read: one broken file must not end a week's run."""
@@ -319,8 +321,8 @@ class _Stored:
             sample["teacher"] = row.teacher
         return sample
 
-    def distinct_captions(self) -> set[str]:
-        return {caption for caption in self.store.captions() if caption}
+    def all_captions(self) -> Iterator[str]:
+        return (caption for caption in self.store.captions() if caption)
 
 
 def _reader(source: CaptionedPictures | CaptionedTable | CaptionedDataset) -> CaptionReader:

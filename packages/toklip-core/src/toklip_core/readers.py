@@ -45,8 +45,8 @@ class CaptionReader(Protocol):
     def place(self, number: int) -> str:
         """Return where a picture lies, for messages."""
 
-    def distinct_captions(self) -> set[str] | None:
-        """Return all captions, or None where that would mean to read every file."""
+    def all_captions(self) -> Iterator[str] | None:
+        """Yield every caption, once or more often, as it is wanted; None where that would mean to read every file."""
 
 
 class PictureFiles:
@@ -94,7 +94,7 @@ class PictureFiles:
         entry = self._entry(number)
         return str(entry.path) if entry.member is None else f"{entry.path}, byte {entry.member.span.offset}"
 
-    def distinct_captions(self) -> None:
+    def all_captions(self) -> None:
         """Return None: each is a file."""
 
     def _entry(self, number: int) -> Entry:
@@ -153,9 +153,9 @@ class PictureTable:
         """Return the captions of a row; the picture is not read."""
         return list(self._captions[number].as_py())
 
-    def distinct_captions(self) -> set[str]:
-        """Return all captions."""
-        return set(pc.unique(self._captions.flatten()).to_pylist())
+    def all_captions(self) -> Iterator[str]:
+        """Yield each caption once."""
+        return (caption.as_py() for caption in pc.unique(self._captions.flatten()))
 
 
 class PictureDataset:
@@ -196,7 +196,7 @@ class PictureDataset:
         """Return the data set, and the row."""
         return f"{self._name}, row {number}"
 
-    def distinct_captions(self) -> None:
+    def all_captions(self) -> None:
         """Return None: there may be any number."""
 
     def _picture(self, value: object) -> io.BytesIO | str:
