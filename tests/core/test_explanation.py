@@ -20,7 +20,7 @@ def saved(toy, tmp_path):
     return tmp_path / "model"
 
 
-def explanation(*texts, values=None, relative=False):
+def explanation(*texts, values=None, relative=False, causal=True):
     """An explanation that no model made; a grid of 2 x 4 for each text."""
     if values is None:
         values = torch.linspace(-0.2, 0.4, len(texts) * 8).reshape(-1, 2, 4)
@@ -31,6 +31,7 @@ def explanation(*texts, values=None, relative=False):
         values=values,
         whole=tuple(0.1 for _ in texts),
         relative=relative,
+        causal=causal,
         protocol={"model": "a-model"},
     )
 
@@ -67,6 +68,14 @@ def test_as_data_it_is_one_grid_for_each_text(saved, photos):
     assert np.shape(data["texts"][0]["tokens"]) == (8, 8)
     assert data["protocol"]["model"] == str(saved)
     assert data["relative"] is False
+
+
+def test_the_legend_says_what_a_token_has_seen_where_that_is_not_all(saved, photos):
+    config = json.loads((saved / "config.json").read_text())
+    config["encoder"]["causal"] = False
+    (saved / "config.json").write_text(json.dumps(config))
+    assert not explain_picture(saved, photos / "a.jpg", ["a star"]).causal
+    assert draw(explanation("a", causal=False)).height < draw(explanation("a")).height
 
 
 def test_what_cannot_be_explained_is_refused(saved, photos, tmp_path):

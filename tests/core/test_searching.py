@@ -91,6 +91,13 @@ def test_what_a_store_gives_back_is_the_picture_of_its_ids(saved, photos, store)
     torch.testing.assert_close(to_pixels(hit.picture.read(), SIZE), wanted, rtol=0, atol=1 / 127)
 
 
+def test_the_best_are_kept_whatever_the_batches_are(saved, store):
+    found = search_pictures(saved, [store], "a star", top=4, batch_size=1).hits
+    again = search_pictures(saved, [store], "a star", top=5, batch_size=5).hits
+    assert [hit.picture.name for hit in found] == [hit.picture.name for hit in again[:4]]
+    assert [hit.cosine for hit in again] == sorted((hit.cosine for hit in again), reverse=True)
+
+
 def test_a_sheet_shows_the_pictures_that_were_found(saved, photos, store):
     for where in (photos, store):
         assert draw(search_pictures(saved, [where], "a star", top=2)).width == 2 * (SIDE + 24) + 24
@@ -123,7 +130,7 @@ def test_a_store_beside_pictures_and_an_empty_text_are_refused(saved, photos, st
     with pytest.raises(ValueError, match="beside other pictures; search one after the other"):
         search_pictures(saved, [photos, store], "a star")
     with pytest.raises(ValueError, match="wanted one text or more, and none of them empty"):
-        search_pictures(saved, [photos], "")
+        search_pictures(saved, [photos], " ")
 
 
 def test_weights_that_are_no_numbers_are_named_with_the_first_key(toy, store, tmp_path):
@@ -153,6 +160,21 @@ def expected_best(photos, text):
     (photos / "broken.png").unlink()
     rows = [(cosine, next(photos.rglob(name))) for name, cosine in expected(photos, text).items()]
     return [[f"{cosine:.4f}", str(path)] for cosine, path in sorted(rows, reverse=True)]
+
+
+def test_a_picture_that_is_searched_is_not_written_over(saved, photos):
+    picture = photos / "a.jpg"
+    before = picture.read_bytes()
+    done = toklip("search", photos, "a star", "--model", saved, "--out", picture, status=1)
+    assert "which is one of the pictures that are searched; choose another name" in done.stderr
+    assert picture.read_bytes() == before
+
+
+def test_a_sheet_replaces_an_earlier_one_and_leaves_nothing_beside_it(saved, store, tmp_path):
+    (tmp_path / "sheets").mkdir()
+    for _ in range(2):
+        toklip("search", store, "a star", "--model", saved, "--out", tmp_path / "sheets/sheet.png")
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["sheet.png"]
 
 
 def test_the_command_gives_data(saved, store):

@@ -113,7 +113,7 @@ def distinct(texts: Sequence[str], kind: str) -> list[str]:
         texts: of any number.
         kind: what they are, for the message.
     """
-    if not texts or not all(texts):
+    if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"got {list(texts)}; wanted one {kind} or more, and none of them empty")
     seen: set[str] = set()
     for text in texts:

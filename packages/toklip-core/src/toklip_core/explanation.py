@@ -55,6 +55,8 @@ class Explanation:
     whole: tuple[float, ...]
     #: Whether the mean over the texts was subtracted from each token's cosines.
     relative: bool
+    #: Whether tokens know nothing of what comes after them.
+    causal: bool
     protocol: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def explain_picture(
         values=values,
         whole=tuple((wanted @ pooled).tolist()),
         relative=relative,
+        causal=model.encoder.config.causal,
         protocol=protocol,
     )
 
@@ -143,8 +146,9 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
         f"{explanation.protocol['model']}. Colour: cosine of each token, pooled alone, with the text"
         + (", less its mean over these texts." if explanation.relative else ".")
         + " In brackets: that of the whole picture.",
-        "A token has seen its own code, and those above it and left of it in its row, and no others.",
     ]
+    if explanation.causal:
+        notes += ["A token has seen its own code, and those above it and left of it in its row, and no others."]
     words = [line for note in notes for line in wrapped(note, font, width)]
     height = line_height(font)
     legend = Image.new("RGB", (width, _BAR + (1 + len(words)) * height + 2 * GAP), "white")

@@ -190,6 +190,7 @@ def explain(
     """
     from toklip_core.encoding import default_device
     from toklip_core.explanation import draw, explain_picture
+    from toklip_core.panels import save
 
     if out is None and not as_json:
         out = Path(f"{Path(picture).stem}-explained.png")
@@ -198,7 +199,7 @@ def explain(
         raise ValueError(f"got --out {out}, which is the picture itself; choose another name")
     explanation = explain_picture(picture=picture, texts=texts, device=device or default_device(), **options)
     if out is not None:
-        draw(explanation).save(out)
+        save(draw(explanation), out)
         click.echo(f"written: {out}", err=True)
     if as_json:
         click.echo(json.dumps(explanation.as_json()))
@@ -220,15 +221,18 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
     picture, best first: its cosine with the text, and its name. They rank pictures, and do not say whether any fits.
     """
     from toklip_core.encoding import default_device
-    from toklip_core.searching import draw, search_pictures
+    from toklip_core.panels import save
+    from toklip_core.searching import draw, refuse_searched, search_pictures
 
     _refuse_no_picture(out)
+    if out is not None:
+        refuse_searched(out, options["where"])
     report = search_pictures(device=device or default_device(), progress=True, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if not as_json:
         click.echo("\n".join([*_unread(report.unreadable), f"cosines; {report.searched} pictures searched"]), err=True)
     if out is not None:
-        draw(report).save(out)
+        save(draw(report), out)
         click.echo(f"written: {out}", err=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -39,6 +40,17 @@ def sheet(titles: Sequence[str], panels: Sequence[Image.Image], *, below: Image.
         canvas.paste(part, (MARGIN, top))
         top += part.height + MARGIN
     return canvas
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of the path's suffix: beside, then renamed, so that none is ever half there."""
+    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        picture.save(beside, quality=95)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    beside.replace(path)
 
 
 def width_of(panels: int) -> int:

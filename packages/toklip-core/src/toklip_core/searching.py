@@ -119,24 +119,32 @@ def search_pictures(
         reader = _reader_of(tokens, model, name)
         batches = _store_features(reader, tokens, batch_size=batch_size, progress=progress)
     wanted = text_features(model, [text])[0]
-    best: list[tuple[float, int]] = []
-    searched = 0
-    for places, features in batches:
-        searched += len(places)
-        distances = (-(features @ wanted)).tolist()
-        best = heapq.nsmallest(top, [*best, *zip(distances, places, strict=True)])
-    found = [(-distance, place) for distance, place in best]
+    best = heapq.nsmallest(
+        top,
+        (
+            (-cosine, place)
+            for places, features in batches
+            for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
+        ),
+    )
     return Search(
         text=text,
         hits=tuple(
-            Hit(pictures[place] if tokens is None else _stored_picture(model, tokens, place), cosine)
-            for cosine, place in found
+            Hit(pictures[place] if tokens is None else _stored_picture(model, tokens, place), -distance)
+            for distance, place in best
         ),
-        searched=searched,
+        searched=len(pictures if tokens is None else tokens) - len(unreadable),
         resize=model.config.resize,
         protocol=protocol | {"software": software()},
         unreadable=tuple(unreadable),
     )
+
+
+def refuse_searched(out: Path, where: Sequence[Path | str]) -> None:
+    """ValueError if a file that is to be written is one of the pictures that are to be searched."""
+    if out.exists() and not any(part_paths(Path(path)) for path in where):
+        if any(source.path.samefile(out) for source in find_pictures(where)):
+            raise ValueError(f"got --out {out}, which is one of the pictures that are searched; choose another name")
 
 
 def draw(search: Search) -> Image.Image:

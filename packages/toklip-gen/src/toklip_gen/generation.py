@@ -14,6 +14,7 @@ from PIL import Image
 from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import warn_of_unknown_words
+from toklip_core.panels import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -184,21 +185,11 @@ def _refuse_place(out: Path) -> None:
 def _write(pictures: Sequence[Image.Image], out: Path, columns: int) -> list[str]:
     """Write the pictures, and return the file that each is in."""
     if out.suffix:
-        _save(grid(pictures, columns), out)
+        save(grid(pictures, columns), out)
         return [str(out)] * len(pictures)
     out.mkdir(parents=True, exist_ok=True)
     digits = max(4, len(str(len(pictures) - 1)))
     files = [out / f"{place:0{digits}d}.png" for place in range(len(pictures))]
     for picture, file in zip(pictures, files, strict=True):
-        _save(picture, file)
+        save(picture, file)
     return [str(file) for file in files]
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        picture.save(beside, quality=95)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
