@@ -227,12 +227,14 @@ def test_a_tower_that_open_clip_projects_is_refused():
         encoder_from_tower(_build_vision_tower(24, settings), codebook_dim=6, grid=(4, 4))
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_gradient_checkpointing_changes_no_number(trunk):
+def test_gradient_checkpointing_changes_no_number(trunk, causal):
     """Neither an output nor a gradient."""
     results = []
     for checkpointing in (False, True):
         model = encoder(trunk).train()
+        model.config = model.config.model_copy(update={"causal": causal})
         model.grad_checkpointing = checkpointing
         seen = model(codes())
         (seen.tokens.square().sum() + seen.pooled.sum()).backward()
