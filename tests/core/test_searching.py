@@ -12,6 +12,7 @@ from toklip_core.data import open_picture, to_pixels
 from toklip_core.encoding import encode_pictures
 from toklip_core.panels import SIDE
 from toklip_core.searching import draw, search_pictures
+from toklip_core.store import TokenStore
 
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import SIZE, small_clip, small_toklip
@@ -82,6 +83,20 @@ def test_stored_features_are_taken_if_they_are_the_models_own(saved, photos, tmp
     monkeypatch.setattr("toklip_core.model.TokLIP.encode_ids", None)
     found = cosines(search_pictures(saved, [tmp_path / "features"], "a blue heart"))
     assert found == pytest.approx(from_files, abs=2e-3)  # stored with 11 bits
+
+
+def test_a_group_of_a_store_is_read_once_to_search_it_and_once_for_the_hits(saved, tmp_path, monkeypatch):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (40, 40), (12 * number, 90, 200 - 8 * number)).save(folder / f"{number}.png")
+    monkeypatch.setattr("toklip_core.parts._ROWS_PER_GROUP", 2)
+    encode_pictures([folder], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
+    reads = []
+    read = TokenStore._read
+    monkeypatch.setattr(TokenStore, "_read", lambda *arguments: reads.append(arguments[1]) or read(*arguments))
+    search_pictures(saved, [tmp_path / "store"], "a star", top=20)
+    assert sorted(reads) == sorted([*range(10), *range(10)])
 
 
 def test_what_a_store_gives_back_is_the_picture_of_its_ids(saved, photos, store):

@@ -127,12 +127,14 @@ def search_pictures(
             for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
         ),
     )
+    # In the order of the store, where a row is read with its group.
+    found = {
+        place: pictures[place] if tokens is None else _stored_picture(model, tokens, place)
+        for place in sorted(place for _, place in best)
+    }
     return Search(
         text=text,
-        hits=tuple(
-            Hit(pictures[place] if tokens is None else _stored_picture(model, tokens, place), -distance)
-            for distance, place in best
-        ),
+        hits=tuple(Hit(found[place], -distance) for distance, place in best),
         searched=len(pictures if tokens is None else tokens) - len(unreadable),
         resize=model.config.resize,
         protocol=protocol | {"software": software()},
