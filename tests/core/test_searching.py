@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import pytest
 import torch
@@ -88,8 +89,8 @@ def test_stored_features_are_taken_if_they_are_the_models_own(saved, photos, tmp
 def test_a_group_of_a_store_is_read_once_to_search_it_and_once_for_the_hits(saved, tmp_path, monkeypatch):
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(20):
-        Image.new("RGB", (40, 40), (12 * number, 90, 200 - 8 * number)).save(folder / f"{number}.png")
+    for place, level in enumerate(random.Random(0).sample(range(0, 240, 12), 20)):
+        Image.new("RGB", (40, 40), (level, level, level)).save(folder / f"{place:02d}.png")
     monkeypatch.setattr("toklip_core.parts._ROWS_PER_GROUP", 2)
     encode_pictures([folder], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
     reads = []
