@@ -152,7 +152,7 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
     ("arguments", "line"),
     [
         (["classify", "absent.png", "--labels", "red"], "absent.png is not there"),
-        (["classify", "a.jpg"], "name the labels, or a file"),
+        (["classify", "a.jpg"], "and not both (--labels, --labels-file)"),
         (["classify", "a.jpg", "--labels", ","], "none of them empty"),
         (["classify", "a.jpg", "--labels", "red,red"], "the label 'red' occurs twice"),
         (["classify", "a.jpg", "--labels-file", "absent.txt"], "absent.txt"),

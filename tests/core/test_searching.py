@@ -178,6 +178,11 @@ def expected_best(photos, text):
     return [[f"{cosine:.4f}", str(path)] for cosine, path in sorted(rows, reverse=True)]
 
 
+def test_pictures_without_a_text_are_told_from_a_text_without_pictures():
+    done = toklip("search", "photos", status=2)
+    assert "Error: got 'photos' alone; name pictures or a token store, and after them a text" in done.stderr
+
+
 def test_a_picture_that_is_searched_is_not_written_over(saved, photos):
     picture = photos / "a.jpg"
     before = picture.read_bytes()

@@ -49,7 +49,7 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
         ValueError: both are given or neither, there are no labels, or two are alike.
     """
     if (labels is None) == (file is None):
-        raise ValueError("name the labels, or a file with one in each line, and not both")
+        raise ValueError("name the labels, or a file with one in each line, and not both (--labels, --labels-file)")
     if file is None:
         return distinct([label.strip() for label in (labels or "").split(",")], "label")
     try:

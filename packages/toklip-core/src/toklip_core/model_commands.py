@@ -206,7 +206,7 @@ def explain(
 
 
 @click.command()
-@click.argument("where", nargs=-1, required=True)
+@click.argument("where", nargs=-1, metavar="WHERE...")
 @click.argument("text")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many pictures.")
 @click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
@@ -224,6 +224,8 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
     from toklip_core.panels import save
     from toklip_core.searching import draw, refuse_searched, search_pictures
 
+    if not options["where"]:
+        raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
     _refuse_no_picture(out)
     if out is not None:
         refuse_searched(out, options["where"])
