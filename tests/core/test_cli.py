@@ -229,6 +229,7 @@ def pydantic_error():
         (KeyError("no tokenizer is named 'x'"), "no tokenizer is named 'x'"),
         (FileNotFoundError("there is no 'x.pt'"), "there is no 'x.pt'"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x.pt"), "No such file or directory: 'x.pt'"),
+        (FileExistsError(errno.EEXIST, "File exists", "out"), "out is a file, and a folder is wanted there"),
         (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), "[Errno 13] Permission denied: 'out'"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),

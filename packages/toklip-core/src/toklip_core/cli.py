@@ -113,8 +113,9 @@ class ErrorsAsLines(PluginGroup):
 
 
 def _one_line(error: Exception) -> str:
-    # str() of a KeyError is the repr of its message.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, FileExistsError) and error.filename:  # of mkdir, which says "File exists" and no more
+        return f"{error.filename} is a file, and a folder is wanted there; name another one"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # else the repr of it
     return " ".join(text.split()) or type(error).__name__
 
 
