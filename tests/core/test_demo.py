@@ -26,6 +26,7 @@ def test_a_chapter_whose_package_is_missing_says_which_and_the_page_is_written_a
         "comes with toklip-vq and toklip-gen: pip install toklip-vq toklip-gen"
     )
     assert all(chapter.title in page for chapter in CHAPTERS)
+    assert f"{CHAPTERS[-1].title} (left out: it comes with toklip-vq and toklip-gen)\n" in done.stderr
     assert "more with: pip install toklip-gen toklip-mllm toklip-vq\n" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["demo.html"]
 
@@ -37,7 +38,7 @@ def test_a_chapter_whose_package_is_missing_says_which_and_the_page_is_written_a
         (["--out", "absent/demo.html"], "to write demo.html into; make it first"),
         (["--out", "/proc/demo.html"], "/proc/.demo.html.tmp"),
         (["--folder", "full"], "has something in it; name an empty or a new one"),
-        (["--folder", "full/file"], "File exists"),
+        (["--folder", "full/file"], "full/file is a file, and a folder is wanted there"),
     ],
 )
 def test_what_cannot_be_written_is_said_in_one_line_before_the_work(tmp_path, monkeypatch, words, line):

@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from toklip_core.demo.chapters import CHAPTERS, PHOTOGRAPH
-from toklip_core.demo.page import Told, comes_with, page_of
+from toklip_core.demo.page import Told, page_of
 from toklip_core.plugins import Registry
 
 
@@ -72,7 +72,8 @@ def _told(folder: Path, commands: click.Group, found: Registry, say: Callable[[s
     with contextlib.chdir(folder):
         for number, chapter in enumerate(CHAPTERS, start=1):
             missing = tuple(package for package in chapter.packages if package not in installed)
-            say(f"{number}/{len(CHAPTERS)} {chapter.title}" + (f" (left out: {comes_with(missing)})" * bool(missing)))
+            left_out = f" (left out: it comes with {' and '.join(missing)})" * bool(missing)
+            say(f"{number}/{len(CHAPTERS)} {chapter.title}{left_out}")
             outputs = () if missing else tuple(_output(words, commands, found) for words in chapter.commands)
             told.append(Told(chapter, outputs, missing))
     return told
