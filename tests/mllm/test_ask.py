@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.plugins import registry
 from toklip_mllm.building import load
-from toklip_mllm.chat import Chat, pictures_and_question
+from toklip_mllm.chat import Chat, pictures_and_question, unknown_words
 from toklip_mllm.vision import PictureEncoder
 
 from tests.core.conftest import picture
@@ -43,6 +43,11 @@ def test_the_answer_streams_to_stdout(folder):
 def test_words_that_the_language_model_does_not_know_are_named(folder, caplog):
     assert ask("0.png", "what is zirconium ?").exit_code == 0
     assert caplog.messages == ["words that the model does not know, and takes for one another: zirconium"]
+
+
+def test_a_word_is_named_once_and_without_the_space_that_a_tokenizer_gives_it():
+    _, processor = load("toklip-mllm-tiny")
+    assert unknown_words(processor.tokenizer, "zirconium eats zirconium") == ["zirconium", "eats"]
 
 
 def test_json_says_what_was_asked_and_what_it_took(folder):

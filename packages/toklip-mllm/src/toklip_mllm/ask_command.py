@@ -71,6 +71,8 @@ def ask(
     if question is not None:
         _answer(chat, question, {"model": name, "pictures": pictures} if as_json else None, options)
         return
+    if sys.stderr.isatty():
+        click.echo(f"a question in each line; {_SHOW}FILE shows a picture, {_NEW} starts over, Ctrl-D ends", err=True)
     for line in _lines():
         try:
             if line == _NEW:

@@ -123,7 +123,8 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
         return []
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     places = zip(found["input_ids"], found["offset_mapping"], strict=True)
-    return list(dict.fromkeys(text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id))
+    words = (text[start:end].strip() for token, (start, end) in places if token == tokenizer.unk_token_id)
+    return list(dict.fromkeys(words))
 
 
 def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
