@@ -23,6 +23,13 @@ def test_the_tutorial_shows_every_file_of_the_example_byte_for_byte():
     assert shown == {path.relative_to(TOY).as_posix(): path.read_text() for path in files}
 
 
+def test_the_tutorial_shows_every_file_before_its_tests_are_run():
+    """Where the example is installed already, as here, running the page would not show a module that comes too late."""
+    shown = blocks(TUTORIAL)
+    (tested,) = [block.line for block in shown if block.code.startswith("pytest ")]
+    assert max(block.line for block in shown if block.title) < tested
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The environment of a process that has the example installed: its wheel, which is pure Python, is unpacked."""
