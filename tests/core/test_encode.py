@@ -21,7 +21,7 @@ from toklip_core.cli import cli
 from toklip_core.clip import CLIP, load_clip
 from toklip_core.data import normalized, open_picture, to_pixels
 from toklip_core.decoding import decode_store
-from toklip_core.encoding import encode_pictures
+from toklip_core.encoding import EncodeReport, encode_pictures
 from toklip_core.model import TokLIP
 from toklip_core.parts import FeatureInfo, PartWriter
 from toklip_core.plugins import load_tokenizer
@@ -538,3 +538,18 @@ def test_large_rows_are_written_in_more_parts(models, photos, tmp_path, monkeypa
     assert [path.name for path in sorted((tmp_path / "s").glob("part-*"))] == [
         f"part-00000-00000{n}.parquet" for n in (1, 2, 3)
     ]
+
+
+@pytest.mark.parametrize(("pictures", "said"), [(1, "1 picture encoded into s"), (2, "2 pictures encoded into s")])
+def test_one_picture_is_not_said_in_the_plural(pictures, said):
+    report = EncodeReport(
+        store="s",
+        pictures=pictures,
+        skipped=0,
+        unreadable=0,
+        first_unreadable="",
+        seconds=1.0,
+        stopped=False,
+        rank=0,
+    )
+    assert report.as_text().startswith(said)

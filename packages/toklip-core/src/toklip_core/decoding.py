@@ -38,7 +38,7 @@ class DecodeReport:
 
     def as_text(self) -> str:
         """Return them as one line."""
-        text = f"{self.pictures} pictures written into {self.out} in {self.seconds:.1f} s"
+        text = f"{self.pictures} picture{'s' * (self.pictures != 1)} written into {self.out} in {self.seconds:.1f} s"
         if self.skipped:
             text += f"; {self.skipped} were there before and stay as they are"
         if self.stopped:

@@ -85,7 +85,7 @@ class EncodeReport:
 
     def as_text(self) -> str:
         """Return them as one line, and one more if pictures were unreadable."""
-        text = f"{self.pictures} pictures encoded into {self.store} in {self.seconds:.1f} s"
+        text = f"{self.pictures} picture{'s' * (self.pictures != 1)} encoded into {self.store} in {self.seconds:.1f} s"
         text += f" ({self.pictures / self.seconds:.1f} a second)"
         if self.skipped:
             text += f"; {self.skipped} were there before"

@@ -56,7 +56,7 @@ class GenerateReport:
         """Return it as a line."""
         files = sorted({picture.file for picture in self.pictures})
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        return f"written: {shown} ({len(self.pictures)} pictures, {self.seconds:.1f} s)"
+        return f"written: {shown} ({len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}, {self.seconds:.1f} s)"
 
 
 def generate(
