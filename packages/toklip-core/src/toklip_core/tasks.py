@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -84,7 +85,10 @@ def _list(recipes: Traversable) -> None:
 def _run(task: TrainTask[ConfigT], recipe: str, overrides: tuple[str, ...], out: Path) -> FitReport:
     from toklip_core.config import load_config
 
-    return task.train(load_config(recipe, task.settings, overrides, task.recipes), out)
+    settings = load_config(recipe, task.settings, overrides, task.recipes)
+    if find_spec("accelerate") is None:  # said before data and models are looked for
+        raise LookupError("accelerate is not installed: pip install 'toklip-core[train]'")
+    return task.train(settings, out)
 
 
 def _print(report: FitReport, out: Path, *, as_json: bool) -> None:
