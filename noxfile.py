@@ -133,7 +133,7 @@ def lmms(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""
-    install(session, PACKAGES)
+    install(session, PACKAGES, "einops")  # einops: of the official code of IBQ
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
