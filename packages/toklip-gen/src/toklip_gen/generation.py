@@ -111,7 +111,7 @@ def generate(
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
     tower = pictures.config.condition.kind == "text" and pictures.config.condition.encoder == TOKLIP
     if tower and pictures.toklip is not None and pictures.toklip.text is not None:
-        warn_of_unknown_words(pictures.toklip.text, [str(prompt) for prompt in prompts])
+        warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
     guidance = pictures.config.guidance if guidance is None else guidance
