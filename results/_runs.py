@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from toklip_core.scenes import Scenes, write_scenes
 
 
@@ -35,7 +37,7 @@ def arguments(description: str, *, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="of all that is made; finished things are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=steps, help="of each training that is compared")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings and measurements at a time, one thread each")
     parser.add_argument("--page", type=Path, help="a page whose tables between the script's markers are replaced")
     return parser
 
@@ -87,14 +89,22 @@ def _toklip(*words: str | Path, log: Path) -> None:
         raise SystemExit(f"toklip {' '.join(map(str, words))} ended with {code}: see {said.name}")
 
 
-def measured(file: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Return the figures in a JSON file, measured if it is not there; its name says by what arguments."""
-    if not file.exists():
-        beside = file.with_name(f".{file.name}.tmp")
-        beside.write_text(json.dumps(measure(), indent=2), encoding="utf-8")
-        beside.replace(file)
-    found: dict[str, float] = json.loads(file.read_text("utf-8"))
-    return found
+def measured(calls: Mapping[Path, Callable[[], dict[str, float]]], jobs: int) -> list[dict[str, float]]:
+    """Return the figures in JSON files, whose names say by what arguments; what is not there is measured.
+
+    Each call is made by a process of one thread, so it must be picklable.
+    """
+    missing = {file: measure for file, measure in calls.items() if not file.exists()}
+    # Not forked: a copy of a process in which torch has threads may hang.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(_measure, missing, missing.values()))
+    return [json.loads(file.read_text("utf-8")) for file in calls]
+
+
+def _measure(file: Path, measure: Callable[[], dict[str, float]]) -> None:
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(json.dumps(measure(), indent=2), encoding="utf-8")
+    beside.replace(file)
 
 
 def spread(values: Sequence[float], form: Callable[[float], str]) -> str:

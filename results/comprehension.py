@@ -22,7 +22,7 @@ PRIOR = "always the most frequent answer"
 
 def main() -> None:
     """Print a table."""
-    parser = arguments(str(__doc__), steps=240)
+    parser = arguments(str(__doc__), steps=200)
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     options = parser.parse_args()
     folders = {
@@ -39,12 +39,11 @@ def main() -> None:
     )
     rows = []
     for split in SPLITS:
-        found = {
-            of: measured(
-                folder / f"{split}-{options.scenes}.json", partial(figures, folder / "model", options.scenes, split)
-            )
-            for of, folder in folders.items()
+        calls = {
+            folder / f"{split}-{options.scenes}.json": partial(figures, folder / "model", options.scenes, split)
+            for folder in folders.values()
         }
+        found = dict(zip(folders, measured(calls, options.jobs), strict=True))
         kinds = [name for name in next(iter(found.values())) if not name.startswith(PRIOR)]
         prior = next(iter(found.values()))
         rows.append([split, PRIOR, *(percent(prior[f"{PRIOR}, {kind}"]) for kind in kinds)])

@@ -59,13 +59,15 @@ def main() -> None:
     options = parser.parse_args()
     train, held_out = digits()
     folders = trained(options, train, held_out)
-    found = [
-        measured(
-            folder.with_name(f"{folder.name}-{options.drawn}-drawn.json"),
-            partial(figures, folder / "model", train, held_out, options.drawn),
-        )
-        for folder in folders
-    ]
+    found = measured(
+        {
+            folder.with_name(f"{folder.name}-{options.drawn}-drawn.json"): partial(
+                figures, folder / "model", train, held_out, options.drawn
+            )
+            for folder in folders
+        },
+        options.jobs,
+    )
     rows = []
     for name in found[0]:
         values = [one[name] for one in found]

@@ -3,10 +3,10 @@
     python results/generation.py --out runs
 
 Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over a token
-store of 48,000 scenes on plain backgrounds. Of captions of validation scenes (combinations of colour and shape that
-training shows, in new scenes) and of held-out ones (each with one that it never shows), on plain backgrounds, it
-prints: whether pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes on the features
-of a teacher; and the loss, the mean over a tenth of the steps.
+store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of validation scenes (combinations of
+colour and shape that training shows, in new scenes) and of held-out ones (each with one that it never shows), on plain
+backgrounds, it prints: whether pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes
+on the features of a teacher; and the loss, the mean over a tenth of the steps.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ DISTANCE = "Fréchet distance"
 
 def main() -> None:
     """Print two tables."""
-    parser = arguments(str(__doc__), steps=600)
+    parser = arguments(str(__doc__), steps=450)
     parser.add_argument("--store", type=Path, help="of the scenes; made in --out by default")
     parser.add_argument("--teacher", help="a model whose features are compared; trained in --out by default")
-    parser.add_argument("--captions", type=int, default=512, help="of each split")
+    parser.add_argument("--captions", type=int, default=256, help="of each split")
     options = parser.parse_args()
     out, seeds = options.out, options.seeds
     store, teacher = options.store or plain_store(out), options.teacher or str(out / "teacher-0/model")
@@ -92,13 +92,11 @@ def table_of_claims(folders: Mapping[tuple[str, int], Path], options: Any, teach
     measured_by = f"{options.captions}-captions-" + re.sub(r"\W+", "-", teacher)
     rows = []
     for split in SPLITS:
-        found = {
-            of: measured(
-                folder / f"{split}-{measured_by}.json",
-                partial(figures, folder / "model", options.captions, split, teacher),
-            )
-            for of, folder in folders.items()
+        calls = {
+            folder / f"{split}-{measured_by}.json": partial(figures, folder / "model", options.captions, split, teacher)
+            for folder in folders.values()
         }
+        found = dict(zip(folders, measured(calls, options.jobs), strict=True))
         for features in FEATURES:
             values = [found[features, seed] for seed in options.seeds]
             shown = [spread([value[claim] for value in values], percent) for claim in CLAIMS]
@@ -109,19 +107,17 @@ def table_of_claims(folders: Mapping[tuple[str, int], Path], options: Any, teach
 
 
 def plain_store(out: Path) -> Path:
-    """Return the store that the recipe is trained on, made if it is not there."""
-    store = out / "plain-store-48000"
+    """Return the recipe's store with half of its scenes, made if it is not there."""
+    store = out / "plain-store-24000"
     if not store.exists():
-        pictures = write_scenes_once(out / "plain-48000", Scenes(48000, background="plain"))
+        pictures = write_scenes_once(out / "plain-24000", Scenes(24000, background="plain"))
         encode_once(store, [pictures], "--tokenizer", "llamagen-tiny", "--size", "64", "--batch-size", "128")
     return store
 
 
 def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[str, float]:
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
-    report = evaluate_on_scenes(
-        str(generator), captions, split=split, features=teacher, batch_size=64, progress=True
-    )
+    report = evaluate_on_scenes(str(generator), captions, split=split, features=teacher, batch_size=64, progress=True)
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))
     return {

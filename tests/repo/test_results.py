@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,7 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
     semantics.trained(Namespace(out=tmp_path, jobs=1, steps=40, seeds=[3], scenes=20, variants=variants))
     base = asked["encoder-full-20-40-steps-3"].model_dump()
     changed = {
-        name: {
-            key
-            for key, value in asked[f"encoder-{name}-20-40-steps-3"].model_dump().items()
-            if value != base[key]
-        }
+        name: {key for key, value in asked[f"encoder-{name}-20-40-steps-3"].model_dump().items() if value != base[key]}
         for name in variants
     }
     assert changed == {
@@ -128,11 +125,18 @@ def test_figures_are_those_of_the_packages():
     assert found["top-1"] <= min(found["colour of it"], found["shape of it"])
 
 
-def test_the_ridge_finds_a_linear_map_and_its_intercept():
+def test_least_squares_find_a_linear_map_and_its_intercept():
     codes, weights = torch.randn(50, 3), torch.randn(4, 5)
-    torch.testing.assert_close(
-        semantics.ridge(codes, semantics.with_one(codes) @ weights, 0.0), weights, rtol=1e-4, atol=1e-4
-    )
+    found = semantics.least_squares(codes, semantics.with_one(codes) @ weights)
+    torch.testing.assert_close(found, weights, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_each(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text('{"of": 2}')
+    assert _runs.measured({old: partial(dict, of=3), new: partial(dict, of=4)}, jobs=2) == [{"of": 2}, {"of": 4}]
+    assert _runs.measured({tmp_path / "threads.json": torch.get_num_threads}, jobs=1) == [1]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_recipes_of_digits_are_taken_and_lead_to_one_another(tmp_path, asked, digits):
