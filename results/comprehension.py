@@ -22,7 +22,7 @@ PRIOR = "always the most frequent answer"
 
 def main() -> None:
     """Print a table."""
-    parser = arguments(str(__doc__), steps=200)
+    parser = arguments(str(__doc__), steps=160)
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     options = parser.parse_args()
     folders = {

@@ -42,7 +42,7 @@ DISTANCE = "Fréchet distance"
 
 def main() -> None:
     """Print two tables."""
-    parser = arguments(str(__doc__), steps=450)
+    parser = arguments(str(__doc__), steps=400)
     parser.add_argument("--store", type=Path, help="of the scenes; made in --out by default")
     parser.add_argument("--teacher", help="a model whose features are compared; trained in --out by default")
     parser.add_argument("--captions", type=int, default=256, help="of each split")
