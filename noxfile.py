@@ -139,7 +139,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def results(session: nox.Session) -> None:
-    """Train what docs/results.md compares, write its tables: `nox -s results -- [NAME]`; hours.
+    """Train what docs/results.md compares, write its tables: `nox -s results -- [NAME]`; two hours.
 
     With more arguments the tables of NAME are printed alone.
     """

@@ -6,7 +6,7 @@ Each is the recipe `toklip train generator scenes-tiny` with other features and 
 store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of validation scenes (combinations of
 colour and shape that training shows, in new scenes) and of held-out ones (each with one that it never shows), on plain
 backgrounds, it prints: whether pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes
-on the features of a teacher; and the loss, the mean over a tenth of the steps.
+on the features of a teacher; and the loss, the mean of what is logged in a tenth of the steps.
 """
 
 from __future__ import annotations
@@ -128,16 +128,16 @@ def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[st
 
 
 def losses_of(run: Path) -> dict[int, float]:
-    """The training's loss by step: the mean over each tenth of the run."""
+    """The training's loss until a step: the mean of what was logged in each tenth of the run, by its last step."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     logged = [(line["step"], line["loss/next_id"]) for line in lines if "loss/next_id" in line]
     last = logged[-1][0]
     tenths = [last * tenth // 10 for tenth in range(11)]
     found = {}
     for before, until in pairwise(tenths):
-        losses = [loss for step, loss in logged if before < step <= until]
+        losses = {step: loss for step, loss in logged if before < step <= until}
         if losses:
-            found[until] = sum(losses) / len(losses)
+            found[max(losses)] = sum(losses.values()) / len(losses)
     return found
 
 

@@ -1,6 +1,7 @@
 """Laws and contracts of the scripts in results/: the packages take what they ask for, the page has their tables."""
 
 import importlib
+import json
 import re
 import sys
 from argparse import Namespace
@@ -23,6 +24,7 @@ from tests.repo.pages import ROOT
 
 sys.path.insert(0, str(ROOT / "results"))
 import _runs
+import generation
 import semantics
 
 PAGE = ROOT / "docs/results.md"
@@ -137,6 +139,18 @@ def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_e
     assert _runs.measured({old: partial(dict, of=3), new: partial(dict, of=4)}, jobs=2) == [{"of": 2}, {"of": 4}]
     assert _runs.measured({tmp_path / "threads.json": torch.get_num_threads}, jobs=1) == [1]
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "steps"), [(50, 400, range(50, 401, 50)), (10, 600, range(60, 601, 60)), (7, 12, [7])]
+)
+def test_losses_stand_under_the_last_step_that_they_are_of(tmp_path, every, last, steps):
+    logged = [{"step": step, "loss/next_id": float(step)} for step in range(every, last + 1, every)]
+    lines = [*logged, {"step": last, "held_out/next_id": 0.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    losses = generation.losses_of(tmp_path)
+    assert list(losses) == list(steps)
+    assert all(step - last / 10 < loss <= step for step, loss in losses.items())
 
 
 def test_the_recipes_of_digits_are_taken_and_lead_to_one_another(tmp_path, asked, digits):
