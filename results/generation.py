@@ -52,7 +52,7 @@ def main() -> None:
     if options.teacher is None:
         train_all([Training("teacher", out / "teacher-0", ("run.seed=0",))], jobs=1)
     folders = {
-        (features, seed): out / f"generator-{features}-{options.steps}-steps-{seed}"
+        (features, seed): out / f"generator-{features}-{store.name}-{options.steps}-steps-{seed}"
         for features in FEATURES
         for seed in seeds
     }
@@ -128,7 +128,10 @@ def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[st
 
 
 def losses_of(run: Path) -> dict[int, float]:
-    """The training's loss until a step: the mean of what was logged in each tenth of the run, by its last step."""
+    """The training's loss until a step: the mean of what was logged in each tenth of the run, by its last step.
+
+    A tenth in which nothing was logged is left out.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     logged = [(line["step"], line["loss/next_id"]) for line in lines if "loss/next_id" in line]
     last = logged[-1][0]

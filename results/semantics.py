@@ -170,7 +170,7 @@ def of_codes(options: Any) -> list[dict[str, float]]:  # noqa: ANN401 - argparse
     """The figures of mean codes in the spaces of the teachers."""
     train, held_out = min(4000, 2 * options.scenes), options.held_out
     calls = {
-        options.out / f"codes-{seed}-of-{train}-on-{held_out}-held-out.json": partial(
+        options.out / f"mean-codes-{seed}-of-{train}-on-{held_out}-held-out.json": partial(
             of_mean_codes, options.out / f"teacher-{seed}/model", train, held_out
         )
         for seed in options.seeds
