@@ -92,7 +92,7 @@ def _toklip(*words: str | Path, log: Path) -> None:
 def measured(calls: Mapping[Path, Callable[[], dict[str, float]]], jobs: int) -> list[dict[str, float]]:
     """Return the figures in JSON files, whose names say by what arguments; what is not there is measured.
 
-    Each call is made by a process of one thread, so it must be picklable.
+    Each call is made by a process in which torch has one thread, so it must be picklable.
     """
     missing = {file: measure for file, measure in calls.items() if not file.exists()}
     # Not forked: a copy of a process in which torch has threads may hang.
