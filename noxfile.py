@@ -108,6 +108,13 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    """Run all tests on the newest releases there are, as somebody who installs the packages today gets them."""
+    install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--upgrade")
+    session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def weights(session: nox.Session) -> None:
     """Run the tests that need published weights; they are taken from the hub's cache or downloaded."""
     install(session, PACKAGES, "--group", "test")

@@ -9,6 +9,9 @@ from tests.mllm.small_mllms import FAMILIES, ids, prompt, shared
 
 PLAIN = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
 
+#: transformers renamed the argument in 5.24.
+CACHE_NAMES = ["cache", "past_key_values"]
+
 CHUNKS = {"prefill_chunk_size": 40, "cache_implementation": "static"}
 
 
@@ -140,15 +143,36 @@ def test_prompt_lookup_gives_the_tokens_of_greedy_search():
     assert torch.equal(found, model.generate(**batch, **options))
 
 
-def test_a_conversation_goes_on_from_its_cache():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_conversation_goes_on_from_its_cache(name):
     model, processor = shared()
     first = prompt(processor, "<image> what ?", image_ids=ids(2)[:1])
     cache = DynamicCache(config=model.config.get_text_config())
-    begun = model.generate(**first, **PLAIN, past_key_values=cache)
+    begun = model.generate(**first, **PLAIN, **{name: cache})
     more = prompt(processor, "and <image> ?", image_ids=ids(2)[1:])
     tokens = torch.cat([begun, more["input_ids"]], dim=1)
     whole = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "image_ids": ids(2)}
-    assert torch.equal(model.generate(**whole, **PLAIN, past_key_values=cache), model.generate(**whole, **PLAIN))
+    assert torch.equal(model.generate(**whole, **PLAIN, **{name: cache}), model.generate(**whole, **PLAIN))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_the_forward_goes_on_from_a_cache_by_either_name(name):
+    model, processor = shared()
+    batch = next(single_prompts(processor))
+    whole = model(**batch).logits
+    cache = DynamicCache(config=model.config.get_text_config())
+    model(input_ids=batch["input_ids"][:, :-2], image_ids=batch["image_ids"], use_cache=True, **{name: cache})
+    rest = model(input_ids=batch["input_ids"][:, -2:], use_cache=True, **{name: cache}).logits
+    torch.testing.assert_close(rest, whole[:, -2:], rtol=1e-4, atol=1e-5)
+
+
+def test_two_caches_are_refused():
+    model, processor = shared()
+    batch = next(single_prompts(processor))
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="got cache and past_key_values, two names of one thing; give one"):
+            call(**batch, cache=DynamicCache(), past_key_values=DynamicCache())
 
 
 def test_features_can_be_given_instead_of_ids():

@@ -16,6 +16,7 @@ https://arxiv.org/abs/2310.03744.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -28,6 +29,13 @@ from transformers.modeling_utils import PreTrainedModel
 
 from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.vision import PictureEncoder, codebook_checksum
+
+#: What the installed transformers calls the cache: ``cache`` from 5.24 on, ``past_key_values`` before.
+_CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
 
 
 class ContextError(ValueError):
@@ -48,7 +56,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["codebook"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     # What the language model cannot do, it refuses itself.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -93,7 +101,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         image_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,  # noqa: ANN401
+        cache: Any = None,  # noqa: ANN401
         inputs_embeds: Tensor | None = None,
         image_tokens: Tensor | None = None,
         image_features: Tensor | None = None,
@@ -101,6 +109,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> CausalLMOutputWithPast:
         """Return what the language model does: logits (B, L, V), the cache, and the loss if there are labels.
@@ -110,7 +119,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             image_ids: (P, h, w), the pictures' ids, in reading order.
             attention_mask: (B, L), 0 where a row is padded, on either side.
             position_ids: the language model's, as the next one.
-            past_key_values: the cache.
+            cache: keys and values of the tokens before.
             inputs_embeds: (B, L, D), instead of ``input_ids``, of a prompt without pictures.
             image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
             image_features: (P, N, D), instead of ``image_ids``, of :meth:`get_image_features`.
@@ -118,10 +127,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             labels: (B, L), -100 where there is no loss, as at every image token; shifted by the language model.
             use_cache: return the cache.
             logits_to_keep: of so many last tokens, or of these; 0: of all.
+            past_key_values: the cache by the name that transformers had for it before 5.24.
             kwargs: of the language model's own forward.
 
         Raises:
-            ValueError: places and pictures differ in number, or the ids are of another grid.
+            ValueError: places and pictures differ in number, the ids are of another grid, or there are two caches.
         """
         if image_ids is not None and image_features is None:
             image_features = self.get_image_features(image_ids, image_tokens)
@@ -132,7 +142,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         elif self.training:
             inputs_embeds = self._with_idle_connector(input_ids, inputs_embeds)
         text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        known = {"position_ids": position_ids, "past_key_values": past_key_values, "use_cache": use_cache}
+        known: dict[str, Any] = {"position_ids": position_ids, "use_cache": use_cache}
+        known |= _cache_by_its_name({"cache": cache, "past_key_values": past_key_values})
         if "logits_to_keep" in self._takes:
             known["logits_to_keep"] = logits_to_keep
         found = self.language_model(
@@ -161,7 +172,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             generation_config: as transformers has it.
             image_ids: (P, h, w), the pictures' ids, in reading order.
             image_features: (P, N, D), instead of ``image_ids``, of :meth:`get_image_features`.
-            kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...
+            kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...; a cache as
+                ``cache`` or, as before transformers 5.24, ``past_key_values``.
 
         Raises:
             ContextError: a prompt is longer than the language model's context.
@@ -182,7 +194,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 kwargs["image_embeds"] = self._laid_out(prompt, image_features, kwargs.get("attention_mask"))
         elif image_ids is not None or image_features is not None:
             raise ValueError("got pictures without input_ids, which say where they go")
-        return super().generate(inputs, generation_config, **kwargs)
+        return super().generate(inputs, generation_config, **_cache_by_its_name(kwargs))
 
     def prepare_inputs_for_generation(
         self,
@@ -192,8 +204,9 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
         """Return what the language model wants for the next step, and of ``image_embeds`` what belongs to it."""
+        kwargs = _cache_by_its_name(kwargs)
         wanted: dict[str, Any] = self.language_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(_CACHE)
         start = 0 if cache is None or image_embeds is None else int(cache.get_seq_length())
         if image_embeds is None or start >= image_embeds.shape[1]:
             return wanted
@@ -294,6 +307,17 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 f"got a prompt of {prompt.shape[1]} tokens, {places} of them pictures; the language model's context is "
                 f"{context}, the answer included: ask with fewer pictures or words"
             )
+
+
+def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose cache, if there is one, has the name that the installed transformers has for it."""
+    found = dict(arguments)
+    given = [cache for name in ("cache", "past_key_values") if (cache := found.pop(name, None)) is not None]
+    if len(given) > 1:
+        raise ValueError("got cache and past_key_values, two names of one thing; give one")
+    if given:
+        found[_CACHE] = given[0]
+    return found
 
 
 def connector(config: TokLIPLMConfig) -> nn.Sequential:
