@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# What mounts say that know no locks: some of NFS, FUSE and Lustre.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+from toklip_core.locks import alone, together
 
 
 @contextmanager
@@ -21,30 +18,22 @@ def writing(store: Path, rank: int, world_size: int) -> Iterator[None]:
     file says how many ranks there are. Each holds a shared lock on it, and only who holds it alone may change it; and
     each holds its own file alone.
 
-    The locks are the process's: they end with it, however it ends, and worker processes do not inherit them. Where the
-    file system knows no locks there are none, and the caller must take care.
+    The locks are those of :mod:`toklip_core.locks`.
     """
     store.mkdir(parents=True, exist_ok=True)
     with (store / ".world-size.lock").open("a+") as ranks, (store / f".rank-{rank:05d}.lock").open("a") as own:
-        if os.name == "posix":
-            try:
-                _join(ranks, store, world_size)
-                if not _alone(own):
-                    raise OSError(f"another process is encoding into {store} as rank {rank}; wait for its end")
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
+        _join(ranks, store, world_size)
+        if not alone(own):
+            raise OSError(f"another process is encoding into {store} as rank {rank}; wait for its end")
         yield
 
 
 def _join(ranks: IO[str], store: Path, world_size: int) -> None:
-    import fcntl
-
-    if _alone(ranks):
+    if alone(ranks):
         ranks.truncate(0)
         ranks.write(str(world_size))
         ranks.flush()
-    fcntl.lockf(ranks, fcntl.LOCK_SH)  # waits no longer than another takes for the three lines above
+    together(ranks)  # waits no longer than another takes for the three lines above
     ranks.seek(0)
     if (there := ranks.read()) != str(world_size):
         raise OSError(
@@ -52,13 +41,3 @@ def _join(ranks: IO[str], store: Path, world_size: int) -> None:
             "write the same pictures; wait for its end"
         )
 
-
-def _alone(file: IO[str]) -> bool:
-    """Lock a file for this process only; False if another holds it."""
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the system's choice
-        return False
-    return True
