@@ -54,6 +54,15 @@ def test_the_values_are_cosines_of_each_token_pooled_alone(saved, photos):
     assert found.image.tobytes() == resized(open_picture(photos / "a.jpg"), SIDE, "crop").tobytes()
 
 
+def test_a_picture_that_lies_on_its_side_is_explained_upright(saved, photos, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photos / "b.png") as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)
+    found, expected = (explain_picture(saved, path, ["a cat"]) for path in (tmp_path / "side.png", photos / "b.png"))
+    assert torch.equal(found.values, expected.values) and found.image.tobytes() == expected.image.tobytes()
+
+
 def test_relative_values_are_less_their_mean_over_the_texts(saved, photos):
     texts = ["a red circle", "a blue star", "a green heart"]
     plain, relative = (explain_picture(saved, photos / "a.jpg", texts, relative=x) for x in (False, True))

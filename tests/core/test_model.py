@@ -106,6 +106,18 @@ def test_pictures_are_files_or_pictures_of_any_mode(photos):
     assert torch.equal(seen.ids[2:3], model.encode_pictures([image.convert("RGB")]).ids)
 
 
+def test_a_tiff_that_lies_on_its_side_has_the_same_ids_as_a_file_and_as_a_picture(tmp_path):
+    """Pillow itself turns a TIFF once its pixels are read."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(tmp_path / "a.tif", exif=exif)
+    with Image.open(tmp_path / "a.tif") as closed:
+        closed.load()
+    opened = [tmp_path / "a.tif", Image.open(tmp_path / "a.tif"), Image.open(tmp_path / "a.tif").copy(), closed]
+    ids = small_toklip().encode_pictures(opened).ids
+    assert torch.equal(ids, ids[:1].expand_as(ids))
+
+
 def test_what_are_no_pictures_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(PictureError, match="no picture in a format that is known here"):

@@ -41,6 +41,16 @@ def test_a_picture_of_any_mode_and_a_file_give_the_same_ids(tmp_path):
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+def test_a_tiff_that_lies_on_its_side_has_the_same_ids_as_a_file_and_as_a_picture(tmp_path):
+    _, processor = shared()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(tmp_path / "a.tif", exif=exif)
+    opened = Image.open(tmp_path / "a.tif")
+    found = processor.encode([tmp_path / "a.tif", opened, Image.open(tmp_path / "a.tif").copy()])
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 def test_pictures_in_lists_belong_to_the_text_of_their_place():
     _, processor = shared()
     nested = processor(

@@ -75,7 +75,6 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
                 width, height = image.size
                 if width * height > max_pixels:
                     raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
-                image.load()
                 return seen(image)
         except PictureError:
             raise
