@@ -138,6 +138,14 @@ def test_without_settings_a_generator_draws_with_its_own(tmp_path):
     assert (settings["settings"]["guidance"], settings["settings"]["top_k"]) == (2.0, 5)
 
 
+def test_half_a_character_in_a_text_is_drawn_as_its_replacement(tmp_path, toklip):
+    model = of_texts(tmp_path, toklip)
+    done = run("a red circle caf\udce9", "--model", model, "--out", tmp_path / "out.png", "--json")
+    assert json.loads(done.stdout)["pictures"][0]["prompt"] == "a red circle caf\ufffd"
+    halves, whole = (load_generator(model).conditions([text]) for text in ("a \ud83d", "a \ufffd"))
+    assert torch.equal(halves.values, whole.values)
+
+
 def test_generate_into_a_folder_says_which_file_is_what_and_each_is_drawn_again_alone(tmp_path, of_classes):
     words = ["--class", 3, "--class", 1, "--model", of_classes, "--json"]
     report = json.loads(run(*words, "-n", 2, "--seed", 5, "--out", tmp_path / "many").stdout)

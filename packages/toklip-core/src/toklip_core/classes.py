@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import find_pictures
 from toklip_core.matching import Picture, found_pictures
 
@@ -107,20 +108,21 @@ def described_templates(templates: Sequence[str]) -> str:
 
 
 def distinct(texts: Sequence[str], kind: str) -> list[str]:
-    """Return texts; ValueError if there are none, or one is empty or occurs twice.
+    """Return texts, whole characters alone; ValueError if there are none, or one is empty or occurs twice.
 
     Args:
         texts: of any number.
         kind: what they are, for the message.
     """
+    texts = list(map(replace_lone_surrogates, texts))
     if not texts or not all(text.strip() for text in texts):
-        raise ValueError(f"got {list(texts)}; wanted one {kind} or more, and none of them empty")
+        raise ValueError(f"got {texts}; wanted one {kind} or more, and none of them empty")
     seen: set[str] = set()
     for text in texts:
         if text in seen:
             raise ValueError(f"the {kind} {text!r} occurs twice; each must differ from all others")
         seen.add(text)
-    return list(texts)
+    return texts
 
 
 def _pictures_in(folder: Path) -> list[Picture]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import Entry, PictureError, entries, find_pictures, open_picture
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedTable
 from toklip_core.tars import Span, TarMember
@@ -232,7 +233,7 @@ def _captions(value: object, where: str) -> list[str]:
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where} is a {type(value).__name__}; it must be a text, or a list of texts")
-    return [text.strip() for text in texts if text.strip()]
+    return [whole for text in texts if (whole := replace_lone_surrogates(text).strip())]
 
 
 def _table_rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:

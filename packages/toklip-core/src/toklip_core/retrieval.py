@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import Entry
 from toklip_core.matching import (
     TIES,
@@ -232,7 +233,8 @@ def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
         found = [
             Captioned(_picture(root / row.get("filepath", "") / row["filename"]), captions)
             for row in rows
-            if row["split"] == split and (captions := [sentence["raw"] for sentence in row["sentences"]])
+            if row["split"] == split
+            and (captions := [replace_lone_surrogates(sentence["raw"]) for sentence in row["sentences"]])
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from toklip_core.characters import replace_lone_surrogates
+
 # A picture is read into memory whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
 
@@ -63,8 +65,7 @@ def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
     entry = found.get("caption") if isinstance(found, dict) else None
     if not isinstance(entry, str):
         return None
-    # JSON can spell half a character ("\ud83d"), which no file can hold.
-    return entry.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").strip() or None
+    return replace_lone_surrogates(entry).strip() or None
 
 
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.config import Config
 from toklip_core.trunk import Activation
 
@@ -126,7 +127,8 @@ class TextTokenizer:
         """
         if isinstance(texts, str):  # which would be read letter by letter
             raise ValueError(f"got one text, {texts[:50]!r}; wanted a list of texts")
-        ids: Tensor = self._of_file(texts) if self._clip is None else self._clip(list(texts))
+        texts = list(map(replace_lone_surrogates, texts))
+        ids: Tensor = self._of_file(texts) if self._clip is None else self._clip(texts)
         if ids.numel() and (largest := int(ids.max())) >= self.config.vocabulary:
             raise ValueError(
                 f"the text tokenizer gives the id {largest}, but the text tower knows {self.config.vocabulary}: they "
@@ -142,7 +144,7 @@ class TextTokenizer:
         if unknown is None:
             return []
         clean = get_clean_fn(self.config.clean)
-        texts = [clean(text) for text in texts]
+        texts = [clean(replace_lone_surrogates(text)) for text in texts]
         encoded = self._file.encode_batch(texts, add_special_tokens=False)
         found = [
             text[start:end]

@@ -20,6 +20,7 @@ from urllib.parse import unquote_plus
 
 import torch
 import torch.nn.functional as F
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.model import TokLIP
 from toklip_core.text import TextTower
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class Texts:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise ValueError(f"got {prompt!r}, but the generator draws texts, not classes; say what it is to draw")
-            texts.append(prompt)
+            texts.append(replace_lone_surrogates(prompt))
         return left_padded(*self._encoder(texts), self._length)
 
     def to(self, device: torch.device | str) -> None:

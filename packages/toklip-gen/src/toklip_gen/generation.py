@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import warn_of_unknown_words
@@ -106,6 +107,9 @@ def generate(
     _refuse_place(out)
     if number < 1 or not prompts:
         raise ValueError(f"got {len(prompts)} prompts and {number} pictures of each; wanted 1 or more of both")
+    prompts = cast(
+        list[str], [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    )
     if not all(str(prompt).strip() for prompt in prompts):
         raise ValueError("got an empty text; say what is to be drawn")
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
@@ -123,7 +127,7 @@ def generate(
     for start in tqdm(range(0, len(wanted), batch_size), desc="batches", disable=not (progress and several)):
         batch = wanted[start : start + batch_size]
         ids = pictures.draw(
-            [prompt for prompt, _ in batch],  # type: ignore[arg-type]
+            [prompt for prompt, _ in batch],
             seeds=[own for _, own in batch],
             prefix=None if begun is None else begun.expand(len(batch), -1),
             compiled=compiled,
