@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import random
+import zipfile
 
 import huggingface_hub.constants
 import numpy as np
@@ -22,6 +23,8 @@ from toklip_core.checkpoint import (
     weights_checksum,
 )
 from torch import nn
+
+from tests.core.refusals import refusing
 
 
 class Command:
@@ -105,6 +108,100 @@ def test_a_file_with_bytes_turned_over_is_read_or_refused(tmp_path, zipped):
 def test_a_layout_that_is_no_table_of_tensors_is_named(wrong):
     with pytest.raises(ValueError, match=r"'x.pt' holds a \w+ where tensors by name are wanted"):
         state_dict_in({"model": wrong}, ("ema", "model"), source="x.pt")
+
+
+def deflated(path, content):
+    """Write a torch file, its entries compressed."""
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def test_a_compressed_torch_file_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pt"
+    deflated(path, {"weight": torch.zeros(10_000_000)})
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("it was read"))
+    with refusing("bomb.pt' is refused: it is compressed, ", " bytes for 40"):
+        read_tensors(path)
+
+
+def test_an_entry_that_claims_more_than_the_file_has_is_refused(tmp_path):
+    path = tmp_path / "claims.pt"
+    torch.save({"weight": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02")  # where the last entry is listed
+    data[place + 24 : place + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(data)
+    with refusing("claims.pt'"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "module.{}",
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "_orig_mod.module.{}",
+        "module.module.{}",
+        "_fsdp_wrapped_module.{}",
+    ],
+)
+def test_what_wrappers_put_into_names_is_taken_out(wrapped):
+    tensors = layer().state_dict()
+    found = state_dict_in({"model": {wrapped.format(name): x for name, x in tensors.items()}}, ["model"], source="a")
+    assert found.keys() == tensors.keys()
+
+
+def test_a_part_called_module_keeps_its_name_and_a_compiled_part_does_not():
+    found = state_dict_in({"tower.module.weight": 1, "head._orig_mod.weight": 2}, [], source="a")
+    assert found == {"tower.module.weight": 1, "head.weight": 2}
+
+
+def test_two_names_that_are_one_without_the_wrapper_are_refused():
+    with refusing("'a.pt' has two tensors 'weight', one of them as 'module.weight'"):
+        state_dict_in({"weight": 1, "module.weight": 2}, [], source="a.pt")
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_layout_without_anything_in_it_counts_as_not_there(nothing):
+    content = {"ema": nothing, "model": {"weight": 1}}
+    assert state_dict_in(content, ("ema", "model"), source="a.pt") == {"weight": 1}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value, dtype):
+    tensors = {"theirs.weight": torch.ones(2, 3), "theirs.bias": torch.tensor([1.0, value]).to(dtype)}
+    with refusing("the tensor 'theirs.bias' of 'a.pt' has NaN or infinity in it"):
+        load_strict(layer(), tensors, source="a.pt", name_in_file=lambda name: f"theirs.{name}")
+    with torch.device("meta"):
+        module = nn.Linear(3, 2)
+    with refusing("'theirs.bias' of 'a.pt'"):
+        load_strict(module, tensors, source="a.pt", name_in_file=lambda name: f"theirs.{name}", mapped=True)
+
+
+def test_integers_are_no_weights():
+    tensors = {"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.ones(2)}
+    with refusing("'a.pt' does not fit: of another shape: weight is of torch.int8, not (2, 3)"):
+        load_strict(layer(), tensors, source="a.pt")
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(2, device="meta"), torch.ones(2).to_sparse()])
+def test_a_tensor_without_plain_numbers_does_not_fit(wrong):
+    with refusing("bias is a tensor without plain numbers"):
+        load_strict(layer(), {"weight": torch.ones(2, 3), "bias": wrong}, source="a.pt")
+
+
+def test_a_message_of_many_names_is_short():
+    module = nn.ModuleDict({f"a_block_with_a_long_name_{i}_{'x' * 30}": nn.Linear(3, 2) for i in range(9)})
+    tensors = {f"another_long_name_{i}_{'y' * 40}": torch.ones(1) for i in range(9)}
+    with refusing("does not fit: missing: a_block_with", " and ", "more; not expected: another_long_name_0"):
+        load_strict(module, tensors, source=f"/a/folder/that/is/{'deep/' * 10}a.pt")
 
 
 def test_what_is_no_weights_file_is_one_line(tmp_path):
@@ -218,3 +315,19 @@ def test_a_cached_file_needs_no_network(monkeypatch, tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123")
     assert hub_file("owner/model", "weights.ckpt").read_text() == "content"
+
+
+@pytest.mark.parametrize("how", ["entries", "bytes"])
+def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, how):
+    class Bytes:
+        def __reduce__(self):
+            return bytearray, (10**15,)
+
+    path = tmp_path / "greedy.pt"
+    torch.save({"weight": Bytes()} if how == "bytes" else {"weight": torch.zeros(4).expand(10**12, 4)}, path)
+    if how == "entries":
+        with refusing("greedy.pt"):
+            load_strict(layer(), read_tensors(path), source=path)
+    else:
+        with refusing("greedy.pt"):
+            read_tensors(path)

@@ -15,7 +15,8 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"atomic", "characters", "locks"},
+        {"atomic", "characters", "finite", "locks", "messages"},
+        {"json_objects"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},

@@ -29,6 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toklip_core.finite import damaged, is_finite
+from toklip_core.json_objects import read_json_object
+from toklip_core.messages import LONGEST, one_line
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -43,6 +47,9 @@ _HARMLESS: list[Any] = [
     argparse.Namespace,
 ]
 
+
+#: Parts of names that wrappers of modules add, wherever they stand.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 #: What torch's reader may trip over in a file whose bytes are not what it wrote.
 _TORN = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
@@ -71,10 +78,13 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); fetch it again") from error
+        raise ValueError(
+            f"{str(path)!r} is not a whole safetensors file ({one_line(error, longest=120)}); fetch it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
+    _refuse_inflating(path)
     try:
         # What torch warns of (another pickle protocol) either loads or is refused below.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
@@ -87,23 +97,68 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile, struct.error, *_TORN) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *_TORN) as error:
         raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
     return content
 
 
-def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> Mapping[str, Any]:
+def _refuse_inflating(path: Path) -> None:
+    """ValueError if a torch file is compressed, which torch never does: 13 MB on the disk may be 8 GB in memory."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    if begins != b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return  # of torch < 1.6, or damaged, which torch's own reader sees
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, struct.error, *_TORN) as error:
+        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
+    size, wanted = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if wanted > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(
+            f"{str(path)!r} is refused: it is compressed, {size} bytes for {wanted}, which torch.save never does; get "
+            "the weights as torch.save or safetensors wrote them"
+        )
+
+
+def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> dict[str, Any]:
     """Return the tensors by name that a file holds under the first of ``layouts`` that it has, or at its top.
 
+    A layout that is None or empty, as an average that was never taken, counts as not there. What DDP, FSDP and
+    ``torch.compile`` put into names is taken out, see :func:`plain_name`.
+
     Raises:
-        ValueError: what is there is no table of tensors by name.
+        ValueError: what is there is no table of tensors by name, or two names are one without what was put into them.
     """
-    tensors = next((content[layout] for layout in layouts if layout in content), content)
+    there = [content[layout] for layout in layouts if layout in content]
+    full = [tensors for tensors in there if tensors is not None and not (isinstance(tensors, Mapping) and not tensors)]
+    tensors = full[0] if full else there[0] if there else content
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"{str(source)!r} holds a {type(tensors).__name__} where tensors by name are wanted")
-    return tensors
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        plain = plain_name(name)
+        if plain in found:
+            raise ValueError(f"{str(source)!r} has two tensors {plain!r}, one of them as {name!r}; leave one out")
+        found[plain] = tensor
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor without what wrappers put into it.
+
+    DDP and DataParallel put ``module.`` before names, ``torch.compile`` puts ``_orig_mod.`` before what it compiles,
+    activation checkpointing and FSDP have words of their own.
+
+    >>> plain_name("module._orig_mod.encoder._orig_mod.conv_in.weight")
+    'encoder.conv_in.weight'
+    """
+    kept = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(kept) > 1 and kept[0] == "module":
+        kept = kept[1:]
+    return ".".join(kept)
 
 
 def load_strict(
@@ -129,24 +184,24 @@ def load_strict(
             read before it is used, and the file must stay as it is.
 
     Raises:
-        ValueError: a tensor is missing, left over, or of another shape; the message has the names in the file.
+        ValueError: a tensor is missing, left over, of another shape, no number, or has NaN or infinity in it; the
+            message has the names in the file.
     """
     wanted = {name_in_file(name): (name, tensor) for name, tensor in module.state_dict().items()}
     reasons = [re.compile(pattern) for pattern in ignored or {}]
     unexpected = [n for n in tensors if n not in wanted and not any(reason.fullmatch(n) for reason in reasons)]
     missing = [name for name in wanted if name not in tensors]
     misshaped = [
-        f"{name} is {_shape(tensors[name])}, not {tuple(tensor.shape)}"
+        f"{name} is {_shape(tensors[name], tensor)}, not {tuple(tensor.shape)}"
         for name, (_, tensor) in wanted.items()
-        if name in tensors and _shape(tensors[name]) != tuple(tensor.shape)
+        if name in tensors and _shape(tensors[name], tensor) != tuple(tensor.shape)
     ]
-    problems = [
-        f"{words}: {_some(names)}"
-        for words, names in (("missing", missing), ("not expected", unexpected), ("of another shape", misshaped))
-        if names
-    ]
-    if problems:
-        raise ValueError(f"{str(source)!r} does not fit: {'; '.join(problems)}")
+    problems = {"missing": missing, "not expected": unexpected, "of another shape": misshaped}
+    if any(problems.values()):
+        raise ValueError(_misfit(source, problems))
+    for theirs in wanted:
+        if not is_finite(tensors[theirs]):
+            raise ValueError(damaged(source, theirs))
     state = {
         ours: tensors[theirs].to("cpu", tensor.dtype, copy=not mapped) if tensor.is_meta else tensors[theirs]
         for theirs, (ours, tensor) in wanted.items()
@@ -154,11 +209,28 @@ def load_strict(
     module.load_state_dict(state, assign=any(tensor.is_meta for _, tensor in wanted.values()))
 
 
-def _shape(value: object) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def _shape(value: object, wanted: Tensor) -> tuple[int, ...] | str:
+    """Return the shape of a tensor that can be taken, or what it is: integers are no weights, but codes of them."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_meta or value.is_quantized or value.layout != torch.strided:
+        return "a tensor without plain numbers"
+    if value.is_floating_point() != wanted.is_floating_point():
+        return f"of {value.dtype}"
+    return tuple(value.shape)
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def _misfit(source: Path | str, problems: Mapping[str, list[str]]) -> str:
+    """Say what does not fit, with as many names as there is room for."""
+    for most in (5, 3, 2, 1):
+        said = [f"{words}: {_some(names, most)}" for words, names in problems.items() if names]
+        message = f"{str(source)!r} does not fit: {'; '.join(said)}"
+        if len(message) <= LONGEST:
+            break
+    return one_line(message)
+
+
+def _some(names: list[str], most: int) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
@@ -324,16 +396,9 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
-    return read_config(folder), read_tensors(weights_file)
+    return read_config(folder), state_dict_in(read_tensors(weights_file), (), source=weights_file)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return what ``config.json`` of a folder holds; FileNotFoundError without it, ValueError if it is no object."""
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(file)!r} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{str(file)!r} holds a {type(config).__name__}, not an object")
-    return config
+    return read_json_object(folder / CONFIG_FILE)

@@ -13,6 +13,7 @@ import click
 
 from toklip_core import __version__
 from toklip_core.demo_command import demo
+from toklip_core.messages import one_line
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
@@ -116,7 +117,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, FileExistsError) and error.filename:  # of mkdir, which says "File exists" and no more
         return f"{error.filename} is a file, and a folder is wanted there; name another one"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # else the repr of it
-    return " ".join(text.split()) or type(error).__name__
+    return one_line(text) or type(error).__name__
 
 
 def _registry(ctx: click.Context) -> Registry:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -123,8 +123,7 @@ def read_official(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds code, or no TokLIP.
     """
-    found: Mapping[str, Any] = state_dict_in(read_tensors(path), ("state_dict",), source=path)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    tensors = state_dict_in(read_tensors(path), ("state_dict",), source=path)
     if "visual.trunk.pos_embed" not in tensors:
         raise ValueError(f"{str(path)!r} holds no TokLIP: it has no visual.trunk.pos_embed")
     vq = {name.removeprefix(_TOKENIZER): value for name, value in tensors.items() if name.startswith(_TOKENIZER)}

@@ -91,7 +91,7 @@ def official_name(name: str) -> str:
 
 def official_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors by their official names, those of gate and up as one, under both names."""
-    tensors = {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    tensors = dict(state)
     for name in list(tensors):
         other = re.sub(_GATE, _UP, name)
         pair = tensors.get(name), tensors.get(other)

@@ -6,14 +6,15 @@ that its index names for the tokenizer are opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from toklip_core.checkpoint import read_tensors, state_dict_in
+from toklip_core.checkpoint import plain_name, read_tensors, state_dict_in
+from toklip_core.json_objects import read_json_object
+from toklip_core.messages import one_line
 
 #: What a model folder of the hub can hold; the first that is there counts.
 _FOLDER_FILES = (
@@ -28,7 +29,7 @@ _MARKER = "quantize.embedding.weight"
 
 @dataclass(frozen=True)
 class Part:
-    """The tensors below one prefix, by their whole names."""
+    """The tensors below one prefix, by their whole names, those without what wrappers put into them."""
 
     prefix: str
     tensors: dict[str, Any]
@@ -56,12 +57,12 @@ def read_part(path: Path, prefixes: Iterable[str]) -> Part:
     prefix = _prefix(path, names, prefixes)
     by_file: dict[Path, list[str]] = {}
     for name, shard in names.items():
-        if name.startswith(prefix):
+        if plain_name(name).startswith(prefix):
             by_file.setdefault(shard, []).append(name)
     tensors: dict[str, Any] = {}
     for shard, wanted in by_file.items():
         tensors |= _read(shard, wanted)
-    return Part(prefix, tensors)
+    return Part(prefix, state_dict_in(tensors, (), source=path))
 
 
 def _file_of(path: Path) -> Path:
@@ -77,12 +78,10 @@ def _shards(file: Path) -> dict[str, Path]:
     """Return tensor name -> shard, if the file is an index; else nothing."""
     if file.suffix != ".json":
         return {}
-    try:
-        shards = {
-            str(name): str(shard) for name, shard in json.loads(file.read_text(encoding="utf-8"))["weight_map"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(file)!r} is no index of shards ({type(error).__name__}: {error})") from error
+    listed = read_json_object(file).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
+        raise ValueError(f"{str(file)!r} is no index of shards: its weight_map is no table of files; fetch it again")
+    shards: dict[str, str] = listed
     outside = next((shard for shard in shards.values() if Path(shard).name != shard), None)
     if outside is not None:
         raise ValueError(f"{str(file)!r} names {outside!r}, outside of its folder; download the folder again")
@@ -90,13 +89,13 @@ def _shards(file: Path) -> dict[str, Path]:
 
 
 def _prefix(path: Path, names: Iterable[str], prefixes: Iterable[str]) -> str:
-    known, wanted = set(names), list(prefixes)
+    known, wanted = set(map(plain_name, names)), list(prefixes)
     for prefix in wanted:
         if prefix + _MARKER in known:
             return prefix
+    like = one_line(", ".join(sorted(known)[:2]), longest=120) or "nothing: it is empty"
     raise ValueError(
-        f"{str(path)!r} has no {' or '.join(prefix + _MARKER for prefix in wanted)}; "
-        f"its names are like {', '.join(sorted(known)[:3]) or 'nothing: it is empty'}"
+        f"{str(path)!r} has no {' or '.join(prefix + _MARKER for prefix in wanted)}; its names are like {like}"
     )
 
 
@@ -114,7 +113,7 @@ def _read(file: Path, names: Iterable[str]) -> dict[str, Any]:
             known = set(opened.keys())
             return {name: opened.get_tensor(name) for name in names if name in known}
     content = _state_dict(file)
-    return {name: content[name] for name in names if name in content}
+    return {name: content[plain_name(name)] for name in names if plain_name(name) in content}
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -125,7 +124,9 @@ def _opened(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{str(file)!r} is not a whole safetensors file ({error}); download it again") from error
+        raise ValueError(
+            f"{str(file)!r} is not a whole safetensors file ({one_line(error, longest=120)}); download it again"
+        ) from error
 
 
 def _state_dict(file: Path) -> dict[str, Any]:
