@@ -47,7 +47,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     The VQ tokenizer is loaded on first use, so a token store needs none.
 
     Args:
-        tokenizer: the language model's, with ``image_token`` in its vocabulary.
+        tokenizer: the language model's, with ``image_token`` in its vocabulary. It pads on the left from then on, if it
+            was made without a ``padding_side``, and is saved so.
         vq: name of the VQ tokenizer in the registry.
         vq_file: its own weights in the processor's folder; None: those that its name stands for.
         vq_checksum: sha256 of its weights; others are refused.
@@ -76,6 +77,9 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if "padding_side" not in tokenizer.init_kwargs:
+            # A batch of prompts ends where answers begin. transformers saves a side that is among these.
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         self.vq, self.vq_file, self.vq_checksum = vq, vq_file, vq_checksum
         self.image_size, self.resize = image_size, resize
         self.tokens_per_picture = tokens_per_picture
