@@ -57,6 +57,13 @@ def test_json_says_what_was_asked_and_what_it_took(folder):
     assert told["prompt_tokens"] > 128 and told["new_tokens"] <= 6
 
 
+def test_half_a_character_in_a_question_is_replaced(folder):
+    told = ask("0.png", "what is \ud83d ?", "--json")
+    assert told.exit_code == 0 and json.loads(told.stdout)["question"] == "what is \ufffd ?", told.output
+    typed = ask("0.png", "--json", stdin=b"what is \xe9 ?\n")
+    assert typed.exit_code == 0 and json.loads(typed.stdout)["question"] == "what is \ufffd ?", typed.output
+
+
 def test_a_conversation_remembers_what_was_asked_and_answered():
     model, processor = shared()
     chat = Chat(model, processor)

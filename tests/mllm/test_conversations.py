@@ -1,14 +1,24 @@
 """Conversations: both forms are read, and labels are what the assistant says, as the chat template tells."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from toklip_mllm.conversations import IGNORED, Conversation, Example, collate, labelled, read_conversations
+from toklip_mllm.conversations import (
+    IGNORED,
+    Conversation,
+    Example,
+    collate,
+    conversation_of,
+    labelled,
+    read_conversations,
+)
 
 from tests.core.conftest import picture
 from tests.mllm.small_mllms import MARKED, PLAIN, ids, small_mllm
 
+FAULTS = Path(__file__).parents[1] / "core" / "faults"
 QUESTION = {"role": "user", "content": "<image>\nwhat is it ?"}
 TALK = Conversation(
     "file.json, row 3",
@@ -173,6 +183,61 @@ def test_llavas_system_is_the_first_turn(tmp_path):
     (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"system": "the colour"}]))
     first, *rest = next(read_conversations(tmp_path / "talks.json")).messages
     assert first == {"role": "system", "content": "the colour"} and tuple(rest) == TALK.messages[:2]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_conversation():
+    [talk] = read_conversations(FAULTS / "bom.jsonl")
+    assert talk.name.endswith("bom.jsonl, row 1 (id 1)") and talk.messages[1]["content"] == "a"
+
+
+def test_another_encoding_is_refused_by_the_name_of_the_file(tmp_path):
+    (tmp_path / "talks.json").write_text(json.dumps([LLAVA]), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"talks.json is no text in UTF-8 \(.*\); save it as UTF-8"):
+        list(read_conversations(tmp_path / "talks.json"))
+
+
+def test_rows_of_sharegpt_have_their_pictures_in_images():
+    [talk] = read_conversations(FAULTS / "images-list.json")
+    assert talk.pictures == (FAULTS / "s/000000.png",)
+
+
+@pytest.mark.parametrize("form", [LLAVA, MESSAGES], ids=["llava", "messages"])
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize("empty", ["", None, [], [""], [None], float("nan")], ids=str)
+def test_a_row_without_a_picture_may_say_so_in_any_way(form, key, empty, tmp_path):
+    words = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = words if form is LLAVA else {"messages": turns}
+    (tmp_path / "talks.json").write_text(json.dumps([row | {key: empty}]))
+    [talk] = read_conversations(tmp_path / "talks.json")
+    assert talk.pictures == () and talk.messages[0]["content"] == "q"
+
+
+def test_the_text_only_rows_of_llava_are_read():
+    [talk] = read_conversations(FAULTS / "image-empty.json")
+    assert talk.pictures == ()
+
+
+def test_an_empty_image_beside_images_is_read_over(tmp_path):
+    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"image": "", "images": ["a.png"]}]))
+    assert next(read_conversations(tmp_path / "talks.json")).pictures == (tmp_path / "a.png",)
+
+
+def test_half_a_character_in_a_conversation_is_replaced(processor):
+    first, second = read_conversations(FAULTS / "lone-surrogate.json")
+    assert first.messages[0]["content"] == "what is there? \ufffd"
+    assert labelled_text(labelled(first, processor), processor) == labelled_text(labelled(second, processor), processor)
+
+
+def test_half_a_character_of_a_caller_is_replaced_too():
+    asked = {"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}
+    talk = conversation_of({"messages": [asked, {"role": "assistant", "content": "a\udce9"}]}, name="x")
+    assert [turn["content"] for turn in talk.messages] == ["q\ufffd", "a\ufffd"]
+
+
+def test_an_id_that_a_table_made_a_float_is_a_whole_number(tmp_path):
+    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"id": 7.0}]))
+    assert next(read_conversations(tmp_path / "talks.json")).name.endswith("row 1 (id 7)")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def rows(tmp_path):
     return write
 
 
+FAULTS = Path(__file__).parents[1] / "core" / "faults"
 ROW = {"image": "red.png", "question": "what is it ?", "answer": "red"}
 
 
@@ -72,6 +73,76 @@ def test_a_number_beside_choices_is_which_one_and_a_text_its_words_first(rows):
 def test_answers_of_several_people_are_read_as_vqa_has_them(rows):
     people = [{"answer": "red", "answer_id": 1}, {"answer": "dark red", "answer_confidence": "maybe"}, "red"]
     assert read_questions(rows(ROW | {"answer": people}))[0].truths == ("red", "dark red", "red")
+
+
+def test_answers_that_a_table_made_floats_are_the_same_as_before(tmp_path):
+    found = read_questions(FAULTS / "answers-as-floats.jsonl", root=tmp_path)
+    assert [one.truths for one in found] == [("1",)] * 3
+    report = reported([Answered(one, "1") for one in found])
+    assert report.exact_match is not None and report.exact_match.right == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truths"),
+    [
+        (1.0, ("1",)),
+        (-0.0, ("0",)),
+        (1.5, ("1.5",)),
+        (1, ("1",)),
+        ("1.0", ("1.0",)),
+        ([1.0, {"answer": 2.0}], ("1", "2")),
+    ],
+)
+def test_a_whole_number_is_a_text_without_a_point(answer, truths, rows):
+    assert read_questions(rows(ROW | {"answer": answer}))[0].truths == truths
+
+
+def test_ids_types_and_choices_of_a_table_are_whole_numbers_too(rows):
+    numbers = {"question_id": 7.0, "type": 2.0, "choices": [3.0, 4.0], "answer": 1.0}
+    [one] = read_questions(rows(ROW | numbers))
+    assert one.name.endswith("row 1 (id 7)") and one.kind == "2"
+    assert (one.choices, one.truths) == (("3", "4"), ("4",))
+
+
+@pytest.mark.parametrize("empty", [None, float("nan")])
+def test_what_a_table_left_empty_is_not_there(empty, rows):
+    [one] = read_questions(rows(ROW | {"id": empty, "question_id": empty, "type": empty, "choices": empty}))
+    assert one.name.endswith("row 1") and (one.kind, one.choices) == ("all", ())
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("answer", [None, NAN, "", " ", [], ["red", None], ["red", NAN], [""], [{"answer": None}]])
+def test_a_missing_answer_is_refused_with_its_line(answer, rows):
+    with pytest.raises(ValueError, match=r"jsonl, row 2: it has no answer"):
+        read_questions(rows(ROW, ROW | {"answer": answer}))
+
+
+def test_of_several_people_one_may_have_said_nothing(rows):
+    assert read_questions(rows(ROW | {"answer": ["red", ""]}))[0].truths == ("red", "")
+
+
+def test_questions_are_read_from_a_list_as_well(tmp_path):
+    (tmp_path / "q.json").write_text(json.dumps([ROW, ROW], indent=1))
+    found = read_questions(tmp_path / "q.json")
+    assert [one.name for one in found] == [f"{tmp_path / 'q.json'}, row {number}" for number in (1, 2)]
+
+
+@pytest.mark.parametrize(("encoding", "read"), [("utf-8-sig", True), ("utf-16", False)])
+def test_a_byte_order_mark_is_read_over_and_another_encoding_refused_by_name(encoding, read, rows):
+    file = rows(ROW)
+    file.write_text(file.read_text(), encoding=encoding)
+    if read:
+        assert read_questions(file)[0].truths == ("red",)
+        return
+    with pytest.raises(ValueError, match=rf"{file.name} is no text in UTF-8"):
+        read_questions(file)
+
+
+def test_half_a_character_in_a_question_or_an_answer_is_replaced(rows):
+    [one] = read_questions(rows(ROW | {"question": "what \ud83d?", "answer": "red\udc00"}))
+    assert (one.question, one.truths) == ("what \ufffd?", ("red\ufffd",))
 
 
 def test_a_line_ends_where_json_lines_end(rows):
@@ -203,11 +274,12 @@ def test_half_precision_leaves_the_codebook_and_says_so(model):
         (ROW | {"answer": None}, "row 1: it has no answer"),
         (ROW | {"choices": ["a", "b"], "answer": "c"}, "the answer 'c' is none of its choices: a, b"),
         (ROW | {"choices": ["a"], "answer": "a"}, "got 1 choices; wanted 2 to 26"),
+        (ROW | {"answer": float("inf")}, "got the answer or choice inf; wanted a text or a number"),
         (ROW | {"answer": True}, "got the answer or choice True; wanted a text or a number"),
         (ROW | {"answer": [{"text": "a"}]}, "got the answer or choice {'text': 'a'}; wanted a text"),
         (ROW | {"choices": "ab", "answer": "a"}, "got the choices 'ab'; wanted a list"),
         (ROW | {"image": 3}, "wanted paths in 'image' and a text in 'question'"),
-        ([1], "got a list; wanted an object"),
+        (3, "got a int; wanted an object"),
     ],
 )
 def test_a_malformed_row_is_one_line_that_names_it(row, message, rows):

@@ -16,6 +16,7 @@ from tests.repo.pages import ROOT
 LAYERS = {
     "toklip_core": [
         {"atomic", "characters", "finite", "locks", "messages"},
+        {"textfiles"},
         {"json_objects"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import find_pictures
 from toklip_core.matching import Picture, found_pictures
+from toklip_core.textfiles import read_text
 
 #: Names that stand for the templates of open_clip: 80, and 7.
 TEMPLATE_SETS = ("openai", "simple")
@@ -53,10 +54,7 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
         raise ValueError("name the labels, or a file with one in each line, and not both (--labels, --labels-file)")
     if file is None:
         return distinct([label.strip() for label in (labels or "").split(",")], "label")
-    try:
-        lines = Path(file).read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error}") from error
+    lines = read_text(file).splitlines()
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise ValueError(f"{file} has no label; wanted one in each line")
     return distinct(found, "label")

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from toklip_core.textfiles import read_text
+
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -153,7 +155,7 @@ def _read(source: str | Path, recipes: Traversable | None) -> tuple[str, dict[st
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}; give a TOML file{_recipe_hint(recipes)}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     else:
         names = recipe_names(recipes) if recipes is not None else []
         if recipes is None or str(source) not in names:

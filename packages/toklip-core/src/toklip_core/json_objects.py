@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toklip_core.messages import one_line
+from toklip_core.textfiles import read_text
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -14,10 +15,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or no object; the message names the file.
+        ValueError: it is no JSON in UTF-8, or no object; the message names the file.
     """
+    text = read_text(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         words = one_line(error, longest=120)
         raise ValueError(f"{str(path)!r} is not JSON: {words}; fetch or make it again") from error

@@ -98,11 +98,12 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
     from toklip_core.model import TokLIP
     from toklip_core.published import TokLIPConfig
     from toklip_core.text import TOKENIZER_FILE, TextTokenizer
+    from toklip_core.textfiles import read_text
 
     if (out / CONFIG_FILE).exists():
         raise FileExistsError(f"{out} is a model folder already; name another one, or remove it")
     settings = None if config is None else validated(TokLIPConfig, _json_object(config), config)
-    tokenizer = None if words is None else words.read_text("utf-8")
+    tokenizer = None if words is None else read_text(words)
     model = TokLIP.from_pretrained(file, tokenizer=False, config=settings)
     assert model.text is not None
     if tokenizer is not None:
@@ -325,10 +326,9 @@ def _status(spec: ModelSpec | NamedModel) -> str:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    from toklip_core.textfiles import read_json
+
+    values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object, the config.json of a TokLIP")
     return values

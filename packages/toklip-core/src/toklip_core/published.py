@@ -24,6 +24,7 @@ from toklip_core.checkpoint import hub_file, read_tensors, state_dict_in
 from toklip_core.config import Config
 from toklip_core.encoder import EncoderConfig
 from toklip_core.text import TextConfig, TextTokenizer, refuse_other_space
+from toklip_core.textfiles import read_text
 from toklip_core.trunk import TrunkConfig
 
 
@@ -162,7 +163,7 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
     try:
         way_out = "give it to `toklip convert` (`--text-tokenizer PATH/{}`)"
         found = hub_file(f"{owner}/{repository}", file, way_out=way_out)
-        return TextTokenizer(config.text, found.read_text("utf-8"))
+        return TextTokenizer(config.text, read_text(found))
     except FileNotFoundError as error:
         _log.warning("texts cannot be read: %s", error)
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 from array import array
@@ -25,6 +24,7 @@ from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import Entry, PictureError, entries, find_pictures, open_picture
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedTable
 from toklip_core.tars import Span, TarMember
+from toklip_core.textfiles import open_text, parsed
 
 Captioned = tuple[Image.Image, Sequence[str]]
 
@@ -242,14 +242,14 @@ def _table_rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, di
     if table.suffix.lower() not in readers:
         raise ValueError(f"got the table {table}; known are {', '.join(readers)}")
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(table, newline="") as file:
             for number, (line, row) in enumerate(readers[table.suffix.lower()](file, table)):
                 for column in columns:
                     if column not in row and number == 0:
                         raise ValueError(f"{table} has no column {column!r}; its columns: {', '.join(map(str, row))}")
                 yield line, dict.fromkeys(columns) | row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table} is no table in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{table} is no table: {error}") from error
 
 
 def _csv_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -261,10 +261,7 @@ def _csv_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str,
 def _json_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(file, start=1):
         if text.strip():
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{table}, line {line} is not JSON: {error}") from error
+            row = parsed(text, f"{table}, line {line}")
             if not isinstance(row, dict):
                 raise ValueError(f"{table}, line {line} is a {type(row).__name__}; it must be an object")
             yield line, row

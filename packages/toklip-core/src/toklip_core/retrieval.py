@@ -10,7 +10,6 @@ Shape letters: N pictures, T captions, U distinct texts among them, E joint spac
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +37,7 @@ from toklip_core.matching import (
 from toklip_core.readers import PictureTable
 from toklip_core.scenes import Scenes
 from toklip_core.sources import CaptionedTable
+from toklip_core.textfiles import parsed, read_text
 
 RANKS = (1, 5, 10)
 
@@ -227,8 +227,9 @@ def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
         FileNotFoundError: the file is not there, or the pictures are not below ``root``.
         ValueError: it is no such file, or has no such split.
     """
+    text = read_text(file)
     try:
-        rows = json.loads(file.read_text("utf-8"))["images"]
+        rows = parsed(text, str(file))["images"]
         splits = sorted({row["split"] for row in rows})
         found = [
             Captioned(_picture(root / row.get("filepath", "") / row["filename"]), captions)

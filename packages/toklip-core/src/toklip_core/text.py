@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.config import Config
+from toklip_core.textfiles import read_text
 from toklip_core.trunk import Activation
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -233,7 +234,7 @@ def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
     file = folder / TOKENIZER_FILE
     if config.tokenizer == "clip":
         return TextTokenizer(config, None)
-    return TextTokenizer(config, file.read_text("utf-8")) if file.is_file() else None
+    return TextTokenizer(config, read_text(file)) if file.is_file() else None
 
 
 def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:

@@ -1,14 +1,16 @@
 """When an answer is right: exact match, VQA accuracy, yes and no, the letters of a choice.
 
-All of it is about texts alone: see :mod:`toklip_mllm.vqa` for what asks the questions.
+What a file has as a number is a text here, too. All of it is about texts alone: see :mod:`toklip_mllm.vqa` for what
+asks the questions.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import string
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 #: Written with all their apostrophes; a word that lacks one of them is put right.
 _CONTRACTIONS = (
@@ -52,6 +54,37 @@ class YesNo(NamedTuple):
     yes_share: float
     #: Share of the answers with neither word in them: they were read as yes, as POPE reads them.
     unclear_share: float
+
+
+def missing(value: object) -> bool:
+    """Say whether a cell is empty: null, or the NaN that a table makes of it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def text_of(value: object, what: str = "answer or choice") -> str:
+    """Return an answer, a choice or a type as a text: a number that is whole as one, for tables make 1.0 of 1.
+
+    Args:
+        value: of a row.
+        what: it is, for the message.
+
+    Raises:
+        ValueError: it is neither a text nor a finite number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+        raise ValueError(f"got the {what} {value!r}; wanted a text or a number, such as \"yes\"")
+    return str(value)
+
+
+def id_of(row: Mapping[str, Any]) -> str:
+    """Return " (id ID)" of a row that has one, for messages; it has no other use."""
+    found = next((row[key] for key in ("id", "question_id") if not missing(row.get(key))), None)
+    if found is None:
+        return ""
+    whole = isinstance(found, float) and found.is_integer()
+    return f" (id {int(found) if whole else found})"
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> bool:

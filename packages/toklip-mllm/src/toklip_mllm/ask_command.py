@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -89,8 +90,10 @@ def ask(
 
 
 def _answer(chat: Chat, question: str, known: dict[str, Any] | None, options: dict[str, Any]) -> Answer:
+    from toklip_core.characters import replace_lone_surrogates
     from transformers import TextStreamer
 
+    question = replace_lone_surrogates(question)
     if known is None:
         return chat.ask(
             question,
@@ -104,7 +107,9 @@ def _answer(chat: Chat, question: str, known: dict[str, Any] | None, options: di
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, without empty lines, until the end of stdin."""
+    """What is typed, without empty lines, until the end of stdin; bytes that are no UTF-8 may be a file's name."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         click.echo("> ", nl=False, err=True)
         try:

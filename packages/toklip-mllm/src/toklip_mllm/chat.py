@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import PICTURE_SUFFIXES
 from torch import Tensor
 
@@ -90,6 +91,7 @@ class Chat:
             ValueError: its chat template refuses it.
         """
         start = time.perf_counter()
+        question = replace_lone_surrogates(question)
         if unknown := unknown_words(self.processor.tokenizer, question):
             _log.warning("words that the model does not know, and takes for one another: %s", ", ".join(unknown))
         content = f"{self.processor.image_token}\n" * self._shown + question

@@ -7,17 +7,18 @@ renderings the turns cannot be told is an error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from toklip_core.characters import replace_lone_surrogates
+from toklip_core.textfiles import json_rows
 from torch import Tensor
 
+from toklip_mllm.answers import id_of, missing
 from toklip_mllm.messages import Picture, flattened
 from toklip_mllm.processing import TokLIPProcessor
 
@@ -64,7 +65,8 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
     """Yield the conversations of a JSON list or a JSONL file, in LLaVA's form or as messages.
 
     LLaVA's: ``{"id": ..., "image": PATH or [PATH, ...], "conversations": [{"from": "human", "value": "<image>..."},
-    {"from": "gpt", ...}]}``, and "system": TEXT if there is one. Messages: ``{"messages": [{"role": "user", "content":
+    {"from": "gpt", ...}]}``, and "system": TEXT if there is one; "images" in place of "image" as LLaMA-Factory has it,
+    and "" or null if there is no picture. Messages: ``{"messages": [{"role": "user", "content":
     TEXT or [{"type": "image", "path": PATH}, {"type": "text", "text": ...}]}]}``, with "images": [PATH, ...] if the
     pictures are not in it.
 
@@ -74,16 +76,15 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or a row has neither form, or placeholders and pictures differ in number; the
-            message names the row.
+        ValueError: it is not JSON in UTF-8, or a row has neither form, or placeholders and pictures differ in number;
+            the message names the row.
     """
     path = Path(path)
     folder = path.parent if root is None else Path(root)
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in json_rows(path):
         if not isinstance(row, Mapping):
             raise ValueError(f"{path}, row {number}: got a {type(row).__name__}; wanted an object with a conversation")
-        own = row.get("id")
-        name = f"{path}, row {number}" + (f" (id {own})" if own is not None else "")
+        name = f"{path}, row {number}{id_of(row)}"
         yield conversation_of(row, name=name, root=folder)
 
 
@@ -99,13 +100,13 @@ def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = No
             ]
             if row.get("system"):
                 messages.insert(0, {"role": "system", "content": _text(row["system"])})
-            pictures = _listed(row.get("image"))
+            pictures = _pictures(row)
         elif "messages" in row:
             messages, pictures = flattened(row["messages"], PLACEHOLDER)
             messages = [
                 {"role": _role(turn.get("role")), "content": _text(turn.get("content"))} for turn in messages
             ]
-            pictures = pictures or _listed(row.get("images"))
+            pictures = pictures or _pictures(row)
         else:
             raise ValueError('wanted "conversations", as LLaVA has them, or "messages"')
     except (AttributeError, TypeError, ValueError) as error:
@@ -232,27 +233,6 @@ def _turns(messages: list[dict[str, str]], text: str, processor: TokLIPProcessor
         yield len(before), len(after)
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    """The rows of a JSON list, or of a file with one object in each line."""
-    with path.open(encoding="utf-8") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        if start == "[":
-            try:
-                yield from json.loads(start + file.read())
-            except ValueError as error:
-                raise ValueError(f"{path} is not JSON: {error}") from error
-            return
-        first = start + file.readline()
-        for number, line in enumerate(chain([first], file), start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, row {number} is not JSON: {error}") from error
-
-
 def _refuse_other_number(conversation: Conversation, pictures: int) -> None:
     places = sum(turn["content"].count(PLACEHOLDER) for turn in conversation.messages)
     if places != pictures:
@@ -268,8 +248,14 @@ def _role(value: object) -> str:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"got a {type(value).__name__} where a text is wanted")
-    return value
+    return replace_lone_surrogates(value)
 
 
-def _listed(value: Any) -> list[Picture]:  # noqa: ANN401
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+def _pictures(row: Mapping[str, Any]) -> list[Picture]:
+    """The pictures that stand beside a conversation, none, one or a list; "", null and NaN are none."""
+    for key in ("image", "images"):
+        value = row.get(key)
+        listed: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+        if found := [one for one in listed if one != "" and not missing(one)]:
+            return found
+    return []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from toklip_core.characters import replace_lone_surrogates
 
 #: What a picture may be given as: a file, or a picture of Pillow.
 Picture = Image.Image | Path | str
@@ -40,7 +41,7 @@ def flattened(messages: Sequence[Mapping[str, Any]], image_token: str) -> tuple[
                 else:
                     raise ValueError(f"got a part of type {part.get('type')!r} in a message; known are image and text")
             content = text
-        flat.append({**message, "content": content})
+        flat.append({**message, "content": replace_lone_surrogates(content) if isinstance(content, str) else content})
     return flat, pictures
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,9 @@ from PIL import Image
 from toklip_core.data import open_picture
 from toklip_core.matching import Picture
 from toklip_core.scenes import Scenes
+from toklip_core.textfiles import json_rows
+
+from toklip_mllm.answers import id_of, missing, text_of
 
 #: Of the letters of choices there are so many.
 _MOST_CHOICES = len(string.ascii_uppercase)
@@ -43,12 +45,12 @@ class Keys(NamedTuple):
 
 
 def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Keys | None = None) -> list[Asked]:
-    """Return the questions of a JSONL file, one in each line.
+    """Return the questions of a JSONL file, one in each line, or of a JSON list.
 
     ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
     [TEXT, ...], with the answer as one of them, as its letter, or as its number from 0; "type": of which figures are
-    given apart; and "id". Of several people's answers each may be ``{"answer": TEXT}``, as VQA has them. A number of
-    JSON is the text of it, and beside choices the number of one.
+    given apart; and "id" or "question_id". Of several people's answers each may be ``{"answer": TEXT}``, as VQA has
+    them. A number of JSON is the text of it, 1.0 that of 1, and beside choices the number of one.
 
     Args:
         path: the file.
@@ -57,19 +59,17 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no question, or a row is malformed; the message names it.
+        ValueError: it is not JSON in UTF-8, it holds no question, or a row is malformed or has no answer; the message
+            names it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; name a JSONL file of questions")
     folder = path.parent if root is None else Path(root)
     found = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_rows(path):
         name = f"{path}, row {number}"
         try:
-            row = json.loads(line)
             if not isinstance(row, Mapping):
                 raise ValueError(f"got a {type(row).__name__}; wanted an object")
             found.append(_asked(row, name, folder, keys or Keys()))
@@ -115,25 +115,29 @@ def _asked(row: Mapping[str, Any], name: str, folder: Path, keys: Keys) -> Asked
         raise ValueError(f"wanted paths in {keys.image!r} and a text in {keys.question!r}")
     paths = [folder / picture for picture in pictures]
     choices = row.get("choices") or ()
+    choices = () if missing(choices) else choices
     if not isinstance(choices, list | tuple):
         raise ValueError(f"got the choices {choices!r}; wanted a list")
-    choices = tuple(map(_text, choices))
+    choices = tuple(map(text_of, choices))
+    kind = row.get(keys.kind)
     return Asked(
-        f"{name} (id {row['id']})" if "id" in row else name,
+        name + id_of(row),
         tuple(Picture(str(path), partial(open_picture, path)) for path in paths),
         row[keys.question],
         _truths(row[keys.answer], choices),
-        str(row.get(keys.kind, "all")),
+        "all" if missing(kind) else text_of(kind, "type"),
         choices,
     )
 
 
 def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: ANN401 - whatever JSON holds
     answers = answer if isinstance(answer, list) else [answer]
-    if not answers or answer is None:
-        raise ValueError("it has no answer")
     answers = [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in answers]
-    truths = tuple(map(_text, answers))
+    if not answers or any(map(missing, answers)):
+        raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
+    truths = tuple(map(text_of, answers))
+    if not any(truth.strip() for truth in truths):  # of several people some may have said nothing
+        raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
     if not choices:
         return truths
     if not 2 <= len(choices) <= _MOST_CHOICES:
@@ -142,14 +146,8 @@ def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: AN
         raise ValueError(f"got {len(truths)} answers to a question with choices; wanted one")
     named = dict(zip(string.ascii_uppercase, choices, strict=False)) | {str(i): c for i, c in enumerate(choices)}
     # "1" may be the words of a choice; 1 is none, but a number.
-    is_words = truths[0] in choices and not isinstance(answers[0], int)
+    is_words = truths[0] in choices and not isinstance(answers[0], int | float)
     found = truths[0] if is_words else named.get(truths[0].strip())
     if found is None:
         raise ValueError(f"the answer {truths[0]!r} is none of its choices: {', '.join(choices)}")
     return (found,)
-
-
-def _text(value: Any) -> str:  # noqa: ANN401 - whatever JSON holds
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"got the answer or choice {value!r}; wanted a text or a number, such as \"yes\"")
-    return str(value)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
@@ -81,6 +82,7 @@ def evaluate_vqa(
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
     if answers is not None and not answers.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(answers.parent)!r} for the answers; make it first")
+    prompt = replace_lone_surrogates(prompt)
     asked = None if questions is None else read_questions(questions, root=root, keys=keys)
     refuse_missing_device(device)
     model, processor = load(name)
