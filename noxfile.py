@@ -10,6 +10,9 @@ Without arguments the sessions of `nox.options.sessions` run; the others (`nox -
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import nox
@@ -17,7 +20,7 @@ import nox
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "docs", "tests", "alone", "build"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "build"]
 
 ROOT = Path(__file__).parent
 #: Every package, the ones that others depend on first.
@@ -30,7 +33,7 @@ EXTRAS = {
     "toklip-gen": "[train,evaluate,t5]",
 }
 #: Two processes on two cores are quicker than one with two threads, and say the same; an idle one takes of the other.
-PYTEST = ["pytest", "--numprocesses=auto", "--dist=worksteal"]
+PYTEST = ["pytest", "--numprocesses=auto", "--dist=worksteal", "--durations=10"]
 
 
 def install(session: nox.Session, packages: list[str], *more: str) -> None:
@@ -69,29 +72,25 @@ def tests(session: nox.Session) -> None:
     session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
-@nox.session
-@nox.parametrize("package", PACKAGES)
-def alone(session: nox.Session, package: str) -> None:
-    """Run the tests of one package where it is the only one, but for the core; `tests` has run the slow ones."""
-    needed = ["toklip-core"] if package == "toklip-core" else ["toklip-core", package]
-    install(session, needed, "--group", "test")
-    folder = f"tests/{package.removeprefix('toklip-')}"
-    quick = ["-m", "not slow and not weights and not gpu"]
-    session.run(*PYTEST, folder, *quick, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+@cache
+def wheels() -> Path:
+    """Build the wheels of all packages, once for all sessions of a run; return their folder."""
+    folder = ROOT / ".nox" / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in PACKAGES:
+        subprocess.run(["uv", "build", "--wheel", "--quiet", "--out-dir", folder, ROOT / "packages" / name], check=True)
+    return folder
 
 
 @nox.session(reuse_venv=False)
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
-    """Build the wheels, install one and what it needs into a clean environment, and see that it works."""
-    wheels = Path(session.create_tmp()) / "wheels"
-    for name in PACKAGES:
-        session.run("uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), f"packages/{name}", external=True)
+    """Install the wheel of one package into a clean environment without its siblings, and see that it works."""
     # The core by its path as well: of a folder of wheels, uv would take the one that its cache has for the version.
     needed = {"toklip-core", package}
     if package in ("toklip-mllm", "toklip-gen"):
         needed.add("toklip-vq")  # their models in the package stand on llamagen-tiny
-    session.install(*(str(path) for name in needed for path in wheels.glob(f"{name.replace('-', '_')}-*.whl")))
+    session.install(*(str(path) for name in needed for path in wheels().glob(f"{name.replace('-', '_')}-*.whl")))
     session.run("toklip", "--help", silent=True)
     session.run("toklip", "tokenizers")
     session.run("toklip", "plugins")
