@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,8 @@ from toklip_core.retrieval import (
 from toklip_core.scenes import Scenes
 
 from tests.core.small_models import small_clip, small_toklip
+
+FAULTS = Path(__file__).parent / "faults"
 
 
 def unit(*shape, seed=0):
@@ -152,6 +155,19 @@ def test_rows_of_a_table_are_pictures_with_captions(tmp_path):
     assert [list(one.captions) for one in found] == [["one", "two"], ["three"]]
     assert [one.picture.name for one in found] == [str(tmp_path / "root" / name) for name in ("a.png", "b.png")]
     assert found[0].picture.read().size == (9, 8)
+
+
+def test_rows_that_name_one_picture_are_one_picture_and_the_protocol_counts_both(toy, tmp_path):
+    """A perfect model finds each of the four captions; by rows, each picture would be its own rival three times."""
+    file = tmp_path / "rows.csv"
+    file.write_text((FAULTS / "one-row-per-caption.csv").read_text())
+    pictures(tmp_path, "000000.png", "000001.png")
+    found = table_pairs(file, tmp_path, captions="caption")
+    assert [len(pair.captions) for pair in found] == [4, 4]
+    small_toklip().save_pretrained(tmp_path / "model")
+    report = evaluate_retrieval(tmp_path / "model", file, captions="caption")
+    assert (report.protocol["pictures"], report.protocol["captions"]) == (2, 8)
+    assert report.chance_text_to_image["R@1"] == pytest.approx(1 / 2)
 
 
 def karpathy(folder, **changes):

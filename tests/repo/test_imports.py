@@ -17,7 +17,7 @@ LAYERS = {
     "toklip_core": [
         {"atomic", "characters", "finite", "locks", "messages"},
         {"textfiles"},
-        {"json_objects"},
+        {"json_objects", "tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},

@@ -6,12 +6,12 @@ page by page, as their references are counted.
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from toklip_core.characters import replace_lone_surrogates
-from toklip_core.data import Entry, PictureError, entries, find_pictures, open_picture
+from toklip_core.data import PICTURE_SUFFIXES, Entry, PictureError, entries, find_pictures, open_picture
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedTable
+from toklip_core.tables import captions_by_picture, captions_in, nulls_in, warn_of_nulls
 from toklip_core.tars import Span, TarMember
-from toklip_core.textfiles import open_text, parsed
 
 Captioned = tuple[Image.Image, Sequence[str]]
+
+# First bytes of a picture that are compared, before all of them are.
+_COMPARED = 4096
 
 # So many pictures of a table are looked for before its root is taken to be wrong.
 _LOOKED_FOR = 100
@@ -108,7 +110,7 @@ class PictureFiles:
 
 
 class PictureTable:
-    """The rows of a CSV, TSV or JSONL file that have a caption.
+    """The pictures of a CSV, TSV or JSONL file that have a caption, each once: rows that name it give its captions.
 
     Raises:
         FileNotFoundError: the table is not there, or the pictures are not where it says.
@@ -116,28 +118,17 @@ class PictureTable:
     """
 
     def __init__(self, source: CaptionedTable) -> None:
-        self._root = source.table.parent if source.root is None else source.root
-        paths: list[str] = []
-        captions: list[list[str]] = []
-        left_out = 0
-        for line, row in _table_rows(source.table, (source.image, source.caption)):
-            texts = _captions(row[source.caption], f"{source.table}, line {line}: {source.caption!r}")
-            if not isinstance(path := row[source.image], str) or not path:
-                raise ValueError(f"{source.table}, line {line}: {source.image!r} is {path!r}; it must be a path")
-            if texts:
-                paths.append(path)
-                captions.append(texts)
-            left_out += not texts
-        if not paths:
-            raise ValueError(f"none of {left_out} rows of {source.table} has a caption in {source.caption!r}")
-        if left_out:
-            _log.warning("%d of %d rows of %s have no caption", left_out, left_out + len(paths), source.table)
-        if not any((self._root / path).is_file() for path in paths[:_LOOKED_FOR]):
+        root = source.table.parent if source.root is None else source.root
+        found = captions_by_picture(
+            source.table, root, image=source.image, caption=source.caption, suffixes=PICTURE_SUFFIXES
+        )
+        paths = list(found)
+        if not any(Path(path).is_file() for path in paths[:_LOOKED_FOR]):
             raise FileNotFoundError(
-                f"the pictures of {source.table} are not where it says, the first is {self._root / paths[0]}; set root"
+                f"the pictures of {source.table} are not where it says, the first is {paths[0]}; set root"
             )
         self._paths = pa.array(paths, pa.large_string())
-        self._captions = pa.array(captions, pa.large_list(pa.large_string()))
+        self._captions = pa.array(found.values(), pa.large_list(pa.large_string()))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -148,10 +139,10 @@ class PictureTable:
 
     def place(self, number: int) -> str:
         """Return the picture's path."""
-        return str(self._root / self._paths[number].as_py())
+        return str(self._paths[number].as_py())
 
     def captions(self, number: int) -> list[str]:
-        """Return the captions of a row; the picture is not read."""
+        """Return the captions of a picture, which is not read."""
         return list(self._captions[number].as_py())
 
     def all_captions(self) -> Iterator[str]:
@@ -160,7 +151,9 @@ class PictureTable:
 
 
 class PictureDataset:
-    """The rows of Parquet files or of a data set of the hub, mapped into memory by the library `datasets`.
+    """The pictures of Parquet files or of a data set of the hub, mapped into memory by the library `datasets`.
+
+    Rows that hold one picture, byte by byte, are one picture with all their captions.
 
     Raises:
         LookupError: the library is not installed.
@@ -180,32 +173,57 @@ class PictureDataset:
             )
         # As Arrow: the library would decode pictures by itself, whatever their size and their turn.
         self._rows = rows.select_columns([source.image, source.caption]).with_format("arrow")
-        if not len(self):
+        self._texts = rows.select_columns([source.caption]).with_format("arrow")
+        if not len(rows):
             raise ValueError(f"{self._name} has no rows")
+        self._look_through(self._texts.data.column(source.caption))
+        first = _first_rows(rows.select_columns([source.image]).data.column(source.image))
+        #: Rows of each picture, one picture after another; and where each begins.
+        self._order = np.argsort(first, kind="stable")
+        self._starts = np.flatnonzero(first == np.arange(len(first)))
+        self._starts = np.searchsorted(first[self._order], self._starts)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._starts)
 
     def __getitem__(self, number: int) -> Captioned:
-        row = self._rows[number].to_pylist()[0]
-        captions = _captions(row[self._caption], f"{self.place(number)}: {self._caption!r}")
+        rows = self._rows_of(number)
+        cells = self._texts[rows][self._caption].to_pylist()
+        captions = [text for row, cell in zip(rows, cells, strict=True) for text in captions_in(cell, f"row {row}")]
         if not captions:
             raise PictureError("no caption, or an empty one")
-        return open_picture(self._picture(row[self._image])), captions
+        return open_picture(self._picture(self._rows[rows[0]][self._image].to_pylist()[0])), captions
+
+    def _rows_of(self, number: int) -> list[int]:
+        number = range(len(self))[number]
+        end = self._starts[number + 1] if number + 1 < len(self) else None
+        rows: list[int] = self._order[self._starts[number] : end].tolist()
+        return rows
+
+    def _look_through(self, captions: pa.ChunkedArray) -> None:
+        """Refuse what is no caption before the first step, and say how many captions are missing."""
+        is_list = any(test(captions.type) for test in (pa.types.is_list, pa.types.is_large_list))
+        kind = captions.type.value_type if is_list else captions.type
+        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+            raise ValueError(
+                f"{self._name}: the column {self._caption!r} is {captions.type}; it must be a text, or a list of texts"
+            )
+        if is_list:
+            nulls, first = _first_null(captions)
+            warn_of_nulls(nulls, f"{self._name}, row {first}")
 
     def place(self, number: int) -> str:
         """Return the data set, and the row."""
-        return f"{self._name}, row {number}"
+        return f"{self._name}, row {self._rows_of(number)[0]}"
 
     def all_captions(self) -> None:
         """Return None: there may be any number."""
 
     def _picture(self, value: object) -> io.BytesIO | str:
-        facts = value if isinstance(value, dict) else {"bytes": value}
-        data, path = facts.get("bytes"), facts.get("path")
-        if isinstance(data, bytes):
+        data, path = _data_and_path(value)
+        if data is not None:
             return io.BytesIO(data)
-        if isinstance(path, str) and data is None:
+        if path is not None:
             return path
         raise PictureError(f"{self._image!r} is a {type(value).__name__}, not a picture as the library stores it")
 
@@ -217,6 +235,57 @@ def _present(span: Span) -> Span | None:
     return None if span == _ABSENT else span
 
 
+def _first_rows(pictures: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return, for each row of a column of pictures, the first row that holds the same picture.
+
+    All rows are compared by their size and first bytes, and those that agree there by all of their bytes.
+    """
+    short = np.array([key for chunk in pictures.chunks for key in _short_keys(chunk)], np.int64)
+    _, place, count = np.unique(short, return_inverse=True, return_counts=True)
+    first = np.arange(len(short))
+    seen: dict[object, int] = {}
+    for row in np.flatnonzero(count[place] > 1).tolist():
+        data, path = _data_and_path(pictures[row].as_py())
+        if data is not None:
+            first[row] = seen.setdefault(blake2b(data, digest_size=16).digest(), row)
+        elif path is not None:
+            first[row] = seen.setdefault(path, row)
+    return first
+
+
+def _short_keys(pictures: pa.Array) -> list[int]:
+    """Return a number for each picture, the same for the same ones, without reading more than its first bytes."""
+    if not pa.types.is_struct(pictures.type):
+        pictures = pa.StructArray.from_arrays([pictures], ["bytes"])
+    known = {field.name for field in pictures.type}
+    data, path = (pc.struct_field(pictures, name) if name in known else None for name in ("bytes", "path"))
+    keys: list[object] = [None] * len(pictures)
+    if path is not None:
+        keys = path.to_pylist()
+    if data is not None and any(test(data.type) for test in (pa.types.is_binary, pa.types.is_large_binary)):
+        sizes, begins = pc.binary_length(data).to_pylist(), pc.binary_slice(data, 0, _COMPARED).to_pylist()
+        keys = [key if size is None else (size, begin) for key, size, begin in zip(keys, sizes, begins, strict=True)]
+    return [hash(key) for key in keys]
+
+
+def _data_and_path(value: object) -> tuple[bytes | None, str | None]:
+    """Return what a cell of a column of pictures holds, as the library `datasets` stores it or as bytes; else None."""
+    facts = value if isinstance(value, dict) else {"bytes": value}
+    data, path = facts.get("bytes"), facts.get("path")
+    return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
+
+
+def _first_null(captions: pa.ChunkedArray) -> tuple[int, int]:
+    """Return the number of nulls in lists of captions, and the first row that has one."""
+    nulls, first, start = 0, -1, 0
+    for chunk in captions.chunks:
+        found = chunk.flatten().null_count
+        if found and not nulls:
+            first = next(start + row for row, cell in enumerate(chunk.to_pylist()) if nulls_in(cell))
+        nulls, start = nulls + found, start + len(chunk)
+    return nulls, first
+
+
 def _why_left_out(entry: Entry) -> str:
     """Say why a picture is none to train on, as far as that shows unopened; empty if it may be one."""
     member = entry.member
@@ -226,45 +295,6 @@ def _why_left_out(entry: Entry) -> str:
         _log.warning("%s is left out: %s", entry.key, member.problem)
         return member.problem
     return "" if member.text or member.facts else "no caption"
-
-
-def _captions(value: object, where: str) -> list[str]:
-    """Return the captions in a cell, none for an empty one."""
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where} is a {type(value).__name__}; it must be a text, or a list of texts")
-    return [whole for text in texts if (whole := replace_lone_surrogates(text).strip())]
-
-
-def _table_rows(table: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line, row) of a table that has these columns."""
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows}
-    if table.suffix.lower() not in readers:
-        raise ValueError(f"got the table {table}; known are {', '.join(readers)}")
-    try:
-        with open_text(table, newline="") as file:
-            for number, (line, row) in enumerate(readers[table.suffix.lower()](file, table)):
-                for column in columns:
-                    if column not in row and number == 0:
-                        raise ValueError(f"{table} has no column {column!r}; its columns: {', '.join(map(str, row))}")
-                yield line, dict.fromkeys(columns) | row
-    except csv.Error as error:
-        raise ValueError(f"{table} is no table: {error}") from error
-
-
-def _csv_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _json_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, start=1):
-        if text.strip():
-            row = parsed(text, f"{table}, line {line}")
-            if not isinstance(row, dict):
-                raise ValueError(f"{table}, line {line} is a {type(row).__name__}; it must be an object")
-            yield line, row
 
 
 def _dataset(source: CaptionedDataset) -> Any:  # noqa: ANN401  (a datasets.Dataset: the library is an extra)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import Entry
 from toklip_core.matching import (
     TIES,
@@ -37,6 +36,7 @@ from toklip_core.matching import (
 from toklip_core.readers import PictureTable
 from toklip_core.scenes import Scenes
 from toklip_core.sources import CaptionedTable
+from toklip_core.tables import captions_in, nulls_in, warn_of_nulls
 from toklip_core.textfiles import parsed, read_text
 
 RANKS = (1, 5, 10)
@@ -210,7 +210,9 @@ def scene_pairs(scenes: Scenes) -> list[Captioned]:
 
 
 def table_pairs(file: Path, root: Path, *, image: str = "image", captions: str = "captions") -> list[Captioned]:
-    """Return the rows of a JSONL, CSV or TSV file; those without a caption are left out.
+    """Return the pictures of a JSONL, CSV or TSV file, each once, with the captions of all rows that name it.
+
+    Rows without a caption are left out.
 
     Raises:
         FileNotFoundError: the file or its pictures are not there.
@@ -231,17 +233,20 @@ def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
     try:
         rows = parsed(text, str(file))["images"]
         splits = sorted({row["split"] for row in rows})
-        found = [
-            Captioned(_picture(root / row.get("filepath", "") / row["filename"]), captions)
-            for row in rows
-            if row["split"] == split
-            and (captions := [replace_lone_surrogates(sentence["raw"]) for sentence in row["sentences"]])
-        ]
+        texts: dict[Path, list[str]] = {}
+        nulls = 0
+        for row in (row for row in rows if row["split"] == split):
+            raw = [sentence["raw"] for sentence in row["sentences"]]
+            nulls += nulls_in(raw)
+            if captions := captions_in(raw, f"'raw' of {row['filename']!r}"):
+                texts.setdefault(root / row.get("filepath", "") / row["filename"], []).extend(captions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file} is no file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
             "filename, split and sentences"
         ) from error
+    found = [Captioned(_picture(path), captions) for path, captions in texts.items()]
+    warn_of_nulls(nulls, str(file))
     if not found:
         raise ValueError(f"{file} has no pictures of the split {split!r}; it has {', '.join(splits) or 'none'}")
     if not any(Path(pair.picture.name).is_file() for pair in found[:_LOOKED_FOR]):

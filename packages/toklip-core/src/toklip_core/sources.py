@@ -32,7 +32,7 @@ class CaptionedPictures(Config):
 
 
 class CaptionedTable(Config):
-    """A CSV, TSV or JSONL file that names pictures and their captions."""
+    """A CSV, TSV or JSONL file that names pictures and their captions; rows that name one picture are one picture."""
 
     kind: Literal["table"]
     table: Path = Field(description="NAME.csv or NAME.tsv, with a line of column names, or NAME.jsonl.")
@@ -41,12 +41,16 @@ class CaptionedTable(Config):
     )
     image: str = Field(default="image", description="Column of the picture's path.")
     caption: str = Field(
-        default="caption", description="Column of the caption; in JSONL also a list, of which one is drawn each epoch."
+        default="caption",
+        description="Column of the caption; in JSONL also a list. Of all those of a picture one is drawn each epoch.",
     )
 
 
 class CaptionedDataset(Config):
-    """Parquet files or a data set of the Hugging Face hub, through the library `datasets`, which keeps a copy."""
+    """Parquet files or a data set of the Hugging Face hub, through the library `datasets`, which keeps a copy.
+
+    Rows that hold one picture, byte by byte, are one picture.
+    """
 
     kind: Literal["dataset"]
     files: tuple[str, ...] = Field(default=(), description="Parquet files or globs of them.")
