@@ -19,7 +19,7 @@ from toklip_core import encoding
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.cli import cli
 from toklip_core.clip import CLIP, load_clip
-from toklip_core.data import normalized, open_picture, to_pixels
+from toklip_core.data import normalized, open_picture, resized, to_pixels
 from toklip_core.decoding import decode_store
 from toklip_core.encoding import EncodeReport, encode_pictures
 from toklip_core.model import TokLIP
@@ -212,12 +212,88 @@ def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, 
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     time.sleep(0.5)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)  # as a terminal does
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do
     output, errors = process.communicate(timeout=60)
     assert process.returncode == status and errors == ""
     report = json.loads(output)
     assert report["stopped"] and 0 < report["pictures"] < 600
     assert len(TokenStore(store)) == report["pictures"]
+
+
+def workers_of(process):
+    """The processes that read pictures, once there are any."""
+    while True:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        names = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        if found := [int(child) for child, name in names.items() if b"resource_tracker" not in name]:
+            return found
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def slow_encode(toy, tmp_path, *options):
+    """An encode that takes a while, and its store."""
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(400):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour-slow", "--batch-size", 4, *options]
+    return python(toy, "-m", "toklip_core.cli", *arguments, start_new_session=True), store
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path, number):
+    process, store = slow_encode(toy, tmp_path, "--workers", 2)
+    for _ in range(5):
+        for worker in workers_of(process):
+            os.kill(worker, number)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert len(TokenStore(store)) == 400
+
+
+def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy, tmp_path):
+    process, store = slow_encode(toy, tmp_path, "--workers", 2)
+    (worker, *_) = workers_of(process)
+    time.sleep(0.5)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1, errors
+    assert errors.startswith("Error: a process that reads pictures was killed, mostly for want of memory,")
+    assert "pictures/" in errors and "--max-pixels" in errors and "--workers" in errors
+    assert 0 < len(set(TokenStore(store).keys())) == len(TokenStore(store)) < 400
+    arguments = ["encode", tmp_path / "pictures", "--out", store, "--tokenizer", "mean-colour-slow"]
+    assert run(*arguments, "--workers", 1).exit_code == 0 and len(TokenStore(store)) == 400
+
+
+def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy, photos, tmp_path):
+    """As where the system ends it for want of memory: at that picture, whichever worker it is."""
+    dies = (
+        "import os, sys; from toklip_core import data; from toklip_core.cli import cli; read = data.open_picture\n"
+        "def opened(path, **options): return os.kill(os.getpid(), 9) if 'huge' in str(path) else read(path, **options)\n"
+        "data.open_picture = opened; cli(sys.argv[1:])"
+    )
+    picture(9).save(photos / "deep/huge.png")
+    arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--batch-size", 1]
+    process = python(toy, "-c", dies, *arguments, "--workers", 1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1, errors
+    assert "while it read " in errors and "photos/deep/huge.png;" in errors
+    assert len(TokenStore(tmp_path / "s")) > 0
+
+
+def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tmp_path, monkeypatch):
+    def starved(image, size, resize="crop"):
+        if image.size == (9, 9):
+            raise MemoryError
+        return resized(image, size, resize)
+
+    monkeypatch.setattr(encoding, "resized", starved)
+    picture(9, (9, 9)).save(photos / "huge.png")
+    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert (report.pictures, report.unreadable) == (5, 1)
+    assert report.first_unreadable.endswith("huge.png: there was not enough memory to read it")
 
 
 def test_a_log_gets_a_line_now_and_then_and_a_short_run_none(toy, photos, tmp_path, monkeypatch):

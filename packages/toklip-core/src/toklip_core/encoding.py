@@ -8,6 +8,7 @@ passed over, all others are read again.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import multiprocessing.process
@@ -17,12 +18,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from types import FrameType
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
@@ -54,12 +56,14 @@ from toklip_core.parts import (
     refuse_other,
 )
 from toklip_core.rows import row_maker
+from toklip_core.signals import held_back, leave_signals_to_the_parent
 from toklip_core.store import TokenStore
 from toklip_core.writers import writing
 
 _LINE_SECONDS = 30
 _PART_BYTES = 2**29  # with tokens, 10,000 pictures would be 6 GB in memory
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
+_SLOT_BYTES = 2048  # of what a worker says it reads: longer than nearly every key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +187,8 @@ def encode_pictures(
         FileNotFoundError: an input is not there, there is no picture, or the weights are not there.
         LookupError: no tokenizer or model has this name.
         ValueError: the store was made otherwise, an argument does not fit, or no picture can be read.
-        OSError: the store cannot be written.
+        OSError: the store cannot be written, or a process that reads pictures died, mostly for want of memory: what
+            was encoded is written, and the message names the picture.
     """
     started = time.perf_counter()
     path = Path(store)
@@ -211,19 +216,23 @@ def encode_pictures(
         counts = _Counts()
         written = time.perf_counter()
         with progress_bar(_total(sources), shown=progress) as bar:
-            for batch in _batches(work, workers):
-                if batch.keys:
-                    rows = maker.rows(batch.levels, batch.crops)
-                    writer.add(batch.keys, rows.ids, batch.captions, rows.features, rows.crops)
-                for row in batch.unreadable:
-                    log.add(row)
-                bar.update(counts.add(batch))
-                late = time.perf_counter() - written >= part_seconds
-                if len(writer) >= part_rows or writer.nbytes >= _PART_BYTES or late:
-                    writer.flush()
-                    written = time.perf_counter()
-                if stopped := stop is not None and stop():
-                    break
+            try:
+                for batch in _batches(work, workers):
+                    if batch.keys:
+                        rows = maker.rows(batch.levels, batch.crops)
+                        writer.add(batch.keys, rows.ids, batch.captions, rows.features, rows.crops)
+                    for row in batch.unreadable:
+                        log.add(row)
+                    bar.update(counts.add(batch))
+                    late = time.perf_counter() - written >= part_seconds
+                    if len(writer) >= part_rows or writer.nbytes >= _PART_BYTES or late:
+                        writer.flush()
+                        written = time.perf_counter()
+                    if stopped := stop is not None and stop():
+                        break
+            except _WorkerDied:
+                writer.flush()
+                raise
         writer.flush()
     if world_size == 1 and not stopped:  # one rank of several cannot know what the others read
         _refuse_nothing(counts, sources)
@@ -248,6 +257,41 @@ class _Keys:
     def _digest(key: str) -> bytes:
         # numpy drops zero bytes at the end of a string: the last byte is none.
         return blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest() + b"."
+
+
+class _WorkerDied(OSError):
+    """A process that reads pictures ended before its work did."""
+
+
+class _Reading:
+    """What each worker is reading, in memory that this process shares with them: what a killed one cannot send."""
+
+    def __init__(self, workers: int) -> None:
+        self._slots = multiprocessing.RawArray(ctypes.c_char, workers * _SLOT_BYTES)
+
+    def say(self, worker: int, key: str) -> None:
+        """Note, in a worker, the picture that it reads next; "" if there is none."""
+        said = f"{os.getpid()} {key}".encode()[:_SLOT_BYTES]
+        slots = memoryview(self._slots).cast("B")
+        slots[worker * _SLOT_BYTES : (worker + 1) * _SLOT_BYTES] = said.ljust(_SLOT_BYTES, b"\0")
+
+    def processes(self) -> dict[int, str]:
+        """Return the picture that each worker reads, by its process."""
+        slots = bytes(self._slots)
+        said = (slots[start : start + _SLOT_BYTES].rstrip(b"\0") for start in range(0, len(slots), _SLOT_BYTES))
+        return {int(pid): key for pid, _, key in (one.decode("utf-8", "ignore").partition(" ") for one in said if one)}
+
+    def of_the_dead(self) -> list[str]:
+        """Return what those were reading that are no more."""
+        alive = {child.pid for child in multiprocessing.active_children()}
+        return [key for pid, key in self.processes().items() if key and pid not in alive]
+
+    def end(self) -> None:
+        """End the workers at once; they hold nothing that is not read again."""
+        mine = self.processes()
+        for child in multiprocessing.active_children():
+            if child.pid in mine:
+                child.kill()
 
 
 class _Batch(NamedTuple):
@@ -292,6 +336,7 @@ class _Work(IterableDataset[_Batch]):
     resize: Resize
     batch_size: int
     max_pixels: int
+    reading: _Reading | None = None
 
     def __iter__(self) -> Iterator[_Batch]:
         worker = get_worker_info()
@@ -305,6 +350,7 @@ class _Work(IterableDataset[_Batch]):
             if entry.key in self.done:
                 skipped += 1
                 continue
+            self._say(entry.key)
             try:
                 image = entry.image(max_pixels=self.max_pixels)
                 of_sizes = [np.asarray(resized(image, size, self.resize)) for size in self.sizes]
@@ -314,13 +360,22 @@ class _Work(IterableDataset[_Batch]):
             except (PictureError, OSError) as error:
                 unreadable.append(Unreadable(entry.key, str(entry.path), str(error)))
                 continue
+            except MemoryError:
+                unreadable.append(Unreadable(entry.key, str(entry.path), "there was not enough memory to read it"))
+                continue
             keys.append(entry.key)
             captions.append(caption)
             squares.append(of_sizes)
             if len(keys) == self.batch_size:
                 yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
                 keys, captions, squares, unreadable, skipped = [], [], [], [], 0
+        self._say("")
         yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
+
+    def _say(self, key: str) -> None:
+        worker = get_worker_info()
+        if self.reading is not None and worker is not None:
+            self.reading.say(worker.id, key)
 
     def _stacked(
         self, squares: list[list[np.ndarray[Any, Any]]]
@@ -330,16 +385,82 @@ class _Work(IterableDataset[_Batch]):
 
 
 def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
+    """Yield what the workers send; _WorkerDied, which names the picture, if one of them ends before its work does."""
     total = _total(work.sources)
     if total is not None:  # a process for less than a batch takes longer to start than to work
         workers = min(workers, math.ceil(total / work.batch_size))
+    if workers == 0:
+        yield from work
+        return
+    reading = _Reading(workers)
     with warnings.catch_warnings():
         # Who asks for more processes than cores may wait for a disk, not for a core.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader: DataLoader[_Batch] = DataLoader(
-            work, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_follow_the_parent
+            replace(work, reading=reading),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_follow_the_parent,
         )
-        return iter(loader)
+        with held_back():
+            batches = iter(loader)
+    death = ""
+    with _DeathsAtNext() as deaths:
+        try:
+            while (batch := deaths.next(batches)) is not None:
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            death = _death_in_words(reading.of_the_dead(), work.max_pixels)
+        finally:
+            reading.end()
+            del batches
+    if death:  # raised here, where nothing holds what torch keeps of the workers
+        raise _WorkerDied(death)
+
+
+def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:
+    read = f" while it read {' or '.join(keys[:3])}" if keys else ""
+    return (
+        f"a process that reads pictures was killed, mostly for want of memory,{read}; what was encoded is kept: run it "
+        f"again with fewer workers (--workers), or with a smaller limit of a picture's pixels (--max-pixels, now "
+        f"{max_pixels})"
+    )
+
+
+class _DeathsAtNext:
+    """Let torch say only where a batch is waited for that a worker died.
+
+    Its handler of SIGCHLD raises wherever this process is at that moment: between the keys of a row and its ids, too.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = False
+        self._torch: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            self._torch = signal.signal(signal.SIGCHLD, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._torch is not None:
+            signal.signal(signal.SIGCHLD, self._torch)
+
+    def next(self, batches: Iterator[_Batch]) -> _Batch | None:
+        """Return the next batch, None at the end; RuntimeError if a worker died."""
+        self._waiting = True
+        try:
+            self._note(0, None)  # of one that died before
+            return next(batches, None)
+        finally:
+            self._waiting = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting and callable(self._torch):
+            self._torch(number, frame)
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
@@ -349,10 +470,10 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is
 def _follow_the_parent(worker: int) -> None:
     """Leave signals to the parent, and end when it does.
 
-    Ctrl-C reaches every process of a terminal, and the parent finishes with what the workers still send. If it is
-    killed, torch's own watch does not help: a worker that waits to write into a full pipe never comes to it.
+    The parent finishes with what the workers still send. If it is killed, torch's own watch does not help: a worker
+    that waits to write into a full pipe never comes to it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_the_parent()
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 

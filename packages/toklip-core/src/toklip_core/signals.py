@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+# What asks a process for its end; Windows has no SIGHUP.
+_ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 class StopRequest:
     """Says, when called, whether a signal asked the process to stop."""
 
@@ -48,3 +52,31 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let signals that ask for an end wait while worker processes start: they come to the parent alone.
+
+    The workers start with the signals held back, too, until they call :func:`leave_signals_to_the_parent`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_the_parent() -> None:
+    """Ignore, in a worker process, what asks for an end.
+
+    A terminal, a scheduler or a closed connection asks the whole group of processes: the parent finishes with what its
+    workers still send, and ends them itself.
+    """
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDS)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -35,7 +34,7 @@ from torch.utils.data import DataLoader, Sampler
 from toklip_core.config import RunConfig
 from toklip_core.optimizers import ParameterGroup, build_optimizers, trainable
 from toklip_core.runs import RunFolder, TrainState, whole
-from toklip_core.signals import stop_on_signals
+from toklip_core.signals import held_back, leave_signals_to_the_parent, stop_on_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -474,7 +473,9 @@ def _loader(
 def _batches(loader: DataLoader[Any]) -> Generator[Any]:
     """Yield batches. Closed, it ends the workers, which an exception's traceback would keep alive otherwise."""
     try:
-        yield from loader
+        with held_back():
+            batches = iter(loader)
+        yield from batches
     except Exception as error:
         if loader.num_workers == 0:
             raise
@@ -483,9 +484,7 @@ def _batches(loader: DataLoader[Any]) -> Generator[Any]:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches the whole group: the loop still needs its batch, and ends the workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_the_parent()  # the loop still needs its batch, and ends the workers itself
 
 
 @dataclass
