@@ -367,6 +367,7 @@ class _Work(IterableDataset[_Batch]):
             captions.append(caption)
             squares.append(of_sizes)
             if len(keys) == self.batch_size:
+                self._say("")  # it waits, and reads nothing
                 yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
                 keys, captions, squares, unreadable, skipped = [], [], [], [], 0
         self._say("")
@@ -424,9 +425,8 @@ def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
 def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:
     read = f" while it read {' or '.join(keys[:3])}" if keys else ""
     return (
-        f"a process that reads pictures was killed, mostly for want of memory,{read}; what was encoded is kept: run it "
-        f"again with fewer workers (--workers), or with a smaller limit of a picture's pixels (--max-pixels, now "
-        f"{max_pixels})"
+        f"a process that reads pictures was killed{read}, mostly for want of memory; what was encoded is kept: run it "
+        f"again with fewer --workers, or with a smaller limit of a picture's pixels (--max-pixels, now {max_pixels})"
     )
 
 
