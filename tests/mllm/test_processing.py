@@ -1,5 +1,6 @@
 """The processor: placeholders become places, pictures ids, messages the language model's own prompts."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,7 @@ from transformers import AutoProcessor
 from tests.core.conftest import picture
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import small_toklip
-from tests.mllm.small_mllms import PLAIN, ids, language_model, shared, small_mllm, tokenizer
+from tests.mllm.small_mllms import MARKED, PLAIN, ids, language_model, shared, small_mllm, tokenizer
 
 
 def turn(role, *parts):
@@ -104,6 +105,148 @@ def test_a_text_longer_than_is_taken_is_refused():
         processor(text="what <image>", image_ids=ids(), max_length=64)
 
 
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "max_length", "max_length": 100},
+        {"truncation": True, "max_length": 5},
+        {"padding": "max_length", "truncation": "longest_first", "max_length": 7, "padding_side": "right"},
+        {"pad_to_multiple_of": 16, "padding": True},
+    ],
+)
+def test_what_the_tokenizer_takes_reaches_it_from_the_chat_template_as_from_the_call(options, direct):
+    _, processor = shared()
+    talks = [[{"role": "user", "content": text}] for text in ("how many ?", "what is the colour of the circle ?")]
+    texts = processor.apply_chat_template(talks)
+    wanted = processor.tokenizer(texts, add_special_tokens=False, **options)
+    given = options if direct else {"processor_kwargs": options}
+    found = processor.apply_chat_template(talks, tokenize=True, return_dict=True, **given)
+    called = processor(text=texts, **options)
+    for key in ("input_ids", "attention_mask"):
+        assert found[key] == called[key] == wanted[key]
+
+
+def test_options_of_the_text_may_come_as_those_of_every_processor_do():
+    _, processor = shared()
+    padded = processor(text="what ?", text_kwargs={"padding": "max_length", "max_length": 9}, return_tensors="pt")
+    assert padded["input_ids"].shape == (1, 9)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncation_that_leaves_a_picture_whole_is_done(side):
+    _, processor = small_mllm()
+    processor.tokenizer.truncation_side = side
+    text = "<image> how many red ?" if side == "right" else "how many red ? <image>"
+    cut = processor(text=text, image_ids=ids(), truncation=True, max_length=66)["input_ids"][0]
+    whole = processor(text=text, image_ids=ids())["input_ids"][0]
+    assert cut == (whole[:66] if side == "right" else whole[-66:]) and len(whole) == 68
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_truncation_that_would_cut_a_picture_is_refused(direct):
+    _, processor = shared()
+    options = dict(truncation=True, max_length=40)
+    message = "text 2: truncation to 40 tokens would leave 39 of the 64 that stand for pictures; raise max_length"
+    with pytest.raises(ValueError, match=message) as caught:
+        if direct:
+            processor(text=["what", "what <image>"], image_ids=ids(), **options)
+        else:
+            talks = [[turn("user", "red")], [turn("user", picture(0), "?")]]
+            processor.apply_chat_template(talks, tokenize=True, **options)
+    assert len(str(caught.value)) < 240
+
+
+def test_a_text_is_longer_than_what_is_taken_only_if_that_is_said():
+    _, processor = shared()
+    with pytest.raises(ValueError, match="text 2: got a text of 3 tokens with its pictures; the longest taken is 2"):
+        processor(text=["what", "what is it"], max_length=2, padding="max_length")
+    assert len(processor(text="what is it", max_length=2, truncation=False)["input_ids"][0]) == 3
+
+
+def test_a_word_that_becomes_the_image_token_is_no_place_for_a_picture():
+    _, processor = build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token="<unk>")
+    with pytest.raises(ValueError, match="1 words become '<unk>', which stands for pictures"):
+        processor(text="what <unk> giraffe", image_ids=ids())
+
+
+def test_texts_of_which_some_begin_with_the_first_token_are_refused():
+    _, processor = small_mllm(bos="<s>")
+    with pytest.raises(ValueError, match="some of the texts begin with '<s>', others do not; give add_special_tokens"):
+        processor(text=["<s> red", "red"])
+    rows = processor(text=["<s> red", "<s> what red"])["input_ids"]
+    assert [row.count(processor.tokenizer.bos_token_id) for row in rows] == [1, 1]
+
+
+def test_arrays_of_numpy_are_arrays_of_all_that_the_model_takes():
+    _, processor = shared()
+    batch = processor(text=["<image> what", "red"], images=picture(0), return_tensors="np")
+    assert {*batch} == {*processor.model_input_names} == {"input_ids", "attention_mask", "image_ids"}
+    assert all(isinstance(value, np.ndarray) for value in batch.values())
+    assert batch["image_ids"].tolist() == processor(text="<image>", images=picture(0))["image_ids"]
+
+
+@pytest.mark.parametrize("tensors", [None, "np", "pt"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_mask_of_the_assistant_is_what_is_learnt_of_a_conversation(side, tensors):
+    _, processor = small_mllm(template=MARKED)
+    talks = [
+        [turn("user", picture(0), "?"), turn("assistant", "red circle"), turn("user", "?"), turn("assistant", "no")],
+        [turn("user", "how many ?"), turn("assistant", "two")],
+    ]
+    batch = processor.apply_chat_template(
+        talks,
+        tokenize=True,
+        return_dict=True,
+        return_tensors=tensors,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True, "padding_side": side, "add_special_tokens": False},
+    )
+    assert {*batch} == {"input_ids", "attention_mask", "image_ids", "assistant_masks"}
+    rows = zip(batch["input_ids"], batch["assistant_masks"], strict=True)
+    said = [processor.decode([token for token, mark in zip(*row, strict=True) if mark]) for row in rows]
+    assert said == ["red circle <|end|> no <|end|>", "two <|end|>"]
+
+
+def test_a_mask_of_the_assistant_is_refused_where_the_template_does_not_tell():
+    _, processor = shared()
+    options = dict(tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    with pytest.raises(ValueError, match=r"does not mark what the assistant says; put \{% generation %\}"):
+        processor.apply_chat_template([turn("user", "red"), turn("assistant", "no")], **options)
+
+
+def test_text_alone_is_rendered_whatever_is_asked_of_its_tokens():
+    _, processor = shared()
+    talk = [turn("user", "red"), turn("assistant", "no")]
+    wanted = processor.apply_chat_template(talk)
+    assert processor.apply_chat_template(talk, return_assistant_tokens_mask=True, padding=True) == wanted
+
+
+def test_one_of_several_chat_templates_is_named():
+    _, processor = small_mllm()
+    processor.chat_template = {"default": "what", "other": "red"}
+    talk = [turn("user", "yes")]
+    assert processor.apply_chat_template(talk) == "what"
+    assert processor.apply_chat_template(talk, "other") == "red"
+    assert processor.apply_chat_template(talk, "{{ messages[0].content }}") == "yes"
+
+
+def test_a_message_goes_on_or_an_answer_begins():
+    _, processor = shared()
+    talk = [turn("user", "what ?"), turn("assistant", "red")]
+    assert processor.apply_chat_template(talk, continue_final_message=True).endswith("<|assistant|> red")
+    with pytest.raises(ValueError, match="got continue_final_message and add_generation_prompt; give one"):
+        processor.apply_chat_template(talk, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_pictures_may_stand_beside_messages():
+    _, processor = shared()
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    options = dict(tokenize=True, return_dict=True, return_tensors="pt")
+    batch = processor.apply_chat_template(talk, processor_kwargs={"images": [picture(0)]}, **options)
+    assert torch.equal(batch["image_ids"], processor.encode([picture(0)]))
+
+
 def test_messages_without_pictures_have_the_tokens_of_the_language_models_own_template():
     _, processor = shared()
     messages = [{"role": "user", "content": "how many ?"}]
@@ -148,13 +291,6 @@ def test_a_picture_may_stand_under_each_key_of_transformers_messages(key, tmp_pa
         [{"role": "user", "content": [part]}], tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert torch.equal(batch["image_ids"], processor.encode([picture(0)]))
-
-
-@pytest.mark.parametrize("address", ["https://host/a.png", "data:image/png;base64,AAAA"])
-def test_a_picture_that_is_no_file_is_refused_with_the_way_out(address):
-    _, processor = shared()
-    with pytest.raises(ValueError, match=r"got the picture '(https|data).*'; download it first, and give the file"):
-        processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "url": address}]}])
 
 
 def test_a_rendered_text_has_its_first_token_once():

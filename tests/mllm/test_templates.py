@@ -4,6 +4,8 @@ The templates are written here after what the models' own render: first tokens, 
 go, thoughts, spaces that are stripped.
 """
 
+from dataclasses import dataclass
+
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from toklip_mllm.building import build
@@ -50,11 +52,29 @@ MISTRAL = (
     "rest[loop.index0:] | selectattr('role', 'equalto', 'user') | list | length == 1 else '' }}{{ m.content }}[/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+#: LLaVA's and its like: contents are lists of parts, and nothing else.
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{% if part.type == 'image' %}<image>\n{% else %}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ part.text }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ part.text }}<|im_end|>{% endif %}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Those that read both.
+BOTH = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 #: Template, first token, eos, the end of a turn, other marks.
 KINDS = {
     "qwen2": (QWEN2, None, "<|im_end|>", "<|im_end|>", ["<|im_start|>"]),
     "qwen3": (QWEN3, None, "<|im_end|>", "<|im_end|>", ["<|im_start|>"]),
     "llama3": (LLAMA3, "<|begin|>", "<|eot_id|>", "<|eot_id|>", ["<|head|>", "<|/head|>"]),
+    "parts": (PARTS, None, "<|im_end|>", "<|im_end|>", ["<|im_start|>"]),
+    "both": (BOTH, None, "<|im_end|>", "<|im_end|>", ["<|im_start|>"]),
     "gemma": (GEMMA, "<bos>", "<eos>", "<end_of_turn>", ["<start_of_turn>"]),
     "mistral": (MISTRAL, "<s>", "</s>", "</s>", ["[INST]", "[/INST]"]),
 }
@@ -98,7 +118,7 @@ def test_what_is_learnt_of_one_turn_are_its_words_and_its_end(kind):
     assert learnt(kind, ASK, SAY).strip() == f"a red circle{KINDS[kind][3]}"
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama3", "gemma", "mistral"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama3", "gemma", "mistral", "parts", "both"])
 def test_what_is_learnt_of_several_turns_are_the_words_and_the_ends_of_each(kind):
     end = KINDS[kind][3]
     assert learnt(kind, ASK, SAY, *MORE).replace(" ", "") == f"aredcircle{end}two{end}".replace(" ", "")
@@ -107,6 +127,47 @@ def test_what_is_learnt_of_several_turns_are_the_words_and_the_ends_of_each(kind
 @pytest.mark.parametrize("kind", ["qwen2", "llama3"])
 def test_what_a_system_says_is_not_learnt(kind):
     assert learnt(kind, SYSTEM, ASK, SAY).strip() == f"a red circle{KINDS[kind][3]}"
+
+
+@pytest.mark.parametrize("kind", ["parts", "both", "qwen2"])
+def test_a_template_is_given_messages_in_the_form_that_it_reads(kind):
+    processor, end = made(kind)
+    parts = [{"type": "image"}, {"type": "text", "text": "what is it ?"}]
+    for content in (parts, "<image>\nwhat is it ?"):
+        talk = [{"role": "user", "content": content}, SAY, {"role": "user", "content": "how many ?"}]
+        text = processor.apply_chat_template(talk, add_generation_prompt=True)
+        assert text.endswith(
+            f"<|im_start|>user\n<image>\nwhat is it ?{end}\n<|im_start|>assistant\na red circle{end}\n"
+            f"<|im_start|>user\nhow many ?{end}\n<|im_start|>assistant\n"
+        )
+        batch = processor.apply_chat_template(talk, tokenize=True, return_dict=True, image_ids=ids())
+        assert batch["input_ids"][0].count(processor.image_token_id) == 64
+
+
+def test_messages_may_be_objects():
+    @dataclass
+    class Said:
+        role: str
+        content: list
+        tool_calls: list | None = None
+
+    @dataclass
+    class Address:
+        image_url: dict
+        type: str = "image_url"
+
+    template = (
+        "{% for m in messages %}{{ m.role }}{% if m.tool_calls is defined %} (tools){% endif %}:"
+        "{% for part in m.content %} {{ part.type }}={{ part.url or part.text }}{% endfor %}{% endfor %}"
+    )
+    talk = [Said("user", [Address({"url": "https://host/a.png"}), {"type": "text", "text": "what ?"}])]
+    processor, _ = made("qwen2")
+    wanted = "user: image=https://host/a.png text=what ?"
+    assert processor.apply_chat_template(talk, template) == wanted
+    assert processor.apply_chat_template([talk, talk], template) == [wanted, wanted]
+    assert processor.apply_chat_template(talk).endswith("<|im_start|>user\n<image>\nwhat ?<|im_end|>\n")
+    with pytest.raises(ValueError, match="got 'what' in a conversation; wanted a message: a role and its content"):
+        processor.apply_chat_template(["what"])
 
 
 def test_spaces_that_a_template_strips_are_no_doubt():

@@ -46,8 +46,8 @@ LAYERS = {
         {"plugin"},
     ],
     "toklip_mllm": [
-        {"registration", "config", "settings", "answers", "published", "messages"},
-        {"adapters", "vision"},
+        {"registration", "config", "settings", "answers", "published", "pictures"},
+        {"adapters", "vision", "messages"},
         {"model", "processing", "language"},
         {"building", "chat", "conversations"},
         {"questions", "sources"},

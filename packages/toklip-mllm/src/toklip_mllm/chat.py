@@ -14,8 +14,8 @@ from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import PICTURE_SUFFIXES
 from torch import Tensor
 
-from toklip_mllm.messages import Picture
 from toklip_mllm.model import TokLIPForConditionalGeneration
+from toklip_mllm.pictures import Picture
 from toklip_mllm.processing import TokLIPProcessor
 
 _log = logging.getLogger(__name__)

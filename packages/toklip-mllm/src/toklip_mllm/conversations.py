@@ -19,8 +19,9 @@ from toklip_core.textfiles import json_rows
 from torch import Tensor
 
 from toklip_mllm.answers import id_of, missing
-from toklip_mllm.messages import Picture, flattened
-from toklip_mllm.processing import TokLIPProcessor
+from toklip_mllm.messages import flattened
+from toklip_mllm.pictures import Picture
+from toklip_mllm.processing import MARKS_TURNS, TokLIPProcessor
 
 #: What has no label.
 IGNORED = -100
@@ -31,12 +32,12 @@ PLACEHOLDER = "<image>"
 #: LLaVA's names of the speakers -> those of chat templates.
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
+_ADDRESS = re.compile(r"\w+://|data:")
 _UNTOLD = "the assistant's turns cannot be told"
 _WAY_OUT = (
     "save model and tokenizer into a folder, put {% generation %} and {% endgeneration %} around them in its "
     "chat_template.jinja, and name that folder"
 )
-_MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,9 @@ def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = No
             pictures = pictures or _pictures(row)
         else:
             raise ValueError('wanted "conversations", as LLaVA has them, or "messages"')
+        for picture in pictures:
+            if isinstance(picture, str) and _ADDRESS.match(picture):
+                raise ValueError(f"got the picture {picture[:80]!r}; download it first, and give the file")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: no conversation that is known here: {error}") from error
     found = tuple(Path(root, x) if root is not None and isinstance(x, str | Path) else x for x in pictures)
@@ -183,22 +187,15 @@ def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "ri
 
 def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor) -> tuple[list[int], list[bool]]:
     """Tokens, an image being one, and whether the assistant says them."""
-    tokenizer, template = processor.tokenizer, processor.chat_template
+    tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError("the tokenizer is a slow one, which does not tell where tokens are; take the fast one")
     text = processor.apply_chat_template(messages)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-    if _MARKS_TURNS.search(template):
-        marked = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            enable_thinking=False,  # as of the processor
-        )
-        return tokens, [bool(mark) for mark in marked["assistant_masks"]]
+    if MARKS_TURNS.search(processor.template()):
+        _, (spans,) = processor.render([messages], return_assistant_tokens_mask=True)
+        return tokens, [any(first < end and last > start for start, end in spans) for first, last in offsets]
     said = [False] * len(tokens)
     for start, end in _turns(messages, text, processor):
         inside = [i for i, place in enumerate(offsets) if place[0] < end and place[1] > start]
