@@ -144,9 +144,36 @@ def test_drawing_follows_the_seed(folder):
     assert answers[0] == answers[1] != answers[2]
 
 
+def test_a_temperature_that_is_next_to_nothing_takes_the_likeliest_token(folder):
+    likeliest = ask("0.png", "what ?")
+    for temperature in ("1e-45", "1e-300"):
+        assert ask("0.png", "what ?", "--temperature", temperature, "--top-p", "0.5").stdout == likeliest.stdout
+    assert likeliest.exit_code == 0
+
+
+def test_the_highest_temperature_draws_words(folder):
+    done = ask("0.png", "what ?", "--temperature", "1e30")
+    assert done.exit_code == 0 and done.stdout.split(), done.output
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"temperature": float("nan")}, "got temperature = nan; wanted 0"),
+        ({"top_p": 0.0}, "got top_p = 0.0; wanted more than 0"),
+        ({"max_new_tokens": 0}, "got max_new_tokens = 0; wanted 1"),
+    ],
+)
+def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        Chat(*shared()).ask("what ?", **numbers)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
+        (["0.png", "what ?", "--temperature", "inf"], "got temperature = inf; wanted 0"),
+        (["0.png", "what ?", "--top-p", "nan"], "got top_p = nan; wanted more than 0, up to 1 (all)"),
         (["what is it?"], 'got no picture; name one before the question: toklip ask PICTURE "QUESTION"'),
         ([], "got no picture; name one before the question"),
         (["none.png", "what?"], "picture 1 ('none.png') cannot be read: "),
@@ -155,7 +182,17 @@ def test_drawing_follows_the_seed(folder):
         (["0.png", "what ?", "--device", "cuda:99"], "got the device 'cuda:99'"),
         (["0.png"] * 8 + ["what ?"], "the language model's context is 512"),
     ],
-    ids=["no picture", "nothing", "no such picture", "no model", "no model folder", "no device", "too long"],
+    ids=[
+        "hot",
+        "no share",
+        "no picture",
+        "nothing",
+        "no such picture",
+        "no model",
+        "no model folder",
+        "no device",
+        "too long",
+    ],
 )
 def test_bad_input_gets_one_line(words, line, folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -15,8 +15,8 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"atomic", "characters", "finite", "locks", "messages"},
-        {"textfiles"},
+        {"atomic", "characters", "finite", "locks", "messages", "ranges"},
+        {"options", "textfiles"},
         {"json_objects", "tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
@@ -73,7 +73,7 @@ LAYERS = {
 SHARED = {"toklip_core"}
 #: Modules that every `toklip --help` imports: nothing heavy at their top.
 LIGHT = {f"toklip_core.{name}" for name in ("cli", "demo_command", "model_commands", "plugins", "tasks")}
-LIGHT |= {"toklip_core.train_commands", "toklip_vq.plugin"}
+LIGHT |= {"toklip_core.options", "toklip_core.ranges", "toklip_core.train_commands", "toklip_vq.plugin"}
 LIGHT |= {f"toklip_gen.{name}" for name in ("commands", "plugin", "published", "run_commands")}
 LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "published", "registration")}
 HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub"}

@@ -15,6 +15,7 @@ from toklip_core import __version__
 from toklip_core.demo_command import demo
 from toklip_core.messages import one_line
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
+from toklip_core.options import COUNT, NUMBER, SEED, SIDE
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
 
@@ -148,7 +149,7 @@ def evaluate() -> None:
 @click.argument("inputs", nargs=-1)
 @click.option("--tokenizer", default="llamagen-tiny", show_default=True, help="See `toklip tokenizers`.")
 @click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
-@click.option("--scenes", type=click.IntRange(min=1), help="Measure on so many generated scenes, without INPUTS.")
+@click.option("--scenes", type=COUNT, help="Measure on so many generated scenes, without INPUTS.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
@@ -157,13 +158,13 @@ def evaluate() -> None:
     help="Of the scenes.",
 )
 @click.option(
-    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the tokenizer's own by default."
+    "--size", "image_size", type=SIDE, help="Side of the pictures; the tokenizer's own by default."
 )
 @click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
 @click.option(
     "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -200,7 +201,7 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     "--teacher", help="Store its unit feature, too, to train from: a folder, or a name such as open_clip:NAME/TAG."
 )
 @click.option(
-    "--size", "image_size", type=click.IntRange(min=1), help="Side of the pictures; the model's or tokenizer's own."
+    "--size", "image_size", type=SIDE, help="Side of the pictures; the model's or tokenizer's own."
 )
 @click.option(
     "--resize",
@@ -218,13 +219,13 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     show_default=True,
     help="Of the networks; bfloat16 is faster and changes some ids.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures; by default one per core.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
+@click.option("--workers", type=NUMBER, help="Processes that read pictures; by default one per core.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, envvar="RANK", show_envvar=True, help="Of this process.")
+@click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Of this process.")
 @click.option(
     "--world-size",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
     envvar="WORLD_SIZE",
     show_envvar=True,
@@ -259,7 +260,7 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
 @click.argument("store", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="The folder of the pictures: OUT/KEY.png.")
 @click.option("--weights", type=click.Path(), help="Those that the store was made with, if they were named then.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
@@ -276,7 +277,7 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 
 @cli.command()
 @click.argument("out", type=click.Path())
-@click.option("--count", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@click.option("--count", type=COUNT, default=100, show_default=True, help="How many.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
@@ -284,8 +285,8 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
     show_default=True,
     help="Only held-out has certain pairs of colour and shape.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another one, other scenes.")
-@click.option("--size", type=click.IntRange(min=8), default=64, show_default=True, help="Side of the pictures.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Another one, other scenes.")
+@click.option("--size", type=click.IntRange(8, SIDE.max), default=64, show_default=True, help="Side of the pictures.")
 @click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
 @click.option(
     "--background",

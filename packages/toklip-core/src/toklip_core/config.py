@@ -16,15 +16,16 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from toklip_core.ranges import LARGEST_SEED
 from toklip_core.textfiles import read_text
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
-    """The base of all settings: immutable, and unknown keys are errors."""
+    """The base of all settings: immutable; unknown keys are errors, and so are NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunConfig(Config):
@@ -64,7 +65,9 @@ class RunConfig(Config):
     precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="Autocast of the forward pass; weights stay float32. fp16 needs a GPU."
     )
-    seed: int = Field(default=0, ge=0, description="Of the weights, the order of the data, and augmentation.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Of the weights, the order of the data, and augmentation."
+    )
     workers: int = Field(default=0, ge=0, description="Processes that prepare data; 0: the training process does.")
     log_every: int = Field(default=50, gt=0, description="Steps between two lines of metrics, means over these steps.")
     evaluate_every: int = Field(default=1000, gt=0, description="Steps between two evaluations; one more ends the run.")

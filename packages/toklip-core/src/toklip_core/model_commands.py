@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toklip_core.options import COUNT
+
 if TYPE_CHECKING:
     from toklip_core.plugins import NamedModel
     from toklip_core.published import ModelSpec
@@ -26,7 +28,7 @@ _MODEL = click.option(
 _DEVICE = click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _BATCH = click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time."
+    "--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time."
 )
 _DTYPE = click.option(
     "--dtype",
@@ -129,7 +131,7 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 @click.option("--labels", help='With commas between them: "red circle,blue square".')
 @click.option("--labels-file", type=click.Path(), help="A file with one in each line.")
 @_templates("Without one, labels are taken as they are.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Labels of each picture.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Labels of each picture.")
 @_MODEL
 @_BATCH
 @_DEVICE
@@ -209,7 +211,7 @@ def explain(
 @click.command()
 @click.argument("where", nargs=-1, metavar="WHERE...")
 @click.argument("text")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many pictures.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="How many pictures.")
 @click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
 @_MODEL
 @_BATCH
@@ -241,7 +243,7 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
 
 @click.command("zero-shot")
 @click.argument("folder", required=False, type=click.Path())
-@click.option("--scenes", type=click.IntRange(min=1), help="Measure on so many scenes of one object, without FOLDER.")
+@click.option("--scenes", type=COUNT, help="Measure on so many scenes of one object, without FOLDER.")
 @_SPLIT
 @click.option("--imagenet", is_flag=True, help="FOLDER has ImageNet's 1000 folders, n01440764 and so on, or 0 to 999.")
 @_templates("By default 'a photo of a {}.', openai with --imagenet, {} with --scenes.")
@@ -265,7 +267,7 @@ def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noq
 
 @click.command()
 @click.argument("pairs", required=False, type=click.Path())
-@click.option("--scenes", type=click.IntRange(min=1), help="Measure on so many captioned scenes, without PAIRS.")
+@click.option("--scenes", type=COUNT, help="Measure on so many captioned scenes, without PAIRS.")
 @_SPLIT
 @click.option("--root", type=click.Path(), help="Where the pictures' paths start from; by default PAIRS's own folder.")
 @click.option("--image", default="image", show_default=True, help="Key of the picture's path in a row.")

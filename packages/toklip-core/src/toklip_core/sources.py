@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toklip_core.config import Config
+from toklip_core.ranges import LARGEST_SEED
 
 
 class CaptionedScenes(Config):
@@ -15,7 +16,7 @@ class CaptionedScenes(Config):
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Scenes an epoch.")
-    seed: int = Field(default=0, ge=0, description="Another seed gives other scenes.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
     objects: Literal[1, 2, 3] | None = Field(default=None, description="In each scene; one to three by default.")
     background: Literal["plain", "gradient", "striped", "checkered", "cloudy"] | None = Field(
         default=None, description="Of all scenes; any by default."

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from toklip_core.options import COUNT, NUMBER, SEED
 
 
 @click.command()
 @click.argument("texts", nargs=-1)
 @click.option("--class", "classes", type=int, multiple=True, help="In place of TEXTS: a class's number; several ones.")
-@click.option("-n", "number", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures of each.")
+@click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Pictures of each.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -23,7 +24,7 @@ import click
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=SEED,
     default=0,
     show_default=True,
     help="Of the first; the next has the next.",
@@ -32,8 +33,8 @@ import click
     "--guidance", type=float, help="How much the text or class weighs; 1: none; by default the generator's, mostly 4."
 )
 @click.option("--guidance-power", type=float, help="It grows from 1, along a cosine of this power, as RAR's.")
-@click.option("--guidance-first", type=click.IntRange(min=0), default=0, show_default=True, help="Id where it begins.")
-@click.option("--guidance-last", type=click.IntRange(min=0), help="Last id that has it.")
+@click.option("--guidance-first", type=NUMBER, default=0, show_default=True, help="Id where it begins.")
+@click.option("--guidance-last", type=NUMBER, help="Last id that has it.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id each time.")
 @click.option("--top-k", type=int, help="Choose among so many ids; 0: all; by default the generator's own.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Among the likeliest, up to this share.")
@@ -46,7 +47,7 @@ import click
     help="A generator that `toklip models` lists, a folder that `toklip train generator` wrote, or LlamaGen's .pt.",
 )
 @click.option("--toklip", type=click.Path(), help="Where the TokLIP that it reads is now, if not where it was.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the step first: pays for many pictures on a GPU.")

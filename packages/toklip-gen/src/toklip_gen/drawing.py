@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import load_matcher
+from toklip_core.ranges import refuse_counts, refuse_drawing
 from toklip_core.training import derived_seed
 from torch import Tensor
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from toklip_gen.features import INCEPTION, load_extractor, moments
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.references import Reference, ReferenceInfo, load_reference
 from toklip_gen.samples import SampleWriter
+from toklip_gen.sampling import Guidance, refuse_guidance
 from toklip_gen.scenes_match import measure_match, scene_prompts
 
 
@@ -39,6 +41,12 @@ class Sampling(NamedTuple):
     seed: int = 0
     #: By torch.compile, for GPUs; see :func:`toklip_gen.sampling.sample`.
     compiled: bool = False
+
+    def refuse(self) -> None:
+        """ValueError if a value is out of its range."""
+        if self.guidance is not None:
+            refuse_guidance(Guidance(self.guidance))
+        refuse_drawing(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seeds=[self.seed])
 
     def of(self, config: GeneratorConfig) -> Sampling:
         """Return it with what is the generator's own."""
@@ -86,6 +94,8 @@ def evaluate_on_scenes(
         FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws classes.
     """
     refuse_missing_device(device)
+    refuse_counts(count=count, batch_size=batch_size)
+    (sampling or Sampling()).refuse()
     pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)
     if isinstance(pictures.config.condition, ClassCondition):
         raise ValueError(f"{generator!r} draws classes, and Scenes have captions; leave out --scenes, or name another")
@@ -167,6 +177,8 @@ def evaluate_on_classes(
             reference is of another size.
     """
     refuse_missing_device(device)
+    refuse_counts(per_class=per_class, batch_size=batch_size)
+    (sampling or Sampling()).refuse()
     extractor = load_extractor(features, device)
     known = None if reference is None else load_reference(reference, extractor)
     pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)
@@ -177,11 +189,12 @@ def evaluate_on_classes(
     if known is not None:
         refuse_other_size(drawn_size, known, way_out=f"resize them by --size {known.info.image_size}")
     sampling = (sampling or Sampling()).of(pictures.config)
-    classes = [*range(condition.classes)] * per_class
+    count = condition.classes * per_class
 
     def drawn() -> Iterator[Drawn]:
-        for start in tqdm(range(0, len(classes), batch_size), disable=None if progress else True):
-            pixels = _pixels(pictures, classes[start : start + batch_size], sampling, first=start)
+        for start in tqdm(range(0, count, batch_size), disable=None if progress else True):
+            classes = [place % condition.classes for place in range(start, min(start + batch_size, count))]
+            pixels = _pixels(pictures, classes, sampling, first=start)
             yield from (Drawn(levels, None) for levels in _levels(_resized(pixels, size)))
 
     with nullcontext() if npz is None else SampleWriter(npz) as writer:

@@ -16,12 +16,13 @@ from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import warn_of_unknown_words
 from toklip_core.panels import save
+from toklip_core.ranges import refuse_counts, refuse_drawing
 from torch import Tensor
 from tqdm import tqdm
 
 from toklip_gen.conditions import TOKLIP
 from toklip_gen.pipeline import PictureGenerator, load_generator
-from toklip_gen.sampling import Guidance
+from toklip_gen.sampling import Choice, Guidance, refuse_guidance
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 #: Pixels between the pictures of a grid.
@@ -103,10 +104,12 @@ def generate(
     """
     started = time.perf_counter()
     refuse_missing_device(device)
+    guidance = Guidance(guidance) if isinstance(guidance, int | float) else guidance
+    _refuse_numbers(guidance, Choice(temperature, top_k or 0, top_p), seed, number, batch_size)
     out = Path(out)
     _refuse_place(out)
-    if number < 1 or not prompts:
-        raise ValueError(f"got {len(prompts)} prompts and {number} pictures of each; wanted 1 or more of both")
+    if not prompts:
+        raise ValueError("got no prompt; say what is to be drawn")
     prompts = cast(
         list[str], [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     )
@@ -118,8 +121,7 @@ def generate(
         warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
-    guidance = pictures.config.guidance if guidance is None else guidance
-    guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    guidance = Guidance(pictures.config.guidance) if guidance is None else guidance
     top_k = pictures.config.top_k if top_k is None else top_k
     settings = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawn: list[Image.Image] = []
@@ -157,6 +159,14 @@ def _schedule(guidance: Guidance) -> dict[str, int | float | None]:
     """What of it is not the default, for a report."""
     usual = Guidance(guidance.scale)._asdict()
     return {f"guidance_{name}": value for name, value in guidance._asdict().items() if value != usual[name]}
+
+
+def _refuse_numbers(guidance: Guidance | None, choice: Choice, seed: int, number: int, batch_size: int) -> None:
+    """ValueError for what would be refused later anyhow, before a generator is loaded."""
+    refuse_counts(number=number, batch_size=batch_size)
+    refuse_drawing(**choice._asdict(), seeds=(seed, seed + number - 1))
+    if guidance is not None:
+        refuse_guidance(guidance)
 
 
 def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) -> Tensor:

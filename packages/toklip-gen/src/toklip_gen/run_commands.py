@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from toklip_core.options import COUNT, SEED, SIDE
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ _MODES = {
 @click.command("generation")
 @click.argument("inputs", nargs=-1)
 @click.option("--generator", help="Draw with this, in place of INPUTS: see `toklip models`, or a folder.")
-@click.option("--scenes", type=click.IntRange(min=2), help="With a generator of texts: captions of so many scenes.")
+@click.option(
+    "--scenes", type=click.IntRange(2, COUNT.max), help="With a generator of texts: captions of so many scenes."
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
@@ -56,7 +59,7 @@ _MODES = {
     show_default=True,
     help="Of the scenes.",
 )
-@click.option("--per-class", type=click.IntRange(min=1), help="With a generator of classes: pictures of each.")
+@click.option("--per-class", type=COUNT, help="With a generator of classes: pictures of each.")
 @click.option("--reference", help="Real pictures' statistics: a name such as adm-imagenet-256, or a file NAME.npz.")
 @click.option("--features", help="What pictures are compared by: inception, or a model such as toklip-tiny.")
 @click.option("--clip", help="A model that judges captions: CLIP score, and with --scenes the second judge.")
@@ -74,13 +77,13 @@ _MODES = {
 @click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for a GPU.")
 @click.option("--guidance", type=float, help="1 is none; by default the generator's own, mostly 4.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id.")
-@click.option("--top-k", type=click.IntRange(min=0), help="Likeliest ids; 0: all; by default the generator's own.")
+@click.option("--top-k", type=int, help="Likeliest ids; 0: all; by default the generator's own.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Share of probability; 1: all.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Another one, other pictures."
+    "--seed", type=SEED, default=0, show_default=True, help="Another one, other pictures."
 )
-@click.option("--size", type=click.IntRange(min=1), help="Side that pictures of classes are resized to.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures at a time.")
+@click.option("--size", type=SIDE, help="Side that pictures of classes are resized to.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.pass_context

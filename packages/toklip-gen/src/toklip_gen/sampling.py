@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
+from toklip_core.ranges import LARGEST_SCALE, LEAST_TEMPERATURE, refuse_drawing, refuse_outside
 from torch import Tensor
 from tqdm import tqdm
 
@@ -56,7 +57,7 @@ class Guidance(NamedTuple):
 class Choice(NamedTuple):
     """How an id is chosen by its logits."""
 
-    #: Logits are divided by it; 0 takes the largest.
+    #: Logits are divided by it; 0, or less than LEAST_TEMPERATURE, takes the largest.
     temperature: float = 1.0
     #: Only so many of the largest logits; 0: all.
     top_k: int = 0
@@ -102,7 +103,8 @@ def sample(
     """
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     choice = Choice(temperature, top_k, top_p)
-    _refuse(guidance, choice, generator.config.codebook_size)
+    refuse_guidance(guidance)
+    refuse_drawing(**choice._asdict(), most=generator.config.codebook_size, seeds=seeds)
     batch, count = len(condition.values), generator.config.positions
     if len(seeds) != batch:
         raise ValueError(f"got {len(seeds)} seeds for {batch} pictures; wanted one for each")
@@ -122,7 +124,7 @@ def chosen(logits: Tensor, luck: Tensor, choice: Choice) -> Tensor:
     An id is where the cumulated probability passes the number, in the order of the codebook: one number an id, and none
     that depends on the rest of the batch.
     """
-    if choice.temperature == 0:
+    if choice.temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / choice.temperature
     if 0 < choice.top_k < logits.shape[-1]:
@@ -277,17 +279,13 @@ def _begin(ids: Tensor, prefix: Tensor, codebook_size: int) -> int:
     return prefix.shape[1]
 
 
-def _refuse(guidance: Guidance, choice: Choice, codebook_size: int) -> None:
-    """Raise ValueError if a value is out of its range."""
+def refuse_guidance(guidance: Guidance) -> None:
+    """ValueError if a value is out of its range."""
     scale, first, last, power = guidance
     for name, value, fits, wanted in (
-        ("guidance", scale, 0 <= scale < math.inf, "0 or more; 1 is none"),
+        ("guidance", scale, 0 <= scale <= LARGEST_SCALE, f"0 or more; 1 is none, {LARGEST_SCALE:g} the most"),
         ("first id of guidance", first, first >= 0, "0 or more"),
         ("last id of guidance", last, last is None or last >= first, f"{first}, its first, or more"),
-        ("power of guidance", power, power is None or 0 < power < math.inf, "more than 0"),
-        ("temperature", choice.temperature, 0 <= choice.temperature < math.inf, "0 (the likeliest id) or more"),
-        ("top_k", choice.top_k, 0 <= choice.top_k <= codebook_size, f"0 (all) to {codebook_size}"),
-        ("top_p", choice.top_p, 0 < choice.top_p <= 1, "more than 0, up to 1 (all)"),
+        ("power of guidance", power, power is None or 0 < power <= LARGEST_SCALE, "more than 0, a finite number"),
     ):
-        if not fits:
-            raise ValueError(f"got {name} = {value}; wanted {wanted}")
+        refuse_outside(name, value, fits, wanted)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+from toklip_core.options import COUNT, SEED
 
 if TYPE_CHECKING:
     from toklip_mllm.chat import Answer, Chat
@@ -20,23 +21,23 @@ _SHOW, _NEW = "/picture ", "/new"
 @click.argument("words", nargs=-1, metavar='PICTURE... ["QUESTION"]')
 @click.option("--model", "name", default="toklip-mllm-tiny", show_default=True, help="Or a folder, or owner/name.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer, at most."
+    "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Of an answer, at most."
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=float,
     default=0.0,
     show_default=True,
     help="0 takes the likeliest token; above, tokens are drawn.",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=float,
     default=1.0,
     show_default=True,
     help="Draw among the likeliest tokens of this probability together.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of what is drawn.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the model; by default as it is stored.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON, for programs.")
@@ -48,8 +49,11 @@ def ask(
     The answer goes to stdout as it comes. Without a question this is a conversation: each line that is typed is one,
     `/picture FILE` shows a further picture, and `/new` starts over with the pictures shown; end it with Ctrl-D.
     """
+    from toklip_core.ranges import refuse_drawing
+
     from toklip_mllm.chat import pictures_and_question
 
+    refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
     pictures, question = pictures_and_question(words)
     if sys.stderr.isatty():
         click.echo(f"loading {name}", err=True)

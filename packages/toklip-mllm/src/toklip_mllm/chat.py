@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import PICTURE_SUFFIXES
+from toklip_core.ranges import LEAST_TEMPERATURE, refuse_counts, refuse_drawing
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPForConditionalGeneration
@@ -82,14 +83,16 @@ class Chat:
         Args:
             question: about the pictures that were shown.
             max_new_tokens: the longest answer; the context may end before.
-            temperature: of what is drawn; 0 takes the likeliest token.
+            temperature: of what is drawn; 0 takes the likeliest token, and so does less than 1e-6.
             top_p: draw among the likeliest tokens of this probability together.
             streamer: of transformers, given the answer as it comes.
 
         Raises:
             ContextError: the conversation is longer than the language model's context.
-            ValueError: its chat template refuses it.
+            ValueError: its chat template refuses it, or a number is out of its range.
         """
+        refuse_drawing(temperature=temperature, top_p=top_p)
+        refuse_counts(max_new_tokens=max_new_tokens)
         start = time.perf_counter()
         question = replace_lone_surrogates(question)
         if unknown := unknown_words(self.processor.tokenizer, question):
@@ -148,6 +151,6 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
     """Options of generate; those that a model's own generation config may have for sampling are taken out."""
-    if temperature:
+    if temperature >= LEAST_TEMPERATURE:
         return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     return GREEDY

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from toklip_core.options import COUNT
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 
 @click.command("vqa")
 @click.argument("questions", required=False, type=click.Path())
-@click.option("--scenes", type=click.IntRange(min=1), help="Ask about so many scenes, without QUESTIONS.")
+@click.option("--scenes", type=COUNT, help="Ask about so many scenes, without QUESTIONS.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
@@ -56,11 +57,11 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 )
 @click.option("--answers", type=click.Path(path_type=Path), help="Write what the model says to this JSONL file.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), default=32, show_default=True, help="Of an answer, at most."
+    "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Of an answer, at most."
 )
 @click.option("--model", "name", default="toklip-mllm-tiny", show_default=True, help="Or a folder, or owner/name.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Questions at a time."
+    "--batch-size", type=COUNT, default=32, show_default=True, help="Questions at a time."
 )
 @click.option(
     "--dtype",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
+from toklip_core.ranges import LARGEST_SEED
 
 #: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
 RECIPES = files("toklip_mllm") / "recipes"
@@ -18,7 +19,7 @@ class SceneTalk(Config):
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Scenes an epoch; each is one conversation.")
-    seed: int = Field(default=0, ge=0, description="Another seed gives other scenes.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
     turns: int | None = Field(
         default=None, gt=0, description="Questions of a conversation, drawn from the scene's; all of them by default."
     )

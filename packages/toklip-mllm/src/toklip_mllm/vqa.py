@@ -20,6 +20,7 @@ from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Dtype
+from toklip_core.ranges import refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from tqdm import tqdm
@@ -78,6 +79,7 @@ def evaluate_vqa(
     """
     if (questions is None) == (scenes is None):
         raise ValueError(f"got the questions {questions} and {scenes} scenes; name either a file, or a number")
+    refuse_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
     if answers is not None and not answers.parent.is_dir():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
+from toklip_core.ranges import LARGEST_SEED
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -20,7 +21,7 @@ class ScenesSource(Config):
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Scenes an epoch.")
-    seed: int = Field(default=0, ge=0, description="Another seed gives other scenes.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
 
 
 class PhotographsSource(Config):
