@@ -126,6 +126,17 @@ def test_the_launchers_variables_share_the_work(toy, photos, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+def test_the_default_device_is_this_process_s_accelerator_of_whatever_make(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert encoding.default_device() == "mps:0"
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert encoding.default_device() == "xpu:1"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert encoding.default_device() == "cpu"
+
+
 def test_torchrun_shares_the_work(toy, photos, tmp_path):
     arguments = ["encode", "photos", "--out", "s", "--tokenizer", "mean-colour", "--workers", 0]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "toklip_core.cli"]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.model import TokLIP
+from toklip_core.plugins import Registry
 from toklip_core.published import official_name
 
 from tests.core.mean_colour import MeanColour
@@ -68,6 +69,11 @@ def test_models_are_listed_with_size_source_licence_and_whether_they_are_cached(
     text = toklip("models").stdout
     assert "8.3 GB, cached; TencentARC/TokLIP/TokLIP_S_256.pt" in text
     assert "TencentARC's own for research" in text
+
+
+def test_models_of_plugins_are_those_of_the_registry_that_the_caller_gives():
+    result = CliRunner().invoke(cli, ["models", "--json"], obj=Registry((), {}))
+    assert {row["kind"] for row in json.loads(result.stdout)} == {"TokLIP"}
 
 
 def test_convert_makes_a_folder_that_loads_as_the_file_did(toy, official, tmp_path):

@@ -102,8 +102,12 @@ class EncodeReport:
 
 
 def default_device() -> str:
-    """Return the GPU of this process (of those of one machine, LOCAL_RANK says which), or "cpu" if there is none."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """Return the accelerator of this process, such as "cuda:0" or "mps:0", or "cpu" if there is none.
+
+    LOCAL_RANK, which torchrun sets, says which of several it is.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else f"{accelerator.type}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def refuse_missing_device(device: torch.device | str) -> None:

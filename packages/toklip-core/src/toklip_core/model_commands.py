@@ -58,15 +58,17 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
 
 @click.command()
 @_JSON
-def models(as_json: bool) -> None:
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
     """List the models that have a name.
 
     With size, source, licence, and whether they are in the hub's cache. Nothing is downloaded.
     """
-    from toklip_core.plugins import registry
+    from toklip_core.plugins import Registry, registry
     from toklip_core.published import models as specs
 
-    rows = [*map(_row, specs().values()), *map(_plugin_row, registry().models.values())]
+    found = ctx.find_object(Registry) or registry()
+    rows = [*map(_row, specs().values()), *map(_plugin_row, found.models.values())]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
