@@ -136,6 +136,31 @@ def lmms(session: nox.Session) -> None:
     session.run("pytest", "tests/mllm/test_lmms.py", *session.posargs)
 
 
+@nox.session(name="transformers-suite")
+def transformers_suite(session: nox.Session) -> None:
+    """Run transformers' own tests of models and processors on ours: `nox -s transformers-suite -- [PATH] [ARGUMENTS]`.
+
+    PATH is a checkout of the installed release. Without it the tests are those of the release's source distribution,
+    which lacks the ones of generation and of export; the header says so.
+    """
+    install(session, ["toklip-core", "toklip-vq", "toklip-mllm"], "--group", "test", "parameterized", "pip")
+    arguments = list(session.posargs)
+    if arguments and Path(arguments[0]).is_dir():
+        folder = Path(arguments.pop(0))
+    else:
+        told = session.run("python", "-c", "import transformers; print(transformers.__version__)", silent=True)
+        release = f"transformers=={str(told).split()[-1]}"
+        place = Path(session.create_tmp())
+        session.run("pip", "download", "--quiet", "--no-deps", "--no-binary=:all:", f"--dest={place}", release)
+        folder = place / release.replace("==", "-")
+        shutil.unpack_archive(f"{folder}.tar.gz", place, filter="data")
+    session.run(
+        *["pytest", "-c", "tests/transformers_suite/pytest.ini", "--rootdir=.", f"--transformers={folder}"],
+        *["tests/transformers_suite", *arguments],
+        env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""

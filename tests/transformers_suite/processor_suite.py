@@ -1,0 +1,28 @@
+"""ProcessorTesterMixin of the installed transformers on TokLIPProcessor."""
+
+import json
+import unittest
+
+from tests.test_processing_common import ProcessorTesterMixin
+from toklip_mllm.processing import TokLIPProcessor
+from toklip_mllm.published import TINY
+
+from tests.transformers_suite.applicability import leave_out
+
+#: Test -> why it does not apply.
+NOT_APPLICABLE = {}
+
+
+@leave_out(NOT_APPLICABLE)
+class TokLIPProcessorTest(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = TokLIPProcessor
+    images_input_name = "image_ids"
+
+    @classmethod
+    def _setup_from_components(cls):
+        return TokLIPProcessor.from_pretrained(TINY)
+
+    @staticmethod
+    def prepare_processor_dict():
+        told = json.loads((TINY / "processor_config.json").read_text())
+        return {name: value for name, value in told.items() if name != "processor_class"}
