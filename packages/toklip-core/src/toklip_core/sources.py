@@ -28,7 +28,8 @@ class CaptionedPictures(Config):
 
     kind: Literal["pictures"]
     inputs: tuple[str, ...] = Field(
-        min_length=1, description="Files, folders, globs, tars of img2dataset. Pictures without a caption are left out."
+        min_length=1,
+        description="Files, folders, globs, tars of img2dataset or WebDataset. Pictures without a caption are left out.",
     )
 
 

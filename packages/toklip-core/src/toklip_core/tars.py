@@ -1,6 +1,7 @@
 """Pictures inside a tar, found by reading its headers once and read where they lie: nothing is extracted.
 
-The layout is img2dataset's and WebDataset's: KEY.jpg, and beside it KEY.txt and KEY.json.
+The layout is img2dataset's and WebDataset's: KEY.jpg, and with it KEY.txt and KEY.json. KEY ends at the first dot of a
+name, so that KEY.input.jpg has KEY.txt; in a folder of files it ends at the last one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toklip_core.characters import replace_lone_surrogates
+from toklip_core.messages import one_line
 
 # A picture is read into memory whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
@@ -71,34 +73,56 @@ def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
     """Yield (name, member) of each picture of a tar in order. What is wrong comes as a member with a problem.
 
-    A name that climbs out of the tar, a link, and a second member of one name are such problems. If the tar itself is
-    broken, that comes last, with the name "": the pictures before the break are good.
+    A name that climbs out of the tar, a link, and what belongs to the second occurrence of a key are such problems: an
+    occurrence ends where a name comes again. If the tar itself is broken, that comes last, with the name "": the
+    pictures before the break are good.
+
+    A picture's texts are those of its own name without its suffix, else of its key: what stands before the first dot.
     """
-    texts: dict[str, Span] = {}
+    texts: dict[str, Span | None] = {}
     pictures: dict[str, TarMember] = {}
+    again: dict[str, str] = {}
     broken = ""
     try:
         for info in _members(path):
             name = posixpath.normpath(info.name)
-            suffix = posixpath.splitext(name)[1].lower()
-            span = Span(info.offset_data, info.size)
-            if suffix in suffixes:
+            stem, suffix = posixpath.splitext(name)
+            key, text = _key(name), stem + suffix.lower()
+            if name in pictures or text in texts:
+                again.setdefault(key, name)
+            if suffix.lower() in suffixes:
+                problem = _problem(info)
                 if name in pictures:
-                    pictures[_free(name, pictures)] = TarMember(problem=f"a second member named {name!r}")
-                else:
-                    pictures[name] = TarMember(span, problem=_problem(info))
-            elif suffix in (".txt", ".json") and info.isreg() and info.size <= LARGEST_TEXT:
-                texts[name] = span
-    except (tarfile.TarError, OSError) as error:
-        broken = f"not a tar, or a damaged one: {error}"
+                    name, problem = _free(name, pictures), f"a second member named {name!r}"
+                elif key in again:
+                    problem = f"belongs to a second member named {again[key]!r}"
+                span = Span() if problem else Span(info.offset_data, info.size)
+                pictures[name] = TarMember(span, problem=problem)
+            elif suffix.lower() in (".txt", ".json") and key not in again:
+                good = info.isreg() and info.size <= LARGEST_TEXT
+                texts[text] = Span(info.offset_data, info.size) if good else None
+    except Exception as error:  # what tarfile raises on a stranger's headers cannot be listed
+        broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     for name, member in pictures.items():
-        stem = posixpath.splitext(name)[0]
-        yield name, TarMember(member.span, texts.get(stem + ".txt"), texts.get(stem + ".json"), member.problem)
+        found = (None, None)
+        for stem in (_key(name), posixpath.splitext(name)[0]):
+            own = texts.get(stem + ".txt"), texts.get(stem + ".json")
+            found = own if any(own) else found
+        yield name, member if member.problem else TarMember(member.span, *found)
     if broken:
         yield "", TarMember(problem=broken)
 
 
+def _key(name: str) -> str:
+    """Return what stands before the first dot of a member's name, its folders included: WebDataset's rule."""
+    folder, base = posixpath.split(name)
+    dot = base.find(".", 1)
+    return posixpath.join(folder, base if dot < 0 else base[:dot])
+
+
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError("no file, or a link to none")
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             if info.size < 0:  # the next header would be looked for before this one, again and again
