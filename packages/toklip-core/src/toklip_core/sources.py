@@ -29,7 +29,7 @@ class CaptionedPictures(Config):
     kind: Literal["pictures"]
     inputs: tuple[str, ...] = Field(
         min_length=1,
-        description="Files, folders, globs, tars of img2dataset or WebDataset. Pictures without a caption are left out.",
+        description="Files, folders, globs, tars of img2dataset or WebDataset. Those without a caption are left out.",
     )
 
 

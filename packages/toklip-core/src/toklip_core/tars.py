@@ -104,7 +104,7 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
     except Exception as error:  # what tarfile raises on a stranger's headers cannot be listed
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     for name, member in pictures.items():
-        found = (None, None)
+        found: tuple[Span | None, Span | None] = (None, None)
         for stem in (_key(name), posixpath.splitext(name)[0]):
             own = texts.get(stem + ".txt"), texts.get(stem + ".json")
             found = own if any(own) else found
