@@ -267,6 +267,7 @@ def test_towers_of_two_spaces_are_refused():
         ({"resize": ...}, r"config\.json: resize is missing"),
         ({"resize": "stretch"}, r"config\.json: resize: got 'stretch'"),
         ({"tokenizer_file": "../other/model.safetensors"}, r"config\.json: tokenizer_file: got '../other"),
+        ({"tokenizer_file": ".."}, r"config\.json: tokenizer_file: got '\.\.'"),
         ({"kind": "clip"}, "holds two towers on pixels, no TokLIP; load it with load_model"),
     ],
     ids=str,

@@ -1,5 +1,7 @@
 """The processor: placeholders become places, pictures ids, messages the language model's own prompts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoProcessor
 
 from tests.core.conftest import picture
 from tests.core.mean_colour import MeanColour
+from tests.core.refusals import refusing
 from tests.core.small_models import small_toklip
 from tests.mllm.small_mllms import MARKED, PLAIN, ids, language_model, shared, small_mllm, tokenizer
 
@@ -413,6 +416,16 @@ def test_what_is_pushed_has_the_vq_tokenizers_own_weights(own_weights, tmp_path,
     assert pushed == [("mine", {"private": True})]
     for folder in ("mine", "uploaded"):
         assert {"vq.safetensors", "processor_config.json"} <= {file.name for file in (tmp_path / folder).iterdir()}
+
+
+@pytest.mark.parametrize("name", ["..", "../other/vq.safetensors", "/etc/passwd", "", ".", "a/b", ".hidden", "vq\n"])
+def test_a_config_names_the_vq_tokenizers_weights_beside_itself_or_it_is_refused(own_weights, tmp_path, name):
+    file = tmp_path / "saved" / "processor_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(config | {"vq_file": name}), "utf-8")
+    with refusing("processor_config.json: vq_file", repr(name), "wanted the name of a file or folder beside it"):
+        AutoProcessor.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"saved", "again", "site"}
 
 
 def test_a_vq_tokenizer_with_other_weights_is_refused(tmp_path, toy):

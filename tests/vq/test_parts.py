@@ -85,6 +85,7 @@ def test_a_tensor_that_its_shard_lacks_is_left_to_strict_loading(tmp_path):
     ("index", "message"),
     [
         ('{"weight_map": {"vq.quantize.embedding.weight": "../away.safetensors"}}', "outside of its folder"),
+        ('{"weight_map": {"vq.quantize.embedding.weight": ".."}}', "names '..', outside of its folder"),
         ('{"weights": 1}', "is no index of shards: its weight_map"),
         ("[1, 2]", "holds a list, not an object"),
         ("not JSON", "is not JSON"),

@@ -8,6 +8,7 @@ week at the default.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
@@ -19,7 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from toklip_core.ranges import LARGEST_SEED
 from toklip_core.textfiles import read_text
 
+#: What a config may name as a file or folder beside it: no path, and nothing that begins with a dot.
+_FILE_NAME = r"^[\w-][\w.-]*$"
+FileName = Annotated[str, Field(pattern=_FILE_NAME)]
+
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a config that names this file means one beside itself, as :data:`FileName` wants it.
+
+    >>> is_file_name("vq.safetensors"), is_file_name(".."), is_file_name("../model.safetensors")
+    (True, False, False)
+    """
+    return isinstance(name, str) and re.fullmatch(_FILE_NAME, name) is not None
 
 
 class Config(BaseModel):

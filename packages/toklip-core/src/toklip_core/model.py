@@ -304,7 +304,7 @@ def _is_whole(folder: Path) -> bool:
     if not (folder / CONFIG_FILE).is_file():
         return False
     files = (WEIGHTS_FILE, read_config(folder).get("tokenizer_file"))
-    return all((folder / file).exists() for file in files if file)
+    return all((folder / file).exists() for file in files if isinstance(file, str))
 
 
 def _tokenizer_inside(config: TokLIPConfig, source: Path) -> VQTokenizer:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from toklip_core.checkpoint import hub_file, read_tensors, state_dict_in
-from toklip_core.config import Config
+from toklip_core.config import Config, FileName
 from toklip_core.encoder import EncoderConfig
 from toklip_core.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.textfiles import read_text
@@ -33,9 +33,8 @@ class TokLIPConfig(Config):
 
     kind: Literal["toklip"] = "toklip"
     tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
-    tokenizer_file: str | None = Field(
+    tokenizer_file: FileName | None = Field(
         default=None,
-        pattern=r"^[\w-][\w.-]*$",
         description="Its weights, a file or folder beside this one; none: those that its name stands for.",
     )
     tokenizer_checksum: str | None = Field(

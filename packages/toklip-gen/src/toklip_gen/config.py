@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config
+from toklip_core.config import Config, FileName
 
 Features = Literal["ids", "codes", "concat"]
 #: Of the positions of a condition; see GeneratorConfig.condition_keys.
@@ -47,9 +47,8 @@ class GeneratorConfig(Config):
 
     kind: Literal["generator"] = "generator"
     tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
-    tokenizer_file: str | None = Field(
+    tokenizer_file: FileName | None = Field(
         default=None,
-        pattern=r"^[\w-][\w.-]*$",
         description="Its weights, a file or folder beside this one; none: those that its name stands for.",
     )
     tokenizer_checksum: str | None = Field(

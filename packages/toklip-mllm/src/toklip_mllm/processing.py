@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import hub_file, weights_checksum
+from toklip_core.config import is_file_name
 from toklip_core.data import Resize, to_pixels
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         known = tokenizer.get_vocab()
         if image_token not in known:
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        if vq_file is not None and not is_file_name(vq_file):
+            raise ValueError(
+                f"processor_config.json: vq_file: got {str(vq_file)[:80]!r}; "
+                "wanted the name of a file or folder beside it"
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if "padding_side" not in tokenizer.init_kwargs:

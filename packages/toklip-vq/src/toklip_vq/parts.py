@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from toklip_core.checkpoint import plain_name, read_tensors, state_dict_in
+from toklip_core.config import is_file_name
 from toklip_core.json_objects import read_json_object
 from toklip_core.messages import one_line
 
@@ -82,7 +83,7 @@ def _shards(file: Path) -> dict[str, Path]:
     if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
         raise ValueError(f"{str(file)!r} is no index of shards: its weight_map is no table of files; fetch it again")
     shards: dict[str, str] = listed
-    outside = next((shard for shard in shards.values() if Path(shard).name != shard), None)
+    outside = next((shard for shard in shards.values() if not is_file_name(shard)), None)
     if outside is not None:
         raise ValueError(f"{str(file)!r} names {outside!r}, outside of its folder; download the folder again")
     return {name: file.parent / shard for name, shard in shards.items()}
