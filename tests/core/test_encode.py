@@ -211,7 +211,7 @@ def test_ten_kills_lose_and_repeat_nothing(toy, tmp_path):
     assert {path.name for path in store.path.iterdir() if "tmp" in path.name} == set()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, status):
     folder, store = tmp_path / "pictures", tmp_path / "store"
     folder.mkdir()

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -125,15 +127,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 6])
-def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, whole: Path, stop_at: int):
+@pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (3, signal.SIGHUP), (6, signal.SIGINT)])
+def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, whole: Path, stop_at: int, number: int):
     def stopping(model: nn.Module, batch: Any, step: int) -> Losses:
         if step == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return objective(model, batch, step)
 
     report, _ = train(tmp_path / "run", objective=stopping)
-    assert report == FitReport(stop_at, report.figures, signal.SIGTERM)
+    assert report == FitReport(stop_at, report.figures, number)
     assert not (tmp_path / "run/model").exists()
     report, _ = train(tmp_path / "run")
     assert (report.step, report.signal) == (7, 0)
@@ -333,6 +335,100 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"is no training run and not empty; choose another folder"):
         train(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_with_fewer_steps_is_refused_by_the_step_that_it_has_finished(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=3))
+    before = lines(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run has finished step 3, and run\.steps is 2; give it 3 or more") as raised:
+        train(tmp_path / "run", run_config(steps=2))
+    assert "\n" not in str(raised.value)
+    assert lines(tmp_path / "run") == before
+
+
+HOLD = """
+import sys
+from toklip_core.locks import alone
+file = open(sys.argv[1], "a")
+print(alone(file), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_takes_one_run_at_a_time_and_another_when_its_process_has_died(tmp_path: Path, whole: Path):
+    run = tmp_path / "run"
+    train(run, run_config(steps=3))
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run / ".run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "True\n"
+        with pytest.raises(OSError, match=r"cannot train into .*run \(another process trains into it; wait") as raised:
+            train(run)
+        assert "\n" not in str(raised.value)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
+        other.kill()
+    train(run)
+    assert_same_save(run, whole)
+
+
+def test_a_folder_is_locked_while_its_run_goes_on_and_free_after_it(tmp_path: Path):
+    def holding(model: nn.Module, batch: Any, step: int) -> Losses:
+        found.append(held_alone(tmp_path / "run/.run.lock"))
+        return objective(model, batch, step)
+
+    found: list[bool] = []
+    train(tmp_path / "run", run_config(steps=2), holding)
+    assert found == [False, False]
+    assert held_alone(tmp_path / "run/.run.lock")
+
+
+def held_alone(file: Path) -> bool:
+    """Whether another process can have a file for itself."""
+    command = [sys.executable, "-c", HOLD, str(file)]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_save_folder_that_is_there_already_is_not_deleted(tmp_path: Path):
+    """Where no locks are known, two runs may come to one save."""
+    theirs = tmp_path / "run/saves/.step-00000002/model.safetensors"
+
+    def meanwhile(model: nn.Module, batch: Any, step: int) -> Losses:
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_bytes(b"of another process")
+        return objective(model, batch, step)
+
+    with pytest.raises(OSError, match="cannot save step 2; there is no save yet"):
+        train(tmp_path / "run", run_config(steps=2), meanwhile)
+    assert theirs.read_bytes() == b"of another process"
+
+
+def test_what_a_killed_export_left_is_gone_after_the_next(tmp_path: Path, whole: Path):
+    def killed(tensors: dict[str, Tensor], folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = tmp_path / "run"
+    child = multiprocessing.get_context("fork").Process(target=train, args=(run,), kwargs={"export": killed})
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not (run / "model").exists()
+    train(run)
+    assert_same_save(run, whole)
+    assert [path for path in run.rglob(".*") if path.name != ".run.lock"] == []
+
+
+def test_an_export_that_fails_leaves_the_model_that_was_there(tmp_path: Path):
+    def failing(tensors: dict[str, Tensor], folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise OSError("the disk is full")
+
+    run = tmp_path / "run"
+    train(run, run_config(steps=2))
+    before = (run / "model/model.safetensors").read_bytes()
+    with pytest.raises(OSError, match=r"cannot write .*model \(the disk is full\)"):
+        train(run, run_config(steps=3), export=failing)
+    assert [path.read_bytes() for path in (run / "model").iterdir()] == [before]
 
 
 def test_a_damaged_save_is_named(tmp_path: Path):

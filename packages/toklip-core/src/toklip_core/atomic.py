@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: they are written beside, under a hidden name, then renamed.
+"""Files that are whole or not there: they are written beside, under a hidden name, then renamed.
 
 The hidden name depends on the final one alone, so that what a killed process left is written over by the next that
 writes the same, and is never taken for the thing itself.
@@ -19,7 +19,7 @@ _LONGEST_NAME = 255
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or a folder; at the end it takes the place of ``path``.
+    """Yield where to write a file; at the end it takes the place of ``path``.
 
     Until then what was at ``path`` stays as it is, and for good if the writing fails. Two processes must not write one
     path at one time.
@@ -31,8 +31,6 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(beside)
     try:
         yield beside
-        if path.is_dir():
-            remove(path)
         beside.replace(path)
     except BaseException:  # a full disk, or an impatient user, must not keep the half of it
         remove(beside)

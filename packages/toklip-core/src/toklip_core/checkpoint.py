@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -29,12 +28,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toklip_core.atomic import move_into, remove
 from toklip_core.finite import damaged, is_finite
 from toklip_core.json_objects import read_json_object
+from toklip_core.locks import in_turn
 from toklip_core.messages import LONGEST, one_line
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+#: Where in a model folder its files are written, before they take their places.
+_UNFINISHED = ".unfinished"
 
 #: What published .pt files hold beside tensors, all of it data: numpy scalars (a loss, a learning rate), under the
 #: module names of numpy 1 and 2, and the arguments of the training script. Nothing else is unpickled.
@@ -321,6 +325,8 @@ def save_model_folder(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors``; all is written beside, then renamed, the config last.
 
+    Processes that write into one folder wait for each other.
+
     Args:
         folder: made if it is not there; files of these names in it are replaced.
         config: JSON data.
@@ -342,20 +348,18 @@ def save_model_folder(
         **{name: partial(_save_text, text) for name, text in words.items() if text is not None},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    beside = {name: folder / f".{name}.{os.getpid()}" for name in writes}
-    try:
-        for name, write in writes.items():
-            write(beside[name])
-    except BaseException as error:  # a full disk, or an impatient user, must not keep the half of it
-        for path in beside.values():
-            _remove(path)
-        if isinstance(error, SafetensorError):
+    beside = folder / _UNFINISHED
+    with in_turn(folder):
+        remove(beside)  # what a killed process left
+        try:
+            beside.mkdir()
+            for name, write in writes.items():
+                write(beside / name)
+            move_into(beside, folder, last=CONFIG_FILE)
+        except SafetensorError as error:
             raise OSError(f"cannot write the model into {str(folder)!r} ({error})") from error
-        raise
-    for name, path in beside.items():
-        if path.is_dir():
-            _remove(folder / name)
-        path.replace(folder / name)
+        finally:  # a full disk, or an impatient user, must not keep the half of it
+            remove(beside)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -375,13 +379,6 @@ def _copy(source: Path, path: Path) -> None:
 
 def _same(source: Path, target: Path) -> bool:
     return target.exists() and target.samefile(source)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,7 +9,9 @@ Shape letters: B batch, S picture side, T texts, E joint space, Q queries, C can
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, cast
@@ -34,6 +36,8 @@ TIES = "candidates of equal score count as in a random order, on the average"
 _TEXTS = 256
 #: Unknown words that a warning names.
 _NAMED = 10
+#: Threads that read pictures to see whether they can be read.
+_READERS = 4
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +113,36 @@ def scene_pictures(scenes: Scenes) -> list[Picture]:
         return lambda: Image.fromarray(scenes[index].pixels)
 
     return [Picture(f"scene {index} of {scenes.split}", drawn(index)) for index in range(len(scenes))]
+
+
+def refuse_unreadable(pictures: Iterable[Picture]) -> None:
+    """Read held-out pictures, each of them once, before a run begins that is evaluated on them.
+
+    Raises:
+        ValueError: some cannot be read; it says how many, and names the first.
+    """
+    distinct = {picture.name: picture for picture in pictures}
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as readers:
+        problems = [problem for problem in readers.map(_problem, distinct.values()) if problem]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(distinct)} held-out pictures cannot be read, the first is {problems[0]}; mend "
+            "them, or leave them out"
+        )
+
+
+def _problem(picture: Picture) -> str | None:
+    try:
+        picture.read()
+    except PictureError as error:
+        return f"{picture.name}: {error}"
+    return None
+
+
+def warn_of_unreadable(unreadable: Sequence[str]) -> None:
+    """Log how many held-out pictures could not be read during a run, "name: reason" each, and the first."""
+    if unreadable:
+        _log.warning("%d held-out pictures are in no figure; the first is %s", len(unreadable), unreadable[0])
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from toklip_core.atomic import replacing
+
 #: Side of each panel, in pixels.
 SIDE = 512
 #: Between panels, and around them; between a title and its panel.
@@ -44,13 +46,11 @@ def sheet(titles: Sequence[str], panels: Sequence[Image.Image], *, below: Image.
 
 def save(picture: Image.Image, path: Path) -> None:
     """Write a picture in the format of the path's suffix: beside, then renamed, so that none is ever half there."""
-    beside = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        picture.save(beside, quality=95)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"got {str(path)!r}; wanted the name of a picture, such as {path.stem}.png")
+    with replacing(path) as beside:
+        picture.save(beside, kind, quality=95)
 
 
 def width_of(panels: int) -> int:

@@ -7,7 +7,8 @@
     OUT/wandb-run                 the run's id at Weights & Biases, if the log goes there too
     OUT/model/                    the result: a model folder
 
-A save is written into a folder beside and renamed. Nothing in it is a pickle.
+Saves and the model are written into folders beside and renamed. Nothing in them is a pickle. One run at a time trains
+into a folder: a lock says so, which ends with its process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,12 +31,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toklip_core.atomic import hidden, move_into, remove, write_text
+from toklip_core.checkpoint import CONFIG_FILE
 from toklip_core.config import changed_keys
+from toklip_core.locks import alone
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
+
+
+#: Locked by the process that trains into the folder.
+_LOCK = ".run.lock"
 
 
 class TrainState(NamedTuple):
@@ -71,44 +79,42 @@ class RunFolder:
         self._online: Any = None
         self._bar: tqdm[Any] | None = None
 
-    def open(self, settings: Mapping[str, Any], *, harmless: set[str]) -> None:
-        """Make the folder, or check that it holds this run.
+    @contextmanager
+    def opened(self, settings: Mapping[str, Any], *, harmless: set[str]) -> Iterator[None]:
+        """Make the folder, or check that it holds this run; be the only one that trains into it, while inside.
 
         Raises:
             ValueError: it holds something else, or settings beyond the ``harmless`` (dotted keys) have changed.
+            OSError: another process trains into it.
         """
-        file = self.path / "run.json"
-        if file.is_file():
-            before = json.loads(file.read_text("utf-8"))
-            changed = [key for key in changed_keys(before, settings) if key not in harmless]
-            if changed:
-                raise ValueError(
-                    f"{self.path} holds a run with other settings of {', '.join(changed)}; put them back to go on with "
-                    "it, or choose another folder"
-                )
-        elif self.path.exists() and (
-            not self.path.is_dir() or any(not entry.name.startswith(".run.json.") for entry in self.path.iterdir())
-        ):
-            raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
-        self._accelerator.wait_for_everyone()  # all have looked before one writes
 
         def write() -> None:
             # First what says that this is a run: killed in between, the folder must not look like something else.
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(file, json.dumps(settings, indent=2) + "\n")
+            write_text(self.path / "run.json", json.dumps(settings, indent=2) + "\n")
             self._saves.mkdir(exist_ok=True)
-            for leftover in self._saves.glob(".*"):
-                shutil.rmtree(leftover)
+            for leftover in (*self._saves.glob(".*"), hidden(self.path / "model")):
+                remove(leftover)
 
-        self._in_first_process(write, f"cannot write into {self.path}")
+        self._refuse_other(settings, harmless)
+        with ExitStack() as held:
+            self._in_first_process(lambda: self._take(held), f"cannot train into {self.path}")
+            self._refuse_other(settings, harmless)  # again: another run may have ended here a moment ago
+            self._accelerator.wait_for_everyone()  # all have looked before one writes
+            self._in_first_process(write, f"cannot write into {self.path}")
+            yield
 
-    def load(self, state: TrainState) -> tuple[int, dict[str, float]]:
+    def load(self, state: TrainState, *, steps: int) -> tuple[int, dict[str, float]]:
         """Fill ``state`` from the last save; return its finished steps and last figures, (0, {}) if there is none.
 
         Raises:
-            ValueError: the save is damaged or does not fit the model.
+            ValueError: the save is damaged, does not fit the model, or is beyond the last of the run's ``steps``.
         """
         step = self._last_save()
+        if step > steps:
+            raise ValueError(
+                f"{self.path} has finished step {step}, and run.steps is {steps}; give it {step} or more steps, or "
+                "choose another folder"
+            )
         save = self._saves / _save_name(step)
         figures: dict[str, float] = {}
         if step:
@@ -143,11 +149,11 @@ class RunFolder:
         beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
 
         def write() -> None:
+            beside.mkdir()  # outside of what tidies up: a folder that is there already is another's
             try:
-                beside.mkdir()
                 for part, tensors in parts.items():
                     save_file(tensors, beside / f"{part}.safetensors")
-                _write(beside / "progress.json", json.dumps(progress))
+                write_text(beside / "progress.json", json.dumps(progress))
                 _to_disk(*beside.iterdir())
                 if not final.exists():  # a stop at a step that is saved already
                     beside.rename(final)
@@ -162,9 +168,25 @@ class RunFolder:
         self._in_first_process(write, f"cannot save step {step}; {self.last_save_in_words()}")
 
     def export(self, product: nn.Module, export: Callable[[dict[str, Tensor], Path], None]) -> None:
-        """Write the model folder."""
+        """Write the model folder: beside, then in the place of its files.
+
+        Raises:
+            OSError: it cannot be written; what was there before is left.
+        """
         tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
-        self._in_first_process(lambda: export(tensors, self.path / "model"), f"cannot write {self.path / 'model'}")
+        place = self.path / "model"
+        beside = hidden(place)
+
+        def write() -> None:
+            remove(beside)
+            beside.mkdir()
+            try:
+                export(tensors, beside)
+                move_into(beside, place, last=CONFIG_FILE)
+            finally:
+                remove(beside)
+
+        self._in_first_process(write, f"cannot write {place}")
 
     def log(self, step: int, figures: Mapping[str, float], pictures: Mapping[str, Tensor] | None = None) -> None:
         """Append a line to the metrics, and to tensorboard, in the first process."""
@@ -206,6 +228,28 @@ class RunFolder:
         step = self._last_save()
         return f"the last save is step {step} in {self._saves}" if step else "there is no save yet"
 
+    def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
+        file = self.path / "run.json"
+        if file.is_file():
+            before = json.loads(file.read_text("utf-8"))
+            changed = [key for key in changed_keys(before, settings) if key not in harmless]
+            if changed:
+                raise ValueError(
+                    f"{self.path} holds a run with other settings of {', '.join(changed)}; put them back to go on with "
+                    "it, or choose another folder"
+                )
+        elif self.path.exists() and (
+            not self.path.is_dir()
+            or not all(entry.name.startswith((".run.json.", _LOCK)) for entry in self.path.iterdir())
+        ):
+            raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
+
+    def _take(self, held: ExitStack) -> None:
+        """Lock the folder until ``held`` ends, or the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not alone(held.enter_context((self.path / _LOCK).open("a"))):
+            raise OSError("another process trains into it; wait for its end, or choose another folder")
+
     def _save_steps(self) -> list[int]:
         found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._saves.iterdir())
         return sorted(int(match[1]) for match in found if match)
@@ -218,7 +262,7 @@ class RunFolder:
         tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
         if self._metrics.exists():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
-            _write(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
+            write_text(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
         self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         self._online = self._wandb and self._run_of_wandb()
 
@@ -226,7 +270,7 @@ class RunFolder:
         """Begin the run whose id is in the folder, or go on with it. Of a step that comes twice it keeps the first."""
         file, settings = self.path / "wandb-run", json.loads((self.path / "run.json").read_text("utf-8"))
         if not file.exists():
-            _write(file, os.urandom(16).hex())
+            write_text(file, os.urandom(16).hex())
         place = {"project": self._project, "name": self.path.resolve().name, "dir": str(self.path)}
         try:
             return self._wandb.init(**place, id=file.read_text("utf-8"), resume="allow", config=settings)
@@ -256,12 +300,6 @@ def whole(tensor: Tensor) -> Tensor:
 
 def _save_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _to_disk(*paths: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that long work asks between its steps, so that it ends with everything written."""
+"""Ctrl-C, SIGTERM and SIGHUP as a question that long work asks between its steps, to end with everything written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What asks a process for its end; Windows has no SIGHUP.
+# What asks a process for its end: Ctrl-C, a scheduler, a terminal or a connection that ends. Windows has no SIGHUP.
 _ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# A shell that starts a program in the background has it ignore Ctrl-C, and may well send SIGINT by itself.
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
@@ -25,15 +27,16 @@ class StopRequest:
 
     @property
     def exit_status(self) -> int:
-        """What a shell calls the end by this signal: 130 for Ctrl-C, 143 for SIGTERM, 0 for none."""
+        """What a shell calls the end by this signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; else 0."""
         return 128 + self.signal if self.signal else 0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Take SIGINT and SIGTERM as requests while inside; a second one interrupts at once.
+    """Take SIGINT, SIGTERM and SIGHUP as requests while inside; a second one interrupts at once.
 
-    Outside of the main thread, where Python lets nobody take signals, no request ever comes.
+    SIGHUP is left alone where it is ignored, as nohup has it. Outside of the main thread, where Python lets nobody take
+    signals, no request ever comes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -45,7 +48,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [n for n in _ENDS if n in _ALWAYS or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in taken}
     try:
         yield request
     finally:

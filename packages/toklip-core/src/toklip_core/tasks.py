@@ -39,8 +39,8 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
 
     The function is called when the command runs, so that what it imports costs other commands nothing. The command has
     the argument RECIPE (a recipe's name or a TOML file) and the options ``--out``, ``--set``, ``--list`` and
-    ``--json``. A run that a signal stopped ends with the shell's status for it: 130 for Ctrl-C, 143 for SIGTERM. The
-    first process alone prints, by the variable RANK that torchrun and accelerate set.
+    ``--json``. A run that a signal stopped ends with the shell's status for it: 130 for Ctrl-C, 143 for SIGTERM, 129
+    for SIGHUP. The first process alone prints, by the variable RANK that torchrun and accelerate set.
     """
 
     def command_of(task: Callable[[], TrainTask[ConfigT]]) -> click.Command:

@@ -17,8 +17,8 @@ def encoder() -> TrainTask[EncoderTrainConfig]:
     """Train a semantic encoder: RECIPE is a recipe's name or a TOML file.
 
     It starts from the vision tower of a teacher, reads the codes of a frozen VQ tokenizer, and learns from captions and
-    from the teacher. OUT/model is a TokLIP. Stopped by SIGTERM or Ctrl-C it saves first, and exits with 143 or 130; the
-    same command goes on from there.
+    from the teacher. OUT/model is a TokLIP. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with
+    130, 143 or 129; the same command goes on from there.
     """
     from toklip_core.settings import ENCODER_RECIPES, EncoderTrainConfig
 

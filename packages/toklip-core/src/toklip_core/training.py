@@ -109,7 +109,7 @@ def fit(
 ) -> FitReport:
     """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
 
-    SIGTERM and SIGINT save after the current step and return; the report says so.
+    SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so.
 
     Args:
         model: all trainable weights. Parameters without ``requires_grad`` stay frozen, and out of the saves.
@@ -136,80 +136,82 @@ def fit(
     Raises:
         LookupError: the extra is not installed.
         ValueError: a loss is not finite, or ``out`` holds something else, or the settings do not fit.
-        OSError: a save failed; the one before it is kept.
+        OSError: a save failed, and the one before it is kept; or another process trains into ``out``.
     """
     accelerator = _accelerator(run, unused_parameters)
     folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
-    folder.open({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run))
-    torch.manual_seed(run.seed)
+    with folder.opened({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run)):
+        torch.manual_seed(run.seed)
 
-    sharded = accelerator.distributed_type.value == "FSDP"
-    optimizers = build_optimizers(trainable(model), run, groups, fused=_fuses(accelerator.device), sharded=sharded)
-    product = model if product is None else product
-    product_name = _name_of(product, model)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    core = accelerator.unwrap_model(model)
-    product = core.get_submodule(product_name)
-    average = _average(product) if run.ema_decay else {}
-    state = TrainState(core, tuple(optimizer.optimizer for optimizer in optimizers), average, accelerator.scaler)
-    start, figures = folder.load(state)
-    clips = _clips(core, run, groups)
-    passes = _Passes(accelerator, model, objective, contrast, run)
+        sharded = accelerator.distributed_type.value == "FSDP"
+        optimizers = build_optimizers(trainable(model), run, groups, fused=_fuses(accelerator.device), sharded=sharded)
+        product = model if product is None else product
+        product_name = _name_of(product, model)
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+        core = accelerator.unwrap_model(model)
+        product = core.get_submodule(product_name)
+        average = _average(product) if run.ema_decay else {}
+        state = TrainState(core, tuple(optimizer.optimizer for optimizer in optimizers), average, accelerator.scaler)
+        start, figures = folder.load(state, steps=run.steps)
+        clips = _clips(core, run, groups)
+        passes = _Passes(accelerator, model, objective, contrast, run)
 
-    keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)
-    loader = _loader(samples, keys, run, collate, accelerator.device)
-    window = _Window(accelerator, folder)
-    _train_mode(model)
-    with (
-        closing(_batches(loader)) as batches,
-        stop_on_signals() as request,
-        folder.progress(start, run.steps) as progress,
-    ):
-        for step in range(start, run.steps + 1):
-            due, last = step > start, step == run.steps
-            stop = _anywhere(accelerator, request.signal)
+        keys = _Keys(len(samples), run, start, accelerator.process_index, accelerator.num_processes, order or shuffled)
+        loader = _loader(samples, keys, run, collate, accelerator.device)
+        window = _Window(accelerator, folder)
+        _train_mode(model)
+        with (
+            closing(_batches(loader)) as batches,
+            stop_on_signals() as request,
+            folder.progress(start, run.steps) as progress,
+        ):
+            for step in range(start, run.steps + 1):
+                due, last = step > start, step == run.steps
+                stop = _anywhere(accelerator, request.signal)
 
-            if due and evaluate is not None and (last or step % run.evaluate_every == 0):
-                with _averaged(product, average), _unsharded(model), torch.no_grad():
-                    evaluation = evaluate(product.eval())
-                _train_mode(model)
-                figures = evaluation.figures
-                folder.log(step, {f"evaluate/{name}": value for name, value in figures.items()}, evaluation.pictures)
+                if due and evaluate is not None and (last or step % run.evaluate_every == 0):
+                    with _averaged(product, average), _unsharded(model), torch.no_grad():
+                        evaluation = evaluate(product.eval())
+                    _train_mode(model)
+                    figures = evaluation.figures
+                    folder.log(
+                        step, {f"evaluate/{name}": value for name, value in figures.items()}, evaluation.pictures
+                    )
 
-            if due and (last or stop or step % run.save_every == 0):
-                window.log(step)
-                folder.save(step, state, figures)
+                if due and (last or stop or step % run.save_every == 0):
+                    window.log(step)
+                    folder.save(step, state, figures)
 
-            if last or stop:
-                break
+                if last or stop:
+                    break
 
-            for values in passes.backward(batches, step):
-                window.add(step + 1, values)
-            rate = run.learning_rate * learning_rate_factor(step, run)
-            accelerator.unscale_gradients()
-            norms = {name: whole(nn.utils.clip_grad_norm_(*clip)) for name, clip in clips.items()}
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["factor"]
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            if after_step is not None:
-                with torch.no_grad():
-                    after_step(core)
-            if average:
-                weights = trainable(product)
-                torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
-            window.add(step + 1, Losses({}, {f"grad_norm/{name}": norm for name, norm in norms.items()}))
+                for values in passes.backward(batches, step):
+                    window.add(step + 1, values)
+                rate = run.learning_rate * learning_rate_factor(step, run)
+                accelerator.unscale_gradients()
+                norms = {name: whole(nn.utils.clip_grad_norm_(*clip)) for name, clip in clips.items()}
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["factor"]
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                if after_step is not None:
+                    with torch.no_grad():
+                        after_step(core)
+                if average:
+                    weights = trainable(product)
+                    torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
+                window.add(step + 1, Losses({}, {f"grad_norm/{name}": norm for name, norm in norms.items()}))
 
-            progress.update()
-            if (step + 1) % run.log_every == 0:
-                window.log(step + 1, learning_rate=rate)
+                progress.update()
+                if (step + 1) % run.log_every == 0:
+                    window.log(step + 1, learning_rate=rate)
 
-    stopped = 0 if step == run.steps else stop
-    if not stopped:
-        with _averaged(product, average):
-            folder.export(product, export)
-    return FitReport(step, figures, stopped)
+        stopped = 0 if step == run.steps else stop
+        if not stopped:
+            with _averaged(product, average):
+                folder.export(product, export)
+        return FitReport(step, figures, stopped)
 
 
 def derived_seed(*parts: int) -> int:

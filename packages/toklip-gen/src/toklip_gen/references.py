@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from toklip_core.atomic import replacing
 from toklip_core.config import Config
 from torch import Tensor
 
@@ -142,19 +143,14 @@ def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> 
         raise ValueError(f"got {len(features)} pictures for {str(path)!r}; wanted two or more, and a file NAME.npz")
     found = moments(features)
     kept = torch.linspace(0, len(features) - 1, min(len(features), _KEPT), dtype=torch.float64).round().long()
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            np.savez(
-                file,
-                mu=found.mean.numpy(),
-                sigma=found.covariance.numpy(),
-                features=features[kept].numpy(),
-                toklip=np.array(info.model_dump_json()),
-            )
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            mu=found.mean.numpy(),
+            sigma=found.covariance.numpy(),
+            features=features[kept].numpy(),
+            toklip=np.array(info.model_dump_json()),
+        )
 
 
 def _located(name: Path | str) -> tuple[Path, NamedReference | None]:

@@ -23,7 +23,8 @@ def train_generator() -> TrainTask[GeneratorTrainConfig]:
 
     It says which id comes next, given a class or a text and the ids so far, read as ids, codes, or codes with TokLIP's
     tokens. Data are token stores (`toklip encode --augment ten-crop`) or pictures. OUT/model is what `toklip generate`
-    takes. Stopped by SIGTERM or Ctrl-C it saves first, and exits with 143 or 130; the same command goes on from there.
+    takes. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with 130, 143 or 129; the same command
+    goes on from there.
     """
     from toklip_gen.settings import RECIPES, GeneratorTrainConfig
 

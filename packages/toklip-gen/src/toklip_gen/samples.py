@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from toklip_core.atomic import replacing
 
 #: The array's name in the file.
 ARRAY = "arr_0"
@@ -60,16 +61,15 @@ class SampleWriter:
     def close(self) -> None:
         """Put the file in its place."""
         self._file.close()
-        beside = self.path.with_name(f".{self.path.name}.tmp")
         header = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._size)}
-        try:
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                with archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file, self._raw.open("rb") as raw:
-                    np.lib.format.write_array_header_2_0(file, header)
-                    shutil.copyfileobj(raw, file)
-            beside.replace(self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with (
+            replacing(self.path) as beside,
+            zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+            archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as file,
+            self._raw.open("rb") as raw,
+        ):
+            np.lib.format.write_array_header_2_0(file, header)
+            shutil.copyfileobj(raw, file)
 
 
 def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:

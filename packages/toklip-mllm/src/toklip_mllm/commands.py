@@ -21,8 +21,8 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
     """Train a language model that sees: RECIPE is a recipe's name or a TOML file.
 
     A connector brings the tokens of a frozen TokLIP into a language model; that is trained too, whole or by LoRA, if
-    the settings say so. OUT/model is what `toklip ask --model` takes. Stopped by SIGTERM or Ctrl-C it saves first, and
-    exits with 143 or 130; the same command goes on from there.
+    the settings say so. OUT/model is what `toklip ask --model` takes. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves
+    first, and exits with 130, 143 or 129; the same command goes on from there.
     """
     from toklip_mllm.settings import RECIPES, MLLMTrainConfig
 

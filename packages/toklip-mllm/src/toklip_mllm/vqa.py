@@ -7,7 +7,6 @@ an answer is right is said in :mod:`toklip_mllm.answers`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from toklip_core.atomic import write_text
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
-from toklip_core.matching import Dtype
+from toklip_core.matching import Dtype, refuse_unreadable, warn_of_unreadable
 from toklip_core.ranges import refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
@@ -117,9 +117,11 @@ def evaluate_vqa(
 
 
 def held_out_questions(config: HeldOutTalk, *, image_size: int) -> list[Asked]:
-    """Return the questions that the settings of a run name; none by default."""
+    """Return the questions that the settings of a run name, none by default; ValueError if a picture is unreadable."""
     if config.questions is not None:
-        return read_questions(config.questions, root=config.root)
+        asked = read_questions(config.questions, root=config.root)
+        refuse_unreadable(picture for one in asked for picture in one.pictures)
+        return asked
     return scene_questions(Scenes(config.scenes, split="held-out", size=image_size))
 
 
@@ -130,7 +132,9 @@ def evaluated(
 
     Of several processes each measures all of it: a sharded model is called equally often in all of them.
     """
-    report = reported([*answer_questions(model, processor, asked, [], prompt=prompt)])
+    unreadable: list[str] = []
+    report = reported([*answer_questions(model, processor, asked, unreadable, prompt=prompt)])
+    warn_of_unreadable(unreadable)
     shares = {"exact_match": report.exact_match, "multiple_choice": report.multiple_choice}
     shares |= report.by_type if len(report.by_type) > 1 else {}
     return Evaluation({name: share.right for name, share in shares.items() if share is not None})
@@ -241,6 +245,4 @@ def _row(asked: Asked) -> dict[str, Any]:
 
 def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
     rows = ({**_row(one.asked), "said": one.answer, "right": one.right} for one in answered)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))

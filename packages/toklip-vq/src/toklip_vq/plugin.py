@@ -163,7 +163,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
 def train_vq() -> TrainTask[VQTrainConfig]:
     """Train a VQ tokenizer: RECIPE is a recipe's name or a TOML file.
 
-    Stopped by SIGTERM or Ctrl-C it saves first, and exits with 143 or 130; the same command goes on from there.
+    Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with 130, 143 or 129; the same command goes on
+    from there.
     """
     from toklip_vq.settings import RECIPES, VQTrainConfig
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import click
 
+from toklip_core.atomic import replacing
 from toklip_core.demo.chapters import CHAPTERS, PHOTOGRAPH
 from toklip_core.demo.page import Told, page_of
 from toklip_core.plugins import Registry
@@ -50,16 +51,11 @@ def write_demo(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(f"the folder {folder} has something in it; name an empty or a new one")
-    beside = out.with_name(f".{out.name}.tmp")
-    try:
+    with replacing(out) as beside:
         beside.touch()  # what cannot be written is known before the work
         started = time.perf_counter()
         told = _told(folder, commands, found, say)
         beside.write_text(page_of(told, folder, seconds=time.perf_counter() - started), encoding="utf-8")
-        beside.replace(out)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     return sorted({package for chapter in told for package in chapter.missing})
 
 

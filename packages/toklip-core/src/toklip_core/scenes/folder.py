@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toklip_core.atomic import replacing, write_text
+
 if TYPE_CHECKING:
     from toklip_core.scenes import Scene
 
@@ -16,6 +18,8 @@ CAPTIONS_FILE = "captions.jsonl"
 
 def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = False) -> None:
     """Write scenes into a folder: ``000000.png`` beside ``000000.txt`` (the caption), ..., and ``captions.jsonl``.
+
+    Stopped or killed in between, every file with such a name is whole, and there is no ``captions.jsonl``.
 
     Args:
         scenes: such as ``Scenes(1000, split="validation")``.
@@ -36,12 +40,11 @@ def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = F
     lines: list[str] = []
     for scene in tqdm(scenes, unit=" pictures", disable=None if progress else True):
         name = f"{scene.index:06d}"
-        Image.fromarray(scene.pixels).save(folder / f"{name}.png", compress_level=1)
-        (folder / f"{name}.txt").write_text(f"{scene.caption}\n", encoding="utf-8")
+        with replacing(folder / f"{name}.png") as beside:
+            Image.fromarray(scene.pixels).save(beside, "PNG", compress_level=1)
+        write_text(folder / f"{name}.txt", f"{scene.caption}\n")
         lines.append(json.dumps({"file": f"{name}.png"} | _words(scene)))
-    beside = folder / f".{CAPTIONS_FILE}.tmp"
-    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    beside.replace(folder / CAPTIONS_FILE)
+    write_text(folder / CAPTIONS_FILE, "".join(f"{line}\n" for line in lines))
 
 
 def _words(scene: Scene) -> dict[str, object]:
