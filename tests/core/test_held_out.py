@@ -60,10 +60,23 @@ def test_scenes_are_named_as_their_captions_name_them():
     assert found.templates == ("{}",) and found.labelled.names[0].startswith(("a ", "an "))
 
 
-def test_held_out_pictures_that_cannot_be_read_are_reported(folder: Path, caplog: pytest.LogCaptureFixture):
-    (folder / "classes/red_circle/0.png").write_bytes(b"\x89PNG")
+@pytest.mark.parametrize("kind", ["classes", "captions"])
+def test_a_run_is_refused_before_its_first_step_if_held_out_pictures_cannot_be_read(
+    tmp_path: Path, world: Path, folder: Path, kind: str
+):
+    file = folder / "classes/red_circle/2.png"
+    file.write_bytes(file.read_bytes()[:60])
+    held_out = {"classes": str(folder / "classes"), "captions": str(folder / "captions.jsonl")}
+    of = 4 if kind == "classes" else 2
+    with pytest.raises(ValueError, match=rf"^1 of {of} held-out pictures cannot be read, the first is .*2\.png: .+;"):
+        train_encoder(config(world, stored(world), held_out={kind: held_out[kind]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_pictures_that_can_no_longer_be_read_are_reported(folder: Path, caplog: pytest.LogCaptureFixture):
     found = held_out_set(HeldOut(classes=folder / "classes"), image_size=SIZE)
     assert found is not None
+    (folder / "classes/red_circle/0.png").write_bytes(b"\x89PNG")
     evaluated(small_teacher(1), found)
     assert "1 held-out pictures are in no figure; the first is" in caplog.text
 

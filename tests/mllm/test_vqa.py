@@ -1,6 +1,7 @@
 """`toklip evaluate vqa`: which questions, which figures, the command, and one line for bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from toklip_mllm.chat import Chat
 from toklip_mllm.figures import Answered, reported
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.questions import Asked, Keys, prompt_of, read_questions, scene_questions
-from toklip_mllm.vqa import answer_questions
+from toklip_mllm.settings import HeldOutTalk
+from toklip_mllm.vqa import answer_questions, evaluated, held_out_questions
 
 from tests.mllm.small_mllms import MARKED, shared, small_mllm
 
@@ -233,6 +235,22 @@ def test_questions_about_unreadable_pictures_are_named_and_in_no_figure(rows, tm
     found = [*answer_questions(model, processor, questions, unreadable, max_new_tokens=2)]
     assert len(found) == 2
     assert len(unreadable) == 1 and "row 2 (id b)" in unreadable[0] and "broken.png: no picture" in unreadable[0]
+
+
+def test_a_run_is_refused_if_pictures_of_its_held_out_questions_cannot_be_read(rows, tmp_path):
+    file = rows(ROW, ROW | {"image": "blue.png"}, ROW | {"image": ["red.png", "blue.png"]})
+    assert len(held_out_questions(HeldOutTalk(questions=file), image_size=32)) == 3
+    (tmp_path / "blue.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"^1 of 2 held-out pictures cannot be read, the first is .*blue\.png: "):
+        held_out_questions(HeldOutTalk(questions=file), image_size=32)
+
+
+def test_pictures_that_can_no_longer_be_read_during_a_run_are_counted_and_named(rows, tmp_path, caplog):
+    model, processor = small_mllm(template=MARKED)
+    asked = held_out_questions(HeldOutTalk(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
+    (tmp_path / "blue.png").unlink()
+    evaluated(model, processor, asked)
+    assert re.search(r"1 held-out pictures are in no figure; the first is .*blue\.png", caplog.text)
 
 
 @pytest.fixture

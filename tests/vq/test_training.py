@@ -182,6 +182,22 @@ def test_thirty_steps_lower_the_loss_and_the_result_is_a_tokenizer(tmp_path: Pat
     assert psnr.item() == pytest.approx(report.figures["psnr"], abs=0.01)
 
 
+def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(tmp_path: Path, tiny: Path):
+    (tmp_path / "held-out").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"held-out/{number}.png")
+    (tmp_path / "held-out/2.png").write_bytes(b"\x89PNG")
+    settings = load_config(tiny, VQTrainConfig, [f"held_out.folder={tmp_path / 'held-out'}"])
+    with pytest.raises(ValueError, match=r"^1 of 4 held-out pictures cannot be read, the first is .*2\.png: "):
+        train_vq(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    few = HeldOutConfig(folder=tmp_path / "held-out", pictures=2)
+    with pytest.raises(ValueError, match=r"^1 of 2 held-out"):  # the first and the third
+        held_out_pictures(few, size=32)
+    (tmp_path / "held-out/2.png").unlink()
+    assert held_out_pictures(few, size=32).shape == (2, 3, 32, 32)
+
+
 def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_alone(tiny: Path):
     model = VQTraining(build_vqgan(load_config(tiny, VQTrainConfig).model), load_config(tiny, VQTrainConfig).losses)
     losses = model(torch.rand(2, 3, 32, 32) * 2 - 1, 3).losses

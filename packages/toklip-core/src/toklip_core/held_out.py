@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from toklip_core.classes import LabelledPictures, class_folders
-from toklip_core.matching import Matcher
+from toklip_core.matching import Matcher, refuse_unreadable, warn_of_unreadable
 from toklip_core.retrieval import Captioned, measure_retrieval, scene_pairs, table_pairs
 from toklip_core.scenes import Scenes
 from toklip_core.settings import HeldOut
 from toklip_core.training import Evaluation
 from toklip_core.zero_shot import labelled_scenes, measure_zero_shot
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ def held_out_set(config: HeldOut, *, image_size: int) -> HeldOutSet | None:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is not what it should be.
+        ValueError: it is not what it should be, or a picture of it cannot be read.
     """
     if config.scenes:
         single = Scenes(config.scenes, split="held-out", size=image_size, objects=1)
@@ -44,6 +41,7 @@ def held_out_set(config: HeldOut, *, image_size: int) -> HeldOutSet | None:
         return None
     labelled = None if config.classes is None else class_folders(config.classes, imagenet=config.imagenet)
     pairs = [] if config.captions is None else table_pairs(config.captions, config.captions.parent)
+    refuse_unreadable([*([] if labelled is None else labelled.pictures), *(pair.picture for pair in pairs)])
     return HeldOutSet(labelled, ("a photo of a {}.",), pairs)
 
 
@@ -72,6 +70,5 @@ def evaluated(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> 
         figures["image_to_text_r1"] = recall.image_to_text["R@1"]
         figures["text_to_image_r1"] = recall.text_to_image["R@1"]
         unreadable += recall.unreadable
-    if unreadable:
-        _log.warning("%d held-out pictures are in no figure; the first is %s", len(unreadable), unreadable[0])
+    warn_of_unreadable(unreadable)
     return Evaluation(figures)

@@ -63,6 +63,15 @@ class HeldOut(Config):
         return self
 
 
+def _refuse_nothing_to_contrast(contrast: str, run: RunConfig) -> None:
+    """ValueError if a softmax is over one pair, whose loss is 0 whatever is learnt."""
+    if contrast == "softmax" and run.batch_size == 1:
+        raise ValueError(
+            "with run.batch_size 1 there is no other pair to contrast with, and the loss of softmax is always 0; take "
+            "2 or more, or the contrast 'sigmoid'"
+        )
+
+
 class EncoderTrainConfig(Config):
     """A semantic encoder over the codes of a VQ tokenizer, started from a teacher's vision tower."""
 
@@ -102,6 +111,12 @@ class EncoderTrainConfig(Config):
     )
     run: RunConfig
 
+    @model_validator(mode="after")
+    def _pairs_are_contrasted(self) -> Self:
+        if self.losses.contrast_weight:
+            _refuse_nothing_to_contrast(self.losses.contrast, self.run)
+        return self
+
 
 class TeacherText(Config):
     """The text tower of a teacher that is trained from nothing; its words are those of the data."""
@@ -140,4 +155,9 @@ class TeacherTrainConfig(Config):
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of vision.patch_size ({self.vision.patch_size})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_contrasted(self) -> Self:
+        _refuse_nothing_to_contrast(self.contrast, self.run)
         return self

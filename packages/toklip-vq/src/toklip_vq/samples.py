@@ -9,12 +9,13 @@ import logging
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 
 import numpy as np
 import torch
 from PIL import Image
 from toklip_core.data import Entry, PictureError, entries, find_pictures, normalized, to_pixels
+from toklip_core.matching import found_pictures, refuse_unreadable
 from toklip_core.scenes import scene
 from toklip_core.training import derived_seed
 from torch import Tensor
@@ -144,13 +145,15 @@ def held_out_pictures(config: HeldOutConfig, *, size: int) -> Tensor:
 
     Raises:
         FileNotFoundError: the folder is not there or has no pictures.
+        ValueError: some of them cannot be read.
     """
     if config.folder is None:
         levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
         return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))
-    found = list(entries(find_pictures([config.folder])))
-    step = max(len(found) // config.pictures, 1)
-    return torch.stack([to_pixels(entry.image(), size) for entry in islice(found, 0, None, step)][: config.pictures])
+    found = found_pictures(find_pictures([config.folder]))
+    chosen = found[:: max(len(found) // config.pictures, 1)][: config.pictures]
+    refuse_unreadable(chosen)
+    return torch.stack([to_pixels(picture.read(), size) for picture in chosen])
 
 
 def _part(source: Source, size: int, seed: int) -> _Scenes | _Photographs | _Folder:
