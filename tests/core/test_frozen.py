@@ -141,6 +141,7 @@ def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
     ("changes", "message"),
     [
         ({"losses": {"contrast_weight": 0, "pooled_weight": 0}}, "losses: all weights are 0; give one"),
+        ({"run": {"batch_size": 1}}, "with run.batch_size 1 there is no other pair to contrast with"),
         ({"held_out": {"imagenet": True}}, "held_out: imagenet says what the classes are; give their folder"),
         ({"held_out": {"scenes": 3, "captions": "c.jsonl"}}, "held_out: give scenes, or classes and captions"),
     ],
@@ -148,6 +149,11 @@ def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
 def test_settings_that_contradict_one_another_are_refused(world: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         validated(EncoderTrainConfig, values(world, pictures(world), **changes), "mine.toml")
+
+
+@pytest.mark.parametrize("losses", [{"contrast": "sigmoid"}, {"contrast_weight": 0}])
+def test_one_pair_at_a_time_is_enough_where_no_softmax_contrasts_it(world: Path, losses: dict[str, Any]):
+    assert config(world, pictures(world), losses=losses, run={"batch_size": 1}).run.batch_size == 1
 
 
 @pytest.fixture

@@ -147,6 +147,7 @@ def test_a_token_store_is_refused(tmp_path: Path, toy: Path):
         ({"image_size": 36}, r"image_size \(36\) must be a multiple of vision.patch_size \(8\)"),
         ({"text": {"heads": 3}}, r"text: width \(16\) must be a multiple of heads \(3\)"),
         ({"vision": {"trunk": {"width": 32, "depth": 1, "heads": 5}}}, r"width \(32\) must be a multiple of heads"),
+        ({"run": {"batch_size": 1}}, r"with run.batch_size 1 there is no other pair .* softmax is always 0; take 2 or"),
         ({"smallest_corp": 0.9}, r"smallest_corp is not a setting; did you mean 'smallest_crop'\?"),
     ],
 )
@@ -154,6 +155,11 @@ def test_settings_that_do_not_fit_are_one_line(changes: dict[str, Any], message:
     with pytest.raises(ValueError, match=message) as raised:
         config(**changes)
     assert "\n" not in str(raised.value)
+
+
+def test_one_pair_at_a_time_is_enough_for_a_sigmoid_and_two_in_a_micro_batch_each_for_a_softmax():
+    assert config(contrast="sigmoid", run={"batch_size": 1}).run.batch_size == 1
+    assert config(run={"batch_size": 2, "accumulate": 2}).run.accumulate == 2
 
 
 @pytest.fixture
