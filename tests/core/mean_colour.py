@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from toklip_core.checkpoint import load_strict, read_tensors
+from toklip_core.finite import refuse_pixels
 from toklip_core.plugins import TokenizerSpec, hookimpl
 from torch import nn
 
@@ -26,6 +27,7 @@ class MeanColour(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels):
+        refuse_pixels(pixels)
         time.sleep(self.pause * len(pixels))
         means = nn.functional.avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 4)[:, 0]
         return ((means + 1) / 2 * (LEVELS - 1)).round().clamp(0, LEVELS - 1).long()

@@ -287,7 +287,7 @@ def test_a_folder_that_is_no_model_folder_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it has no model.safetensors"):
         read_model_folder(tmp_path)
     save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"config\.json' is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         read_model_folder(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="holds a list, not an object"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toklip_core.finite import refuse_pixels
 from toklip_core.plugins import VQTokenizer
 from toklip_core.testing import tokenizer_checks
 from torch import nn
@@ -39,6 +40,10 @@ class Right(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels):
+        refuse_pixels(pixels)
+        return self.ids(pixels)
+
+    def ids(self, pixels):
         with torch.autocast("cpu", enabled=False):
             return self.nearest(self.latents(pixels))
 
@@ -261,6 +266,27 @@ class HalfFails(Right):
         return self.down(pixels).movedim(1, -1)
 
 
+class TakesAnything(Right):
+    @torch.no_grad()
+    def encode(self, pixels):
+        return self.ids(pixels)
+
+
+class TakesLevels(Right):
+    @torch.no_grad()
+    def encode(self, pixels):
+        refuse_pixels(pixels.float())
+        return self.ids(pixels)
+
+
+class RaisesWhatItLikes(Right):
+    def encode(self, pixels):
+        try:
+            return super().encode(pixels)
+        except ValueError as error:
+            raise RuntimeError("no") from error
+
+
 class ReturnsAPair(Right):
     def encode(self, pixels):
         return super().encode(pixels), None
@@ -295,6 +321,9 @@ BROKEN = [
     (InferenceMode, "no_graph_is_built", "encode returns an inference tensor, which no training step can use"),
     (ViewFails, "equal_pictures_have_equal_ids", r"encode fails on pixels \(1, 3, 16, 24\): RuntimeError: view size"),
     (HalfFails, "half_precision_keeps_the_interface", r"encode after to\(torch.bfloat16\) fails on pixels"),
+    (TakesAnything, "pixels_that_are_no_numbers_are_refused", "encode gives ids for pixels with nan in them; raise"),
+    (TakesLevels, "pixels_that_are_no_numbers_are_refused", "encode gives ids for 8-bit levels, which are no pixels"),
+    (RaisesWhatItLikes, "pixels_that_are_no_numbers_are_refused", "fails on pixels with nan in them with RuntimeError"),
     (ReturnsAPair, "encode_gives_a_grid_of_ids", "it returns a tuple, not a tensor"),
 ]
 

@@ -28,6 +28,8 @@ from toklip_core.training import (
 )
 from torch import Tensor, nn
 
+from tests.core.refusals import refusing
+
 
 class Numbers:
     """Samples that depend on epoch and index: a vector and the sum of its squares."""
@@ -254,6 +256,40 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_loss(tmp_path: Path)
         train(tmp_path / "run", run_config(log_every=50), breaking)
     assert "\n" not in str(raised.value)
     assert last_save(tmp_path / "run").name == "step-00000003"
+
+
+def test_gradients_that_are_not_finite_stop_before_their_step_is_saved(tmp_path: Path):
+    """The loss is fine, and the weights would be NaN after the step."""
+
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        losses = objective(model, batch, step).losses
+        if step == 5:
+            next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        return Losses(losses)
+
+    with refusing("the norm of the gradients of 'model' is inf at step 6; the last save is step 3 in "):
+        train(tmp_path / "run", run_config(log_every=50), breaking)
+    assert last_save(tmp_path / "run").name == "step-00000003"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
+    def spoil(model: nn.Module) -> None:
+        next(model.parameters()).view(-1)[0] = float("nan")
+
+    with refusing("cannot save step 1; there is no save yet (the model's 'body.0.weight' has NaN", kind=OSError):
+        train(tmp_path / "run", run_config(save_every=1), after_step=spoil)
+    assert not list((tmp_path / "run" / "saves").iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tmp_path: Path):
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        return Losses({"error": objective(model, batch, step).losses["error"] * (float("nan") if step == 1 else 1)})
+
+    def evaluate(product: nn.Module) -> Evaluation:
+        raise AssertionError("it was evaluated")
+
+    with refusing("the loss 'error' is nan at step 2; there is no save yet"):
+        train(tmp_path / "run", run_config(log_every=50), breaking, evaluate=evaluate)
 
 
 def test_an_error_ends_the_workers(tmp_path: Path):

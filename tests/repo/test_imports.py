@@ -17,7 +17,7 @@ LAYERS = {
     "toklip_core": [
         {"atomic", "characters", "finite", "locks", "messages", "ranges"},
         {"options", "textfiles"},
-        {"json_objects", "tables"},
+        {"tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},
@@ -46,7 +46,7 @@ LAYERS = {
         {"plugin"},
     ],
     "toklip_mllm": [
-        {"registration", "config", "settings", "answers", "published", "pictures"},
+        {"registration", "config", "settings", "answers", "published", "pictures", "logits"},
         {"adapters", "vision", "messages"},
         {"model", "processing", "language"},
         {"building", "chat", "conversations"},

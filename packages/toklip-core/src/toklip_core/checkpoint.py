@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from toklip_core.atomic import move_into, remove
 from toklip_core.finite import damaged, is_finite
-from toklip_core.json_objects import read_json_object
 from toklip_core.locks import in_turn
 from toklip_core.messages import LONGEST, one_line
+from toklip_core.textfiles import read_json_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from toklip_core.checkpoint import CONFIG_FILE, load_strict, read_model_folder, read_tensors, save_model_folder
 from toklip_core.config import Config, validated
+from toklip_core.finite import refuse_not_finite, refuse_pixels
 from toklip_core.text import (
     TOKENIZER_FILE,
     TextConfig,
@@ -77,8 +78,16 @@ class CLIP(nn.Module):
         return tokens[:, self.vision.num_prefix_tokens :], self.vision.forward_head(tokens)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1]."""
-        return F.normalize(self.image_tokens(pixels)[1].float(), dim=-1)
+        """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1].
+
+        Raises:
+            ValueError: pixels are integers, or a number of pixels or features is NaN or infinite.
+        """
+        refuse_pixels(pixels)
+        features = F.normalize(self.image_tokens(pixels)[1].float(), dim=-1)
+        if not self.training:  # there the losses are looked at
+            refuse_not_finite(features, "the model's feature")
+        return features
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return unit features (T, E), float32, of texts. No gradient."""

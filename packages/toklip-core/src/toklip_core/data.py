@@ -24,6 +24,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from toklip_core.finite import refuse_not_finite
 from toklip_core.modes import seen
 from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
@@ -116,10 +117,19 @@ def normalized(levels: Tensor) -> Tensor:
     return levels.float() / 127.5 - 1
 
 
+def to_levels(pixels: Tensor) -> Tensor:
+    """Return pixels (B, 3, H, W), clamped to [-1, 1], as 8-bit levels (B, 3, H, W); undoes :func:`normalized` exactly.
+
+    Raises:
+        ValueError: a pixel is NaN or infinite, which would be black.
+    """
+    refuse_not_finite(pixels, "a pixel")
+    return ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Return pixels (3, H, W), clamped to [-1, 1], as an 8-bit RGB picture; undoes :func:`normalized` exactly."""
-    levels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    """Return pixels (3, H, W) as an 8-bit RGB picture; see :func:`to_levels`."""
+    return Image.fromarray(to_levels(pixels[None])[0].permute(1, 2, 0).cpu().numpy())
 
 
 @dataclass(frozen=True, slots=True)

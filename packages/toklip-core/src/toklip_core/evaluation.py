@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toklip_core.checkpoint import weights_checksum
-from toklip_core.data import PictureError, Resize, Source, entries, find_pictures, normalized, to_pixels
+from toklip_core.data import PictureError, Resize, Source, entries, find_pictures, normalized, to_levels, to_pixels
 from toklip_core.encoding import refuse_missing_device
+from toklip_core.finite import refuse_pixels
 from toklip_core.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.plugins import load_tokenizer, tokenizer_spec
 from toklip_core.scenes import Scenes
@@ -181,7 +182,8 @@ def evaluate_reconstruction(
 
     Raises:
         LookupError: the extra is not installed.
-        ValueError: there is no picture, or one of another size, or one below 11 x 11.
+        ValueError: there is no picture, or one of another size, or one below 11 x 11, or a pixel is an integer, NaN or
+            infinite, also one that came back.
     """
     require_evaluate_extra()
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -190,10 +192,11 @@ def evaluate_reconstruction(
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     seen, psnr, ssim = 0, 0.0, 0.0
     for batch in _batches(pictures, batch_size):
+        refuse_pixels(batch)
         perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), device)
         ids = tokenizer.encode(batch.to(device))
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
-        inputs, outputs = _levels(batch.to(device)), _levels(tokenizer.decode(ids))
+        inputs, outputs = to_levels(batch.to(device)), to_levels(tokenizer.decode(ids))
         # One by one: on a CPU quicker than a batch, and a sum cannot depend on the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
             psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
@@ -249,10 +252,6 @@ def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
             waiting = []
     if waiting:
         yield torch.stack(waiting)
-
-
-def _levels(pixels: Tensor) -> Tensor:
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _protocol(pictures: int, counts: Tensor) -> dict[str, str | int]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from toklip_core.classes import distinct
 from toklip_core.data import PictureError, open_picture, resized
+from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.matching import load_matcher, text_features
 from toklip_core.model import TokLIP
 from toklip_core.panels import GAP, SIDE, line_height, sheet, width_of, wrapped, write
@@ -103,13 +104,12 @@ def explain_picture(
     if not isinstance(model, TokLIP):
         raise ValueError(f"{name} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP")
     wanted = text_features(model, texts)
-    with torch.no_grad():
+    with torch.no_grad(), rows_named([str(picture)]):
         encoded = model.encode_pictures([image])
         each = F.normalize(model.encoder.pool_each(encoded.tokens)[0].float(), dim=-1)
         pooled = F.normalize(encoded.pooled[0].float(), dim=-1)
+        refuse_not_finite(each[None], "a token's feature")
     values = (wanted @ each.T).unflatten(1, tuple(encoded.ids.shape[1:])).cpu()  # type: ignore[no-untyped-call]
-    if not values.isfinite().all():
-        raise ValueError(f"the tokens of {picture} are not finite: the model's weights are damaged; load other ones")
     if relative:
         values = values - values.mean(0)
     return Explanation(

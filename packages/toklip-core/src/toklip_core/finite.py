@@ -6,23 +6,29 @@ graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
-#: What to do about it, where weights and pixels are what can be wrong.
-DAMAGED = "its weights are damaged, or its numbers too large for the dtype; load other weights, or compute in float32"
+#: What to do about it, where weights or dtype are what can be wrong.
+_DAMAGED = "the weights are damaged, or numbers too large for the dtype; load other weights, or compute in float32"
 
 
 class NotFiniteError(ValueError):
-    """Numbers of a picture, a text or another row are NaN or infinite.
+    """A number of a picture, a text or another row of a batch is NaN or infinite.
 
-    Attributes:
-        row: the first such row of the batch, counted from 0.
+    Args:
+        what: what is not finite of the row.
+        name: of the row.
+        row: its place in the batch, counted from 0.
+        advice: why that may be, and what to do.
     """
 
-    def __init__(self, message: str, row: int) -> None:
-        super().__init__(message)
-        self.row = row
+    def __init__(self, what: str, name: str, row: int, advice: str) -> None:
+        super().__init__(f"{what} of {name} is not finite (NaN or infinity): {advice}")
+        self.what, self.row, self.advice = what, row, advice
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -35,18 +41,19 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(ends.isfinite().all())
 
 
-def refuse_not_finite(rows: Tensor, what: str, *, advice: str = DAMAGED) -> None:
-    """Raise NotFiniteError, naming the first row, unless all of ``rows`` (B, ...) is finite.
+def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice: str = _DAMAGED) -> None:
+    """Raise NotFiniteError, naming the first row that is to blame, unless all of ``rows`` (B, ...) is finite.
 
     Args:
-        rows: a row for each picture or text.
-        what: what one row is of it, such as "the tokenizer's pixels of picture".
-        advice: why that may be, and what to do.
+        rows: one for each picture or text.
+        what: what is looked at, such as "the model's feature".
+        kind: what a row is of.
+        advice: why a number may be none, and what to do.
     """
     if not _can_look(rows) or is_finite(rows):
         return
     row = next(place for place in range(len(rows)) if not is_finite(rows[place]))
-    raise NotFiniteError(f"{what} {row + 1} of {len(rows)} are not finite (NaN or infinity): {advice}", row)
+    raise NotFiniteError(what, f"{kind} {row + 1} of {len(rows)}", row, advice)
 
 
 def refuse_pixels(pixels: Tensor) -> None:
@@ -56,13 +63,28 @@ def refuse_pixels(pixels: Tensor) -> None:
             f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], which toklip_core.data.normalized makes "
             "of 8-bit levels"
         )
-    refuse_not_finite(pixels, "the pixels of picture", advice="wanted numbers in [-1, 1]")
+    refuse_not_finite(pixels, "a pixel", advice="wanted numbers in [-1, 1]")
+
+
+@contextmanager
+def rows_named(names: Sequence[str]) -> Iterator[None]:
+    """Call a row that is not finite by its name, where the names of a batch's rows are known."""
+    try:
+        yield
+    except NotFiniteError as error:
+        if error.row >= len(names):
+            raise
+        raise NotFiniteError(error.what, repr(names[error.row]), error.row, error.advice) from error
 
 
 def refuse_damaged(module: nn.Module, source: object) -> None:
-    """Raise ValueError with the name of the first weight of a module that has NaN or infinity, and where it is from.
+    """Raise ValueError with the name of the first weight of a module that has NaN or infinity in it.
 
     -inf in a buffer is no damage: masks are made of it.
+
+    Args:
+        module: its parameters and buffers are looked at, but for those of the meta device.
+        source: the file or name that it is from, for the message.
     """
     for name, weight in module.named_parameters():
         if not weight.is_meta and not is_finite(weight):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError, Resize, Source, entries, to_pixels
 from toklip_core.encoding import refuse_missing_device
+from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TokLIP, load_model
 from toklip_core.scenes import Scenes
 from toklip_core.text import TextTower
@@ -170,8 +171,9 @@ def picture_features(
     pixels: list[Tensor] = []
 
     def batch() -> tuple[list[int], Tensor]:
-        features = model.image_features(torch.stack(pixels).to(model.logit_scale.device))
-        refuse_no_numbers(features, [pictures[place].name for place in places])
+        with rows_named([pictures[place].name for place in places]):
+            features = model.image_features(torch.stack(pixels).to(model.logit_scale.device))
+            refuse_not_finite(features, "the model's feature")  # a Matcher may be anybody's
         return places, features
 
     seen = 0
@@ -207,20 +209,10 @@ def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = Fals
     found = []
     for start in tqdm(range(0, len(texts), _TEXTS), unit_scale=_TEXTS, unit=" texts", disable=_hidden(texts, progress)):
         chunk = texts[start : start + _TEXTS]
-        found.append(model.text_features(chunk))
-        refuse_no_numbers(found[-1], chunk)
+        with rows_named(chunk):
+            found.append(model.text_features(chunk))
+            refuse_not_finite(found[-1], "the model's feature", "text")
     return torch.cat(found)
-
-
-def refuse_no_numbers(features: Tensor, names: Sequence[str]) -> None:
-    """ValueError that names the first picture or text whose feature, a row of (B, E), is not finite."""
-    wrong = ~features.isfinite().all(1)
-    if wrong.any():
-        name = names[int(wrong.nonzero()[0])]
-        raise ValueError(
-            f"the model's feature of {name!r} is not finite: its weights are damaged, or its numbers too large for the "
-            "dtype; compute in float32, or load other weights"
-        )
 
 
 def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:

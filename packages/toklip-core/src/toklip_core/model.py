@@ -39,6 +39,7 @@ from toklip_core.clip import CLIP, load_clip
 from toklip_core.config import validated
 from toklip_core.data import open_picture, to_pixels
 from toklip_core.encoder import SemanticEncoder
+from toklip_core.finite import refuse_not_finite, refuse_pixels
 from toklip_core.modes import seen
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.published import (
@@ -147,16 +148,25 @@ class TokLIP(nn.Module):
         return self._outside[0]
 
     def forward(self, pixels: Tensor) -> Encoded:
-        """Return all of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels."""
+        """Return all of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels.
+
+        Raises:
+            ValueError: pixels are integers, or a number is NaN or infinite, of the pixels or of what is made of them.
+        """
+        refuse_pixels(pixels)
         # A protocol says nothing of modules; that it is one is a law of the contract kit.
         cast(nn.Module, self.tokenizer).to(pixels.device)
         return self.encode_ids(self.tokenizer.encode(pixels))
 
     def encode_ids(self, ids: Tensor) -> Encoded:
-        """Return all of ids (B, h, w), such as a token store has them."""
+        """Return all of ids (B, h, w), such as a token store has them; ValueError if a token is NaN or infinite."""
         cast(nn.Module, self.tokenizer).to(ids.device)
         codes = self.tokenizer.embed(ids)
-        return Encoded(ids, codes, *self.encoder(codes))
+        encoded = Encoded(ids, codes, *self.encoder(codes))
+        if not self.training:  # there the losses are looked at
+            refuse_not_finite(encoded.pooled, "the model's feature")
+            refuse_not_finite(encoded.tokens, "a token")
+        return encoded
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Image.Image | Path | str]) -> Encoded:

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import pluggy
 
 if TYPE_CHECKING:
     import click
-    from torch import Tensor
+    from torch import Tensor, nn
 
 ENTRY_POINT_GROUP = "toklip"
 
@@ -63,7 +63,8 @@ class VQTokenizer(Protocol):
         """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
 
         The nearest code is found in float32, whatever autocast says; ids do not depend on the
-        rest of the batch. No gradient.
+        rest of the batch. No gradient. Pixels that are integers, NaN or infinite are a ValueError, see
+        :func:`toklip_core.finite.refuse_pixels`.
         """
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -231,9 +232,14 @@ def load_tokenizer(name: str, weights: Path | str | None = None) -> VQTokenizer:
     Raises:
         LookupError: no plugin registered the name; the message has the nearest names.
         FileNotFoundError: the weights are not there, or cannot be downloaded.
-        ValueError: the weights do not fit.
+        ValueError: the weights do not fit, or one of them is NaN or infinite.
     """
-    return tokenizer_spec(name).factory(None if weights is None else Path(weights))
+    from toklip_core.finite import refuse_damaged
+
+    tokenizer = tokenizer_spec(name).factory(None if weights is None else Path(weights))
+    # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
+    refuse_damaged(cast("nn.Module", tokenizer), name if weights is None else weights)
+    return tokenizer
 
 
 def tokenizer_spec(name: str) -> TokenizerSpec:

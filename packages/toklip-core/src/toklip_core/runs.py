@@ -34,7 +34,10 @@ from torch import Tensor, nn
 from toklip_core.atomic import hidden, move_into, remove, write_text
 from toklip_core.checkpoint import CONFIG_FILE
 from toklip_core.config import changed_keys
+from toklip_core.finite import is_finite
 from toklip_core.locks import alone
+from toklip_core.messages import one_line
+from toklip_core.textfiles import read_json_object
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -118,16 +121,15 @@ class RunFolder:
         save = self._saves / _save_name(step)
         figures: dict[str, float] = {}
         if step:
-            try:
-                progress = json.loads((save / "progress.json").read_text("utf-8"))
-                parts = {part: load_file(save / f"{part}.safetensors") for part in ("model", "optimizer", "average")}
-            except (SafetensorError, ValueError, FileNotFoundError) as error:
-                raise ValueError(f"{save} is damaged ({error}); delete it to go on from the save before") from error
+            progress, parts = _read_save(save)
             _fill(_saved_tensors(state.model), parts["model"], save)
             _fill(state.average, parts["average"], save)
-            _fill_optimizer(state, parts["optimizer"])
-            if state.scaler is not None and progress["scaler"]:
-                state.scaler.load_state_dict(progress["scaler"])
+            try:
+                _fill_optimizer(state, parts["optimizer"])
+                if state.scaler is not None and progress["scaler"]:
+                    state.scaler.load_state_dict(progress["scaler"])
+            except (RuntimeError, LookupError, ValueError) as error:
+                raise _damaged(save, error) from error
             figures = progress["figures"]
         self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
         return step, figures
@@ -149,6 +151,9 @@ class RunFolder:
         beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
 
         def write() -> None:
+            for part in ("model", "average"):
+                if names := [name for name, tensor in parts[part].items() if not is_finite(tensor)]:
+                    raise OSError(f"the {part}'s {names[0]!r} has NaN or infinity in it: lower the learning rate")
             beside.mkdir()  # outside of what tidies up: a folder that is there already is another's
             try:
                 for part, tensors in parts.items():
@@ -231,12 +236,13 @@ class RunFolder:
     def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
         file = self.path / "run.json"
         if file.is_file():
-            before = json.loads(file.read_text("utf-8"))
+            before = read_json_object(file)
             changed = [key for key in changed_keys(before, settings) if key not in harmless]
             if changed:
+                more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
                 raise ValueError(
-                    f"{self.path} holds a run with other settings of {', '.join(changed)}; put them back to go on with "
-                    "it, or choose another folder"
+                    f"{self.path} holds a run with other settings of {', '.join(changed[:4])}{more}; put them back to "
+                    "go on with it, or choose another folder"
                 )
         elif self.path.exists() and (
             not self.path.is_dir()
@@ -296,6 +302,27 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _read_save(save: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Return the progress and the tensors of a save; ValueError if they are not whole, or not finite."""
+    try:
+        progress = read_json_object(save / "progress.json")
+        parts = {part: load_file(save / f"{part}.safetensors") for part in ("model", "optimizer", "average")}
+    except (SafetensorError, ValueError, FileNotFoundError) as error:
+        raise _damaged(save, error) from error
+    if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
+        raise _damaged(save, "progress.json has no figures")
+    for part in ("model", "average"):
+        for name, tensor in parts[part].items():
+            if not is_finite(tensor):
+                raise _damaged(save, f"{name!r} of {part}.safetensors has NaN or infinity in it")
+    return progress, parts
+
+
+def _damaged(save: Path, reason: object) -> ValueError:
+    words = one_line(reason, longest=120)
+    return ValueError(f"{save} is damaged ({words}); delete it to go on from the save before")
 
 
 def _save_name(step: int) -> str:

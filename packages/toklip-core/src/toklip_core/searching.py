@@ -25,13 +25,13 @@ from tqdm import tqdm
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.classes import distinct
 from toklip_core.data import Resize, find_pictures, resized, to_picture
+from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.matching import (
     Matcher,
     Picture,
     found_pictures,
     load_matcher,
     picture_features,
-    refuse_no_numbers,
     software,
     text_features,
 )
@@ -188,12 +188,13 @@ def _store_features(
     device = model.logit_scale.device
     rows = enumerate(tqdm(tokens, unit=" pictures", disable=None if progress else True))
     while batch := list(islice(rows, batch_size)):
-        if stored:
-            features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)
-        else:
-            features = model.encode_ids(torch.stack([row.ids for _, row in batch]).to(device)).pooled
-        features = F.normalize(features.float(), dim=-1)
-        refuse_no_numbers(features, [row.key for _, row in batch])
+        with rows_named([row.key for _, row in batch]):
+            if stored:
+                features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)
+            else:
+                features = model.encode_ids(torch.stack([row.ids for _, row in batch]).to(device)).pooled
+            features = F.normalize(features.float(), dim=-1)
+            refuse_not_finite(features, "the feature")
         yield [place for place, _ in batch], features
 
 

@@ -34,6 +34,8 @@ _ROWS_AT_ONCE = 16384
 #: "Near [-1, 1]": a decoder overshoots, with random weights by a factor of a few; one that gives 0..255 is far off.
 _LARGEST_PIXEL = 16.0
 
+_REFUSE_PIXELS = "raise ValueError: call toklip_core.finite.refuse_pixels(pixels) first"
+
 
 def tokenizer_checks() -> list[Check]:
     """Return the laws of a VQ tokenizer, each a function of a tokenizer with a telling ``__name__``."""
@@ -47,6 +49,7 @@ def tokenizer_checks() -> list[Check]:
         check_equal_pictures_have_equal_ids,
         check_the_rest_of_the_batch_keeps_ids,
         check_autocast_keeps_ids,
+        check_pixels_that_are_no_numbers_are_refused,
         check_embed_is_a_lookup,
         check_decode_gives_pixels,
         check_no_graph_is_built,
@@ -132,6 +135,26 @@ def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:
         cast = _embed(tokenizer, ids)
     assert cast.dtype == codes.dtype, f"embed gives {cast.dtype} under autocast and {codes.dtype} without"
     assert torch.equal(cast, codes), "embed gives other codes under bfloat16 autocast"
+
+
+def check_pixels_that_are_no_numbers_are_refused(tokenizer: VQTokenizer) -> None:
+    """``encode`` refuses pixels that are NaN, infinite or integers, by a ValueError; ids of them mean nothing.
+
+    ``toklip_core.finite.refuse_pixels(pixels)`` at the start of ``encode`` does it.
+    """
+    pixels = _pixels(tokenizer, batch=2, height=2, width=3)
+    wrong = {f"pixels with {value} in them": pixels.clone() for value in ("nan", "inf", "-inf")}
+    for what, copy_ in wrong.items():
+        copy_[1, 2, -1, -1] = float(what.split()[2])
+    wrong["8-bit levels, which are no pixels in [-1, 1]"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    for what, bad in wrong.items():
+        try:
+            tokenizer.encode(bad)
+        except ValueError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"encode fails on {what} with {type(error).__name__}; {_REFUSE_PIXELS}") from error
+        raise AssertionError(f"encode gives ids for {what}; {_REFUSE_PIXELS}")
 
 
 def check_embed_is_a_lookup(tokenizer: VQTokenizer) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.config import Config
+from toklip_core.finite import refuse_not_finite
 from toklip_core.textfiles import read_text
 from toklip_core.trunk import Activation
 
@@ -211,6 +212,7 @@ class TextTower(nn.Module):
         """
         ids = self._cut(self.ids(texts))
         tokens: Tensor = self.network(ids)[1]
+        refuse_not_finite(tokens, "a token", "text")
         filled = (ids != self.config.pad_id).long()
         return tokens, filled.flip(1).cummax(1).values.flip(1).bool()
 
@@ -222,11 +224,13 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Return unit features (T, E), float32, of texts. No gradient."""
+        """Return unit features (T, E), float32, of texts. No gradient; ValueError if one is not finite."""
         if not texts:
             return torch.empty(0, self.config.output_dim, device=self.network.positional_embedding.device)
         chunks = [self(self.ids(texts[start : start + _CHUNK])) for start in range(0, len(texts), _CHUNK)]
-        return F.normalize(torch.cat(chunks).float(), dim=-1)
+        features = F.normalize(torch.cat(chunks).float(), dim=-1)
+        refuse_not_finite(features, "the model's feature", "text")
+        return features
 
 
 def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:

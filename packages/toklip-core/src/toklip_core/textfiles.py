@@ -43,6 +43,14 @@ def read_json(path: Path | str) -> Any:  # noqa: ANN401 - whatever JSON holds
     return parsed(read_text(path), str(path))
 
 
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """Return what a JSON file holds that is an object, such as a config; errors as :func:`read_json`."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(found).__name__}, not an object; fetch or make it again")
+    return found
+
+
 def json_rows(path: Path | str) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of the entries of a JSON list, counted from 1, or of the lines of a JSONL file.
 

@@ -170,6 +170,7 @@ def fit(
                 stop = _anywhere(accelerator, request.signal)
 
                 if due and evaluate is not None and (last or step % run.evaluate_every == 0):
+                    window.refuse_not_finite()  # what is wrong is said with its step, and not by the evaluation
                     with _averaged(product, average), _unsharded(model), torch.no_grad():
                         evaluation = evaluate(product.eval())
                     _train_mode(model)
@@ -503,24 +504,42 @@ class _Window:
         self.rows.append((step, Losses(losses, metrics)))
 
     def log(self, step: int, **more: float) -> None:
-        """Log means over steps and processes; ValueError if a loss was not finite."""
+        """Log means over steps and processes; ValueError if a loss, or a norm of gradients, was not finite."""
         if not self.rows:
             return
-        flat = [value for _, row in self.rows for part in row for value in part.values()]
-        numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
         sums: dict[str, list[float]] = {}
-        for at, row in self.rows:
-            for kind, part in (("loss/", row.losses), ("", row.metrics)):
-                for name in part:
-                    value = next(numbers)
-                    if kind and not math.isfinite(value):
-                        raise ValueError(
-                            f"the loss {name!r} is {value} at step {at}; {self.folder.last_save_in_words()}: "
-                            "lower the learning rate, or look at the data of that step"
-                        )
-                    sums.setdefault(kind + name, []).append(value)
+        for _, name, value in self._means():
+            sums.setdefault(name, []).append(value)
         steps = len({at for at, _ in self.rows})
         more["steps_per_second"] = steps / (time.perf_counter() - self.since)
         self.folder.log(step, {name: sum(values) / len(values) for name, values in sums.items()} | more)
         self.rows.clear()
         self.since = time.perf_counter()
+
+    def refuse_not_finite(self) -> None:
+        """Raise what :meth:`log` would raise, and log nothing."""
+        for _ in self._means():
+            pass
+
+    def _means(self) -> Iterator[tuple[int, str, float]]:
+        """Yield step, name and mean over processes of each value; ValueError, in all of them, if one is not finite.
+
+        With fp16 a norm of gradients may be infinite: GradScaler leaves out the step. Else the weights would be NaN.
+        """
+        flat = [value for _, row in self.rows for part in row[:2] for value in part.values()]
+        if not flat:
+            return
+        numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
+        watched = {"loss": "loss"}
+        if self.accelerator.scaler is None:
+            watched["grad_norm"] = "norm of the gradients of"
+        for step, row in self.rows:
+            for name in (*(f"loss/{name}" for name in row.losses), *row.metrics):
+                value = next(numbers)
+                kind, _, own = name.partition("/")
+                if kind in watched and not math.isfinite(value):
+                    raise ValueError(
+                        f"the {watched[kind]} {own!r} is {value} at step {step}; {self.folder.last_save_in_words()}: "
+                        "lower the learning rate, or look at the data of that step"
+                    )
+                yield step, name, value

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from toklip_core.data import to_levels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import load_matcher
 from toklip_core.ranges import refuse_counts, refuse_drawing
@@ -130,7 +131,7 @@ def evaluate_on_scenes(
         )
         reference = Reference(info, moments(real.features), real.features, what)
     texts = [prompt.text for prompt in prompts]
-    measured = [Drawn(levels, text) for levels, text in zip(_levels(torch.cat(drawn)), texts, strict=True)]
+    measured = [Drawn(levels, text) for levels, text in zip(to_levels(torch.cat(drawn)), texts, strict=True)]
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
         "generator": f"{generator}, in {str(pictures.generator.head.weight.dtype).removeprefix('torch.')}",
@@ -195,7 +196,7 @@ def evaluate_on_classes(
         for start in tqdm(range(0, count, batch_size), disable=None if progress else True):
             classes = [place % condition.classes for place in range(start, min(start + batch_size, count))]
             pixels = _pixels(pictures, classes, sampling, first=start)
-            yield from (Drawn(levels, None) for levels in _levels(_resized(pixels, size)))
+            yield from (Drawn(levels, None) for levels in to_levels(_resized(pixels, size)))
 
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(drawn(), extractor=extractor, reference=known, npz=writer, batch_size=batch_size)
@@ -228,7 +229,3 @@ def _resized(pixels: Tensor, size: int | None) -> Tensor:
         return pixels
     # As the published figures have it: neither antialiased nor cut to [-1, 1] before.
     return torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic")
-
-
-def _levels(pixels: Tensor) -> Tensor:
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -22,6 +22,7 @@ from toklip_core.checkpoint import (
     weights_checksum,
 )
 from toklip_core.config import validated
+from toklip_core.finite import refuse_not_finite
 from toklip_core.model import TokLIP
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from torch import Tensor
@@ -140,8 +141,10 @@ class PictureGenerator:
             self.generator.train(was_training)
 
     def pixels(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w) in [-1, 1], float32, of ids (B, h, w)."""
-        return self.tokenizer.decode(ids).float().clamp(-1, 1)
+        """Return pixels (B, 3, f h, f w) in [-1, 1], float32, of ids (B, h, w); ValueError if one is not finite."""
+        pixels = self.tokenizer.decode(ids).float()
+        refuse_not_finite(pixels, "a pixel")
+        return pixels.clamp(-1, 1)
 
     def save(self, folder: Path | str) -> None:
         """Write a folder that :func:`load_generator` reads: config, weights, and the tokenizer's if it has its own.

@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 from weakref import WeakKeyDictionary
 
 import torch
+from toklip_core.finite import refuse_not_finite
 from toklip_core.ranges import LARGEST_SCALE, LEAST_TEMPERATURE, refuse_drawing, refuse_outside
 from torch import Tensor
 from tqdm import tqdm
@@ -26,6 +27,8 @@ from toklip_gen.packing import packed
 
 #: Packing takes as long as so many steps; see toklip_gen.packing.
 _STEPS_OF_PACKING = 3
+
+_NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, compute in float32, or lower the guidance"
 
 
 class Guidance(NamedTuple):
@@ -99,7 +102,7 @@ def sample(
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: a value is out of its range, or shapes do not fit.
+        ValueError: a value is out of its range, shapes do not fit, or logits are NaN or infinite.
     """
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     choice = Choice(temperature, top_k, top_p)
@@ -114,7 +117,8 @@ def sample(
     if known < count:
         with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
             draw = _draw_compiled if compiled else _draw
-            draw(generator, inputs, condition, ids, known, luck, guidance.scales(count), choice, bar)
+            marks = draw(generator, inputs, condition, ids, known, luck, guidance.scales(count), choice, bar)
+        refuse_not_finite(marks, "a logit", advice=_NO_LOGITS)
     return ids.unflatten(1, generator.config.grid)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -139,7 +143,16 @@ def chosen(logits: Tensor, luck: Tensor, choice: Choice) -> Tensor:
     passed = logits.softmax(-1).cumsum(-1)
     total = passed[:, -1]
     goal = torch.minimum(luck * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(passed, goal[:, None], right=True)[:, 0]
+    # Among NaN no place is found; an id it must be, for the next step reads it before the marks are looked at.
+    return torch.searchsorted(passed, goal[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+
+
+def _mark(logits: Tensor) -> Tensor:
+    """Return (B,): 0, or NaN where no id can be chosen by logits (B, K). It is looked at once, after the last step.
+
+    -inf is no fault: it is how an id is ruled out, unless all are.
+    """
+    return 0 * logits.amax(-1)
 
 
 def _draw(
@@ -152,8 +165,8 @@ def _draw(
     scales: list[float],
     choice: Choice,
     bar: tqdm[NoReturn],
-) -> None:
-    """Fill ids (B, N) from ``known`` on."""
+) -> Tensor:
+    """Fill ids (B, N) from ``known`` on; return the sum of the marks, (B,)."""
     batch, count = ids.shape
     worth_packing = count - known > _STEPS_OF_PACKING
     generator = packed(generator) if worth_packing else generator
@@ -161,13 +174,17 @@ def _draw(
     logits, cache = generator.prefill(read, _with_nothing(generator, condition, scales[known:]))
     stream = stream.packed() if worth_packing else stream
     guided_to = max((i for i, scale in enumerate(scales) if scale != 1), default=-1)
+    marks = luck.new_zeros(batch)
     for i in range(known, count):
         if i > known:
             if i > guided_to:
                 cache.keep(batch)
             logits = generator.step(stream.step(ids[:, i - 1]), cache)
-        ids[:, i] = chosen(_guided(logits, batch, scales[i]), luck[:, i], choice)
+        guided = _guided(logits, batch, scales[i])
+        ids[:, i] = chosen(guided, luck[:, i], choice)
+        marks += _mark(guided)
         bar.update()
+    return marks
 
 
 def _draw_compiled(
@@ -180,23 +197,27 @@ def _draw_compiled(
     scales: list[float],
     choice: Choice,
     bar: tqdm[NoReturn],
-) -> None:
-    """Fill ids (B, N) from ``known`` on; every step is one call of one graph, whose shapes do not change."""
+) -> Tensor:
+    """Do what :func:`_draw` does; every step is one call of one graph, whose shapes do not change."""
     batch, count = ids.shape
     read, stream = inputs.stream(ids[:, :known])
     logits, cache = generator.prefill(read, _with_nothing(generator, condition, scales[known:]))
-    ids[:, known] = chosen(_guided(logits, batch, scales[known]), luck[:, known], choice)
+    guided = _guided(logits, batch, scales[known])
+    ids[:, known] = chosen(guided, luck[:, known], choice)
+    marks = _mark(guided)
     bar.update()
     cache, stream = _kept(generator, cache, stream)
     scale = torch.tensor(scales, device=ids.device)
     position = torch.arange(count, device=ids.device)
     advance = _compiled(ids.device.type)
     for i in range(known + 1, count):
-        drawn = advance(
+        drawn, mark = advance(
             generator, stream, cache, ids[:, i - 1].clone(), position[i - 1 : i].clone(), scale[i], luck[:, i], choice
         )
         ids[:, i] = drawn
+        marks += mark
         bar.update()
+    return marks
 
 
 #: The caches of each generator's last compiled drawing.
@@ -232,15 +253,16 @@ def _advance(
     scale: Tensor,
     luck: Tensor,
     choice: Choice,
-) -> Tensor:
-    """Return the ids (B,) that follow ``ids`` (B,), which are at ``position`` (1,) of the picture."""
+) -> tuple[Tensor, Tensor]:
+    """Return the ids (B,) that follow ``ids`` (B,), which are at ``position`` (1,) of the picture, and their marks."""
     place = position + generator.config.condition.length
     logits = generator.step_at(stream.step_at(ids, position), cache, place)
-    return chosen(_guided(logits, len(ids), scale), luck, choice)
+    guided = _guided(logits, len(ids), scale)
+    return chosen(guided, luck, choice), _mark(guided)
 
 
 @cache
-def _compiled(device: str) -> Callable[..., Tensor]:
+def _compiled(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
     mode = "reduce-overhead" if device == "cuda" else "default"
     return torch.compile(_advance, fullgraph=True, mode=mode)
 

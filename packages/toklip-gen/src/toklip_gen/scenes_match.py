@@ -18,7 +18,7 @@ from itertools import permutations
 from typing import NamedTuple, cast
 
 import torch
-from toklip_core.data import normalized
+from toklip_core.data import normalized, to_levels
 from toklip_core.matching import Matcher
 from toklip_core.plugins import VQTokenizer
 from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
@@ -84,7 +84,7 @@ class Match:
 
 def match_by_pixels(pixels: Tensor, claims: Sequence[Description]) -> Match:
     """Return how far pictures (B, 3, S, S), in [-1, 1], on plain backgrounds, show what is claimed of each."""
-    levels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu().numpy()
+    levels = to_levels(pixels).movedim(1, -1).cpu().numpy()
     tally = _Tally()
     for picture, claim in zip(levels, claims, strict=True):
         found = read_scene(picture)

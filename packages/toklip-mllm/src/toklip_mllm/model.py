@@ -21,13 +21,15 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.finite import refuse_damaged
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LogitsProcessorList
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from toklip_mllm.config import TokLIPLMConfig
+from toklip_mllm.logits import FiniteLogits
 from toklip_mllm.vision import PictureEncoder, codebook_checksum
 
 #: What the installed transformers calls the cache: ``cache`` from 5.24 on, ``past_key_values`` before.
@@ -80,8 +82,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """Return a saved model, as transformers does.
 
         Raises:
-            ValueError: its weights are not exactly those that its config wants, or its codebook is not the one that it
-                was made with.
+            ValueError: its weights are not exactly those that its config wants, one of them is NaN or infinite, or its
+                codebook is not the one that it was made with.
         """
         told = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -92,6 +94,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                     "the whole model again, with its own config"
                 )
         model.vision.requires_grad_(False)  # what is loaded has new parameters
+        refuse_damaged(model, model.name_or_path)
         model.check_codebook()
         return cast(Self, (model, info) if told else model)
 
@@ -177,7 +180,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
         Raises:
             ContextError: a prompt is longer than the language model's context.
-            ValueError: places and pictures differ in number, or there is an ``assistant_model``.
+            ValueError: places and pictures differ in number, there is an ``assistant_model``, or logits are NaN or
+                infinite.
         """
         if kwargs.get("assistant_model") is not None:
             raise ValueError(
@@ -194,6 +198,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 kwargs["image_embeds"] = self._laid_out(prompt, image_features, kwargs.get("attention_mask"))
         elif image_ids is not None or image_features is not None:
             raise ValueError("got pictures without input_ids, which say where they go")
+        kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(kwargs.get("logits_processor") or ())])
         return super().generate(inputs, generation_config, **_cache_by_its_name(kwargs))
 
     def prepare_inputs_for_generation(

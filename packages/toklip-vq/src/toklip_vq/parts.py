@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from toklip_core.checkpoint import plain_name, read_tensors, state_dict_in
 from toklip_core.config import is_file_name
-from toklip_core.json_objects import read_json_object
 from toklip_core.messages import one_line
+from toklip_core.textfiles import read_json_object
 
 #: What a model folder of the hub can hold; the first that is there counts.
 _FOLDER_FILES = (

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from toklip_core.finite import refuse_not_finite, refuse_pixels
 from torch import Tensor, nn
 
 from toklip_vq.towers import Decoder, Encoder
@@ -152,6 +153,14 @@ class Codebook(nn.Module):
 
         Float32, also under autocast. The first of equally near codes wins. No gradient.
         """
+        return self.search(latents)[0]
+
+    @torch.no_grad()
+    def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`nearest` does, and how near they are, (...), float32: the greater the nearer.
+
+        A latent, or a code, that is not finite shows there, as NaN or infinity; among the ids it does not.
+        """
         with torch.autocast(latents.device.type, enabled=False):
             queries_NC = latents.detach().reshape(-1, latents.shape[-1]).float()
             rows_KC = self.rows()
@@ -167,9 +176,9 @@ class Codebook(nn.Module):
                     scores_NK -= half_squares_K[start : start + self.chunk]
                 score_N, id_N = scores_NK.max(dim=-1)
                 better_N = score_N > best_N
-                best_N = torch.where(better_N, score_N, best_N)
+                best_N = torch.maximum(best_N, score_N)  # which keeps NaN, where a comparison passes over it
                 ids_N = torch.where(better_N, id_N + start, ids_N)
-            return ids_N.reshape(latents.shape[:-1])
+            return ids_N.reshape(latents.shape[:-1]), best_N.reshape(latents.shape[:-1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
@@ -235,7 +244,8 @@ class VQGANTokenizer(nn.Module):
         """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of f, or pixels has another shape.
+            ValueError: H or W is not a multiple of f, pixels has another shape or is of integers, or a number is NaN or
+                infinite, of the pixels or of the latents.
         """
         factor = self.downsample_factor
         if pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -245,12 +255,16 @@ class VQGANTokenizer(nn.Module):
                 f"got a picture of {pixels.shape[2]} x {pixels.shape[3]}; its sides must be multiples of {factor}: "
                 "crop or resize it"
             )
+        refuse_pixels(pixels)
         height, width = pixels.shape[2] // factor, pixels.shape[3] // factor
         ids = torch.empty(len(pixels), height, width, dtype=torch.int64, device=pixels.device)
+        nearness = torch.empty_like(ids, dtype=torch.float32)
         with torch.autocast(pixels.device.type, enabled=False):
             # One by one: the same numbers whatever stands beside a picture, and activations stay in cache.
             for i in range(len(pixels)):
-                ids[i] = self.vqgan.codebook.nearest(self.vqgan.latents(pixels[i : i + 1]).movedim(1, -1))[0]
+                latents = self.vqgan.latents(pixels[i : i + 1]).movedim(1, -1)
+                ids[i : i + 1], nearness[i : i + 1] = self.vqgan.codebook.search(latents)
+        refuse_not_finite(nearness, "a latent")
         return ids
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -262,7 +276,7 @@ class VQGANTokenizer(nn.Module):
         """Return float32 pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w).
 
         Raises:
-            ValueError: ids has another shape, or an id is not in [0, K).
+            ValueError: ids has another shape, an id is not in [0, K), or a pixel of a picture is NaN or infinite.
         """
         if ids.ndim != 3:
             raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w)")
@@ -275,7 +289,9 @@ class VQGANTokenizer(nn.Module):
             pictures = [self.vqgan.reconstruct(self.embed(grid[None])).float() for grid in ids]
         factor = self.downsample_factor
         empty = torch.empty(0, 3, ids.shape[1] * factor, ids.shape[2] * factor, device=ids.device)
-        return torch.cat([empty, *pictures])
+        pixels = torch.cat([empty, *pictures])
+        refuse_not_finite(pixels, "a decoded pixel")
+        return pixels
 
 
 def load_vqgan(folder: Path | str) -> VQGANTokenizer:

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from toklip_core.checkpoint import read_tensors
+from toklip_core.finite import refuse_pixels
 from torch import Tensor, nn
 
 
@@ -50,7 +51,8 @@ class GridTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, h, w) of pixels (B, 3, f h, f w)."""
+        """Return the ids (B, h, w) of pixels (B, 3, f h, f w); ValueError if one is an integer, NaN or infinite."""
+        refuse_pixels(pixels)
         # In half precision another colour may be the nearest: autocast must not reach the search.
         with torch.autocast(pixels.device.type, enabled=False):
             means_B3hw = nn.functional.avg_pool2d(pixels.float(), self.downsample_factor)

@@ -1,0 +1,74 @@
+"""Logits that are NaN or infinite: no picture is drawn of them, greedily or by chance, compiled or not."""
+
+import math
+
+import pytest
+import torch
+from toklip_core.checkpoint import save_model_folder
+from toklip_gen import sampling
+from toklip_gen.pipeline import PictureGenerator, load_generator
+from toklip_gen.sampling import sample
+
+from tests.core.mean_colour import MeanColour
+from tests.core.refusals import refusing
+from tests.gen.small import small_config, small_generator, small_inputs, some_condition
+
+BROKEN = [math.nan, math.inf, -math.inf]
+CHOICES = {"greedy": {"temperature": 0}, "drawn": {}, "top-k": {"top_k": 5}, "top-p": {"top_p": 0.5}}
+
+
+def draw(generator, **options):
+    return sample(generator, small_inputs(), some_condition("class", 3), seeds=[1, 2, 3], **options)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_id_is_chosen_by_logits_that_are_no_numbers(monkeypatch, choice, value, compiled):
+    monkeypatch.setattr(sampling, "_compiled", lambda device: sampling._advance)
+    generator = small_generator()
+    generator.norm.weight.data[3] = value
+    with refusing("a logit of picture 1 of 3 is not finite", "lower the guidance"):
+        draw(generator, compiled=compiled, **CHOICES[choice])
+
+
+def test_one_picture_among_others_is_named():
+    generator = small_generator()
+    generator.condition.weight.data[some_condition("class", 3).values[1]] = math.nan
+    with refusing("a logit of picture 2 of 3 is not finite"):
+        draw(generator, guidance=1.0)
+
+
+def test_a_guidance_too_large_for_the_numbers_is_refused():
+    generator = small_generator()
+    generator.head.weight.data *= 1e12
+    with refusing("a logit of picture 1 of 3 is not finite", "lower the guidance"):
+        draw(generator, guidance=1e30)
+
+
+def test_an_id_that_is_ruled_out_is_no_fault(monkeypatch):
+    ruled_out = torch.tensor([7])
+    monkeypatch.setattr(sampling, "_guided", lambda logits, *rest: logits[:3].index_fill(1, ruled_out, -math.inf))
+    assert not (draw(small_generator()) == 7).any()
+
+
+class Blind(MeanColour):
+    """A plugin whose decoder gives NaN."""
+
+    def decode(self, ids):
+        return super().decode(ids) * math.nan
+
+
+@pytest.mark.parametrize("value", BROKEN)
+def test_a_folder_with_such_a_weight_is_refused_by_its_name(toy, tmp_path, value):
+    generator = small_generator()
+    generator.blocks[1].qkv.weight.data[3, 3] = value
+    save_model_folder(tmp_path, small_config().model_dump(mode="json"), generator)
+    with refusing(f"the tensor 'blocks.1.qkv.weight' of '{tmp_path}' has NaN or infinity"):
+        load_generator(tmp_path)
+
+
+def test_pixels_that_are_no_numbers_are_no_pictures():
+    pictures = PictureGenerator(small_generator(), tokenizer=Blind())
+    with refusing("a pixel of picture 1 of 2 is not finite"):
+        pictures.pixels(torch.zeros(2, 8, 8, dtype=torch.int64))
