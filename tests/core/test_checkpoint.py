@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import save_file
 from toklip_core.checkpoint import (
     hub_file,
+    hub_folder,
     load_strict,
     read_model_folder,
     read_tensors,
     save_model_folder,
     state_dict_in,
     weights_checksum,
+    why_not_fetched,
 )
 from torch import nn
 
@@ -331,3 +333,22 @@ def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, how):
     else:
         with refusing("greedy.pt"):
             read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Cannot reach the hub: offline. To disable it, unset it.", "Cannot reach the hub: offline"),
+        ("Got: ConnectError: no name\nAn error happened while trying to locate", "Got: ConnectError: no name"),
+        ("", "OSError"),
+    ],
+)
+def test_why_a_file_was_not_fetched_is_a_whole_sentence(said, reason):
+    assert why_not_fetched(OSError(said)) == reason
+
+
+def test_a_hub_that_is_switched_off_is_said_to_be(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for fetch in (lambda: hub_file("owner/name", "x.pt"), lambda: hub_folder("owner/name", ["*"], lambda folder: True)):
+        with pytest.raises(FileNotFoundError, match=r"downloaded \(HF_HUB_OFFLINE is set, so nothing is downloaded\)"):
+            fetch()

@@ -103,6 +103,33 @@ def test_a_command_of_a_package_that_fails_is_not_said_to_be_missing():
     )
 
 
+def test_the_package_is_a_command_as_well():
+    done = subprocess.run([sys.executable, "-m", "toklip_core", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("toklip, version "), done.stderr
+
+
+@pytest.mark.parametrize("words", [["fail"], ["train", "fail"], ["evaluate", "fail"]])
+def test_ctrl_c_ends_every_command_with_130_and_one_line(words):
+    def register(cli, train, evaluate):
+        for group in (cli, train, evaluate):
+
+            @group.command("fail")
+            def fail():
+                """Fail."""
+                raise KeyboardInterrupt
+
+    result = run(*words, plugins=registry(acme=register))
+    assert result.exit_code == 130 and result.stderr == "Interrupted.\n" and result.stdout == ""
+
+
+def test_ctrl_c_while_plugins_are_asked_is_130_too():
+    def register(cli, train, evaluate):
+        raise KeyboardInterrupt
+
+    result = run("--help", plugins=registry(acme=register))
+    assert result.exit_code == 130 and result.stderr == "Interrupted.\n"
+
+
 def test_an_unknown_command_is_a_usage_error():
     result = run("encoed")
     assert result.exit_code == 2 and "No such command 'encoed'" in result.stderr

@@ -177,7 +177,7 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         (["what is it?"], 'got no picture; name one before the question: toklip ask PICTURE "QUESTION"'),
         ([], "got no picture; name one before the question"),
         (["none.png", "what?"], "picture 1 ('none.png') cannot be read: "),
-        (["0.png", "what ?", "--model", "nowhere/at all"], "nowhere/at all"),
+        (["0.png", "what ?", "--model", "nowhere/at-all"], "'nowhere/at-all' is no folder, is not in the hub's cache"),
         (["0.png", "what ?", "--model", "."], "'.' is no model folder: it has no config.json"),
         (["0.png", "what ?", "--device", "cuda:99"], "got the device 'cuda:99'"),
         (["0.png"] * 8 + ["what ?"], "the language model's context is 512"),

@@ -16,7 +16,7 @@ from tests.repo.pages import ROOT
 LAYERS = {
     "toklip_core": [
         {"atomic", "characters", "finite", "locks", "messages", "ranges"},
-        {"options", "textfiles"},
+        {"textfiles"},
         {"tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
@@ -34,8 +34,10 @@ LAYERS = {
         {"distillation"},
         {"teaching"},
         {"demo"},
+        {"options"},
         {"demo_command", "model_commands", "train_commands"},
         {"cli", "testing"},
+        {"__main__"},
     ],
     "toklip_vq": [
         {"parts", "towers"},

@@ -261,8 +261,8 @@ def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weigh
         return Path(hf_hub_download(repository, filename))
     except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
         raise FileNotFoundError(
-            f"{filename} is not in the hub's cache and cannot be downloaded ({_reason(error)}); fetch {url} to any "
-            f"place and {way_out.format(filename)}"
+            f"{filename} is not in the hub's cache and cannot be downloaded ({why_not_fetched(error)}); fetch {url} to "
+            f"any place and {way_out.format(filename)}"
         ) from error
 
 
@@ -288,7 +288,8 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
     except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
         raise FileNotFoundError(
             f"there is no folder {repository!r}, and the hub's repository of this name is not in its cache and cannot "
-            f"be downloaded ({_reason(error)}); fetch https://huggingface.co/{repository} to a folder and name that"
+            f"be downloaded ({why_not_fetched(error)}); fetch https://huggingface.co/{repository} to a folder and name "
+            "that"
         ) from error
     if not complete(fetched):  # without a network, what is cached counts as fetched
         raise FileNotFoundError(
@@ -298,8 +299,14 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
     return fetched
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
+def why_not_fetched(error: Exception) -> str:
+    """Say in a phrase why the hub did not give a file: the first sentence of what its library says."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return one_line(re.split(r"(?<=[.!?])\s", said.strip())[0].rstrip("."), longest=160)
 
 
 def weights_checksum(module: nn.Module) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +17,7 @@ from toklip_core import __version__
 from toklip_core.demo_command import demo
 from toklip_core.messages import one_line
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
-from toklip_core.options import COUNT, NUMBER, SEED, SIDE
+from toklip_core.options import COUNT, NUMBER, SEED, SIDE, names_or_files, tokenizer_names, toklip_names
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
 
@@ -104,14 +106,30 @@ class PluginGroup(click.Group):
 class ErrorsAsLines(PluginGroup):
     """The outermost group: users' errors become one line and exit status 1; a bug keeps its traceback."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - as of click
+        """Read the command line; asking plugins for their commands can be interrupted, too."""
+        with _interruption():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with _interruption():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # `toklip ... | head`: click ends quietly.
         except (ValueError, LookupError, OSError) as error:
             raise click.ClickException(_one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[None]:
+    """End with one line and 130, a shell's status for Ctrl-C, wherever it comes; click would end with 1."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        click.echo("Interrupted.", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from error
 
 
 def _one_line(error: Exception) -> str:
@@ -147,7 +165,13 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("inputs", nargs=-1)
-@click.option("--tokenizer", default="llamagen-tiny", show_default=True, help="See `toklip tokenizers`.")
+@click.option(
+    "--tokenizer",
+    default="llamagen-tiny",
+    show_default=True,
+    shell_complete=names_or_files(tokenizer_names),
+    help="See `toklip tokenizers`.",
+)
 @click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
 @click.option("--scenes", type=COUNT, help="Measure on so many generated scenes, without INPUTS.")
 @click.option(
@@ -193,9 +217,17 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 @click.option(
     "--out", "store", required=True, type=click.Path(), help="The store, a folder; an earlier encode goes on."
 )
-@click.option("--tokenizer", help="See `toklip tokenizers`; by default the model's, or llamagen-tiny.")
+@click.option(
+    "--tokenizer",
+    shell_complete=names_or_files(tokenizer_names),
+    help="See `toklip tokenizers`; by default the model's, or llamagen-tiny.",
+)
 @click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
-@click.option("--model", help="Store the unit feature of each picture, too, by this TokLIP: see `toklip models`.")
+@click.option(
+    "--model",
+    shell_complete=names_or_files(toklip_names),
+    help="Store the unit feature of each picture, too, by this TokLIP: see `toklip models`.",
+)
 @click.option("--tokens", is_flag=True, help="And all of its tokens: 0.6 MB for a picture of 256 tokens.")
 @click.option(
     "--teacher", help="Store its unit feature, too, to train from: a folder, or a name such as open_clip:NAME/TAG."

@@ -20,9 +20,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from toklip_core.checkpoint import CONFIG_FILE, load_strict, read_model_folder, read_tensors, save_model_folder
+from toklip_core.checkpoint import (
+    CONFIG_FILE,
+    load_strict,
+    read_model_folder,
+    read_tensors,
+    save_model_folder,
+    why_not_fetched,
+)
 from toklip_core.config import Config, validated
 from toklip_core.finite import refuse_not_finite, refuse_pixels
+from toklip_core.messages import one_line
 from toklip_core.text import (
     TOKENIZER_FILE,
     TextConfig,
@@ -170,10 +178,10 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
     except ModuleNotFoundError as error:  # transformers, for the tokenizers of SigLIP
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
     except (RuntimeError, OSError) as error:  # what it raises for misfits and downloads, and transformers for its own
-        words = " ".join(str(error).split())[:200]
         if isinstance(error, OSError) or published:
+            words = why_not_fetched(error)
             raise FileNotFoundError(f"{name}/{tag} or its tokenizer is not to be had by open_clip: {words}") from error
-        raise ValueError(f"{tag!r} does not fit {name}: {words}") from error
+        raise ValueError(f"{tag!r} does not fit {name}: {one_line(error, longest=200)}") from error
     return clip_from_open_clip(model, settings["text_cfg"], tokenizer)
 
 

@@ -40,6 +40,7 @@ from toklip_core.config import validated
 from toklip_core.data import open_picture, to_pixels
 from toklip_core.encoder import SemanticEncoder
 from toklip_core.finite import refuse_not_finite, refuse_pixels
+from toklip_core.messages import one_line
 from toklip_core.modes import seen
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.published import (
@@ -230,7 +231,7 @@ class TokLIP(nn.Module):
                 hub.create_repo(repository, private=private, exist_ok=True)
                 return str(hub.upload_folder(repo_id=repository, folder_path=folder))
             except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
-                raise OSError(f"cannot upload to {repository!r} ({' '.join(str(error).split())[:200]})") from error
+                raise OSError(f"cannot upload to {repository!r} ({one_line(error, longest=200)})") from error
 
     @classmethod
     def _of_folder(cls, folder: Path, dtype: torch.dtype | None, *, text: bool, tokenizer: bool) -> Self:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toklip_core.options import COUNT
+from toklip_core.options import COUNT, names_or_files, toklip_names
 
 if TYPE_CHECKING:
     from toklip_core.plugins import NamedModel
@@ -23,6 +23,7 @@ _MODEL = click.option(
     "name",
     default="toklip-tiny",
     show_default=True,
+    shell_complete=names_or_files(toklip_names),
     help="A name that `toklip models` lists, a folder, an official .pt, owner/name on the hub, open_clip:NAME/TAG.",
 )
 _DEVICE = click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
@@ -81,7 +82,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), shell_complete=names_or_files(toklip_names))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--config", type=click.Path(path_type=Path), help="config.json, for sizes that no published model has.")
 @click.option(

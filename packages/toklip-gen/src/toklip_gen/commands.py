@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from toklip_core.options import COUNT, NUMBER, SEED
+from toklip_core.options import COUNT, NUMBER, SEED, names_of_kind, names_or_files, toklip_names
 
 
 @click.command()
@@ -44,9 +44,15 @@ from toklip_core.options import COUNT, NUMBER, SEED
     "--model",
     default="toklip-gen-tiny",
     show_default=True,
+    shell_complete=names_or_files(names_of_kind("generator")),
     help="A generator that `toklip models` lists, a folder that `toklip train generator` wrote, or LlamaGen's .pt.",
 )
-@click.option("--toklip", type=click.Path(), help="Where the TokLIP that it reads is now, if not where it was.")
+@click.option(
+    "--toklip",
+    type=click.Path(),
+    shell_complete=names_or_files(toklip_names),
+    help="Where the TokLIP that it reads is now, if not where it was.",
+)
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")

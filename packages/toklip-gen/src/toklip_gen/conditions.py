@@ -21,6 +21,7 @@ from urllib.parse import unquote_plus
 import torch
 import torch.nn.functional as F
 from toklip_core.characters import replace_lone_surrogates
+from toklip_core.checkpoint import why_not_fetched
 from toklip_core.model import TokLIP
 from toklip_core.text import TextTower
 from torch import Tensor, nn
@@ -225,10 +226,9 @@ def load_t5(name: str, *, length: int) -> T5Words:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16)
     except (OSError, ValueError, ImportError) as error:  # ImportError: sentencepiece, which the hub's T5 may need
-        words = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"the text encoder {name!r} is not to be had by transformers; fetch it where there is a network "
-            f"(`hf download {name}`): {words}"
+            f"(`hf download {name}`): {why_not_fetched(error)}"
         ) from error
     return T5Words(model, tokenizer, length=length)
 

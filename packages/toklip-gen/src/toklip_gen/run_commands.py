@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from toklip_core.options import COUNT, SEED, SIDE
+from toklip_core.options import COUNT, SEED, SIDE, names_of_kind, names_or_files, toklip_names
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ _MODES = {
 
 @click.command("generation")
 @click.argument("inputs", nargs=-1)
-@click.option("--generator", help="Draw with this, in place of INPUTS: see `toklip models`, or a folder.")
+@click.option(
+    "--generator",
+    shell_complete=names_or_files(names_of_kind("generator")),
+    help="Draw with this, in place of INPUTS: see `toklip models`, or a folder.",
+)
 @click.option(
     "--scenes", type=click.IntRange(2, COUNT.max), help="With a generator of texts: captions of so many scenes."
 )
@@ -63,7 +67,11 @@ _MODES = {
 @click.option("--per-class", type=COUNT, help="With a generator of classes: pictures of each.")
 @click.option("--reference", help="Real pictures' statistics: a name such as adm-imagenet-256, or a file NAME.npz.")
 @click.option("--features", help="What pictures are compared by: inception, or a model such as toklip-tiny.")
-@click.option("--clip", help="A model that judges captions: CLIP score, and with --scenes the second judge.")
+@click.option(
+    "--clip",
+    shell_complete=names_or_files(toklip_names),
+    help="A model that judges captions: CLIP score, and with --scenes the second judge.",
+)
 @click.option("--npz", type=click.Path(), help="Write the pictures there, too, for ADM's evaluator.")
 @click.option("--write-reference", type=click.Path(), help="Write the statistics of INPUTS there; measure nothing.")
 @click.option(
@@ -73,7 +81,12 @@ _MODES = {
     show_default=True,
     help="Of the reference that is written: the other use of it is refused.",
 )
-@click.option("--toklip", type=click.Path(), help="Where the generator's TokLIP is now, if not where it was.")
+@click.option(
+    "--toklip",
+    type=click.Path(),
+    shell_complete=names_or_files(toklip_names),
+    help="Where the generator's TokLIP is now, if not where it was.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for a GPU.")
 @click.option("--guidance", type=float, help="1 is none; by default the generator's own, mostly 4.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.options import COUNT, SEED
+from toklip_core.options import COUNT, SEED, names_of_kind, names_or_files
 
 if TYPE_CHECKING:
     from toklip_mllm.chat import Answer, Chat
@@ -19,7 +19,14 @@ _SHOW, _NEW = "/picture ", "/new"
 
 @click.command()
 @click.argument("words", nargs=-1, metavar='PICTURE... ["QUESTION"]')
-@click.option("--model", "name", default="toklip-mllm-tiny", show_default=True, help="Or a folder, or owner/name.")
+@click.option(
+    "--model",
+    "name",
+    default="toklip-mllm-tiny",
+    show_default=True,
+    shell_complete=names_or_files(names_of_kind("language model")),
+    help="Or a folder, or owner/name.",
+)
 @click.option(
     "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Of an answer, at most."
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from toklip_core.checkpoint import weights_checksum
+from toklip_core.checkpoint import weights_checksum, why_not_fetched
 from toklip_core.model import TokLIP
 from toklip_core.plugins import VQTokenizer
 from torch import Tensor, nn
@@ -51,8 +53,9 @@ def build(
         OSError: a model is not there and cannot be downloaded.
     """
     if isinstance(language_model, str | Path):
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(language_model)
-        language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
+        with _named(language_model):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language_model)
+            language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
     if tokenizer is None:
         raise ValueError("got a language model without its tokenizer; give both, or its name")
     if tokenizer.chat_template is None:
@@ -119,8 +122,9 @@ def load(
             f"there is no model {str(name)!r}, and no folder of that name; name {TINY_NAME}, a folder, or owner/name "
             "of the hub"
         )
-    model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
-    processor = TokLIPProcessor.from_pretrained(place)
+    with _named(place):
+        model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
+        processor = TokLIPProcessor.from_pretrained(place)
     ours, theirs = model.config.tokenizer_checksum, processor.vq_checksum
     if ours != theirs or processor.tokens_per_picture != model.config.tokens_per_picture:
         raise ValueError(
@@ -130,6 +134,20 @@ def load(
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+@contextmanager
+def _named(model: str | Path) -> Iterator[None]:
+    """Name a model of the hub that is not to be had: transformers' own words do not."""
+    try:
+        yield
+    except OSError as error:
+        if Path(model).exists():
+            raise
+        raise FileNotFoundError(
+            f"{str(model)!r} is no folder, is not in the hub's cache, and cannot be downloaded "
+            f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
+        ) from error
 
 
 def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.options import COUNT
+from toklip_core.options import COUNT, names_of_kind, names_or_files
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -59,7 +59,14 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @click.option(
     "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Of an answer, at most."
 )
-@click.option("--model", "name", default="toklip-mllm-tiny", show_default=True, help="Or a folder, or owner/name.")
+@click.option(
+    "--model",
+    "name",
+    default="toklip-mllm-tiny",
+    show_default=True,
+    shell_complete=names_or_files(names_of_kind("language model")),
+    help="Or a folder, or owner/name.",
+)
 @click.option(
     "--batch-size", type=COUNT, default=32, show_default=True, help="Questions at a time."
 )
