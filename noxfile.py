@@ -162,6 +162,13 @@ def transformers_suite(session: nox.Session) -> None:
 
 
 @nox.session
+def trl(session: nox.Session) -> None:
+    """Train with TRL's SFTTrainer, the newest release of it."""
+    install(session, ["toklip-core", "toklip-vq", "toklip-mllm"], "--group", "test", "trl")
+    session.run("pytest", "tests/mllm/test_trl.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""
     install(session, PACKAGES, "einops")  # einops: of the official code of IBQ

@@ -72,6 +72,16 @@ def test_padding_on_either_side_and_batching_change_no_logits(family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+def test_the_base_model_gives_what_the_head_of_the_language_model_reads(family):
+    model, processor = shared(family)
+    batch = prompt(processor, "<image> what is it ?", "yes .", image_ids=ids())
+    found = model.base_model(**batch, use_cache=False)
+    assert torch.equal(found.last_hidden_state, model(**batch, output_hidden_states=True).hidden_states[-1])
+    assert not [*model.base_model.parameters()] and not [name for name in model.state_dict() if "base_model" in name]
+
+
+@torch.no_grad()
 def test_another_picture_has_other_logits():
     model, processor = shared()
     one, other = (model(**prompt(processor, "<image> ?", image_ids=ids(1, seed))).logits for seed in (0, 1))

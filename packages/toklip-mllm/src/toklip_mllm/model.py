@@ -25,7 +25,7 @@ from toklip_core.finite import refuse_damaged
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LogitsProcessorList
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from toklip_mllm.config import TokLIPLMConfig
@@ -136,15 +136,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         Raises:
             ValueError: places and pictures differ in number, the ids are of another grid, or there are two caches.
         """
-        if image_ids is not None and image_features is None:
-            image_features = self.get_image_features(image_ids, image_tokens)
-        if image_features is not None or image_embeds is not None:
-            if input_ids is None:
-                raise ValueError("got pictures without input_ids, which say where they go")
-            inputs_embeds = self._with_pictures(input_ids, image_features, image_embeds)
-        elif self.training:
-            inputs_embeds = self._with_idle_connector(input_ids, inputs_embeds)
-        text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        text = self._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, image_embeds)
         known: dict[str, Any] = {"position_ids": position_ids, "use_cache": use_cache}
         known |= _cache_by_its_name({"cache": cache, "past_key_values": past_key_values})
         if "logits_to_keep" in self._takes:
@@ -237,6 +229,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             )
 
     @property
+    def base_model(self) -> Backbone:
+        """All but the language model's head, as trainers want it that compute a loss without all logits."""
+        return Backbone(self)
+
+    @property
     def context(self) -> int | None:
         """The longest prompt of the language model, with the answer to it; None if its config tells none."""
         return cast(int | None, getattr(self.config.get_text_config(), "max_position_embeddings", None))
@@ -265,6 +262,26 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def _connector_dtype(self) -> torch.dtype:
         # By its parameters: peft may have wrapped it, and quantized weights are integers beside scales and biases.
         return next(weight.dtype for weight in self.connector.parameters() if weight.is_floating_point())
+
+    def _text_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        image_ids: Tensor | None,
+        image_tokens: Tensor | None,
+        image_features: Tensor | None,
+        image_embeds: Tensor | None,
+    ) -> dict[str, Tensor | None]:
+        """What the language model reads: ids where there are only these, else embeddings."""
+        if image_ids is not None and image_features is None:
+            image_features = self.get_image_features(image_ids, image_tokens)
+        if image_features is not None or image_embeds is not None:
+            if input_ids is None:
+                raise ValueError("got pictures without input_ids, which say where they go")
+            inputs_embeds = self._with_pictures(input_ids, image_features, image_embeds)
+        elif self.training:
+            inputs_embeds = self._with_idle_connector(input_ids, inputs_embeds)
+        return {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
 
     def _with_pictures(self, input_ids: Tensor, features: Tensor | None, laid_out: Tensor | None) -> Tensor:
         """Input embeddings (B, L, D) with pictures in the places of the image token."""
@@ -323,6 +340,47 @@ def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if given:
         found[_CACHE] = given[0]
     return found
+
+
+class Backbone(nn.Module):
+    """A model without its language model's head: tokens and pictures in, the last hidden states out.
+
+    Its weights are the model's own, which keeps them: nothing is registered here.
+    """
+
+    # What transformers asks of a base model.
+    _tp_plan = None
+    _pp_plan = None
+
+    def __init__(self, model: TokLIPForConditionalGeneration) -> None:
+        super().__init__()
+        self._of = (model,)  # in a tuple, so that it is no submodule
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> BaseModelOutputWithPast:
+        """Return what the language model's own base model does, with ``last_hidden_state`` (B, L, D).
+
+        Args:
+            input_ids: this and the next four as of the model's forward.
+            image_ids: see there.
+            inputs_embeds: see there.
+            image_tokens: see there.
+            image_features: see there.
+            kwargs: of the language model's base model: attention_mask, position_ids, use_cache, ...
+
+        Raises:
+            ValueError: places and pictures differ in number, or the ids are of another grid.
+        """
+        (model,) = self._of
+        text = model._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, None)
+        return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
 
 
 def connector(config: TokLIPLMConfig) -> nn.Sequential:
