@@ -320,5 +320,5 @@ def test_a_store_whose_tokenizer_is_not_installed_says_so(here, toy):
     command = [sys.executable, "-m", "toklip_core.cli", "decode", "store", "--out", "out"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and done.stderr.startswith("Error: no VQ tokenizer is named 'mean-colour'.")
+    assert done.returncode == 1 and done.stderr.startswith("Error: store: no VQ tokenizer is named 'mean-colour'.")
     assert done.stderr.count("\n") == 1

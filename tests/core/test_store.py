@@ -18,7 +18,7 @@ INFO = StoreInfo(
     weights_checksum="0" * 64,
     codebook_size=300,
     downsample_factor=4,
-    image_size=32,
+    image_size=16,
     resize="crop",
     dtype="float32",
 )
@@ -27,8 +27,8 @@ FEATURES = {"pooled": MODEL, "tokens": MODEL.model_copy(update={"width": 4}), "t
 
 
 def rows_of(count, seed=0):
-    """Keys, ids (count, 3, 5), captions of which every other is absent."""
-    ids = torch.randint(0, 300, (count, 3, 5), generator=torch.Generator().manual_seed(seed))
+    """Keys, ids (count, 4, 4), captions of which every other is absent."""
+    ids = torch.randint(0, 300, (count, 4, 4), generator=torch.Generator().manual_seed(seed))
     return [f"{seed}/{n}.jpg" for n in range(count)], ids, [f"picture {n}" if n % 2 else None for n in range(count)]
 
 
@@ -56,19 +56,19 @@ def test_datasets_pandas_and_duckdb_read_a_store_as_it_is(tmp_path):
     found = duckdb.sql(
         f"select ids, height, width, caption from '{store}/*.parquet' where key = '{keys[3]}'"
     ).fetchall()
-    assert found == [(expected, 3, 5, "picture 3")]
+    assert found == [(expected, 4, 4, "picture 3")]
 
     for arguments in ({"data_dir": str(store)}, {"data_files": f"{store}/*.parquet"}):
         loaded = datasets.load_dataset("parquet", split="train", cache_dir=str(tmp_path / "cache"), **arguments)
         assert len(loaded) == 11 and loaded[3] == dict(
-            key=keys[3], ids=expected, height=3, width=5, caption="picture 3"
+            key=keys[3], ids=expected, height=4, width=4, caption="picture 3"
         )
     assert len(datasets.load_dataset(str(store), split="train", cache_dir=str(tmp_path / "cache"))) == 11
 
 
 def features_of(count, seed=0):
-    """Of a grid of 3 x 5; float16 holds them exactly."""
-    shapes = {"pooled": (count, 6), "tokens": (count, 15, 4), "teacher": (count, 6)}
+    """Of a grid of 4 x 4; float16 holds them exactly."""
+    shapes = {"pooled": (count, 6), "tokens": (count, 16, 4), "teacher": (count, 6)}
     draw = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=draw).half().float() for name, shape in shapes.items()}
 
@@ -114,7 +114,7 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
         "weights_checksum": "0" * 64,
         "codebook_size": 300,
         "downsample_factor": 4,
-        "image_size": 32,
+        "image_size": 16,
         "resize": "crop",
         "dtype": "float32",
     }
@@ -123,14 +123,14 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
 
 
 def test_a_group_of_large_features_is_small_enough_to_read_for_one_row(tmp_path):
-    tokens = MODEL.model_copy(update={"width": 20_000})
+    tokens = MODEL.model_copy(update={"width": 18_750})
     writer = PartWriter(tmp_path, INFO.model_copy(update={"tokens": tokens}))
-    writer.add(*rows_of(80), {"tokens": torch.zeros(80, 15, 20_000)})
-    assert writer.nbytes > 80 * 15 * 20_000 * 2
+    writer.add(*rows_of(80), {"tokens": torch.zeros(80, 16, 18_750)})
+    assert writer.nbytes > 80 * 16 * 18_750 * 2
     writer.flush()
     store = TokenStore(tmp_path)
     assert set(store.group_rows[:-1]) == {55} and sum(store.group_rows) == 80  # of 600 kB
-    assert store[79].tokens.shape == (15, 20_000)
+    assert store[79].tokens.shape == (16, 18_750)
 
 
 def test_a_feature_that_float16_does_not_hold_is_refused(tmp_path):
@@ -144,7 +144,7 @@ def test_features_of_another_width_are_damage(tmp_path):
     writer = PartWriter(tmp_path, INFO.model_copy(update={"pooled": MODEL}))
     writer.add(*rows_of(1), {"pooled": torch.zeros(1, 5)})
     writer.flush()
-    with pytest.raises(ValueError, match=r"'0/0\.jpg' has 5 numbers of 'pooled', not 1 x 6"):
+    with pytest.raises(ValueError, match=r"row 0 \('0/0\.jpg'\): 'pooled' has 5 numbers, not 6"):
         TokenStore(tmp_path)[0]
 
 
@@ -152,18 +152,20 @@ def test_features_of_another_width_are_damage(tmp_path):
     ("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32"), (1, "uint8")]
 )
 def test_ids_take_the_smallest_type_that_holds_them(tmp_path, codebook_size, dtype):
-    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_size": codebook_size}))
-    writer.add(["a"], torch.tensor([[[0, codebook_size - 1]]]), [None])
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_size": codebook_size, "image_size": 8}))
+    writer.add(["a"], torch.tensor([[[0, 0], [0, codebook_size - 1]]]), [None])
     writer.flush()
     part = pq.read_table(next(tmp_path.glob("part-*")))
     assert str(part.schema.field("ids").type.value_type) == dtype
-    assert TokenStore(tmp_path)[0].ids.tolist() == [[0, codebook_size - 1]]
+    assert TokenStore(tmp_path)[0].ids.tolist() == [[0, 0], [0, codebook_size - 1]]
 
 
 @pytest.mark.parametrize("width", [0, 64])
 def test_fourteen_bits_of_an_id_take_fourteen_on_disk(tmp_path, width):
     teacher = MODEL.model_copy(update={"width": width}) if width else None
-    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_size": 2**14, "teacher": teacher}))
+    writer = PartWriter(
+        tmp_path, INFO.model_copy(update={"codebook_size": 2**14, "image_size": 64, "teacher": teacher})
+    )
     ids = torch.randint(0, 2**14, (2000, 16, 16), generator=torch.Generator().manual_seed(0))
     features = {"teacher": torch.zeros(2000, width)} if width else {}
     writer.add([f"{n}.jpg" for n in range(2000)], ids, [None] * 2000, features)
@@ -236,7 +238,7 @@ def test_parts_of_two_tokenizers_are_no_store_and_the_differences_are_named(tmp_
     write(tmp_path / "a")
     write(tmp_path / "b", weights_checksum="1" * 64, image_size=64)
     next((tmp_path / "b").glob("part-*")).rename(tmp_path / "a/part-00009-000001.parquet")
-    with pytest.raises(ValueError, match=r"weights_checksum '1+' \(the store: '0+'\), image_size 64 \(the store: 32\)"):
+    with pytest.raises(ValueError, match=r"weights_checksum '1+' \(the store: '0+'\), image_size 64 \(the store: 16\)"):
         TokenStore(tmp_path / "a")
 
 
@@ -266,13 +268,18 @@ def test_a_store_of_a_later_format_is_refused(tmp_path):
     writer = PartWriter(tmp_path, info)
     writer.add(*rows_of(1))
     writer.flush()
-    with pytest.raises(ValueError, match="was not written by this version: format"):
+    with pytest.raises(ValueError, match=r"is of format 2 of token stores, but .* reads format 1; update toklip-core"):
         TokenStore(tmp_path)
 
 
 def test_ids_outside_of_the_codebook_or_the_grid_are_damage(tmp_path):
-    writer = PartWriter(tmp_path, INFO)
-    writer.add(["a"], torch.tensor([[[0, 300]]]), [None])
-    writer.flush()
-    with pytest.raises(ValueError, match="'a' has 2 ids up to 300 on a grid of 1 x 2, of a codebook of 300"):
-        TokenStore(tmp_path)[0]
+    wrong = {
+        "a": (torch.full((1, 4, 4), 300), "300 is in 'ids', but ids are from 0 to 299"),
+        "b": (torch.zeros(1, 2, 8), "its grid is 2 x 8, but one of 16 px is 4 x 4"),
+    }
+    for key, (ids, reason) in wrong.items():
+        writer = PartWriter(tmp_path / key, INFO)
+        writer.add([key], ids, [None])
+        writer.flush()
+        with pytest.raises(ValueError, match=rf"part-00000-000001.parquet is damaged: row 0 \('{key}'\): {reason}"):
+            TokenStore(tmp_path / key)[0]

@@ -21,6 +21,7 @@ LAYERS = {
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "training", "encoder", "text", "readers"},
+        {"part_reader"},
         {"store", "tasks"},
         {"clip", "published"},
         {"model"},

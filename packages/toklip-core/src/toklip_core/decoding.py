@@ -107,7 +107,10 @@ def decode_store(
     started = time.perf_counter()
     refuse_missing_device(device)
     tokens, folder = TokenStore(store), Path(out)
-    model = load_tokenizer(tokens.info.tokenizer, weights)
+    try:
+        model = load_tokenizer(tokens.info.tokenizer, weights)
+    except LookupError as error:
+        raise LookupError(f"{store}: {error}") from error
     module = cast(nn.Module, model)
     if (got := weights_checksum(module)) != tokens.info.weights_checksum:
         raise ValueError(

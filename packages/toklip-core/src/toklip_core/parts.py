@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +24,10 @@ from toklip_core.config import Config
 
 #: Under which key of a part's metadata its :class:`StoreInfo` lies.
 METADATA_KEY = b"toklip"
+#: Under which key the checksums of its rows lie: see :func:`checksums`.
+CHECKSUMS_KEY = b"toklip.crc32"
+#: The version of the layout, in the metadata of every part. A reader refuses every other.
+FORMAT: Final = 1
 #: The columns of every part.
 COLUMNS = ("key", "ids", "height", "width", "caption")
 #: The columns of features, each described by the field of this name in :class:`StoreInfo`.
@@ -39,6 +46,9 @@ _BYTES_PER_GROUP = 2**25
 _WITH_DICTIONARY = ["key", "ids.list.element", "height", "width", "caption", "crops.list.element"]
 
 
+_PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
+
+
 class FeatureInfo(Config):
     """Where a column of features comes from."""
 
@@ -50,10 +60,10 @@ class FeatureInfo(Config):
 class StoreInfo(Config):
     """What the ids of a store mean. Two encodes may share a store only if all of this is equal."""
 
-    format: Literal[1] = Field(default=1, description="Version of the store's layout.")
+    format: Literal[1] = Field(default=FORMAT, description="Version of the store's layout.")
     tokenizer: str = Field(description="Name in the registry.")
     weights_checksum: str = Field(description="SHA-256 of the tokenizer's weights.")
-    codebook_size: int = Field(gt=0, description="K: ids lie in [0, K).")
+    codebook_size: int = Field(gt=0, le=2**63, description="K: ids lie in [0, K).")
     downsample_factor: int = Field(gt=0, description="f: one id covers f x f pixels.")
     image_size: int = Field(gt=0, description="Side of the square that was encoded.")
     resize: Literal["crop", "squash"] = Field(description="How a picture became that square.")
@@ -87,7 +97,7 @@ class PartWriter:
                 leftover.unlink()
         numbers = (int(part.stem.split("-")[2]) for part in part_paths(path) if _rank_of(part) == rank)
         self._number = max(numbers, default=0) + 1
-        self._schema = _schema(info)
+        self._schema = part_schema(info)
         self._empty()
 
     def __len__(self) -> int:
@@ -195,8 +205,19 @@ def reported(store: Path) -> dict[str, Unreadable]:
 
 
 def part_paths(store: Path) -> list[Path]:
-    """Return the complete parts of a store in the order of their names; empty if there is none."""
-    return sorted(store.glob("part-*-*.parquet"))
+    """Return the complete parts of a store in the order of their names; empty if there is none.
+
+    Raises:
+        ValueError: a file has nearly the name of a part, as copies have.
+    """
+    paths = sorted(store.glob("part-*.parquet"))
+    for path in paths:
+        if _PART_NAME.fullmatch(path.name) is None:
+            raise ValueError(
+                f"{path} is named like a part of a token store, but not part-RRRRR-NNNNNN.parquet with a rank and a "
+                "number; if it is a copy, delete it or move it out of there"
+            )
+    return paths
 
 
 def refuse_other(got: StoreInfo, wanted: StoreInfo, *, what: str, store: Path) -> None:
@@ -230,7 +251,8 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _schema(info: StoreInfo) -> pa.Schema:
+def part_schema(info: StoreInfo) -> pa.Schema:
+    """Return the columns of a part, and its metadata but for the checksums."""
     ids = pa.list_(pa.from_numpy_dtype(info.ids_dtype))
     types = (pa.string(), ids, pa.int32(), pa.int32(), pa.string())
     fields = dict(zip(COLUMNS, types, strict=True)) | dict.fromkeys(info.features, pa.list_(pa.float16()))
@@ -239,6 +261,33 @@ def _schema(info: StoreInfo) -> pa.Schema:
     # Without what is None: a store without features is read by versions that knew none.
     metadata = info.model_dump_json(exclude_none=True).encode()
     return pa.schema(list(fields.items()), metadata={METADATA_KEY: metadata})
+
+
+def column_crc32(column: pa.ChunkedArray) -> int:
+    """Return the CRC-32 of a column's values, as :func:`checksums` has it."""
+    array = column.combine_chunks()
+    if pa.types.is_string(array.type):
+        return zlib.crc32(json.dumps(array.to_pylist()).encode())
+    if not pa.types.is_list(array.type):
+        return zlib.crc32(array.to_numpy())
+    return zlib.crc32(array.flatten().to_numpy(), zlib.crc32(pc.list_value_length(array).to_numpy()))
+
+
+def checksums(table: pa.Table, group_rows: int) -> bytes:
+    """Return what a part says of its own values, as JSON: more than the checksums that Parquet has for its pages.
+
+    Those leave out the footer and the headers of pages. So a part has, for each group of ``group_rows`` rows, a CRC-32
+    of the values of each column: of numbers their bytes, of lists the lengths (int32) and then the numbers, of texts
+    the bytes of their list in JSON, as Python's ``json.dumps`` writes it. Beside them are the rows of each group, and
+    the CRC-32 of what the ids mean.
+    """
+    groups = [table.slice(start, group_rows) for start in range(0, table.num_rows, group_rows)]
+    found = {
+        METADATA_KEY.decode(): zlib.crc32(table.schema.metadata[METADATA_KEY]),
+        "rows": [group.num_rows for group in groups],
+        "columns": {name: [column_crc32(group[name]) for group in groups] for name in table.column_names},
+    }
+    return json.dumps(found).encode()
 
 
 def _lists(rows: np.ndarray[Any, Any]) -> pa.ListArray:
@@ -262,7 +311,15 @@ def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
     try:
         with beside.open("wb") as file:
             rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
-            pq.write_table(table, file, compression="zstd", row_group_size=rows, use_dictionary=_WITH_DICTIONARY)
+            metadata = {**table.schema.metadata, CHECKSUMS_KEY: checksums(table, rows)}
+            pq.write_table(
+                table.replace_schema_metadata(metadata),
+                file,
+                compression="zstd",
+                row_group_size=rows,
+                use_dictionary=_WITH_DICTIONARY,
+                write_page_checksum=True,
+            )
             file.flush()
             os.fsync(file.fileno())  # a rename can outlive a power failure that the data does not
     except BaseException:

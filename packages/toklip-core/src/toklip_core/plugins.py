@@ -249,7 +249,7 @@ def tokenizer_spec(name: str) -> TokenizerSpec:
         return specs[name]
     near = difflib.get_close_matches(name, specs, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    known = f"Registered: {', '.join(specs)}." if specs else "None is installed: pip install toklip-vq"
+    known = "`toklip tokenizers` lists what is installed." if specs else "None is installed: pip install toklip-vq"
     broken = [plugin.name for plugin in registry().plugins if plugin.error]
     out = f" Left out, see `toklip plugins`: {', '.join(broken)}." if broken else ""
     raise LookupError(f"no VQ tokenizer is named {name!r}.{hint} {known}{out}")

@@ -13,24 +13,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from toklip_core.crops import VIEWS
+from toklip_core.part_reader import part_contents, read_group, shown
 from toklip_core.parts import (
     COLUMNS,
     CROPS,
     FEATURES,
-    METADATA_KEY,
-    StoreInfo,
     Unreadable,
     part_paths,
     refuse_other,
@@ -55,6 +53,14 @@ class TokenRow(NamedTuple):
     crops: Tensor | None = None
 
 
+class _Place(NamedTuple):
+    """Where a row lies: its part, its number there, from 0, and its key."""
+
+    part: Path
+    row: int
+    key: str
+
+
 class TokenStore:
     """Reads a token store. Rows are reached by number, lazily; memory is bounded by a few groups of 1,000 rows.
 
@@ -68,7 +74,8 @@ class TokenStore:
 
     Raises:
         FileNotFoundError: no store is at the path.
-        ValueError: a part is damaged, is no part of a token store, or belongs to another tokenizer.
+        ValueError: a part is damaged, is no part of a token store, is of another format, or belongs to another
+            tokenizer. Reading rows raises it, too, if they are damaged.
     """
 
     def __init__(
@@ -80,10 +87,11 @@ class TokenStore:
             raise FileNotFoundError(
                 f"no token store at {self.path}: it holds no part-*.parquet, which `toklip encode` writes"
             )
-        self.info, rows = _info_and_groups(self._parts[0])
-        self._groups = [(0, group) for group in range(len(rows))]
-        for number, part in enumerate(self._parts[1:], start=1):
-            info, more = _info_and_groups(part)
+        self.info = part_contents(self._parts[0]).info
+        self._groups: list[tuple[int, int]] = []
+        rows: list[int] = []
+        for number, part in enumerate(self._parts):
+            info, more = part_contents(part)
             refuse_other(info, self.info, what=str(part), store=self.path)
             self._groups += [(number, group) for group in range(len(more))]
             rows += more
@@ -95,6 +103,7 @@ class TokenStore:
         self._crops = [CROPS] if self.info.augment is not None and CROPS in features else []
         self._columns = [*COLUMNS, *self._features, *self._crops]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._distinct = False
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -110,7 +119,8 @@ class TokenStore:
         return self._row(self._group(group), wanted - start)
 
     def __iter__(self) -> Iterator[TokenRow]:
-        """Yield all rows, one group in memory at a time."""
+        """Yield all rows, one group in memory at a time; ValueError if two rows have one key."""
+        self._look_for_repeats()
         for group in range(len(self._groups)):
             table = self._read(group, self._columns)
             for row in range(table.num_rows):
@@ -120,12 +130,17 @@ class TokenStore:
         return self.__dict__ | {"_cache": OrderedDict()}
 
     def keys(self) -> Iterator[str]:
-        """Yield the key of every row, in order."""
+        """Yield the key of every row, in order; ValueError at the end if two rows have the same."""
+        digests = bytearray()
         for group in range(len(self._groups)):
-            yield from self._read(group, ["key"])["key"].to_pylist()
+            for key in self._read(group, ["key"])["key"].to_pylist():
+                digests += blake2b(key.encode(), digest_size=8).digest()
+                yield key
+        self._refuse_repeats(np.frombuffer(digests, np.uint64))
 
     def captions(self) -> Iterator[str | None]:
-        """Yield the caption of every row, in order."""
+        """Yield the caption of every row, in order; ValueError if two rows have one key."""
+        self._look_for_repeats()
         for group in range(len(self._groups)):
             yield from self._read(group, ["caption"])["caption"].to_pylist()
 
@@ -137,6 +152,32 @@ class TokenStore:
                 found.pop(key, None)
         return list(found.values())
 
+    def _look_for_repeats(self) -> None:
+        """Read all keys, once; rows that are reached by number are given without."""
+        if not self._distinct:
+            for _ in self.keys():
+                pass
+
+    def _refuse_repeats(self, digests: np.ndarray[Any, Any]) -> None:
+        order = np.argsort(digests, kind="stable")
+        ordered = digests[order]
+        places = np.flatnonzero(ordered[1:] == ordered[:-1])
+        for place in places[np.argsort(order[places + 1])]:  # the first row in the store that is there before
+            first, second = (self._locate(int(order[place + offset])) for offset in (0, 1))
+            if first.key == second.key:
+                raise ValueError(
+                    f"{second.part} is damaged: row {second.row} has the key {shown(second.key)}, as row {first.row} "
+                    f"of {first.part} has; delete one of the parts, and `toklip encode` makes its other rows again"
+                )
+        self._distinct = True
+
+    def _locate(self, index: int) -> _Place:
+        group = bisect_right(self._ends, index)
+        number, group_of_part = self._groups[group]
+        row = index - (self._ends[group - 1] if group else 0)
+        before = sum(self.group_rows[group - group_of_part : group])
+        return _Place(self._parts[number], before + row, self._read(group, ["key"])["key"][row].as_py())
+
     def _group(self, group: int) -> pa.Table:
         if group not in self._cache:
             self._cache[group] = self._read(group, self._columns)
@@ -147,65 +188,19 @@ class TokenStore:
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         number, group_of_part = self._groups[group]
-        part = self._parts[number]
-        try:
-            with pq.ParquetFile(part) as file:
-                return file.read_row_group(group_of_part, columns=columns).combine_chunks()
-        except pa.ArrowInvalid as error:
-            raise _damaged(part, error) from error
+        return read_group(self._parts[number], group_of_part, columns)
 
     def _row(self, table: pa.Table, row: int) -> TokenRow:
         key = table["key"][row].as_py()
         ids = table["ids"][row].values.to_numpy().astype(np.int64)
         height, width = table["height"][row].as_py(), table["width"][row].as_py()
-        self._refuse_wrong_ids(key, ids, 1, height, width)
-        optional = {
-            name: self._feature(table, row, name, 1 if name != "tokens" else height * width) for name in self._features
-        }
+        optional = {name: self._feature(table, row, name) for name in self._features}
         for name in self._crops:
             views = table[name][row].values.to_numpy().astype(np.int64)
-            self._refuse_wrong_ids(key, views, VIEWS, height, width)
             optional[name] = torch.from_numpy(views).reshape(VIEWS, height, width)
         grid = torch.from_numpy(ids).reshape(height, width)
         return TokenRow(key, grid, table["caption"][row].as_py(), **optional)
 
-    def _refuse_wrong_ids(self, key: str, ids: np.ndarray[Any, Any], grids: int, height: int, width: int) -> None:
-        if ids.size != grids * height * width or (ids.size and ids.max() >= self.info.codebook_size):
-            several = f"{grids} grids" if grids > 1 else "a grid"
-            raise ValueError(
-                f"{self.path} is damaged: {key!r} has {ids.size} ids up to {ids.max(initial=0)} on {several} of "
-                f"{height} x {width}, of a codebook of {self.info.codebook_size}"
-            )
-
-    def _feature(self, table: pa.Table, row: int, name: str, vectors: int) -> Tensor:
-        values = table[name][row].values.to_numpy().astype(np.float32)
-        width = self.info.features[name].width
-        if values.size != vectors * width:
-            raise ValueError(
-                f"{self.path} is damaged: {table['key'][row].as_py()!r} has {values.size} numbers of {name!r}, not "
-                f"{vectors} x {width}"
-            )
-        feature = torch.from_numpy(values)
-        return feature.reshape(vectors, width) if name == "tokens" else feature
-
-
-def _info_and_groups(part: Path) -> tuple[StoreInfo, list[int]]:
-    """Return what a part's ids mean, and the number of rows of each of its groups."""
-    try:
-        with pq.ParquetFile(part) as file:
-            raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
-            groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        if raw is None:
-            raise ValueError(f"{part} is no part of a token store: its metadata has no {METADATA_KEY.decode()!r}")
-        return StoreInfo.model_validate_json(raw), groups
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"{part} was not written by this version: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from error
-    except pa.ArrowInvalid as error:
-        raise _damaged(part, error) from error
-
-
-def _damaged(part: Path, error: Exception) -> ValueError:
-    return ValueError(f"{part} is damaged ({error}); delete it, and `toklip encode` makes its rows again")
+    def _feature(self, table: pa.Table, row: int, name: str) -> Tensor:
+        feature = torch.from_numpy(table[name][row].values.to_numpy().astype(np.float32))
+        return feature.reshape(-1, self.info.features[name].width) if name == "tokens" else feature
