@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,7 +23,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.config import RunConfig
 from toklip_core.data import open_picture
+from toklip_core.encoding import encode_pictures
 from toklip_core.store import TokenStore
 
 from tests.core.conftest import picture
@@ -280,6 +284,82 @@ def test_a_pipe_and_a_dangling_link_in_a_folder_are_named_and_not_waited_for(her
     picture(0).save("in/good.jpg")
     assert json.loads(encode("in", "--json").stdout)["unreadable"] == 2
     assert {row.reason for row in TokenStore("store").unreadable()} == {"no file, or a link to none"}
+
+
+@pytest.fixture
+def in_time():
+    """A test that waits for a pipe fails, and does not wait for ever."""
+
+    def late(number, frame):
+        raise AssertionError("it waited for a pipe")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def bound(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+#: Kind -> what makes it.
+SPECIAL = {
+    "a pipe": os.mkfifo,
+    "a socket": bound,
+    "a device": lambda path: Path(path).symlink_to("/dev/zero"),
+}
+#: Every way to name a file that is read, PATH, whose name ends so.
+READING = {
+    "encode": (".png", ["encode", "PATH", "--out", "s", "--tokenizer", "mean-colour", "--workers", 0]),
+    "encode a tar": (".tar", ["encode", "PATH", "--out", "s", "--tokenizer", "mean-colour", "--workers", 0]),
+    "encode with weights": (
+        ".safetensors", ["encode", "a.png", "--out", "s", "--tokenizer", "mean-colour", "--weights", "PATH"]
+    ),
+    "reconstruction": (".png", ["evaluate", "reconstruction", "PATH", "--tokenizer", "mean-colour"]),
+    "search": (".png", ["search", "PATH", "a cat"]),
+    "classify": (".png", ["classify", "PATH", "--labels", "cat,dog"]),
+    "classify by a list": (".txt", ["classify", "a.png", "--labels-file", "PATH"]),
+    "explain": (".png", ["explain", "PATH", "a cat", "--out", "e.png"]),
+    "retrieval": (".csv", ["evaluate", "retrieval", "PATH"]),
+    "retrieval by JSONL": (".jsonl", ["evaluate", "retrieval", "PATH"]),
+    "train": (".toml", ["train", "encoder", "PATH", "--out", "run"]),
+    "convert": (".pt", ["convert", "PATH", "m"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("command", READING)
+def test_what_is_no_file_is_refused_and_not_waited_for(here, in_time, command, kind):
+    suffix, arguments = READING[command]
+    path = f"special{suffix}"
+    SPECIAL[kind](path)
+    picture(0).save("a.png")
+    result = CliRunner().invoke(cli, [str(path if word == "PATH" else word) for word in arguments])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code in (1, 2) and path in result.stderr, result.stderr
+    assert f"is {kind}, not a file; write what it gives into a file" in result.stderr
+
+
+def test_a_pipe_called_tar_in_a_folder_is_named_and_not_waited_for(here, in_time):
+    Path("in").mkdir()
+    os.mkfifo("in/pipe.tar")
+    picture(0).save("in/good.jpg")
+    assert json.loads(encode("in", "--json").stdout)["unreadable"] == 1
+    (row,) = TokenStore("store").unreadable()
+    assert "in/pipe.tar is a pipe, not a file" in row.reason
+
+
+def test_a_million_workers_are_refused_before_any_is_started(here):
+    picture(0).save("a.jpg")
+    result = encode("a.jpg", "--workers", 10**6)
+    assert result.exit_code == 2 and "'--workers': 1000000 is not in the range 0<=x<=256" in result.stderr
+    with pytest.raises(ValueError, match="got workers = 1000000; wanted 0 to 256"):
+        encode_pictures(["a.jpg"], "store", tokenizer="mean-colour", workers=10**6)
+    with pytest.raises(ValueError, match="less than or equal to 256"):
+        RunConfig(steps=1, batch_size=1, learning_rate=1, workers=10**6)
 
 
 def test_a_key_is_the_path_as_typed_and_help_says_what_follows(here):

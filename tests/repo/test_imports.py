@@ -15,7 +15,7 @@ from tests.repo.pages import ROOT
 #: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
 LAYERS = {
     "toklip_core": [
-        {"atomic", "characters", "finite", "locks", "messages", "ranges"},
+        {"atomic", "characters", "finite", "locks", "messages", "png_texts", "ranges", "special_files"},
         {"textfiles"},
         {"tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},

@@ -32,6 +32,7 @@ from toklip_core.atomic import move_into, remove
 from toklip_core.finite import damaged, is_finite
 from toklip_core.locks import in_turn
 from toklip_core.messages import LONGEST, one_line
+from toklip_core.special_files import refuse_special
 from toklip_core.textfiles import read_json_object
 
 CONFIG_FILE = "config.json"
@@ -67,11 +68,13 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a pipe, a socket or a device.
         ValueError: the file is damaged, or is not weights, or holds code; the message says which.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; name the weights file in it")
+    refuse_special(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
     path.open("rb").close()  # a file that may not be read says so itself

@@ -17,7 +17,7 @@ from toklip_core import __version__
 from toklip_core.demo_command import demo
 from toklip_core.messages import one_line
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
-from toklip_core.options import COUNT, NUMBER, SEED, SIDE, names_or_files, tokenizer_names, toklip_names
+from toklip_core.options import COUNT, NUMBER, SEED, SIDE, WORKERS, names_or_files, tokenizer_names, toklip_names
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
 
@@ -252,7 +252,7 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     help="Of the networks; bfloat16 is faster and changes some ids.",
 )
 @click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
-@click.option("--workers", type=NUMBER, help="Processes that read pictures; by default one per core.")
+@click.option("--workers", type=WORKERS, help="Processes that read pictures; by default one per core.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Of this process.")
 @click.option(

@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from toklip_core.ranges import LARGEST_SEED
+from toklip_core.ranges import LARGEST_SEED, MOST_WORKERS
+from toklip_core.special_files import refuse_special
 from toklip_core.textfiles import read_text
 
 #: What a config may name as a file or folder beside it: no path, and nothing that begins with a dot.
@@ -82,7 +83,9 @@ class RunConfig(Config):
     seed: int = Field(
         default=0, ge=0, le=LARGEST_SEED, description="Of the weights, the order of the data, and augmentation."
     )
-    workers: int = Field(default=0, ge=0, description="Processes that prepare data; 0: the training process does.")
+    workers: int = Field(
+        default=0, ge=0, le=MOST_WORKERS, description="Processes that prepare data; 0: the training process does."
+    )
     log_every: int = Field(default=50, gt=0, description="Steps between two lines of metrics, means over these steps.")
     evaluate_every: int = Field(default=1000, gt=0, description="Steps between two evaluations; one more ends the run.")
     save_every: int = Field(default=1000, gt=0, description="Steps between two saves; one more ends the run.")
@@ -170,6 +173,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _read(source: str | Path, recipes: Traversable | None) -> tuple[str, dict[str, Any]]:
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
+        refuse_special(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}; give a TOML file{_recipe_hint(recipes)}")
         text = read_text(path)

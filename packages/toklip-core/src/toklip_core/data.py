@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -25,7 +26,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from toklip_core.finite import refuse_not_finite
-from toklip_core.modes import seen
+from toklip_core.modes import load_pixels, seen
+from toklip_core.png_texts import refused_for_its_texts, without_texts
+from toklip_core.special_files import refuse_special
 from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
 Resize = Literal["crop", "squash"]
@@ -68,21 +71,38 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
     Raises:
         PictureError: the file is missing, no picture, cut short, too large, or has values without a known white.
     """
+    if isinstance(source, Path | str):
+        try:
+            refuse_special(source)
+        except OSError as error:
+            raise PictureError(str(error)) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on sizes that max_pixels judges
         # What decoders raise on a stranger's bytes cannot be listed: OSError, SyntaxError, struct.error, ...
         try:
-            with Image.open(source, formats=_formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
-                return seen(image)
+            try:
+                return _read(source, max_pixels)
+            except ValueError as error:
+                if not refused_for_its_texts(error):
+                    raise
+            with nullcontext(source) if not isinstance(source, Path | str) else Path(source).open("rb") as file:
+                file.seek(0)
+                return _read(without_texts(file), max_pixels)
         except PictureError:
             raise
         except Exception as error:
             known = "no picture in a format that is known here" if isinstance(error, UnidentifiedImageError) else None
             words = known or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise PictureError(words or type(error).__name__) from error
+
+
+def _read(source: Path | str | IO[bytes], max_pixels: int) -> Image.Image:
+    with Image.open(source, formats=_formats()) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
+        load_pixels(image)
+        return seen(image)
 
 
 def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
@@ -194,6 +214,7 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
 
     Raises:
         FileNotFoundError: an input is not there, or there is no picture in any of them.
+        OSError: an input is a pipe, a socket or a device.
         ValueError: two different files have one key, or a tar is compressed.
     """
     inputs = list(inputs)
@@ -312,6 +333,7 @@ def _files(inputs: Sequence[Path | str]) -> Iterator[Path]:
         elif not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
             if _is_compressed_tar(path):
                 raise ValueError(f"{path} is compressed: no single picture can be reached; decompress it to a .tar")
+            refuse_special(path)
             yield path
 
 

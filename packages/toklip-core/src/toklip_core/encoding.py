@@ -55,6 +55,7 @@ from toklip_core.parts import (
     part_paths,
     refuse_other,
 )
+from toklip_core.ranges import MOST_WORKERS, refuse_outside
 from toklip_core.rows import row_maker
 from toklip_core.signals import held_back, leave_signals_to_the_parent
 from toklip_core.store import TokenStore
@@ -178,7 +179,7 @@ def encode_pictures(
         shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
             folders; tars, too, though what is in one stays in its order.
         dtype: what tokenizer and models compute in. bfloat16 is quicker and changes some ids.
-        workers: processes that read pictures; 0 reads in this one.
+        workers: processes that read pictures, at most 256; 0 reads in this one.
         rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
             waits for another.
         part_rows: a part is written when it has so many pictures.
@@ -197,6 +198,7 @@ def encode_pictures(
     started = time.perf_counter()
     path = Path(store)
     refuse_missing_device(device)
+    refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
     found = find_pictures(inputs)
     sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
     maker = row_maker(

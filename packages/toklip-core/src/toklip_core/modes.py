@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from toklip_core.png_texts import refused_for_its_texts
+
 _EXIF_ORIENTATION = 0x0112
 # Exif 2.32, table "Orientation": what brings the stored rows and columns back upright. Not ImageOps.exif_transpose: it
 # copies pictures that need no turn, and leaves them unturned if another tag of theirs cannot be written again.
@@ -38,14 +40,13 @@ def seen(image: Image.Image) -> Image.Image:
         ValueError: values that are not in the range from black to white, or the picture's file was closed before its
             pixels were read. A damaged file raises what Pillow's decoders raise.
     """
-    clear = _clear_level(image)
     try:
-        image.load()  # first: from then on a TIFF is upright and says so
-    except (AssertionError, AttributeError) as error:  # Pillow looks for a file where there is none
-        closed = "its file was closed before its pixels were read; call load() before, or give its path"
-        raise ValueError(closed) from error
-    if clear is not None:
-        image.info["transparency"] = clear
+        load_pixels(image)  # first: from then on a TIFF is upright and says so
+    except ValueError as error:
+        if not refused_for_its_texts(error):
+            raise
+        image.load()  # the pixels are there: the text came behind them
+    clear = image.info.get("transparency")
     tells_white = image.mode != "I" or image.format not in (None, "TIFF")  # Pillow makes 16 bits of other formats' "I"
     image = _upright(image)
     if image.mode.startswith("I"):
@@ -55,6 +56,21 @@ def seen(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     return _in_stripes(image, _on_white)
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Read a picture's pixels, if they are not read yet, and correct the level that it calls transparent.
+
+    Raises:
+        ValueError: the picture's file was closed; and what Pillow's decoders raise.
+    """
+    if (clear := _clear_level(image)) is not None:
+        image.info["transparency"] = clear
+    try:
+        image.load()
+    except (AssertionError, AttributeError) as error:  # Pillow looks for a file where there is none
+        closed = "its file was closed before its pixels were read; call load() before, or give its path"
+        raise ValueError(closed) from error
 
 
 def _clear_level(image: Image.Image) -> int | tuple[int, ...] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED, MOST_WORKERS
 
 #: How many: from 1 on.
 COUNT = click.IntRange(1, LARGEST_COUNT)
@@ -15,6 +15,8 @@ COUNT = click.IntRange(1, LARGEST_COUNT)
 NUMBER = click.IntRange(0, LARGEST_COUNT)
 #: The side of a picture in pixels: so many that one of this side can be held in memory.
 SIDE = click.IntRange(1, 2**14)
+#: Processes that read pictures; 0 is none beside the one that computes.
+WORKERS = click.IntRange(0, MOST_WORKERS)
 SEED = click.IntRange(0, LARGEST_SEED)
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

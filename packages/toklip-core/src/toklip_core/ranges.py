@@ -8,6 +8,8 @@ from collections.abc import Iterable
 LARGEST_SEED = 2**63 - 1
 #: Counts, such as of pictures at a time, go up to this one: what fits into 32 bits.
 LARGEST_COUNT = 2**31 - 1
+#: Processes that read or prepare pictures are at most so many: each takes memory, and a moment to start.
+MOST_WORKERS = 256
 #: Temperatures and guidance scales go up to this one: times a logit it is a float32 still.
 LARGEST_SCALE = 1e30
 #: A lower temperature takes the likeliest: logits that differ by 1e-3 differ in probability by exp(1000), and a logit

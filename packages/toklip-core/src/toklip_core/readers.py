@@ -22,6 +22,7 @@ from PIL import Image
 
 from toklip_core.data import PICTURE_SUFFIXES, Entry, PictureError, entries, find_pictures, open_picture
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedTable
+from toklip_core.special_files import refuse_special
 from toklip_core.tables import captions_by_picture, captions_in, nulls_in, warn_of_nulls
 from toklip_core.tars import Span, TarMember
 
@@ -303,6 +304,8 @@ def _dataset(source: CaptionedDataset) -> Any:  # noqa: ANN401  (a datasets.Data
         from datasets.exceptions import DatasetGenerationError
     except ModuleNotFoundError as error:
         raise LookupError("datasets is not installed: pip install 'toklip-core[train]'") from error
+    for pattern in source.files:
+        refuse_special(pattern)
     try:
         if source.files:
             return load_dataset("parquet", data_files=list(source.files), split="train")

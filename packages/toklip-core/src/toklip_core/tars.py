@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.messages import one_line
+from toklip_core.special_files import refuse_special
 
 # A picture is read into memory whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
@@ -121,7 +122,8 @@ def _key(name: str) -> str:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    if not path.is_file():  # a pipe would be waited for
+    refuse_special(path)
+    if not path.is_file():
         raise OSError("no file, or a link to none")
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:

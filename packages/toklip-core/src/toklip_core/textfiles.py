@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from toklip_core.characters import replace_lone_surrogates
+from toklip_core.special_files import refuse_special
 
 
 @contextmanager
@@ -22,8 +23,10 @@ def open_text(path: Path | str, *, newline: str | None = None) -> Iterator[IO[st
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it is a pipe, a socket or a device.
         ValueError: what is read of it is not UTF-8; the message names the file.
     """
+    refuse_special(path)
     with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
         try:
             yield file

@@ -23,6 +23,7 @@ import torch
 from toklip_core.data import PictureError, entries, find_pictures, normalized
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Matcher, load_matcher, report_text
+from toklip_core.special_files import refuse_special
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -213,6 +214,7 @@ def read_pictures(inputs: Sequence[Path | str], unreadable: list[str]) -> Iterat
     """
     archives = [Path(item) for item in inputs if str(item).endswith(".npz")]
     for path in archives:
+        refuse_special(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         yield from (Drawn(torch.from_numpy(levels.copy()).movedim(-1, 0), None) for levels in read_samples(path))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from toklip_core.atomic import replacing
 from toklip_core.config import Config
+from toklip_core.special_files import refuse_special
 from torch import Tensor
 
 from toklip_gen.features import INCEPTION, Extractor, Moments, moments
@@ -164,6 +165,7 @@ def _located(name: Path | str) -> tuple[Path, NamedReference | None]:
             )
         return path, named
     path = Path(name)
+    refuse_special(path)
     if path.is_file():
         return path, by_file.get(path.name)
     if path.suffix == ".npz":

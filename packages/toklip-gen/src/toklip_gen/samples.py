@@ -14,6 +14,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from toklip_core.atomic import replacing
+from toklip_core.special_files import refuse_special
 
 #: The array's name in the file.
 ARRAY = "arr_0"
@@ -78,6 +79,7 @@ def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
     Raises:
         ValueError: it is no .npz, or its array is no 8-bit pictures.
     """
+    refuse_special(path)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as file:
             shape, dtype = _header(file)

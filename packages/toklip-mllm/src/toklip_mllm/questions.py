@@ -12,6 +12,7 @@ from PIL import Image
 from toklip_core.data import open_picture
 from toklip_core.matching import Picture
 from toklip_core.scenes import Scenes
+from toklip_core.special_files import refuse_special
 from toklip_core.textfiles import json_rows
 
 from toklip_mllm.answers import id_of, missing, text_of
@@ -63,6 +64,7 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
             names it.
     """
     path = Path(path)
+    refuse_special(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; name a JSONL file of questions")
     folder = path.parent if root is None else Path(root)
