@@ -54,6 +54,19 @@ def test_the_words_are_those_of_the_text_tower():
     assert TowerWords(toklip.text).width == WIDTH
 
 
+def test_a_text_that_is_longer_than_the_condition_is_said_once_counted_and_refused_where_it_was_typed(caplog):
+    words = "a red circle and a blue square"
+    assert texts(8).cut_texts([words]) == []  # with its end, 8
+    short = texts(7)
+    assert short.cut_texts([words, "a red circle"]) == [words]
+    for _ in range(2):
+        short([words, "a red circle"])
+    assert short.cut == 2 and caplog.text.count("texts are cut after the first words") == 1
+    with pytest.raises(ValueError, match=rf"the text '{words}' has 8 tokens, and the generator reads 7: it would be"):
+        short.refuse_cut(["a red circle", words])
+    assert texts(20).cut_texts(["red " * 11, "red " * 12]) == ["red " * 12]  # the tower reads 12
+
+
 def test_one_text_is_not_read_letter_by_letter():
     with pytest.raises(ValueError, match="wanted a list of texts"):
         texts()("a red circle")
@@ -103,6 +116,15 @@ def test_t5_gives_the_features_of_its_tokens_left_padded(t5):
 def test_a_text_too_long_for_t5_keeps_its_end(t5):
     _, mask = load_t5(str(t5), length=3)(["a red circle above a blue square"])
     assert mask.sum() == 3 and isinstance(load_t5(str(t5), length=3), T5Words)
+
+
+def test_a_text_too_long_for_t5_is_named_and_refused_where_it_was_typed(t5, caplog):
+    conditions = build_conditions(TextCondition(encoder=str(t5), length=3, width=16))
+    conditions(["a red circle above a blue square", "a circle"])
+    assert conditions.cut == 1 and "texts are cut after the first words" in caplog.text
+    with pytest.raises(ValueError, match="has 8 tokens, and the generator reads 3: it would be cut"):
+        conditions.refuse_cut(["a red circle above a blue square"])
+    conditions.refuse_cut(["a circle"])
 
 
 def test_a_t5_that_is_not_there_is_one_line(tmp_path):

@@ -16,10 +16,10 @@ from toklip_gen.sampling import Guidance
 
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import small_toklip
-from tests.gen.small import small_config, small_generator
+from tests.gen.small import LENGTH, small_config, small_generator
 
 pytestmark = pytest.mark.usefixtures("toy")
-TEXTS = ["a red circle", "a blue square above a red circle"]
+TEXTS = ["a red circle", "a blue square"]
 
 
 @pytest.fixture
@@ -144,6 +144,14 @@ def test_half_a_character_in_a_text_is_drawn_as_its_replacement(tmp_path, toklip
     assert json.loads(done.stdout)["pictures"][0]["prompt"] == "a red circle caf\ufffd"
     halves, whole = (load_generator(model).conditions([text]) for text in ("a \ud83d", "a \ufffd"))
     assert torch.equal(halves.values, whole.values)
+
+
+def test_a_typed_text_that_is_longer_than_the_generator_reads_is_refused(tmp_path, toklip):
+    model, long = of_texts(tmp_path, toklip), "a red circle " * 5
+    words = ["generate", TEXTS[0], long, "--model", str(model), "--out", str(tmp_path / "o.png"), "--device", "cpu"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 1 and not (tmp_path / "o.png").exists()
+    assert f"has 16 tokens, and the generator reads {LENGTH}: it would be cut; shorten it" in result.output
 
 
 def test_generate_into_a_folder_says_which_file_is_what_and_each_is_drawn_again_alone(tmp_path, of_classes):

@@ -13,6 +13,7 @@ Source: TokLIP, https://arxiv.org/abs/2505.05422. The published runs froze the t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -37,6 +38,8 @@ from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.published import TokLIPConfig
 from toklip_core.settings import EncoderLosses, EncoderTrainConfig
 from toklip_core.training import FitReport, Losses, fit
+
+_log = logging.getLogger(__name__)
 
 #: CLIP's bound of the temperature: cosines are never multiplied by more than 100.
 LARGEST_LOGIT_SCALE = math.log(100)
@@ -89,7 +92,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
         result.load_state_dict(tensors)
         assembled(result).save_pretrained(folder)
 
-    return fit(
+    report = fit(
         model,
         samples,
         lambda model, batch, step: cast(Losses, model(*frozen(batch))),
@@ -109,6 +112,8 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
         after_step=clamp_logit_scale,
         unused_parameters=not (losses.contrast_weight or losses.pooled_weight),  # tokens alone leave the pooling out
     )
+    warn_of_cut_captions(frozen.cut, teacher.config.text.context_length)
+    return report
 
 
 class Inputs(NamedTuple):
@@ -182,6 +187,8 @@ class Frozen:
         self._rows: dict[str, int] = {}
         self._texts = torch.empty(0)
         self._device: torch.device | None = None
+        #: Captions that were longer than the text tower reads.
+        self.cut = 0
         self._kept: dict[int, tuple[Batch, Inputs]] = {}
 
     def __call__(self, batch: Batch) -> Inputs:
@@ -221,12 +228,20 @@ class Frozen:
         if self._captions is not None and self._losses.contrast_weight:
             self._rows = {caption: row for row, caption in enumerate(self._captions)}
             parts = [self._captions[i : i + _CAPTIONS] for i in range(0, len(self._captions), _CAPTIONS)]
-            self._texts = torch.cat([self._teacher.text_features(part).cpu() for part in parts])
+            self._texts = torch.cat([self._features(part).cpu() for part in parts])
 
     def _text(self, captions: Sequence[str]) -> Tensor:
         if not self._rows:
-            return self._teacher.text_features(captions)
+            return self._features(captions)
         return self._texts[[self._rows[caption] for caption in captions]].to(self._device)
+
+
+    def _features(self, captions: Sequence[str]) -> Tensor:
+        tokenizer = self._teacher.text.tokenizer
+        before = 0 if tokenizer is None else tokenizer.cut
+        features = self._teacher.text_features(captions)
+        self.cut += 0 if tokenizer is None else tokenizer.cut - before
+        return features
 
 
 def contrast(features: Mapping[str, Tensor], kind: str, weight: float) -> Losses:
@@ -235,6 +250,12 @@ def contrast(features: Mapping[str, Tensor], kind: str, weight: float) -> Losses
     if kind == "softmax":
         return Losses({"contrast": weight * softmax_contrast(image, text, scale)})
     return Losses({"contrast": weight * sigmoid_contrast(image, text, scale, features["logit_bias"])})
+
+
+def warn_of_cut_captions(count: int, limit: int) -> None:
+    """Say in the log, at the end of a run, how many captions were cut by this process; nothing if none was."""
+    if count:
+        _log.warning("%d caption%s cut after %d tokens", count, " was" if count == 1 else "s were", limit)
 
 
 def clamp_logit_scale(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from toklip_core.classes import distinct
 from toklip_core.data import PictureError, open_picture, resized
 from toklip_core.finite import refuse_not_finite, rows_named
-from toklip_core.matching import load_matcher, text_features
+from toklip_core.matching import load_matcher, refuse_cut_texts, text_features
 from toklip_core.model import TokLIP
 from toklip_core.panels import GAP, SIDE, line_height, sheet, width_of, wrapped, write
 
@@ -90,8 +90,8 @@ def explain_picture(
     Raises:
         FileNotFoundError: a file of the model is not there.
         LookupError: there is no such model, or it has no text tower.
-        ValueError: the picture cannot be read, there is no text, ``relative`` has a single one, or the model has no
-            semantic tokens.
+        ValueError: the picture cannot be read, there is no text or one that is longer than the model reads,
+            ``relative`` has a single one, or the model has no semantic tokens.
     """
     texts = distinct(texts, "text")
     if relative and len(texts) < 2:
@@ -103,6 +103,7 @@ def explain_picture(
     model, protocol = load_matcher(name, device=device)
     if not isinstance(model, TokLIP):
         raise ValueError(f"{name} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP")
+    refuse_cut_texts(model, texts)
     wanted = text_features(model, texts)
     with torch.no_grad(), rows_named([str(picture)]):
         encoded = model.encode_pictures([image])

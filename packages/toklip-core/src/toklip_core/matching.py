@@ -25,9 +25,10 @@ from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError, Resize, Source, entries, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.finite import refuse_not_finite, rows_named
+from toklip_core.messages import one_line
 from toklip_core.model import TokLIP, load_model
 from toklip_core.scenes import Scenes
-from toklip_core.text import TextTower
+from toklip_core.text import TextTokenizer, TextTower
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -215,6 +216,24 @@ def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = Fals
     return torch.cat(found)
 
 
+def refuse_cut_texts(model: Matcher, texts: Sequence[str]) -> None:
+    """ValueError that names the first of some texts of which the model would read the beginning alone."""
+    if (tokenizer := _tokenizer_of(model)) and (cut := tokenizer.cut_texts(texts)):
+        (length,) = tokenizer.lengths(cut[:1])
+        raise ValueError(
+            f"the text {one_line(cut[0], longest=80)!r} has {length} tokens, and the model reads "
+            f"{tokenizer.config.context_length}: it would be cut; shorten it"
+        )
+
+
+def cut_protocol(model: Matcher, texts: Sequence[str]) -> dict[str, str | int]:
+    """Return what a protocol says of texts that are cut: {"cut": ...}; empty if none is."""
+    if (tokenizer := _tokenizer_of(model)) and (cut := tokenizer.cut_texts(texts)):
+        limit = tokenizer.config.context_length
+        return {"cut": f"{len(cut)} of {len(texts)} texts, after the {limit} tokens that the model reads"}
+    return {}
+
+
 def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
     """Name, in the log, the words that the tower's tokenizer has no id for."""
     if tower.tokenizer is not None and (unknown := tower.tokenizer.unknown_words(texts)):
@@ -263,6 +282,11 @@ def report_text(figures: Sequence[Sequence[str]], protocol: Mapping[str, object]
     if unreadable:
         lines += ["", f"Unreadable, in no figure: {len(unreadable)}", *(f"  {line}" for line in unreadable)]
     return "\n".join(lines)
+
+
+def _tokenizer_of(model: Matcher) -> TextTokenizer | None:
+    tower = getattr(model, "text", None)
+    return tower.tokenizer if isinstance(tower, TextTower) else None
 
 
 def _hidden(texts: Sequence[str], progress: bool) -> bool | None:

@@ -25,6 +25,7 @@ from toklip_core.matching import (
     Dtype,
     Matcher,
     Picture,
+    cut_protocol,
     hit_chances,
     load_matcher,
     picture_features,
@@ -170,6 +171,7 @@ def measure_retrieval(
         protocol={
             "pictures": len(read),
             "captions": len(captions),
+            **cut_protocol(model, distinct),
             "image to text": "a hit if any caption of the picture is among the first k",
             "text to image": f"a hit if its own picture is among the first k; {_shared(captions)}",
             "ties": TIES,

@@ -32,6 +32,7 @@ from toklip_core.matching import (
     found_pictures,
     load_matcher,
     picture_features,
+    refuse_cut_texts,
     software,
     text_features,
 )
@@ -103,7 +104,8 @@ def search_pictures(
     Raises:
         FileNotFoundError: there is no picture, or a file of the model is not there.
         LookupError: there is no such model, or it has no text tower.
-        ValueError: the text is empty, no picture can be read, or the store's ids are not the model's.
+        ValueError: the text is empty or longer than the model reads, no picture can be read, or the store's ids are not
+            the model's.
     """
     (text,) = distinct([text], "text")
     stores = [path for path in map(Path, where) if part_paths(path)]
@@ -112,6 +114,7 @@ def search_pictures(
     pictures = [] if stores else found_pictures(find_pictures(where))
     tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
     model, protocol = load_matcher(name, device=device)
+    refuse_cut_texts(model, [text])
     unreadable: list[str] = []
     if tokens is None:
         batches = picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress)

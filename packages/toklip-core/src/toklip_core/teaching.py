@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toklip_core.captions import Batch, CaptionedSamples, collate
 from toklip_core.clip import CLIP, CLIPConfig
 from toklip_core.data import normalized
-from toklip_core.distillation import clamp_logit_scale, contrast, parameter_groups
+from toklip_core.distillation import clamp_logit_scale, contrast, parameter_groups, warn_of_cut_captions
 from toklip_core.held_out import evaluated, held_out_set
 from toklip_core.settings import TeacherTrainConfig
 from toklip_core.text import EOS_ID, PAD_ID, TextConfig, TextTokenizer, word_tokenizer
@@ -53,11 +53,16 @@ def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
         result.load_state_dict(tensors)
         result.assembled().save_pretrained(folder)
 
-    def objective(model: nn.Module, batch: Batch, step: int) -> Losses:
-        pixels = normalized(batch["pixels"])
-        return cast(Losses, model(pixels, tokenizer(batch["captions"]).to(pixels.device)))
+    cut = 0
 
-    return fit(
+    def objective(model: nn.Module, batch: Batch, step: int) -> Losses:
+        nonlocal cut
+        pixels, ids = normalized(batch["pixels"]), tokenizer(batch["captions"])
+        if torch.is_grad_enabled():  # a batch may come before without gradients
+            cut += tokenizer.warn_of_cut(batch["captions"], ids)
+        return cast(Losses, model(pixels, ids.to(pixels.device)))
+
+    report = fit(
         model,
         samples,
         objective,
@@ -74,6 +79,8 @@ def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
         contrast=partial(contrast, kind=config.contrast, weight=1.0),
         after_step=clamp_logit_scale,
     )
+    warn_of_cut_captions(cut, tokenizer.config.context_length)
+    return report
 
 
 class TeacherTraining(nn.Module):

@@ -10,6 +10,7 @@ Shape letters: T texts, L context length, E joint space.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,11 @@ from torch import Tensor, nn
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.config import Config
 from toklip_core.finite import refuse_not_finite
+from toklip_core.messages import one_line
 from toklip_core.textfiles import read_text
 from toklip_core.trunk import Activation
+
+_log = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -38,7 +42,9 @@ _CHUNK = 256
 class TextConfig(Config):
     """A text tower and how a text is written for it."""
 
-    context_length: int = Field(gt=0, description="L: tokens of a text; longer ones are cut, shorter ones padded.")
+    context_length: int = Field(
+        gt=0, description="L: tokens of a text; longer ones are refused or cut with a warning, shorter ones padded."
+    )
     vocabulary: int = Field(gt=0, description="Rows of the token embedding.")
     width: int = Field(gt=0, description="Width of a token.")
     heads: int = Field(gt=0, description="Attention heads, which divide the width.")
@@ -103,6 +109,8 @@ class TextTokenizer:
     def __init__(self, config: TextConfig, json: str | None) -> None:
         self.config = config
         self.json = json
+        #: Texts that :meth:`warn_of_cut` has counted.
+        self.cut = 0
         self._clip: Any = None
         self._file: Any = None
         if config.tokenizer == "clip":
@@ -138,6 +146,37 @@ class TextTokenizer:
             )
         return ids
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text, with those around it: above the context length, a text is cut."""
+        texts = list(map(replace_lone_surrogates, texts))
+        if self._clip is not None:
+            return [len(self._clip.encode(text)) + 2 for text in texts]
+        special = (self.config.bos_id is not None) + (self.config.eos_id is not None)
+        return [len(words.ids) + special for words in self._words(texts)]
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts that are longer than the context length."""
+        lengths = self.lengths(texts)
+        return [text for text, length in zip(texts, lengths, strict=True) if length > self.config.context_length]
+
+    def warn_of_cut(self, texts: Sequence[str], ids: Tensor) -> int:
+        """Return how many texts were cut when they became ids (T, L), and say so in the log for the first ever.
+
+        Only a text that fills its row is written once more to see whether it is longer.
+        """
+        padding = 0 if self._clip is not None else self.config.pad_id
+        ends = self._clip is not None or self.config.eos_id is not None
+        full = (ids[:, -1] != padding).tolist() if ends else [True] * len(texts)
+        cut = self.cut_texts([text for text, is_full in zip(texts, full, strict=True) if is_full])
+        if cut and not self.cut:
+            _log.warning(
+                "texts are cut after %d tokens, which is what the model reads; the first is %r",
+                self.config.context_length,
+                one_line(cut[0], longest=80),
+            )
+        self.cut += len(cut)
+        return len(cut)
+
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
         """Return the words that the tokenizer has no id for, each once: it reads all of them as one."""
         from open_clip.tokenizer import get_clean_fn
@@ -156,17 +195,19 @@ class TextTokenizer:
         ]
         return list(dict.fromkeys(found))
 
-    def _of_file(self, texts: Sequence[str]) -> Tensor:
+    def _words(self, texts: Sequence[str]) -> Any:  # noqa: ANN401  (of tokenizers)
         from open_clip.tokenizer import get_clean_fn
 
+        clean = get_clean_fn(self.config.clean)
+        return self._file.encode_batch([clean(text) for text in texts], add_special_tokens=False)
+
+    def _of_file(self, texts: Sequence[str]) -> Tensor:
         config = self.config
-        clean = get_clean_fn(config.clean)
         before = [] if config.bos_id is None else [config.bos_id]
         after = [] if config.eos_id is None else [config.eos_id]
         room = config.context_length - len(before) - len(after)
         rows = torch.full((len(texts), config.context_length), config.pad_id, dtype=torch.int64)
-        encoded = self._file.encode_batch([clean(text) for text in texts], add_special_tokens=False)
-        for row, words in zip(rows, encoded, strict=True):
+        for row, words in zip(rows, self._words(texts), strict=True):
             filled = torch.tensor([*before, *words.ids[:room], *after], dtype=torch.int64)
             row[: len(filled)] = filled
         return rows
@@ -192,7 +233,7 @@ class TextTower(nn.Module):
         return features
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        """Return the ids (T, L) of texts, on the device of the weights.
+        """Return the ids (T, L) of texts, on the device of the weights; that a text is cut is said in the log, once.
 
         Raises:
             FileNotFoundError: the tokenizer is not there.
@@ -201,7 +242,9 @@ class TextTower(nn.Module):
             raise FileNotFoundError(
                 f"the text tokenizer is missing: put its {TOKENIZER_FILE} beside the weights, into the model's folder"
             )
-        return self.tokenizer(texts).to(self.network.positional_embedding.device)
+        ids = self.tokenizer(texts)
+        self.tokenizer.warn_of_cut(texts, ids)
+        return ids.to(self.network.positional_embedding.device)
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,12 @@ from toklip_core.matching import (
     TIES,
     Dtype,
     Matcher,
+    cut_protocol,
     found_pictures,
     hit_chances,
     load_matcher,
     picture_features,
+    refuse_cut_texts,
     report_text,
     scene_pictures,
     software,
@@ -183,6 +185,7 @@ def measure_zero_shot(
             "pictures": sum(map(len, hits)),
             "classes": len(columns),
             "templates": described_templates(templates),
+            **cut_protocol(model, _in_templates(names, templates)),
             "ties": TIES,
             "software": software(),
         },
@@ -218,12 +221,14 @@ def classify_pictures(
     Raises:
         FileNotFoundError: an input or a file of the model is not there.
         LookupError: there is no such model, or it has no text tower.
-        ValueError: there are no labels, or two are alike, or no picture can be read.
+        ValueError: there are no labels, or two are alike, or one is longer than the model reads, or no picture can be
+            read.
     """
     labels = distinct(labels, "label")
     chosen = known_templates(templates or ["{}"])
     pictures = found_pictures(find_pictures(inputs))
     model, protocol = load_matcher(name, device=device)
+    refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=progress)
     for row, label in enumerate(labels):
         for other in range(row):
@@ -258,6 +263,9 @@ def class_features(
         templates: each has a {} where the name goes, and each occurs once.
         progress: show a bar on stderr if that is a terminal.
     """
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    found = text_features(model, texts, progress=progress)
+    found = text_features(model, _in_templates(names, templates), progress=progress)
     return F.normalize(found.reshape(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+def _in_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    return [template.replace("{}", name) for name in names for template in templates]

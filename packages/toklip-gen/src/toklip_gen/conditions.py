@@ -12,6 +12,7 @@ Letters: B pictures, T positions of the condition, n words of the longest text.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from html import unescape
@@ -22,12 +23,15 @@ import torch
 import torch.nn.functional as F
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import why_not_fetched
+from toklip_core.messages import one_line
 from toklip_core.model import TokLIP
 from toklip_core.text import TextTower
 from torch import Tensor, nn
 
 from toklip_gen.config import ClassCondition, TextCondition
 from toklip_gen.model import Condition
+
+_log = logging.getLogger(__name__)
 
 #: The text encoder that is the TokLIP's own.
 TOKLIP = "toklip"
@@ -40,8 +44,15 @@ class WordEncoder(Protocol):
     def width(self) -> int:
         """Numbers of a word."""
 
+    @property
+    def limit(self) -> int:
+        """Words of a text at most; what is longer is cut."""
+
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return features (B, n, width) of words, and a mask (B, n): True for words, which come first."""
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the words of each text as if none were cut."""
 
     def to(self, device: torch.device | str) -> object:
         """Bring it to a device."""
@@ -87,10 +98,14 @@ class Texts:
                 f"{config.width}; name the text encoder that it was trained with"
             )
         self._length, self._encoder = config.length, encoder
+        #: Texts that were cut so far.
+        self.cut = 0
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[int] | Sequence[str]) -> Condition:
-        """Return the condition of texts: of each the first T words. No gradient.
+        """Return the condition of texts: of each the first T words; the first that is cut is named in the log.
+
+        No gradient.
 
         Raises:
             ValueError: one is no text.
@@ -102,7 +117,28 @@ class Texts:
             if not isinstance(prompt, str):
                 raise ValueError(f"got {prompt!r}, but the generator draws texts, not classes; say what it is to draw")
             texts.append(replace_lone_surrogates(prompt))
-        return left_padded(*self._encoder(texts), self._length)
+        features, mask = self._encoder(texts)
+        full = mask.sum(1) >= min(self._length, mask.shape[1])
+        cut = self.cut_texts([text for text, is_full in zip(texts, full.tolist(), strict=True) if is_full])
+        if cut and not self.cut:
+            first = one_line(cut[0], longest=80)
+            _log.warning("texts are cut after the first words that the generator reads; the first is %r", first)
+        self.cut += len(cut)
+        return left_padded(features, mask, self._length)
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts of which the generator reads the first words alone."""
+        limit = min(self._length, self._encoder.limit)
+        return [text for text, length in zip(texts, self._encoder.lengths(texts), strict=True) if length > limit]
+
+    def refuse_cut(self, texts: Sequence[str]) -> None:
+        """ValueError that names the first of some texts that would be cut."""
+        if cut := self.cut_texts(texts):
+            limit, (length,) = min(self._length, self._encoder.limit), self._encoder.lengths(cut[:1])
+            raise ValueError(
+                f"the text {one_line(cut[0], longest=80)!r} has {length} tokens, and the generator reads {limit}: it "
+                "would be cut; shorten it"
+            )
 
     def to(self, device: torch.device | str) -> None:
         """Bring the encoder to a device."""
@@ -169,6 +205,16 @@ class TowerWords:
         tokens, mask = self._tower.tokens(texts)
         return tokens.float(), mask
 
+    @property
+    def limit(self) -> int:
+        """The tower's context length."""
+        return self._tower.config.context_length
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """See :meth:`toklip_core.text.TextTokenizer.lengths`."""
+        assert self._tower.tokenizer is not None  # else no text was read
+        return self._tower.tokenizer.lengths(texts)
+
     def to(self, device: torch.device | str) -> None:
         """Bring the tower to a device."""
         self._tower.to(device)
@@ -204,6 +250,17 @@ class T5Words:
         ).to(self._device)
         states = self._model(input_ids=found["input_ids"], attention_mask=found["attention_mask"]).last_hidden_state
         return states.float(), found["attention_mask"].bool()
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a text at most."""
+        return self._length
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of cleaned texts, each with its end."""
+        if not texts:
+            return []
+        return list(map(len, self._tokenizer([cleaned(cleaned(text)) for text in texts], verbose=False)["input_ids"]))
 
     def to(self, device: torch.device | str) -> None:
         """Bring the model to a device."""

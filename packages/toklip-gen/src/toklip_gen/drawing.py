@@ -20,6 +20,7 @@ from toklip_core.training import derived_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from toklip_gen.conditions import Texts
 from toklip_gen.config import ClassCondition, GeneratorConfig
 from toklip_gen.evaluation import Drawn, GenerationReport, gather, measure_pictures, refuse_other_size
 from toklip_gen.features import INCEPTION, load_extractor, moments
@@ -138,6 +139,8 @@ def evaluate_on_scenes(
         "drawn": f"captions of {count} scenes of {split}, each on a plain background; {sampling.as_text()}",
         "pixels": "objects by contrast and connected parts, colour by hue, shape by the renderer",
     }
+    if isinstance(pictures.conditions, Texts) and (cut := pictures.conditions.cut_texts(texts)):
+        protocol["cut"] = f"{len(cut)} of {len(texts)} captions, longer than the generator reads"
     if of_judge:
         protocol["model"] = f"{of_judge['model']}, {of_judge['weights']}; the true caption against other words"
     return replace(report, match=match, protocol=protocol | report.protocol)

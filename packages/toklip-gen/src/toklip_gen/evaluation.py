@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from toklip_core.data import PictureError, entries, find_pictures, normalized
 from toklip_core.encoding import refuse_missing_device
-from toklip_core.matching import Matcher, load_matcher, report_text
+from toklip_core.matching import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.special_files import refuse_special
 from torch import Tensor
 from torch.nn import functional as F
@@ -142,6 +142,7 @@ def measure_pictures(
         else:
             found["clip_score"] = float(100 * gathered.scores.clamp_min(0).mean())
             protocol["clip score"] = "mean of 100 max(0, cos) between picture and caption"
+            protocol |= cut_protocol(clip, gathered.captions)
     protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("toklip-gen", "torch"))
     return GenerationReport(**found, left_out=left_out, protocol=protocol)
 
@@ -157,6 +158,8 @@ class Gathered(NamedTuple):
     logits: Tensor | None
     #: (n,), cosines of pictures and captions; None if one lacks a caption, or nobody judges.
     scores: Tensor | None
+    #: Those that were compared.
+    captions: Sequence[str] = ()
 
 
 def refuse_other_size(
@@ -181,6 +184,7 @@ def gather(
     features: list[Tensor] = []
     logits: list[Tensor] = []
     scores: list[Tensor] = []
+    compared: list[str] = []
     count, size, captioned = 0, (0, 0), True
     for batch in _batches(pictures, batch_size):
         levels = torch.stack([picture.levels for picture in batch])
@@ -200,9 +204,10 @@ def gather(
         captioned &= len(captions) == len(batch)
         if clip is not None and captioned:
             scores.append(_cosines(clip, levels, captions))
+            compared += captions
     whole = torch.cat(features) if features else torch.empty(count, 0)
     judged = torch.cat(scores) if scores and captioned else None
-    return Gathered(count, size, whole, torch.cat(logits) if logits else None, judged)
+    return Gathered(count, size, whole, torch.cat(logits) if logits else None, judged, compared)
 
 
 def read_pictures(inputs: Sequence[Path | str], unreadable: list[str]) -> Iterator[Drawn]:

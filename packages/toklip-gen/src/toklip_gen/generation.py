@@ -20,7 +20,7 @@ from toklip_core.ranges import refuse_counts, refuse_drawing
 from torch import Tensor
 from tqdm import tqdm
 
-from toklip_gen.conditions import TOKLIP
+from toklip_gen.conditions import TOKLIP, Texts
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.sampling import Choice, Guidance, refuse_guidance
 
@@ -119,6 +119,8 @@ def generate(
     tower = pictures.config.condition.kind == "text" and pictures.config.condition.encoder == TOKLIP
     if tower and pictures.toklip is not None and pictures.toklip.text is not None:
         warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
+    if isinstance(pictures.conditions, Texts):
+        pictures.conditions.refuse_cut(prompts)
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
     guidance = Guidance(pictures.config.guidance) if guidance is None else guidance

@@ -13,6 +13,7 @@ Letters: B pictures, N = h w positions, K ids.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from toklip_gen.pipeline import PictureGenerator
 from toklip_gen.sampling import sample
 from toklip_gen.scenes_match import match_by_pixels, scene_prompts
 from toklip_gen.settings import GeneratorTrainConfig, Sketches, TextSetting
+
+_log = logging.getLogger(__name__)
 
 #: Pictures that are drawn at an evaluation, if the settings name none; and those that are compared with captions.
 _DRAWN, _MATCHED = 16, 32
@@ -72,7 +75,7 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
         pictures.tokenizer_weights = parts.tokenizer_weights
         pictures.save(folder)
 
-    return fit(
+    report = fit(
         model,
         samples,
         lambda model, batch, step: next_id_loss(model, frozen(batch)),
@@ -89,6 +92,9 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
         order=samples.order,
         collate=collate,
     )
+    if frozen.cut:
+        _log.warning("%d captions were cut: they are longer than the generator reads", frozen.cut)
+    return report
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,8 @@ class Frozen:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._device: torch.device | None = None
+        #: Captions that were longer than the generator reads.
+        self.cut = 0
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Read:
@@ -189,7 +197,10 @@ class Frozen:
                 if module is not None:
                     cast(nn.Module, module).to(device)
         ids = batch["ids"] if "ids" in batch else parts.tokenizer.encode(normalized(batch["pixels"]))
+        texts = parts.conditions if isinstance(parts.conditions, Texts) else None
+        before = texts.cut if texts else 0
         condition = parts.conditions(batch["prompts"]).to(device)
+        self.cut += texts.cut - before if texts else 0
         return Read(ids.flatten(1), parts.inputs(ids)[:, :-1], condition, batch["drop"])
 
 
@@ -260,6 +271,8 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str
     if ids is None and not settings.prompts:
         return None
     drawn = list(settings.prompts) or list(prompts[:_DRAWN])
+    if isinstance(parts.conditions, Texts) and settings.prompts:
+        parts.conditions.refuse_cut(list(map(str, settings.prompts)))
     parts.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
     return HeldOut(settings, ids, prompts, cast(list[str], drawn))
 
