@@ -188,7 +188,7 @@ def test_a_picture_that_is_searched_is_not_written_over(saved, photos):
     picture = photos / "a.jpg"
     before = picture.read_bytes()
     done = toklip("search", photos, "a star", "--model", saved, "--out", picture, status=1)
-    assert "which is one of the pictures that are searched; choose another name" in done.stderr
+    assert "which is one of the inputs and would be written over; choose another name" in done.stderr
     assert picture.read_bytes() == before
 
 

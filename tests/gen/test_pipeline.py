@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,6 +11,7 @@ from PIL import Image
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.cli import cli
 from toklip_core.data import open_picture, to_picture, to_pixels
+from toklip_gen.generation import generate
 from toklip_gen.inputs import toklip_checksum
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.sampling import Guidance
@@ -218,6 +220,74 @@ def test_what_generate_cannot_do_is_one_line(tmp_path, monkeypatch, of_classes, 
     Path("broken.png").write_text("none")
     output = CliRunner().invoke(cli, ["generate", "--device", "cpu", "--model", str(of_classes), *words]).output
     assert message in " ".join(output.split()) and "Traceback" not in output
+
+
+def test_the_prefix_is_not_written_over(tmp_path, of_classes):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+    words = ["--class", "1", "--model", of_classes, "--prefix", tmp_path / "x.png", "--out", tmp_path / "x.png"]
+    done = CliRunner().invoke(cli, ["generate", "--device", "cpu", *map(str, words)])
+    assert done.exit_code == 1 and "x.png, which is one of the inputs and would be written over" in done.stderr
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+@pytest.fixture
+def interrupted(of_classes, tmp_path, monkeypatch):
+    """Draws six pictures of classes, two at a time, and is interrupted before the third batch."""
+    drawn, draw = [], PictureGenerator.draw
+
+    def counted(self, prompts, **how):
+        drawn.append(list(zip(prompts, how["seeds"], strict=True)))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(self, prompts, **how)
+
+    monkeypatch.setattr(PictureGenerator, "draw", counted)
+
+    def call(out, **change):
+        options = {"model": of_classes, "number": 3, "seed": 5, "batch_size": 2, **change}
+        return generate([1, 2], tmp_path / out, **options)
+
+    for out in ("folder", "grid.png"):
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            call(out)
+    return call, drawn
+
+
+def test_each_batch_is_written_as_it_is_finished(interrupted, tmp_path):
+    there = sorted(path.name for path in (tmp_path / "folder").glob("*.png"))
+    assert there == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    grid = np.array(open_picture(tmp_path / "grid.png"))
+    assert (grid[-32:, -32:] == 255).all() and not (grid[-32:, :32] == 255).all()
+
+
+def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
+    call, drawn = interrupted
+    before = (tmp_path / "folder" / "0000.png").stat().st_mtime_ns
+    report = call("folder")
+    assert drawn[3:] == [[(2, 6), (2, 7)]] and report.found == 4 and "4 of them before" in report.as_text()
+    assert [picture.seed for picture in report.pictures] == [5, 6, 7, 5, 6, 7]
+    assert (tmp_path / "folder" / "0000.png").stat().st_mtime_ns == before
+    whole = call("whole")
+    for one, other in zip(report.pictures, whole.pictures, strict=True):
+        assert Path(one.file).read_bytes() == Path(other.file).read_bytes()
+    assert len(list((tmp_path / "folder").iterdir())) == 6
+    with pytest.raises(ValueError, match="has pictures already; name another one"):
+        call("folder")
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"temperature": 0.5}, {"guidance": 2.0}, {"number": 4}, {"top_k": 3}])
+def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupted(interrupted, change):
+    call, drawn = interrupted
+    with pytest.raises(ValueError, match="has pictures already; name another one"):
+        call("folder", **change)
+    assert len(drawn) == 3
+
+
+def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):
+    with pytest.raises(ValueError, match=r"a grid of 1000000 pictures would have .*; name a folder"):
+        generate([1], tmp_path / "x.png", model=of_classes, number=10**6)
 
 
 def test_models_lists_generators_beside_the_others():

@@ -16,7 +16,7 @@ from toklip_mllm.figures import Answered, reported
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.questions import Asked, Keys, prompt_of, read_questions, scene_questions
 from toklip_mllm.settings import HeldOutTalk
-from toklip_mllm.vqa import answer_questions, evaluated, held_out_questions
+from toklip_mllm.vqa import answer_questions, evaluate_vqa, evaluated, held_out_questions
 
 from tests.mllm.small_mllms import MARKED, shared, small_mllm
 
@@ -279,6 +279,33 @@ def test_the_command_measures_scenes_and_writes_the_answers(model, tmp_path):
     assert report["protocol"]["decoding"] == "greedy, up to 2 tokens"
 
 
+@pytest.mark.parametrize("taken", ["questions", "picture", "folder"])
+def test_the_answers_are_written_over_no_input(taken, model, rows, tmp_path):
+    file = rows(ROW)
+    out = {"questions": file, "picture": tmp_path / "red.png", "folder": tmp_path}[taken]
+    before = None if taken == "folder" else out.read_bytes()
+    done = run(str(file), "--model", model, "--answers", str(out))
+    assert done.exit_code == 1 and f"got --answers {out}, which is" in done.output, done.output
+    assert taken == "folder" or out.read_bytes() == before
+
+
+def test_answers_are_in_the_file_batch_by_batch(rows, tmp_path, monkeypatch):
+    file, out, calls = rows(ROW, ROW, ROW), tmp_path / "answers.jsonl", []
+    out.write_text("of another model")
+
+    def said(model, processor, asked, *_):
+        calls.append(out.read_text())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return ["red"] * len(asked)
+
+    monkeypatch.setattr("toklip_mllm.vqa._said", said)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_vqa("toklip-mllm-tiny", file, answers=out, batch_size=1)
+    assert calls[0] == "of another model" and [len(text.splitlines()) for text in calls[1:]] == [1, 2]
+    assert [json.loads(line)["said"] for line in out.read_text().splitlines()] == ["red", "red"]
+
+
 def test_half_precision_leaves_the_codebook_and_says_so(model):
     done = run("--scenes", "1", "--model", model, "--dtype", "bfloat16", "--max-new-tokens", "1", "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -313,7 +340,7 @@ def test_bad_arguments_are_one_line(rows, model):
         ([str(rows())], "holds no question"),
         ([str(rows(ROW)), "--prompt", "say"], "put {} where the question goes"),
         ([str(rows(ROW | {"image": "none.png"})), "--model", model], "the pictures of none of 1 questions can be read"),
-        ([str(rows(ROW)), "--answers", "nowhere/answers.jsonl"], "there is no folder 'nowhere' for the answers"),
+        ([str(rows(ROW)), "--answers", "nowhere/answers.jsonl"], "nowhere to write answers.jsonl into; make it first"),
         ([str(rows(ROW)), "--device", "cuda:99", "--model", model], "got the device 'cuda:99'"),
     ]:
         done = run(*words)

@@ -20,7 +20,7 @@ LAYERS = {
         {"tables"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
-        {"crops", "training", "encoder", "text", "readers"},
+        {"crops", "outputs", "training", "encoder", "text", "readers"},
         {"part_reader"},
         {"store", "tasks"},
         {"clip", "published"},

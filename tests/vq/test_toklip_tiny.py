@@ -55,7 +55,7 @@ def test_labels_that_it_cannot_tell_apart_are_refused(red_circle: Path):
 def test_the_picture_is_not_written_over(red_circle: Path):
     before = red_circle.read_bytes()
     done = CliRunner().invoke(cli, ["explain", str(red_circle), "a red circle", "--out", str(red_circle)])
-    assert done.exit_code == 1 and "which is the picture itself" in done.output
+    assert done.exit_code == 1 and "which is one of the inputs and would be written over" in done.output
     assert red_circle.read_bytes() == before
 
 

@@ -98,15 +98,19 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
     The weights become safetensors, those of the VQ tokenizer from inside the file included, and no code in it is run.
     FILE may also be a name that `toklip models` lists.
     """
-    from toklip_core.checkpoint import CONFIG_FILE
+    from toklip_core.checkpoint import CONFIG_FILE, WEIGHTS_FILE
     from toklip_core.config import validated
     from toklip_core.model import TokLIP
+    from toklip_core.outputs import refuse_output
     from toklip_core.published import TokLIPConfig
     from toklip_core.text import TOKENIZER_FILE, TextTokenizer
     from toklip_core.textfiles import read_text
 
     if (out / CONFIG_FILE).exists():
         raise FileExistsError(f"{out} is a model folder already; name another one, or remove it")
+    if out.is_dir():
+        for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+            refuse_output(out / name, [path for path in (file, words) if path is not None], option="the folder of")
     settings = None if config is None else validated(TokLIPConfig, _json_object(config), config)
     tokenizer = None if words is None else read_text(words)
     model = TokLIP.from_pretrained(file, tokenizer=False, config=settings)
@@ -196,13 +200,13 @@ def explain(
     """
     from toklip_core.encoding import default_device
     from toklip_core.explanation import draw, explain_picture
+    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
     from toklip_core.panels import save
 
     if out is None and not as_json:
         out = Path(f"{Path(picture).stem}-explained.png")
-    _refuse_no_picture(out)
-    if out is not None and out.exists() and Path(picture).exists() and out.samefile(picture):
-        raise ValueError(f"got --out {out}, which is the picture itself; choose another name")
+    if out is not None:
+        refuse_output(out, [picture], suffixes=WRITTEN_SUFFIXES)
     explanation = explain_picture(picture=picture, texts=texts, device=device or default_device(), **options)
     if out is not None:
         save(draw(explanation), out)
@@ -227,14 +231,14 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
     picture, best first: its cosine with the text, and its name. They rank pictures, and do not say whether any fits.
     """
     from toklip_core.encoding import default_device
+    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
     from toklip_core.panels import save
-    from toklip_core.searching import draw, refuse_searched, search_pictures
+    from toklip_core.searching import draw, search_pictures
 
     if not options["where"]:
         raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
-    _refuse_no_picture(out)
     if out is not None:
-        refuse_searched(out, options["where"])
+        refuse_output(out, options["where"], suffixes=WRITTEN_SUFFIXES)
     report = search_pictures(device=device or default_device(), progress=True, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if not as_json:
@@ -337,14 +341,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object, the config.json of a TokLIP")
     return values
-
-
-def _refuse_no_picture(out: Path | None) -> None:
-    """Refuse a name under which no picture can be written, before work starts."""
-    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"got --out {out}; wanted a name that ends in .png, .jpg or .webp")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.absolute().parent} to write {out.name} into; make it first")
 
 
 def _unread(unreadable: tuple[str, ...]) -> list[str]:

@@ -145,13 +145,6 @@ def search_pictures(
     )
 
 
-def refuse_searched(out: Path, where: Sequence[Path | str]) -> None:
-    """ValueError if a file that is to be written is one of the pictures that are to be searched."""
-    if out.exists() and not any(part_paths(Path(path)) for path in where):
-        if any(source.path.samefile(out) for source in find_pictures(where)):
-            raise ValueError(f"got --out {out}, which is one of the pictures that are searched; choose another name")
-
-
 def draw(search: Search) -> Image.Image:
     """Return a sheet of the pictures that were found, each below its place, cosine and name."""
     titles = [f"{place}. {hit.cosine:.3f}  {hit.picture.name}" for place, hit in enumerate(search.hits, start=1)]

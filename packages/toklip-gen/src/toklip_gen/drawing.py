@@ -15,6 +15,7 @@ import torch
 from toklip_core.data import to_levels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import load_matcher
+from toklip_core.outputs import refuse_output
 from toklip_core.ranges import refuse_counts, refuse_drawing
 from toklip_core.training import derived_seed
 from torch import Tensor
@@ -183,6 +184,8 @@ def evaluate_on_classes(
     refuse_missing_device(device)
     refuse_counts(per_class=per_class, batch_size=batch_size)
     (sampling or Sampling()).refuse()
+    if npz is not None:
+        refuse_output(npz, [] if reference is None else [reference], option="--npz", suffixes=[".npz"])
     extractor = load_extractor(features, device)
     known = None if reference is None else load_reference(reference, extractor)
     pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)

@@ -23,6 +23,7 @@ import torch
 from toklip_core.data import PictureError, entries, find_pictures, normalized
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Matcher, cut_protocol, load_matcher, report_text
+from toklip_core.outputs import refuse_output
 from toklip_core.special_files import refuse_special
 from torch import Tensor
 from torch.nn import functional as F
@@ -259,6 +260,9 @@ def evaluate_pictures(
         FileNotFoundError, LookupError, ValueError: an input, the reference or a network is not there, or does not fit.
     """
     refuse_missing_device(device)
+    if npz is not None:
+        read = [*inputs] if reference is None else [*inputs, reference]
+        refuse_output(npz, read, option="--npz", suffixes=[".npz"])
     extractor = load_extractor(features, device)
     known = None if reference is None else load_reference(reference, extractor)
     matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, device=device)
@@ -290,6 +294,7 @@ def write_reference_of(
         FileNotFoundError, LookupError, ValueError: as :func:`evaluate_pictures`.
     """
     refuse_missing_device(device)
+    refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
     extractor = load_extractor(features, device)
     unreadable: list[str] = []
     with closing(tqdm(read_pictures(inputs, unreadable), unit=" pictures", disable=None if progress else True)) as bar:

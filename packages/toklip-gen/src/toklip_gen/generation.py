@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from PIL import Image
+from toklip_core.atomic import write_text
 from toklip_core.characters import replace_lone_surrogates
-from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
+from toklip_core.checkpoint import weights_checksum
+from toklip_core.data import MAX_PIXELS, PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import warn_of_unknown_words
+from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_folder, refuse_output
 from toklip_core.panels import save
 from toklip_core.ranges import refuse_counts, refuse_drawing
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from toklip_gen.conditions import TOKLIP, Texts
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.sampling import Choice, Guidance, refuse_guidance
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+#: Beside the pictures of a call that has not ended: what they are of.
+_RECORD = ".generate.json"
+_TAKEN = "the folder {} has pictures already; name another one, or empty it"
 #: Pixels between the pictures of a grid.
 _GAP = 2
 
@@ -49,6 +56,8 @@ class GenerateReport:
     seconds: float
     #: How they were drawn.
     settings: dict[str, Any]
+    #: So many of them an earlier, unfinished call of the same had written.
+    found: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON data."""
@@ -58,7 +67,9 @@ class GenerateReport:
         """Return it as a line."""
         files = sorted({picture.file for picture in self.pictures})
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        return f"written: {shown} ({len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}, {self.seconds:.1f} s)"
+        before = f", {self.found} of them before" if self.found else ""
+        count = f"{len(self.pictures)} picture{'s' * (len(self.pictures) != 1)}{before}"
+        return f"written: {shown} ({count}, {self.seconds:.1f} s)"
 
 
 def generate(
@@ -86,7 +97,8 @@ def generate(
     Args:
         prompts: classes, or texts, as the generator takes them.
         out: a picture file, which holds all of them, one row for each prompt if there are several; or a folder, made if
-            it is not there, for a file each; it must have no pictures yet.
+            it is not there, for a file each; it must have no pictures yet, but those of the same call, interrupted:
+            that goes on. Each batch is written as it is finished.
         model: see :func:`toklip_gen.pipeline.load_generator`, also for ``toklip``, ``dtype`` and ``device``.
         number: pictures of each prompt.
         seed: of the first picture of each prompt; each further one has the next.
@@ -107,7 +119,7 @@ def generate(
     guidance = Guidance(guidance) if isinstance(guidance, int | float) else guidance
     _refuse_numbers(guidance, Choice(temperature, top_k or 0, top_p), seed, number, batch_size)
     out = Path(out)
-    _refuse_place(out)
+    _refuse_place(out, prefix)
     if not prompts:
         raise ValueError("got no prompt; say what is to be drawn")
     prompts = cast(
@@ -122,39 +134,147 @@ def generate(
     if isinstance(pictures.conditions, Texts):
         pictures.conditions.refuse_cut(prompts)
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
-    wanted = [(prompt, seed + place) for prompt in prompts for place in range(number)]
     guidance = Guidance(pictures.config.guidance) if guidance is None else guidance
     top_k = pictures.config.top_k if top_k is None else top_k
-    settings = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    drawn: list[Image.Image] = []
-    several = len(wanted) > batch_size
-    for start in tqdm(range(0, len(wanted), batch_size), desc="batches", disable=not (progress and several)):
-        batch = wanted[start : start + batch_size]
+    how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    wanted = Wanted(prompts, number, seed)
+    if out.suffix:
+        place: _Grid | _Folder = _Grid(out, wanted, pictures.image_size)
+    else:
+        ids = [] if begun is None else begun[0].tolist()
+        place = _Folder(out, wanted, {**how, "prefix": ids, "weights": _weights(pictures), "computed": str(device)})
+    _draw(pictures, wanted, place, how, begun=begun, batch_size=batch_size, compiled=compiled, progress=progress)
+    report = tuple(Picture(*wanted[number], place.file(number)) for number in range(len(wanted)))
+    begins = None if prefix is None else str(prefix)
+    shown = {"model": str(model), **how, "guidance": guidance.scale, **_schedule(guidance), "prefix": begins}
+    return GenerateReport(report, time.perf_counter() - started, shown, found=place.found)
+
+
+class Wanted:
+    """Prompts and seeds of pictures by their numbers, one prompt after another."""
+
+    def __init__(self, prompts: Sequence[int] | Sequence[str], each: int, seed: int) -> None:
+        self.prompts, self.each, self.seed = prompts, each, seed
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    def __getitem__(self, number: int) -> tuple[int | str, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.prompts[number // self.each], self.seed + number % self.each
+
+
+def _draw(
+    pictures: PictureGenerator,
+    wanted: Wanted,
+    place: _Grid | _Folder,
+    how: dict[str, Any],
+    *,
+    begun: Tensor | None,
+    batch_size: int,
+    compiled: bool,
+    progress: bool,
+) -> None:
+    """Draw what is not there, and write each batch as it is finished."""
+    several = len(wanted) - place.found > batch_size
+    starts = range(place.found, len(wanted), batch_size)
+    for start in tqdm(starts, desc="batches", disable=not (progress and several)):
+        batch = [wanted[number] for number in range(start, min(start + batch_size, len(wanted)))]
         ids = pictures.draw(
-            [prompt for prompt, _ in batch],
+            [prompt for prompt, _ in batch],  # type: ignore[arg-type]
             seeds=[own for _, own in batch],
             prefix=None if begun is None else begun.expand(len(batch), -1),
             compiled=compiled,
             progress=progress and not several,
-            **settings,  # type: ignore[arg-type]
+            **how,
         )
-        drawn += map(to_picture, pictures.pixels(ids).cpu())
-    columns = number if len(prompts) > 1 else math.ceil(math.sqrt(number))
-    files = _write(drawn, out, columns)
-    report = tuple(Picture(*what, file) for what, file in zip(wanted, files, strict=True))
-    begins = None if prefix is None else str(prefix)
-    shown = {"model": str(model), **settings, "guidance": guidance.scale, **_schedule(guidance), "prefix": begins}
-    return GenerateReport(report, time.perf_counter() - started, shown)
+        place.add(start, list(map(to_picture, pictures.pixels(ids).cpu())))
+    place.close()
 
 
-def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Return pictures of one size side by side, row by row, on white."""
-    width, height = pictures[0].width + _GAP, pictures[0].height + _GAP
-    rows = -(-len(pictures) // columns)
-    canvas = Image.new("RGB", (columns * width - _GAP, rows * height - _GAP), "white")
-    for place, picture in enumerate(pictures):
-        canvas.paste(picture, (place % columns * width, place // columns * height))
-    return canvas
+class _Grid:
+    """All pictures in one file, row by row, which is there from the first batch on.
+
+    Raises:
+        ValueError: the grid would be too large.
+    """
+
+    #: None is there before: a grid is drawn as a whole.
+    found = 0
+
+    def __init__(self, out: Path, wanted: Wanted, size: tuple[int, int]) -> None:
+        self._out = out
+        columns = wanted.each if len(wanted.prompts) > 1 else math.ceil(math.sqrt(wanted.each))
+        height, width = size
+        rows = -(-len(wanted) // columns)
+        self._columns, self._step = columns, (width + _GAP, height + _GAP)
+        sides = (columns * self._step[0] - _GAP, rows * self._step[1] - _GAP)
+        if sides[0] * sides[1] > MAX_PIXELS:
+            raise ValueError(
+                f"a grid of {len(wanted)} pictures would have {sides[0]} x {sides[1]} pixels, more than {MAX_PIXELS}; "
+                "name a folder (--out FOLDER), for a file each"
+            )
+        self._canvas = Image.new("RGB", sides, "white")
+
+    def add(self, start: int, pictures: Sequence[Image.Image]) -> None:
+        """Write the pictures from number ``start`` on beside those before."""
+        for number, picture in enumerate(pictures, start=start):
+            row, column = divmod(number, self._columns)
+            self._canvas.paste(picture, (column * self._step[0], row * self._step[1]))
+        save(self._canvas, self._out)
+
+    def close(self) -> None:
+        """Do nothing: all is written."""
+
+    def file(self, number: int) -> str:
+        """Return the file."""
+        return str(self._out)
+
+
+class _Folder:
+    """A file for each picture. Until all are there, a hidden file says what they are of, so that the same call goes on.
+
+    Raises:
+        ValueError: there are pictures of something else.
+    """
+
+    def __init__(self, out: Path, wanted: Wanted, how: dict[str, Any]) -> None:
+        self._out, self._record = out, out / _RECORD
+        self._digits = max(4, len(str(len(wanted) - 1)))
+        call = {"prompts": list(wanted.prompts), "number": wanted.each, "seed": wanted.seed, **how}
+        call["software"] = [version("toklip-gen"), version("torch")]
+        text = json.dumps(call)
+        there = _pictures_in(out)
+        if there and (not self._record.is_file() or self._record.read_text("utf-8") != text):
+            raise ValueError(_TAKEN.format(out))
+        #: So many pictures of this very call are there already, from the first on.
+        self.found = next((n for n in range(len(wanted)) if not Path(self.file(n)).is_file()), len(wanted))
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(self._record, text)
+
+    def add(self, start: int, pictures: Sequence[Image.Image]) -> None:
+        """Write the pictures from number ``start`` on."""
+        for number, picture in enumerate(pictures, start=start):
+            save(picture, Path(self.file(number)))
+
+    def close(self) -> None:
+        """Say that all are there: another call with this folder is refused again."""
+        self._record.unlink()
+
+    def file(self, number: int) -> str:
+        """Return the file of a picture."""
+        return str(self._out / f"{number:0{self._digits}d}.png")
+
+
+def _weights(pictures: PictureGenerator) -> list[str]:
+    """What the pictures of two calls depend on beside their settings: the weights, and their type."""
+    parts = [pictures.generator, pictures.tokenizer, *([] if pictures.toklip is None else [pictures.toklip.encoder])]
+    if pictures.toklip is not None and pictures.toklip.text is not None:
+        parts.append(pictures.toklip.text)
+    # A T5 is named by the config.
+    config = pictures.config.model_dump_json()
+    return [*(weights_checksum(cast(nn.Module, part)) for part in parts), config]
 
 
 def _schedule(guidance: Guidance) -> dict[str, int | float | None]:
@@ -187,25 +307,17 @@ def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) ->
     return pictures.tokenizer.encode(pixels[None].to(pictures.device))[:, :rows].flatten(1)
 
 
-def _refuse_place(out: Path) -> None:
-    if out.suffix.lower() in _SUFFIXES:
-        if not out.absolute().parent.is_dir():
-            folder = out.absolute().parent
-            raise FileNotFoundError(f"there is no folder {folder} to write {out.name} into; make it first")
-    elif out.is_dir() and any(path.suffix.lower() in _SUFFIXES for path in out.iterdir()):
-        raise ValueError(f"the folder {out} has pictures already; name another one, or empty it")
+def _refuse_place(out: Path, prefix: Path | str | None) -> None:
+    if out.suffix.lower() in WRITTEN_SUFFIXES:
+        refuse_output(out, [] if prefix is None else [prefix])
     elif out.suffix:
-        raise ValueError(f"got --out {out}; wanted a folder, or a name that ends in {', '.join(_SUFFIXES)}")
+        raise ValueError(f"got --out {out}; wanted a folder, or a name that ends in {', '.join(WRITTEN_SUFFIXES)}")
+    elif _pictures_in(out) and not (out / _RECORD).is_file():
+        raise ValueError(_TAKEN.format(out))
+    else:
+        folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        refuse_folder(folder, out.name)
 
 
-def _write(pictures: Sequence[Image.Image], out: Path, columns: int) -> list[str]:
-    """Write the pictures, and return the file that each is in."""
-    if out.suffix:
-        save(grid(pictures, columns), out)
-        return [str(out)] * len(pictures)
-    out.mkdir(parents=True, exist_ok=True)
-    digits = max(4, len(str(len(pictures) - 1)))
-    files = [out / f"{place:0{digits}d}.png" for place in range(len(pictures))]
-    for picture, file in zip(pictures, files, strict=True):
-        save(picture, file)
-    return [str(file) for file in files]
+def _pictures_in(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in WRITTEN_SUFFIXES for path in folder.iterdir())

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image
-from toklip_core.atomic import write_text
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import weights_checksum
 from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Dtype, refuse_unreadable, warn_of_unreadable
+from toklip_core.outputs import refuse_output
 from toklip_core.ranges import refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
@@ -64,7 +65,7 @@ def evaluate_vqa(
         root: the folder that paths of pictures start from; None: that of the file.
         keys: names of the file's columns.
         prompt: what the model is asked, with {} where the question goes.
-        answers: a JSONL file to write, with each question and what the model said.
+        answers: a JSONL file to write, with each question and what the model said, batch by batch.
         batch_size: questions at a time.
         max_new_tokens: of an answer.
         dtype: of the model; its VQ tokenizer stays in float32.
@@ -82,10 +83,11 @@ def evaluate_vqa(
     refuse_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
-    if answers is not None and not answers.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(answers.parent)!r} for the answers; make it first")
     prompt = replace_lone_surrogates(prompt)
     asked = None if questions is None else read_questions(questions, root=root, keys=keys)
+    if answers is not None:
+        shown = {picture.name for one in asked or () for picture in one.pictures}
+        refuse_output(answers, [*([] if questions is None else [questions]), *sorted(shown)], option="--answers")
     refuse_missing_device(device)
     model, processor = load(name)
     protocol = {
@@ -109,9 +111,7 @@ def evaluate_vqa(
         max_new_tokens=max_new_tokens,
         progress=progress,
     )
-    answered = [*said]
-    if answers is not None:
-        _write_answers(answers, answered)
+    answered = [*(said if answers is None else _written(said, answers))]
     report = reported(answered)
     return replace(report, protocol={**protocol, **report.protocol}, unreadable=tuple(unreadable))
 
@@ -243,6 +243,13 @@ def _row(asked: Asked) -> dict[str, Any]:
     return {"name": asked.name, "pictures": names, **asked._asdict()} | {"pictures": names}
 
 
-def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
-    rows = ({**_row(one.asked), "said": one.answer, "right": one.right} for one in answered)
-    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+def _written(answered: Iterator[Answered], path: Path) -> Iterator[Answered]:
+    """Pass answers on, each written into a file as it comes: what was said before a kill is not lost."""
+    with ExitStack() as stack:
+        file: IO[str] | None = None
+        for one in answered:
+            if file is None:  # what was there before goes with the first answer, not with a model that does not load
+                file = stack.enter_context(path.open("w", encoding="utf-8"))
+            file.write(json.dumps({**_row(one.asked), "said": one.answer, "right": one.right}) + "\n")
+            file.flush()
+            yield one
