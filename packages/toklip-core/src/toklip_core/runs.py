@@ -172,11 +172,21 @@ class RunFolder:
 
         self._in_first_process(write, f"cannot save step {step}; {self.last_save_in_words()}")
 
-    def export(self, product: nn.Module, export: Callable[[dict[str, Tensor], Path], None]) -> None:
+    def export(
+        self,
+        product: nn.Module,
+        export: Callable[[dict[str, Tensor], Path], None],
+        refuse_other: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write the model folder: beside, then in the place of its files.
 
+        Args:
+            product: what is exported.
+            export: (state dict, folder) -> writes it; called in the first process.
+            refuse_other: raises a ValueError if the folder's model is another; called there, too.
+
         Raises:
-            OSError: it cannot be written; what was there before is left.
+            OSError: it cannot be written, or is refused; what was there before is left.
         """
         tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
         place = self.path / "model"
@@ -187,6 +197,8 @@ class RunFolder:
             beside.mkdir()
             try:
                 export(tensors, beside)
+                if refuse_other is not None:
+                    refuse_other(beside)
                 move_into(beside, place, last=CONFIG_FILE)
             finally:
                 remove(beside)
@@ -284,12 +296,12 @@ class RunFolder:
             raise OSError(f"wandb does not start: {error}; WANDB_MODE=offline needs no network") from error
 
     def _in_first_process(self, write: Callable[[], None], failure: str) -> None:
-        """Write in the first process; an OSError there is one in every process, or the others would wait for ever."""
+        """Write in the first process; an error there is an OSError in every process: the others wait for it."""
         problem: list[str | None] = [None]
         if self._accelerator.is_main_process:
             try:
                 write()
-            except (OSError, SafetensorError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 problem = [str(error)]
         if self._accelerator.num_processes > 1:
             dist.broadcast_object_list(problem)

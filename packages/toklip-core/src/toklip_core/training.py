@@ -106,6 +106,7 @@ def fit(
     contrast: Contrast | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
     unused_parameters: bool = False,
+    comparison: Callable[[nn.Module], Callable[[Path], None]] | None = None,
 ) -> FitReport:
     """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
 
@@ -132,6 +133,8 @@ def fit(
         after_step: called with the model, without gradients, after each step of the optimizer, to clamp a parameter.
             FSDP 2 makes it a DTensor, and takes none without a dimension: (1,) for a scalar.
         unused_parameters: tell DDP that some parameters may get no gradient in some steps.
+        comparison: (product, as ``evaluate`` gets it) -> what raises a ValueError unless the model in the folder that
+            ``export`` wrote computes the same. The first is called in every process, the second in the first one.
 
     Raises:
         LookupError: the extra is not installed.
@@ -211,7 +214,7 @@ def fit(
         stopped = 0 if step == run.steps else stop
         if not stopped:
             with _averaged(product, average):
-                folder.export(product, export)
+                folder.export(product, export, comparison and _compared(comparison, product, model))
         return FitReport(step, figures, stopped)
 
 
@@ -289,6 +292,13 @@ def _fuses(device: torch.device) -> bool:
 def _name_of(part: nn.Module, whole: nn.Module) -> str:
     names: dict[nn.Module, str] = {module: name for name, module in whole.named_modules()}
     return names[part]
+
+
+def _compared(
+    comparison: Callable[[nn.Module], Callable[[Path], None]], product: nn.Module, model: nn.Module
+) -> Callable[[Path], None]:
+    with _unsharded(model), torch.no_grad():
+        return comparison(product.eval())
 
 
 def _train_mode(model: nn.Module) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
+from toklip_core.checkpoint import load_strict
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from toklip_mllm.settings import LoRA
+
+#: All linear layers but the head, as peft calls them.
+ALL_LINEAR = "all-linear"
+
+#: GPT-2's layers are linear, too; their weights are transposed.
+_LINEAR = (nn.Linear, Conv1D)
 
 
 def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
@@ -19,38 +29,80 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
 
     Raises:
         LookupError: peft is not installed.
-        ValueError: no linear layer has one of the names.
+        ValueError: no layer has one of the names, or a layer that has it cannot be adapted.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-mllm[train]'") from error
-    head = cast(Any, language_model).get_output_embeddings()
-    linear = {name for name, part in language_model.named_modules() if isinstance(part, nn.Linear) and part is not head}
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # a float does as well
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets) or sorted({name.rsplit(".", 1)[-1] for name in linear}),
+        target_modules=_adapted(language_model, lora.targets or (ALL_LINEAR,)),
     )
-    inject_adapter_in_model(settings, language_model)
+    with warnings.catch_warnings():
+        # peft remarks that weights of Conv1D are transposed, which it sees itself, and that a tied weight is adapted,
+        # which `merged` unties.
+        warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
+        inject_adapter_in_model(settings, language_model)
     for name, weight in language_model.named_parameters():
         if ".lora_" in name:
             weight.data = weight.data.float()
 
 
-def merged(tensors: Mapping[str, Tensor], lora: LoRA | None) -> dict[str, Tensor]:
-    """Return a state dict with its adapters merged: W + alpha / rank B A for each adapted W."""
-    if lora is None:
-        return dict(tensors)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".lora_" in name:
-            continue
-        plain_name = name.replace(".base_layer.", ".")
-        down = tensors.get(name.replace(".base_layer.weight", ".lora_A.default.weight"))
-        if plain_name != name and name.endswith("weight") and down is not None:
-            up = tensors[name.replace(".base_layer.weight", ".lora_B.default.weight")]
-            tensor = (tensor.float() + lora.alpha / lora.rank * (up.float() @ down.float())).to(tensor.dtype)
-        found[plain_name] = tensor
-    return found
+@torch.no_grad()
+def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA) -> dict[str, Tensor]:
+    """Return the state dict of an adapted language model with its adapters merged, by peft, in float32.
+
+    Where one of two weights that were tied has an adapter they are two from then on, and the config says so.
+
+    Args:
+        tensors: the adapted state dict, on the CPU.
+        language_model: as it was before it was adapted, of the meta device; it is changed.
+        lora: the adapters' settings.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = cast(Any, language_model)
+    add_adapters(model, lora)
+    load_strict(model, tensors, source="the adapted language model", mapped=True)
+    if any(isinstance(end, BaseTunerLayer) for end in (model.get_input_embeddings(), model.get_output_embeddings())):
+        model.config.tie_word_embeddings = False
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            base = cast(nn.Module, layer.get_base_layer())
+            base.weight = nn.Parameter(cast(Tensor, base.weight).clone())  # not what another layer, or the caller, has
+            cast(Any, layer).merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, base)
+    return cast(dict[str, Tensor], model.state_dict())
+
+
+def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """The layers, by their whole names, that the settings mean."""
+    head = cast(Any, language_model).get_output_embeddings()
+    layers = dict(language_model.named_modules())
+    linear = [name for name, layer in layers.items() if isinstance(layer, _LINEAR) and layer is not head]
+    known = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if _is_merged_exactly(layer)})
+    found: set[str] = set()
+    for wanted in names:
+        mine = linear if wanted == ALL_LINEAR else [n for n in layers if n == wanted or n.endswith(f".{wanted}")]
+        others = {type(layers[name]).__name__ for name in mine if not _is_merged_exactly(layers[name])}
+        if not mine or others:
+            reason = f"is a {', '.join(sorted(others))}" if others else "is no layer of the language model"
+            raise ValueError(
+                f"in lora.targets {wanted!r} {reason}; adapters go into {', '.join(known)}, or {ALL_LINEAR!r}"
+            )
+        found |= {*mine}
+    return sorted(found)
+
+
+def _is_merged_exactly(layer: nn.Module) -> bool:
+    """Whether an adapter can be added to the weights of a layer, and the sum computes what both did."""
+    from peft.tuners.lora import Embedding
+
+    if isinstance(layer, nn.Embedding):
+        # Gemma's scales what it looks up, and peft from 0.18 on an adapter, too. Others count places otherwise: OPT's.
+        return type(layer) is nn.Embedding or (hasattr(layer, "embed_scale") and hasattr(Embedding, "_get_embed_scale"))
+    return isinstance(layer, _LINEAR)

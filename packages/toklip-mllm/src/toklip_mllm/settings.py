@@ -76,7 +76,9 @@ class LoRA(Config):
     alpha: float = Field(default=256, gt=0, description="Adapters are scaled by alpha / rank.")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="Of what goes into an adapter.")
     targets: tuple[str, ...] = Field(
-        default=(), description="Names of the linear layers; by default all of the blocks', as LLaVA-1.5 has it."
+        default=(),
+        description="Names of layers of the language model, linear ones or embeddings, such as q_proj, lm_head or "
+        "embed_tokens; all-linear, the default, is every linear layer but the head, as LLaVA-1.5 has it.",
     )
 
 

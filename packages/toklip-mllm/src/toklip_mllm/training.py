@@ -12,7 +12,7 @@ https://arxiv.org/abs/2310.03744.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +25,11 @@ from toklip_core.model import TokLIP
 from toklip_core.optimizers import ParameterGroup
 from toklip_core.training import Evaluation, FitReport, Losses, fit
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from toklip_mllm.adapters import add_adapters, merged
 from toklip_mllm.building import build, load
+from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.data import TalkSamples
 from toklip_mllm.language import small_language_model, word_tokenizer
 from toklip_mllm.model import TokLIPForConditionalGeneration
@@ -41,6 +43,12 @@ from toklip_mllm.vqa import evaluated, held_out_questions
 _POOLING = {"attn_pool", "class_token", "head"}
 #: Where the matrices of hidden layers are: blocks of language models in transformers, and of the semantic encoder.
 _BLOCKS = {"layers", "h", "blocks"}
+#: Conversations that the written model and the trained one are compared on.
+_COMPARED = 2
+#: How far their logits may be apart, as a share of their spread: by rounding in float32, and in bfloat16 (8 bits).
+_EXACT, _ROUNDED = 1e-3, 2**-4
+#: What names of the language model's weights begin with.
+_TEXT = "language_model."
 
 
 def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
@@ -100,6 +108,7 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
         groups=parameter_groups(model, config.connector_learning_rate_factor),
         order=samples.order,
         collate=samples.collate,
+        comparison=lambda product: comparison(product, samples, processor, config),
     )
 
 
@@ -118,25 +127,8 @@ class MLLMTraining(nn.Module):
                 image_tokens (P, N, D), float16, the encoder does not run.
         """
         self._checkpoint_frozen_layers()
-        labels = batch["labels"][:, 1:]
-        wanted = labels != -100
-        # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
-        places = wanted.any(dim=0).nonzero()[:, 0]
-        wanted, labels = wanted[:, places], labels[:, places]
-        # In float32, as the codes that they come beside.
-        tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
-        # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
-        output = self.model(
-            input_ids=batch["input_ids"],
-            image_ids=batch.get("image_ids"),
-            image_tokens=tokens,
-            use_cache=False,
-            logits_to_keep=places,
-        )
-        # A language model that knows no logits_to_keep computes all.
-        logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
-        logits, labels = logits[wanted].float(), labels[wanted]
-        loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(wanted.sum())
+        logits, labels = answers(self.model, batch)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
             # Sharded, or with gradients averaged over processes, every process must come by all that is trained.
             rows, columns = self.model.vision.grid
@@ -150,6 +142,65 @@ class MLLMTraining(nn.Module):
         for layer in self.modules():
             if getattr(layer, "gradient_checkpointing", False):
                 layer.training = self.training
+
+
+def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return logits (T, V), float32, of the T tokens that the assistant says in a batch, and these tokens (T,).
+
+    Args:
+        model: on the device of the batch.
+        batch: as :meth:`MLLMTraining.forward` takes it.
+    """
+    labels = batch["labels"][:, 1:]
+    wanted = labels != -100
+    # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
+    places = wanted.any(dim=0).nonzero()[:, 0]
+    wanted, labels = wanted[:, places], labels[:, places]
+    # In float32, as the codes that they come beside.
+    tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
+    # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
+    output = model(
+        input_ids=batch["input_ids"],
+        image_ids=batch.get("image_ids"),
+        image_tokens=tokens,
+        use_cache=False,
+        logits_to_keep=places,
+    )
+    # A language model that knows no logits_to_keep computes all.
+    logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
+    return logits[wanted].float(), labels[wanted]
+
+
+def comparison(
+    product: nn.Module, samples: TalkSamples, processor: TokLIPProcessor, config: MLLMTrainConfig
+) -> Callable[[Path], None]:
+    """Return what refuses the folder of another model than this one: it compares their logits on a few conversations.
+
+    Args:
+        product: the model, in eval mode.
+        samples: the first of them are said to both.
+        processor: of the model.
+        config: the dtypes of what was trained and of what is written.
+    """
+    device = next(product.parameters()).device
+    batch = samples.collate([samples[0, index] for index in range(min(_COMPARED, len(samples)))])
+    batch = with_ids({name: tensor.to(device) for name, tensor in batch.items()}, processor)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.frozen_dtype == "bfloat16"):
+        logits = answers(cast(TokLIPForConditionalGeneration, product), batch)[0].cpu()
+    batch = {name: tensor.cpu() for name, tensor in batch.items()}
+    rounded = "bfloat16" in (config.frozen_dtype, config.saved_dtype)
+
+    @torch.no_grad()
+    def refuse_other(folder: Path) -> None:
+        theirs, _ = answers(load(folder, dtype=torch.float32)[0], batch)
+        error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
+        if not error <= (_ROUNDED if rounded else _EXACT) * spread:
+            raise ValueError(
+                f"what was written is not the trained model: its logits are off by {error:.2g} (root mean square), and "
+                f"those of the run have a spread of {spread:.2g}; the saves of the run are whole"
+            )
+
+    return refuse_other
 
 
 @torch.no_grad()
@@ -208,15 +259,29 @@ def save(
         lora: the adapters' settings.
         dtype: of the weights; the codebook stays in float32.
     """
+    config = copy.deepcopy(model.config)
+    if lora is not None:
+        tensors = _merged(tensors, config, lora)
     with torch.device("meta"):
-        whole = TokLIPForConditionalGeneration(copy.deepcopy(model.config))
-    load_strict(whole, merged(tensors, lora), source=folder, mapped=True)
+        whole = TokLIPForConditionalGeneration(config)
+    load_strict(whole, tensors, source=folder, mapped=True)
     whole.tie_weights()
     cast_weights(whole, dtype)
     whole.config.dtype = dtype
     whole.generation_config = copy.deepcopy(model.generation_config)
     whole.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -> dict[str, Tensor]:
+    """The state dict of the whole model without adapters; the config says whether weights are still tied."""
+    with torch.device("meta"):
+        language_model = AutoModelForCausalLM.from_config(config.text_config)
+    adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
+    found = merged(adapted, language_model, lora)
+    config.text_config.tie_word_embeddings = language_model.config.tie_word_embeddings
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT)}
+    return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
 
 
 def parameter_groups(model: TokLIPForConditionalGeneration, connector_factor: float) -> list[ParameterGroup]:
