@@ -279,7 +279,7 @@ def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -
         language_model = AutoModelForCausalLM.from_config(config.text_config)
     adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
     found = merged(adapted, language_model, lora)
-    config.text_config.tie_word_embeddings = language_model.config.tie_word_embeddings
+    cast(Any, config.text_config).tie_word_embeddings = language_model.config.tie_word_embeddings
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT)}
     return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
 
