@@ -77,7 +77,7 @@ def decoding_rows(model: TokLIPForConditionalGeneration, options: Options) -> It
     """Tokens after a picture, beside tokens of the bare language model after as long a text."""
     seen, bare = prompts(model)
     with torch.no_grad():
-        seen["image_features"] = model.get_image_features(seen.pop("image_ids"))
+        seen["image_features"] = model.get_image_features(seen.pop("image_ids")).pooler_output
     tokens = 2 if options.quick else 32
     least = 1000 * floor(options, 0, read=weight_bytes(model.language_model))
     for cache in ("dynamic", "static"):

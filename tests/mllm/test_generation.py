@@ -179,7 +179,7 @@ def test_features_can_be_given_instead_of_ids():
     model, processor = shared()
     batch = next(single_prompts(processor))
     with torch.no_grad():
-        features = model.get_image_features(batch["image_ids"])
+        features = model.get_image_features(batch["image_ids"]).pooler_output
     text = {name: tensor for name, tensor in batch.items() if name != "image_ids"}
     assert torch.equal(
         model.generate(**text, image_features=features, **PLAIN), model.generate(**batch, **PLAIN)

@@ -8,6 +8,7 @@ from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.vision import cast_weights
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.core.mean_colour import MeanColour
 from tests.core.small_models import small_toklip
@@ -38,7 +39,7 @@ def test_pictures_land_where_their_placeholders_are_and_words_elsewhere():
     found = seen_embeddings(model, **batch)
     places = batch["input_ids"] == model.config.image_token_id
     words = model.get_input_embeddings()(batch["input_ids"])
-    features = model.get_image_features(pictures)
+    features = model.get_image_features(pictures).pooler_output
     assert torch.equal(found[0][places[0]], features[0])
     assert torch.equal(found[1][places[1]], features[1:].flatten(0, 1))
     assert torch.equal(found[~places], words[~places])
@@ -101,6 +102,47 @@ def test_the_connector_is_given_what_features_says(features, width):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("features", "width"), [("concat", 33), ("tokens", 32), ("codes", 1)])
+def test_image_features_come_as_the_librarys_models_give_them(features, width):
+    model, _ = shared(features=features)
+    found = model.get_image_features(ids(2))
+    assert isinstance(found, BaseModelOutputWithPooling)
+    assert found.pooler_output.shape == (2, 64, 32) and found.last_hidden_state.shape == (2, 64, width)
+    assert torch.equal(found.pooler_output, model.connector(found.last_hidden_state))
+    assert found.hidden_states is None
+    last, pooled = model.get_image_features(ids(2), return_dict=False)
+    assert torch.equal(last, found.last_hidden_state) and torch.equal(pooled, found.pooler_output)
+
+
+@torch.no_grad()
+def test_hidden_states_of_pictures_are_what_each_block_of_the_encoder_is_given_and_gives():
+    model, _ = shared()
+    encoder = model.vision.encoder
+    found = model.get_image_features(ids(2), output_hidden_states=True)
+    assert [tuple(state.shape) for state in found.hidden_states] == [(2, 64, 32)] * 3
+    for block, before, after in zip(encoder.blocks, found.hidden_states, found.hidden_states[1:], strict=False):
+        torch.testing.assert_close(block(before, is_causal=True), after)
+    torch.testing.assert_close(encoder.norm(found.hidden_states[-1]), found.last_hidden_state[..., 1:])
+    assert torch.equal(found.pooler_output, model.get_image_features(ids(2)).pooler_output)
+
+
+@torch.no_grad()
+def test_the_config_asks_for_hidden_states_and_tuples_of_pictures():
+    model, processor = small_mllm()
+    batch = prompt(processor, "<image> what ?", image_ids=ids())
+    expected = model(**batch).logits
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    assert len(model.get_image_features(ids())[2]) == 3
+    assert torch.equal(model(**batch, return_dict=True).logits, expected)
+
+
+def test_pictures_that_no_encoder_ran_for_have_no_hidden_states():
+    assert shared(features="codes")[0].get_image_features(ids(), output_hidden_states=True).hidden_states is None
+    tokens = torch.zeros(1, 64, 32)
+    assert shared()[0].get_image_features(ids(), tokens, output_hidden_states=True).hidden_states is None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("features", ["concat", "tokens"])
 def test_tokens_that_a_store_has_take_the_encoders_place(features, monkeypatch):
     model, processor = shared(features=features)
@@ -109,6 +151,9 @@ def test_tokens_that_a_store_has_take_the_encoders_place(features, monkeypatch):
     tokens = model.vision.encoder(model.vision.codebook[ids()]).tokens
     monkeypatch.setattr(model.vision.encoder, "forward", None)
     assert torch.equal(model(**batch, image_tokens=tokens).logits, expected)
+    told = dict(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
+    answer = model.generate(**batch, image_tokens=tokens, **told)
+    torch.testing.assert_close(answer.logits[0], expected[:, -1], **CLOSE)
 
 
 def test_codes_alone_need_no_encoder():
@@ -209,6 +254,25 @@ def test_in_half_precision_the_codebook_stays_in_float32(tmp_path):
     assert loaded.connector[0].weight.dtype == loaded.vision.encoder.pos_embed.dtype == torch.bfloat16
     assert loaded.vision.codebook.dtype == torch.float32
     assert loaded(**prompt(processor, "<image>", image_ids=ids())).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageTextToText])
+def test_a_model_made_of_a_config_in_half_precision_has_a_codebook_in_float32(auto, tmp_path):
+    config = shared()[0].config
+    model = auto.from_config(config, dtype=torch.bfloat16)
+    assert model.connector[0].weight.dtype == torch.bfloat16
+    assert model.vision.codebook.dtype == torch.float32
+    model.vision.codebook.copy_(shared()[0].vision.codebook)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(auto.from_pretrained(tmp_path).vision.codebook, shared()[0].vision.codebook)
+
+
+def test_a_model_made_without_memory_is_given_its_codebook_by_its_initial_values():
+    with torch.device("meta"):
+        model = TokLIPForConditionalGeneration(shared()[0].config)
+    model.to_empty(device="cpu").vision.codebook.fill_(torch.nan)
+    model.init_weights()
+    assert torch.equal(model.vision.codebook, torch.zeros(300, 1))
 
 
 def test_a_codebook_that_was_changed_on_disk_is_refused(tmp_path):

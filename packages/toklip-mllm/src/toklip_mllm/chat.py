@@ -65,7 +65,7 @@ class Chat:
     def show(self, pictures: Sequence[Picture]) -> None:
         """Put pictures before the next question; ValueError that names the one that cannot be read."""
         ids = self.processor.encode(pictures, self.model.device)
-        self._features += list(self.model.get_image_features(ids))
+        self._features += list(self.model.get_image_features(ids, return_dict=True).pooler_output)
         self._shown += len(ids)
 
     @torch.inference_mode()

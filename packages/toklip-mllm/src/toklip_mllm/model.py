@@ -23,19 +23,28 @@ import torch
 import torch.nn.functional as F
 from toklip_core.finite import refuse_damaged
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, LogitsProcessorList
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LogitsProcessorList,
+    initialization,
+)
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import torch_compilable_check
 
 from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.logits import FiniteLogits
 from toklip_mllm.vision import PictureEncoder, codebook_checksum
 
-#: What the installed transformers calls the cache: ``cache`` from 5.24 on, ``past_key_values`` before.
+#: What transformers calls the cache: the first from 5.24 on, the second before.
+_CACHE_NAMES = ("cache", "past_key_values")
+#: What the installed one calls it.
 _CACHE = next(
     name
-    for name in ("cache", "past_key_values")
+    for name in _CACHE_NAMES
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 
@@ -64,6 +73,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     def __init__(self, config: TokLIPLMConfig) -> None:
         super().__init__(config)
@@ -125,7 +135,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             cache: keys and values of the tokens before.
             inputs_embeds: (B, L, D), instead of ``input_ids``, of a prompt without pictures.
             image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
-            image_features: (P, N, D), instead of ``image_ids``, of :meth:`get_image_features`.
+            image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
             image_embeds: (B, L, D), instead of both: what goes where the image token is; of :meth:`generate`.
             labels: (B, L), -100 where there is no loss, as at every image token; shifted by the language model.
             use_cache: return the cache.
@@ -157,6 +167,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         generation_config: GenerationConfig | None = None,
         *,
         image_ids: Tensor | None = None,
+        image_tokens: Tensor | None = None,
         image_features: Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
@@ -166,7 +177,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             inputs: (B, L), the prompts; or as ``input_ids``.
             generation_config: as transformers has it.
             image_ids: (P, h, w), the pictures' ids, in reading order.
-            image_features: (P, N, D), instead of ``image_ids``, of :meth:`get_image_features`.
+            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
             kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...; a cache as
                 ``cache`` or, as before transformers 5.24, ``past_key_values``.
 
@@ -184,7 +196,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if prompt is not None:
             self._refuse_long(prompt)
             if image_ids is not None and image_features is None:
-                image_features = self.get_image_features(image_ids)
+                image_features = self._features(image_ids, image_tokens)
             self._refuse_other_number(prompt, image_features)
             if image_features is not None:
                 kwargs["image_embeds"] = self._laid_out(prompt, image_features, kwargs.get("attention_mask"))
@@ -211,10 +223,42 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         part = image_embeds[:, start : start + tokens]
         return wanted | {"image_embeds": F.pad(part, (0, 0, 0, tokens - part.shape[1]))}
 
-    def get_image_features(self, image_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
-        """Return pictures in the language model's embedding space, (P, N, D), of ids (P, h, w) and tokens of them."""
-        features = self.vision(image_ids, image_tokens)
-        return cast(Tensor, self.connector(features.to(self._connector_dtype)))
+    def get_image_features(
+        self,
+        image_ids: Tensor,
+        image_tokens: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Return what the model sees of pictures: a ``BaseModelOutputWithPooling``, as transformers' models do.
+
+        ``pooler_output`` (P, N, D) is in the language model's embedding space, ``last_hidden_state`` (P, N, F) is what
+        the connector was given. ``hidden_states`` are the semantic encoder's, (P, N, width) each: what enters the first
+        block, and what leaves each one; None where the encoder does not run.
+
+        Args:
+            image_ids: (P, h, w), the pictures' ids.
+            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            output_hidden_states: give the hidden states as well; None: as the config has it.
+            return_dict: false: a tuple of what is not None; None: as the config has it.
+
+        Raises:
+            ValueError: the ids are of another grid.
+        """
+        config = self.config
+        if config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            with self.vision.recorded() as states:
+                seen = self.vision(image_ids, image_tokens)
+            hidden = tuple(states) or None
+        else:
+            seen, hidden = self.vision(image_ids, image_tokens), None
+        found = BaseModelOutputWithPooling(
+            last_hidden_state=seen,
+            pooler_output=self.connector(seen.to(self._connector_dtype)),
+            hidden_states=hidden,
+        )
+        return found if (config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
     def check_codebook(self) -> None:
         """Raise a ValueError if the codebook is not the one that the config tells; nothing if it tells none."""
@@ -256,7 +300,14 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self.language_model.set_output_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: encoder and connector have their initial values, and the language model sees to its own."""
+        """Empty the codebook. Encoder and connector have their initial values; the language model sees to its own."""
+        if isinstance(module, PictureEncoder):
+            initialization.zeros_(module.codebook)
+
+    def _features(self, image_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+        """Pictures in the language model's embedding space, (P, N, D)."""
+        found = self.get_image_features(image_ids, image_tokens, output_hidden_states=False, return_dict=True)
+        return cast(Tensor, found.pooler_output)
 
     @property
     def _connector_dtype(self) -> torch.dtype:
@@ -274,7 +325,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     ) -> dict[str, Tensor | None]:
         """What the language model reads: ids where there are only these, else embeddings."""
         if image_ids is not None and image_features is None:
-            image_features = self.get_image_features(image_ids, image_tokens)
+            image_features = self._features(image_ids, image_tokens)
         if image_features is not None or image_embeds is not None:
             if input_ids is None:
                 raise ValueError("got pictures without input_ids, which say where they go")
@@ -313,13 +364,16 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return F.pad(laid_out, (0, 0, before, 0))
 
     def _refuse_other_number(self, input_ids: Tensor, features: Tensor | None) -> None:
-        places = int((input_ids == self.config.image_token_id).sum())
+        places = (input_ids == self.config.image_token_id).sum()
         number, each = (0, self.config.tokens_per_picture) if features is None else features.shape[:2]
-        if places != number * each:
-            raise ValueError(
-                f"got {number} pictures of {each} tokens, but {places} places for them in input_ids; let the processor "
-                "make both"
-            )
+        # Not `if`: a graph of torch.compile or torch.export cannot ask how many places there are.
+        torch_compilable_check(
+            places == number * each,
+            lambda: (
+                f"got {number} pictures of {each} tokens, but {int(places)} places for them in input_ids; let the "
+                "processor make both"
+            ),
+        )
 
     def _refuse_long(self, prompt: Tensor) -> None:
         context = self.context
@@ -333,8 +387,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
 def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments whose cache, if there is one, has the name that the installed transformers has for it."""
-    found = dict(arguments)
-    given = [cache for name in ("cache", "past_key_values") if (cache := found.pop(name, None)) is not None]
+    found = {name: value for name, value in arguments.items() if name not in _CACHE_NAMES}
+    given = [arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None]
     if len(given) > 1:
         raise ValueError("got cache and past_key_values, two names of one thing; give one")
     if given:

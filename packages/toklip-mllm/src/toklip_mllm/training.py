@@ -132,8 +132,8 @@ class MLLMTraining(nn.Module):
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
             # Sharded, or with gradients averaged over processes, every process must come by all that is trained.
             rows, columns = self.model.vision.grid
-            nothing = self.model.get_image_features(labels.new_zeros(1, rows, columns))
-            loss = loss + 0 * nothing.sum()
+            nothing = self.model.get_image_features(labels.new_zeros(1, rows, columns), return_dict=True)
+            loss = loss + 0 * nothing.pooler_output.sum()
         accuracy = (logits.detach().argmax(-1) == labels).float().mean()
         return Losses({"text": loss}, {"token_accuracy": accuracy})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self, cast
 
 import torch
@@ -24,7 +25,7 @@ class PictureEncoder(nn.Module):
         sizes = config.encoder_config
         self.grid = sizes.grid
         self.features = config.features
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, sizes.codebook_dim))
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, sizes.codebook_dim, dtype=torch.float32))
         self.encoder = None if config.features == "codes" else SemanticEncoder(sizes)
 
     def forward(self, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -43,6 +44,25 @@ class PictureEncoder(nn.Module):
         if self.features == "tokens":
             return tokens
         return torch.cat([codes.flatten(1, 2).to(tokens.dtype), tokens], dim=-1)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """Collect the semantic encoder's hidden states, (P, N, D), while it runs: before each block, after the last."""
+        states: list[Tensor] = []
+        places = self.grid[0] * self.grid[1]  # a class token stands behind them
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            states.append(inputs[0][:, :places])
+
+        # By what they begin with: not every way through the encoder calls the blocks themselves.
+        encoder = self.encoder
+        norms = [] if encoder is None else [*(cast(nn.Module, block.norm1) for block in encoder.blocks), encoder.norm]
+        hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `model.to(torch.bfloat16)` is for weights: rounded codes would be other codes.
