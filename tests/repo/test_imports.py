@@ -18,6 +18,7 @@ LAYERS = {
         {"atomic", "characters", "finite", "locks", "messages", "png_texts", "ranges", "special_files"},
         {"textfiles"},
         {"tables"},
+        {"parquet_rows"},
         {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
         {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
         {"crops", "outputs", "training", "encoder", "text", "readers"},

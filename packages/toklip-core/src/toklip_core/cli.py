@@ -267,9 +267,9 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Write the ids of INPUTS, and features on request, into a token store.
 
-    INPUTS are picture files, folders, globs and tars (KEY.jpg, KEY.txt, KEY.json). Killed and started again, an encode
-    goes on. What cannot be read is named in STORE/__unreadable__. Started by torchrun or accelerate, processes share
-    the work.
+    INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json) and Parquet files with a column of
+    pictures. Killed and started again, an encode goes on. What cannot be read is named in STORE/__unreadable__. Started
+    by torchrun or accelerate, processes share the work.
 
     A picture's key is its path as typed, without a leading / or ..: a second picture of the same key, typed in another
     folder, counts as there before. Take another store for it, or type a longer path.

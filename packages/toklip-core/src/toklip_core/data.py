@@ -27,8 +27,10 @@ from torch import Tensor
 
 from toklip_core.finite import refuse_not_finite
 from toklip_core.modes import load_pixels, seen
+from toklip_core.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.png_texts import refused_for_its_texts, without_texts
 from toklip_core.special_files import refuse_special
+from toklip_core.tables import METADATA, metadata_captions
 from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
 Resize = Literal["crop", "squash"]
@@ -154,11 +156,14 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A picture file, or a tar of pictures: of those whose keys are ``rank``'s every ``step``-th from ``start``."""
+    """A picture file, or an archive of pictures: of its keys that are ``rank``'s every ``step``-th from ``start``."""
 
     path: Path
     key: str
-    is_tar: bool
+    #: Whether it is a tar, or a Parquet file with a column of pictures.
+    is_archive: bool
+    #: The table of the imagefolder that a picture file is in.
+    metadata: Path | None = None
     rank: int = 0
     world_size: int = 1
     start: int = 0
@@ -171,9 +176,11 @@ class Entry:
 
     #: Its name in a store: a posix path without a leading "/" or "..", the same whatever machine reads it.
     key: str
-    #: The file it lies in: its own, or a tar.
+    #: The file it lies in: its own, a tar, or a Parquet file.
     path: Path
-    member: TarMember | None = None
+    member: TarMember | ParquetRow | None = None
+    #: The table of the imagefolder that it is in.
+    metadata: Path | None = None
 
     def image(self, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Read it; see :func:`open_picture`."""
@@ -192,25 +199,42 @@ class Entry:
         return open_picture(io.BytesIO(data), max_pixels=max_pixels)
 
     def caption(self) -> str | None:
-        """Return the text beside it: KEY.txt, else "caption" in KEY.json; None if there is neither or it is empty.
+        """Return the first of :meth:`captions`; None if there is none."""
+        return next(iter(self.captions()), None)
+
+    def captions(self) -> list[str]:
+        """Return its captions: KEY.txt, else "caption" in KEY.json, else what the imagefolder's table lists.
 
         What is malformed, or above 1 MiB, is no caption. One that is there and that the system does not give (no
         permission, a tar cut short) is a PictureError: encoded now, the picture would stay without it for ever.
         """
+        if isinstance(self.member, ParquetRow):
+            return list(self.member.captions)
         try:
             if self.member is not None:
-                return self.member.caption(self.path)
-            return caption_of(*(_bytes_of(self.path.with_suffix(suffix)) for suffix in (".txt", ".json")))
+                text = self.member.caption(self.path)
+            else:
+                text = caption_of(*(_bytes_of(self.path.with_suffix(suffix)) for suffix in (".txt", ".json")))
         except OSError as error:
             raise PictureError(f"its caption cannot be read: {error}") from error
+        return self.listed_captions() if text is None else [text]
+
+    def listed_captions(self) -> list[str]:
+        """Return what the table of its imagefolder lists for it; ValueError if the table is malformed."""
+        if self.metadata is None:
+            return []
+        listed = metadata_captions(self.metadata, PICTURE_SUFFIXES)
+        return listed.get(os.path.normpath(self.path), [])
 
 
 def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
-    """Return the picture files and tars that inputs mean, each once, in a fixed order.
+    """Return the picture files and archives that inputs mean, each once, in a fixed order.
 
     An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
-    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), or a glob of any of these. A file that is named itself is taken
-    whatever its suffix, except the .txt and .json of a picture beside it.
+    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), a Parquet file with a column of pictures, or a glob of any of
+    these. A file that is named itself is taken whatever its suffix, except the .txt and .json of a picture beside it,
+    and the metadata.csv or metadata.jsonl of an imagefolder. In a folder Parquet files are left out: token stores have
+    such, too.
 
     Raises:
         FileNotFoundError: an input is not there, or there is no picture in any of them.
@@ -220,7 +244,8 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
     inputs = list(inputs)
     found: dict[str, Source] = {}
     seen: set[str] = set()
-    for path in _files(inputs):
+    tables: dict[Path, Path | None] = {}
+    for path, root in _files(inputs):
         absolute = os.path.abspath(path)  # noqa: PTH100  (a path that keeps its symlinks, but loses "..")
         if absolute in seen:
             continue
@@ -228,9 +253,14 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
         key = key_of(path)
         if key in found:
             raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
-        found[key] = Source(path, key, is_tar=path.suffix.lower() == ".tar")
+        if path.suffix.lower() in (".tar", ".parquet"):
+            found[key] = Source(path, key, is_archive=True)
+        else:
+            found[key] = Source(path, key, is_archive=False, metadata=_metadata(path.parent, root, tables))
     if not found:
-        raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'nothing'}")
+        held = next((path for item in inputs for path in sorted(Path(item).glob("**/*.parquet"))), None)
+        hint = "" if held is None else f"; name its Parquet files themselves, such as {held}"
+        raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'nothing'}{hint}")
     _refuse_files_below_tars(found)
     return list(found.values())
 
@@ -245,11 +275,11 @@ def share_of_rank(sources: Iterable[Source], rank: int, world_size: int) -> list
     if not 0 <= rank < world_size:
         raise ValueError(f"got rank {rank} of {world_size}; ranks go from 0 to one less than their number")
     sources = list(sources)
-    by_member = sum(source.is_tar for source in sources) < _TARS_PER_RANK * world_size
+    by_member = sum(source.is_archive for source in sources) < _TARS_PER_RANK * world_size
     return [
-        replace(source, rank=rank, world_size=world_size) if source.is_tar and by_member else source
+        replace(source, rank=rank, world_size=world_size) if source.is_archive and by_member else source
         for source in sources
-        if (source.is_tar and by_member) or _rank_of(source.key, world_size) == rank
+        if (source.is_archive and by_member) or _rank_of(source.key, world_size) == rank
     ]
 
 
@@ -258,8 +288,8 @@ def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[
 
     With fewer tars than workers each worker takes every count-th picture of each tar.
     """
-    tars = [source for source in sources if source.is_tar]
-    files = [source for source in sources if not source.is_tar]
+    tars = [source for source in sources if source.is_archive]
+    files = [source for source in sources if not source.is_archive]
     if len(tars) >= count:
         tars = tars[worker::count]
     else:
@@ -270,11 +300,11 @@ def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[
 def entries(sources: Iterable[Source]) -> Iterator[Entry]:
     """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
     for source in sources:
-        if source.is_tar:
+        if source.is_archive:
             mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
             yield from islice(mine, source.start, None, source.step)
         else:
-            yield Entry(source.key, source.path)
+            yield Entry(source.key, source.path, metadata=source.metadata)
 
 
 def key_of(path: Path | str) -> str:
@@ -284,7 +314,17 @@ def key_of(path: Path | str) -> str:
     return _text("/".join(parts))
 
 
+def read_metadata(sources: Iterable[Source]) -> None:
+    """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed."""
+    for metadata in dict.fromkeys(source.metadata for source in sources if source.metadata is not None):
+        metadata_captions(metadata, PICTURE_SUFFIXES)
+
+
 def _members(source: Source) -> Iterator[Entry]:
+    if source.path.suffix.lower() == ".parquet":
+        for name, row in parquet_pictures(source.path, said=source.start == source.rank == 0):
+            yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row)
+        return
     for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
         # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
         inside = _text(name) if member.problem else key_of(name)
@@ -324,17 +364,28 @@ def _without_far_ends(image: Image.Image) -> Image.Image:
     return image.crop((0, cut, short, cut + kept))
 
 
-def _files(inputs: Sequence[Path | str]) -> Iterator[Path]:
+def _metadata(folder: Path, root: Path, known: dict[Path, Path | None]) -> Path | None:
+    """The nearest table of an imagefolder in a folder, or above it up to ``root``."""
+    if folder not in known:
+        here = next((path for name in METADATA if (path := folder / name).is_file()), None)
+        above = None if here or folder == root or folder == folder.parent else _metadata(folder.parent, root, known)
+        known[folder] = here or above
+    return known[folder]
+
+
+def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
+    """Yield files, and the folders that they were found from."""
     named = [path for item in inputs for path in _expanded(item)]
     stems = {path.with_suffix("") for path in named if path.suffix.lower() in PICTURE_SUFFIXES}
     for path in named:
+        listed = path.name in METADATA and any(stem.parent == path.parent for stem in stems)
         if path.is_dir():
-            yield from _walk(path)
-        elif not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
+            yield from ((found, path) for found in _walk(path))
+        elif not listed and not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
             if _is_compressed_tar(path):
                 raise ValueError(f"{path} is compressed: no single picture can be reached; decompress it to a .tar")
             refuse_special(path)
-            yield path
+            yield path, path.parent
 
 
 def _expanded(item: Path | str) -> list[Path]:
@@ -373,7 +424,7 @@ def _raise(error: OSError) -> None:
 
 
 def _refuse_files_below_tars(found: dict[str, Source]) -> None:
-    tars = {key for key, source in found.items() if source.is_tar}
+    tars = {key for key, source in found.items() if source.is_archive}
     for key in found if tars else ():
         for parent in PurePosixPath(key).parents:
             if str(parent) in tars:

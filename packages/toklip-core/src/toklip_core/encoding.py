@@ -40,6 +40,7 @@ from toklip_core.data import (
     Source,
     entries,
     find_pictures,
+    read_metadata,
     resized,
     share_of_rank,
     share_of_worker,
@@ -200,6 +201,7 @@ def encode_pictures(
     refuse_missing_device(device)
     refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
     found = find_pictures(inputs)
+    read_metadata(found)
     sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
     maker = row_maker(
         tokenizer=tokenizer,
@@ -505,7 +507,7 @@ def _place(source: Source) -> bytes:
 def _total(sources: Iterable[Source]) -> int | None:
     """Return the number of pictures if no tar hides it."""
     sources = list(sources)
-    return None if any(source.is_tar for source in sources) else len(sources)
+    return None if any(source.is_archive for source in sources) else len(sources)
 
 
 def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:

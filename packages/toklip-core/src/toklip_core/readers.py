@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from toklip_core.data import PICTURE_SUFFIXES, Entry, PictureError, entries, find_pictures, open_picture
+from toklip_core.parquet_rows import ParquetRow, data_and_path
 from toklip_core.sources import CaptionedDataset, CaptionedPictures, CaptionedTable
 from toklip_core.special_files import refuse_special
 from toklip_core.tables import captions_by_picture, captions_in, nulls_in, warn_of_nulls
@@ -54,7 +55,7 @@ class CaptionReader(Protocol):
 
 
 class PictureFiles:
-    """Files and members of tars with a .txt or .json beside them.
+    """Files and members of tars with a .txt or .json beside them, and files that an imagefolder's metadata lists.
 
     Finding the members of a tar means to read its headers, 0.1 ms for a picture; each then takes 64 bytes.
 
@@ -69,43 +70,49 @@ class PictureFiles:
         found, first = 0, ""
         for entry in entries(find_pictures(source.inputs)):
             found += 1
+            member = entry.member
+            if isinstance(member, ParquetRow):
+                raise ValueError(f"{entry.path} is read with kind = 'dataset', which knows its columns")
             if problem := _why_left_out(entry):
                 first = first or f"{entry.key}: {problem}"
                 continue
-            member = entry.member or TarMember()
+            member = member or TarMember()
             spans = (member.span, member.text or _ABSENT, member.facts or _ABSENT)
-            file = paths.setdefault(os.fsencode(entry.path), len(paths))
-            rows.extend((file, int(entry.member is not None), *(number for span in spans for number in span)))
+            files = (entry.path, entry.metadata)
+            places = [-1 if file is None else paths.setdefault(os.fsencode(file), len(paths)) for file in files]
+            rows.extend((*places, int(entry.member is not None), *(number for span in spans for number in span)))
         if not rows:
             raise ValueError(
                 f"none of {found} pictures in {', '.join(source.inputs)} has a caption; the first is {first}"
             )
         self._paths = pa.array(list(paths), pa.large_binary())
-        self._rows = np.frombuffer(rows, np.int64).reshape(-1, 8)
+        self._rows = np.frombuffer(rows, np.int64).reshape(-1, 9)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number: int) -> Captioned:
         entry = self._entry(number)
-        caption = entry.caption()
-        if caption is None:
+        captions = entry.captions()
+        if not captions:
             raise PictureError("no caption, or an empty one")
-        return entry.image(), [caption]
+        return entry.image(), captions
 
     def place(self, number: int) -> str:
         """Return the file, and where in it."""
         entry = self._entry(number)
-        return str(entry.path) if entry.member is None else f"{entry.path}, byte {entry.member.span.offset}"
+        member = entry.member
+        return f"{entry.path}, byte {member.span.offset}" if isinstance(member, TarMember) else str(entry.path)
 
     def all_captions(self) -> None:
         """Return None: each is a file."""
 
     def _entry(self, number: int) -> Entry:
-        file, is_member, *numbers = self._rows[number].tolist()
+        file, table, is_member, *numbers = self._rows[number].tolist()
         path = Path(os.fsdecode(self._paths[file].as_py()))
         if not is_member:
-            return Entry(path.name, path)
+            metadata = None if table < 0 else Path(os.fsdecode(self._paths[table].as_py()))
+            return Entry(path.name, path, metadata=metadata)
         picture, text, facts = (Span(*numbers[i : i + 2]) for i in (0, 2, 4))
         return Entry(path.name, path, TarMember(picture, _present(text), _present(facts)))
 
@@ -221,7 +228,7 @@ class PictureDataset:
         """Return None: there may be any number."""
 
     def _picture(self, value: object) -> io.BytesIO | str:
-        data, path = _data_and_path(value)
+        data, path = data_and_path(value)
         if data is not None:
             return io.BytesIO(data)
         if path is not None:
@@ -246,7 +253,7 @@ def _first_rows(pictures: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]
     first = np.arange(len(short))
     seen: dict[object, int] = {}
     for row in np.flatnonzero(count[place] > 1).tolist():
-        data, path = _data_and_path(pictures[row].as_py())
+        data, path = data_and_path(pictures[row].as_py())
         if data is not None:
             first[row] = seen.setdefault(blake2b(data, digest_size=16).digest(), row)
         elif path is not None:
@@ -269,13 +276,6 @@ def _short_keys(pictures: pa.Array) -> list[int]:
     return [hash(key) for key in keys]
 
 
-def _data_and_path(value: object) -> tuple[bytes | None, str | None]:
-    """Return what a cell of a column of pictures holds, as the library `datasets` stores it or as bytes; else None."""
-    facts = value if isinstance(value, dict) else {"bytes": value}
-    data, path = facts.get("bytes"), facts.get("path")
-    return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
-
-
 def _first_null(captions: pa.ChunkedArray) -> tuple[int, int]:
     """Return the number of nulls in lists of captions, and the first row that has one."""
     nulls, first, start = 0, -1, 0
@@ -290,8 +290,10 @@ def _first_null(captions: pa.ChunkedArray) -> tuple[int, int]:
 def _why_left_out(entry: Entry) -> str:
     """Say why a picture is none to train on, as far as that shows unopened; empty if it may be one."""
     member = entry.member
+    assert not isinstance(member, ParquetRow)
     if member is None:
-        return "" if any(entry.path.with_suffix(suffix).is_file() for suffix in (".txt", ".json")) else "no caption"
+        beside = any(entry.path.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
+        return "" if beside or entry.listed_captions() else "no caption"
     if member.problem:
         _log.warning("%s is left out: %s", entry.key, member.problem)
         return member.problem

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +23,13 @@ from toklip_core.textfiles import open_text, parsed
 #: What ends the name of a table.
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
+#: Columns of a caption, where nobody has named one: the first that is there.
+CAPTION_COLUMNS = ("caption", "text")
+
+#: What the table of an imagefolder is called, and its column of a picture's path.
+METADATA = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"
+
 # A field of a TSV as pandas and spreadsheets write one that holds quotes.
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -29,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def captions_by_picture(
-    table: Path, root: Path, *, image: str, caption: str, suffixes: Iterable[str] = ()
+    table: Path, root: Path, *, image: str, caption: str, suffixes: Iterable[str] = (), required: bool = True
 ) -> dict[str, list[str]]:
     """Return path -> captions of the pictures of a table: rows that name one picture belong together.
 
@@ -41,6 +49,7 @@ def captions_by_picture(
         image: column of the path.
         caption: column of a caption, or in JSONL of a list.
         suffixes: of pictures, by which a row is known inside a caption that an open quote has made of it.
+        required: whether a table without any caption is an error.
 
     Raises:
         FileNotFoundError: the table is not there.
@@ -59,12 +68,36 @@ def captions_by_picture(
         left_out += not texts
         if more := nulls_in(row[caption]):
             nulls, first_null = nulls + more, first_null or where
-    if not found:
+    if not found and required:
         raise ValueError(f"none of {left_out} rows of {table} has a caption in {caption!r}")
     if left_out:
         _log.warning("%d of %d rows of %s have no caption", left_out, rows, table)
     warn_of_nulls(nulls, first_null)
     return found
+
+
+def metadata_captions(metadata: Path, suffixes: frozenset[str] = frozenset()) -> Mapping[str, list[str]]:
+    """Return path -> captions of the table of an imagefolder, which is read once in a process, unless it changes.
+
+    Paths are in its column ``file_name`` and start from its own folder; captions in the first of ``CAPTION_COLUMNS``
+    that it has. A table without such columns has no captions.
+
+    Raises:
+        ValueError: it is malformed, as for :func:`captions_by_picture`.
+    """
+    facts = metadata.stat()
+    return _metadata_captions(metadata, suffixes, facts.st_mtime_ns, facts.st_size)
+
+
+@cache
+def _metadata_captions(metadata: Path, suffixes: frozenset[str], *changed: int) -> Mapping[str, list[str]]:
+    _, row = next(table_rows(metadata, ()), (0, {}))
+    caption = next((name for name in CAPTION_COLUMNS if name in row), None)
+    if FILE_NAME not in row or caption is None:
+        return {}
+    return captions_by_picture(
+        metadata, metadata.parent, image=FILE_NAME, caption=caption, suffixes=suffixes, required=False
+    )
 
 
 def captions_in(value: object, where: str) -> list[str]:
@@ -112,7 +145,7 @@ def table_rows(
             for column in columns:
                 if column not in row and number == 0:
                     raise ValueError(f"{table} has no column {column!r}; its columns: {', '.join(map(str, row))}")
-            if kind == ".csv":
+            if kind == ".csv" and columns:
                 _refuse_swallowed_rows(row, columns[0], endings, f"{table}, line {line}")
             yield line, dict.fromkeys(columns) | row
 
