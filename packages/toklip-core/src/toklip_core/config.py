@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from toklip_core.messages import one_line
 from toklip_core.ranges import LARGEST_SEED, MOST_WORKERS
 from toklip_core.special_files import refuse_special
 from toklip_core.textfiles import read_text
@@ -24,6 +25,9 @@ from toklip_core.textfiles import read_text
 #: What a config may name as a file or folder beside it: no path, and nothing that begins with a dot.
 _FILE_NAME = r"^[\w-][\w.-]*$"
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
+
+#: Settings that one message names.
+_NAMED = 3
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -134,11 +138,13 @@ def load_config(
 
 
 def validated(model: type[_Model], values: Mapping[str, Any], source: str | Path) -> _Model:
-    """Return settings; ValueError with the source and one phrase for each setting that is wrong."""
+    """Return settings; ValueError with the source and a phrase for each of the first settings that are wrong."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{source}: {'; '.join(_explain(error, model))}") from error
+        problems = list(_explain(error, model))
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        raise ValueError(one_line(f"{source}: {'; '.join(problems[:_NAMED])}{more}")) from error
 
 
 def recipe_names(recipes: Traversable) -> list[str]:
@@ -232,7 +238,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
             yield f"{where}: {message}" if where else message
         else:
             message = problem["msg"]
-            yield f"{where}: got {problem['input']!r}, but {message[:1].lower()}{message[1:]}"
+            got = one_line(repr(problem["input"]), longest=80)
+            yield f"{where or 'all of it'}: got {got}, but {message[:1].lower()}{message[1:]}"
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -240,7 +240,10 @@ class TokLIP(nn.Module):
             raise ValueError(f"{str(folder)!r} holds two towers on pixels, no TokLIP; load it with load_model")
         config = validated(TokLIPConfig, values, folder / CONFIG_FILE)
         own = folder / config.tokenizer_file if config.tokenizer_file else None
-        vq = _tokenizer(config, own) if tokenizer else None
+        try:
+            vq = _tokenizer(config, own) if tokenizer else None
+        except LookupError as error:
+            raise LookupError(f"{folder / CONFIG_FILE}: {error}") from error
         words = read_tokenizer(config.text, folder) if text else None
         return cls._filled(config, tensors, folder, (vq, own), words, dtype, text=text)
 
@@ -305,7 +308,7 @@ def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
         return path, None
     if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise FileNotFoundError(f"there is no file {str(name)!r}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         return hub_folder(str(name), [CONFIG_FILE, WEIGHTS_FILE, "tokenizer*"], _is_whole), None
     return path, model_spec(str(name))  # which says what names there are
 

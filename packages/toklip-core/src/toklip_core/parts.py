@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from toklip_core.config import Config
+from toklip_core.textfiles import parsed
 
 #: Under which key of a part's metadata its :class:`StoreInfo` lies.
 METADATA_KEY = b"toklip"
@@ -198,9 +199,14 @@ def reported(store: Path) -> dict[str, Unreadable]:
     """Return the reports of all ranks by key; what the store holds by now is among them."""
     found: dict[str, Unreadable] = {}
     for path in sorted((store / UNREADABLE).glob("rank-*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [Unreadable(**json.loads(line)) for line in lines if line.endswith("}")]  # a kill can cut the last
-        found |= {row.key: row for row in rows}
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
+            if not line.endswith("}"):  # a kill can cut the last
+                continue
+            row = parsed(line, f"{path}, row {number}")
+            if not isinstance(row, dict) or row.keys() != {*Unreadable._fields}:
+                wanted = ", ".join(Unreadable._fields)
+                raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
+            found[row["key"]] = Unreadable(**row)
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from toklip_core.checkpoint import read_tensors
+from toklip_core.finite import damaged, is_finite
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,8 +203,10 @@ def _cached(url: str) -> Path:
 
 
 def _refuse_code(path: Path) -> None:
-    """Raise unless the file is plain tensors: torchvision and torch-fidelity would unpickle, and run, anything."""
-    read_tensors(path)
+    """Raise unless the file is plain, finite tensors: torchvision and torch-fidelity would run whatever it holds."""
+    for name, tensor in read_tensors(path).items():
+        if isinstance(tensor, Tensor) and not is_finite(tensor):
+            raise ValueError(damaged(path, name))
 
 
 def _described(path: Path) -> str:

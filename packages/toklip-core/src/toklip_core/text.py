@@ -277,11 +277,16 @@ class TextTower(nn.Module):
 
 
 def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
-    """Return the tokenizer of a model folder; None if it wants a file that is not there."""
+    """Return the tokenizer of a model folder; None if its file is not there, ValueError if that is damaged."""
     file = folder / TOKENIZER_FILE
     if config.tokenizer == "clip":
         return TextTokenizer(config, None)
-    return TextTokenizer(config, read_text(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return TextTokenizer(config, read_text(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:

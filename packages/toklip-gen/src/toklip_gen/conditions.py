@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import why_not_fetched
+from toklip_core.finite import refuse_damaged
 from toklip_core.messages import one_line
 from toklip_core.model import TokLIP
 from toklip_core.text import TextTower
@@ -274,6 +275,7 @@ def load_t5(name: str, *, length: int) -> T5Words:
     Raises:
         FileNotFoundError: it is not there, and cannot be downloaded.
         LookupError: transformers is not installed.
+        ValueError: one of its weights is NaN or infinite.
     """
     try:
         from transformers import AutoTokenizer, T5EncoderModel
@@ -287,6 +289,7 @@ def load_t5(name: str, *, length: int) -> T5Words:
             f"the text encoder {name!r} is not to be had by transformers; fetch it where there is a network "
             f"(`hf download {name}`): {why_not_fetched(error)}"
         ) from error
+    refuse_damaged(model, name)
     return T5Words(model, tokenizer, length=length)
 
 

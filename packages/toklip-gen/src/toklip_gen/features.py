@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from toklip_core.data import normalized
+from toklip_core.finite import refuse_not_finite
 from toklip_core.matching import load_matcher
 from toklip_core.perceptual import described_inception, load_inception
 from torch import Tensor
@@ -49,9 +50,10 @@ class Extractor:
     see: Callable[[Tensor], Seen]
 
     def __call__(self, levels: Tensor) -> Seen:
-        """Return what it makes of levels (B, 3, H, W), uint8; the result is on the CPU."""
+        """Return what it makes of levels (B, 3, H, W), uint8, on the CPU; ValueError if a feature is not finite."""
         with torch.no_grad():
             seen = self.see(levels)
+        refuse_not_finite(seen.features, f"a feature of {self.name}'s")
         return Seen(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
 
 

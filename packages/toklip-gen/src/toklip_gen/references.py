@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +19,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from toklip_core.atomic import replacing
-from toklip_core.config import Config
+from toklip_core.config import Config, validated
+from toklip_core.finite import damaged, is_finite
+from toklip_core.messages import one_line
 from toklip_core.special_files import refuse_special
+from toklip_core.textfiles import parsed
 from torch import Tensor
 
 from toklip_gen.features import INCEPTION, Extractor, Moments, moments
-from toklip_gen.samples import ARRAY, read_samples
+from toklip_gen.samples import ARRAY, TORN_ARCHIVE, read_samples
 
 Purpose = Literal["generation", "reconstruction"]
 
 #: Features that a reference keeps, for precision and recall, at most: as many pictures as ADM's files have.
 _KEPT = 10_000
+#: Bytes of its arrays: ADM's take 0.2 GB, with features. Compressed, a small file may claim any number.
+_LARGEST = 2**30
 _INFO = "toklip"
 #: Of the layer that FID is taken on.
 _INCEPTION_WIDTH = 2048
@@ -110,7 +115,7 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
         raise ValueError(f"{path} is damaged: its sha256 is {checksum}, not {named.sha256}; fetch {named.url} again")
     arrays = _arrays(path)
     if _INFO in arrays:
-        info = ReferenceInfo.model_validate_json(str(arrays[_INFO]))
+        info = validated(ReferenceInfo, parsed(str(arrays[_INFO]), str(path)), path)
     elif {"mu", "sigma"} <= arrays.keys() and named is not None:
         _refuse_impostor(path, arrays, named)
         info = ReferenceInfo(
@@ -129,8 +134,16 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
     _refuse_other(info, path, extractor, purpose)
     unknown = "" if named is None or named.sha256 else ", not compared: none is published"
     described = f"{path.name}, sha256 {checksum}{unknown}; {info.source}"
-    found = Moments(*(torch.from_numpy(np.asarray(arrays[key], np.float64)) for key in ("mu", "sigma")))
-    return Reference(info, found, _features(path, arrays, extractor), described)
+    found = Moments(_numbers(path, arrays, "mu", 1).double(), _numbers(path, arrays, "sigma", 2).double())
+    features = _features(path, arrays, extractor)
+    width = len(found.mean)
+    shapes = {"sigma": (tuple(found.covariance.shape), (width, width))}
+    if features is not None:
+        shapes["features"] = (tuple(features.shape), (len(features), width))
+    for key, (got, wanted) in shapes.items():
+        if got != wanted:
+            raise ValueError(f"{path} is damaged: {key!r} is {got}, and 'mu' has {width} numbers; make it again")
+    return Reference(info, found, features, described)
 
 
 def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> None:
@@ -178,15 +191,31 @@ def _located(name: Path | str) -> tuple[Path, NamedReference | None]:
 def _arrays(path: Path) -> dict[str, Any]:
     """All arrays but the pictures, which are read one by one."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as archive, np.load(opened, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in archive.infolist() if entry.filename != f"{ARRAY}.npy")
+            if size > _LARGEST:
+                raise ValueError(f"its arrays take {size} bytes; a reference's take less than {_LARGEST}")
             return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
-    except (OSError, ValueError, EOFError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no .npz of arrays: {error}") from error
+    except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # of numpy: the file is a single array, or a list
+        words = one_line(error, longest=120) or type(error).__name__
+        raise ValueError(f"{path} is no .npz of arrays, or cut short: {words}") from error
+
+
+def _numbers(path: Path, arrays: dict[str, Any], key: str, dimensions: int) -> Tensor:
+    """An array of a file as a tensor; ValueError unless it is there, has so many dimensions, and is finite numbers."""
+    array = arrays.get(key)
+    if array is None or array.ndim != dimensions or array.dtype.kind != "f":
+        found = "nothing" if array is None else f"{array.shape} {array.dtype}"
+        raise ValueError(f"{path} is damaged: {key!r} is {found}; wanted numbers in {dimensions} dimensions")
+    tensor = torch.from_numpy(array)
+    if not is_finite(tensor):
+        raise ValueError(damaged(path, key))
+    return tensor
 
 
 def _refuse_impostor(path: Path, arrays: dict[str, Any], named: NamedReference) -> None:
     """ValueError if a file that has a published name, and no published checksum, cannot be what it is called."""
-    shape = arrays["mu"].shape
+    shape = tuple(_numbers(path, arrays, "mu", 1).shape)
     if shape != (_INCEPTION_WIDTH,):
         raise ValueError(
             f"{path} has means of {shape}, and features of Inception are {_INCEPTION_WIDTH}; fetch {named.url} again"
@@ -199,7 +228,7 @@ def _refuse_impostor(path: Path, arrays: dict[str, Any], named: NamedReference) 
 
 def _features(path: Path, arrays: dict[str, Any], extractor: Extractor) -> Tensor | None:
     if "features" in arrays:
-        return torch.from_numpy(arrays["features"])
+        return _numbers(path, arrays, "features", 2)
     if ARRAY not in arrays:
         return None
     found: list[Tensor] = []

@@ -6,7 +6,9 @@ Source: openai/guided-diffusion, evaluations/evaluator.py.
 from __future__ import annotations
 
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self
@@ -14,10 +16,18 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from toklip_core.atomic import replacing
+from toklip_core.data import MAX_PIXELS
+from toklip_core.messages import one_line
 from toklip_core.special_files import refuse_special
 
 #: The array's name in the file.
 ARRAY = "arr_0"
+
+#: What zipfile, zlib and numpy raise over an .npz that is cut short, or is none.
+TORN_ARCHIVE = (
+    OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, MemoryError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class SampleWriter:
@@ -83,16 +93,21 @@ def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{ARRAY}.npy") as file:
             shape, dtype = _header(file)
-            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+            if len(shape) != 4 or shape[-1] != 3 or min(shape) < 1 or dtype != np.uint8:
                 raise ValueError(f"{path} has an array of {shape} {dtype}; wanted pictures (n, H, W, 3) of 8 bits")
+            if shape[1] * shape[2] > MAX_PIXELS:
+                raise ValueError(f"{path} has pictures of {shape[1]} x {shape[2]}; the limit is {MAX_PIXELS} pixels")
             length = int(np.prod(shape[1:]))
             for _ in range(shape[0]):
                 data = file.read(length)
                 if len(data) < length:
                     raise ValueError(f"{path} is cut short")
                 yield np.frombuffer(data, np.uint8).reshape(shape[1:])
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} is no .npz with {ARRAY!r} ({error}), as ADM's evaluator reads it") from error
+    except TORN_ARCHIVE as error:
+        if str(path) in str(error):
+            raise
+        words = one_line(error, longest=120) or type(error).__name__
+        raise ValueError(f"{path} is no .npz with {ARRAY!r} ({words}), as ADM's evaluator reads it") from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 from toklip_core.checkpoint import weights_checksum, why_not_fetched
+from toklip_core.finite import refuse_damaged
+from toklip_core.messages import one_line
 from toklip_core.model import TokLIP
 from toklip_core.plugins import VQTokenizer
 from torch import Tensor, nn
@@ -55,7 +57,9 @@ def build(
     if isinstance(language_model, str | Path):
         with _named(language_model):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(language_model)
-            language_model = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
+            loaded = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
+            refuse_damaged(loaded, language_model)
+        language_model = loaded
     if tokenizer is None:
         raise ValueError("got a language model without its tokenizer; give both, or its name")
     if tokenizer.chat_template is None:
@@ -138,7 +142,7 @@ def load(
 
 @contextmanager
 def _named(model: str | Path) -> Iterator[None]:
-    """Name a model of the hub that is not to be had: transformers' own words do not."""
+    """Name a model that is not to be had, or whose files are damaged: transformers' own words do not."""
     try:
         yield
     except OSError as error:
@@ -148,6 +152,12 @@ def _named(model: str | Path) -> Iterator[None]:
             f"{str(model)!r} is no folder, is not in the hub's cache, and cannot be downloaded "
             f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
         ) from error
+    except Exception as error:  # what transformers raises over a stranger's files cannot be listed
+        if type(error) in (ValueError, LookupError) and str(model) in str(error):
+            raise
+        words = one_line(error, longest=160)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"the files of {str(model)!r} are damaged, or not of one model: {kind}{words}") from error
 
 
 def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401

@@ -301,10 +301,12 @@ def load_vqgan(folder: Path | str) -> VQGANTokenizer:
         FileNotFoundError: it is no model folder.
         ValueError: the config or the weights do not fit.
     """
-    from toklip_core.checkpoint import load_strict, read_model_folder
+    from toklip_core.checkpoint import CONFIG_FILE, load_strict, read_model_folder
+    from toklip_core.config import validated
 
     config, tensors = read_model_folder(folder)
+    sizes = validated(VQGANConfig, config, Path(folder) / CONFIG_FILE)
     with torch.device("meta"):
-        vqgan = build_vqgan(VQGANConfig(**config))
+        vqgan = build_vqgan(sizes)
     load_strict(vqgan, tensors, source=folder)
     return VQGANTokenizer(vqgan)

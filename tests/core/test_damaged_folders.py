@@ -1,0 +1,90 @@
+"""Damaged model folders and run folders: one short line that names the file, whatever the damage."""
+
+import json
+
+import pytest
+from accelerate import Accelerator
+from toklip_core.clip import load_clip
+from toklip_core.model import TokLIP, load_model
+from toklip_core.published import TINY
+from toklip_core.runs import RunFolder, TrainState
+from toklip_core.store import TokenStore
+from torch import nn
+
+from tests.core.damaged_folders import NO_OBJECT, loaded_after_every_damage
+from tests.core.refusals import refusing
+from tests.core.small_models import small_clip
+
+
+def test_a_toklip(tmp_path):
+    assert loaded_after_every_damage(TINY, tmp_path, load_model) == []
+
+
+def test_a_teacher(tmp_path):
+    small_clip().save_pretrained(tmp_path / "clip")
+    assert loaded_after_every_damage(tmp_path / "clip", tmp_path, load_clip) == []
+
+
+def test_a_name_that_climbs_is_no_name_of_the_hub():
+    with refusing("'../x'", kind=LookupError):
+        TokLIP.from_pretrained("../x")
+
+
+def run_folder(path):
+    return RunFolder(path, Accelerator(cpu=True), keep=2)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a save of step 3, its folder and its state."""
+    state = TrainState(nn.Linear(2, 2), (), {}, None)
+    folder = run_folder(tmp_path / "run")
+    with folder.opened({"a": 1}, harmless=set()):
+        folder.save(3, state, {"top1": 0.5})
+    return tmp_path / "run", state
+
+
+@pytest.mark.parametrize("what", NO_OBJECT)
+def test_settings_of_a_run_that_are_none(run, what):
+    path, _ = run
+    (path / "run.json").write_bytes(NO_OBJECT[what])
+    if what == "nothing in it":
+        with refusing("holds a run with other settings of a;"), run_folder(path).opened({"a": 1}, harmless=set()):
+            pass
+        return
+    with refusing(str(path / "run.json")), run_folder(path).opened({"a": 1}, harmless=set()):
+        pass
+
+
+@pytest.mark.parametrize("what", [*NO_OBJECT, "figures of no numbers"])
+def test_progress_of_a_save_that_is_none(run, what):
+    path, state = run
+    content = NO_OBJECT.get(what, json.dumps({"step": 3, "figures": [], "scaler": {}}).encode())
+    (path / "saves" / "step-00000003" / "progress.json").write_bytes(content)
+    with refusing("step-00000003 is damaged (", "delete it to go on from the save before"):
+        run_folder(path).load(state, steps=9)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "average"])
+def test_tensors_of_a_save_that_are_cut(run, part):
+    path, state = run
+    file = path / "saves" / "step-00000003" / f"{part}.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with refusing("step-00000003 is damaged ("):
+        run_folder(path).load(state, steps=9)
+
+
+@pytest.mark.parametrize("line", ['{"key": 1}', "[]}", '{"key": "a", "source": "b", "reason": "c", "more": 1}'])
+def test_reports_of_a_store_that_are_none(tmp_path, line):
+    from toklip_core.parts import reported
+
+    (tmp_path / "__unreadable__").mkdir()
+    (tmp_path / "__unreadable__" / "rank-00000.jsonl").write_text(f"{line}\n")
+    with refusing("rank-00000.jsonl, row 1 is "):
+        reported(tmp_path)
+
+
+def test_an_empty_store_is_named(tmp_path):
+    (tmp_path / "part-00000-000001.parquet").write_bytes(b"")
+    with refusing("part-00000-000001.parquet is damaged"):
+        TokenStore(tmp_path)

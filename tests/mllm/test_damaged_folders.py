@@ -1,0 +1,37 @@
+"""Damaged folders of language models that see: one short line that names the folder."""
+
+import json
+import shutil
+
+import pytest
+from toklip_mllm.building import load
+from toklip_mllm.published import TINY
+
+from tests.core.damaged_folders import NO_OBJECT
+from tests.core.refusals import refusing
+
+FILES = ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"]
+SETTINGS = ["encoder", "codebook_size", "codebook_checksum", "features", "text_config", "dtype"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("what", ["empty", "a list", "null", "cut", "deep"])
+def test_a_file_that_is_none(folder, file, what):
+    (folder / file).write_bytes(NO_OBJECT[what])
+    with refusing(str(folder), kind=(ValueError, OSError)):
+        load(folder)
+
+
+@pytest.mark.parametrize("wrong", [[], "x", -1])
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_setting_of_another_type(folder, key, wrong):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: wrong}))
+    with refusing(str(folder), kind=(ValueError, OSError)):
+        load(folder)
