@@ -111,7 +111,8 @@ def test_values_with_alpha_are_seen_on_white():
         (np.array([["a"]]), "got values of <U1; wanted integers or floats"),
         (b"no picture", "no picture in a format"),
         ("nowhere.png", r"\('nowhere.png'\) cannot be read: No such file"),
-        ("abcd", r"\('abcd'\) cannot be read"),
+        ("abcd", r"\('abcd'\) cannot be read: No such file"),  # base64 of three bytes, but no picture
+        ("abcd" * 100, r"abcd'\) cannot be read: no picture in a format"),
         ("data:image/png;base64,", "a data URI without data"),
         ("data:image/png;base64,!", "a data URI without data"),
         ({"bytes": b""}, "got a dict; wanted a file, its bytes"),

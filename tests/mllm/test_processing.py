@@ -130,10 +130,21 @@ def test_what_the_tokenizer_takes_reaches_it_from_the_chat_template_as_from_the_
         assert found[key] == called[key] == wanted[key]
 
 
+def test_where_pictures_are_is_told_where_that_is_asked_for():
+    _, processor = shared()
+    batch = processor(text=["what <image>", "red"], image_ids=ids(), padding=True, return_mm_token_type_ids=True)
+    assert batch["mm_token_type_ids"] == [[0, *[1] * 64], [0] * 65]
+    assert processor._get_num_multimodal_tokens([(30, 40), (9, 9)])["num_image_tokens"] == [64, 64]
+    with pytest.raises(ValueError, match="return_text_replacement_offsets is not offered; count the image tokens"):
+        processor(text="red", return_text_replacement_offsets=True)
+
+
 def test_options_of_the_text_may_come_as_those_of_every_processor_do():
     _, processor = shared()
     padded = processor(text="what ?", text_kwargs={"padding": "max_length", "max_length": 9}, return_tensors="pt")
     assert padded["input_ids"].shape == (1, 9)
+    with pytest.raises(ValueError, match="got padding in text_kwargs and beside it; give each once"):
+        processor(text="what ?", text_kwargs={"padding": False}, padding=True)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

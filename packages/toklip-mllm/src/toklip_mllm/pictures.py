@@ -25,6 +25,9 @@ Picture = Image.Image | Path | str | bytes | NDArray[Any] | Tensor
 #: Seconds without an answer after which an address is given up.
 _PATIENCE = 60
 
+#: Letters of a file's name, beyond which systems take none.
+_LONGEST_NAME = 255
+
 #: The largest file that is fetched: beyond that a picture has more pixels than are taken.
 _LARGEST = 2**29
 
@@ -65,9 +68,13 @@ def opened(picture: Picture, *, fetch: bool = False) -> Image.Image:
             return open_picture(io.BytesIO(_fetched(picture, fetch)))
         if picture.startswith("data:"):
             return open_picture(io.BytesIO(_data_of(picture)))
-        # A file of that name comes first. A string of base64 may be longer than a name of a file can be.
+        # A file of that name comes first, and what is neither is a file that is not there, unless no name is so long.
         if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110
-            return open_picture(io.BytesIO(data))
+            try:
+                return open_picture(io.BytesIO(data))
+            except ValueError:
+                if len(picture) > _LONGEST_NAME:
+                    raise
     if not isinstance(picture, str | Path):
         raise ValueError(f"got a {type(picture).__name__}; wanted a file, its bytes, a picture, an array or a tensor")
     return open_picture(picture)

@@ -20,7 +20,7 @@ from toklip_core.data import Resize, to_pixels
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from torch import Tensor, nn
 from transformers import AutoProcessor, BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from toklip_mllm.config import TokLIPLMConfig
@@ -236,6 +236,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if wrong := [one for one in texts if not isinstance(one, str)]:
             raise ValueError(f"got a {type(wrong[0]).__name__} where a text is wanted")
         texts = [replace_lone_surrogates(one) for one in texts]
+        nested = kwargs.pop("text_kwargs", None) or {}
+        if twice := sorted(nested.keys() & kwargs.keys()):
+            raise ValueError(f"got {', '.join(twice)} in text_kwargs and beside it; give each once")
+        kwargs |= nested
+        typed = kwargs.pop("return_mm_token_type_ids", False)
+        if kwargs.pop("return_text_replacement_offsets", False):
+            raise ValueError("return_text_replacement_offsets is not offered; count the image tokens in input_ids")
         merged = self._merge_kwargs(ProcessingKwargs, **kwargs)
         options, device = merged["text_kwargs"], merged["images_kwargs"].get("device")
         return_tensors = options.pop("return_tensors", None)
@@ -244,12 +251,21 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         encoded = self._tokens(texts, options)
         found = self._pictures(images, encoded.places, image_ids, device, bool(fetch))
         data: dict[str, Any] = dict(encoded.data)
+        if typed:  # 1 where a picture is
+            data["mm_token_type_ids"] = [[int(x == self.image_token_id) for x in row] for row in data["input_ids"]]
         if found is not None:
             data["image_ids"] = found.numpy(force=True) if return_tensors == "np" else found
         batch = BatchFeature(data, tensor_type=return_tensors)
         if found is not None and return_tensors is None:
             batch["image_ids"] = found.tolist()
         return batch if device is None or return_tensors != "pt" else batch.to(device)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[tuple[int, int]] | None = None, **_: object
+    ) -> MultiModalData:
+        """Tokens of pictures of some sizes: N of each. The name is that by which vLLM asks processors."""
+        number = len(image_sizes or ())
+        return MultiModalData(num_image_tokens=[self.tokens_per_picture] * number, num_image_patches=[1] * number)
 
     def expanded(self, tokens: Sequence[int]) -> list[int]:
         """Return for each place of the prompt the index in ``tokens`` that it comes from: N for an image token.
