@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,6 +19,8 @@ ALL_LINEAR = "all-linear"
 
 #: GPT-2's layers are linear, too; their weights are transposed.
 _LINEAR = (nn.Linear, Conv1D)
+
+_log = logging.getLogger(__name__)
 
 
 def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
@@ -77,6 +80,65 @@ def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, base)
     return cast(dict[str, Tensor], model.state_dict())
+
+
+def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str, ...]) -> None:
+    """Take adapters out of parts of a model, unless the settings name the part: "all-linear", and names such as "fc1"
+    that layers of several parts have, mean the language model.
+
+    The settings exclude what is left out, so that adapters that are saved come back as they were.
+
+    Args:
+        model: peft has just put adapters into it.
+        settings: of peft, by the adapters' names.
+        parts: first words of the layers' names.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for adapter, config in settings.items():
+        layers = {
+            name: cast(Any, layer)
+            for name, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer) and adapter in layer._get_available_adapters()
+        }
+        left_out = [part for part in parts if not _is_asked_for(part, config, model)]
+        found = {name: layer for name, layer in layers.items() if name.split(".")[0] in left_out}
+        for name, layer in found.items():
+            if len(layer._get_available_adapters()) > 1:
+                layer.delete_adapter(adapter)
+            else:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        if found:
+            excluded, ours = getattr(config, "exclude_modules", None), rf"({'|'.join(left_out)})\..*"
+            if isinstance(excluded, str):
+                config.exclude_modules = f"({excluded})|{ours}"
+            else:
+                config.exclude_modules = [*excluded, *found] if excluded else ours
+            _log.warning(
+                "adapters are not put into %s; target_modules that name it, such as r'%s\\..*', adapt it, too",
+                " and ".join(sorted({name.split(".")[0] for name in found})),
+                left_out[0],
+            )
+
+
+def _is_asked_for(part: str, config: Any, model: nn.Module) -> bool:  # noqa: ANN401 - a config of peft
+    """Whether peft's settings name a part of a model that it has put adapters into."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    targets = getattr(config, "target_modules", None)
+    if targets is None or isinstance(targets, str):
+        return targets is None or part in targets
+    # Of "all-linear" peft has made the names of all by now: none of this part and the language model's is left.
+    head = cast(Any, model).get_output_embeddings()
+    adapted = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer))
+    bare = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, _LINEAR) and layer is not head and not name.startswith(adapted)
+    ]
+    left = [name for name in bare if name.split(".")[0] in (part, "language_model")]
+    return bool(left) and any(part in target.split(".") for target in targets)
 
 
 def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:

@@ -21,7 +21,7 @@ from toklip_mllm.config import Features, TokLIPLMConfig
 from toklip_mllm.model import TokLIPForConditionalGeneration, connector
 from toklip_mllm.processing import TokLIPProcessor
 from toklip_mllm.published import TINY, TINY_NAME
-from toklip_mllm.vision import PictureEncoder, cast_weights, codebook_checksum
+from toklip_mllm.vision import PictureEncoder, cast_weights, codebook_checksum, encoder_checksum
 
 
 def build(
@@ -77,7 +77,7 @@ def build(
         text_config=language_model.config,
         encoder=toklip.config.encoder.model_dump(mode="json"),
         features=features,
-        encoder_checksum=None if features == "codes" else _encoder_checksum(toklip.encoder),
+        encoder_checksum=None if features == "codes" else encoder_checksum(toklip.encoder),
         tokenizer=toklip.config.tokenizer,
         tokenizer_checksum=weights_checksum(cast(nn.Module, toklip.tokenizer)),
         codebook_size=len(rows),
@@ -190,13 +190,6 @@ def _codebook(tokenizer: VQTokenizer) -> Tensor:
     return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=device)).float().cpu()
 
 
-def _encoder_checksum(encoder: nn.Module) -> str:
-    """As `toklip encode` writes it beside tokens: it loads all models in float32."""
-    if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
-        encoder = copy.deepcopy(encoder).float()
-    return weights_checksum(encoder)
-
-
 def _assembled(
     config: TokLIPLMConfig,
     language_model: Any,  # noqa: ANN401
@@ -217,6 +210,7 @@ def _assembled(
     cast_weights(language_model, dtype)
     model.language_model = language_model
     config.dtype = dtype
+    model.remember_encoder()
     return model
 
 

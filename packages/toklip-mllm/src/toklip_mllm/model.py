@@ -15,14 +15,17 @@ https://arxiv.org/abs/2310.03744.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.checkpoint import weights_checksum
 from toklip_core.finite import refuse_damaged
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -35,9 +38,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import torch_compilable_check
 
+from toklip_mllm.adapters import keep_out
 from toklip_mllm.config import TokLIPLMConfig
 from toklip_mllm.logits import FiniteLogits
-from toklip_mllm.vision import PictureEncoder, codebook_checksum
+from toklip_mllm.vision import PictureEncoder, codebook_checksum, encoder_checksum
 
 #: What transformers calls the cache: the first from 5.24 on, the second before.
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -86,6 +90,28 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
         self.vision.requires_grad_(False)
+        #: Dtype and checksum of the semantic encoder's weights as they were read.
+        self._encoder_read: tuple[torch.dtype, str] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute; as ``peft_config``, which peft sets once its adapters are in, it keeps them out of vision.
+
+        See :func:`toklip_mllm.adapters.keep_out`.
+        """
+        super().__setattr__(name, value)
+        if name == "peft_config":
+            keep_out(self, value, parts=("vision", "connector"))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Write the model, as transformers does; an encoder that has changed has another checksum in the config."""
+        self._renew_encoder_checksum()
+        return super().save_pretrained(*args, **kwargs)
+
+    def remember_encoder(self) -> None:
+        """Note which weights the semantic encoder has, of which the config tells the checksum."""
+        weights = self._encoder_weights()
+        if weights:
+            self._encoder_read = weights[0].dtype, weights_checksum(cast(nn.Module, self.vision.encoder))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -106,6 +132,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         model.vision.requires_grad_(False)  # what is loaded has new parameters
         refuse_damaged(model, model.name_or_path)
         model.check_codebook()
+        model.remember_encoder()
         return cast(Self, (model, info) if told else model)
 
     def forward(
@@ -276,6 +303,26 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def base_model(self) -> Backbone:
         """All but the language model's head, as trainers want it that compute a loss without all logits."""
         return Backbone(self)
+
+    def _encoder_weights(self) -> list[Tensor]:
+        """The weights of the semantic encoder, if the config tells its checksum and they are whole and here."""
+        if self.vision.encoder is None or self.config.encoder_checksum is None:
+            return []
+        weights: list[Tensor] = [*self.vision.encoder.parameters()]
+        return [] if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights) else weights
+
+    def _renew_encoder_checksum(self) -> None:
+        weights = self._encoder_weights()
+        if not weights or self._encoder_read is None:
+            return
+        dtype, before = self._encoder_read
+        encoder = cast(nn.Module, self.vision.encoder)
+        if weights[0].dtype.itemsize < dtype.itemsize:
+            return  # rounded since: it is still the encoder that the tokens are of
+        # Weights that were read in fewer bits, and have not changed, come back to them without a loss.
+        same = encoder if weights[0].dtype == dtype else copy.deepcopy(encoder).to(dtype)
+        if weights_checksum(same) != before:
+            self.config.encoder_checksum = encoder_checksum(encoder)
 
     @property
     def context(self) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self, cast
 
 import torch
+from toklip_core.checkpoint import weights_checksum
 from toklip_core.encoder import SemanticEncoder
 from torch import Tensor, nn
 
@@ -84,3 +86,10 @@ def codebook_checksum(rows: Tensor) -> str:
     digest = hashlib.sha256(f"{tuple(rows.shape)}\n".encode())
     digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def encoder_checksum(encoder: nn.Module) -> str:
+    """Return the sha256 of an encoder's weights in float32, in which `toklip encode` loads all models."""
+    if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
+        encoder = copy.deepcopy(encoder).float()
+    return weights_checksum(encoder)
