@@ -150,7 +150,7 @@ def test_held_out_rows_are_evenly_chosen_from_the_first_to_the_last(world):
 
 def test_scenes_of_another_number_of_classes_are_refused(world):
     scenes = {"kind": "scenes", "count": 5, "objects": 1}
-    with pytest.raises(ValueError, match=r"scenes have 64 classes, colour and shape, but condition\.classes is 3"):
+    with pytest.raises(ValueError, match=r"scenes: 64 classes \(such as red circle, .*\), but condition\.classes is 3"):
         GeneratorSamples(config(values(world, data=[scenes])))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
 
 
 def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPictures:
-    """Return the pictures of a folder that has one folder for each class, sorted by its name.
+    """Return the pictures of a folder that has one folder for each class, in the order of :func:`ordered`.
 
     A class is named after its folder, _ being read as a space; one without pictures is a candidate all the same.
     Files beside the folders of classes are not looked at, nor is what begins with a dot.
@@ -77,15 +78,14 @@ def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPict
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; wanted one with a folder of pictures for each class")
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    by_name = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    found = [by_name[name] for name in ordered(by_name)]
     if not found:
         raise FileNotFoundError(f"{folder} has no folders; wanted one for each class, with pictures in it")
     if imagenet:
         names = _imagenet_names(folder, found)
-        if found[0].name.isdecimal():
-            found.sort(key=lambda path: int(path.name))
     else:
-        names = distinct([path.name.replace("_", " ") for path in found], "class")
+        names = distinct([named(path.name) for path in found], "class")
     pictures: list[Picture] = []
     labels: list[int] = []
     for label, path in enumerate(found):
@@ -95,6 +95,41 @@ def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPict
     if not pictures:
         raise FileNotFoundError(f"no picture in any of the {len(found)} folders of {folder}")
     return LabelledPictures(names, pictures, labels)
+
+
+def ordered(folders: Iterable[str]) -> list[str]:
+    """Return the folders of classes in the order of their numbers: sorted, as numbers if all are numbers."""
+    found = sorted(folders)
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+
+
+def named(folder: str) -> str:
+    """Return the name of the class of a folder: _ is read as a space."""
+    return folder.replace("_", " ")
+
+
+def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
+    """Return the folder of the class of each picture of a store, by the rule of :func:`class_folders`.
+
+    What all keys have in common is FOLDER, and the folder below it is the class, however deep in it the picture lies.
+    If all pictures lie in one folder, that is the class.
+
+    Args:
+        keys: of pictures, posix paths.
+        what: names the store, for messages.
+
+    Raises:
+        ValueError: a picture lies in no folder of a class.
+    """
+    folders = [key.split("/")[:-1] for key in keys]
+    first, last = min(folders), max(folders)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    if first == last:
+        common -= 1
+    for key, folder in zip(keys, folders, strict=True):
+        if not 0 <= common < len(folder):
+            raise ValueError(f"{key!r} of {what} lies in no folder of a class; encode FOLDER/CLASS/PICTURE")
+    return [folder[common] for folder in folders]
 
 
 def described_templates(templates: Sequence[str]) -> str:

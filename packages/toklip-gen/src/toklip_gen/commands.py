@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from toklip_core.options import COUNT, NUMBER, SEED, names_of_kind, names_or_fil
 
 @click.command()
 @click.argument("texts", nargs=-1)
-@click.option("--class", "classes", type=int, multiple=True, help="In place of TEXTS: a class's number; several ones.")
+@click.option(
+    "--class", "classes", multiple=True, help="In place of TEXTS: the name of a class, or its number; several ones."
+)
 @click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Pictures of each.")
 @click.option(
     "--out",
@@ -60,7 +63,7 @@ from toklip_core.options import COUNT, NUMBER, SEED, names_of_kind, names_or_fil
 @click.option("--json", "as_json", is_flag=True, help="Print files, prompts and seeds as JSON.")
 def generate(
     texts: tuple[str, ...],
-    classes: tuple[int, ...],
+    classes: tuple[str, ...],
     out: Path,
     dtype: str | None,
     device: str | None,
@@ -91,8 +94,9 @@ def generate(
     from toklip_gen.sampling import Guidance
 
     report = draw(
-        texts or classes,
+        texts or [int(one) if re.fullmatch(r"-?\d+", one, re.ASCII) else one for one in classes],
         out,
+        of_classes=bool(classes),
         guidance=None if guidance is None else Guidance(guidance, *schedule),
         dtype=None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype],
         device=device or default_device(),

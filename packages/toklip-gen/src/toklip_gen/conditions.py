@@ -12,6 +12,7 @@ Letters: B pictures, T positions of the condition, n words of the longest text.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import why_not_fetched
+from toklip_core.classes import named
 from toklip_core.finite import refuse_damaged
 from toklip_core.messages import one_line
 from toklip_core.model import TokLIP
@@ -36,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 #: The text encoder that is the TokLIP's own.
 TOKLIP = "toklip"
+#: Names of classes that a message shows.
+_SHOWN = 5
 
 
 class WordEncoder(Protocol):
@@ -60,22 +64,34 @@ class WordEncoder(Protocol):
 
 
 class Classes:
-    """Classes 0 to ``count`` - 1, as a condition."""
+    """Classes by their numbers, 0 to ``count`` - 1, or by their names, as a condition."""
 
     def __init__(self, config: ClassCondition) -> None:
         self._count = config.classes
+        #: In the order of their numbers; empty if the generator knows none.
+        self.names = config.names or ()
 
-    def __call__(self, prompts: Sequence[int] | Sequence[str]) -> Condition:
-        """Return the condition of classes.
+    def __call__(self, prompts: Sequence[int | str]) -> Condition:
+        """Return the condition of classes, given by number or by name.
 
         Raises:
             ValueError: one is no class of the generator.
         """
-        for prompt in prompts:
-            if not isinstance(prompt, int) or not 0 <= prompt < self._count:
-                known = f"numbers from 0 to {self._count - 1}"
-                raise ValueError(f"got {prompt!r}, but the generator draws classes, not texts: {known}")
-        return Condition(torch.tensor([int(prompt) for prompt in prompts], dtype=torch.int64))
+        if isinstance(prompts, str):  # which would be read letter by letter
+            raise ValueError(f"got one class, {prompts[:50]!r}; wanted a list of classes")
+        return Condition(torch.tensor([self.number(prompt) for prompt in prompts], dtype=torch.int64))
+
+    def number(self, prompt: int | str) -> int:
+        """Return the number of a class, given by number or by name, _ being a space; ValueError if it is none."""
+        if isinstance(prompt, str) and named(prompt) in self.names:
+            return self.names.index(named(prompt))
+        if isinstance(prompt, int) and 0 <= prompt < self._count:
+            return int(prompt)
+        known = f"numbers from 0 to {self._count - 1}"
+        if self.names:
+            near = difflib.get_close_matches(str(prompt), self.names, n=_SHOWN) or self.names[:_SHOWN]
+            known = f"{', '.join(near)}{', ...' * (len(near) < self._count)}, or {known}"
+        raise ValueError(f"got {prompt!r}, but the generator draws classes, not texts: {known}")
 
     def to(self, device: torch.device | str) -> None:
         """Do nothing: there are no weights."""
@@ -103,7 +119,7 @@ class Texts:
         self.cut = 0
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[int] | Sequence[str]) -> Condition:
+    def __call__(self, prompts: Sequence[int | str]) -> Condition:
         """Return the condition of texts: of each the first T words; the first that is cut is named in the log.
 
         No gradient.

@@ -23,6 +23,15 @@ class ClassCondition(Config):
 
     kind: Literal["class"] = "class"
     classes: int = Field(gt=0, description="Classes, from 0 on; the next number stands for none.")
+    names: tuple[str, ...] | None = Field(
+        default=None, description="Names of the classes in the order of their numbers; a training takes the data's own."
+    )
+
+    @model_validator(mode="after")
+    def _a_name_each(self) -> Self:
+        if self.names is not None and not len(self.names) == len({*self.names}) == self.classes:
+            raise ValueError(f"got {len(self.names)} names of {self.classes} classes; wanted another name for each")
+        return self
 
     @property
     def length(self) -> int:

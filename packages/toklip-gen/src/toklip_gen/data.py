@@ -11,19 +11,20 @@ from __future__ import annotations
 import logging
 import random
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import PurePosixPath
-from typing import Protocol, Required, TypedDict, cast
+from typing import NamedTuple, Protocol, Required, TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from toklip_core.captions import CaptionedSamples, window_order
-from toklip_core.classes import class_folders
+from toklip_core.classes import LabelledPictures, class_folders, distinct, folders_of_keys, named, ordered
 from toklip_core.crops import UPRIGHT, VIEWS
 from toklip_core.data import PictureError, Resize
+from toklip_core.matching import Picture
 from toklip_core.parts import CROPS, StoreInfo, refuse_other
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.sources import CaptionedScenes, CaptionSource
@@ -106,24 +107,27 @@ class GeneratorSamples:
             kept = {CROPS} if crops else set()
             self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
             self._refuse_other_stores(config)
-        names = class_names(self._stores, config.condition) if of_class else None
-        #: Folder -> class, where pictures or stores are read by class.
-        self.classes: dict[str, int] = dict(names or {})
-        if self.classes:
-            self._warn_of_sorted_rows()
+        #: Name -> class, of a generator of classes: one mapping for all sources.
+        self.classes: dict[str, int] = {}
+        if of_class:
+            condition = cast(ClassCondition, config.condition)
+            labelled = [_labelled(source, self._stores, number) for number, source in enumerate(config.data)]
+            self.classes = numbered_classes(labelled, condition)
+            if self._stores:
+                self._warn_of_sorted_rows([name for one in labelled for name in one.of_pictures])
         self._parts: list[_Part] = []
         for number, source in enumerate(config.data):
             seed = derived_seed(config.run.seed, number)
+            if of_class:
+                labels = [self.classes[name] for name in labelled[number].of_pictures]
             if isinstance(source, StoredIds):
-                self._parts.append(_Stored(self._stores[number], source.crops, names, seed))
+                self._parts.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
             elif isinstance(source, ClassFolders):
-                folders = _Folders(source, config.image_size, cast(ClassCondition, config.condition), seed)
-                self._parts.append(folders)
-                self.classes = self.classes or folders.classes
+                pictures = cast(LabelledPictures, labelled[number].pictures).pictures
+                self._parts.append(_Folders(source, pictures, labels, config.image_size, seed))
             elif of_class:
-                _refuse_other_than_of_scenes(cast(ClassCondition, config.condition))
-                self._parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size))
-                self.classes = self.classes or {name: number for number, name in enumerate(CLASSES)}
+                numbers = [self.classes[name] for name in CLASSES]
+                self._parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
             else:
                 caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
                 self._parts.append(cast(_Part, caption(source)))
@@ -152,11 +156,11 @@ class GeneratorSamples:
         groups = [rows for store in self._stores for rows in store.group_rows]
         return window_order(groups, self._window, seed=seed, epoch=epoch)
 
-    def _warn_of_sorted_rows(self) -> None:
-        size = sum(map(len, self._stores))
+    def _warn_of_sorted_rows(self, classes: Sequence[str]) -> None:
+        size = len(classes)
         if size <= self._window:
             return
-        labels = np.array([self.classes[_folder_of(key)] for store in self._stores for key in store.keys()])
+        labels = np.array([self.classes[name] for name in classes])
         held, fair = (
             len(np.unique(labels[order[: self._window]]))
             for order in (self.order(size, self._seed, 0), shuffled(size, self._seed, 0))
@@ -185,49 +189,87 @@ class GeneratorSamples:
             )
 
 
-def class_names(stores: Sequence[TokenStore], condition: object) -> dict[str, int]:
-    """Return name -> class of the folders that the pictures of stores lay in: sorted, as numbers if all are numbers.
+class Labelled(NamedTuple):
+    """The classes of a source, by name."""
+
+    #: Names the source, for messages.
+    what: str
+    #: All classes, in the source's own order, those without pictures too.
+    names: Sequence[str]
+    #: Of each picture; empty where pictures are drawn as they are wanted.
+    of_pictures: Sequence[str] = ()
+    #: The folder's, unread.
+    pictures: LabelledPictures | None = None
+
+
+def numbered_classes(sources: Sequence[Labelled], condition: ClassCondition) -> dict[str, int]:
+    """Return name -> class of all sources together: one rule, so that a folder and a store of it give the same.
+
+    The order is that of the condition's names, if it has some; else of the only source; else of the names, sorted as
+    :func:`toklip_core.classes.ordered` says.
 
     Raises:
-        ValueError: there are more or fewer than the condition has.
+        ValueError: there are more or fewer classes than the condition has, or others than it names.
     """
-    assert isinstance(condition, ClassCondition)
-    found = {_folder_of(key) for store in stores for key in store.keys()}
-    names = sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
-    if stores and len(names) != condition.classes:
+    found = list(dict.fromkeys(name for source in sources for name in source.names))
+    names = found if len({tuple(source.names) for source in sources}) == 1 else ordered(found)
+    what = ", ".join(source.what for source in sources)
+    if len(names) != condition.classes:
         raise ValueError(
-            f"the pictures of {', '.join(str(store.path) for store in stores)} lie in {len(names)} folders (such as "
-            f"{', '.join(names[:3])}), but condition.classes is {condition.classes}: a picture's folder is its class"
+            f"{what}: {len(names)} classes (such as {', '.join(names[:3])}), but condition.classes is "
+            f"{condition.classes}; a class is a folder, FOLDER/CLASS/PICTURE, or a colour and shape of scenes"
         )
+    if condition.names is not None:
+        if other := {*names} ^ {*condition.names}:
+            raise ValueError(f"{what}: the class {min(other)!r} is in the data or in condition.names, and not in both")
+        names = list(condition.names)
     return {name: number for number, name in enumerate(names)}
 
 
-def class_of(key: str, classes: dict[str, int]) -> int:
-    """Return the class of a stored picture, by the classes of a training.
+def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> list[int]:
+    """Return the classes of the pictures of a held-out store, by the names that a training has.
+
+    A picture lies in the folder of its class, or in one below it: as in the training, or right in it.
 
     Raises:
-        ValueError: the training has no such folder.
+        ValueError: the training has no such class.
     """
-    folder = _folder_of(key)
-    number = classes.get(folder, classes.get(folder.replace("_", " ")))
-    if number is None:
-        known = ", ".join(list(classes)[:3])
-        raise ValueError(
-            f"{key!r} lies in the folder {folder!r}, which is no class of the training ({len(classes)}, such as "
-            f"{known}): name held-out pictures' folders as there"
-        )
-    return number
+    found = list(map(named, folders_of_keys(keys, what)))
+    parents = [PurePosixPath(key).parent.name for key in keys]
+    if not {*found} <= classes.keys():
+        found = list(map(named, parents))
+    for key, name, parent in zip(keys, found, parents, strict=True):
+        if name not in classes:
+            raise ValueError(
+                f"{key!r} lies in the folder {parent!r}, which is no class of the training ({len(classes)}, such as "
+                f"{', '.join(list(classes)[:3])}): name held-out pictures' folders as there"
+            )
+    return [classes[name] for name in found]
+
+
+def _labelled(source: object, stores: Sequence[TokenStore], number: int) -> Labelled:
+    """The classes of a source of the settings."""
+    if isinstance(source, StoredIds):
+        store = stores[number]
+        folders = folders_of_keys(list(store.keys()), str(store.path))
+        names = distinct(list(map(named, ordered({*folders}))), "class")
+        return Labelled(str(store.path), names, list(map(named, folders)))
+    if isinstance(source, ClassFolders):
+        found = class_folders(source.folder)
+        return Labelled(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
+    return Labelled("scenes", CLASSES)
 
 
 class _Stored:
     """Rows of a token store."""
 
-    def __init__(self, store: TokenStore, crops: bool, classes: dict[str, int] | None, seed: int) -> None:
-        self._store, self._classes, self._seed = store, classes, seed
+    def __init__(self, store: TokenStore, crops: bool, labels: Sequence[int] | None, seed: int) -> None:
+        self._store, self._seed = store, seed
+        self._labels = None if labels is None else np.array(labels)
         self._views: Sequence[int] = ()
         if crops and store.info.augment is not None:
-            self._views = range(VIEWS) if classes is not None else UPRIGHT
-        if classes is None and (missing := sum(not caption for caption in store.captions())):
+            self._views = range(VIEWS) if labels is not None else UPRIGHT
+        if labels is None and (missing := sum(not caption for caption in store.captions())):
             raise ValueError(
                 f"{missing} of {len(store)} rows of {store.path} have no caption; put a KEY.txt beside each picture, "
                 "and encode into another store"
@@ -241,8 +283,8 @@ class _Stored:
         ids = row.ids
         if self._views and row.crops is not None:
             ids = row.crops[random.Random(derived_seed(self._seed, *key)).choice(self._views)]
-        if self._classes is not None:
-            return Sample(ids=ids, label=self._classes[_folder_of(row.key)])
+        if self._labels is not None:
+            return Sample(ids=ids, label=int(self._labels[key[1]]))
         assert row.caption is not None
         return Sample(ids=ids, caption=row.caption)
 
@@ -250,21 +292,14 @@ class _Stored:
 class _Folders:
     """Crops of pictures in folders of classes."""
 
-    def __init__(self, source: ClassFolders, size: int, condition: ClassCondition, seed: int) -> None:
+    def __init__(
+        self, source: ClassFolders, pictures: Sequence[Picture], labels: Sequence[int], size: int, seed: int
+    ) -> None:
         self._source, self._size, self._seed = source, size, seed
-        self._found = class_folders(source.folder)
-        if len(self._found.names) != condition.classes:
-            raise ValueError(
-                f"{source.folder} has {len(self._found.names)} classes, but condition.classes is {condition.classes}"
-            )
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """Name of a folder, _ being a space, -> class."""
-        return {name: number for number, name in enumerate(self._found.names)}
+        self._pictures, self._labels = pictures, labels
 
     def __len__(self) -> int:
-        return len(self._found.pictures)
+        return len(self._pictures)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         image, label = self._readable(key[1])
@@ -281,9 +316,9 @@ class _Folders:
         """The picture of a number, or the next one that can be read: one broken file must not end a week's run."""
         for offset in range(len(self)):
             number = (index + offset) % len(self)
-            picture = self._found.pictures[number]
+            picture = self._pictures[number]
             try:
-                return picture.read(), self._found.labels[number]
+                return picture.read(), self._labels[number]
             except PictureError as error:
                 _log.warning("%s is left out: %s", picture.name, error)
         raise ValueError(f"no picture below {self._source.folder} can be read")
@@ -292,8 +327,8 @@ class _Folders:
 class _Scenes:
     """Scenes of one object, new ones each epoch; their class is colour and shape."""
 
-    def __init__(self, source: CaptionedScenes, size: int) -> None:
-        self._source, self._size = source, size
+    def __init__(self, source: CaptionedScenes, size: int, numbers: Sequence[int]) -> None:
+        self._source, self._size, self._numbers = source, size, numbers
 
     def __len__(self) -> int:
         return self._source.count
@@ -302,20 +337,9 @@ class _Scenes:
         epoch, index = key
         number, source = epoch * len(self) + index, self._source
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
-        return Sample(pixels=torch.from_numpy(drawn.pixels).permute(2, 0, 1).contiguous(), label=drawn.labels[0])
-
-
-def _refuse_other_than_of_scenes(condition: ClassCondition) -> None:
-    if condition.classes != len(CLASSES):
-        raise ValueError(
-            f"scenes have {len(CLASSES)} classes, colour and shape, but condition.classes is {condition.classes}; set "
-            f"it to {len(CLASSES)}"
-        )
+        pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1).contiguous()
+        return Sample(pixels=pixels, label=self._numbers[drawn.labels[0]])
 
 
 def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:
     return CaptionedSamples([source], image_size=size, resize=resize, seed=seed)
-
-
-def _folder_of(key: str) -> str:
-    return PurePosixPath(key).parent.name

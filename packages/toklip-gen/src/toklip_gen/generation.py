@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -25,9 +26,11 @@ from toklip_core.ranges import refuse_counts, refuse_drawing
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toklip_gen.conditions import TOKLIP, Texts
+from toklip_gen.conditions import TOKLIP, Classes, Texts
 from toklip_gen.pipeline import PictureGenerator, load_generator
 from toklip_gen.sampling import Choice, Guidance, refuse_guidance
+
+_log = logging.getLogger(__name__)
 
 #: Beside the pictures of a call that has not ended: what they are of.
 _RECORD = ".generate.json"
@@ -73,7 +76,7 @@ class GenerateReport:
 
 
 def generate(
-    prompts: Sequence[int] | Sequence[str],
+    prompts: Sequence[int | str],
     out: Path | str,
     *,
     model: str | Path = "toklip-gen-tiny",
@@ -84,6 +87,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    of_classes: bool = False,
     prefix: Path | str | None = None,
     prefix_rows: int | None = None,
     batch_size: int = 16,
@@ -95,7 +99,7 @@ def generate(
     """Draw pictures and write them.
 
     Args:
-        prompts: classes, or texts, as the generator takes them.
+        prompts: classes, by number or by name, or texts, as the generator takes them.
         out: a picture file, which holds all of them, one row for each prompt if there are several; or a folder, made if
             it is not there, for a file each; it must have no pictures yet, but those of the same call, interrupted:
             that goes on. Each batch is written as it is finished.
@@ -104,6 +108,7 @@ def generate(
         seed: of the first picture of each prompt; each further one has the next.
         guidance: see :func:`toklip_gen.sampling.sample`, also for the next three and ``compiled``; None: the
             generator's own, as for ``top_k``.
+        of_classes: prompts are classes: a generator of texts is refused, which would read a name as one.
         prefix: a picture whose upper rows are kept.
         prefix_rows: rows of ids that are kept; None: the upper half.
         batch_size: pictures at a time.
@@ -122,17 +127,20 @@ def generate(
     _refuse_place(out, prefix)
     if not prompts:
         raise ValueError("got no prompt; say what is to be drawn")
-    prompts = cast(
-        list[str], [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    )
+    prompts = [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     if not all(str(prompt).strip() for prompt in prompts):
         raise ValueError("got an empty text; say what is to be drawn")
     pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
+    if of_classes and isinstance(pictures.conditions, Texts):
+        raise ValueError(f"got the class {prompts[0]!r}, but the generator draws texts, not classes; say what to draw")
+    if isinstance(pictures.conditions, Classes):
+        pictures.conditions(prompts)  # what is no class leaves nothing behind
+        _warn_of_names(pictures.conditions, [prompt for prompt in prompts if isinstance(prompt, int)])
     tower = pictures.config.condition.kind == "text" and pictures.config.condition.encoder == TOKLIP
     if tower and pictures.toklip is not None and pictures.toklip.text is not None:
         warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
     if isinstance(pictures.conditions, Texts):
-        pictures.conditions.refuse_cut(prompts)
+        pictures.conditions.refuse_cut([prompt for prompt in prompts if isinstance(prompt, str)])
     begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
     guidance = Guidance(pictures.config.guidance) if guidance is None else guidance
     top_k = pictures.config.top_k if top_k is None else top_k
@@ -153,7 +161,7 @@ def generate(
 class Wanted:
     """Prompts and seeds of pictures by their numbers, one prompt after another."""
 
-    def __init__(self, prompts: Sequence[int] | Sequence[str], each: int, seed: int) -> None:
+    def __init__(self, prompts: Sequence[int | str], each: int, seed: int) -> None:
         self.prompts, self.each, self.seed = prompts, each, seed
 
     def __len__(self) -> int:
@@ -182,7 +190,7 @@ def _draw(
     for start in tqdm(starts, desc="batches", disable=not (progress and several)):
         batch = [wanted[number] for number in range(start, min(start + batch_size, len(wanted)))]
         ids = pictures.draw(
-            [prompt for prompt, _ in batch],  # type: ignore[arg-type]
+            [prompt for prompt, _ in batch],
             seeds=[own for _, own in batch],
             prefix=None if begun is None else begun.expand(len(batch), -1),
             compiled=compiled,
@@ -289,6 +297,17 @@ def _refuse_numbers(guidance: Guidance | None, choice: Choice, seed: int, number
     refuse_drawing(**choice._asdict(), seeds=(seed, seed + number - 1))
     if guidance is not None:
         refuse_guidance(guidance)
+
+
+def _warn_of_names(classes: Classes, numbers: Sequence[int]) -> None:
+    """Name, in the log, the numbers that are names of other classes: a folder may be called 3, and not be class 3."""
+    for number in numbers:
+        if str(number) in classes.names and (other := classes.number(str(number))) != number:
+            own = classes.names[number]
+            _log.warning(
+                "class %d is drawn, which is named %r; the class that is named '%d' is number %d",
+                *(number, own, number, other),
+            )
 
 
 def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) -> Tensor:

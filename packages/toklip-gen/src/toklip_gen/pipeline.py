@@ -106,7 +106,7 @@ class PictureGenerator:
 
     def draw(
         self,
-        prompts: Sequence[int] | Sequence[str],
+        prompts: Sequence[int | str],
         *,
         seeds: Sequence[int],
         guidance: Guidance | float | None = None,

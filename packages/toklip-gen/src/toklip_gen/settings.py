@@ -17,7 +17,7 @@ RECIPES = files("toklip_gen") / "recipes"
 
 
 class StoredIds(Config):
-    """A token store. A row's class is the folder that its picture lies in, as its key says; or its caption is read."""
+    """A token store. A row has the class of its folder below what all keys share (FOLDER/CLASS/...), or its caption."""
 
     kind: Literal["store"]
     store: Path = Field(description="What `toklip encode` wrote.")

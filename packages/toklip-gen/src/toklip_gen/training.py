@@ -14,8 +14,10 @@ Letters: B pictures, N = h w positions, K ids.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 
 from toklip_gen.conditions import TOKLIP, Classes, Texts, build_conditions, load_t5
 from toklip_gen.config import ClassCondition, GeneratorConfig, TextCondition
-from toklip_gen.data import Batch, GeneratorSamples, class_of, collate
+from toklip_gen.data import Batch, GeneratorSamples, classes_of, collate
 from toklip_gen.inputs import Inputs, toklip_checksum
 from toklip_gen.model import Condition, Generator
 from toklip_gen.pipeline import PictureGenerator
@@ -46,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 #: Pictures that are drawn at an evaluation, if the settings name none; and those that are compared with captions.
 _DRAWN, _MATCHED = 16, 32
+#: Classes that are printed.
+_SHOWN = 20
 
 
 def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
@@ -62,6 +66,9 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
     samples = GeneratorSamples(config)
     if samples.stored is not None:
         refuse_other_store(samples.stored, config, parts)
+    if samples.classes:
+        parts = with_names(parts, list(samples.classes))
+        say_classes(parts)
     held_out = held_out_batch(config, parts, samples.classes)
     torch.manual_seed(config.run.seed)
     model = Generator(parts.config, dropout=config.dropout)
@@ -85,6 +92,7 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {"tokenizer": parts.config.tokenizer_checksum, "toklip": parts.config.toklip_checksum},
             "samples": len(samples),  # with another number of them their order is another
+            **({"condition": parts.config.condition.model_dump(mode="json")} if samples.classes else {}),
         },
         export=export,
         evaluate=None if held_out is None else lambda product: evaluate(cast(Generator, product), held_out, parts),
@@ -162,6 +170,22 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
     if config.tokenizer is None and toklip is not None and isinstance(toklip.tokenizer_weights, Path):
         own = toklip.tokenizer_weights
     return Parts(settings, tokenizer, own, toklip, inputs, conditions)
+
+
+def with_names(parts: Parts, names: Sequence[str]) -> Parts:
+    """Return parts whose config says what each class is called, as it is saved and drawn by."""
+    condition = ClassCondition(classes=len(names), names=tuple(names))
+    config = parts.config.model_copy(update={"condition": condition})
+    return replace(parts, config=config, conditions=Classes(condition))
+
+
+def say_classes(parts: Parts) -> None:
+    """Print which class is which, to stderr, in the first process."""
+    names = cast(ClassCondition, parts.config.condition).names or ()
+    if os.environ.get("RANK", "0") == "0":
+        shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN]))
+        rest = f", ... ({len(names)} in all: see condition.names in config.json)" if len(names) > _SHOWN else ""
+        print(f"classes: {shown}{rest}", file=sys.stderr)
 
 
 class Read(NamedTuple):
@@ -265,9 +289,14 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str
         store = TokenStore(settings.store, features=())
         refuse_other_store(store.info, config, parts)
         last, most = len(store) - 1, min(len(store), settings.pictures)
-        rows = [store[number] for number in torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()]
+        places = torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()
+        rows = [store[place] for place in places]
         ids = torch.stack([row.ids for row in rows])
-        prompts = [class_of(row.key, classes) for row in rows] if of_class else [row.caption or "" for row in rows]
+        if of_class:  # by all keys, of which the rows may have only some
+            numbers = classes_of(list(store.keys()), classes, str(store.path))
+            prompts = [numbers[place] for place in places]
+        else:
+            prompts = [row.caption or "" for row in rows]
     if ids is None and not settings.prompts:
         return None
     drawn = list(settings.prompts) or list(prompts[:_DRAWN])
