@@ -26,10 +26,17 @@ def refusing(*about: str, kind: type[Exception] | tuple[type[Exception], ...] = 
     checked(str(raised.value), *about)
 
 
+def last_error(output: str, *about: str) -> str:
+    """Return the last line of an output, the error of a command: it is such a message, and nothing cut it."""
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("Error: "), output
+    assert " ... " not in last, f"the command line cut it: it is too long: {last}"
+    return checked(last.removeprefix("Error: "), *about)
+
+
 def refused(result, *about, status=1):
     """A command ended with exactly one such line on stderr, no traceback, nothing on stdout."""
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == status and result.stdout == "", result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("Error: "), result.stderr
-    checked(lines[0].removeprefix("Error: "), *about)
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    last_error(result.stderr, *about)

@@ -14,6 +14,7 @@ from toklip_core.plugins import Registry
 from toklip_core.published import official_name
 
 from tests.core.mean_colour import MeanColour
+from tests.core.refusals import last_error
 from tests.core.small_models import small_toklip, toklip_config, words
 
 
@@ -183,8 +184,7 @@ def test_what_cannot_be_done_is_said_in_one_line(saved, photos, monkeypatch, arg
     (photos / "model").symlink_to(saved)
     if "--model" not in arguments and arguments[0] != "convert":
         arguments = [*arguments, "--model", "model"]
-    last = toklip(*arguments, status=1).stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: ")
+    last = last_error(toklip(*arguments, status=1).stderr)
     assert line in last
 
 
