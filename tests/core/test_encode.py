@@ -154,7 +154,7 @@ def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, p
     assert first.exit_code == 0 and first.stdout == ""
     line = first.stderr.splitlines()[-1]
     assert (
-        line.startswith(f"1 could not be read, see {store}/__unreadable__; the first: ") and "runcated" in line
+        line.startswith(f"1 could not be read, see {store}.unreadable; the first: ") and "runcated" in line
     )  # the decoder's words, which vary
     assert [(Path(row.key).name, row.source) for row in TokenStore(store).unreadable()] == [
         ("a.jpg", str(photos / "a.jpg"))
@@ -208,7 +208,7 @@ def test_ten_kills_lose_and_repeat_nothing(toy, tmp_path):
     assert len(keys) == len(set(keys)) == 1980
     assert {Path(row.key).name for row in store.unreadable()} == set(data) and len(store.unreadable()) == 20
     assert outcome["report"]["unreadable"] == 20 and outcome["report"]["skipped"] > 3 * 16
-    assert {path.name for path in store.path.iterdir() if "tmp" in path.name} == set()
+    assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -364,7 +364,7 @@ def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy
     store = tmp_path / "store"
     other = writer(store, 1, 2)
     assert other.stdout.readline() == "2\n"
-    half_written = store / ".part-00001-000001.parquet.tmp"
+    half_written = tmp_path / "store.part-00001-000001.parquet.tmp"
     half_written.touch()
     with pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1, which would"):
         encode_pictures([photos], store, tokenizer="mean-colour")
@@ -374,6 +374,19 @@ def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy
     other.communicate("\n")
     assert encode_pictures([photos], store, tokenizer="mean-colour").pictures == 5 - first.pictures
     assert not half_written.exists() and len(set(TokenStore(store).keys())) == len(TokenStore(store)) == 5
+
+
+def test_a_killed_encode_leaves_no_lock(toy, photos, tmp_path):
+    """Whatever number of ranks it was of, and whatever files of locks there are."""
+    for world_size in (2, 3):
+        other = writer(tmp_path / "store", 0, world_size)
+        assert other.stdout.readline() == f"{world_size}\n"
+        with pytest.raises(OSError, match=f"an encode by {world_size} processes is at work in"):
+            encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+        other.kill()
+        other.communicate()
+    assert len(list((tmp_path / "store").glob(".*.lock"))) >= 3
+    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
 
 
 def test_writers_that_start_at_one_moment_are_the_ranks_of_one_encode(tmp_path):

@@ -7,9 +7,12 @@ import datasets
 import duckdb
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
+from toklip_core.encoding import encode_pictures
 from toklip_core.parts import FeatureInfo, PartWriter, StoreInfo, Unreadable, UnreadableLog
 from toklip_core.store import TokenStore
 
@@ -32,21 +35,35 @@ def rows_of(count, seed=0):
     return [f"{seed}/{n}.jpg" for n in range(count)], ids, [f"picture {n}" if n % 2 else None for n in range(count)]
 
 
-def write(path, counts=(7, 4), **changes):
+def write(path, counts=(7, 4), seeds=(0, 1), **changes):
     """A store of one part for each count."""
     writer = PartWriter(path, INFO.model_copy(update=changes))
-    for seed, count in enumerate(counts):
+    for seed, count in zip(seeds, counts, strict=False):
         writer.add(*rows_of(count, seed))
         writer.flush()
     return path
 
 
-def test_datasets_pandas_and_duckdb_read_a_store_as_it_is(tmp_path):
+def rows_by_reader(store, cache):
+    """Number of rows that each reader finds in a folder that it is given as a whole."""
+    loaded = [{"path": "parquet", "data_dir": str(store)}, {"path": str(store)}]
+    return {
+        "pandas": len(pd.read_parquet(store)),
+        "polars": len(polars.read_parquet(store)),
+        "polars, lazily": len(polars.scan_parquet(store).collect()),
+        "pyarrow": pyarrow.dataset.dataset(store).count_rows(),
+        "duckdb": duckdb.sql(f"select count(*) from '{store}/*.parquet'").fetchall()[0][0],
+        "datasets": len(datasets.load_dataset(**loaded[0], split="train", cache_dir=str(cache))),
+        "datasets, by its name": len(datasets.load_dataset(**loaded[1], split="train", cache_dir=str(cache))),
+    }
+
+
+def test_datasets_pandas_polars_and_duckdb_read_a_store_as_it_is(tmp_path):
     store = write(tmp_path / "store")
     UnreadableLog(store).add(Unreadable("x.jpg", "x.jpg", "broken"))
-    (store / ".part-00000-000009.parquet.tmp").write_bytes(b"left by a kill")
     keys, ids, captions = rows_of(7)
     expected = ids[3].flatten().tolist()
+    row = dict(key=keys[3], ids=expected, height=4, width=4, caption="picture 3")
 
     frame = pd.read_parquet(store)
     assert list(frame.columns) == ["key", "ids", "height", "width", "caption"] and len(frame) == 11
@@ -57,13 +74,68 @@ def test_datasets_pandas_and_duckdb_read_a_store_as_it_is(tmp_path):
         f"select ids, height, width, caption from '{store}/*.parquet' where key = '{keys[3]}'"
     ).fetchall()
     assert found == [(expected, 4, 4, "picture 3")]
+    assert polars.read_parquet(store).row(3, named=True) == row
 
     for arguments in ({"data_dir": str(store)}, {"data_files": f"{store}/*.parquet"}):
         loaded = datasets.load_dataset("parquet", split="train", cache_dir=str(tmp_path / "cache"), **arguments)
-        assert len(loaded) == 11 and loaded[3] == dict(
-            key=keys[3], ids=expected, height=4, width=4, caption="picture 3"
-        )
-    assert len(datasets.load_dataset(str(store), split="train", cache_dir=str(tmp_path / "cache"))) == 11
+        assert len(loaded) == 11 and loaded[3] == row
+    assert set(rows_by_reader(store, tmp_path / "cache").values()) == {11}
+
+
+def test_a_store_is_read_as_a_folder_while_it_is_written_and_after_a_kill(toy, photos, tmp_path, monkeypatch):
+    """Also the moment in which a part is half written, and with a picture that cannot be read."""
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    store, seen = tmp_path / "store", []
+    write_table = pq.write_table
+
+    def looked_at(table, file, **options):
+        file.write(b"PAR1 and half of a part")
+        file.flush()
+        if list(store.glob("*.parquet")):
+            seen.append(rows_by_reader(store, tmp_path / f"cache-{len(seen)}"))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        file.seek(0)
+        file.truncate()
+        write_table(table, file, **options)
+
+    monkeypatch.setattr(pq, "write_table", looked_at)
+    monkeypatch.setattr("pathlib.Path.unlink", lambda *arguments, **options: None)  # as a kill leaves it
+    with pytest.raises(KeyboardInterrupt):
+        encode_pictures([photos], store, tokenizer="mean-colour", batch_size=1, part_rows=1)
+    monkeypatch.undo()
+    assert [set(found.values()) for found in seen] == [{1}, {2}, {3}]
+    assert set(rows_by_reader(store, tmp_path / "after").values()) == {3}
+    assert [path.name for path in tmp_path.glob("store.*.tmp")] == ["store.part-00000-000004.parquet.tmp"]
+
+
+def test_what_is_no_part_lies_in_the_store_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
+    """Such as a mount; and it is found in both places."""
+    row = Unreadable("x.jpg", "x.jpg", "broken")
+    UnreadableLog(write(tmp_path / "store")).add(row)
+    assert (tmp_path / "store.unreadable/rank-00000.jsonl").exists()
+    (tmp_path / "link").symlink_to("store")
+    assert TokenStore(tmp_path / "link").unreadable() == [row]
+    monkeypatch.chdir(tmp_path / "store")
+    assert TokenStore(".").unreadable() == [row]
+    monkeypatch.setattr("pathlib.Path.is_mount", lambda path: path.name == "store")
+    UnreadableLog(tmp_path / "store").add(row)
+    assert not (tmp_path / "store.unreadable/rank-00000.jsonl").exists()
+    assert (tmp_path / "store/.unreadable/rank-00000.jsonl").exists() and TokenStore(".").unreadable() == [row]
+    leftover = tmp_path / "store/.part-00000-000007.parquet.tmp"
+    leftover.touch()
+    write(tmp_path / "store", (1,), seeds=(5,))
+    assert not leftover.exists() and len(TokenStore(".")) == 12
+
+
+def test_a_store_is_only_read_by_who_reads_it_and_may_be_moved(tmp_path):
+    """So it may lie where nothing can be written."""
+    store = write(tmp_path / "store")
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    assert len(list(TokenStore(store))) == 11 and TokenStore(store).unreadable() == []
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+    store.rename(tmp_path / "moved")
+    assert len(list(TokenStore(tmp_path / "moved"))) == 11
 
 
 def features_of(count, seed=0):
@@ -206,10 +278,13 @@ def test_a_reader_can_be_sent_to_a_worker(tmp_path):
 
 def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
     write(tmp_path, (3,))
-    for name in (".part-00000-000002.parquet.tmp", ".part-00001-000001.parquet.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+    for name in ("part-00000-000002.parquet.tmp", "part-00001-000001.parquet.tmp"):
+        (tmp_path.parent / f"{tmp_path.name}.{name}").write_bytes(b"half")
+        (tmp_path / f".{name}").write_bytes(b"half, by an older version")
     writer = PartWriter(tmp_path, INFO, rank=0, world_size=2)
-    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".part-00001-000001.parquet.tmp"]  # of another rank
+    left = [*tmp_path.parent.glob(f"{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
+    assert {path.name.split("part-")[1] for path in left} == {"00001-000001.parquet.tmp"}  # of another rank
+    assert len(left) == 2
     writer.add(*rows_of(2, 1))
     writer.flush()
     writer.flush()
@@ -218,14 +293,15 @@ def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
         "part-00000-000002.parquet",
     ]
     PartWriter(tmp_path, INFO, rank=0, world_size=1)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not [*tmp_path.parent.glob(f"{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
 
 
 def test_reports_of_all_ranks_are_one_list_without_what_the_store_holds(tmp_path):
     write(tmp_path, (3,))
     for rank, name in [(0, "a"), (0, "0/1.jpg"), (1, "b"), (1, "a")]:
-        (tmp_path / "__unreadable__").mkdir(exist_ok=True)
-        with (tmp_path / f"__unreadable__/rank-{rank:05d}.jsonl").open("a") as file:
+        folder = tmp_path / "__unreadable__" if rank else tmp_path.with_name(f"{tmp_path.name}.unreadable")
+        folder.mkdir(exist_ok=True)  # the former is where older versions put them
+        with (folder / f"rank-{rank:05d}.jsonl").open("a") as file:
             file.write(f'{{"key": "{name}", "source": "s", "reason": "r"}}\n')
     with (tmp_path / "__unreadable__/rank-00001.jsonl").open("a") as file:
         file.write('{"key": "cut by a ki')

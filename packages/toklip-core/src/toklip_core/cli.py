@@ -268,7 +268,7 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
     """Write the ids of INPUTS, and features on request, into a token store.
 
     INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json) and Parquet files with a column of
-    pictures. Killed and started again, an encode goes on. What cannot be read is named in STORE/__unreadable__. Started
+    pictures. Killed and started again, an encode goes on. What cannot be read is named in STORE.unreadable. Started
     by torchrun or accelerate, processes share the work.
 
     A picture's key is its path as typed, without a leading / or ..: a second picture of the same key, typed in another

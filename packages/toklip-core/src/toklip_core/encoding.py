@@ -53,6 +53,7 @@ from toklip_core.parts import (
     Unreadable,
     UnreadableLog,
     fullness_explained,
+    outside,
     part_paths,
     refuse_other,
 )
@@ -98,7 +99,7 @@ class EncodeReport:
         if self.stopped:
             text += "; stopped before the end: the same command goes on"
         if self.unreadable:
-            text += f"\n{self.unreadable} could not be read, see {self.store}/{UNREADABLE}; the first: "
+            text += f"\n{self.unreadable} could not be read, see {outside(Path(self.store), UNREADABLE)}; the first: "
             text += self.first_unreadable
         return text
 
@@ -161,7 +162,7 @@ def encode_pictures(
 ) -> EncodeReport:
     """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
 
-    Pictures that cannot be read are named in the store's ``__unreadable__`` and tried again by the next call.
+    Pictures that cannot be read are named in ``STORE.unreadable``, beside it, and tried again by the next call.
 
     Args:
         inputs: files, folders, globs, tars; see :func:`toklip_core.data.find_pictures`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -35,8 +36,8 @@ COLUMNS = ("key", "ids", "height", "width", "caption")
 FEATURES = ("pooled", "tokens", "teacher")
 #: The column of more ids of a picture, of :mod:`toklip_core.crops`.
 CROPS = "crops"
-#: The folder of the reports in a store.
-UNREADABLE = "__unreadable__"  # pandas, DuckDB and datasets all pass over a folder of such a name
+#: The folder of the reports of a store, added to its name.
+UNREADABLE = ".unreadable"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # A row is read with its whole group: 1,000 pictures of 256 ids are half a megabyte. Groups of 10,000 save 7 %.
@@ -47,6 +48,10 @@ _BYTES_PER_GROUP = 2**25
 _WITH_DICTIONARY = ["key", "ids.list.element", "height", "width", "caption", "crops.list.element"]
 
 
+# Bytes of a file's name, on most file systems.
+_LONGEST_NAME = 255
+# Where reports lay in a store before 0.1.0.
+_UNREADABLE_BEFORE = "__unreadable__"
 _PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
 
 
@@ -93,9 +98,10 @@ class PartWriter:
     def __init__(self, path: Path, info: StoreInfo, *, rank: int = 0, world_size: int = 1) -> None:
         self._path, self._info, self._rank = path, info, rank
         path.mkdir(parents=True, exist_ok=True)
-        for leftover in path.glob(".part-*.tmp"):  # of a process that was killed while it wrote
-            if _tidied_by(_rank_of(leftover), rank, world_size):
-                leftover.unlink()
+        for place in places(path, ".part-"):
+            for leftover in place.parent.glob(f"{glob.escape(place.name)}*.tmp"):  # of a process that was killed
+                if _tidied_by(_rank_of(leftover), rank, world_size):
+                    leftover.unlink()
         numbers = (int(part.stem.split("-")[2]) for part in part_paths(path) if _rank_of(part) == rank)
         self._number = max(numbers, default=0) + 1
         self._schema = part_schema(info)
@@ -158,7 +164,7 @@ class PartWriter:
             columns[CROPS] = _lists(np.concatenate(self._crops))
         table = pa.table(columns, schema=self._schema)
         name = f"part-{self._rank:05d}-{self._number:06d}.parquet"
-        _write_whole(self._path / f".{name}.tmp", self._path / name, table)
+        _write_whole(outside(self._path, f".{name}.tmp"), self._path / name, table)
         self._number += 1
         self._empty()
 
@@ -182,11 +188,10 @@ class UnreadableLog:
     """The file that names what one rank could not read: cleared at the start, then a line at once for each."""
 
     def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1) -> None:
-        folder = path / UNREADABLE
-        for old in folder.glob("rank-*.jsonl"):  # every unreadable picture is tried again, and written again
+        for old in _reports(path):  # every unreadable picture is tried again, and written again
             if _tidied_by(_rank_of(old), rank, world_size):
                 old.unlink()
-        self.path = folder / f"rank-{rank:05d}.jsonl"
+        self.path = outside(path, UNREADABLE) / f"rank-{rank:05d}.jsonl"
 
     def add(self, row: Unreadable) -> None:
         """Write a line."""
@@ -195,10 +200,15 @@ class UnreadableLog:
             file.write(json.dumps(row._asdict()) + "\n")
 
 
+def _reports(store: Path) -> list[Path]:
+    folders = [*places(store, UNREADABLE), store / _UNREADABLE_BEFORE]
+    return [path for folder in folders for path in sorted(folder.glob("rank-*.jsonl"))]
+
+
 def reported(store: Path) -> dict[str, Unreadable]:
     """Return the reports of all ranks by key; what the store holds by now is among them."""
     found: dict[str, Unreadable] = {}
-    for path in sorted((store / UNREADABLE).glob("rank-*.jsonl")):
+    for path in _reports(store):
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
             if not line.endswith("}"):  # a kill can cut the last
                 continue
@@ -208,6 +218,24 @@ def reported(store: Path) -> dict[str, Unreadable]:
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
             found[row["key"]] = Unreadable(**row)
     return found
+
+
+def outside(store: Path, name: str) -> Path:
+    """Return where to write what belongs to a store and is no part of it: beside the folder, its name before this one.
+
+    Polars reads every file below a folder that is not empty, hidden or not. Only where nothing can be written beside it
+    (the store is a mount, or the folder above is read-only), it is inside.
+    """
+    beside, inside = places(store, name)
+    can = os.access(beside.parent, os.W_OK) and len(os.fsencode(beside.name)) <= _LONGEST_NAME
+    return beside if can and not inside.parent.is_mount() else inside
+
+
+def places(store: Path, name: str) -> tuple[Path, Path]:
+    """Return where that may be: beside the store, and inside."""
+    # A link's target is where the parts are, and "." has no name.
+    folder = store.resolve() if store.name in ("", "..") or store.is_symlink() else store
+    return folder.with_name(f"{folder.name}{name}"), folder / name
 
 
 def part_paths(store: Path) -> list[Path]:
@@ -335,7 +363,7 @@ def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
 
 
 def _rank_of(path: Path) -> int:
-    return int(path.name.removeprefix(".").split(".")[0].split("-")[1])
+    return int(path.name.rpartition("part-" if "part-" in path.name else "rank-")[2].split("-")[0].split(".")[0])
 
 
 def _tidied_by(owner: int, rank: int, world_size: int) -> bool:
