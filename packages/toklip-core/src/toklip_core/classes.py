@@ -11,6 +11,7 @@ from typing import NamedTuple
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import find_pictures
 from toklip_core.matching import Picture, found_pictures
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.textfiles import read_text
 
 #: Names that stand for the templates of open_clip: 80, and 7.
@@ -61,7 +62,9 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
     return distinct(found, "label")
 
 
-def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPictures:
+def class_folders(
+    folder: Path | str, *, imagenet: bool = False, max_pixels: int = MAX_PIXELS
+) -> LabelledPictures:
     """Return the pictures of a folder that has one folder for each class, in the order of :func:`ordered`.
 
     A class is named after its folder, _ being read as a space; one without pictures is a candidate all the same.
@@ -70,6 +73,7 @@ def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPict
     Args:
         folder: FOLDER/CLASS/PICTURE, and deeper; a tar of pictures is a folder of them.
         imagenet: the 1000 folders are ImageNet's, named n01440764 and so on, or 0 to 999; the names are open_clip's.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
 
     Raises:
         FileNotFoundError: there is no such folder, no folder in it, or no picture.
@@ -89,7 +93,7 @@ def class_folders(folder: Path | str, *, imagenet: bool = False) -> LabelledPict
     pictures: list[Picture] = []
     labels: list[int] = []
     for label, path in enumerate(found):
-        inside = _pictures_in(path)
+        inside = _pictures_in(path, max_pixels)
         pictures += inside
         labels += [label] * len(inside)
     if not pictures:
@@ -158,9 +162,9 @@ def distinct(texts: Sequence[str], kind: str) -> list[str]:
     return texts
 
 
-def _pictures_in(folder: Path) -> list[Picture]:
+def _pictures_in(folder: Path, max_pixels: int) -> list[Picture]:
     try:
-        return found_pictures(find_pictures([folder]))
+        return found_pictures(find_pictures([folder], max_pixels=max_pixels))
     except FileNotFoundError:
         return []
 

@@ -17,7 +17,17 @@ from toklip_core import __version__
 from toklip_core.demo_command import demo
 from toklip_core.messages import one_line
 from toklip_core.model_commands import classify, convert, explain, models, retrieval, search, zero_shot
-from toklip_core.options import COUNT, NUMBER, SEED, SIDE, WORKERS, names_or_files, tokenizer_names, toklip_names
+from toklip_core.options import (
+    COUNT,
+    NUMBER,
+    SEED,
+    SIDE,
+    WORKERS,
+    max_pixels,
+    names_or_files,
+    tokenizer_names,
+    toklip_names,
+)
 from toklip_core.plugins import Plugin, Registry, reason, registry
 from toklip_core.train_commands import encoder, teacher
 
@@ -188,6 +198,7 @@ def evaluate() -> None:
 @click.option(
     "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
 )
+@max_pixels
 @click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
 @click.option(
     "--dtype",
@@ -252,6 +263,7 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     help="Of the networks; bfloat16 is faster and changes some ids.",
 )
 @click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
+@max_pixels
 @click.option("--workers", type=WORKERS, help="Processes that read pictures; by default one per core.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Of this process.")

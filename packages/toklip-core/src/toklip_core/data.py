@@ -10,9 +10,10 @@ from __future__ import annotations
 import glob
 import io
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -29,14 +30,12 @@ from toklip_core.finite import refuse_not_finite
 from toklip_core.modes import load_pixels, seen
 from toklip_core.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.png_texts import refused_for_its_texts, without_texts
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.special_files import refuse_special
 from toklip_core.tables import METADATA, metadata_captions
 from toklip_core.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 
 Resize = Literal["crop", "squash"]
-
-#: Width times height above which a picture is refused: decoding costs 3 bytes a pixel, so half a GiB here.
-MAX_PIXELS = 178_956_970
 
 #: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)
 #: are listed so that they are reported, and not passed over in silence.
@@ -54,6 +53,10 @@ _TARS_PER_RANK = 32
 
 # Beyond this ratio of the sides, what a centre crop will throw away is thrown away before the picture is enlarged.
 _LONGEST_CROPPED = 8
+
+
+# Held while Pillow's own limit is another: it is one for all threads.
+_PILLOW = threading.Lock()
 
 
 class PictureError(ValueError):
@@ -99,12 +102,29 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
 
 
 def _read(source: Path | str | IO[bytes], max_pixels: int) -> Image.Image:
-    with Image.open(source, formats=_formats()) as image:
+    with _pillows_limit(max_pixels):
+        image = Image.open(source, formats=_formats())
+    with image:
         width, height = image.size
         if width * height > max_pixels:
-            raise PictureError(f"{width} x {height} pixels are more than the limit of {max_pixels}")
+            raise PictureError(
+                f"{width} x {height} pixels are more than the limit of {max_pixels}; raise max_pixels (--max-pixels)"
+            )
         load_pixels(image)
         return seen(image)
+
+
+@contextmanager
+def _pillows_limit(max_pixels: int) -> Iterator[None]:
+    """Let Pillow open what a caller allows: it refuses by itself what is above twice its own number."""
+    with _PILLOW:
+        before = Image.MAX_IMAGE_PIXELS
+        if before is not None:
+            Image.MAX_IMAGE_PIXELS = max(before, max_pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
@@ -168,6 +188,7 @@ class Source:
     world_size: int = 1
     start: int = 0
     step: int = 1
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,22 +202,24 @@ class Entry:
     member: TarMember | ParquetRow | None = None
     #: The table of the imagefolder that it is in.
     metadata: Path | None = None
+    #: Width times height above which it is not read.
+    max_pixels: int = MAX_PIXELS
 
-    def image(self, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    def image(self) -> Image.Image:
         """Read it; see :func:`open_picture`."""
         if self.member is None:
             if not self.path.is_file():  # a pipe would be waited for
                 raise PictureError("no file, or a link to none")
             if _is_compressed_tar(self.path):
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
-            return open_picture(self.path, max_pixels=max_pixels)
+            return open_picture(self.path, max_pixels=self.max_pixels)
         if self.member.problem:
             raise PictureError(self.member.problem)
         try:
             data = self.member.data(self.path)
         except OSError as error:
             raise PictureError(str(error)) from error
-        return open_picture(io.BytesIO(data), max_pixels=max_pixels)
+        return open_picture(io.BytesIO(data), max_pixels=self.max_pixels)
 
     def caption(self) -> str | None:
         """Return the first of :meth:`captions`; None if there is none."""
@@ -227,14 +250,14 @@ class Entry:
         return listed.get(os.path.normpath(self.path), [])
 
 
-def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
+def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> list[Source]:
     """Return the picture files and archives that inputs mean, each once, in a fixed order.
 
     An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
     (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), a Parquet file with a column of pictures, or a glob of any of
     these. A file that is named itself is taken whatever its suffix, except the .txt and .json of a picture beside it,
     and the metadata.csv or metadata.jsonl of an imagefolder. In a folder Parquet files are left out: token stores have
-    such, too.
+    such, too. ``max_pixels``: see :func:`open_picture`.
 
     Raises:
         FileNotFoundError: an input is not there, or there is no picture in any of them.
@@ -254,9 +277,10 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Source]:
         if key in found:
             raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
         if path.suffix.lower() in (".tar", ".parquet"):
-            found[key] = Source(path, key, is_archive=True)
+            found[key] = Source(path, key, is_archive=True, max_pixels=max_pixels)
         else:
-            found[key] = Source(path, key, is_archive=False, metadata=_metadata(path.parent, root, tables))
+            table = _metadata(path.parent, root, tables)
+            found[key] = Source(path, key, is_archive=False, metadata=table, max_pixels=max_pixels)
     if not found:
         held = next((path for item in inputs for path in sorted(Path(item).glob("**/*.parquet"))), None)
         hint = "" if held is None else f"; name its Parquet files themselves, such as {held}"
@@ -304,7 +328,7 @@ def entries(sources: Iterable[Source]) -> Iterator[Entry]:
             mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
             yield from islice(mine, source.start, None, source.step)
         else:
-            yield Entry(source.key, source.path, metadata=source.metadata)
+            yield Entry(source.key, source.path, metadata=source.metadata, max_pixels=source.max_pixels)
 
 
 def key_of(path: Path | str) -> str:
@@ -323,12 +347,12 @@ def read_metadata(sources: Iterable[Source]) -> None:
 def _members(source: Source) -> Iterator[Entry]:
     if source.path.suffix.lower() == ".parquet":
         for name, row in parquet_pictures(source.path, said=source.start == source.rank == 0):
-            yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row)
+            yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row, max_pixels=source.max_pixels)
         return
     for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
         # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
         inside = _text(name) if member.problem else key_of(name)
-        yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member)
+        yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member, max_pixels=source.max_pixels)
 
 
 def _rank_of(key: str, world_size: int) -> int:

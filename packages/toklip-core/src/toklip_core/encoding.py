@@ -34,7 +34,6 @@ from tqdm import tqdm
 from toklip_core.clip import CLIP
 from toklip_core.crops import upright_crops
 from toklip_core.data import (
-    MAX_PIXELS,
     PictureError,
     Resize,
     Source,
@@ -57,7 +56,7 @@ from toklip_core.parts import (
     part_paths,
     refuse_other,
 )
-from toklip_core.ranges import MOST_WORKERS, refuse_outside
+from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_outside
 from toklip_core.rows import row_maker
 from toklip_core.signals import held_back, leave_signals_to_the_parent
 from toklip_core.store import TokenStore
@@ -201,7 +200,7 @@ def encode_pictures(
     path = Path(store)
     refuse_missing_device(device)
     refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
-    found = find_pictures(inputs)
+    found = find_pictures(inputs, max_pixels=max_pixels)
     read_metadata(found)
     sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
     maker = row_maker(
@@ -361,7 +360,7 @@ class _Work(IterableDataset[_Batch]):
                 continue
             self._say(entry.key)
             try:
-                image = entry.image(max_pixels=self.max_pixels)
+                image = entry.image()
                 of_sizes = [np.asarray(resized(image, size, self.resize)) for size in self.sizes]
                 if self.cropped:
                     of_sizes.append(upright_crops(image, self.sizes[0], self.resize))

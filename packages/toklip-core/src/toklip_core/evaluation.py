@@ -20,11 +20,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toklip_core.checkpoint import weights_checksum
-from toklip_core.data import PictureError, Resize, Source, entries, find_pictures, normalized, to_levels, to_pixels
+from toklip_core.data import (
+    PictureError,
+    Resize,
+    Source,
+    entries,
+    find_pictures,
+    normalized,
+    to_levels,
+    to_pixels,
+)
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.finite import refuse_pixels
 from toklip_core.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.plugins import load_tokenizer, tokenizer_spec
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes
 
 if TYPE_CHECKING:
@@ -106,6 +116,7 @@ def evaluate_tokenizer(
     image_size: int | None = None,
     resize: Resize = "crop",
     lpips: LPIPSNet = "alex",
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 16,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: torch.device | str = "cpu",
@@ -124,6 +135,7 @@ def evaluate_tokenizer(
         image_size: side of the pictures; None: what the tokenizer was trained at.
         resize: how a picture becomes a square.
         lpips: the backbone of LPIPS.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         dtype: what the tokenizer's towers compute in; codes are searched in float32 in any case.
         device: where to compute.
@@ -142,7 +154,7 @@ def evaluate_tokenizer(
     size = tokenizer_spec(name).image_size if image_size is None else image_size
     unreadable: list[str] = []
     if inputs:
-        pictures = _pictures(find_pictures(inputs), size, resize, unreadable)
+        pictures = _pictures(find_pictures(inputs, max_pixels=max_pixels), size, resize, unreadable)
         source = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
     else:
         pictures = _drawn(Scenes(scenes or 0, split=split, size=size))

@@ -29,6 +29,7 @@ from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.matching import load_matcher, refuse_cut_texts, text_features
 from toklip_core.model import TokLIP
 from toklip_core.panels import GAP, SIDE, line_height, sheet, width_of, wrapped, write
+from toklip_core.ranges import MAX_PIXELS
 
 _BAR = 18
 _SMALL = 15
@@ -76,6 +77,7 @@ def explain_picture(
     texts: Sequence[str],
     *,
     relative: bool = False,
+    max_pixels: int = MAX_PIXELS,
     device: torch.device | str = "cpu",
 ) -> Explanation:
     """Return how each token of a picture agrees with texts: what ``toklip explain`` draws.
@@ -85,6 +87,7 @@ def explain_picture(
         picture: a file.
         texts: one or more.
         relative: subtract from each token's cosines their mean over the texts, which shows where they differ.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         device: where to compute.
 
     Raises:
@@ -97,7 +100,7 @@ def explain_picture(
     if relative and len(texts) < 2:
         raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
     try:
-        image = open_picture(picture)
+        image = open_picture(picture, max_pixels=max_pixels)
     except PictureError as error:
         raise PictureError(f"{picture}: {error}") from error
     model, protocol = load_matcher(name, device=device)

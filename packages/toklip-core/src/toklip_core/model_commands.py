@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toklip_core.options import COUNT, names_or_files, toklip_names
+from toklip_core.options import COUNT, max_pixels, names_or_files, toklip_names
 
 if TYPE_CHECKING:
     from toklip_core.plugins import NamedModel
@@ -140,6 +140,7 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 @_templates("Without one, labels are taken as they are.")
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Labels of each picture.")
 @_MODEL
+@max_pixels
 @_BATCH
 @_DEVICE
 @_JSON
@@ -182,6 +183,7 @@ def classify(
     "--relative", is_flag=True, help="Show each token's cosines less their mean over the texts: where texts differ."
 )
 @_MODEL
+@max_pixels
 @_DEVICE
 @_JSON
 def explain(
@@ -221,6 +223,7 @@ def explain(
 @click.option("--top", type=COUNT, default=5, show_default=True, help="How many pictures.")
 @click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
 @_MODEL
+@max_pixels
 @_BATCH
 @_DEVICE
 @_JSON
@@ -255,6 +258,7 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
 @click.option("--imagenet", is_flag=True, help="FOLDER has ImageNet's 1000 folders, n01440764 and so on, or 0 to 999.")
 @_templates("By default 'a photo of a {}.', openai with --imagenet, {} with --scenes.")
 @_MODEL
+@max_pixels
 @_BATCH
 @_DTYPE
 @_DEVICE
@@ -281,6 +285,7 @@ def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noq
 @click.option("--captions", default="captions", show_default=True, help="Key of its captions, a list, or one text.")
 @click.option("--karpathy-split", help="Of Karpathy's dataset_coco.json; test by default.")
 @_MODEL
+@max_pixels
 @_BATCH
 @_DTYPE
 @_DEVICE

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem
 
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED, MOST_WORKERS
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, MOST_WORKERS
 
 #: How many: from 1 on.
 COUNT = click.IntRange(1, LARGEST_COUNT)
@@ -18,6 +18,15 @@ SIDE = click.IntRange(1, 2**14)
 #: Processes that read pictures; 0 is none beside the one that computes.
 WORKERS = click.IntRange(0, MOST_WORKERS)
 SEED = click.IntRange(0, LARGEST_SEED)
+
+#: The limit of a picture that is read.
+max_pixels = click.option(
+    "--max-pixels",
+    type=click.IntRange(1, LARGEST_MAX_PIXELS),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Width times height above which a picture is not read; one takes up to 19 bytes a pixel.",
+)
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 

@@ -10,6 +10,11 @@ LARGEST_SEED = 2**63 - 1
 LARGEST_COUNT = 2**31 - 1
 #: Processes that read or prepare pictures are at most so many: each takes memory, and a moment to start.
 MOST_WORKERS = 256
+#: Width times height of a picture above which it is not read, unless a caller says otherwise: 67 million. Reading one
+#: takes 7 to 19 bytes a pixel, by its format: 16 processes at once survive on a machine of 32 GB.
+MAX_PIXELS = 2**26
+#: What that limit may be raised to.
+LARGEST_MAX_PIXELS = 2**34
 #: Temperatures and guidance scales go up to this one: times a logit it is a float32 still.
 LARGEST_SCALE = 1e30
 #: A lower temperature takes the likeliest: logits that differ by 1e-3 differ in probability by exp(1000), and a logit

@@ -68,7 +68,7 @@ class PictureFiles:
         paths: dict[bytes, int] = {}
         rows = array("q")
         found, first = 0, ""
-        for entry in entries(find_pictures(source.inputs)):
+        for entry in entries(find_pictures(source.inputs, max_pixels=source.max_pixels)):
             found += 1
             member = entry.member
             if isinstance(member, ParquetRow):
@@ -87,6 +87,7 @@ class PictureFiles:
             )
         self._paths = pa.array(list(paths), pa.large_binary())
         self._rows = np.frombuffer(rows, np.int64).reshape(-1, 9)
+        self._max_pixels = source.max_pixels
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,9 +113,10 @@ class PictureFiles:
         path = Path(os.fsdecode(self._paths[file].as_py()))
         if not is_member:
             metadata = None if table < 0 else Path(os.fsdecode(self._paths[table].as_py()))
-            return Entry(path.name, path, metadata=metadata)
+            return Entry(path.name, path, metadata=metadata, max_pixels=self._max_pixels)
         picture, text, facts = (Span(*numbers[i : i + 2]) for i in (0, 2, 4))
-        return Entry(path.name, path, TarMember(picture, _present(text), _present(facts)))
+        member = TarMember(picture, _present(text), _present(facts))
+        return Entry(path.name, path, member, max_pixels=self._max_pixels)
 
 
 class PictureTable:
@@ -136,6 +138,7 @@ class PictureTable:
                 f"the pictures of {source.table} are not where it says, the first is {paths[0]}; set root"
             )
         self._paths = pa.array(paths, pa.large_string())
+        self._max_pixels = source.max_pixels
         self._captions = pa.array(found.values(), pa.large_list(pa.large_string()))
 
     def __len__(self) -> int:
@@ -143,7 +146,7 @@ class PictureTable:
 
     def __getitem__(self, number: int) -> Captioned:
         path = Path(self.place(number))
-        return Entry(path.name, path).image(), self._captions[number].as_py()
+        return Entry(path.name, path, max_pixels=self._max_pixels).image(), self._captions[number].as_py()
 
     def place(self, number: int) -> str:
         """Return the picture's path."""
@@ -173,6 +176,7 @@ class PictureDataset:
     def __init__(self, source: CaptionedDataset) -> None:
         self._name = source.name or ", ".join(source.files)
         self._image, self._caption = source.image, source.caption
+        self._max_pixels = source.max_pixels
         rows = _dataset(source)
         if missing := {source.image, source.caption} - set(rows.column_names):
             raise ValueError(
@@ -200,7 +204,8 @@ class PictureDataset:
         captions = [text for row, cell in zip(rows, cells, strict=True) for text in captions_in(cell, f"row {row}")]
         if not captions:
             raise PictureError("no caption, or an empty one")
-        return open_picture(self._picture(self._rows[rows[0]][self._image].to_pylist()[0])), captions
+        picture = self._picture(self._rows[rows[0]][self._image].to_pylist()[0])
+        return open_picture(picture, max_pixels=self._max_pixels), captions
 
     def _rows_of(self, number: int) -> list[int]:
         number = range(len(self))[number]

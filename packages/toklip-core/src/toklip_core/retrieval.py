@@ -34,6 +34,7 @@ from toklip_core.matching import (
     software,
     text_features,
 )
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.readers import PictureTable
 from toklip_core.scenes import Scenes
 from toklip_core.sources import CaptionedTable
@@ -97,6 +98,7 @@ def evaluate_retrieval(
     image: str = "image",
     captions: str = "captions",
     karpathy_split: str | None = None,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     dtype: Dtype = "float32",
     device: torch.device | str = "cpu",
@@ -113,6 +115,7 @@ def evaluate_retrieval(
         image: key of the picture's path in a row.
         captions: key of its captions, a list, or one text.
         karpathy_split: of a Karpathy file; None: "test".
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         dtype: of both towers; a VQ tokenizer stays in float32.
         device: where to compute.
@@ -130,12 +133,12 @@ def evaluate_retrieval(
         path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
         inputs = str(path)
         if path.suffix.lower() == ".json":
-            found = karpathy_pairs(path, karpathy_split or "test", folder)
+            found = karpathy_pairs(path, karpathy_split or "test", folder, max_pixels=max_pixels)
             inputs += f", Karpathy's split {karpathy_split or 'test'}"
         elif karpathy_split is not None:
             raise ValueError(f"got a Karpathy split for {path}; it belongs to a file such as dataset_coco.json")
         else:
-            found = table_pairs(path, folder, image=image, captions=captions)
+            found = table_pairs(path, folder, image=image, captions=captions, max_pixels=max_pixels)
     model, protocol = load_matcher(name, device=device, dtype=dtype)
     if found is None:
         found = scene_pairs(Scenes(scenes or 0, split=split, size=model.config.image_size))
@@ -211,7 +214,9 @@ def scene_pairs(scenes: Scenes) -> list[Captioned]:
     return [Captioned(picture, scene.captions) for picture, scene in pictures]
 
 
-def table_pairs(file: Path, root: Path, *, image: str = "image", captions: str = "captions") -> list[Captioned]:
+def table_pairs(
+    file: Path, root: Path, *, image: str = "image", captions: str = "captions", max_pixels: int = MAX_PIXELS
+) -> list[Captioned]:
     """Return the pictures of a JSONL, CSV or TSV file, each once, with the captions of all rows that name it.
 
     Rows without a caption are left out.
@@ -221,10 +226,12 @@ def table_pairs(file: Path, root: Path, *, image: str = "image", captions: str =
         ValueError: it is no such table, or has no such key.
     """
     table = PictureTable(CaptionedTable(kind="table", table=file, root=root, image=image, caption=captions))
-    return [Captioned(_picture(Path(table.place(i))), table.captions(i)) for i in range(len(table))]
+    return [Captioned(_picture(Path(table.place(i)), max_pixels), table.captions(i)) for i in range(len(table))]
 
 
-def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
+def karpathy_pairs(
+    file: Path, split: str, root: Path, *, max_pixels: int = MAX_PIXELS
+) -> list[Captioned]:
     """Return the pictures of a split of Karpathy's dataset_coco.json or dataset_flickr30k.json, all captions of each.
 
     Raises:
@@ -247,7 +254,7 @@ def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
             f"{file} is no file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
             "filename, split and sentences"
         ) from error
-    found = [Captioned(_picture(path), captions) for path, captions in texts.items()]
+    found = [Captioned(_picture(path, max_pixels), captions) for path, captions in texts.items()]
     warn_of_nulls(nulls, str(file))
     if not found:
         raise ValueError(f"{file} has no pictures of the split {split!r}; it has {', '.join(splits) or 'none'}")
@@ -258,8 +265,8 @@ def karpathy_pairs(file: Path, split: str, root: Path) -> list[Captioned]:
     return found
 
 
-def _picture(path: Path) -> Picture:
-    return Picture(str(path), Entry(path.name, path).image)
+def _picture(path: Path, max_pixels: int) -> Picture:
+    return Picture(str(path), Entry(path.name, path, max_pixels=max_pixels).image)
 
 
 def _shared(captions: Sequence[tuple[int, int]]) -> str:

@@ -39,6 +39,7 @@ from toklip_core.matching import (
 from toklip_core.model import TokLIP
 from toklip_core.panels import SIDE, sheet
 from toklip_core.parts import part_paths
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.store import TokenStore
 
 
@@ -86,6 +87,7 @@ def search_pictures(
     text: str,
     *,
     top: int = 5,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -97,6 +99,7 @@ def search_pictures(
         where: files, folders, globs, tars (see :func:`toklip_core.data.find_pictures`), or one token store.
         text: as it is; a model that was trained on captions wants a caption.
         top: how many pictures.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         device: where to compute.
         progress: show a bar on stderr if that is a terminal.
@@ -111,7 +114,7 @@ def search_pictures(
     stores = [path for path in map(Path, where) if part_paths(path)]
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
-    pictures = [] if stores else found_pictures(find_pictures(where))
+    pictures = [] if stores else found_pictures(find_pictures(where, max_pixels=max_pixels))
     tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
     model, protocol = load_matcher(name, device=device)
     refuse_cut_texts(model, [text])

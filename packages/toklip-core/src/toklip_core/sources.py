@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from toklip_core.config import Config
-from toklip_core.ranges import LARGEST_SEED
+from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
 
 class CaptionedScenes(Config):
@@ -31,6 +31,12 @@ class CaptionedPictures(Config):
         min_length=1,
         description="Files, folders, globs, tars of img2dataset or WebDataset. Those without a caption are left out.",
     )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Width times height above which a picture is not read, and left out.",
+    )
 
 
 class CaptionedTable(Config):
@@ -45,6 +51,12 @@ class CaptionedTable(Config):
     caption: str = Field(
         default="caption",
         description="Column of the caption; in JSONL also a list. Of all those of a picture one is drawn each epoch.",
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Width times height above which a picture is not read, and left out.",
     )
 
 
@@ -61,6 +73,12 @@ class CaptionedDataset(Config):
     split: str = Field(default="train", description="Of the data set.")
     image: str = Field(default="image", description="Column of the picture, as the library stores it or as bytes.")
     caption: str = Field(default="caption", description="Column of the caption, or of a list, of which one is drawn.")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Width times height above which a picture is not read, and left out.",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

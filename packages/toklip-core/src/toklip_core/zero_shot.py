@@ -36,6 +36,7 @@ from toklip_core.matching import (
     software,
     text_features,
 )
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import CLASSES, Scenes
 
 
@@ -108,6 +109,7 @@ def evaluate_zero_shot(
     split: str = "held-out",
     imagenet: bool = False,
     templates: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     dtype: Dtype = "float32",
     device: torch.device | str = "cpu",
@@ -123,6 +125,7 @@ def evaluate_zero_shot(
         imagenet: the folders are the 1000 classes of ImageNet, and have open_clip's names.
         templates: see :func:`known_templates`; by default '{}' for scenes, the 80 for ImageNet, else
             'a photo of a {}.'.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         dtype: of both towers; a VQ tokenizer stays in float32.
         device: where to compute.
@@ -139,7 +142,7 @@ def evaluate_zero_shot(
         raise ValueError("got ImageNet's names for scenes, which have classes of their own; name a folder")
     usual = "openai" if imagenet else "{}" if folder is None else "a photo of a {}."
     chosen = known_templates(templates or [usual])
-    found = None if folder is None else class_folders(folder, imagenet=imagenet)
+    found = None if folder is None else class_folders(folder, imagenet=imagenet, max_pixels=max_pixels)
     model, protocol = load_matcher(name, device=device, dtype=dtype)
     protocol["inputs"] = f"{scenes} one-object scenes of {split}, seed 0" if folder is None else str(folder)
     if found is None:
@@ -200,6 +203,7 @@ def classify_pictures(
     *,
     templates: Sequence[str] = (),
     top: int = 5,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -214,6 +218,7 @@ def classify_pictures(
         labels: any texts, no two alike.
         templates: see :func:`known_templates`; by default labels are taken as they are.
         top: how many labels of each picture.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         device: where to compute.
         progress: show bars on stderr if that is a terminal.
@@ -226,7 +231,7 @@ def classify_pictures(
     """
     labels = distinct(labels, "label")
     chosen = known_templates(templates or ["{}"])
-    pictures = found_pictures(find_pictures(inputs))
+    pictures = found_pictures(find_pictures(inputs, max_pixels=max_pixels))
     model, protocol = load_matcher(name, device=device)
     refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from toklip_core.options import COUNT, NUMBER, SEED, names_of_kind, names_or_files, toklip_names
+from toklip_core.options import COUNT, NUMBER, SEED, max_pixels, names_of_kind, names_or_files, toklip_names
 
 
 @click.command()
@@ -42,6 +42,7 @@ from toklip_core.options import COUNT, NUMBER, SEED, names_of_kind, names_or_fil
 @click.option("--top-k", type=int, help="Choose among so many ids; 0: all; by default the generator's own.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Among the likeliest, up to this share.")
 @click.option("--prefix", type=click.Path(), help="A picture whose upper rows are kept; the rest is drawn.")
+@max_pixels
 @click.option("--prefix-rows", type=int, help="Rows of ids that are kept; by default the upper half.")
 @click.option(
     "--model",

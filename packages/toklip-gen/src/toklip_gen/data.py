@@ -255,7 +255,7 @@ def _labelled(source: object, stores: Sequence[TokenStore], number: int) -> Labe
         names = distinct(list(map(named, ordered({*folders}))), "class")
         return Labelled(str(store.path), names, list(map(named, folders)))
     if isinstance(source, ClassFolders):
-        found = class_folders(source.folder)
+        found = class_folders(source.folder, max_pixels=source.max_pixels)
         return Labelled(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
     return Labelled("scenes", CLASSES)
 

@@ -24,6 +24,7 @@ from toklip_core.data import PictureError, entries, find_pictures, normalized
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.outputs import refuse_output
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.special_files import refuse_special
 from torch import Tensor
 from torch.nn import functional as F
@@ -211,7 +212,9 @@ def gather(
     return Gathered(count, size, whole, torch.cat(logits) if logits else None, judged, compared)
 
 
-def read_pictures(inputs: Sequence[Path | str], unreadable: list[str]) -> Iterator[Drawn]:
+def read_pictures(
+    inputs: Sequence[Path | str], unreadable: list[str], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Drawn]:
     """Yield the pictures of files, folders, globs, tars and .npz files, as they are, with the captions beside them.
 
     Raises:
@@ -225,7 +228,7 @@ def read_pictures(inputs: Sequence[Path | str], unreadable: list[str]) -> Iterat
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         yield from (Drawn(torch.from_numpy(levels.copy()).movedim(-1, 0), None) for levels in read_samples(path))
     rest = [item for item in inputs if not str(item).endswith(".npz")]
-    for entry in entries(find_pictures(rest)) if rest else ():
+    for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
             levels = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
             yield Drawn(levels, entry.caption())
@@ -240,6 +243,7 @@ def evaluate_pictures(
     features: str = INCEPTION,
     clip: str | None = None,
     npz: Path | str | None = None,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -252,6 +256,7 @@ def evaluate_pictures(
         features: see :func:`toklip_gen.features.load_extractor`.
         clip: a model that judges captions, see :func:`toklip_core.matching.load_matcher`.
         npz: write the pictures there, too, for ADM's evaluator.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         device: where to compute.
         progress: show a bar on stderr if that is a terminal.
@@ -267,7 +272,8 @@ def evaluate_pictures(
     known = None if reference is None else load_reference(reference, extractor)
     matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, device=device)
     unreadable: list[str] = []
-    pictures = tqdm(read_pictures(inputs, unreadable), unit=" pictures", disable=None if progress else True)
+    found = read_pictures(inputs, unreadable, max_pixels=max_pixels)
+    pictures = tqdm(found, unit=" pictures", disable=None if progress else True)
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(
             pictures, extractor=extractor, reference=known, clip=matcher, npz=writer, batch_size=batch_size
@@ -284,6 +290,7 @@ def write_reference_of(
     *,
     purpose: Purpose = "generation",
     features: str = INCEPTION,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -297,7 +304,8 @@ def write_reference_of(
     refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
     extractor = load_extractor(features, device)
     unreadable: list[str] = []
-    with closing(tqdm(read_pictures(inputs, unreadable), unit=" pictures", disable=None if progress else True)) as bar:
+    read = read_pictures(inputs, unreadable, max_pixels=max_pixels)
+    with closing(tqdm(read, unit=" pictures", disable=None if progress else True)) as bar:
         found = gather(bar, extractor=extractor, batch_size=batch_size)
     if unreadable:
         raise ValueError(f"{len(unreadable)} pictures cannot be read, the first is {unreadable[0]}; leave them out")

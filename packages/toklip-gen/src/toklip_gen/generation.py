@@ -17,12 +17,12 @@ from PIL import Image
 from toklip_core.atomic import write_text
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.checkpoint import weights_checksum
-from toklip_core.data import MAX_PIXELS, PictureError, open_picture, to_picture, to_pixels
+from toklip_core.data import PictureError, open_picture, to_picture, to_pixels
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import warn_of_unknown_words
 from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_folder, refuse_output
 from toklip_core.panels import save
-from toklip_core.ranges import refuse_counts, refuse_drawing
+from toklip_core.ranges import MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -90,6 +90,7 @@ def generate(
     of_classes: bool = False,
     prefix: Path | str | None = None,
     prefix_rows: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 16,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -111,6 +112,7 @@ def generate(
         of_classes: prompts are classes: a generator of texts is refused, which would read a name as one.
         prefix: a picture whose upper rows are kept.
         prefix_rows: rows of ids that are kept; None: the upper half.
+        max_pixels: of the prefix, see :func:`toklip_core.data.open_picture`.
         batch_size: pictures at a time.
         progress: show bars on stderr.
 
@@ -141,7 +143,7 @@ def generate(
         warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
     if isinstance(pictures.conditions, Texts):
         pictures.conditions.refuse_cut([prompt for prompt in prompts if isinstance(prompt, str)])
-    begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows)
+    begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows, max_pixels)
     guidance = Guidance(pictures.config.guidance) if guidance is None else guidance
     top_k = pictures.config.top_k if top_k is None else top_k
     how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -310,7 +312,7 @@ def _warn_of_names(classes: Classes, numbers: Sequence[int]) -> None:
             )
 
 
-def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) -> Tensor:
+def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None, max_pixels: int) -> Tensor:
     """(1, n): the ids of the upper rows of a picture."""
     height, width = pictures.image_size
     all_rows = pictures.config.grid[0]
@@ -320,7 +322,7 @@ def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None) ->
     if height != width:
         raise ValueError(f"the generator draws {height} x {width} pixels; a prefix is read for square pictures alone")
     try:
-        pixels = to_pixels(open_picture(source), height)
+        pixels = to_pixels(open_picture(source, max_pixels=max_pixels), height)
     except PictureError as error:
         raise PictureError(f"the prefix {str(source)!r} cannot be read: {error}") from error
     return pictures.tokenizer.encode(pixels[None].to(pictures.device))[:, :rows].flatten(1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from toklip_core.options import COUNT, SEED, SIDE, names_of_kind, names_or_files, toklip_names
+from toklip_core.options import COUNT, SEED, SIDE, max_pixels, names_of_kind, names_or_files, toklip_names
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ _RUN = {"features", "batch_size", "device", "as_json"}
 _DRAWING = {"generator", "toklip", "dtype", "compiled", "guidance", "temperature", "top_k", "top_p", "seed"} | _RUN
 #: What is measured -> the options that say something about it.
 _MODES = {
-    "INPUTS": {"inputs", "reference", "clip", "npz"} | _RUN,
-    "--write-reference": {"inputs", "write_reference", "purpose"} | _RUN,
+    "INPUTS": {"inputs", "reference", "clip", "npz", "max_pixels"} | _RUN,
+    "--write-reference": {"inputs", "write_reference", "purpose", "max_pixels"} | _RUN,
     "--scenes": {"scenes", "split", "clip"} | _DRAWING,
     "--per-class": {"per_class", "reference", "npz", "size"} | _DRAWING,
 }
@@ -97,6 +97,7 @@ _MODES = {
     "--seed", type=SEED, default=0, show_default=True, help="Another one, other pictures."
 )
 @click.option("--size", type=SIDE, help="Side that pictures of classes are resized to.")
+@max_pixels
 @click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -127,7 +128,12 @@ def evaluate_generation(
 
         features = options["features"] or "inception"
         info = write_reference_of(
-            inputs, options["write_reference"], purpose=options["purpose"], features=features, **run
+            inputs,
+            options["write_reference"],
+            purpose=options["purpose"],
+            features=features,
+            max_pixels=options["max_pixels"],
+            **run,
         )
         text = f"{options['write_reference']}: {info.pictures} pictures"
         click.echo(info.model_dump_json(indent=2) if as_json else text)
@@ -139,7 +145,7 @@ def evaluate_generation(
 def _of_files(inputs: tuple[str, ...], options: dict[str, Any], run: dict[str, Any]) -> Any:  # noqa: ANN401
     from toklip_gen.evaluation import evaluate_pictures
 
-    chosen = {name: options[name] for name in ("reference", "clip", "npz")}
+    chosen = {name: options[name] for name in ("reference", "clip", "npz", "max_pixels")}
     return evaluate_pictures(inputs, features=options["features"] or "inception", **chosen, **run)
 
 

@@ -16,8 +16,8 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from toklip_core.atomic import replacing
-from toklip_core.data import MAX_PIXELS
 from toklip_core.messages import one_line
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.special_files import refuse_special
 
 #: The array's name in the file.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.options import COUNT, SEED, names_of_kind, names_or_files
+from toklip_core.options import COUNT, SEED, max_pixels, names_of_kind, names_or_files
 
 if TYPE_CHECKING:
     from toklip_mllm.chat import Answer, Chat
@@ -45,11 +45,19 @@ _SHOW, _NEW = "/picture ", "/new"
     help="Draw among the likeliest tokens of this probability together.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of what is drawn.")
+@max_pixels
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the model; by default as it is stored.")
 @click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON, for programs.")
 def ask(
-    words: tuple[str, ...], name: str, seed: int, dtype: str | None, device: str | None, as_json: bool, **options: Any  # noqa: ANN401
+    words: tuple[str, ...],
+    name: str,
+    seed: int,
+    max_pixels: int,
+    dtype: str | None,
+    device: str | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
 ) -> None:
     """Ask a language model about pictures.
 
@@ -79,7 +87,7 @@ def ask(
     torch.manual_seed(seed)
     model, processor = load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)
     chat = Chat(model, processor)
-    chat.show(pictures)
+    chat.show(pictures, max_pixels=max_pixels)
     if question is not None:
         _answer(chat, question, {"model": name, "pictures": pictures} if as_json else None, options)
         return
@@ -90,7 +98,7 @@ def ask(
             if line == _NEW:
                 chat.start_over()
             elif line.startswith(_SHOW):
-                chat.show([line.removeprefix(_SHOW).strip()])
+                chat.show([line.removeprefix(_SHOW).strip()], max_pixels=max_pixels)
                 pictures = [*pictures, line.removeprefix(_SHOW).strip()]
             else:
                 _answer(chat, line, {"model": name, "pictures": pictures} if as_json else None, options)

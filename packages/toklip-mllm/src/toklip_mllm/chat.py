@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from toklip_core.characters import replace_lone_surrogates
 from toklip_core.data import PICTURE_SUFFIXES
-from toklip_core.ranges import LEAST_TEMPERATURE, refuse_counts, refuse_drawing
+from toklip_core.ranges import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPForConditionalGeneration
@@ -62,9 +62,9 @@ class Chat:
         self.messages, self._shown = [], len(self._features)
 
     @torch.inference_mode()
-    def show(self, pictures: Sequence[Picture]) -> None:
+    def show(self, pictures: Sequence[Picture], *, max_pixels: int = MAX_PIXELS) -> None:
         """Put pictures before the next question; ValueError that names the one that cannot be read."""
-        ids = self.processor.encode(pictures, self.model.device)
+        ids = self.processor.encode(pictures, self.model.device, max_pixels=max_pixels)
         self._features += list(self.model.get_image_features(ids, return_dict=True).pooler_output)
         self._shown += len(ids)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.options import COUNT, names_of_kind, names_or_files
+from toklip_core.options import COUNT, max_pixels, names_of_kind, names_or_files
 from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
     shell_complete=names_or_files(names_of_kind("language model")),
     help="Or a folder, or owner/name.",
 )
+@max_pixels
 @click.option(
     "--batch-size", type=COUNT, default=32, show_default=True, help="Questions at a time."
 )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from toklip_core.data import open_picture
 from toklip_core.modes import seen
+from toklip_core.ranges import MAX_PIXELS
 from torch import Tensor
 
 #: A file, an address, a data URI or base64 of a file; the bytes of a file; a picture of Pillow; its values.
@@ -45,13 +46,14 @@ def listed(images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]]) ->
     return [one for some in nested for one in some], [len(some) for some in nested]
 
 
-def opened(picture: Picture, *, fetch: bool = False) -> Image.Image:
+def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a picture as people see it; see :func:`toklip_core.data.open_picture`.
 
     Args:
         picture: values are (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4: levels from 0 to 255, or floats, which
             are levels as well if one is above 1, and else from 0 to 1.
         fetch: download it if it is an address (http or https); without it nothing is asked of a network.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
 
     Raises:
         ValueError: it cannot be read; the message tells why, and not which picture it is.
@@ -62,22 +64,22 @@ def opened(picture: Picture, *, fetch: bool = False) -> Image.Image:
     if isinstance(picture, np.ndarray | Tensor):
         return seen(_of_values(picture))
     if isinstance(picture, bytes | bytearray):
-        return open_picture(io.BytesIO(picture))
+        return open_picture(io.BytesIO(picture), max_pixels=max_pixels)
     if isinstance(picture, str):
         if picture.startswith(("http://", "https://")):
-            return open_picture(io.BytesIO(_fetched(picture, fetch)))
+            return open_picture(io.BytesIO(_fetched(picture, fetch)), max_pixels=max_pixels)
         if picture.startswith("data:"):
-            return open_picture(io.BytesIO(_data_of(picture)))
+            return open_picture(io.BytesIO(_data_of(picture)), max_pixels=max_pixels)
         # A file of that name comes first, and what is neither is a file that is not there, unless no name is so long.
         if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110
             try:
-                return open_picture(io.BytesIO(data))
+                return open_picture(io.BytesIO(data), max_pixels=max_pixels)
             except ValueError:
                 if len(picture) > _LONGEST_NAME:
                     raise
     if not isinstance(picture, str | Path):
         raise ValueError(f"got a {type(picture).__name__}; wanted a file, its bytes, a picture, an array or a tensor")
-    return open_picture(picture)
+    return open_picture(picture, max_pixels=max_pixels)
 
 
 def name_of(picture: Picture) -> str:

@@ -18,6 +18,7 @@ from toklip_core.checkpoint import hub_file, weights_checksum
 from toklip_core.config import is_file_name
 from toklip_core.data import Resize, to_pixels
 from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.ranges import MAX_PIXELS
 from torch import Tensor, nn
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
@@ -177,7 +178,12 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @torch.no_grad()
     def encode(
-        self, pictures: Sequence[Picture], device: torch.device | str | None = None, *, fetch: bool = False
+        self,
+        pictures: Sequence[Picture],
+        device: torch.device | str | None = None,
+        *,
+        fetch: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
         """Return ids (P, h, w), int64, of pictures; ValueError that names the one that cannot be read.
 
@@ -186,11 +192,14 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
                 as :func:`toklip_mllm.pictures.opened` takes them; or an array (P, H, W, C) or (P, C, H, W).
             device: where the VQ tokenizer goes, and stays; None: where it is.
             fetch: download pictures that are addresses; without it they are refused.
+            max_pixels: see :func:`toklip_core.data.open_picture`.
         """
         if isinstance(pictures, str | bytes | Path | Image.Image) or not len(pictures):
             raise ValueError(f"got {repr(pictures)[:80]}; wanted a list of pictures")
         flat, _ = listed(pictures)
-        pixels = torch.stack([self._pixels(picture, number, fetch) for number, picture in enumerate(flat, start=1)])
+        pixels = torch.stack(
+            [self._pixels(picture, number, fetch, max_pixels) for number, picture in enumerate(flat, start=1)]
+        )
         tokenizer = cast(nn.Module, self.vq_tokenizer)
         if device is not None:
             tokenizer.to(device)
@@ -477,9 +486,9 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         moved = [[place + more * text.count(self.image_token, 0, place) for place in span] for span in said]
         return [int(any(first < end and last > start for start, end in moved)) for first, last in offsets]
 
-    def _pixels(self, picture: Picture, number: int, fetch: bool) -> Tensor:
+    def _pixels(self, picture: Picture, number: int, fetch: bool, max_pixels: int) -> Tensor:
         try:
-            found = opened(picture, fetch=fetch)
+            found = opened(picture, fetch=fetch, max_pixels=max_pixels)
         except (ValueError, OSError) as error:
             raise ValueError(f"picture {number}{name_of(picture)} cannot be read: {error}") from error
         return to_pixels(found, self.image_size, self.resize)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from toklip_core.data import open_picture
 from toklip_core.matching import Picture
+from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes
 from toklip_core.special_files import refuse_special
 from toklip_core.textfiles import json_rows
@@ -45,7 +46,9 @@ class Keys(NamedTuple):
     kind: str = "type"
 
 
-def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Keys | None = None) -> list[Asked]:
+def read_questions(
+    path: Path | str, *, root: Path | str | None = None, keys: Keys | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Asked]:
     """Return the questions of a JSONL file, one in each line, or of a JSON list.
 
     ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
@@ -57,6 +60,7 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
         path: the file.
         root: where the pictures' paths start from; None: the file's own folder.
         keys: other names of the columns.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,7 +78,7 @@ def read_questions(path: Path | str, *, root: Path | str | None = None, keys: Ke
         try:
             if not isinstance(row, Mapping):
                 raise ValueError(f"got a {type(row).__name__}; wanted an object")
-            found.append(_asked(row, name, folder, keys or Keys()))
+            found.append(_asked(row, name, partial(open_picture, max_pixels=max_pixels), folder, keys or Keys()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     if not found:
@@ -108,7 +112,9 @@ def prompt_of(asked: Asked, prompt: str) -> str:
     return "\n".join([asked.question, *options, directly])
 
 
-def _asked(row: Mapping[str, Any], name: str, folder: Path, keys: Keys) -> Asked:
+def _asked(
+    row: Mapping[str, Any], name: str, read: Callable[[Path], Image.Image], folder: Path, keys: Keys
+) -> Asked:
     for key in (keys.image, keys.question, keys.answer):
         if key not in row:
             raise ValueError(f"it has no {key!r}; it has {', '.join(map(str, row)) or 'nothing'}")
@@ -124,7 +130,7 @@ def _asked(row: Mapping[str, Any], name: str, folder: Path, keys: Keys) -> Asked
     kind = row.get(keys.kind)
     return Asked(
         name + id_of(row),
-        tuple(Picture(str(path), partial(open_picture, path)) for path in paths),
+        tuple(Picture(str(path), partial(read, path)) for path in paths),
         row[keys.question],
         _truths(row[keys.answer], choices),
         "all" if missing(kind) else text_of(kind, "type"),

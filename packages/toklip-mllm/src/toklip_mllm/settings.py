@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
-from toklip_core.ranges import LARGEST_SEED
+from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
 #: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
 RECIPES = files("toklip_mllm") / "recipes"
@@ -41,6 +41,12 @@ class Conversations(Config):
         description="A token store of the pictures, which are then not read. Its keys are those that `toklip encode` "
         "gives to the pictures' paths, root included: encode the folder by the name that root has. If it has the "
         "tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not work.",
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Width times height above which a picture is not read, and left out.",
     )
 
 

@@ -234,7 +234,7 @@ class FileSource:
             raise ValueError(f"{source.file} holds no conversation; name a file with one or more")
         self._blob = b"".join(rows)
         self._ends = np.cumsum([len(row) for row in rows])
-        self._picturing = picturing
+        self._picturing, self._max_pixels = picturing, source.max_pixels
         self.stored: StoreInfo | None = None
         if source.store is not None:
             self.stored, self._ids, self._places = _stored_ids(source.store, paths, picturing)
@@ -294,7 +294,7 @@ class FileSource:
 
     def _read(self, path: str) -> Tensor:
         try:
-            picture = open_picture(path)
+            picture = open_picture(path, max_pixels=self._max_pixels)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
         return _levels(np.array(resized(picture, self._picturing.image_size, self._picturing.resize)))

@@ -21,7 +21,7 @@ from toklip_core.data import PictureError
 from toklip_core.encoding import refuse_missing_device
 from toklip_core.matching import Dtype, refuse_unreadable, warn_of_unreadable
 from toklip_core.outputs import refuse_output
-from toklip_core.ranges import refuse_counts
+from toklip_core.ranges import MAX_PIXELS, refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from tqdm import tqdm
@@ -49,6 +49,7 @@ def evaluate_vqa(
     keys: Keys | None = None,
     prompt: str = "{}",
     answers: Path | None = None,
+    max_pixels: int = MAX_PIXELS,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
     dtype: Dtype = "float32",
@@ -66,6 +67,7 @@ def evaluate_vqa(
         keys: names of the file's columns.
         prompt: what the model is asked, with {} where the question goes.
         answers: a JSONL file to write, with each question and what the model said, batch by batch.
+        max_pixels: see :func:`toklip_core.data.open_picture`.
         batch_size: questions at a time.
         max_new_tokens: of an answer.
         dtype: of the model; its VQ tokenizer stays in float32.
@@ -84,7 +86,7 @@ def evaluate_vqa(
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
     prompt = replace_lone_surrogates(prompt)
-    asked = None if questions is None else read_questions(questions, root=root, keys=keys)
+    asked = None if questions is None else read_questions(questions, root=root, keys=keys, max_pixels=max_pixels)
     if answers is not None:
         shown = {picture.name for one in asked or () for picture in one.pictures}
         refuse_output(answers, [*([] if questions is None else [questions]), *sorted(shown)], option="--answers")

@@ -99,7 +99,7 @@ class _Photographs:
 class _Folder:
     def __init__(self, source: FolderSource, size: int, seed: int) -> None:
         self._source, self._size, self._seed = source, size, seed
-        self._entries = list(entries(find_pictures([source.folder])))
+        self._entries = list(entries(find_pictures([source.folder], max_pixels=source.max_pixels)))
 
     def __len__(self) -> int:
         return self._source.count or len(self._entries)

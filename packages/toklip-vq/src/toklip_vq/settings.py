@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
-from toklip_core.ranges import LARGEST_SEED
+from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -43,6 +43,12 @@ class FolderSource(Config):
         default=0.8, gt=0, le=1, description="The side of a crop: from this share of the short side to all of it."
     )
     flip: bool = Field(default=True, description="Mirror half of the crops.")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Width times height above which a picture is not read, and left out.",
+    )
 
 
 Source = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discriminator="kind")]
