@@ -141,7 +141,7 @@ def transformers_suite(session: nox.Session) -> None:
     """Run transformers' own tests of models and processors on ours: `nox -s transformers-suite -- [PATH] [ARGUMENTS]`.
 
     PATH is a checkout of the installed release. Without it the tests are those of the release's source distribution,
-    which lacks the ones of generation and of export; the header says so.
+    which lacks the ones of generation and of export; the summary says so.
     """
     install(session, ["toklip-core", "toklip-vq", "toklip-mllm"], "--group", "test", "parameterized", "pip")
     arguments = list(session.posargs)
