@@ -66,9 +66,9 @@ def ask(
     """
     from toklip_core.ranges import refuse_drawing
 
+    refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
     from toklip_mllm.chat import pictures_and_question
 
-    refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
     pictures, question = pictures_and_question(words)
     if sys.stderr.isatty():
         click.echo(f"loading {name}", err=True)
