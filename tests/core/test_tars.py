@@ -144,6 +144,6 @@ def test_a_tar_that_is_a_pipe_is_named_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.tar")
     shutil.copy(FAULTS / "duplicate-member.tar", tmp_path / "y.tar")
     first, *rest = entries(find_pictures([tmp_path]))
-    with pytest.raises(PictureError, match="not a tar, or a damaged one: .* is a pipe, not a file"):
+    with pytest.raises(PictureError, match=r"not a tar, or a damaged one: .* is a pipe, not a file"):
         first.image()
     assert len(rest) == 2
