@@ -54,6 +54,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     ) -> None:
         if features not in get_args(Features):
             raise ValueError(f"got features {features!r}; known are {', '.join(get_args(Features))}")
+        if not isinstance(text_config, dict | PreTrainedConfig | None):
+            raise ValueError(f"got text_config {text_config!r}; wanted the config of a language model")
         if not isinstance(text_config, PreTrainedConfig):
             text_config = AutoConfig.for_model(**{"model_type": "llama", **(text_config or {})})
         self.text_config = text_config
