@@ -133,7 +133,7 @@ def lmms(session: nox.Session) -> None:
     packages = [f"./packages/{name}" for name in ("toklip-core", "toklip-vq")]
     editable = [word for path in [*packages, "./packages/toklip-mllm[lmms-eval]"] for word in ("--editable", path)]
     session.install(*editable, "--group", "test")
-    session.run("pytest", "tests/mllm/test_lmms.py", *session.posargs)
+    session.run("pytest", "tests/mllm/evaluation/test_lmms_eval.py", *session.posargs)
 
 
 @nox.session(name="transformers-suite")
@@ -165,7 +165,7 @@ def transformers_suite(session: nox.Session) -> None:
 def trl(session: nox.Session) -> None:
     """Train with TRL's SFTTrainer, the newest release of it."""
     install(session, ["toklip-core", "toklip-vq", "toklip-mllm"], "--group", "test", "trl")
-    session.run("pytest", "tests/mllm/test_trl.py", *session.posargs)
+    session.run("pytest", "tests/mllm/training/test_trl.py", *session.posargs)
 
 
 @nox.session

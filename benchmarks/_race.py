@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toklip_core.published import TokLIPConfig, model_spec
+from toklip_core.model import TokLIPConfig, model_spec
 from toklip_vq.vqgan import VQGAN, VQGANConfig, build_vqgan
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

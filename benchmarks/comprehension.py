@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from toklip_core.data import normalized
 from toklip_core.model import TokLIP
+from toklip_core.pictures import normalized
 from toklip_mllm import build
-from toklip_mllm.language import word_tokenizer
 from toklip_mllm.model import TokLIPForConditionalGeneration
-from toklip_vq.llamagen import CONFIGS
+from toklip_mllm.training import word_tokenizer
+from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGANTokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 

@@ -15,16 +15,24 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.clip import CLIP, CLIPConfig
-from toklip_core.data import normalized
-from toklip_core.distillation import EncoderTraining, Frozen, contrast
-from toklip_core.encoder import SemanticEncoder, encoder_from_tower
-from toklip_core.model import TokLIP
-from toklip_core.published import official_name
-from toklip_core.settings import EncoderTrainConfig
-from toklip_core.text import EOS_ID, TextConfig, TextTokenizer, word_tokenizer
-from toklip_core.trunk import TrunkConfig, VisionConfig, build_vision_tower
-from toklip_vq.llamagen import CONFIGS
+from toklip_core.model import (
+    CLIP,
+    EOS_ID,
+    CLIPConfig,
+    SemanticEncoder,
+    TextConfig,
+    TextTokenizer,
+    TokLIP,
+    TrunkConfig,
+    VisionConfig,
+    build_vision_tower,
+    encoder_from_tower,
+    official_name,
+    word_tokenizer,
+)
+from toklip_core.pictures import normalized
+from toklip_core.tasks import EncoderTrainConfig, EncoderTraining, Frozen, contrast
+from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGAN, VQGANTokenizer
 from torch import Tensor, nn
 

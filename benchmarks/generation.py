@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toklip_core.encoder import EncoderConfig, SemanticEncoder
-from toklip_core.trunk import TrunkConfig
-from toklip_gen.checkpoint import official_name
-from toklip_gen.config import SIZES, ClassCondition, GeneratorConfig
-from toklip_gen.inputs import Inputs
-from toklip_gen.model import Condition, Generator
-from toklip_gen.sampling import sample
-from toklip_vq.llamagen import CONFIGS
+from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig
+from toklip_gen.generator import (
+    SIZES,
+    ClassCondition,
+    Condition,
+    Generator,
+    GeneratorConfig,
+    Inputs,
+    official_name,
+    sample,
+)
+from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGANTokenizer
 from torch import Tensor, nn
 

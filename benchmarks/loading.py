@@ -117,7 +117,7 @@ def torch_loading(file: Path) -> Callable[[], float]:
 def official_loading(options: Options) -> Loading:
     """Return what loads a file with the official code, which unpickles whatever is in it: the default of its torch."""
     from PIL import Image
-    from toklip_vq.llamagen import CONFIGS
+    from toklip_vq.published import CONFIGS
     from toklip_vq.vqgan import build_vqgan
 
     from benchmarks.vq import tokenizer_in_place
@@ -151,9 +151,8 @@ def official_loading(options: Options) -> Loading:
 
 def make_file(path: Path, options: Options) -> None:
     """Write a file of the published layout; every weight is random, the moments are zero."""
-    from toklip_core.model import TokLIP
-    from toklip_core.published import official_name
-    from toklip_vq.llamagen import CONFIGS, llamagen_name
+    from toklip_core.model import TokLIP, official_name
+    from toklip_vq.published import CONFIGS, llamagen_name
     from toklip_vq.vqgan import build_vqgan
 
     with torch.device("meta"):

@@ -14,9 +14,8 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from toklip_core.encoder import EncoderConfig, SemanticEncoder, resized_encoder
-from toklip_core.trunk import TrunkConfig
-from toklip_vq.llamagen import CONFIGS
+from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig, resized_encoder
+from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import Codebook, VQGANTokenizer
 from torch import nn
 

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from open_clip import image_transform
 from PIL import Image
-from toklip_core.data import entries, find_pictures, open_picture, resized
-from toklip_core.parts import FeatureInfo, PartWriter, StoreInfo
-from toklip_core.store import TokenStore
+from toklip_core.pictures import entries, find_pictures, open_picture, resized
+from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
 
 from benchmarks._race import Options, Row, race
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toklip_vq.ibq import ibq_config, taming_name
-from toklip_vq.llamagen import CONFIGS, llamagen_name
+from toklip_vq.published import CONFIGS, ibq_config, llamagen_name, taming_name
 from toklip_vq.vqgan import VQGAN, Codebook, VQGANTokenizer
 from torch import Tensor, nn
 

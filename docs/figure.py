@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from toklip_core import VQTokenizer, load_tokenizer
-from toklip_core.data import open_picture, to_picture, to_pixels
+from toklip_core.pictures import open_picture, to_picture, to_pixels
 from torch import Tensor
 
 DOCS = Path(__file__).parent

@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 REFERENCE = Path(__file__).parent / "reference"
 PACKAGES = ("toklip_core", "toklip_vq", "toklip_mllm", "toklip_gen")
 #: A module that another program imports: it needs that program.
-ELSEWHERE = {"toklip_mllm.lmms"}
+ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval"}
 #: The markup of docstrings that Markdown does not know: :class:`X` is `X`.
 _ROLE = re.compile(r":\w+:(?=`)")
 GENERATED = "<!-- Written by docs/generate.py; edit the code instead. -->\n\n"
@@ -121,13 +121,19 @@ def _models() -> list[type[BaseModel]]:
 
 
 def _model(model: type[BaseModel]) -> str:
-    lines = [f"## {model.__name__}", "", f"`{model.__module__}.{model.__name__}`", ""]
+    lines = [f"## {model.__name__}", "", f"`{_offered_by(model)}.{model.__name__}`", ""]
     lines += [_ROLE.sub("", cleandoc(model.__doc__ or "")), "", "| key | type | default | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         bounds = ", ".join(filter(None, map(_bound, field.metadata)))
         kind = f"{_type(field.annotation)} {bounds}".strip()
         lines.append(f"| `{name}` | {_cell(kind)} | {_field_default(field)} | {_cell(field.description or '')} |")
     return "\n".join([*lines, ""])
+
+
+def _offered_by(model: type[BaseModel]) -> str:
+    """Return the folder that offers a model to the others, else the module that defines it."""
+    folder = model.__module__.rpartition(".")[0]
+    return folder if model.__name__ in getattr(importlib.import_module(folder), "__all__", ()) else model.__module__
 
 
 def _bound(constraint: object) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
-from toklip_mllm.vqa import evaluate_vqa
+from toklip_mllm.evaluation import evaluate_vqa
 
 FEATURES = ("codes", "tokens", "concat")
 SPLITS = ("validation", "held-out")

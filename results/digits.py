@@ -26,11 +26,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from toklip_core.data import normalized
-from toklip_core.evaluation import evaluate_reconstruction
+from toklip_core.evaluation import class_features, evaluate_reconstruction
 from toklip_core.model import TokLIP
-from toklip_core.zero_shot import class_features
-from toklip_gen.pipeline import load_generator
+from toklip_core.pictures import normalized
+from toklip_gen.generator import load_generator
 from torch import Tensor
 from torch.nn import functional as F
 

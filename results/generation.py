@@ -32,7 +32,7 @@ from _runs import (
     write_scenes_once,
 )
 from toklip_core.scenes import Scenes
-from toklip_gen.drawing import evaluate_on_scenes
+from toklip_gen.evaluation import evaluate_on_scenes
 
 FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")

@@ -35,14 +35,12 @@ from _runs import (
     train_all,
     write_scenes_once,
 )
-from toklip_core.clip import CLIP, load_clip
-from toklip_core.data import normalized
-from toklip_core.matching import Matcher, picture_features
-from toklip_core.model import load_model
+from toklip_core.evaluation import Matcher, class_features, measure_retrieval, picture_features
+from toklip_core.model import CLIP, load_clip, load_model
+from toklip_core.pictures import normalized
 from toklip_core.plugins import VQTokenizer, load_tokenizer
-from toklip_core.retrieval import measure_retrieval, scene_pairs
 from toklip_core.scenes import CLASSES, Scenes
-from toklip_core.zero_shot import class_features, labelled_scenes
+from toklip_core.scenes.pictures import labelled_scenes, scene_pairs
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from toklip_core import plugins
 
-from tests.core import mean_colour
+from tests.support import mean_colour
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def toy(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Teacher, pictures, tars and token store of tests.core.encoder_runs, and the tokenizers of ``toy``, in site/."""
-    from tests.core.encoder_runs import write_world
+    """Teacher, pictures, tars and token store of tests.support.encoder_runs; the tokenizers of ``toy`` are in site/."""
+    from tests.support.encoder_runs import write_world
 
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:

@@ -4,16 +4,14 @@ import json
 
 import pytest
 from accelerate import Accelerator
-from toklip_core.clip import load_clip
-from toklip_core.model import TokLIP, load_model
-from toklip_core.published import TINY
-from toklip_core.runs import RunFolder, TrainState
+from toklip_core.model import TINY, TokLIP, load_clip, load_model
 from toklip_core.store import TokenStore
+from toklip_core.training import RunFolder, TrainState
 from torch import nn
 
-from tests.core.damaged_folders import NO_OBJECT, loaded_after_every_damage
-from tests.core.refusals import refusing
-from tests.core.small_models import small_clip
+from tests.support.damaged_folders import NO_OBJECT, loaded_after_every_damage
+from tests.support.refusals import refusing
+from tests.support.small_models import small_clip
 
 
 def test_a_toklip(tmp_path):
@@ -76,7 +74,7 @@ def test_tensors_of_a_save_that_are_cut(run, part):
 
 @pytest.mark.parametrize("line", ['{"key": 1}', "[]}", '{"key": "a", "source": "b", "reason": "c", "more": 1}'])
 def test_reports_of_a_store_that_are_none(tmp_path, line):
-    from toklip_core.parts import reported
+    from toklip_core.store import reported
 
     (tmp_path / "__unreadable__").mkdir()
     (tmp_path / "__unreadable__" / "rank-00000.jsonl").write_text(f"{line}\n")

@@ -8,20 +8,19 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from toklip_core import load_tokenizer
-from toklip_core.checkpoint import read_tensors
 from toklip_core.cli import cli
-from toklip_core.clip import load_clip
-from toklip_core.data import to_levels, to_picture
 from toklip_core.evaluation import evaluate_reconstruction
 from toklip_core.finite import NotFiniteError, is_finite, refuse_not_finite, refuse_pixels, rows_named
-from toklip_core.model import TokLIP
+from toklip_core.model import TokLIP, load_clip
+from toklip_core.pictures import to_levels, to_picture
 from toklip_core.plugins import TokenizerSpec
+from toklip_core.weights import read_tensors
 from torch import nn
 
 from tests.core.conftest import picture
-from tests.core.mean_colour import MeanColour
-from tests.core.refusals import refused, refusing
-from tests.core.small_models import small_clip, small_toklip
+from tests.support.mean_colour import MeanColour
+from tests.support.refusals import refused, refusing
+from tests.support.small_models import small_clip, small_toklip
 
 BROKEN = [math.nan, math.inf, -math.inf]
 

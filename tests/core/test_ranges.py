@@ -9,7 +9,7 @@ from toklip_core.cli import cli
 from toklip_core.config import RunConfig, validated
 from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED, refuse_counts, refuse_drawing
 
-from tests.core.test_cli import EVERY
+from tests.core.cli.test_main import EVERY
 
 NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 #: A number of every command: command line, option.
@@ -18,7 +18,7 @@ NUMERIC = [
     for path, command in EVERY.items()
     for option in command.params
     if isinstance(option, click.Option) and isinstance(option.type, NUMBERS)
-    if option.opts[0] != "--guidance-power"  # goes with another number: see tests/gen/test_pipeline.py
+    if option.opts[0] != "--guidance-power"  # goes with another number: see tests/gen/generator/test_pipeline.py
 ]
 #: What commands want beside an option, so that it is what they refuse.
 WANTED = {

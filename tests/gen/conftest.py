@@ -3,9 +3,9 @@
 import pytest
 from toklip_core import plugins
 
-from tests.core import mean_colour
 from tests.core.conftest import toy
-from tests.gen.generator_runs import write_world
+from tests.support import mean_colour
+from tests.support.generator_runs import write_world
 
 __all__ = ["toy"]
 

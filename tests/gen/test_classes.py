@@ -6,17 +6,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
-from toklip_core.encoding import encode_pictures
-from toklip_gen.conditions import Classes
-from toklip_gen.config import ClassCondition
-from toklip_gen.data import GeneratorSamples
-from toklip_gen.pipeline import PictureGenerator, load_generator
-from toklip_gen.training import train_generator
+from toklip_core.store import encode_pictures
+from toklip_gen.generator import ClassCondition, Classes, PictureGenerator, load_generator
+from toklip_gen.training import GeneratorSamples, train_generator
 
 from tests.core.conftest import picture
-from tests.core.mean_colour import MeanColour
-from tests.gen.generator_runs import SIZE, config, values
-from tests.gen.small import small_generator
+from tests.support.generator_runs import SIZE, config, values
+from tests.support.mean_colour import MeanColour
+from tests.support.small_generators import small_generator
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from toklip_core.checkpoint import save_model_folder
-from toklip_gen.features import Extractor, Seen
-from toklip_gen.pipeline import load_generator
-from toklip_gen.references import ReferenceInfo, load_reference, write_reference
-from toklip_gen.samples import read_samples
+from toklip_core.weights import save_model_folder
+from toklip_gen.evaluation import Extractor, ReferenceInfo, Seen, load_reference, read_samples, write_reference
+from toklip_gen.generator import load_generator
 
-from tests.core.damaged_folders import loaded_after_every_damage
-from tests.core.refusals import refusing
-from tests.gen.small import small_config, small_generator
+from tests.support.damaged_folders import loaded_after_every_damage
+from tests.support.refusals import refusing
+from tests.support.small_generators import small_config, small_generator
 
 EXTRACTOR = Extractor("small", "sha256 1", "as they are", lambda levels: Seen(levels.float().mean((2, 3)), None))
 INFO = ReferenceInfo(
@@ -87,7 +85,7 @@ def test_an_array_that_is_no_archive(tmp_path):
 
 
 def test_a_small_file_that_takes_all_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("toklip_gen.references._LARGEST", 1_000_000)
+    monkeypatch.setattr("toklip_gen.evaluation.references._LARGEST", 1_000_000)
     np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(1_000_000))
     assert (tmp_path / "bomb.npz").stat().st_size < 20_000
     with refusing("bomb.npz is no .npz of arrays, or cut short: its arrays take 8000128 bytes"):

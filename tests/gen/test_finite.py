@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from toklip_core.checkpoint import save_model_folder
-from toklip_gen import sampling
-from toklip_gen.pipeline import PictureGenerator, load_generator
-from toklip_gen.sampling import sample
+from toklip_core.weights import save_model_folder
+from toklip_gen.generator import PictureGenerator, load_generator, sample, sampling
 
-from tests.core.mean_colour import MeanColour
-from tests.core.refusals import refusing
-from tests.gen.small import small_config, small_generator, small_inputs, some_condition
+from tests.support.mean_colour import MeanColour
+from tests.support.refusals import refusing
+from tests.support.small_generators import small_config, small_generator, small_inputs, some_condition
 
 BROKEN = [math.nan, math.inf, -math.inf]
 CHOICES = {"greedy": {"temperature": 0}, "drawn": {}, "top-k": {"top_k": 5}, "top-p": {"top_p": 0.5}}

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
-from toklip_gen.drawing import evaluate_on_scenes
-from toklip_gen.generation import generate
+from toklip_gen.evaluation import evaluate_on_scenes
+from toklip_gen.generate import generate
 from toklip_gen.published import TINY
 
 pytest.importorskip("toklip_vq")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toklip_gen.sampling import sample
+from toklip_gen.generator import sample
 
-from tests.gen.small import FEATURES, small_generator, small_inputs, some_condition
+from tests.support.small_generators import FEATURES, small_generator, small_inputs, some_condition
 
 pytestmark = pytest.mark.gpu
 

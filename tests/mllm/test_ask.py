@@ -7,13 +7,12 @@ import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.plugins import registry
-from toklip_mllm.building import load
 from toklip_mllm.chat import Chat, pictures_and_question, unknown_words
-from toklip_mllm.vision import PictureEncoder
+from toklip_mllm.model import PictureEncoder, load
 
 from tests.core.conftest import picture
-from tests.core.refusals import refused
-from tests.mllm.small_mllms import shared, small_mllm
+from tests.support.refusals import refused
+from tests.support.small_mllms import shared, small_mllm
 
 
 @pytest.fixture

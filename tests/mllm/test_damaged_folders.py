@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from toklip_mllm.building import load
+from toklip_mllm.model import load
 from toklip_mllm.published import TINY
 
-from tests.core.damaged_folders import NO_OBJECT
-from tests.core.refusals import refusing
+from tests.support.damaged_folders import NO_OBJECT
+from tests.support.refusals import refusing
 
 FILES = ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"]
 SETTINGS = ["encoder", "codebook_size", "codebook_checksum", "features", "text_config", "dtype"]

@@ -4,12 +4,12 @@ import copy
 import math
 
 import pytest
-from toklip_mllm.building import load
 from toklip_mllm.chat import GREEDY, Chat
+from toklip_mllm.model import load
 
 from tests.core.conftest import picture
-from tests.core.refusals import refusing
-from tests.mllm.small_mllms import ids, prompt, shared
+from tests.support.refusals import refusing
+from tests.support.small_mllms import ids, prompt, shared
 
 HOW = {
     "greedy": GREEDY,

@@ -5,8 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
+from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import TINY
-from toklip_mllm.vqa import evaluate_vqa
 
 pytest.importorskip("toklip_vq")
 

@@ -10,11 +10,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
-from toklip_core.data import open_picture, to_pixels
 from toklip_core.demo.chapters import CHAPTERS, ROW, SCENE, STORE
+from toklip_core.pictures import open_picture, to_pixels
 from toklip_core.store import TokenStore
 
-from tests.repo.pages import ROOT
+from tests.support.pages import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.core.warm import warm_python
-from tests.repo.pages import PAGES, ROOT, Block, blocks, commands, toklip_words
+from tests.support.pages import PAGES, ROOT, Block, blocks, commands, toklip_words
+from tests.support.warm import warm_python
 
 SHELLS = ("bash", "console", "sh")
 RUNNABLE = [page for page in PAGES if any(b.language in (*SHELLS, "python") for b in blocks(page))]

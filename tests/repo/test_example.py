@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.pages import ROOT, blocks
+from tests.support.pages import ROOT, blocks
 
 TOY = ROOT / "docs/examples/toklip-toy"
 TUTORIAL = ROOT / "docs/tutorials/write-a-tokenizer-plugin.md"

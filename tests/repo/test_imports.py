@@ -6,93 +6,78 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.repo.pages import ROOT
+from tests.support.pages import ROOT
 
-#: Package -> its modules in layers: a module imports modules of lower layers only. A folder is one module.
-LAYERS = {
+#: Package -> its folders and single files, floor by floor: each imports from lower floors only.
+FLOORS = {
     "toklip_core": [
-        {"atomic", "characters", "finite", "locks", "messages", "png_texts", "ranges", "special_files"},
-        {"textfiles"},
-        {"tables"},
-        {"parquet_rows"},
-        {"plugins", "config", "checkpoint", "modes", "scenes", "signals", "tars", "writers", "losses", "panels"},
-        {"data", "optimizers", "parts", "perceptual", "runs", "sources", "trunk"},
-        {"crops", "outputs", "training", "encoder", "text", "readers"},
-        {"part_reader"},
-        {"store", "tasks"},
-        {"clip", "published"},
-        {"model"},
-        {"rows"},
-        {"encoding"},
-        {"matching"},
-        {"classes"},
-        {"captions", "decoding", "evaluation", "explanation", "retrieval", "searching", "zero_shot"},
-        {"settings"},
-        {"held_out"},
-        {"distillation"},
-        {"teaching"},
-        {"demo"},
-        {"options"},
-        {"demo_command", "model_commands", "train_commands"},
-        {"cli", "testing"},
+        {"files", "finite", "ranges"},
+        {"config", "devices", "pictures", "plugins", "weights"},
+        {"model", "outputs", "scenes", "testing", "training"},
+        {"store"},
+        {"captioned", "demo"},
+        {"evaluation"},
+        {"tasks"},
+        {"cli"},
         {"__main__"},
     ],
     "toklip_vq": [
-        {"parts", "towers"},
+        {"sharded_weights", "towers"},
         {"vqgan"},
-        {"ibq", "llamagen", "emu3", "losses", "settings"},
-        {"chameleon", "janus", "samples"},
-        {"training"},
+        {"published", "training"},
         {"plugin"},
     ],
     "toklip_mllm": [
-        {"registration", "config", "settings", "answers", "published", "pictures", "logits"},
-        {"adapters", "vision", "messages"},
-        {"model", "processing", "language"},
-        {"building", "chat", "conversations"},
-        {"questions", "sources"},
-        {"data", "figures"},
-        {"vqa"},
-        {"lmms", "training"},
-        {"ask_command", "commands"},
+        {"published", "registration"},
+        {"model"},
+        {"chat"},
+        {"evaluation"},
+        {"training"},
+        {"commands"},
         {"plugin"},
     ],
     "toklip_gen": [
-        {"config", "samples", "packing"},
-        {"blocks", "published", "settings"},
-        {"model", "data", "features", "scene_reading"},
-        {"checkpoint", "conditions", "inputs", "references", "scenes_match"},
-        {"sampling", "evaluation"},
-        {"pipeline"},
-        {"drawing", "generation", "training"},
-        {"commands", "run_commands"},
+        {"published"},
+        {"generator"},
+        {"evaluation", "generate"},
+        {"training"},
+        {"commands"},
         {"plugin"},
     ],
 }
 #: What every package may import, beside itself.
 SHARED = {"toklip_core"}
-#: Modules that every `toklip --help` imports: nothing heavy at their top.
-LIGHT = {f"toklip_core.{name}" for name in ("cli", "demo_command", "model_commands", "plugins", "tasks")}
-LIGHT |= {"toklip_core.options", "toklip_core.ranges", "toklip_core.train_commands", "toklip_vq.plugin"}
-LIGHT |= {f"toklip_gen.{name}" for name in ("commands", "plugin", "published", "run_commands")}
-LIGHT |= {f"toklip_mllm.{name}" for name in ("ask_command", "commands", "plugin", "published", "registration")}
+#: What every `toklip --help` imports: nothing heavy at the top of it.
+LIGHT = {
+    "toklip_core": {"cli", "plugins", "__main__"},
+    "toklip_vq": {"plugin"},
+    "toklip_mllm": {"commands", "plugin", "published", "registration"},
+    "toklip_gen": {"commands", "plugin", "published"},
+}
 HEAVY = {"torch", "timm", "open_clip", "tokenizers", "numpy", "PIL", "pyarrow", "safetensors", "huggingface_hub"}
 HEAVY |= {"pydantic", "tqdm"}
 
 
+def source_of(name: str) -> Path:
+    """The folder of a package, or of a folder in it."""
+    package = name.split(".")[0]
+    return ROOT.joinpath("packages", package.replace("_", "-"), "src", *name.split("."))
+
+
 def modules(package: str) -> Iterator[tuple[str, Path]]:
-    source = ROOT / "packages" / package.replace("_", "-") / "src" / package
+    source = source_of(package)
     for path in sorted(source.rglob("*.py")):
         parts = path.relative_to(source).with_suffix("").parts
         if parts != ("__init__",):
             yield ".".join([package, *parts]).removesuffix(".__init__"), path
 
 
-MODULES = [(package, name, path) for package in LAYERS for name, path in modules(package)]
+MODULES = [(package, name, path) for package in FLOORS for name, path in modules(package)]
 
 
 def imported(path: Path, *, top_only: bool = False) -> set[str]:
@@ -108,25 +93,43 @@ def imported(path: Path, *, top_only: bool = False) -> set[str]:
     return found
 
 
-def layer(package: str, name: str) -> int:
-    part = name.split(".")[1]
-    found = [number for number, layer in enumerate(LAYERS[package]) if part in layer]
-    assert len(found) == 1, f"{name} is in no layer: give it one in LAYERS"
+def room(name: str) -> str:
+    """The folder or single file of a package that a module is in: `pictures` for toklip_core.pictures.open."""
+    return name.split(".")[1]
+
+
+def floor(package: str, name: str) -> int:
+    found = [number for number, rooms in enumerate(FLOORS[package]) if room(name) in rooms]
+    assert len(found) == 1, f"{name} is on no floor: give it one in FLOORS"
     return found[0]
 
 
+def imported_modules(package: str, path: Path) -> set[str]:
+    """The modules of the package that a file imports, folders not among them."""
+    names = {name for owner, name, place in MODULES if owner == package and place.name != "__init__.py"}
+    return {target for target in imported(path) if target in names}
+
+
 @pytest.mark.parametrize(("package", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
-def test_a_module_imports_lower_layers_only(package, name, path):
-    own = layer(package, name)
-    known = {".".join(other.split(".")[:2]) for _, other, _ in MODULES}
-    for target in imported(path):
-        root, _, rest = target.partition(".")
-        if (
-            root == package
-            and (part := f"{root}.{rest.split('.')[0]}") in known
-            and part != ".".join(name.split(".")[:2])
-        ):
-            assert layer(package, part) < own, f"{name} imports {part}, which is not below it"
+def test_a_module_imports_lower_floors_only(package, name, path):
+    own = floor(package, name)
+    for target in imported_modules(package, path):
+        if room(target) != room(name):
+            assert floor(package, target) < own, f"{name} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_module_imports_itself_by_way_of_others(package):
+    below = {name: imported_modules(package, path) - {name} for owner, name, path in MODULES if owner == package}
+    TopologicalSorter(below).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize(("package", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
+def test_a_folder_is_imported_by_its_face(package, name, path):
+    """What others may use of a folder stands in its __init__.pyi; the files behind it are its own business."""
+    files = {other for _, other, place in MODULES if place.with_name("__init__.pyi").exists() and other.count(".") > 1}
+    for target in imported(path) & files:
+        assert target.rpartition(".")[0] == name.rpartition(".")[0], f"{name} imports {target}"
 
 
 @pytest.mark.parametrize(("package", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
@@ -137,7 +140,7 @@ def test_a_package_imports_no_sibling_but_the_core(package, name, path):
 
 @pytest.mark.parametrize(("package", "name", "path"), MODULES, ids=[name for _, name, _ in MODULES])
 def test_what_every_start_of_toklip_imports_is_light(package, name, path):
-    if name in LIGHT:
+    if room(name) in LIGHT[package]:
         assert {target.split(".")[0] for target in imported(path, top_only=True)} & HEAVY == set()
 
 
@@ -153,3 +156,29 @@ print(",".join(sorted({name.split(".")[0] for name in sys.modules})))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert set(done.stdout.strip().split(",")) & (HEAVY | {"toklip_vq.vqgan", "timm", "transformers"}) == set()
+
+
+def top_imports(module: str) -> set[str]:
+    """Our packages that a module of the tests imports when it is imported, by way of others too."""
+    found, waiting, done = set(), [module], set()
+    while waiting:
+        name = waiting.pop()
+        if name in done:
+            continue
+        done.add(name)
+        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        if path.is_file():
+            targets = imported(path, top_only=True)
+            waiting += [target for target in targets if target.startswith("tests.")]
+            found |= {target.split(".")[0] for target in targets if target.startswith("toklip_")}
+    return found
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_tests_of_a_package_import_no_sibling_but_the_core(package):
+    folder = ROOT / "tests" / package.removeprefix("toklip_")
+    paths = sorted(folder.rglob("*.py"))
+    assert paths
+    for path in paths:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert top_imports(module) <= SHARED | {package}, f"{module} imports a sibling"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.repo.pages import ROOT
+from tests.support.pages import ROOT
 
 PACKAGES = sorted((ROOT / "packages").iterdir())
 SOURCES = sorted((ROOT / "packages").glob("*/src/**/*.py"))

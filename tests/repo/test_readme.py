@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.pages import ROOT, blocks, commands
+from tests.support.pages import ROOT, blocks, commands
 
 README = ROOT / "README.md"
 

@@ -11,16 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from toklip_core.config import load_config
+from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
 from toklip_core.model import load_model
-from toklip_core.retrieval import evaluate_retrieval
-from toklip_core.settings import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
-from toklip_core.zero_shot import evaluate_zero_shot
-from toklip_gen.settings import RECIPES as GENERATOR_RECIPES
-from toklip_gen.settings import GeneratorTrainConfig
-from toklip_vq.settings import RECIPES as VQ_RECIPES
-from toklip_vq.settings import VQTrainConfig
+from toklip_core.tasks import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
+from toklip_gen.training import RECIPES as GENERATOR_RECIPES, GeneratorTrainConfig
+from toklip_vq.training import RECIPES as VQ_RECIPES, VQTrainConfig
 
-from tests.repo.pages import ROOT
+from tests.support.pages import ROOT
 
 sys.path.insert(0, str(ROOT / "results"))
 import _runs

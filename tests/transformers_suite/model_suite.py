@@ -5,11 +5,10 @@ import unittest
 import torch
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_modeling_common import ModelTesterMixin
-from toklip_mllm.config import TokLIPLMConfig
-from toklip_mllm.model import TokLIPForConditionalGeneration
+from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig
 
-from tests.core.small_models import toklip_config
-from tests.mllm.small_mllms import CONFIGS
+from tests.support.small_mllms import CONFIGS
+from tests.support.small_models import toklip_config
 from tests.transformers_suite.applicability import leave_out
 
 _ASSISTANT = "an assistant model does not see the pictures, so generate refuses one and names prompt lookup"
@@ -65,7 +64,7 @@ class ModelTester:
 class TokLIPForConditionalGenerationTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (TokLIPForConditionalGeneration,)
     _is_composite = True
-    #: What is read of a vision_config, which there is none of; tests/mllm/test_model.py looks at the shapes.
+    #: What is read of a vision_config, which there is none of; tests/mllm/model/test_model.py looks at the shapes.
     skip_test_image_features_output_shape = True
 
     def setUp(self):

@@ -4,7 +4,7 @@ import json
 import unittest
 
 from tests.test_processing_common import ProcessorTesterMixin
-from toklip_mllm.processing import TokLIPProcessor
+from toklip_mllm.model import TokLIPProcessor
 from toklip_mllm.published import TINY
 
 from tests.transformers_suite.applicability import leave_out

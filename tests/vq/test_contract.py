@@ -10,7 +10,7 @@ import pytest
 from toklip_core.plugins import load_tokenizer, registry
 from toklip_core.testing import check_nothing_is_trainable, tokenizer_checks
 
-from tests.vq.published import PUBLISHED, write_published
+from tests.support.published_vqgans import PUBLISHED, write_published
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import toklip_vq
 from toklip_core import load_tokenizer
 
-from tests.core.damaged_folders import loaded_after_every_damage
+from tests.support.damaged_folders import loaded_after_every_damage
 
 
 def test_a_tokenizer(tmp_path):

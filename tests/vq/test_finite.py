@@ -6,7 +6,7 @@ import pytest
 import torch
 from toklip_vq.vqgan import VQGANTokenizer
 
-from tests.core.refusals import refusing
+from tests.support.refusals import refusing
 from tests.vq.test_vqgan import pixels, tiny
 
 METRICS = ["cosine", "dot", "euclidean"]

@@ -7,13 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from toklip_core.encoder import EncoderConfig
-from toklip_core.model import TokLIP
-from toklip_core.published import TokLIPConfig, model_spec
-from toklip_core.text import TextConfig
-from toklip_core.trunk import TrunkConfig
+from toklip_core.model import EncoderConfig, TextConfig, TokLIP, TokLIPConfig, TrunkConfig, model_spec
 
-from tests.vq.deterministic import GOLDENS, arrays, constants, deterministic
+from tests.support.deterministic import GOLDENS, arrays, constants, deterministic
 
 TRUNK = TrunkConfig(width=96, depth=4, heads=4, mlp_ratio=3.7362)
 SMALL = TokLIPConfig(

@@ -8,12 +8,11 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core import TokLIP
 from toklip_core.cli import cli
-from toklip_core.published import TINY, models
-from toklip_core.retrieval import evaluate_retrieval
+from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
+from toklip_core.model import TINY, models
 from toklip_core.scenes import scene
-from toklip_core.zero_shot import evaluate_zero_shot
 
-from tests.core.refusals import last_error
+from tests.support.refusals import last_error
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from toklip_core import load_tokenizer
-from toklip_core.checkpoint import save_model_folder
+from toklip_core.weights import save_model_folder
 from toklip_vq import towers
 from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, build_vqgan
 

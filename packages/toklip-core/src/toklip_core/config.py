@@ -17,10 +17,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from toklip_core.messages import one_line
+from toklip_core.files import one_line, read_text, refuse_special
 from toklip_core.ranges import LARGEST_SEED, MOST_WORKERS
-from toklip_core.special_files import refuse_special
-from toklip_core.textfiles import read_text
 
 #: What a config may name as a file or folder beside it: no path, and nothing that begins with a dot.
 _FILE_NAME = r"^[\w-][\w.-]*$"

@@ -60,8 +60,8 @@ def refuse_pixels(pixels: Tensor) -> None:
     """Raise ValueError unless pixels (B, ...) are floating point and finite: 8-bit levels are no pixels in [-1, 1]."""
     if not pixels.is_floating_point():
         raise ValueError(
-            f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], which toklip_core.data.normalized makes "
-            "of 8-bit levels"
+            f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "
+            "which toklip_core.pictures.normalized makes of 8-bit levels"
         )
     refuse_not_finite(pixels, "a pixel", advice="wanted numbers in [-1, 1]")
 

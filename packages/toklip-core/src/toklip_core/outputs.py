@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from toklip_core.data import find_pictures
+from toklip_core.pictures import find_pictures
 
 #: What a picture that is written may end in.
 WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 from toklip_core.plugins import NamedModel, hookimpl
 
-from toklip_gen.commands import generate
+from toklip_gen.commands import evaluate_generation, generate, train_generator
 from toklip_gen.published import generators
-from toklip_gen.run_commands import evaluate_generation, train_generator
 
 
 @hookimpl

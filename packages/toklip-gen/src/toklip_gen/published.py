@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from toklip_core.plugins import NamedModel
 
 if TYPE_CHECKING:
-    from toklip_gen.config import GeneratorConfig
+    pass
 
 #: The generator that is in the package.
 TINY = Path(__file__).parent / "models" / "toklip-gen-tiny"
@@ -24,14 +24,14 @@ class _File(NamedTuple):
     """A file of LlamaGen's."""
 
     source: str
-    #: In toklip_gen.config.SIZES.
+    #: In toklip_gen.generator.SIZES.
     size: str
     image_size: int
     bytes: float
 
 
 #: Where the README does not say how large a file is, it is four bytes for each parameter.
-_LLAMAGEN = {
+LLAMAGEN = {
     "llamagen-c2i-b-256": _File("FoundationVision/LlamaGen/c2i_B_256.pt", "B", 256, 444e6),
     "llamagen-c2i-b-384": _File("FoundationVision/LlamaGen/c2i_B_384.pt", "B", 384, 444e6),
     "llamagen-c2i-l-256": _File("FoundationVision/LlamaGen/c2i_L_256.pt", "L", 256, 1.37e9),
@@ -47,7 +47,7 @@ _LLAMAGEN = {
 @cache
 def generators() -> dict[str, NamedModel]:
     """Return the generators that have a name."""
-    named = [_named(name, file) for name, file in _LLAMAGEN.items()]
+    named = [_named(name, file) for name, file in LLAMAGEN.items()]
     return {model.name: model for model in [_tiny(), *named]}
 
 
@@ -57,33 +57,6 @@ def unknown(name: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"no generator is named {name!r}, and no folder or file.{hint} Named: {', '.join(known)}."
-
-
-def llamagen_config(name: str) -> GeneratorConfig:
-    """Return the config of LlamaGen's generator of a name of :func:`generators`, or of its file's name; LookupError."""
-    from toklip_gen.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
-
-    named = {key: file for key, file in _LLAMAGEN.items() if name in (key, file.source.rsplit("/", 1)[1])}
-    if not named:
-        raise LookupError(f"no generator of LlamaGen's, and no file of one, is named {name!r}")
-    (key, file), *_ = named.items()
-    width, depth, heads = SIZES[file.size]
-    of_class = "c2i" in key
-    side = file.image_size // 16
-    return GeneratorConfig(
-        tokenizer=f"llamagen-vq16-{'c2i' if of_class else 't2i'}",
-        codebook_size=16384,
-        grid=(side, side),
-        width=width,
-        depth=depth,
-        heads=heads,
-        condition=ClassCondition(classes=1000)
-        if of_class
-        else TextCondition(encoder="google/flan-t5-xl", length=120, width=2048),
-        # What sample_c2i.py and sample_t2i.py draw with.
-        guidance=4.0 if of_class else 7.5,
-        top_k=2000 if of_class else 1000,
-    )
 
 
 def _named(name: str, file: _File) -> NamedModel:

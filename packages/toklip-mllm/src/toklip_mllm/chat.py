@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from toklip_core.characters import replace_lone_surrogates
-from toklip_core.data import PICTURE_SUFFIXES
+from toklip_core.files import replace_lone_surrogates
+from toklip_core.pictures import PICTURE_SUFFIXES
 from toklip_core.ranges import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor
 
-from toklip_mllm.model import TokLIPForConditionalGeneration
-from toklip_mllm.pictures import Picture
-from toklip_mllm.processing import TokLIPProcessor
+from toklip_mllm.model import Picture, TokLIPForConditionalGeneration, TokLIPProcessor
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 from toklip_core.plugins import NamedModel, hookimpl
 
-from toklip_mllm.ask_command import ask
-from toklip_mllm.commands import train_mllm, vqa
+from toklip_mllm.commands import ask, train_mllm, vqa
 from toklip_mllm.published import tiny
 
 

@@ -17,9 +17,9 @@ from types import ModuleType
 
 #: Module of transformers -> module of ours that registers a class in it.
 _MODULES = {
-    "transformers.models.auto.configuration_auto": "toklip_mllm.config",
-    "transformers.models.auto.modeling_auto": "toklip_mllm.model",
-    "transformers.models.auto.processing_auto": "toklip_mllm.processing",
+    "transformers.models.auto.configuration_auto": "toklip_mllm.model.config",
+    "transformers.models.auto.modeling_auto": "toklip_mllm.model.model",
+    "transformers.models.auto.processing_auto": "toklip_mllm.model.processing",
 }
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from toklip_core.cli import TrainTask, train_command
 from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl
-from toklip_core.tasks import TrainTask, train_command
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
-    from toklip_vq.settings import VQTrainConfig
+    from toklip_vq.training import VQTrainConfig
 
 #: Name -> size, file on the hub (repository/file). Source: README of FoundationVision/LlamaGen.
 _LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str]] = {
@@ -60,7 +60,7 @@ def _vqgan(weights: Path | None) -> VQTokenizer:
 
 def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Path | None], VQTokenizer]:
     def factory(weights: Path | None) -> VQTokenizer:
-        from toklip_vq.llamagen import load_llamagen
+        from toklip_vq.published import load_llamagen
 
         return load_llamagen(weights or _published(source), size)
 
@@ -69,7 +69,7 @@ def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Path | N
 
 def _ibq(codebook_size: int, source: str, *, ema: bool) -> Callable[[Path | None], VQTokenizer]:
     def factory(weights: Path | None) -> VQTokenizer:
-        from toklip_vq.ibq import load_ibq
+        from toklip_vq.published import load_ibq
 
         return load_ibq(weights or _published(source), codebook_size, ema=ema)
 
@@ -77,25 +77,25 @@ def _ibq(codebook_size: int, source: str, *, ema: bool) -> Callable[[Path | None
 
 
 def _chameleon(weights: Path | None) -> VQTokenizer:
-    from toklip_vq.chameleon import load_chameleon
+    from toklip_vq.published import load_chameleon
 
     return load_chameleon(weights or _published(_CHAMELEON))
 
 
 def _emu3(weights: Path | None) -> VQTokenizer:
-    from toklip_vq.emu3 import load_emu3
+    from toklip_vq.published import load_emu3
 
     return load_emu3(weights or _published(_EMU3))
 
 
 def _janus(weights: Path | None) -> VQTokenizer:
-    from toklip_vq.janus import load_janus
+    from toklip_vq.published import load_janus
 
     return load_janus(weights or _published(_JANUS))
 
 
 def _published(source: str) -> Path:
-    from toklip_core.checkpoint import hub_file
+    from toklip_core.weights import hub_file
 
     owner, name, filename = source.split("/", 2)
     return hub_file(f"{owner}/{name}", filename)
@@ -166,7 +166,7 @@ def train_vq() -> TrainTask[VQTrainConfig]:
     Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with 130, 143 or 129; the same command goes on
     from there.
     """
-    from toklip_vq.settings import RECIPES, VQTrainConfig
+    from toklip_vq.training import RECIPES, VQTrainConfig
 
     def train(config: VQTrainConfig, out: Path) -> FitReport:
         from toklip_vq.training import train_vq

@@ -301,8 +301,8 @@ def load_vqgan(folder: Path | str) -> VQGANTokenizer:
         FileNotFoundError: it is no model folder.
         ValueError: the config or the weights do not fit.
     """
-    from toklip_core.checkpoint import CONFIG_FILE, load_strict, read_model_folder
     from toklip_core.config import validated
+    from toklip_core.weights import CONFIG_FILE, load_strict, read_model_folder
 
     config, tensors = read_model_folder(folder)
     sizes = validated(VQGANConfig, config, Path(folder) / CONFIG_FILE)

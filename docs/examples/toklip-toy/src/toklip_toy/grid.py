@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from toklip_core.checkpoint import read_tensors
 from toklip_core.finite import refuse_pixels
+from toklip_core.weights import read_tensors
 from torch import Tensor, nn
 
 

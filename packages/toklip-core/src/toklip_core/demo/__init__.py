@@ -19,9 +19,9 @@ from pathlib import Path
 
 import click
 
-from toklip_core.atomic import replacing
 from toklip_core.demo.chapters import CHAPTERS, PHOTOGRAPH
 from toklip_core.demo.page import Told, page_of
+from toklip_core.files import replacing
 from toklip_core.plugins import Registry
 
 

@@ -60,7 +60,7 @@ CHAPTERS = (
         ),
         python="""\
 from toklip_core import load_tokenizer
-from toklip_core.data import open_picture, to_picture, to_pixels
+from toklip_core.pictures import open_picture, to_picture, to_pixels
 
 tokenizer = load_tokenizer("llamagen-tiny")
 ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # (1, 32, 32)
@@ -136,7 +136,7 @@ print(F.cosine_similarity(each, model.text_features(["a yellow square"])).reshap
         "among it. In 1,000 scenes the right one comes first for 15.0 % of captions, where chance is 0.1 %.",
         commands=(("search", STORE, "a blue star", "--top", "6", "--out", "found.webp"),),
         python=f"""\
-from toklip_core.searching import search_pictures
+from toklip_core.evaluation import search_pictures
 
 for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hits:
     print(hit.cosine, hit.picture.name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toklip_core.atomic import replacing, write_text
+from toklip_core.files import replacing, write_text
 
 if TYPE_CHECKING:
     from toklip_core.scenes import Scene

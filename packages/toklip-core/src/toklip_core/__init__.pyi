@@ -1,0 +1,14 @@
+__version__: str
+
+from .model.encoder import SemanticEncoder as SemanticEncoder
+from .model.toklip import (
+    Encoded as Encoded,
+    TokLIP as TokLIP,
+    load_model as load_model,
+)
+from .plugins import (
+    TokenizerSpec as TokenizerSpec,
+    VQTokenizer as VQTokenizer,
+    hookimpl as hookimpl,
+    load_tokenizer as load_tokenizer,
+)

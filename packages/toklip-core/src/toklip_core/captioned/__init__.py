@@ -1,0 +1,10 @@
+"""Captioned pictures into training samples.
+
+    settings.py  where they come from    readers.py  folders, shards, tables    samples.py  samples and batches
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,20 @@
+from .readers import (
+    Captioned as Captioned,
+    CaptionReader as CaptionReader,
+    PictureDataset as PictureDataset,
+    PictureFiles as PictureFiles,
+    PictureTable as PictureTable,
+)
+from .samples import (
+    Batch as Batch,
+    CaptionedSamples as CaptionedSamples,
+    collate as collate,
+)
+from .settings import (
+    CaptionedDataset as CaptionedDataset,
+    CaptionedPictures as CaptionedPictures,
+    CaptionedScenes as CaptionedScenes,
+    CaptionedStore as CaptionedStore,
+    CaptionedTable as CaptionedTable,
+    CaptionSource as CaptionSource,
+)

@@ -1,0 +1,13 @@
+"""The command `toklip`.
+
+    main.py   the group, and encode, decode, scenes    group.py  groups that ask plugins, errors as lines
+    models.py commands of models                       train.py  toklip train encoder | teacher
+    task.py   what a trainer's command needs           demo.py   toklip demo
+    options.py types of options that commands share
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,145 @@
+"""Groups of commands: plugins add theirs on first use, and errors for users become one line."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import click
+
+from toklip_core.files import one_line
+from toklip_core.plugins import Plugin, Registry, reason, registry
+
+#: Group -> command -> the package it comes with, named when that package is missing.
+_ELSEWHERE = {
+    "cli": {"ask": "toklip-mllm", "generate": "toklip-gen"},
+    "train": {"vq": "toklip-vq", "mllm": "toklip-mllm", "generator": "toklip-gen"},
+    "evaluate": {"vqa": "toklip-mllm", "generation": "toklip-gen"},
+}
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands that plugins add, by group and name, and why the commands of a plugin were left out."""
+
+    groups: dict[str, dict[str, click.Command]]
+    errors: dict[Plugin, str]
+
+
+@cache
+def plugin_commands(found: Registry, root: click.Group) -> Commands:
+    """Ask the plugins for their commands; leave out, and say why, all those of a plugin that fails.
+
+    A plugin fails if its hook raises or if it names a command that is there already.
+
+    Args:
+        found: the plugins.
+        root: the outermost group, ``toklip`` itself. Plugins may add to it and to the groups below it.
+    """
+    groups = [root, *(group for group in root.commands.values() if isinstance(group, PluginGroup))]
+    taken = {group.name or "": dict(group.commands) for group in groups}
+    added: dict[str, dict[str, click.Command]] = {name: {} for name in taken}
+    errors: dict[Plugin, str] = {}
+    for plugin in found.plugins:
+        if plugin.hook is None:
+            continue
+        # Groups of its own, so that a plugin neither replaces nor removes what others made.
+        asked = {name: click.Group(name) for name in taken}
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                plugin.hook.toklip_register_commands(**asked)
+            _refuse_taken_commands(asked, taken)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as failure:  # As at discovery: none may take `toklip` down.
+            errors[plugin] = reason(failure)
+            continue
+        for name, group in asked.items():
+            taken[name] |= group.commands
+            added[name] |= group.commands
+    return Commands(added, errors)
+
+
+def _refuse_taken_commands(asked: dict[str, click.Group], taken: dict[str, dict[str, click.Command]]) -> None:
+    for name, group in asked.items():
+        for command in group.commands:
+            if command in taken[name]:
+                place = "toklip" if name == "cli" else f"toklip {name}"
+                raise ValueError(f"the command `{place} {command}` exists already")
+
+
+class PluginGroup(click.Group):
+    """A group that has the commands of the plugins beside its own; they are asked when it is first used.
+
+    Its name is the argument of ``toklip_register_commands`` that stands for it. Plugins come from the Registry that is
+    the context's object (``CliRunner().invoke(cli, [...], obj=discover([...]))``), else from :func:`registry`.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, those of plugins included."""
+        return sorted({*super().list_commands(ctx), *self._added(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; a UsageError that says what to install if its package is missing."""
+        command = super().get_command(ctx, cmd_name) or self._added(ctx).get(cmd_name)
+        package = _ELSEWHERE[self.name or ""].get(cmd_name)
+        if command is None and package is not None:
+            raise click.UsageError(self._way_out(ctx, cmd_name, package))
+        return command
+
+    def _added(self, ctx: click.Context) -> dict[str, click.Command]:
+        root = ctx.find_root().command
+        assert isinstance(root, click.Group)
+        return plugin_commands(registry_of(ctx), root).groups[self.name or ""]
+
+    def _way_out(self, ctx: click.Context, cmd_name: str, package: str) -> str:
+        says = f"`{ctx.command_path} {cmd_name}` comes with {package}, which"
+        if any(plugin.distribution == package for plugin in registry_of(ctx).plugins):
+            return f"{says} is installed but does not offer it: see `toklip plugins`"
+        return f"{says} is not installed: pip install {package}"
+
+
+class ErrorsAsLines(PluginGroup):
+    """The outermost group: users' errors become one line and exit status 1; a bug keeps its traceback."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - as of click
+        """Read the command line; asking plugins for their commands can be interrupted, too."""
+        with _interruption():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command."""
+        try:
+            with _interruption():
+                return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # `toklip ... | head`: click ends quietly.
+        except (ValueError, LookupError, OSError) as error:
+            raise click.ClickException(_one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[None]:
+    """End with one line and 130, a shell's status for Ctrl-C, wherever it comes; click would end with 1."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        click.echo("Interrupted.", err=True)
+        raise click.exceptions.Exit(128 + signal.SIGINT) from error
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, FileExistsError) and error.filename:  # of mkdir, which says "File exists" and no more
+        return f"{error.filename} is a file, and a folder is wanted there; name another one"
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # else the repr of it
+    return one_line(text) or type(error).__name__
+
+
+def registry_of(ctx: click.Context) -> Registry:
+    """Return the plugins that a caller put into the context, else those that are installed."""
+    return ctx.find_object(Registry) or registry()

@@ -1,0 +1,349 @@
+"""The commands that use a TokLIP or a CLIP. Imports click only; the bodies import the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toklip_core.cli.options import COUNT, max_pixels, names_or_files, toklip_names
+
+if TYPE_CHECKING:
+    from toklip_core.model import ModelSpec
+    from toklip_core.plugins import NamedModel
+
+_Command = Callable[..., None]
+
+_MODEL = click.option(
+    "--model",
+    "name",
+    default="toklip-tiny",
+    show_default=True,
+    shell_complete=names_or_files(toklip_names),
+    help="A name that `toklip models` lists, a folder, an official .pt, owner/name on the hub, open_clip:NAME/TAG.",
+)
+_DEVICE = click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_BATCH = click.option(
+    "--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time."
+)
+_DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of both towers; a VQ tokenizer stays in float32.",
+)
+_SPLIT = click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "held-out"]),
+    default="held-out",
+    show_default=True,
+    help="Of the scenes.",
+)
+
+
+def _templates(usual: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--template",
+        "templates",
+        multiple=True,
+        help="A text with {} where the name goes, or openai or simple, the 80 and 7 that open_clip has for ImageNet; "
+        f"several are averaged. {usual}",
+    )
+
+
+@click.command()
+@_JSON
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
+    """List the models that have a name.
+
+    With size, source, licence, and whether they are in the hub's cache. Nothing is downloaded.
+    """
+    from toklip_core.model import models as specs
+    from toklip_core.plugins import Registry, registry
+
+    found = ctx.find_object(Registry) or registry()
+    rows = [*map(_row, specs().values()), *map(_plugin_row, found.models.values())]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        size = f"{row['size'] / 1e9:.1f} GB" if row["size"] >= 1e8 else f"{row['size'] / 1e6:.1f} MB"
+        also = f" (also {', '.join(row['aliases'])})" if row["aliases"] else ""
+        click.echo(f"{row['name']}{also}: {row['summary']}")
+        click.echo(f"    {row['kind']}, {size}, {row['status']}; {row['source'] or row['package']}")
+        click.echo(f"    {row['licence']}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(), shell_complete=names_or_files(toklip_names))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), help="config.json, for sizes that no published model has.")
+@click.option(
+    "--text-tokenizer",
+    "words",
+    type=click.Path(path_type=Path),
+    help="tokenizer.json of the text tower; by default the published model's, from the hub.",
+)
+@_JSON
+def convert(file: str, out: Path, config: Path | None, words: Path | None, as_json: bool) -> None:
+    """Make the model folder OUT of an official FILE.
+
+    The weights become safetensors, those of the VQ tokenizer from inside the file included, and no code in it is run.
+    FILE may also be a name that `toklip models` lists.
+    """
+    from toklip_core.config import validated
+    from toklip_core.files import read_text
+    from toklip_core.model import TOKENIZER_FILE, TextTokenizer, TokLIP, TokLIPConfig
+    from toklip_core.outputs import refuse_output
+    from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE
+
+    if (out / CONFIG_FILE).exists():
+        raise FileExistsError(f"{out} is a model folder already; name another one, or remove it")
+    if out.is_dir():
+        for name in (WEIGHTS_FILE, TOKENIZER_FILE):
+            refuse_output(out / name, [path for path in (file, words) if path is not None], option="the folder of")
+    settings = None if config is None else validated(TokLIPConfig, _json_object(config), config)
+    tokenizer = None if words is None else read_text(words)
+    model = TokLIP.from_pretrained(file, tokenizer=False, config=settings)
+    assert model.text is not None
+    if tokenizer is not None:
+        model.text.tokenizer = TextTokenizer(model.config.text, tokenizer)
+    model.save_pretrained(out)
+    files = {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}
+    missing = [TOKENIZER_FILE] if model.text.tokenizer is None else []
+    if as_json:
+        click.echo(json.dumps({"folder": str(out), "files": files, "missing": missing}, indent=2))
+        return
+    for name, size in files.items():
+        click.echo(f"{out / name}  {size / 1e6:,.1f} MB")
+    if missing:
+        click.echo(
+            f"Missing: {out / TOKENIZER_FILE}, without which texts cannot be read; put the text tokenizer's there, or "
+            "convert with --text-tokenizer",
+            err=True,
+        )
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--labels", help='With commas between them: "red circle,blue square".')
+@click.option("--labels-file", type=click.Path(), help="A file with one in each line.")
+@_templates("Without one, labels are taken as they are.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Labels of each picture.")
+@_MODEL
+@max_pixels
+@_BATCH
+@_DEVICE
+@_JSON
+def classify(
+    pictures: tuple[str, ...],
+    labels: str | None,
+    labels_file: str | None,
+    device: str | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Say which labels PICTURES have: files, folders, globs, tars.
+
+    The percentages are a softmax over the labels, with the temperature that the model was trained with: they say which
+    of these labels fits best, not whether any does.
+    """
+    from toklip_core.devices import default_device
+    from toklip_core.evaluation import classify_pictures, read_labels
+
+    report = classify_pictures(
+        inputs=pictures,
+        labels=read_labels(labels, labels_file),
+        device=device or default_device(),
+        progress=True,
+        **options,
+    )
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if not as_json:
+        click.echo("\n".join([*_unread(report.unreadable), str(report.protocol["probability"])]), err=True)
+
+
+@click.command()
+@click.argument("picture", type=click.Path())
+@click.argument("texts", nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The picture to write; by default PICTURE-explained.png, here."
+)
+@click.option(
+    "--relative", is_flag=True, help="Show each token's cosines less their mean over the texts: where texts differ."
+)
+@_MODEL
+@max_pixels
+@_DEVICE
+@_JSON
+def explain(
+    picture: str,
+    texts: tuple[str, ...],
+    out: Path | None,
+    device: str | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Draw how far each token of PICTURE agrees with each of TEXTS.
+
+    The cosine of every token, pooled alone, with a text becomes a colour over the picture. Each text has a panel, and
+    all have one scale. With --json the numbers are printed, and a picture is written only if --out names it. A token
+    knows its own part of the picture, and what is above it and left of it in its row.
+    """
+    from toklip_core.devices import default_device
+    from toklip_core.evaluation import draw_explanation, explain_picture
+    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
+    from toklip_core.pictures import save_picture
+
+    if out is None and not as_json:
+        out = Path(f"{Path(picture).stem}-explained.png")
+    if out is not None:
+        refuse_output(out, [picture], suffixes=WRITTEN_SUFFIXES)
+    explanation = explain_picture(picture=picture, texts=texts, device=device or default_device(), **options)
+    if out is not None:
+        save_picture(draw_explanation(explanation), out)
+        click.echo(f"written: {out}", err=True)
+    if as_json:
+        click.echo(json.dumps(explanation.as_json()))
+
+
+@click.command()
+@click.argument("where", nargs=-1, metavar="WHERE...")
+@click.argument("text")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="How many pictures.")
+@click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
+@_MODEL
+@max_pixels
+@_BATCH
+@_DEVICE
+@_JSON
+def search(out: Path | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Find the pictures that fit TEXT best.
+
+    WHERE is pictures (files, folders, globs, tars), or a token store, which is searched by its ids. A line for each
+    picture, best first: its cosine with the text, and its name. They rank pictures, and do not say whether any fits.
+    """
+    from toklip_core.devices import default_device
+    from toklip_core.evaluation import draw_search, search_pictures
+    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
+    from toklip_core.pictures import save_picture
+
+    if not options["where"]:
+        raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
+    if out is not None:
+        refuse_output(out, options["where"], suffixes=WRITTEN_SUFFIXES)
+    report = search_pictures(device=device or default_device(), progress=True, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if not as_json:
+        click.echo("\n".join([*_unread(report.unreadable), f"cosines; {report.searched} pictures searched"]), err=True)
+    if out is not None:
+        save_picture(draw_search(report), out)
+        click.echo(f"written: {out}", err=True)
+
+
+@click.command("zero-shot")
+@click.argument("folder", required=False, type=click.Path())
+@click.option("--scenes", type=COUNT, help="Measure on so many scenes of one object, without FOLDER.")
+@_SPLIT
+@click.option("--imagenet", is_flag=True, help="FOLDER has ImageNet's 1000 folders, n01440764 and so on, or 0 to 999.")
+@_templates("By default 'a photo of a {}.', openai with --imagenet, {} with --scenes.")
+@_MODEL
+@max_pixels
+@_BATCH
+@_DTYPE
+@_DEVICE
+@_JSON
+def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Measure how often classes are found by name.
+
+    FOLDER has one folder for each class, with its pictures; --scenes needs none. A class is named after its folder, _
+    being read as a space. Top-1 and top-5 accuracy, what chance gives, and the protocol.
+    """
+    from toklip_core.devices import default_device
+    from toklip_core.evaluation import evaluate_zero_shot
+
+    report = evaluate_zero_shot(device=device or default_device(), progress=True, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+
+
+@click.command()
+@click.argument("pairs", required=False, type=click.Path())
+@click.option("--scenes", type=COUNT, help="Measure on so many captioned scenes, without PAIRS.")
+@_SPLIT
+@click.option("--root", type=click.Path(), help="Where the pictures' paths start from; by default PAIRS's own folder.")
+@click.option("--image", default="image", show_default=True, help="Key of the picture's path in a row.")
+@click.option("--captions", default="captions", show_default=True, help="Key of its captions, a list, or one text.")
+@click.option("--karpathy-split", help="Of Karpathy's dataset_coco.json; test by default.")
+@_MODEL
+@max_pixels
+@_BATCH
+@_DTYPE
+@_DEVICE
+@_JSON
+def retrieval(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Measure recall of pictures and captions.
+
+    PAIRS is a JSONL, CSV or TSV file, {"image": PATH, "captions": [...]} in each line, or Karpathy's dataset_coco.json.
+    R@1, R@5 and R@10 in both directions, what chance gives, and the protocol. Any caption of a picture is a hit.
+    """
+    from toklip_core.devices import default_device
+    from toklip_core.evaluation import evaluate_retrieval
+
+    report = evaluate_retrieval(device=device or default_device(), progress=True, **options)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+
+
+def _row(spec: ModelSpec) -> dict[str, Any]:
+    from toklip_core.model import ALIASES, TINY, TokLIPConfig
+    from toklip_core.weights import CONFIG_FILE
+
+    config = spec.config
+    if config is None and TINY.is_dir():
+        config = TokLIPConfig.model_validate(_json_object(TINY / CONFIG_FILE))
+    return {
+        "name": spec.name,
+        "kind": "TokLIP",
+        "package": "toklip-core",
+        "aliases": [alias for alias, name in ALIASES.items() if name == spec.name],
+        "summary": spec.summary,
+        "size": spec.size,
+        "image_size": None if config is None else config.image_size,
+        "tokens": None if config is None else config.encoder.grid[0] * config.encoder.grid[1],
+        "source": spec.source,
+        "licence": spec.licence,
+        "status": _status(spec),
+    }
+
+
+def _plugin_row(model: NamedModel) -> dict[str, Any]:
+    return {**asdict(model), "aliases": [], "status": _status(model)}
+
+
+def _status(spec: ModelSpec | NamedModel) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    if not spec.source:
+        return "in the package" if spec.size else "not in this build of the package"
+    owner, repository, *file = spec.source.split("/", 2)
+    cached = try_to_load_from_cache(f"{owner}/{repository}", file[0] if file else "config.json")
+    return "cached" if isinstance(cached, str) else "not cached"
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    from toklip_core.files import read_json
+
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object, the config.json of a TokLIP")
+    return values
+
+
+def _unread(unreadable: tuple[str, ...]) -> list[str]:
+    return [f"cannot be read: {line}" for line in unreadable]

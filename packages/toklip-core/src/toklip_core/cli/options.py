@@ -1,0 +1,66 @@
+"""Types of options that several commands have, and names that a shell completes. Imports no more than click."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import click
+from click.shell_completion import CompletionItem
+
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, MOST_WORKERS
+
+#: How many: from 1 on.
+COUNT = click.IntRange(1, LARGEST_COUNT)
+#: How many, or which: from 0 on.
+NUMBER = click.IntRange(0, LARGEST_COUNT)
+#: The side of a picture in pixels: so many that one of this side can be held in memory.
+SIDE = click.IntRange(1, 2**14)
+#: Processes that read pictures; 0 is none beside the one that computes.
+WORKERS = click.IntRange(0, MOST_WORKERS)
+SEED = click.IntRange(0, LARGEST_SEED)
+
+#: The limit of a picture that is read.
+max_pixels = click.option(
+    "--max-pixels",
+    type=click.IntRange(1, LARGEST_MAX_PIXELS),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Width times height above which a picture is not read; one takes up to 19 bytes a pixel.",
+)
+
+_Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def names_or_files(names: Callable[[], Iterable[str]]) -> _Completion:
+    """Return what completes an option that takes a name or a path, for its ``shell_complete``."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        found = [CompletionItem(name) for name in sorted(names()) if name.startswith(begun)]
+        return found or [CompletionItem(begun, type="file")]
+
+    return complete
+
+
+def tokenizer_names() -> list[str]:
+    """Return the names of the VQ tokenizers that the installed plugins offer."""
+    from toklip_core.plugins import registry
+
+    return [*registry().tokenizers]
+
+
+def toklip_names() -> list[str]:
+    """Return the names of the TokLIPs, other names of theirs included."""
+    from toklip_core.model import ALIASES, models
+
+    return [*models(), *ALIASES]
+
+
+def names_of_kind(kind: str) -> Callable[[], list[str]]:
+    """Return what lists the models of a kind of the plugins: see :class:`toklip_core.plugins.NamedModel`."""
+
+    def names() -> list[str]:
+        from toklip_core.plugins import registry
+
+        return [model.name for model in registry().models.values() if model.kind == kind]
+
+    return names

@@ -1,0 +1,60 @@
+from .classes import (
+    class_folders as class_folders,
+    described_templates as described_templates,
+    distinct as distinct,
+    folders_of_keys as folders_of_keys,
+    known_templates as known_templates,
+    named as named,
+    ordered as ordered,
+    read_labels as read_labels,
+)
+from .explain import (
+    Explanation as Explanation,
+    draw_explanation as draw_explanation,
+    explain_picture as explain_picture,
+)
+from .matcher import (
+    TIES as TIES,
+    Matcher as Matcher,
+    cut_protocol as cut_protocol,
+    hit_chances as hit_chances,
+    load_matcher as load_matcher,
+    picture_features as picture_features,
+    refuse_cut_texts as refuse_cut_texts,
+    refuse_unreadable as refuse_unreadable,
+    text_features as text_features,
+    warn_of_unknown_words as warn_of_unknown_words,
+    warn_of_unreadable as warn_of_unreadable,
+)
+from .perceptual import (
+    described_inception as described_inception,
+    load_fid as load_fid,
+    load_inception as load_inception,
+    load_lpips as load_lpips,
+)
+from .reconstruction import (
+    codebook_statistics as codebook_statistics,
+    evaluate_reconstruction as evaluate_reconstruction,
+    evaluate_tokenizer as evaluate_tokenizer,
+)
+from .report import (
+    report_text as report_text,
+    software as software,
+)
+from .retrieval import (
+    evaluate_retrieval as evaluate_retrieval,
+    karpathy_pairs as karpathy_pairs,
+    measure_retrieval as measure_retrieval,
+    recall as recall,
+    table_pairs as table_pairs,
+)
+from .search import (
+    draw_search as draw_search,
+    search_pictures as search_pictures,
+)
+from .zero_shot import (
+    class_features as class_features,
+    classify_pictures as classify_pictures,
+    evaluate_zero_shot as evaluate_zero_shot,
+    measure_zero_shot as measure_zero_shot,
+)

@@ -1,0 +1,181 @@
+"""The names of classes: folders of pictures named after them, labels that are typed, ImageNet, and templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from toklip_core.files import read_text, replace_lone_surrogates
+from toklip_core.pictures import LabelledPictures, Picture, find_pictures, found_pictures
+from toklip_core.ranges import MAX_PIXELS
+
+#: Names that stand for the templates of open_clip: 80, and 7.
+TEMPLATE_SETS = ("openai", "simple")
+
+
+def known_templates(given: Sequence[str]) -> list[str]:
+    """Return templates, names of open_clip's sets replaced: ``openai`` by its 80 for ImageNet, ``simple`` by 7.
+
+    Raises:
+        ValueError: one has no {} for the name, or occurs twice.
+    """
+    found: list[str] = []
+    for template in given:
+        if "{}" not in template and template not in TEMPLATE_SETS:
+            raise ValueError(
+                f"got the template {template!r}; wanted a text with {{}} where the name goes, such as 'a photo of a "
+                f"{{}}.', or one of {', '.join(TEMPLATE_SETS)}"
+            )
+        found += _template_set(template) if template in TEMPLATE_SETS else [template]
+    return distinct(found, "template")
+
+
+def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
+    """Return labels from a text with commas between them, or from a file with one in each line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: both are given or neither, there are no labels, or two are alike.
+    """
+    if (labels is None) == (file is None):
+        raise ValueError("name the labels, or a file with one in each line, and not both (--labels, --labels-file)")
+    if file is None:
+        return distinct([label.strip() for label in (labels or "").split(",")], "label")
+    lines = read_text(file).splitlines()
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise ValueError(f"{file} has no label; wanted one in each line")
+    return distinct(found, "label")
+
+
+def class_folders(
+    folder: Path | str, *, imagenet: bool = False, max_pixels: int = MAX_PIXELS
+) -> LabelledPictures:
+    """Return the pictures of a folder that has one folder for each class, in the order of :func:`ordered`.
+
+    A class is named after its folder, _ being read as a space; one without pictures is a candidate all the same.
+    Files beside the folders of classes are not looked at, nor is what begins with a dot.
+
+    Args:
+        folder: FOLDER/CLASS/PICTURE, and deeper; a tar of pictures is a folder of them.
+        imagenet: the 1000 folders are ImageNet's, named n01440764 and so on, or 0 to 999; the names are open_clip's.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no folder in it, or no picture.
+        ValueError: two classes have one name, or the folders are not those of ImageNet.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; wanted one with a folder of pictures for each class")
+    by_name = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    found = [by_name[name] for name in ordered(by_name)]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no folders; wanted one for each class, with pictures in it")
+    if imagenet:
+        names = _imagenet_names(folder, found)
+    else:
+        names = distinct([named(path.name) for path in found], "class")
+    pictures: list[Picture] = []
+    labels: list[int] = []
+    for label, path in enumerate(found):
+        inside = _pictures_in(path, max_pixels)
+        pictures += inside
+        labels += [label] * len(inside)
+    if not pictures:
+        raise FileNotFoundError(f"no picture in any of the {len(found)} folders of {folder}")
+    return LabelledPictures(names, pictures, labels)
+
+
+def ordered(folders: Iterable[str]) -> list[str]:
+    """Return the folders of classes in the order of their numbers: sorted, as numbers if all are numbers."""
+    found = sorted(folders)
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
+
+
+def named(folder: str) -> str:
+    """Return the name of the class of a folder: _ is read as a space."""
+    return folder.replace("_", " ")
+
+
+def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
+    """Return the folder of the class of each picture of a store, by the rule of :func:`class_folders`.
+
+    What all keys have in common is FOLDER, and the folder below it is the class, however deep in it the picture lies.
+    If all pictures lie in one folder, that is the class.
+
+    Args:
+        keys: of pictures, posix paths.
+        what: names the store, for messages.
+
+    Raises:
+        ValueError: a picture lies in no folder of a class.
+    """
+    folders = [key.split("/")[:-1] for key in keys]
+    first, last = min(folders), max(folders)
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    if first == last:
+        common -= 1
+    for key, folder in zip(keys, folders, strict=True):
+        if not 0 <= common < len(folder):
+            raise ValueError(f"{key!r} of {what} lies in no folder of a class; encode FOLDER/CLASS/PICTURE")
+    return [folder[common] for folder in folders]
+
+
+def described_templates(templates: Sequence[str]) -> str:
+    """Return templates as one line for a protocol; a whole set by its name."""
+    for name in TEMPLATE_SETS:
+        if len(templates) > 1 and list(templates) == _template_set(name):
+            return f"{name}, the {len(templates)} of open_clip"
+    return " | ".join(templates)
+
+
+def distinct(texts: Sequence[str], kind: str) -> list[str]:
+    """Return texts, whole characters alone; ValueError if there are none, or one is empty or occurs twice.
+
+    Args:
+        texts: of any number.
+        kind: what they are, for the message.
+    """
+    texts = list(map(replace_lone_surrogates, texts))
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError(f"got {texts}; wanted one {kind} or more, and none of them empty")
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise ValueError(f"the {kind} {text!r} occurs twice; each must differ from all others")
+        seen.add(text)
+    return texts
+
+
+def _pictures_in(folder: Path, max_pixels: int) -> list[Picture]:
+    try:
+        return found_pictures(find_pictures([folder], max_pixels=max_pixels))
+    except FileNotFoundError:
+        return []
+
+
+def _imagenet_names(folder: Path, classes: Sequence[Path]) -> list[str]:
+    """open_clip's names, which are in the order of ImageNet's sorted synsets."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    wanted = "wanted ImageNet's 1000, named n01440764 and so on, or 0 to 999"
+    if len(classes) != len(IMAGENET_CLASSNAMES):
+        raise ValueError(f"{folder} has {len(classes)} folders; {wanted}")
+    synsets = [path.name for path in classes if re.fullmatch(r"n\d{8}", path.name)]
+    numbers = [path.name for path in classes if re.fullmatch(r"\d+", path.name)]
+    if len(synsets) < len(classes) and {int(number) for number in numbers} != set(range(len(classes))):
+        odd = next((path.name for path in classes if path.name not in {*synsets, *numbers}), classes[0].name)
+        raise ValueError(f"{folder} has folders such as {odd!r}; {wanted}")
+    return list(IMAGENET_CLASSNAMES)
+
+
+def _template_set(name: str) -> list[str]:
+    from open_clip import zero_shot_metadata
+
+    functions = {
+        "openai": zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES,
+        "simple": zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES,
+    }
+    return [template("{}") for template in functions[name]]

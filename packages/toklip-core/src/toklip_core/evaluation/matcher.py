@@ -1,0 +1,249 @@
+"""Pictures and texts in one space, by any model that has both: features, ranks, and the words around the figures.
+
+A :class:`Matcher` is a TokLIP, a CLIP, or another model with the same few members: a student and its teacher are
+measured by the same code.
+
+Shape letters: B batch, S picture side, T texts, E joint space, Q queries, C candidates.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toklip_core.devices import Dtype, refuse_missing_device
+from toklip_core.files import one_line
+from toklip_core.finite import refuse_not_finite, rows_named
+from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
+from toklip_core.pictures import Picture, PictureError, Resize, to_pixels
+from toklip_core.weights import weights_checksum
+
+#: How candidates of equal score are counted, for protocols.
+TIES = "candidates of equal score count as in a random order, on the average"
+_TEXTS = 256
+
+#: Unknown words that a warning names.
+_NAMED = 10
+
+#: Threads that read pictures to see whether they can be read.
+_READERS = 4
+_log = logging.getLogger(__name__)
+
+
+class Preprocessing(Protocol):
+    """How a picture becomes what a model takes."""
+
+    @property
+    def image_size(self) -> int:
+        """S."""
+
+    @property
+    def resize(self) -> Resize:
+        """See :func:`toklip_core.pictures.resized`."""
+
+
+class Matcher(Protocol):
+    """A model of pictures and texts."""
+
+    @property
+    def config(self) -> Preprocessing:
+        """Its preprocessing."""
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logarithm of what cosines are multiplied by, (); it lies on the model's device."""
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1]."""
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features (T, E), float32."""
+
+
+def load_matcher(
+    name: Path | str, *, device: torch.device | str = "cpu", dtype: Dtype = "float32"
+) -> tuple[Matcher, dict[str, str]]:
+    """Return a model (see :func:`toklip_core.model.load_model`) on a device, and what a protocol says of it.
+
+    Raises:
+        ValueError: there is no such device, or the weights do not fit.
+        LookupError, FileNotFoundError: as ``load_model``.
+    """
+    refuse_missing_device(device)
+    model = load_model(name).eval()
+    # Before the dtype changes, so that it is the checksum of the file.
+    protocol = {"model": str(name), "weights": f"sha256 {weights_checksum(model)}"}
+    if isinstance(model, TokLIP):
+        protocol["tokenizer"] = f"{model.config.tokenizer}, sha256 {weights_checksum(cast(nn.Module, model.tokenizer))}"
+    size = model.config.image_size
+    protocol |= {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}, resize {model.config.resize}"}
+    return model.to(device, getattr(torch, dtype)), protocol
+
+
+def refuse_unreadable(pictures: Iterable[Picture]) -> None:
+    """Read held-out pictures, each of them once, before a run begins that is evaluated on them.
+
+    Raises:
+        ValueError: some cannot be read; it says how many, and names the first.
+    """
+    distinct = {picture.name: picture for picture in pictures}
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as readers:
+        problems = [problem for problem in readers.map(_problem, distinct.values()) if problem]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(distinct)} held-out pictures cannot be read, the first is {problems[0]}; mend "
+            "them, or leave them out"
+        )
+
+
+def _problem(picture: Picture) -> str | None:
+    try:
+        picture.read()
+    except PictureError as error:
+        return f"{picture.name}: {error}"
+    return None
+
+
+def warn_of_unreadable(unreadable: Sequence[str]) -> None:
+    """Log how many held-out pictures could not be read during a run, "name: reason" each, and the first."""
+    if unreadable:
+        _log.warning("%d held-out pictures are in no figure; the first is %s", len(unreadable), unreadable[0])
+
+
+@torch.no_grad()
+def picture_features(
+    model: Matcher,
+    pictures: Sequence[Picture],
+    unreadable: list[str],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the places in ``pictures`` of a batch, and their unit features (B, E), float32, on the model's device.
+
+    Args:
+        model: its config says how a picture is resized.
+        pictures: read one batch at a time.
+        unreadable: those that cannot be read are added here, "name: reason".
+        batch_size: pictures at a time. It changes no feature beyond the rounding of floats.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        ValueError: no picture can be read, or a feature is not finite.
+    """
+    places: list[int] = []
+    pixels: list[Tensor] = []
+
+    def batch() -> tuple[list[int], Tensor]:
+        with rows_named([pictures[place].name for place in places]):
+            features = model.image_features(torch.stack(pixels).to(model.logit_scale.device))
+            refuse_not_finite(features, "the model's feature")  # a Matcher may be anybody's
+        return places, features
+
+    seen = 0
+    for place, picture in enumerate(tqdm(pictures, unit=" pictures", disable=None if progress else True)):
+        try:
+            pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
+        except PictureError as error:
+            unreadable.append(f"{picture.name}: {error}")
+            continue
+        places.append(place)
+        seen += 1
+        if len(places) == batch_size:
+            yield batch()
+            places, pixels = [], []
+    if places:
+        yield batch()
+    if not seen:
+        first = f"; the first is {unreadable[0]}" if unreadable else ""
+        raise ValueError(f"none of {len(pictures)} pictures can be read{first}")
+
+
+def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = False) -> Tensor:
+    """Return unit features (T, E), float32, of texts; give each text once.
+
+    Raises:
+        LookupError, FileNotFoundError: the model has no text tower, or its tokenizer is missing.
+        ValueError: there is no text, or a feature is not finite.
+    """
+    if not texts:
+        raise ValueError("got no text; name at least one")
+    if isinstance(tower := getattr(model, "text", None), TextTower):
+        warn_of_unknown_words(tower, texts)
+    found = []
+    for start in tqdm(range(0, len(texts), _TEXTS), unit_scale=_TEXTS, unit=" texts", disable=_hidden(texts, progress)):
+        chunk = texts[start : start + _TEXTS]
+        with rows_named(chunk):
+            found.append(model.text_features(chunk))
+            refuse_not_finite(found[-1], "the model's feature", "text")
+    return torch.cat(found)
+
+
+def refuse_cut_texts(model: Matcher, texts: Sequence[str]) -> None:
+    """ValueError that names the first of some texts of which the model would read the beginning alone."""
+    if (tokenizer := _tokenizer_of(model)) and (cut := tokenizer.cut_texts(texts)):
+        (length,) = tokenizer.lengths(cut[:1])
+        raise ValueError(
+            f"the text {one_line(cut[0], longest=80)!r} has {length} tokens, and the model reads "
+            f"{tokenizer.config.context_length}: it would be cut; shorten it"
+        )
+
+
+def cut_protocol(model: Matcher, texts: Sequence[str]) -> dict[str, str | int]:
+    """Return what a protocol says of texts that are cut: {"cut": ...}; empty if none is."""
+    if (tokenizer := _tokenizer_of(model)) and (cut := tokenizer.cut_texts(texts)):
+        limit = tokenizer.config.context_length
+        return {"cut": f"{len(cut)} of {len(texts)} texts, after the {limit} tokens that the model reads"}
+    return {}
+
+
+def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
+    """Name, in the log, the words that the tower's tokenizer has no id for."""
+    if tower.tokenizer is not None and (unknown := tower.tokenizer.unknown_words(texts)):
+        more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        named = ", ".join(unknown[:_NAMED]) + more
+        _log.warning("words that the model does not know, and takes for one another: %s", named)
+
+
+def hit_chances(scores: Tensor, own: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Return, for each query and rank k, the chance that one of its own candidates is among the first k: (Q, K).
+
+    It is 1 or 0 unless scores are equal. Candidates of equal score are taken to be in random order: a model that scores
+    all alike reaches exactly what guessing does, where a stable sort would let it be always right or always wrong.
+
+    Args:
+        scores: (Q, C).
+        own: (Q, C), bool; at least one in each row.
+        ranks: K of them.
+    """
+    best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    ahead = (scores > best).sum(1)
+    tied = ((scores == best) & ~own).sum(1).double()
+    mine = ((scores == best) & own).sum(1).double()
+    chances = []
+    for rank in ranks:
+        # The places that are left, one after another: each may go to one of the others that are tied.
+        left = rank - ahead
+        missed = torch.ones_like(tied)
+        for taken in range(rank):
+            another = (tied - taken).clamp(min=0) / (tied + mine - taken).clamp(min=1)
+            missed = torch.where(taken < left, missed * another, missed)
+        chances.append(1 - missed)
+    return torch.stack(chances, dim=1)
+
+
+def _tokenizer_of(model: Matcher) -> TextTokenizer | None:
+    tower = getattr(model, "text", None)
+    return tower.tokenizer if isinstance(tower, TextTower) else None
+
+
+def _hidden(texts: Sequence[str], progress: bool) -> bool | None:
+    return None if progress and len(texts) > _TEXTS else True

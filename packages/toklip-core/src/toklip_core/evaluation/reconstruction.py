@@ -1,0 +1,270 @@
+"""How well a tokenizer reconstructs pictures: PSNR, SSIM, LPIPS, rFID, and how it uses its codebook.
+
+The figures are torchmetrics' (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks: see
+:mod:`toklip_core.evaluation.perceptual`. A figure without its protocol means nothing, so a report holds both.
+
+Shape letters: B batch, H and W picture sides, K codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toklip_core.devices import refuse_missing_device
+from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
+from toklip_core.finite import refuse_pixels
+from toklip_core.pictures import PictureError, Resize, Source, entries, find_pictures, normalized, to_levels, to_pixels
+from toklip_core.plugins import load_tokenizer, tokenizer_spec
+from toklip_core.ranges import MAX_PIXELS
+from toklip_core.scenes import Scenes
+from toklip_core.weights import weights_checksum
+
+if TYPE_CHECKING:
+    from toklip_core.plugins import VQTokenizer
+
+__all__ = [
+    "LPIPSNet",
+    "ReconstructionReport",
+    "codebook_statistics",
+    "evaluate_reconstruction",
+    "evaluate_tokenizer",
+    "load_lpips",
+]
+
+_SSIM_WINDOW = 11
+
+_REFERENCE = {
+    "crop": "centre crops of the inputs themselves; halved by a box filter while twice the size, then bicubic",
+    "squash": "the inputs themselves, squashed to a square, bicubic",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionReport:
+    """The figures of a tokenizer over a set of pictures, and the protocol they were taken by."""
+
+    #: Mean over pictures of 10 log10(1 / MSE), dB; infinite if a picture came back exactly.
+    psnr: float
+    #: Mean over pictures, in [-1, 1].
+    ssim: float
+    #: Mean over pictures, 0 for equal ones; None if left out.
+    lpips: float | None
+    #: Fréchet distance of Inception features between the pictures and their reconstructions; None if left out.
+    rfid: float | None
+    #: Share of the codebook's rows that occur, in (0, 1].
+    codebook_usage: float
+    #: exp(entropy) of the frequencies of the rows, in [1, K].
+    perplexity: float
+    #: Figure -> why it is missing and how to get it.
+    left_out: dict[str, str]
+    #: How the figures were taken.
+    protocol: dict[str, str | int]
+    #: Inputs that are no readable picture, each with the reason: they are in no figure.
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data. JSON has no infinity: an infinite PSNR becomes None, and ``left_out`` says so."""
+        data = asdict(self)
+        if math.isinf(self.psnr):
+            data["psnr"] = None
+            data["left_out"]["psnr"] = "infinite: a picture came back exactly"
+        return data
+
+    def as_text(self) -> str:
+        """Return a table for people: figures, then the protocol, then what could not be read."""
+        figures = {
+            "PSNR": f"{self.psnr:.3f} dB",
+            "SSIM": f"{self.ssim:.4f}",
+            "LPIPS": f"left out: {self.left_out.get('lpips')}" if self.lpips is None else f"{self.lpips:.4f}",
+            "rFID": f"left out: {self.left_out.get('rfid')}" if self.rfid is None else f"{self.rfid:.3f}",
+            "codebook usage": f"{self.codebook_usage:.2%}",
+            "perplexity": f"{self.perplexity:.1f}",
+        }
+        lines = [f"{name:<16}{text}" for name, text in figures.items()]
+        lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in self.protocol.items())]
+        if self.unreadable:
+            lines += ["", f"Unreadable, in no figure: {len(self.unreadable)}"]
+            lines += [f"  {line}" for line in self.unreadable]
+        return "\n".join(lines)
+
+
+def evaluate_tokenizer(
+    name: str,
+    inputs: Iterable[Path | str] = (),
+    *,
+    scenes: int | None = None,
+    split: str = "held-out",
+    weights: Path | str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    lpips: LPIPSNet = "alex",
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 16,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> ReconstructionReport:
+    """Measure a registered tokenizer on pictures, or on generated scenes: what ``toklip evaluate reconstruction`` does.
+
+    Pictures that cannot be read are listed in the report and left out.
+
+    Args:
+        name: of the tokenizer.
+        inputs: files, folders, globs, tars, as for ``toklip encode``; or none, with ``scenes``.
+        scenes: how many scenes of seed 0 to measure on.
+        split: of the scenes.
+        weights: a file or folder in place of the published or shipped weights.
+        image_size: side of the pictures; None: what the tokenizer was trained at.
+        resize: how a picture becomes a square.
+        lpips: the backbone of LPIPS.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        dtype: what the tokenizer's towers compute in; codes are searched in float32 in any case.
+        device: where to compute.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError: an input or the weights are not there.
+        LookupError: no tokenizer has the name, or the extra is not installed.
+        ValueError: there are inputs and scenes or neither, no picture can be read, or the size does not fit.
+    """
+    inputs = list(inputs)
+    if bool(inputs) == bool(scenes):
+        raise ValueError(f"got {len(inputs)} inputs and {scenes or 0} scenes; name pictures or a number of scenes")
+    require_evaluate_extra()
+    refuse_missing_device(device)
+    size = tokenizer_spec(name).image_size if image_size is None else image_size
+    unreadable: list[str] = []
+    if inputs:
+        pictures = _pictures(find_pictures(inputs, max_pixels=max_pixels), size, resize, unreadable)
+        source = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
+    else:
+        pictures = _drawn(Scenes(scenes or 0, split=split, size=size))
+        source = {"inputs": f"{scenes} scenes of {split}, seed 0", "reference set": "the scenes, drawn at this size"}
+    tokenizer = load_tokenizer(name, weights)
+    if size % tokenizer.downsample_factor:
+        raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
+    module = cast(nn.Module, tokenizer)
+    # Before the dtype changes, so that it is the checksum in token stores too.
+    named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
+    module.to(device, getattr(torch, dtype))
+    computed = {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}"}
+    with tqdm(pictures, unit=" pictures", total=scenes, disable=None if progress else True) as seen:
+        report = evaluate_reconstruction(tokenizer, seen, lpips=lpips, batch_size=batch_size, device=device)
+    return replace(report, protocol={**named, **computed, **source, **report.protocol}, unreadable=tuple(unreadable))
+
+
+def evaluate_reconstruction(
+    tokenizer: VQTokenizer,
+    pictures: Iterable[Tensor],
+    *,
+    lpips: LPIPSNet = "alex",
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+) -> ReconstructionReport:
+    """Encode and decode pictures, and compare what comes back with what went in.
+
+    One pass, in memory that does not grow with the number of pictures. Both sides are rounded to 8 bits, as a file
+    would hold them. LPIPS and rFID are left out where their networks are not in the torch hub cache.
+
+    Args:
+        tokenizer: on ``device``.
+        pictures: each (3, H, W) in [-1, 1], all of one size.
+        lpips: the backbone of LPIPS.
+        batch_size: pictures at a time. It changes no figure beyond what it changes in the floats of the networks.
+        device: where to compute.
+
+    Raises:
+        LookupError: the extra is not installed.
+        ValueError: there is no picture, or one of another size, or one below 11 x 11, or a pixel is an integer, NaN or
+            infinite, also one that came back.
+    """
+    require_evaluate_extra()
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    perceptual: PerceptualFigures | None = None
+    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
+    seen, psnr, ssim = 0, 0.0, 0.0
+    for batch in _batches(pictures, batch_size):
+        refuse_pixels(batch)
+        perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), device)
+        ids = tokenizer.encode(batch.to(device))
+        counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
+        inputs, outputs = to_levels(batch.to(device)), to_levels(tokenizer.decode(ids))
+        # One by one: on a CPU quicker than a batch, and a sum cannot depend on the batch size.
+        for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
+            psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
+            ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
+        perceptual.add(inputs, outputs)
+        seen += len(batch)
+    if perceptual is None:
+        raise ValueError("got no picture to evaluate; name at least one that can be read")
+    usage, perplexity = codebook_statistics(counts)
+    return ReconstructionReport(
+        psnr=psnr / seen,
+        ssim=ssim / seen,
+        lpips=perceptual.lpips(),
+        rfid=perceptual.rfid(),
+        codebook_usage=usage,
+        perplexity=perplexity,
+        left_out=perceptual.left_out,
+        protocol=_protocol(seen, counts) | perceptual.protocol,
+    )
+
+
+def codebook_statistics(counts: Tensor) -> tuple[float, float]:
+    """Return usage, the share of rows with a count, and perplexity, exp(entropy), of counts (K,), int64, not all 0."""
+    used = counts[counts > 0].double()
+    frequencies = used / used.sum()
+    return len(used) / len(counts), math.exp(-(frequencies * frequencies.log()).sum().item())
+
+
+def _pictures(sources: list[Source], size: int, resize: Resize, unreadable: list[str]) -> Iterator[Tensor]:
+    for entry in entries(sources):
+        try:
+            yield to_pixels(entry.image(), size, resize)
+        except PictureError as error:
+            unreadable.append(f"{entry.key}: {error}")
+
+
+def _drawn(scenes: Scenes) -> Iterator[Tensor]:
+    return (normalized(torch.from_numpy(scene.pixels).movedim(-1, 0)) for scene in scenes)
+
+
+def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Stack pictures (3, H, W) into (B, 3, H, W), B <= size; refuse what cannot be compared."""
+    waiting: list[Tensor] = []
+    for picture in pictures:
+        if min(picture.shape[-2:]) < _SSIM_WINDOW:
+            raise ValueError(f"got pictures of {min(picture.shape[-2:])} px; SSIM needs {_SSIM_WINDOW} px")
+        if waiting and picture.shape != waiting[0].shape:
+            shapes = f"{tuple(waiting[0].shape)} and {tuple(picture.shape)}"
+            raise ValueError(f"got pictures of {shapes}; resize them to one size")
+        waiting.append(picture)
+        if len(waiting) == size:
+            yield torch.stack(waiting)
+            waiting = []
+    if waiting:
+        yield torch.stack(waiting)
+
+
+def _protocol(pictures: int, counts: Tensor) -> dict[str, str | int]:
+    return {
+        "pictures": pictures,
+        "values": "pictures and reconstructions rounded to 8 bits, RGB, data range 1",
+        "psnr": "mean over pictures of 10 log10(1 / MSE), in dB",
+        "ssim": f"mean over pictures, Gaussian window {_SSIM_WINDOW} x {_SSIM_WINDOW} of sigma 1.5, "
+        "borders mirrored, k1 0.01, k2 0.03",
+        "rfid": "between the reference set and its reconstructions",
+        "codebook": f"{counts.sum()} ids counted, {len(counts)} rows",
+        "software": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity", "torch")),
+    }

@@ -1,0 +1,260 @@
+"""Retrieval: the captions of a picture among all captions, and the picture of a caption among all pictures.
+
+R@k from pictures to texts is the share of pictures of which any caption is among the first k; from texts to pictures
+it is the share of captions whose own picture is.
+
+Source: Karpathy and Li, https://arxiv.org/abs/1412.2306, section 4.2, and the splits that they published.
+
+Shape letters: N pictures, T captions, U distinct texts among them, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toklip_core.captioned import CaptionedTable, PictureTable
+from toklip_core.devices import Dtype
+from toklip_core.evaluation.matcher import (
+    TIES,
+    Matcher,
+    cut_protocol,
+    hit_chances,
+    load_matcher,
+    picture_features,
+    text_features,
+)
+from toklip_core.evaluation.report import report_text, software
+from toklip_core.files import captions_in, nulls_in, parsed, read_text, warn_of_nulls
+from toklip_core.pictures import Captioned, Entry, Picture
+from toklip_core.ranges import MAX_PIXELS
+from toklip_core.scenes import Scenes
+from toklip_core.scenes.pictures import scene_pairs
+
+RANKS = (1, 5, 10)
+
+# Scores that are held at a time: 64 MB, and a few times that while they are ranked.
+_SCORES = 2**24
+
+# So many pictures are looked for before their root is taken to be wrong.
+_LOOKED_FOR = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalReport:
+    """Recall in both directions, and the protocol it was taken by. Keys are R@1, R@5 and R@10."""
+
+    image_to_text: dict[str, float]
+    text_to_image: dict[str, float]
+    #: What a model that scores all alike reaches.
+    chance_image_to_text: dict[str, float]
+    chance_text_to_image: dict[str, float]
+    #: How the figures were taken.
+    protocol: dict[str, str | int]
+    #: Pictures that cannot be read, each with the reason: neither they nor their captions are in a figure.
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return a table for people."""
+        rows = {
+            "image to text": self.image_to_text,
+            "  chance": self.chance_image_to_text,
+            "text to image": self.text_to_image,
+            "  chance ": self.chance_text_to_image,
+        }
+        figures = [["", *self.image_to_text]]
+        figures += [[name, *(f"{value:.2%}" for value in row.values())] for name, row in rows.items()]
+        return report_text(figures, self.protocol, self.unreadable)
+
+
+def evaluate_retrieval(
+    name: Path | str,
+    pairs: Path | str | None = None,
+    *,
+    scenes: int | None = None,
+    split: str = "held-out",
+    root: Path | str | None = None,
+    image: str = "image",
+    captions: str = "captions",
+    karpathy_split: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    dtype: Dtype = "float32",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> RetrievalReport:
+    """Measure a model on captioned pictures, or on scenes: what ``toklip evaluate retrieval`` does.
+
+    Args:
+        name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
+        pairs: a JSONL, CSV or TSV file with a picture in each row, or Karpathy's dataset_coco.json (NAME.json).
+        scenes: in place of a file, how many scenes of seed 0, each with its four captions.
+        split: of the scenes.
+        root: the folder that paths of pictures start from; None: that of the file.
+        image: key of the picture's path in a row.
+        captions: key of its captions, a list, or one text.
+        karpathy_split: of a Karpathy file; None: "test".
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        dtype: of both towers; a VQ tokenizer stays in float32.
+        device: where to compute.
+        progress: show bars on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError: the file, its pictures, or a file of the model is not there.
+        LookupError: there is no such model, or it has no text tower.
+        ValueError: there is both a file and scenes or neither, the file is malformed, or no picture can be read.
+    """
+    if (pairs is None) == (scenes is None):
+        raise ValueError(f"got the file {pairs} and {scenes} scenes; name either a file of captions, or a number")
+    found, inputs = None, f"{scenes} scenes of {split}, seed 0"
+    if pairs is not None:
+        path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
+        inputs = str(path)
+        if path.suffix.lower() == ".json":
+            found = karpathy_pairs(path, karpathy_split or "test", folder, max_pixels=max_pixels)
+            inputs += f", Karpathy's split {karpathy_split or 'test'}"
+        elif karpathy_split is not None:
+            raise ValueError(f"got a Karpathy split for {path}; it belongs to a file such as dataset_coco.json")
+        else:
+            found = table_pairs(path, folder, image=image, captions=captions, max_pixels=max_pixels)
+    model, protocol = load_matcher(name, device=device, dtype=dtype)
+    if found is None:
+        found = scene_pairs(Scenes(scenes or 0, split=split, size=model.config.image_size))
+    report = measure_retrieval(model, found, batch_size=batch_size, progress=progress)
+    return replace(report, protocol={**protocol, "inputs": inputs, **report.protocol})
+
+
+def measure_retrieval(
+    model: Matcher, pairs: Sequence[Captioned], *, batch_size: int = 32, progress: bool = False
+) -> RetrievalReport:
+    """Return the recall of a model over captioned pictures; arguments and errors as :func:`evaluate_retrieval`."""
+    distinct = list(dict.fromkeys(text for pair in pairs for text in pair.captions))
+    texts = text_features(model, distinct, progress=progress).cpu()
+    unreadable: list[str] = []
+    read: list[int] = []
+    features = []
+    pictures = [pair.picture for pair in pairs]
+    for places, batch in picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress):
+        read += places
+        features.append(batch.cpu())
+    place = {text: i for i, text in enumerate(distinct)}
+    captions = [(place[text], i) for i, pair in enumerate(read) for text in pairs[pair].captions]
+    text_of, picture_of = torch.tensor(captions).T
+    images = torch.cat(features)
+    forward, back = recall(images, texts, text_of, picture_of)
+    # A model that scores all alike.
+    chance_forward, chance_back = recall(images[:, :1] * 0, texts[:, :1] * 0, text_of, picture_of)
+    return RetrievalReport(
+        image_to_text=forward,
+        text_to_image=back,
+        chance_image_to_text=chance_forward,
+        chance_text_to_image=chance_back,
+        protocol={
+            "pictures": len(read),
+            "captions": len(captions),
+            **cut_protocol(model, distinct),
+            "image to text": "a hit if any caption of the picture is among the first k",
+            "text to image": f"a hit if its own picture is among the first k; {_shared(captions)}",
+            "ties": TIES,
+            "software": software(),
+        },
+        unreadable=tuple(unreadable),
+    )
+
+
+def recall(
+    images: Tensor, texts: Tensor, text_of: Tensor, picture_of: Tensor
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return R@1, R@5 and R@10 from pictures to captions, and from captions to pictures.
+
+    Args:
+        images: (N, E), unit norm.
+        texts: (U, E), unit norm.
+        text_of: (T,), int64: for each caption, its row of ``texts``.
+        picture_of: (T,), int64: for each caption, the row of its picture; every picture has one or more.
+    """
+    forward, back = [], []
+    numbers = torch.arange(len(images))
+    for rows in torch.split(numbers, max(1, _SCORES // len(text_of))):
+        scores = (images[rows] @ texts.T)[:, text_of]
+        forward.append(hit_chances(scores, picture_of == rows[:, None], RANKS))
+    for columns in torch.split(torch.arange(len(text_of)), max(1, _SCORES // len(images))):
+        scores = texts[text_of[columns]] @ images.T
+        back.append(hit_chances(scores, picture_of[columns, None] == numbers, RANKS))
+    first, second = (torch.cat(hits).mean(0).tolist() for hits in (forward, back))
+    names = [f"R@{rank}" for rank in RANKS]
+    return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
+
+
+def table_pairs(
+    file: Path, root: Path, *, image: str = "image", captions: str = "captions", max_pixels: int = MAX_PIXELS
+) -> list[Captioned]:
+    """Return the pictures of a JSONL, CSV or TSV file, each once, with the captions of all rows that name it.
+
+    Rows without a caption are left out.
+
+    Raises:
+        FileNotFoundError: the file or its pictures are not there.
+        ValueError: it is no such table, or has no such key.
+    """
+    table = PictureTable(CaptionedTable(kind="table", table=file, root=root, image=image, caption=captions))
+    return [Captioned(_picture(Path(table.place(i)), max_pixels), table.captions(i)) for i in range(len(table))]
+
+
+def karpathy_pairs(
+    file: Path, split: str, root: Path, *, max_pixels: int = MAX_PIXELS
+) -> list[Captioned]:
+    """Return the pictures of a split of Karpathy's dataset_coco.json or dataset_flickr30k.json, all captions of each.
+
+    Raises:
+        FileNotFoundError: the file is not there, or the pictures are not below ``root``.
+        ValueError: it is no such file, or has no such split.
+    """
+    text = read_text(file)
+    try:
+        rows = parsed(text, str(file))["images"]
+        splits = sorted({row["split"] for row in rows})
+        texts: dict[Path, list[str]] = {}
+        nulls = 0
+        for row in (row for row in rows if row["split"] == split):
+            raw = [sentence["raw"] for sentence in row["sentences"]]
+            nulls += nulls_in(raw)
+            if captions := captions_in(raw, f"'raw' of {row['filename']!r}"):
+                texts.setdefault(root / row.get("filepath", "") / row["filename"], []).extend(captions)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is no file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
+            "filename, split and sentences"
+        ) from error
+    found = [Captioned(_picture(path, max_pixels), captions) for path, captions in texts.items()]
+    warn_of_nulls(nulls, str(file))
+    if not found:
+        raise ValueError(f"{file} has no pictures of the split {split!r}; it has {', '.join(splits) or 'none'}")
+    if not any(Path(pair.picture.name).is_file() for pair in found[:_LOOKED_FOR]):
+        raise FileNotFoundError(
+            f"the pictures of {file} are not below {root}, the first is {found[0].picture.name}; name their root"
+        )
+    return found
+
+
+def _picture(path: Path, max_pixels: int) -> Picture:
+    return Picture(str(path), Entry(path.name, path, max_pixels=max_pixels).image)
+
+
+def _shared(captions: Sequence[tuple[int, int]]) -> str:
+    """What captions of several pictures cost even a perfect model."""
+    pictures = Counter(text for text, _ in set(captions))
+    several = sum(pictures[text] > 1 for text, _ in captions)
+    best = sum(1 / pictures[text] for text, _ in captions) / len(captions)
+    return f"{several} captions are those of other pictures too, so R@1 is {best:.2%} at most"

@@ -1,0 +1,206 @@
+"""The pictures that fit a text best, among files or in a token store: what ``toklip search`` does.
+
+A picture and a text agree by the cosine of their features. Ids are all that a store needs to be searched by: the model
+makes features of them, and takes those that are stored if they are its own.
+
+Shape letters: B batch, E joint space.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toklip_core.evaluation.classes import distinct
+from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
+from toklip_core.evaluation.report import software
+from toklip_core.finite import refuse_not_finite, rows_named
+from toklip_core.model import TokLIP
+from toklip_core.pictures import (
+    PANEL_SIDE,
+    Picture,
+    Resize,
+    find_pictures,
+    found_pictures,
+    picture_sheet,
+    resized,
+    to_picture,
+)
+from toklip_core.ranges import MAX_PIXELS
+from toklip_core.store import TokenStore, part_paths
+from toklip_core.weights import weights_checksum
+
+
+class Hit(NamedTuple):
+    """A picture that was found."""
+
+    #: Its file, its name in a tar, or its key in a store, which gives it back from its ids.
+    picture: Picture
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The pictures that fit a text best."""
+
+    text: str
+    #: Best first; of equal ones, that which was listed first.
+    hits: tuple[Hit, ...]
+    #: How many were looked at.
+    searched: int
+    #: How the model takes pictures.
+    resize: Resize
+    protocol: dict[str, str]
+    #: Pictures that cannot be read, each with the reason.
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "text": self.text,
+            "pictures": [{"picture": hit.picture.name, "cosine": hit.cosine} for hit in self.hits],
+            "searched": self.searched,
+            "protocol": self.protocol,
+            "unreadable": list(self.unreadable),
+        }
+
+    def as_text(self) -> str:
+        """Return a line of cosine and name for each picture."""
+        return "\n".join(f"{hit.cosine:7.4f}  {hit.picture.name}" for hit in self.hits)
+
+
+def search_pictures(
+    name: Path | str,
+    where: Sequence[Path | str],
+    text: str,
+    *,
+    top: int = 5,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Search:
+    """Return the pictures whose features have the greatest cosine with that of a text.
+
+    Args:
+        name: of a model, or its folder; for a store a TokLIP over the tokenizer that the store was made with.
+        where: files, folders, globs, tars (see :func:`toklip_core.pictures.find_pictures`), or one token store.
+        text: as it is; a model that was trained on captions wants a caption.
+        top: how many pictures.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        device: where to compute.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError: there is no picture, or a file of the model is not there.
+        LookupError: there is no such model, or it has no text tower.
+        ValueError: the text is empty or longer than the model reads, no picture can be read, or the store's ids are not
+            the model's.
+    """
+    (text,) = distinct([text], "text")
+    stores = [path for path in map(Path, where) if part_paths(path)]
+    if stores and len(where) > 1:
+        raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
+    pictures = [] if stores else found_pictures(find_pictures(where, max_pixels=max_pixels))
+    tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
+    model, protocol = load_matcher(name, device=device)
+    refuse_cut_texts(model, [text])
+    unreadable: list[str] = []
+    if tokens is None:
+        batches = picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress)
+    else:
+        reader = _reader_of(tokens, model, name)
+        batches = _store_features(reader, tokens, batch_size=batch_size, progress=progress)
+    wanted = text_features(model, [text])[0]
+    best = heapq.nsmallest(
+        top,
+        (
+            (-cosine, place)
+            for places, features in batches
+            for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
+        ),
+    )
+    # In the order of the store, where a row is read with its group.
+    found = {
+        place: pictures[place] if tokens is None else _stored_picture(model, tokens, place)
+        for place in sorted(place for _, place in best)
+    }
+    return Search(
+        text=text,
+        hits=tuple(Hit(found[place], -distance) for distance, place in best),
+        searched=len(pictures if tokens is None else tokens) - len(unreadable),
+        resize=model.config.resize,
+        protocol=protocol | {"software": software()},
+        unreadable=tuple(unreadable),
+    )
+
+
+def draw_search(search: Search) -> Image.Image:
+    """Return a sheet of the pictures that were found, each below its place, cosine and name."""
+    titles = [f"{place}. {hit.cosine:.3f}  {hit.picture.name}" for place, hit in enumerate(search.hits, start=1)]
+    return picture_sheet(titles, [resized(hit.picture.read(), PANEL_SIDE, search.resize) for hit in search.hits])
+
+
+def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
+    """The model, if it reads the ids of a store."""
+    info = tokens.info
+    if not isinstance(model, TokLIP):
+        raise ValueError(
+            f"{tokens.path} holds ids, and {name} is a {type(model).__name__}, which reads none; name a TokLIP, or the "
+            "pictures themselves"
+        )
+    config, checksum = model.config, weights_checksum(cast(nn.Module, model.tokenizer))
+    has = _ids_of(info.tokenizer, info.weights_checksum, info.image_size)
+    reads = _ids_of(config.tokenizer, checksum, config.image_size)
+    if has != reads:
+        raise ValueError(
+            f"{tokens.path} holds {has}, and {name} reads {reads}; name a model that reads the former, or encode the "
+            f"pictures with --model {name}"
+        )
+    return model
+
+
+def _ids_of(tokenizer: str, checksum: str, size: int) -> str:
+    return f"ids of {tokenizer!r} (sha256 {checksum[:16]}) at {size} px"
+
+
+@torch.no_grad()
+def _store_features(
+    model: TokLIP, tokens: TokenStore, *, batch_size: int, progress: bool
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield row numbers of a batch, and unit features (B, E)."""
+    pooled = tokens.info.pooled
+    stored = pooled is not None and pooled.weights_checksum == weights_checksum(model.encoder)
+    device = model.logit_scale.device
+    rows = enumerate(tqdm(tokens, unit=" pictures", disable=None if progress else True))
+    while batch := list(islice(rows, batch_size)):
+        with rows_named([row.key for _, row in batch]):
+            if stored:
+                features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)
+            else:
+                features = model.encode_ids(torch.stack([row.ids for _, row in batch]).to(device)).pooled
+            features = F.normalize(features.float(), dim=-1)
+            refuse_not_finite(features, "the feature")
+        yield [place for place, _ in batch], features
+
+
+def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> Picture:
+    row = tokens[place]
+    return Picture(row.key, partial(_decoded, cast(TokLIP, model), row.ids))
+
+
+@torch.no_grad()
+def _decoded(model: TokLIP, ids: Tensor) -> Image.Image:
+    return to_picture(model.tokenizer.decode(ids[None].to(model.logit_scale.device))[0])

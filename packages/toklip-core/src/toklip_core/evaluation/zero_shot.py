@@ -1,0 +1,268 @@
+"""Classes by their names alone: zero-shot accuracy over labelled pictures, and the classes of single pictures.
+
+A class is the direction of the mean of the unit features of its name in every template. A picture belongs to the class
+with the greatest cosine.
+
+Source: Radford et al., CLIP, https://arxiv.org/abs/2103.00020, section 3.1.4; open_clip, zero_shot_classifier.py.
+
+Shape letters: T templates, C classes, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toklip_core.devices import Dtype
+from toklip_core.evaluation.classes import class_folders, described_templates, distinct, known_templates
+from toklip_core.evaluation.matcher import (
+    TIES,
+    Matcher,
+    cut_protocol,
+    hit_chances,
+    load_matcher,
+    picture_features,
+    refuse_cut_texts,
+    text_features,
+)
+from toklip_core.evaluation.report import report_text, software
+from toklip_core.pictures import LabelledPictures, find_pictures, found_pictures
+from toklip_core.ranges import MAX_PIXELS
+from toklip_core.scenes import Scenes
+from toklip_core.scenes.pictures import labelled_scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotReport:
+    """Accuracy over labelled pictures, and the protocol it was taken by."""
+
+    #: Share of pictures whose class is the first, and is among the first five.
+    top1: float
+    top5: float
+    #: What a model that scores all classes alike reaches.
+    chance_top1: float
+    chance_top5: float
+    #: How the figures were taken.
+    protocol: dict[str, str | int]
+    #: Pictures that cannot be read, each with the reason: they are in no figure.
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return a table for people."""
+        rows = [("top-1", self.top1, self.chance_top1), ("top-5", self.top5, self.chance_top5)]
+        figures = [(name, f"{value:.2%}", f"(chance {chance:.2%})") for name, value, chance in rows]
+        return report_text(figures, self.protocol, self.unreadable)
+
+
+class Guess(NamedTuple):
+    """A label of a picture."""
+
+    label: str
+    #: Softmax over all labels, in [0, 1].
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """The labels of pictures, and how they were found."""
+
+    #: Picture -> its best labels, best first.
+    pictures: dict[str, tuple[Guess, ...]]
+    protocol: dict[str, str | int]
+    #: Pictures that cannot be read, each with the reason.
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        rows = [
+            {"picture": name, "labels": [guess._asdict() for guess in guesses]}
+            for name, guesses in self.pictures.items()
+        ]
+        return {"pictures": rows, "protocol": self.protocol, "unreadable": list(self.unreadable)}
+
+    def as_text(self) -> str:
+        """Return, for each picture, a line of its name and one of each label."""
+        lines = []
+        for name, guesses in self.pictures.items():
+            lines += [name, *(f"  {guess.probability:7.2%}  {guess.label}" for guess in guesses)]
+        return "\n".join(lines)
+
+
+def evaluate_zero_shot(
+    name: Path | str,
+    folder: Path | str | None = None,
+    *,
+    scenes: int | None = None,
+    split: str = "held-out",
+    imagenet: bool = False,
+    templates: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    dtype: Dtype = "float32",
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> ZeroShotReport:
+    """Measure a model on a folder of classes, or on scenes: what ``toklip evaluate zero-shot`` does.
+
+    Args:
+        name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
+        folder: see :func:`class_folders`.
+        scenes: in place of a folder, how many one-object scenes of seed 0; the candidates are all 64 CLASSES.
+        split: of the scenes.
+        imagenet: the folders are the 1000 classes of ImageNet, and have open_clip's names.
+        templates: see :func:`known_templates`; by default '{}' for scenes, the 80 for ImageNet, else
+            'a photo of a {}.'.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        dtype: of both towers; a VQ tokenizer stays in float32.
+        device: where to compute.
+        progress: show bars on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError: the folder or a file of the model is not there, or there is no picture.
+        LookupError: there is no such model, or it has no text tower.
+        ValueError: there is both a folder and scenes or neither, an argument does not fit, or no picture can be read.
+    """
+    if (folder is None) == (scenes is None):
+        raise ValueError(f"got the folder {folder} and {scenes} scenes; name either a folder of classes, or a number")
+    if folder is None and imagenet:
+        raise ValueError("got ImageNet's names for scenes, which have classes of their own; name a folder")
+    usual = "openai" if imagenet else "{}" if folder is None else "a photo of a {}."
+    chosen = known_templates(templates or [usual])
+    found = None if folder is None else class_folders(folder, imagenet=imagenet, max_pixels=max_pixels)
+    model, protocol = load_matcher(name, device=device, dtype=dtype)
+    protocol["inputs"] = f"{scenes} one-object scenes of {split}, seed 0" if folder is None else str(folder)
+    if found is None:
+        found = labelled_scenes(Scenes(scenes or 0, split=split, size=model.config.image_size, objects=1))
+    report = measure_zero_shot(model, found, chosen, batch_size=batch_size, progress=progress)
+    return replace(report, protocol={**protocol, **report.protocol})
+
+
+def measure_zero_shot(
+    model: Matcher,
+    labelled: LabelledPictures,
+    templates: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> ZeroShotReport:
+    """Return the accuracy of a model over labelled pictures; arguments and errors as :func:`evaluate_zero_shot`."""
+    names = list(dict.fromkeys(labelled.names))
+    column = {name: place for place, name in enumerate(names)}
+    columns = torch.tensor([column[name] for name in labelled.names])
+    classes = class_features(model, names, templates, progress=progress)
+    labels, every = torch.tensor(labelled.labels), torch.arange(len(columns))
+    unreadable: list[str] = []
+    hits = []
+    batches = picture_features(model, labelled.pictures, unreadable, batch_size=batch_size, progress=progress)
+    for places, features in batches:
+        # Columns are copied, so that equal names have scores that are equal to the last bit.
+        scores = (features @ classes.T).cpu()[:, columns]
+        hits.append(hit_chances(scores, labels[places, None] == every, (1, 5)))
+    top1, top5 = torch.cat(hits).mean(0).tolist()
+    return ZeroShotReport(
+        top1=top1,
+        top5=top5,
+        chance_top1=1 / len(columns),
+        chance_top5=min(1.0, 5 / len(columns)),
+        protocol={
+            "pictures": sum(map(len, hits)),
+            "classes": len(columns),
+            "templates": described_templates(templates),
+            **cut_protocol(model, _in_templates(names, templates)),
+            "ties": TIES,
+            "software": software(),
+        },
+        unreadable=tuple(unreadable),
+    )
+
+
+def classify_pictures(
+    name: Path | str,
+    inputs: Sequence[Path | str],
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = (),
+    top: int = 5,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Classification:
+    """Say which labels pictures have: what ``toklip classify`` does.
+
+    The probability of a label is the softmax over all labels of the cosines, times exp of the model's own logit scale.
+
+    Args:
+        name: of a model, or its folder.
+        inputs: files, folders, globs, tars; see :func:`toklip_core.pictures.find_pictures`.
+        labels: any texts, no two alike.
+        templates: see :func:`known_templates`; by default labels are taken as they are.
+        top: how many labels of each picture.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        device: where to compute.
+        progress: show bars on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError: an input or a file of the model is not there.
+        LookupError: there is no such model, or it has no text tower.
+        ValueError: there are no labels, or two are alike, or one is longer than the model reads, or no picture can be
+            read.
+    """
+    labels = distinct(labels, "label")
+    chosen = known_templates(templates or ["{}"])
+    pictures = found_pictures(find_pictures(inputs, max_pixels=max_pixels))
+    model, protocol = load_matcher(name, device=device)
+    refuse_cut_texts(model, _in_templates(labels, chosen))
+    classes = class_features(model, labels, chosen, progress=progress)
+    for row, label in enumerate(labels):
+        for other in range(row):
+            if torch.equal(classes[row], classes[other]):
+                raise ValueError(f"the model reads {labels[other]!r} and {label!r} alike; give labels that it knows")
+    scale = model.logit_scale.detach().float().exp()
+    unreadable: list[str] = []
+    found: dict[str, tuple[Guess, ...]] = {}
+    for places, features in picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress):
+        cosines = features @ classes.T
+        for place, row, shares in zip(places, cosines, (scale * cosines).softmax(1), strict=True):
+            best = shares.topk(min(top, len(labels)))
+            guesses = zip(best.indices.tolist(), best.values.tolist(), row[best.indices].tolist(), strict=True)
+            found[pictures[place].name] = tuple(Guess(labels[i], share, cosine) for i, share, cosine in guesses)
+    own = {
+        "templates": described_templates(chosen),
+        "probability": f"softmax over {len(labels)} labels of {scale.item():.4g} x cosine",
+        "software": software(),
+    }
+    return Classification(pictures=found, protocol={**protocol, **own}, unreadable=tuple(unreadable))
+
+
+@torch.no_grad()
+def class_features(
+    model: Matcher, names: Sequence[str], templates: Sequence[str], *, progress: bool = False
+) -> Tensor:
+    """Return (C, E), unit norm: for each name the mean of its unit features in the templates, normalised.
+
+    Args:
+        model: on its device.
+        names: each once.
+        templates: each has a {} where the name goes, and each occurs once.
+        progress: show a bar on stderr if that is a terminal.
+    """
+    found = text_features(model, _in_templates(names, templates), progress=progress)
+    return F.normalize(found.reshape(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+def _in_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    return [template.replace("{}", name) for name in names for template in templates]

@@ -1,0 +1,33 @@
+from .atomic import (
+    delete as delete,
+    hidden_path as hidden_path,
+    move_into as move_into,
+    replacing as replacing,
+    write_text as write_text,
+)
+from .locks import (
+    folder_lock as folder_lock,
+    lock_exclusively as lock_exclusively,
+    lock_shared as lock_shared,
+)
+from .special import refuse_special as refuse_special
+from .tables import (
+    CAPTION_COLUMNS as CAPTION_COLUMNS,
+    METADATA as METADATA,
+    captions_by_picture as captions_by_picture,
+    captions_in as captions_in,
+    metadata_captions as metadata_captions,
+    nulls_in as nulls_in,
+    table_rows as table_rows,
+    warn_of_nulls as warn_of_nulls,
+)
+from .text import (
+    LONGEST as LONGEST,
+    json_rows as json_rows,
+    one_line as one_line,
+    parsed as parsed,
+    read_json as read_json,
+    read_json_object as read_json_object,
+    read_text as read_text,
+    replace_lone_surrogates as replace_lone_surrogates,
+)

@@ -1,0 +1,12 @@
+"""The semantic encoder and TokLIP.
+
+    encoder.py  codes -> causal tokens           toklip.py     encoder, text tower and tokenizer in one
+    trunk.py    the blocks of a vision tower     published.py  names and layout of published weights
+    text.py     the text tower, its tokenizer    clip.py       a CLIP of two towers: the teacher
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

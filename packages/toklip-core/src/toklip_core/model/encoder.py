@@ -1,0 +1,327 @@
+"""The semantic encoder of TokLIP: codebook rows in, causal semantic tokens out.
+
+Shape letters: B batch, h and w grid, N = h w tokens in raster order, C codebook dim, D model width, E joint space,
+H heads, d = D / H.
+
+    codes (B, h, w, C) -> projector C -> 4D -> D -> + pos_embed -> causal blocks -> norm -> tokens (B, N, D)
+    tokens -> attention pooling, or the class token, which comes last and sees them all -> pooled (B, E)
+
+Token i is a function of codes 0 to i alone: bit for bit, whatever comes after. So a generator that draws one id after
+another can have each token as soon as it has the id: :meth:`SemanticEncoder.prefill` and :meth:`SemanticEncoder.step`.
+
+The VQ tokenizer is not part of this module: it is frozen, and it stands outside so that neither ``train()``, nor DDP,
+nor a checkpoint ever touches it.
+
+Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from toklip_core.config import Config
+from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
+
+#: Queries that attend at a time; 64 and 192 are as quick.
+_STRIPE = 128
+
+_Side = Annotated[int, Field(gt=0)]
+
+
+class EncoderConfig(Config):
+    """The semantic encoder: what it takes, and its trunk."""
+
+    codebook_dim: int = Field(gt=0, description="C: width of a code of the tokenizer.")
+    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is made for.")
+    trunk: TrunkConfig = Field(description="Its sizes.")
+    causal: bool = Field(
+        default=True, description="A token sees its own code and those before it; false: all codes, which no generator "
+        "can have."
+    )
+
+
+class Semantics(NamedTuple):
+    """What the encoder gives."""
+
+    #: (B, N, D), raster order, after the last norm. Token i depends on codes 0 to i.
+    tokens: Tensor
+    #: (B, E), not normalised; depends on all codes.
+    pooled: Tensor
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens that the encoder has seen, with room for a whole grid."""
+
+    #: Of each block, (B, H, N, d).
+    keys: list[Tensor]
+    values: list[Tensor]
+    #: Tokens that are in it.
+    length: int = 0
+
+
+class SemanticEncoder(nn.Module):
+    """A vision transformer over codes, causal unless the config says otherwise, on timm's blocks.
+
+    The projector starts with PyTorch's own initial values, everything else with big_vision's, until a vision tower's
+    weights replace them (:func:`encoder_from_tower`).
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        trunk = config.trunk
+        self.config = config
+        #: Trade a second forward pass through each block for the memory of its activations; in training alone.
+        self.grad_checkpointing = False
+        self.projector = nn.Sequential(
+            nn.Linear(config.codebook_dim, 4 * trunk.width), nn.GELU(), nn.Linear(4 * trunk.width, trunk.width)
+        )
+        last = trunk.pooling == "class_token"
+        positions = config.grid[0] * config.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, positions + last, trunk.width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, trunk.width)) if last else None
+        self.norm_pre = norm_layer(trunk)(trunk.width) if trunk.pre_norm else nn.Identity()
+        self.blocks = build_blocks(trunk)
+        self.norm = norm_layer(trunk)(trunk.width)
+        self.attn_pool = None if last else build_attention_pool(trunk)
+        self.head = nn.Linear(trunk.width, trunk.output_dim) if trunk.output_dim else nn.Identity()
+
+    def forward(self, codes: Tensor) -> Semantics:
+        """Return tokens and pooled features of codes (B, h, w, C), h x w being the grid of the config.
+
+        Raises:
+            ValueError: the grid or the width of the codes is another.
+        """
+        self._refuse_other(codes)
+        x = self._embedded(codes.flatten(1, 2), 0)
+        if self.class_token is not None:
+            x = torch.cat([x, (self.class_token + self.pos_embed[:, -1:]).expand(len(x), -1, -1)], dim=1)
+        x = self.norm_pre(x)
+        causal = self.config.causal
+        in_stripes = causal and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+        for block in self.blocks:
+            # Not timm's forward_features: given is_causal it skips checkpointing without a word, and its
+            # checkpoint_seq drops the mask. All branches here must be the same function of x.
+            if in_stripes:
+                x = _block(block, x, _attention_in_stripes)
+            elif self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, is_causal=causal, use_reentrant=False)
+            else:
+                x = block(x, is_causal=causal)
+        x = self.norm(x)
+        if self.attn_pool is None:
+            return Semantics(x[:, :-1], self.head(x[:, -1]))
+        return Semantics(x, self.head(self.attn_pool(x)))
+
+    def pool_each(self, tokens: Tensor) -> Tensor:
+        """Return what each of tokens (B, N, D) alone would be pooled to, (B, N, E): a place of it in the joint space.
+
+        A query that sees one token attends to it wholly, so this is the value path of the pooling, and the rest of it.
+
+        Source: the idea is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
+        """
+        if self.attn_pool is None:
+            return self.head(tokens)  # type: ignore[no-any-return]
+        alone = self.attn_pool(tokens.flatten(0, 1)[:, None])
+        return self.head(alone).unflatten(0, tokens.shape[:2])  # type: ignore[no-any-return]
+
+    def prefill(self, codes: Tensor) -> tuple[Tensor, Cache]:
+        """Return the tokens (B, n, D) of the first n codes, (B, n, C), and the cache for the steps that follow.
+
+        n may be 0: a cache to start from. No gradient flows through prefill and step. The cache takes 2 N D numbers per
+        picture and block, in the dtype of the weights, from the start.
+
+        Raises:
+            ValueError: the codes are of another width, or more than the grid has, or the encoder is not causal.
+        """
+        self.refuse_steps()
+        if codes.ndim != 3:
+            raise ValueError(f"got codes {tuple(codes.shape)}; wanted (B, n, {self.config.codebook_dim}), flat")
+        trunk, positions = self.config.trunk, self.config.grid[0] * self.config.grid[1]
+        shape = (len(codes), trunk.heads, positions, trunk.width // trunk.heads)
+        weight = self.pos_embed.detach()
+        # Zeros, not whatever memory holds: step_at multiplies what it does not see by nought.
+        cache = Cache([weight.new_zeros(shape) for _ in self.blocks], [weight.new_zeros(shape) for _ in self.blocks])
+        if codes.shape[1] == 0:
+            return weight.new_empty(len(codes), 0, trunk.width), cache
+        return self._extended(codes, cache), cache
+
+    def step(self, codes: Tensor, cache: Cache) -> Tensor:
+        """Return the token (B, D) of the next code, (B, C), and put it into the cache.
+
+        The cost does not grow with what is in the cache, but for the attention itself.
+
+        Raises:
+            ValueError: the cache is full or of another batch, or the codes are of another width.
+        """
+        if codes.ndim != 2 or len(codes) != len(cache.keys[0]):
+            raise ValueError(
+                f"got codes {tuple(codes.shape)}; wanted ({len(cache.keys[0])}, {self.config.codebook_dim}), one for "
+                "each picture of the cache"
+            )
+        return self._extended(codes[:, None], cache)[:, 0]
+
+    def refuse_steps(self) -> None:
+        """ValueError unless the encoder is causal: else a token is not known before the last code."""
+        if not self.config.causal:
+            raise ValueError(
+                "got an encoder that is not causal (causal = false), whose tokens depend on codes that are not drawn "
+                "yet; to draw, wanted one that is trained with causal = true"
+            )
+
+    @torch.no_grad()
+    def step_at(self, codes: Tensor, cache: Cache, position: Tensor) -> Tensor:
+        """Return what :meth:`step` does, at a position (1,), int64, that is a tensor: for ``torch.compile``.
+
+        Shapes are the same at every position, so a graph of it can be replayed; attention reads the whole cache, and
+        its length is left alone.
+        """
+        x = self.norm_pre(self.projector(codes[:, None].to(self.pos_embed.dtype)) + self.pos_embed[:, position])
+        seen = torch.arange(cache.keys[0].shape[2], device=x.device) <= position
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = _block(block, x, partial(_attention_at, keys=keys, values=values, position=position, seen=seen))
+        return self.norm(x)[:, 0]  # type: ignore[no-any-return]
+
+    def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
+        self.refuse_steps()
+        start, end = cache.length, cache.length + codes.shape[1]
+        if end > cache.keys[0].shape[2]:
+            raise ValueError(f"got {end} codes, but the grid {self.config.grid} has {cache.keys[0].shape[2]}")
+        if codes.shape[-1] != self.config.codebook_dim:
+            raise ValueError(f"got codes of width {codes.shape[-1]}; wanted {self.config.codebook_dim}")
+        with torch.no_grad():
+            x = self.norm_pre(self._embedded(codes, start))
+            for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+                x = _block(block, x, partial(_attention_with_cache, keys=keys, values=values, start=start))
+            cache.length = end
+            return self.norm(x)  # type: ignore[no-any-return]
+
+    def _embedded(self, codes: Tensor, start: int) -> Tensor:
+        """Codes (B, n, C) at positions start to start + n as inputs of the first block, (B, n, D)."""
+        x: Tensor = self.projector(codes.to(self.pos_embed.dtype))
+        return x + self.pos_embed[:, start : start + codes.shape[1]]
+
+    def _refuse_other(self, codes: Tensor) -> None:
+        if codes.ndim != 4 or codes.shape[-1] != self.config.codebook_dim:
+            raise ValueError(f"got codes {tuple(codes.shape)}; wanted (B, h, w, {self.config.codebook_dim})")
+        grid = tuple(codes.shape[1:3])
+        if grid != self.config.grid:
+            raise ValueError(
+                f"got a grid of {grid[0]} x {grid[1]} codes, but the position embedding is of {self.config.grid[0]} x "
+                f"{self.config.grid[1]}; resize the picture, or the encoder (resized_encoder)"
+            )
+
+
+def encoder_from_tower(
+    vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int], causal: bool = True
+) -> SemanticEncoder:
+    """Return an encoder that starts from a vision tower: all but its first layer, which becomes the projector.
+
+    A class token moves from the first place to the last, and its position with it; positions are resampled to the grid.
+
+    Args:
+        vision: SigLIP's, SigLIP2's or CLIP's tower, of timm or open_clip; see
+            :func:`toklip_core.model.described_tower`.
+        codebook_dim: C of the tokenizer.
+        grid: rows and columns of its ids.
+        causal: as in the config of the encoder; the tower itself is not.
+
+    Raises:
+        ValueError: the tower is of another kind.
+    """
+    trunk, _, tensors = described_tower(vision)
+    encoder = SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk, causal=causal))
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_embed.")}
+    positions = kept["pos_embed"]
+    if trunk.pooling == "class_token":
+        kept["class_token"] = kept.pop("cls_token")
+        positions = torch.cat([positions[:, 1:], positions[:, :1]], dim=1)
+    side = math.isqrt(positions.shape[1])
+    kept["pos_embed"] = resampled_positions(positions, (side, side), grid)
+    projector = {f"projector.{name}": tensor for name, tensor in encoder.projector.state_dict().items()}
+    encoder.load_state_dict(kept | projector)
+    return encoder
+
+
+def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
+    """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled."""
+    config = EncoderConfig.model_validate(encoder.config.model_dump() | {"grid": grid})
+    with torch.device("meta"):
+        resized = SemanticEncoder(config)
+    tensors = dict(encoder.state_dict())
+    tensors["pos_embed"] = resampled_positions(tensors["pos_embed"], encoder.config.grid, grid)
+    resized.load_state_dict(tensors, assign=True)
+    resized.grad_checkpointing = encoder.grad_checkpointing
+    return resized.train(encoder.training)
+
+
+def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Return a position embedding (1, N, D) or (1, N + 1, D), a class token being last, of another grid.
+
+    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32. It is not called: timm 1.0.26 takes a
+    square for the grid that it is given, if both have as many places.
+    """
+    if old == new:
+        return pos_embed.clone()
+    count = old[0] * old[1]
+    places = pos_embed[:, :count].float().reshape(1, *old, -1).movedim(-1, 1)
+    resampled = F.interpolate(places, size=new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    return torch.cat([resampled.to(pos_embed.dtype), pos_embed[:, count:]], dim=1)
+
+
+def _block(block: Any, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+    """timm's Block on x (B, n, D), with another attention: of queries, keys and values, (B, H, n, d) each."""
+    attention = block.attn
+    q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    x = x + attention.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))  # type: ignore[no-any-return]
+
+
+def _attention_with_cache(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    """Attend to what keys and values (B, H, N, d) hold before ``start``, and to k and v, which are put there.
+
+    The cache is filled from an empty one (n codes, causal) or by one code at a time (which sees all before it).
+    """
+    end = start + q.shape[2]
+    keys[:, :, start:end], values[:, :, start:end] = k, v
+    return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=q.shape[2] > 1)
+
+
+def _attention_at(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, seen: Tensor
+) -> Tensor:
+    """Attend to the places (N,) of keys and values that are ``seen``, after k and v are put at ``position``."""
+    keys.index_copy_(2, position, k.to(keys.dtype))
+    values.index_copy_(2, position, v.to(values.dtype))
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+
+
+def _attention_in_stripes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention by stripes of queries, each of which sees the keys up to its own end.
+
+    torch's kernel for processors scores 512 keys for every query, in products too small for bfloat16's instructions: at
+    N = 576 this takes 0.55 of its time. In float32 it would gain nothing.
+    """
+    shape, length = q.shape, q.shape[2]
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    seen = []
+    for start in range(0, length, _STRIPE):
+        end = min(start + _STRIPE, length)
+        future = q.new_full((end - start, end), -torch.inf).triu_(start + 1)
+        scores = torch.baddbmm(future, q[:, start:end], k[:, :end].mT, alpha=q.shape[-1] ** -0.5)
+        seen.append(scores.softmax(-1) @ v[:, :end])
+    return torch.cat(seen, dim=1).view(shape)

@@ -1,0 +1,209 @@
+"""The TokLIP models that have a name: their sizes, where they come from, and the layout of the official files.
+
+An official file holds a training run: ``state_dict`` (names with ``module.`` before them), the optimizer, and counts.
+In it the semantic encoder is ``visual.trunk``, the VQ tokenizer ``visual.trunk.vq``, the text tower ``text``.
+
+Source: README of TencentARC/TokLIP; names and shapes as in its files TokLIP_S_256.pt and TokLIP_L_384.pt.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from toklip_core.config import Config, FileName
+from toklip_core.files import read_text
+from toklip_core.model.encoder import EncoderConfig
+from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
+from toklip_core.model.trunk import TrunkConfig
+from toklip_core.weights import hub_file, read_tensors, state_dict_in
+
+
+class TokLIPConfig(Config):
+    """``config.json`` of a TokLIP."""
+
+    kind: Literal["toklip"] = "toklip"
+    tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
+    tokenizer_file: FileName | None = Field(
+        default=None,
+        description="Its weights, a file or folder beside this one; none: those that its name stands for.",
+    )
+    tokenizer_checksum: str | None = Field(
+        default=None, description="SHA-256 of the weights it was trained with; other ones are refused."
+    )
+    image_size: int = Field(gt=0, description="S: side of the square that is encoded.")
+    resize: Literal["crop", "squash"] = Field(description="How a picture becomes that square.")
+    encoder: EncoderConfig
+    text: TextConfig
+
+    @model_validator(mode="after")
+    def _one_space(self) -> Self:
+        refuse_other_space(self.text, self.encoder.trunk.joint_dim)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model that has a name."""
+
+    name: str
+    summary: str
+    #: Bytes of the file.
+    size: int
+    licence: str
+    #: repository/file on the hub; empty if the weights are in the package.
+    source: str = ""
+    #: Of what is on the hub. What is in the package has its own beside it.
+    config: TokLIPConfig | None = None
+    #: Where the tokenizer of the text tower is, repository/file on the hub.
+    text_tokenizer: str = ""
+
+
+#: The model that is in the package.
+TINY = Path(__file__).parents[1] / "models" / "toklip-tiny"
+
+#: Other name -> name.
+ALIASES = {"toklip-b-256": "toklip-s-256"}
+
+#: Names in an official file that are not the model's -> why. The tokenizer's own are taken from there as well.
+IGNORED = {r"visual\.trunk\.vq\..+": "the VQ tokenizer, which stands outside of the model"}
+
+_log = logging.getLogger(__name__)
+
+_LICENCE = "TencentARC's own for research, not for use within the European Union: read it at the source"
+_TOKENIZER = "visual.trunk.vq."
+#: Of the tensors of a TokLIP -> of an official file.
+_NAMES = (
+    (r"^encoder\.projector\.0\.", "visual.trunk.vq_table."),
+    (r"^encoder\.projector\.2\.", "visual.trunk.vq_mapping."),
+    (r"^encoder\.", "visual.trunk."),
+    (r"^text\.network\.", "text."),
+)
+
+
+@cache
+def models() -> dict[str, ModelSpec]:
+    """Return the models that have a name."""
+    specs = [
+        *([_tiny()] if TINY.is_dir() else []),
+        _spec("toklip-s-256", "TokLIP_S_256.pt", 256, 8.31e9, "llamagen-vq16-t2i", 8),
+        _spec("toklip-l-384", "TokLIP_L_384.pt", 384, 8.31e9, "llamagen-vq16-t2i", 8),
+        # The size of the file leaves room for IBQ's weights twice, of which the official code uses the raw ones.
+        _spec("toklip-xl-512", "TokLIP_XL_512.pt", 512, 9.44e9, "ibq-262144-raw", 256),
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return the model of a name or alias; LookupError with the nearest name if there is none."""
+    known = models()
+    name = ALIASES.get(name, name)
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise LookupError(f"no model is named {name!r}, and no folder or file.{hint} Named: {', '.join(known)}.")
+
+
+def read_official(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what an official file holds: tensors by official names, and those of its tokenizer by its own names.
+
+    The tensors are mapped from the disk; the optimizer's state is never read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds code, or no TokLIP.
+    """
+    tensors = state_dict_in(read_tensors(path), ("state_dict",), source=path)
+    if "visual.trunk.pos_embed" not in tensors:
+        raise ValueError(f"{str(path)!r} holds no TokLIP: it has no visual.trunk.pos_embed")
+    vq = {name.removeprefix(_TOKENIZER): value for name, value in tensors.items() if name.startswith(_TOKENIZER)}
+    return tensors, vq
+
+
+def official_name(name: str) -> str:
+    """Return the name that an official file has for a tensor of a TokLIP."""
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def config_of_official(tensors: Mapping[str, Tensor], path: Path | str) -> TokLIPConfig:
+    """Return the config of the published model with as many positions; ValueError if there is none."""
+    positions = tuple(tensors["visual.trunk.pos_embed"].shape)
+    for spec in models().values():
+        if spec.config is not None:
+            rows, columns = spec.config.encoder.grid
+            if positions == (1, rows * columns, spec.config.encoder.trunk.width):
+                return spec.config
+    raise ValueError(
+        f"{str(path)!r} has a position embedding {positions}, which no published model has; give its config.json"
+    )
+
+
+def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
+    """Return the text tokenizer of a published model: from the hub's cache, else downloaded.
+
+    None, with a warning, if it is not to be had: pictures can be read all the same.
+    """
+    source = next((spec.text_tokenizer for spec in models().values() if spec.config == config), "")
+    if not source:
+        return None
+    owner, repository, file = source.split("/", 2)
+    try:
+        way_out = "give it to `toklip convert` (`--text-tokenizer PATH/{}`)"
+        found = hub_file(f"{owner}/{repository}", file, way_out=way_out)
+        return TextTokenizer(config.text, read_text(found))
+    except FileNotFoundError as error:
+        _log.warning("texts cannot be read: %s", error)
+        return None
+
+
+def _tiny() -> ModelSpec:
+    return ModelSpec(
+        name="toklip-tiny",
+        summary="Trained on Scenes over llamagen-tiny; 64 px, 64 tokens; in the package.",
+        size=(TINY / "model.safetensors").stat().st_size,
+        licence="Apache-2.0",
+    )
+
+
+def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebook_dim: int) -> ModelSpec:
+    """All published models are SO400M: D = 1152, 27 blocks; their names are of the picture's side."""
+    trunk = TrunkConfig(width=1152, depth=27, heads=16, mlp_ratio=3.7362)
+    text = TextConfig(
+        context_length=64,
+        vocabulary=256000,
+        width=1152,
+        heads=16,
+        layers=27,
+        mlp_ratio=3.7362,
+        output_dim=1152,
+        eos_id=1,
+    )
+    config = TokLIPConfig(
+        tokenizer=tokenizer,
+        image_size=size,
+        resize="crop",  # as the published accuracies were measured: the short side resized, the centre cropped
+        encoder=EncoderConfig(codebook_dim=codebook_dim, grid=(size // 16, size // 16), trunk=trunk),
+        text=text,
+    )
+    vq = "IBQ-262144" if "ibq" in tokenizer else "LlamaGen VQ-16"
+    return ModelSpec(
+        name=name,
+        summary=f"SigLIP2 SO400M over {vq}; {size} px, {(size // 16) ** 2} tokens.",
+        size=int(volume),
+        licence=_LICENCE,
+        source=f"TencentARC/TokLIP/{file}",
+        config=config,
+        text_tokenizer=f"timm/ViT-SO400M-16-SigLIP2-{size}/tokenizer.json",
+    )

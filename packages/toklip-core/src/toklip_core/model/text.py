@@ -1,0 +1,331 @@
+"""Texts into the joint space: canonicalisation, tokenizer, and open_clip's text transformer.
+
+    texts -clean-> -tokenizer-> ids (T, L), int64 -> network -> (T, E) -> unit features
+
+What a model was trained on decides how a text must be written, so all of it travels with the weights: SigLIP2 wants
+lower case without punctuation, padded to 64 (https://github.com/google-research/big_vision/issues/187).
+
+Shape letters: T texts, L context length, E joint space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from toklip_core.config import Config
+from toklip_core.files import one_line, read_text, replace_lone_surrogates
+from toklip_core.finite import refuse_not_finite
+from toklip_core.model.trunk import Activation
+
+_log = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+
+#: Of the tokenizers that :func:`word_tokenizer` makes.
+PAD_ID, UNKNOWN_ID, EOS_ID = 0, 1, 2
+
+#: Texts that go through the network at a time.
+_CHUNK = 256
+
+
+class TextConfig(Config):
+    """A text tower and how a text is written for it."""
+
+    context_length: int = Field(
+        gt=0, description="L: tokens of a text; longer ones are refused or cut with a warning, shorter ones padded."
+    )
+    vocabulary: int = Field(gt=0, description="Rows of the token embedding.")
+    width: int = Field(gt=0, description="Width of a token.")
+    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
+    layers: int = Field(gt=0, description="Blocks.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs over the width.")
+    activation: Activation = Field(default="gelu_tanh", description="Of the MLPs.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
+    causal: bool = Field(default=False, description="Whether a token sees only those before it, as in CLIP.")
+    pad_mask: bool = Field(
+        default=False, description="Whether padding is unseen; then a batch is cut to its longest text, and quicker."
+    )
+    pooling: Literal["first", "last", "argmax", "eos"] = Field(
+        default="last", description="Which token stands for the text; argmax is CLIP's end of text."
+    )
+    output_dim: int = Field(gt=0, description="E: width of the joint space.")
+    projection_bias: bool = Field(default=True, description="Of the last linear layer.")
+    clean: Literal["canonicalize", "lower", "whitespace"] = Field(
+        default="canonicalize", description="canonicalize: lower case without punctuation, as SigLIP and SigLIP2 want."
+    )
+    tokenizer: Literal["file", "clip"] = Field(
+        default="file", description="tokenizer.json beside the weights, or CLIP's own, which comes with open_clip."
+    )
+    bos_id: int | None = Field(default=None, ge=0, description="Put before a text, if the tokenizer is a file.")
+    eos_id: int | None = Field(default=None, ge=0, description="Put after a text, if the tokenizer is a file.")
+    pad_id: int = Field(default=0, ge=0, description="Fills a text up to the context length.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        special = (self.bos_id is not None) + (self.eos_id is not None)
+        if self.context_length <= special:
+            raise ValueError(f"context_length ({self.context_length}) leaves no room beside {special} special tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_unseen(self) -> Self:
+        if self.pad_mask and (self.causal or self.pooling != "eos" or self.eos_id is None):
+            raise ValueError("pad_mask goes with pooling = 'eos', an eos_id, and causal = false")
+        return self
+
+
+def refuse_other_space(text: TextConfig, joint_dim: int) -> None:
+    """Raise ValueError if pictures end in a space of another width than texts."""
+    if text.output_dim != joint_dim:
+        raise ValueError(
+            f"texts become {text.output_dim} numbers and pictures {joint_dim}: set output_dim so that both are the same"
+        )
+
+
+class TextTokenizer:
+    """Texts to ids (T, L), int64.
+
+    Args:
+        config: how a text is written.
+        json: what ``tokenizer.json`` holds; None for CLIP's own tokenizer.
+
+    Raises:
+        ValueError: ``json`` is missing or damaged.
+    """
+
+    def __init__(self, config: TextConfig, json: str | None) -> None:
+        self.config = config
+        self.json = json
+        #: Texts that :meth:`warn_of_cut` has counted.
+        self.cut = 0
+        self._clip: Any = None
+        self._file: Any = None
+        if config.tokenizer == "clip":
+            from open_clip.tokenizer import SimpleTokenizer
+
+            self._clip = SimpleTokenizer(context_length=config.context_length, clean=config.clean)
+        elif json is None:
+            raise ValueError(f"the text tower wants {TOKENIZER_FILE}, and there is none")
+        else:
+            from tokenizers import Tokenizer
+
+            try:
+                self._file = Tokenizer.from_str(json)
+            except Exception as error:  # the library raises no other
+                raise ValueError(f"{TOKENIZER_FILE} is damaged: {error}") from error
+            self._file.no_padding()
+            self._file.no_truncation()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the ids of texts; a tokenizer's end of text is kept where a text is cut.
+
+        Raises:
+            ValueError: ``texts`` is one text, not several; or an id is none of the text tower's.
+        """
+        if isinstance(texts, str):  # which would be read letter by letter
+            raise ValueError(f"got one text, {texts[:50]!r}; wanted a list of texts")
+        texts = list(map(replace_lone_surrogates, texts))
+        ids: Tensor = self._of_file(texts) if self._clip is None else self._clip(texts)
+        if ids.numel() and (largest := int(ids.max())) >= self.config.vocabulary:
+            raise ValueError(
+                f"the text tokenizer gives the id {largest}, but the text tower knows {self.config.vocabulary}: they "
+                "belong to different models"
+            )
+        return ids
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text, with those around it: above the context length, a text is cut."""
+        texts = list(map(replace_lone_surrogates, texts))
+        if self._clip is not None:
+            return [len(self._clip.encode(text)) + 2 for text in texts]
+        special = (self.config.bos_id is not None) + (self.config.eos_id is not None)
+        return [len(words.ids) + special for words in self._words(texts)]
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts that are longer than the context length."""
+        lengths = self.lengths(texts)
+        return [text for text, length in zip(texts, lengths, strict=True) if length > self.config.context_length]
+
+    def warn_of_cut(self, texts: Sequence[str], ids: Tensor) -> int:
+        """Return how many texts were cut when they became ids (T, L), and say so in the log for the first ever.
+
+        Only a text that fills its row is written once more to see whether it is longer.
+        """
+        padding = 0 if self._clip is not None else self.config.pad_id
+        ends = self._clip is not None or self.config.eos_id is not None
+        full = (ids[:, -1] != padding).tolist() if ends else [True] * len(texts)
+        cut = self.cut_texts([text for text, is_full in zip(texts, full, strict=True) if is_full])
+        if cut and not self.cut:
+            _log.warning(
+                "texts are cut after %d tokens, which is what the model reads; the first is %r",
+                self.config.context_length,
+                one_line(cut[0], longest=80),
+            )
+        self.cut += len(cut)
+        return len(cut)
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Return the words that the tokenizer has no id for, each once: it reads all of them as one."""
+        from open_clip.tokenizer import get_clean_fn
+
+        unknown = None if self._file is None else getattr(self._file.model, "unk_token", None)
+        if unknown is None:
+            return []
+        clean = get_clean_fn(self.config.clean)
+        texts = [clean(replace_lone_surrogates(text)) for text in texts]
+        encoded = self._file.encode_batch(texts, add_special_tokens=False)
+        found = [
+            text[start:end]
+            for text, words in zip(texts, encoded, strict=True)
+            for token, (start, end) in zip(words.tokens, words.offsets, strict=True)
+            if token == unknown
+        ]
+        return list(dict.fromkeys(found))
+
+    def _words(self, texts: Sequence[str]) -> Any:  # noqa: ANN401  (of tokenizers)
+        from open_clip.tokenizer import get_clean_fn
+
+        clean = get_clean_fn(self.config.clean)
+        return self._file.encode_batch([clean(text) for text in texts], add_special_tokens=False)
+
+    def _of_file(self, texts: Sequence[str]) -> Tensor:
+        config = self.config
+        before = [] if config.bos_id is None else [config.bos_id]
+        after = [] if config.eos_id is None else [config.eos_id]
+        room = config.context_length - len(before) - len(after)
+        rows = torch.full((len(texts), config.context_length), config.pad_id, dtype=torch.int64)
+        for row, words in zip(rows, self._words(texts), strict=True):
+            filled = torch.tensor([*before, *words.ids[:room], *after], dtype=torch.int64)
+            row[: len(filled)] = filled
+        return rows
+
+
+class TextTower(nn.Module):
+    """A text transformer of open_clip's, and the tokenizer that belongs to it.
+
+    Args:
+        config: sizes, and how a text is written.
+        tokenizer: None if it is not there: then ids can be read, and texts cannot.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer: TextTokenizer | None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.network: Any = _build_network(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (T, E), not normalised, of ids (T, L)."""
+        features: Tensor = self.network(self._cut(ids))[0]
+        return features
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """Return the ids (T, L) of texts, on the device of the weights; that a text is cut is said in the log, once.
+
+        Raises:
+            FileNotFoundError: the tokenizer is not there.
+        """
+        if self.tokenizer is None:
+            raise FileNotFoundError(
+                f"the text tokenizer is missing: put its {TOKENIZER_FILE} beside the weights, into the model's folder"
+            )
+        ids = self.tokenizer(texts)
+        self.tokenizer.warn_of_cut(texts, ids)
+        return ids.to(self.network.positional_embedding.device)
+
+    @torch.no_grad()
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return tokens (T, n, width), after the last norm and before pooling, of texts, and where they are text.
+
+        The second is (T, n), bool: True up to the last id that is no padding. n is L, or less if all texts are short
+        and the tower does not see padding. No gradient.
+        """
+        ids = self._cut(self.ids(texts))
+        tokens: Tensor = self.network(ids)[1]
+        refuse_not_finite(tokens, "a token", "text")
+        filled = (ids != self.config.pad_id).long()
+        return tokens, filled.flip(1).cummax(1).values.flip(1).bool()
+
+    def _cut(self, ids: Tensor) -> Tensor:
+        """Without the padding that all rows share, where the network does not see it."""
+        if not self.config.pad_mask:
+            return ids
+        return ids[:, : int((ids != self.config.pad_id).sum(1).max())]
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features (T, E), float32, of texts. No gradient; ValueError if one is not finite."""
+        if not texts:
+            return torch.empty(0, self.config.output_dim, device=self.network.positional_embedding.device)
+        chunks = [self(self.ids(texts[start : start + _CHUNK])) for start in range(0, len(texts), _CHUNK)]
+        features = F.normalize(torch.cat(chunks).float(), dim=-1)
+        refuse_not_finite(features, "the model's feature", "text")
+        return features
+
+
+def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
+    """Return the tokenizer of a model folder; None if its file is not there, ValueError if that is damaged."""
+    file = folder / TOKENIZER_FILE
+    if config.tokenizer == "clip":
+        return TextTokenizer(config, None)
+    if not file.is_file():
+        return None
+    try:
+        return TextTokenizer(config, read_text(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:
+    """Return the ``tokenizer.json`` of whole words, those of canonicalised texts, and the number of its ids.
+
+    For data whose language is small, such as Scenes. Ids from 3 on are the words, sorted.
+    """
+    from open_clip.tokenizer import canonicalize_text
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for text in texts for word in canonicalize_text(text).split()})
+    vocabulary = {"<pad>": PAD_ID, "<unk>": UNKNOWN_ID, "<eos>": EOS_ID}
+    vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return str(tokenizer.to_str()), len(vocabulary)
+
+
+def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships no types
+    from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
+
+    activation = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}
+    network = TextTransformer(
+        context_length=config.context_length,
+        vocab_size=config.vocabulary,
+        width=config.width,
+        heads=config.heads,
+        layers=config.layers,
+        mlp_ratio=config.mlp_ratio,
+        output_dim=config.output_dim,
+        no_causal_mask=not config.causal,
+        use_pad_mask=config.pad_mask,
+        pad_id=config.pad_id,
+        eos_id=config.eos_id or 0,
+        pool_type=config.pooling,
+        proj_bias=config.projection_bias,
+        act_layer=activation[config.activation],
+        norm_layer=partial(LayerNorm, eps=config.norm_eps),
+        output_tokens=True,
+    )
+    if config.causal:  # a buffer that no file has: it must not stay on the meta device
+        with torch.device("cpu"):
+            network.attn_mask = network.build_causal_mask()
+    return network

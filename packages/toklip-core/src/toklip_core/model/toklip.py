@@ -1,0 +1,351 @@
+"""TokLIP: pictures to ids, codes, semantic tokens and one feature, in the space of texts.
+
+    pixels --tokenizer--> ids --tokenizer--> codes --encoder--> tokens, pooled        texts --text--> features
+
+The VQ tokenizer is passed beside the model: it is frozen, and neither ``train()``, nor DDP, nor a checkpoint of the
+model touches it. ``to()`` neither: it follows the pictures that it is given to their device, and keeps its precision.
+
+Shape letters: B batch, S picture side, h and w grid, N = h w, C codebook dim, D model width, T texts, E joint space.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self, cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from toklip_core.config import validated
+from toklip_core.files import one_line
+from toklip_core.finite import refuse_not_finite, refuse_pixels
+from toklip_core.model.clip import CLIP, load_clip
+from toklip_core.model.encoder import SemanticEncoder
+from toklip_core.model.published import (
+    ALIASES,
+    IGNORED,
+    TINY,
+    ModelSpec,
+    TokLIPConfig,
+    config_of_official,
+    model_spec,
+    models,
+    official_name,
+    published_text_tokenizer,
+    read_official,
+)
+from toklip_core.model.text import TOKENIZER_FILE, TextTokenizer, TextTower, read_tokenizer
+from toklip_core.pictures import open_picture, to_pixels, upright_rgb
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.weights import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    hub_file,
+    hub_folder,
+    load_strict,
+    read_config,
+    read_model_folder,
+    save_model_folder,
+    weights_checksum,
+)
+
+#: The tokenizer's weights in a model folder.
+VQ_FILE = "tokenizer.safetensors"
+
+_NO_TEXT = {r"text\..+": "the text tower was not asked for"}
+
+
+class Encoded(NamedTuple):
+    """Pictures as TokLIP sees them."""
+
+    #: (B, h, w), int64: standard ids of the VQ tokenizer.
+    ids: Tensor
+    #: (B, h, w, C): rows of its codebook.
+    codes: Tensor
+    #: (B, N, D), raster order; token i depends on ids 0 to i alone.
+    tokens: Tensor
+    #: (B, E), not normalised.
+    pooled: Tensor
+
+
+class TokLIP(nn.Module):
+    """The model; see the module's text.
+
+    Args:
+        config: sizes, preprocessing, and the tokenizer's name.
+        tokenizer: the VQ tokenizer; None: then codes can be read, and pictures and ids cannot.
+        text_tokenizer: of the text tower; None if it is not there.
+        text: build the text tower.
+    """
+
+    def __init__(
+        self,
+        config: TokLIPConfig,
+        *,
+        tokenizer: VQTokenizer | None = None,
+        text_tokenizer: TextTokenizer | None = None,
+        text: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = SemanticEncoder(config.encoder)
+        self.text = TextTower(config.text, text_tokenizer) if text else None
+        #: The logarithm of what cosines are multiplied by.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        #: Of the sigmoid; a model that was trained by softmax has no use for it.
+        self.logit_bias = nn.Parameter(torch.tensor(0.0))
+        # In a tuple: as an attribute it would become a submodule.
+        self._outside = (tokenizer,)
+        #: The tokenizer's own weights, saved with the model: a file or folder, or tensors by the tokenizer's names;
+        #: None: those that its name stands for.
+        self.tokenizer_weights: Path | Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        text: bool = True,
+        tokenizer: bool = True,
+        dtype: torch.dtype | None = None,
+        config: TokLIPConfig | None = None,
+    ) -> Self:
+        """Return a model: a name that ``toklip models`` lists, a folder, an official .pt, or a repository of the hub.
+
+        Weights are mapped from the disk and read when they are first used; an official file stays in use meanwhile.
+
+        Args:
+            name: names and repositories are downloaded if they are not cached.
+            text: load the text tower; without it pictures alone can be read, in less than half of the memory.
+            tokenizer: load the VQ tokenizer, the weights from inside the file if it has them.
+            dtype: of encoder and text tower; None: as the encoder is stored. The tokenizer stays in float32.
+            config: of a file that the official code wrote and whose sizes are none of the published ones.
+
+        Raises:
+            LookupError: there is no such model; the message has the nearest names.
+            FileNotFoundError: a file is not there and cannot be downloaded.
+            ValueError: the weights do not fit.
+        """
+        path, spec = _located(name)
+        config = config or (spec.config if spec is not None else None)
+        if path.is_dir():
+            return cls._of_folder(path, dtype, text=text, tokenizer=tokenizer)
+        return cls._of_official(path, config, dtype, text=text, tokenizer=tokenizer)
+
+    @property
+    def tokenizer(self) -> VQTokenizer:
+        """The VQ tokenizer; LookupError if the model was loaded without."""
+        if self._outside[0] is None:
+            raise LookupError("the model was loaded without its VQ tokenizer; load it with tokenizer=True")
+        return self._outside[0]
+
+    def forward(self, pixels: Tensor) -> Encoded:
+        """Return all of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels.
+
+        Raises:
+            ValueError: pixels are integers, or a number is NaN or infinite, of the pixels or of what is made of them.
+        """
+        refuse_pixels(pixels)
+        # A protocol says nothing of modules; that it is one is a law of the contract kit.
+        cast(nn.Module, self.tokenizer).to(pixels.device)
+        return self.encode_ids(self.tokenizer.encode(pixels))
+
+    def encode_ids(self, ids: Tensor) -> Encoded:
+        """Return all of ids (B, h, w), such as a token store has them; ValueError if a token is NaN or infinite."""
+        cast(nn.Module, self.tokenizer).to(ids.device)
+        codes = self.tokenizer.embed(ids)
+        encoded = Encoded(ids, codes, *self.encoder(codes))
+        if not self.training:  # there the losses are looked at
+            refuse_not_finite(encoded.pooled, "the model's feature")
+            refuse_not_finite(encoded.tokens, "a token")
+        return encoded
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Sequence[Image.Image | Path | str]) -> Encoded:
+        """Return all of pictures: files, or Pillow's pictures of any mode; preprocessed as the config says.
+
+        Raises:
+            PictureError: a file is no readable picture.
+            ValueError: there is no picture, or ``pictures`` is one, not several.
+        """
+        if isinstance(pictures, str | Path | Image.Image) or not len(pictures):
+            raise ValueError(f"got {pictures!r}; wanted a list of pictures")
+        opened = (upright_rgb(x) if isinstance(x, Image.Image) else open_picture(x) for x in pictures)
+        pixels = [to_pixels(picture, self.config.image_size, self.config.resize) for picture in opened]
+        return cast(Encoded, self(torch.stack(pixels).to(self.logit_scale.device)))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1]."""
+        return F.normalize(self(pixels).pooled.float(), dim=-1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return unit features (T, E), float32, of texts. No gradient; LookupError without a text tower."""
+        if self.text is None:
+            raise LookupError("the model was loaded without its text tower; load it with text=True")
+        return self.text.features(texts)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write a model folder: config, weights, the text tokenizer, and the VQ tokenizer's weights if they came along.
+
+        Raises:
+            LookupError: the model has no text tower.
+            OSError: the folder cannot be written; what was in it is as it was.
+        """
+        if self.text is None:
+            raise LookupError("the model was loaded without its text tower; load it with text=True to save it")
+        own = self.tokenizer_weights
+        name = None if own is None else f"tokenizer{own.suffix}" if isinstance(own, Path) else VQ_FILE
+        words = None if self.text.tokenizer is None else self.text.tokenizer.json
+        save_model_folder(
+            folder,
+            self.config.model_copy(update={"tokenizer_file": name}).model_dump(mode="json"),
+            self,
+            texts={TOKENIZER_FILE: words},
+            tensors={} if isinstance(own, Path) else {VQ_FILE: own},
+            copies={str(name): own} if isinstance(own, Path) else {},
+        )
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload the model folder to ``owner/name`` on the Hugging Face hub; return the address of the upload.
+
+        The token is huggingface_hub's (``hf auth login``).
+
+        Raises:
+            OSError: the hub cannot be reached, or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub = HfApi()
+            try:
+                hub.create_repo(repository, private=private, exist_ok=True)
+                return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+            except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
+                raise OSError(f"cannot upload to {repository!r} ({one_line(error, longest=200)})") from error
+
+    @classmethod
+    def _of_folder(cls, folder: Path, dtype: torch.dtype | None, *, text: bool, tokenizer: bool) -> Self:
+        values, tensors = read_model_folder(folder)
+        if values.get("kind") == "clip":
+            raise ValueError(f"{str(folder)!r} holds two towers on pixels, no TokLIP; load it with load_model")
+        config = validated(TokLIPConfig, values, folder / CONFIG_FILE)
+        own = folder / config.tokenizer_file if config.tokenizer_file else None
+        try:
+            vq = _tokenizer(config, own) if tokenizer else None
+        except LookupError as error:
+            raise LookupError(f"{folder / CONFIG_FILE}: {error}") from error
+        words = read_tokenizer(config.text, folder) if text else None
+        return cls._filled(config, tensors, folder, (vq, own), words, dtype, text=text)
+
+    @classmethod
+    def _of_official(
+        cls, path: Path, config: TokLIPConfig | None, dtype: torch.dtype | None, *, text: bool, tokenizer: bool
+    ) -> Self:
+        tensors, own = read_official(path)
+        config = config or config_of_official(tensors, path)
+        vq = _tokenizer_inside(config, path) if tokenizer else None
+        words = published_text_tokenizer(config) if text else None
+        return cls._filled(config, tensors, path, (vq, own or None), words, dtype, text=text, official=True)
+
+    @classmethod
+    def _filled(
+        cls,
+        config: TokLIPConfig,
+        tensors: Mapping[str, Tensor],
+        source: Path,
+        tokenizer: tuple[VQTokenizer | None, Path | Mapping[str, Tensor] | None],
+        text_tokenizer: TextTokenizer | None,
+        dtype: torch.dtype | None,
+        *,
+        text: bool,
+        official: bool = False,
+    ) -> Self:
+        """Build a model around tensors of a file; ``tokenizer`` is the VQ tokenizer and its own weights."""
+        with torch.device("meta"):
+            model = cls(config, tokenizer=tokenizer[0], text_tokenizer=text_tokenizer, text=text)
+        model.tokenizer_weights = tokenizer[1]
+        names = official_name if official else str
+        stored = getattr(tensors.get(names("encoder.pos_embed")), "dtype", torch.float32)
+        model.to(dtype or (stored if stored.is_floating_point else torch.float32))
+        ignored = (IGNORED if official else {}) | ({} if text else _NO_TEXT)
+        load_strict(model, tensors, source=source, name_in_file=names, ignored=ignored, mapped=True)
+        return model.eval()
+
+
+def load_model(name: str | Path) -> TokLIP | CLIP:
+    """Return a TokLIP (see :meth:`TokLIP.from_pretrained`) or a CLIP (see :func:`toklip_core.model.load_clip`).
+
+    Both have ``image_features``, ``text_features``, ``logit_scale`` and, in their config, the preprocessing.
+    """
+    if str(name).startswith("open_clip:"):
+        return load_clip(name)
+    path, _ = _located(name)
+    if (path / CONFIG_FILE).is_file() and read_config(path).get("kind") == "clip":
+        return load_clip(path)
+    return TokLIP.from_pretrained(name)
+
+
+def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
+    """The folder or official file of a model, and its spec if it has a name."""
+    path = Path(name)
+    if str(name) in {*models(), *ALIASES}:
+        spec = model_spec(str(name))
+        if not spec.source:
+            return TINY, spec
+        owner, repository, file = spec.source.split("/", 2)
+        return hub_file(f"{owner}/{repository}", file, way_out="give its path as the model (PATH/{})"), spec
+    if path.exists():
+        return path, None
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise FileNotFoundError(f"there is no file {str(name)!r}")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+        return hub_folder(str(name), [CONFIG_FILE, WEIGHTS_FILE, "tokenizer*"], _is_whole), None
+    return path, model_spec(str(name))  # which says what names there are
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model folder has all its files; a text tokenizer it can do without."""
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    files = (WEIGHTS_FILE, read_config(folder).get("tokenizer_file"))
+    return all((folder / file).exists() for file in files if isinstance(file, str))
+
+
+def _tokenizer_inside(config: TokLIPConfig, source: Path) -> VQTokenizer:
+    """The tokenizer whose weights are in an official file. A factory takes a file, so they pass through one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, VQ_FILE)
+        try:
+            # Of a mapping of its own, which ends here: what was read of the model's would stay in memory.
+            save_file({name: tensor.contiguous() for name, tensor in read_official(source)[1].items()}, file)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the tokenizer's weights ({error}); set TMPDIR to a disk with room") from error
+        try:
+            return _tokenizer(config, file)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(file), f"{source}: visual.trunk.vq")) from error
+
+
+def _tokenizer(config: TokLIPConfig, weights: Path | None) -> VQTokenizer:
+    tokenizer = load_tokenizer(config.tokenizer, weights)
+    if tokenizer.codebook_dim != config.encoder.codebook_dim:
+        raise ValueError(
+            f"the tokenizer {config.tokenizer!r} has codes of width {tokenizer.codebook_dim}, but the encoder takes "
+            f"{config.encoder.codebook_dim}"
+        )
+    wanted = config.tokenizer_checksum
+    if wanted is not None and wanted != (found := weights_checksum(cast(nn.Module, tokenizer))):
+        raise ValueError(
+            f"the tokenizer {config.tokenizer!r} has other weights (sha256 {found[:16]}) than those the model was "
+            f"trained with ({wanted[:16]})"
+        )
+    return tokenizer

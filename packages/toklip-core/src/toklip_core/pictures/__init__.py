@@ -1,0 +1,14 @@
+"""Pictures on disk into pixels.
+
+    find.py     inputs -> entries, shared among processes    open.py      a file -> an upright RGB picture
+    upright.py  any mode -> 8-bit RGB on white               pixels.py    RGB picture -> pixels, and back
+    tars.py     members of a tar, without extracting         lazy.py      pictures that are opened when they are needed
+    ten_crop.py twenty views of a picture                    sheet.py     pictures and words on one sheet
+    png_texts.py  PNG files with long texts                parquet_rows.py  pictures in a column of a Parquet file
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,57 @@
+from .find import (
+    PICTURE_SUFFIXES as PICTURE_SUFFIXES,
+    Entry as Entry,
+    Source as Source,
+    entries as entries,
+    find_pictures as find_pictures,
+    key_of as key_of,
+    read_metadata as read_metadata,
+    share_of_rank as share_of_rank,
+    share_of_worker as share_of_worker,
+)
+from .lazy import (
+    Captioned as Captioned,
+    LabelledPictures as LabelledPictures,
+    Picture as Picture,
+    found_pictures as found_pictures,
+)
+from .open import (
+    PictureError as PictureError,
+    open_picture as open_picture,
+)
+from .parquet_rows import (
+    ParquetRow as ParquetRow,
+    data_and_path as data_and_path,
+)
+from .pixels import (
+    Resize as Resize,
+    normalized as normalized,
+    resized as resized,
+    to_levels as to_levels,
+    to_picture as to_picture,
+    to_pixels as to_pixels,
+)
+from .sheet import (
+    PANEL_GAP as PANEL_GAP,
+    PANEL_SIDE as PANEL_SIDE,
+    line_height as line_height,
+    picture_sheet as picture_sheet,
+    save_picture as save_picture,
+    sheet_width as sheet_width,
+    wrapped_lines as wrapped_lines,
+    write_lines as write_lines,
+)
+from .tars import (
+    Span as Span,
+    TarMember as TarMember,
+    tar_pictures as tar_pictures,
+)
+from .ten_crop import (
+    RANGES as RANGES,
+    UPRIGHT as UPRIGHT,
+    VIEWS as VIEWS,
+    all_views as all_views,
+    random_crop as random_crop,
+    upright_crops as upright_crops,
+)
+from .upright import upright_rgb as upright_rgb

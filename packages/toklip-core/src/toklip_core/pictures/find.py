@@ -1,0 +1,299 @@
+"""Pictures: read whatever people have, bring it to one shape, and find it in files, folders, globs and tar shards.
+
+One convention everywhere: pixels (3, H, W), float32, x / 127.5 - 1, so in [-1, 1].
+
+    inputs -find_pictures-> sources -share_of_...-> fewer -entries-> entries -image()-> RGB -to_pixels-> pixels
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from toklip_core.files import METADATA, metadata_captions, refuse_special
+from toklip_core.pictures.open import PictureError, open_picture
+from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
+from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
+from toklip_core.ranges import MAX_PIXELS
+
+#: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)
+#: are listed so that they are reported, and not passed over in silence.
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+_COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+# With so many tars a rank, whole ones are shared: no rank need read the headers of all.
+_TARS_PER_RANK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture file, or an archive of pictures: of its keys that are ``rank``'s every ``step``-th from ``start``."""
+
+    path: Path
+    key: str
+    #: Whether it is a tar, or a Parquet file with a column of pictures.
+    is_archive: bool
+    #: The table of the imagefolder that a picture file is in.
+    metadata: Path | None = None
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    step: int = 1
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture that was found and not yet opened."""
+
+    #: Its name in a store: a posix path without a leading "/" or "..", the same whatever machine reads it.
+    key: str
+    #: The file it lies in: its own, a tar, or a Parquet file.
+    path: Path
+    member: TarMember | ParquetRow | None = None
+    #: The table of the imagefolder that it is in.
+    metadata: Path | None = None
+    #: Width times height above which it is not read.
+    max_pixels: int = MAX_PIXELS
+
+    def image(self) -> Image.Image:
+        """Read it; see :func:`open_picture`."""
+        if self.member is None:
+            if not self.path.is_file():  # a pipe would be waited for
+                raise PictureError("no file, or a link to none")
+            if _is_compressed_tar(self.path):
+                raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
+            return open_picture(self.path, max_pixels=self.max_pixels)
+        if self.member.problem:
+            raise PictureError(self.member.problem)
+        try:
+            data = self.member.data(self.path)
+        except OSError as error:
+            raise PictureError(str(error)) from error
+        return open_picture(io.BytesIO(data), max_pixels=self.max_pixels)
+
+    def caption(self) -> str | None:
+        """Return the first of :meth:`captions`; None if there is none."""
+        return next(iter(self.captions()), None)
+
+    def captions(self) -> list[str]:
+        """Return its captions: KEY.txt, else "caption" in KEY.json, else what the imagefolder's table lists.
+
+        What is malformed, or above 1 MiB, is no caption. One that is there and that the system does not give (no
+        permission, a tar cut short) is a PictureError: encoded now, the picture would stay without it for ever.
+        """
+        if isinstance(self.member, ParquetRow):
+            return list(self.member.captions)
+        try:
+            if self.member is not None:
+                text = self.member.caption(self.path)
+            else:
+                text = caption_of(*(_bytes_of(self.path.with_suffix(suffix)) for suffix in (".txt", ".json")))
+        except OSError as error:
+            raise PictureError(f"its caption cannot be read: {error}") from error
+        return self.listed_captions() if text is None else [text]
+
+    def listed_captions(self) -> list[str]:
+        """Return what the table of its imagefolder lists for it; ValueError if the table is malformed."""
+        if self.metadata is None:
+            return []
+        listed = metadata_captions(self.metadata, PICTURE_SUFFIXES)
+        return listed.get(os.path.normpath(self.path), [])
+
+
+def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> list[Source]:
+    """Return the picture files and archives that inputs mean, each once, in a fixed order.
+
+    An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
+    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), a Parquet file with a column of pictures, or a glob of any of
+    these. A file that is named itself is taken whatever its suffix, except the .txt and .json of a picture beside it,
+    and the metadata.csv or metadata.jsonl of an imagefolder. In a folder Parquet files are left out: token stores have
+    such, too. ``max_pixels``: see :func:`open_picture`.
+
+    Raises:
+        FileNotFoundError: an input is not there, or there is no picture in any of them.
+        OSError: an input is a pipe, a socket or a device.
+        ValueError: two different files have one key, or a tar is compressed.
+    """
+    inputs = list(inputs)
+    found: dict[str, Source] = {}
+    seen: set[str] = set()
+    tables: dict[Path, Path | None] = {}
+    for path, root in _files(inputs):
+        absolute = os.path.abspath(path)  # noqa: PTH100  (a path that keeps its symlinks, but loses "..")
+        if absolute in seen:
+            continue
+        seen.add(absolute)
+        key = key_of(path)
+        if key in found:
+            raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
+        if path.suffix.lower() in (".tar", ".parquet"):
+            found[key] = Source(path, key, is_archive=True, max_pixels=max_pixels)
+        else:
+            table = _metadata(path.parent, root, tables)
+            found[key] = Source(path, key, is_archive=False, metadata=table, max_pixels=max_pixels)
+    if not found:
+        held = next((path for item in inputs for path in sorted(Path(item).glob("**/*.parquet"))), None)
+        hint = "" if held is None else f"; name its Parquet files themselves, such as {held}"
+        raise FileNotFoundError(f"no picture in {', '.join(map(str, inputs)) or 'nothing'}{hint}")
+    _refuse_files_below_tars(found)
+    return list(found.values())
+
+
+def share_of_rank(sources: Iterable[Source], rank: int, world_size: int) -> list[Source]:
+    """Return what one of ``world_size`` processes encodes, chosen by a hash of the keys.
+
+    A picture keeps its rank whatever else is listed, so ranks that list a growing folder at different moments neither
+    share a picture nor leave one out. Tars are shared by their members, and as wholes if there are 32 for each rank:
+    a list of tars must not grow past that between two ranks.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"got rank {rank} of {world_size}; ranks go from 0 to one less than their number")
+    sources = list(sources)
+    by_member = sum(source.is_archive for source in sources) < _TARS_PER_RANK * world_size
+    return [
+        replace(source, rank=rank, world_size=world_size) if source.is_archive and by_member else source
+        for source in sources
+        if (source.is_archive and by_member) or _rank_of(source.key, world_size) == rank
+    ]
+
+
+def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[Source]:
+    """Return what one of ``count`` workers with the same list reads: every count-th file, tars where they go round.
+
+    With fewer tars than workers each worker takes every count-th picture of each tar.
+    """
+    tars = [source for source in sources if source.is_archive]
+    files = [source for source in sources if not source.is_archive]
+    if len(tars) >= count:
+        tars = tars[worker::count]
+    else:
+        tars = [replace(tar, start=worker, step=count) for tar in tars]
+    return tars + files[worker::count]
+
+
+def entries(sources: Iterable[Source]) -> Iterator[Entry]:
+    """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
+    for source in sources:
+        if source.is_archive:
+            mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
+            yield from islice(mine, source.start, None, source.step)
+        else:
+            yield Entry(source.key, source.path, metadata=source.metadata, max_pixels=source.max_pixels)
+
+
+def key_of(path: Path | str) -> str:
+    """Return the key of a picture: its path as typed, posix, without a leading "/" or ".."; escaped if not UTF-8."""
+    normal = Path(os.path.normpath(path))
+    parts = [part for part in normal.parts if part not in (normal.anchor, os.pardir)]
+    return _text("/".join(parts))
+
+
+def read_metadata(sources: Iterable[Source]) -> None:
+    """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed."""
+    for metadata in dict.fromkeys(source.metadata for source in sources if source.metadata is not None):
+        metadata_captions(metadata, PICTURE_SUFFIXES)
+
+
+def _members(source: Source) -> Iterator[Entry]:
+    if source.path.suffix.lower() == ".parquet":
+        for name, row in parquet_pictures(source.path, said=source.start == source.rank == 0):
+            yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row, max_pixels=source.max_pixels)
+        return
+    for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
+        # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
+        inside = _text(name) if member.problem else key_of(name)
+        yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member, max_pixels=source.max_pixels)
+
+
+def _rank_of(key: str, world_size: int) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % world_size
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT + 1)
+
+
+def _metadata(folder: Path, root: Path, known: dict[Path, Path | None]) -> Path | None:
+    """The nearest table of an imagefolder in a folder, or above it up to ``root``."""
+    if folder not in known:
+        here = next((path for name in METADATA if (path := folder / name).is_file()), None)
+        above = None if here or folder == root or folder == folder.parent else _metadata(folder.parent, root, known)
+        known[folder] = here or above
+    return known[folder]
+
+
+def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
+    """Yield files, and the folders that they were found from."""
+    named = [path for item in inputs for path in _expanded(item)]
+    stems = {path.with_suffix("") for path in named if path.suffix.lower() in PICTURE_SUFFIXES}
+    for path in named:
+        listed = path.name in METADATA and any(stem.parent == path.parent for stem in stems)
+        if path.is_dir():
+            yield from ((found, path) for found in _walk(path))
+        elif not listed and not (path.suffix.lower() in (".txt", ".json") and path.with_suffix("") in stems):
+            if _is_compressed_tar(path):
+                raise ValueError(f"{path} is compressed: no single picture can be reached; decompress it to a .tar")
+            refuse_special(path)
+            yield path, path.parent
+
+
+def _expanded(item: Path | str) -> list[Path]:
+    path = Path(item)
+    if path.exists():  # first: a name may hold brackets and be no glob
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
+    if not matches:
+        raise FileNotFoundError(f"{item} is not there")
+    return matches
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    visited: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real = os.path.realpath(here)
+        if real in visited:  # a link back to where we have been
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            suffix = path.suffix.lower()
+            wanted = suffix in PICTURE_SUFFIXES or suffix == ".tar" or _is_compressed_tar(path)
+            if wanted and not name.startswith("."):
+                yield path
+
+
+def _is_compressed_tar(path: Path) -> bool:
+    return path.name.lower().endswith(_COMPRESSED_TARS)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refuse_files_below_tars(found: dict[str, Source]) -> None:
+    tars = {key for key, source in found.items() if source.is_archive}
+    for key in found if tars else ():
+        for parent in PurePosixPath(key).parents:
+            if str(parent) in tars:
+                tar = found[str(parent)].path
+                raise ValueError(f"the keys of {found[key].path} and of {tar} overlap; encode into two stores")

@@ -1,0 +1,131 @@
+"""Pictures in a column of a Parquet file, as the library `datasets` stores them or as bytes.
+
+Rows that hold one picture, byte by byte, are one picture with the captions of all of them, as in training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toklip_core.files import CAPTION_COLUMNS, captions_in, nulls_in, one_line, warn_of_nulls
+
+#: The column of the picture; without it, the only one that looks like those of the library `datasets`.
+IMAGE_COLUMN = "image"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetRow:
+    """Where a picture lies in a Parquet file, and its captions; or why it cannot be read."""
+
+    column: str = IMAGE_COLUMN
+    group: int = 0
+    place: int = 0
+    captions: tuple[str, ...] = ()
+    problem: str = ""
+
+    def data(self, path: Path) -> bytes:
+        """Return the bytes of the picture; OSError if there are none, or the file is damaged there."""
+        data, beside = data_and_path(_group(path, self.group, self.column)[self.place].as_py())
+        if data is not None:
+            return data
+        if beside is None or not Path(beside).is_file():
+            raise OSError(f"{self.column!r} holds no picture" if beside is None else f"there is no file {beside!r}")
+        return Path(beside).read_bytes()
+
+    def caption(self, path: Path) -> str | None:
+        """Return the first of its captions; None if it has none."""
+        return next(iter(self.captions), None)
+
+
+def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, ParquetRow]]:
+    """Yield (number of its first row, row) of each picture of a Parquet file, in order.
+
+    What is wrong with the file comes last, with the name "".
+
+    Args:
+        path: the file.
+        said: whether the log says what is left out: one of several processes that read the file says it.
+    """
+    found: dict[bytes, ParquetRow] = {}
+    names: dict[bytes, int] = {}
+    captions: dict[bytes, list[str]] = {}
+    broken, row, nulls = "", 0, 0
+    try:
+        with pq.ParquetFile(path) as file:
+            image, caption = _columns(path, file.schema_arrow)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=[image, *([caption] if caption else [])])
+                texts = table.column(caption).to_pylist() if caption else [None] * len(table)
+                for place, (cell, text) in enumerate(zip(table.column(image), texts, strict=True)):
+                    key = _digest(cell.as_py(), row)
+                    found.setdefault(key, ParquetRow(image, group, place))
+                    names.setdefault(key, row)
+                    captions.setdefault(key, []).extend(captions_in(text, f"{path}, row {row}: {caption!r}"))
+                    nulls += nulls_in(text)
+                    row += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        broken = one_line(error, longest=200)
+    if said:
+        warn_of_nulls(nulls, str(path))
+        if several := sum(len(texts) > 1 for texts in captions.values()):
+            _log.warning("%d pictures of %s have several captions; a store keeps the first of each", several, path)
+    for key, member in found.items():
+        yield f"{names[key]:08d}", ParquetRow(image, member.group, member.place, tuple(captions[key]))
+    if broken:
+        yield "", ParquetRow(problem=f"no Parquet file of pictures, or a damaged one: {broken}")
+
+
+def data_and_path(value: object) -> tuple[bytes | None, str | None]:
+    """Return what a cell of a column of pictures holds: bytes, or without them the path of a file, or neither."""
+    facts = value if isinstance(value, dict) else {"bytes": value}
+    data, path = facts.get("bytes"), facts.get("path")
+    return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
+
+
+def _columns(path: Path, schema: pa.Schema) -> tuple[str, str | None]:
+    """Return the names of the columns of pictures and of captions."""
+    images = [IMAGE_COLUMN] if IMAGE_COLUMN in schema.names else [field.name for field in schema if _is_stored(field)]
+    if len(images) != 1:
+        raise ValueError(f"{path} has no column {IMAGE_COLUMN!r}; its columns: {', '.join(schema.names)}")
+    texts = (name for name in CAPTION_COLUMNS if name in schema.names and _is_text(schema.field(name)))
+    return images[0], next(texts, None)
+
+
+def _is_stored(field: pa.Field) -> bool:
+    """Whether a column is as the library `datasets` stores pictures."""
+    names = {inner.name for inner in field.type} if pa.types.is_struct(field.type) else set()
+    return {"bytes", "path"} <= names
+
+
+def _is_text(field: pa.Field) -> bool:
+    """Whether a column holds texts, or lists of texts."""
+    is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+    kind = field.type.value_type if is_list else field.type
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string))
+
+
+def _digest(cell: object, row: int) -> bytes:
+    data, path = data_and_path(cell)
+    if data is None:
+        return f"path {path}".encode() if path is not None else f"row {row}".encode()
+    return blake2b(data, digest_size=16).digest()
+
+
+@lru_cache(maxsize=1)
+def _group(path: Path, group: int, column: str) -> pa.ChunkedArray:
+    """Return a column of a row group; the last one is kept, as pictures are read in order."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=[column]).column(column)
+    except pa.ArrowException as error:
+        raise OSError(f"row group {group} of {path} is damaged: {one_line(error, longest=120)}") from error

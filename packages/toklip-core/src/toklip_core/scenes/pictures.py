@@ -1,0 +1,35 @@
+"""Scenes as the pictures, labels and captions that evaluations read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+
+from toklip_core.pictures import (
+    Captioned,
+    LabelledPictures,
+    Picture,
+)
+from toklip_core.scenes import CLASSES, Scenes
+
+
+def scene_pictures(scenes: Scenes) -> list[Picture]:
+    """Return scenes as pictures; they are drawn when they are read."""
+
+    def drawn(index: int) -> Callable[[], Image.Image]:
+        return lambda: Image.fromarray(scenes[index].pixels)
+
+    return [Picture(f"scene {index} of {scenes.split}", drawn(index)) for index in range(len(scenes))]
+
+
+def scene_pairs(scenes: Scenes) -> list[Captioned]:
+    """Return scenes with their four captions."""
+    pictures = zip(scene_pictures(scenes), scenes, strict=True)
+    return [Captioned(picture, scene.captions) for picture, scene in pictures]
+
+
+def labelled_scenes(scenes: Scenes) -> LabelledPictures:
+    """Return scenes of one object, and all 64 CLASSES as captions name them: 'a red circle', 'an orange star'."""
+    names = [f"an {name}" if name[0] in "aeiou" else f"a {name}" for name in CLASSES]
+    return LabelledPictures(names, scene_pictures(scenes), [scene.labels[0] for scene in scenes])

@@ -1,0 +1,13 @@
+"""The token store: a folder of Parquet files with the ids of pictures.
+
+    format.py   metadata, names of parts     encode.py   pictures -> store: `toklip encode`
+    writer.py   writes parts                 decode.py   store -> pictures: `toklip decode`
+    reader.py   reads a store                columns.py  what a store is made by, column by column
+    locks.py    who may write                 part_reader.py  one part: opened, checked, read
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,27 @@
+from .columns import row_maker as row_maker
+from .decode import (
+    decode_store as decode_store,
+    picture_path as picture_path,
+)
+from .encode import (
+    EncodeReport as EncodeReport,
+    encode_pictures as encode_pictures,
+)
+from .format import (
+    CROPS as CROPS,
+    UNREADABLE as UNREADABLE,
+    FeatureInfo as FeatureInfo,
+    StoreInfo as StoreInfo,
+    Unreadable as Unreadable,
+    outside as outside,
+    part_paths as part_paths,
+    refuse_other as refuse_other,
+    reported as reported,
+)
+from .locks import writing as writing
+from .reader import TokenStore as TokenStore
+from .writer import (
+    PartWriter as PartWriter,
+    UnreadableLog as UnreadableLog,
+    fullness_explained as fullness_explained,
+)

@@ -1,0 +1,190 @@
+"""What computes the rows of a token store: a VQ tokenizer, and on request a TokLIP and a teacher.
+
+    levels of each size -> pixels -tokenizer-> ids -TokLIP-> pooled, tokens
+                              `------teacher------------> teacher
+    upright crops ------> views -tokenizer-> crops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
+from toklip_core.pictures import Resize, all_views, normalized
+from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
+from toklip_core.store.format import FeatureInfo, StoreInfo
+from toklip_core.weights import weights_checksum
+
+
+class Rows(NamedTuple):
+    """What models make of B squares."""
+
+    #: (B, h, w).
+    ids: Tensor
+    #: Of the columns of features that the store has.
+    features: dict[str, Tensor]
+    #: (B, VIEWS, h, w), if the store has them.
+    crops: Tensor | None
+
+
+class RowMaker:
+    """The models of one store.
+
+    Args:
+        info: what the rows will mean.
+        tokenizer: gives the ids.
+        model: gives pooled features, and tokens if ``info`` has them.
+        teacher: gives its own feature.
+    """
+
+    def __init__(self, info: StoreInfo, tokenizer: VQTokenizer, model: TokLIP | None, teacher: CLIP | None) -> None:
+        self.info = info
+        self._tokenizer, self._model, self._teacher = tokenizer, model, teacher
+        self._device = torch.device("cpu")
+        #: Sides of the squares that a picture is needed in: the tokenizer's, and the teacher's if that is another.
+        self.sizes = [info.image_size]
+        if teacher is not None and teacher.config.image_size != info.image_size:
+            self.sizes.append(teacher.config.image_size)
+
+    def to(self, device: torch.device | str) -> None:
+        """Bring the models to a device, the tokenizer to the precision of the store as well."""
+        self._device = torch.device(device)
+        cast(nn.Module, self._tokenizer).to(device=device, dtype=getattr(torch, self.info.dtype))
+        for module in (self._model, self._teacher):
+            if module is not None:
+                module.to(device).eval()
+
+    @torch.no_grad()
+    def rows(self, levels: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None = None) -> Rows:
+        """Return the columns that the store has, from squares.
+
+        Args:
+            levels: (B, size, size, 3), uint8, of each of ``sizes``.
+            crops: (B, VIEWS / 2, size, size, 3), uint8, of :func:`toklip_core.pictures.upright_crops`,
+                if they are wanted.
+        """
+        pixels = [self._pixels(square) for square in levels]
+        ids = self._tokenizer.encode(pixels[0])
+        features: dict[str, Tensor] = {}
+        with self._precision():
+            if self._model is not None:
+                encoded = self._model.encode_ids(ids)
+                features["pooled"] = F.normalize(encoded.pooled.float(), dim=-1)
+                if self.info.tokens is not None:
+                    features["tokens"] = encoded.tokens
+            if self._teacher is not None:
+                features["teacher"] = self._teacher.image_features(pixels[-1])
+        views = None
+        if crops is not None:
+            # In batches of one size: 20 views of each picture at once would be 20 times the memory.
+            flat = all_views(torch.from_numpy(crops).movedim(-1, 2)).flatten(0, 1).movedim(1, -1).numpy()
+            chunks = [self._pixels(flat[start : start + len(ids)]) for start in range(0, len(flat), len(ids))]
+            views = torch.cat([self._tokenizer.encode(chunk) for chunk in chunks])
+            views = views.reshape(len(ids), -1, *views.shape[1:])
+        return Rows(ids, features, views)
+
+    def _pixels(self, levels: np.ndarray[Any, Any]) -> Tensor:
+        squares = torch.from_numpy(levels).to(self._device).permute(0, 3, 1, 2)
+        return normalized(squares).contiguous()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Half precision by autocast: models that the caller passed keep their weights."""
+        half = self.info.dtype == "bfloat16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half)
+
+
+def row_maker(
+    *,
+    tokenizer: str | None = None,
+    weights: Path | str | None = None,
+    model: TokLIP | Path | str | None = None,
+    tokens: bool = False,
+    teacher: CLIP | Path | str | None = None,
+    image_size: int | None = None,
+    resize: Resize | None = None,
+    augment: Literal["ten-crop"] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> RowMaker:
+    """Load what a store is made by; :func:`toklip_core.store.encode_pictures` says what the arguments mean.
+
+    Raises:
+        FileNotFoundError: weights are not there.
+        LookupError: no tokenizer or model has the name.
+        ValueError: the arguments do not fit one another.
+    """
+    toklip = TokLIP.from_pretrained(model, text=False, dtype=torch.float32) if isinstance(model, str | Path) else model
+    clip = load_clip(teacher).float() if isinstance(teacher, str | Path) else teacher
+    if tokens and toklip is None:
+        raise ValueError("tokens are those of a model; name one (--model)")
+    if toklip is None:
+        if tokenizer is None:
+            raise ValueError("got neither a tokenizer nor a model; name one of them (--tokenizer, --model)")
+        vq = load_tokenizer(tokenizer, weights)
+    else:
+        vq = _of_model(toklip, tokenizer, weights, image_size, resize)
+        tokenizer, image_size, resize = toklip.config.tokenizer, toklip.config.image_size, toklip.config.resize
+    info = StoreInfo(
+        tokenizer=tokenizer,
+        weights_checksum=weights_checksum(cast(nn.Module, vq)),
+        codebook_size=vq.codebook_size,
+        downsample_factor=vq.downsample_factor,
+        image_size=_size(tokenizer, vq, image_size),
+        # The teacher sees what the ids show.
+        resize=resize or (clip.config.resize if clip is not None else "crop"),
+        dtype=dtype,
+        augment=augment,
+    )
+    if toklip is not None:
+        trunk, checksum = toklip.config.encoder.trunk, weights_checksum(toklip.encoder)
+        pooled = FeatureInfo(model=_name(model), weights_checksum=checksum, width=_joint_width(trunk))
+        info = info.model_copy(update={"pooled": pooled})
+        if tokens:
+            info = info.model_copy(update={"tokens": pooled.model_copy(update={"width": trunk.width})})
+    if clip is not None:
+        width = _joint_width(clip.config.vision.trunk)
+        of_teacher = FeatureInfo(model=_name(teacher), weights_checksum=weights_checksum(clip), width=width)
+        info = info.model_copy(update={"teacher": of_teacher})
+    return RowMaker(info, vq, toklip, clip)
+
+
+def _of_model(
+    model: TokLIP, tokenizer: str | None, weights: Path | str | None, image_size: int | None, resize: Resize | None
+) -> VQTokenizer:
+    """Return the model's tokenizer; ValueError if something else than the model's own was asked for."""
+    config = model.config
+    own = {"tokenizer": config.tokenizer, "size": config.image_size, "resize": config.resize, "weights": None}
+    asked = {"tokenizer": tokenizer, "size": image_size, "resize": resize, "weights": weights}
+    for name, value in asked.items():
+        if value not in (None, own[name]):
+            has = f"{own[name]!r}" if own[name] else "those of its tokenizer"
+            raise ValueError(f"got the {name} {str(value)!r}, but the model has {has}; leave out --{name}")
+    return model.tokenizer
+
+
+def _size(name: str, tokenizer: VQTokenizer, image_size: int | None) -> int:
+    size = tokenizer_spec(name).image_size if image_size is None else image_size
+    factor = tokenizer.downsample_factor
+    if size <= 0 or size % factor:
+        near = max(1, size // factor) * factor
+        raise ValueError(f"got the size {size}; {name!r} wants a multiple of {factor}, such as {near}")
+    return size
+
+
+def _name(model: nn.Module | Path | str | None) -> str:
+    """What a store calls a model: the last part of a path, which may differ between two calls and machines."""
+    if isinstance(model, str | Path):
+        name = ALIASES.get(str(model), str(model))
+        return Path(name).resolve().name if Path(name).exists() else name
+    return type(model).__name__
+
+
+def _joint_width(trunk: TrunkConfig) -> int:
+    return trunk.output_dim or trunk.width

@@ -1,0 +1,232 @@
+"""A token store into pictures: what ``toklip decode`` calls. Nothing is written outside of the folder that is named."""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from toklip_core.devices import progress_bar, refuse_missing_device
+from toklip_core.files import replacing
+from toklip_core.pictures import to_picture
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.store.reader import TokenRow, TokenStore
+from toklip_core.store.writer import fullness_explained
+from toklip_core.weights import weights_checksum
+
+# Bytes of a file's name, on most file systems.
+_LONGEST_NAME = 255
+_NO_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
+# Of Windows: devices and drives; and dots or spaces at the end, which it drops.
+_NO_START = re.compile(r"(?i)^((con|prn|aux|nul|com\d|lpt\d)(\.|$)|[a-z]:)")
+_NO_END = re.compile(r"[. ]$")
+# What the system says of a path that it does not take, or that is a folder or below a file.
+_OF_THE_NAME = {
+    errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY
+}  # fmt: skip
+# Characters of a key that a message shows.
+_SHOWN = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeReport:
+    """What one call of :func:`decode_store` did."""
+
+    out: str
+    #: Written by this call.
+    pictures: int
+    #: There before.
+    skipped: int
+    seconds: float
+    stopped: bool
+    #: Of the pictures, there now or before, those whose keys no file can have as its name: see :func:`picture_path`.
+    renamed: int = 0
+    #: Of the first of these, "key: file".
+    first_renamed: str = ""
+    #: Not written: their keys lead out of the folder, or the system takes no such path.
+    left_out: int = 0
+    #: Of the first of these, "key: reason".
+    first_left_out: str = ""
+
+    def as_json(self) -> dict[str, str | int | float | bool]:
+        """Return the figures under their names."""
+        return asdict(self) | {"pictures_per_second": self.pictures / self.seconds}
+
+    def as_text(self) -> str:
+        """Return them as one line."""
+        text = f"{self.pictures} picture{'s' * (self.pictures != 1)} written into {self.out} in {self.seconds:.1f} s"
+        if self.skipped:
+            text += f"; {self.skipped} were there before and stay as they are"
+        if self.stopped:
+            text += "; stopped before the end: the same command goes on"
+        if self.renamed:
+            text += f"\n{self.renamed} have another name than their key, which no file can have; the first: "
+            text += self.first_renamed
+        if self.left_out:
+            text += f"\n{self.left_out} could not be written; the first: {self.first_left_out}"
+        return text
+
+
+def decode_store(
+    store: Path | str,
+    out: Path | str,
+    *,
+    weights: Path | str | None = None,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> DecodeReport:
+    """Write the pictures of a token store as ``OUT/KEY.png``, those that are not there yet.
+
+    Pictures whose keys are no names of files get other names, see :func:`picture_path`, and those whose keys lead out
+    of the folder are left out; the report counts both.
+
+    Args:
+        store: what :func:`encode_pictures` made.
+        out: a folder; made if it is not there. Nothing is written outside of it, whatever the store's keys are.
+        weights: see :func:`toklip_core.plugins.load_tokenizer`; they must be those the store was made with.
+        progress: see :func:`toklip_core.devices.progress_bar`.
+        stop: asked after every batch; once it says True the call returns.
+
+    Raises:
+        FileNotFoundError: there is no store, or the weights are not there.
+        LookupError: the store's tokenizer is not installed.
+        ValueError: the weights are others, the store is damaged, or no picture of it can be written.
+        OSError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    refuse_missing_device(device)
+    tokens, folder = TokenStore(store), Path(out)
+    try:
+        model = load_tokenizer(tokens.info.tokenizer, weights)
+    except LookupError as error:
+        raise LookupError(f"{store}: {error}") from error
+    module = cast(nn.Module, model)
+    if (got := weights_checksum(module)) != tokens.info.weights_checksum:
+        raise ValueError(
+            f"the weights of {tokens.info.tokenizer!r} have the checksum {got[:16]}, but {store} was made with "
+            f"{tokens.info.weights_checksum[:16]}; pass those as weights (--weights PATH)"
+        )
+    module.to(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = _Counts(folder)
+    stopped = False
+    with fullness_explained(folder), progress_bar(len(tokens), shown=progress) as bar:
+        for _, rows in groupby(tokens, key=lambda row: row.ids.shape):
+            while batch := list(islice(rows, batch_size)):
+                _write_pictures(model, counts.missing(batch), device, counts)
+                bar.update(len(batch))
+                if stopped := stop is not None and stop():
+                    break
+            if stopped:
+                break
+    if counts.left_out and not counts.pictures + counts.skipped:
+        raise ValueError(f"none of {counts.left_out} pictures can be written; the first is {counts.first_left_out}")
+    seconds = time.perf_counter() - started
+    return DecodeReport(out=str(folder), seconds=seconds, stopped=stopped, **counts.figures())
+
+
+def picture_path(folder: Path, key: str) -> Path:
+    """Return where the picture of a key is written: KEY.png below the folder, or nearly so.
+
+    A part of the key that no file can have as its name (longer than 255 bytes with its suffix; with control characters
+    or backslashes; a device of Windows, such as CON; ending in a dot or a space) is cleaned, shortened, and gets a
+    digest of itself, so that names stay different: ``~`` and 16 hexadecimal digits.
+
+    Raises:
+        ValueError: the key leads out of the folder: by "..", by a root, or by a link that lies in the folder.
+    """
+    parts = key.split("/")
+    leads_out = not key or not parts[0] or ".." in parts
+    path = folder.joinpath(*(_name_of(part) for part in parts[:-1]), _name_of(parts[-1], ".png"))
+    if leads_out or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the key leads out of the folder {folder}; nothing is written there")
+    return path
+
+
+@dataclass
+class _Counts:
+    """What became of the rows, and where their pictures are."""
+
+    folder: Path
+    pictures: int = 0
+    skipped: int = 0
+    renamed: int = 0
+    first_renamed: str = ""
+    left_out: int = 0
+    first_left_out: str = ""
+
+    def missing(self, rows: list[TokenRow]) -> list[tuple[TokenRow, Path]]:
+        """Return the rows whose pictures are not there yet, and their places."""
+        found = []
+        for row in rows:
+            try:
+                path = picture_path(self.folder, row.key)
+                there = path.exists() and not path.is_dir()
+            except (ValueError, OSError) as error:
+                self.leave_out(row, error)
+                continue
+            if path != self.folder / f"{row.key}.png":
+                self.renamed += 1
+                self.first_renamed = self.first_renamed or f"{_shown(row.key)}: {path}"
+            self.skipped += there
+            if not there:
+                found.append((row, path))
+        return found
+
+    def leave_out(self, row: TokenRow, error: Exception) -> None:
+        """Count a row that cannot be written."""
+        self.left_out += 1
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        self.first_left_out = self.first_left_out or f"{_shown(row.key)}: {why}"
+
+    def figures(self) -> dict[str, Any]:
+        """Return all but the folder."""
+        return {name: value for name, value in vars(self).items() if name != "folder"}
+
+
+def _write_pictures(
+    model: VQTokenizer, rows: list[tuple[TokenRow, Path]], device: torch.device | str, counts: _Counts
+) -> None:
+    if not rows:
+        return
+    pixels = model.decode(torch.stack([row.ids for row, _ in rows]).to(device)).cpu()
+    for picture, (row, path) in zip(pixels, rows, strict=True):
+        try:
+            if path.is_dir():  # of a key that goes on below it; perhaps made a moment ago
+                raise IsADirectoryError(errno.EISDIR, "there is a folder of this name", str(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as beside:
+                to_picture(picture).save(beside, format="PNG", compress_level=1)
+        except OSError as error:
+            if error.errno not in _OF_THE_NAME:
+                raise
+            counts.leave_out(row, error)
+        else:
+            counts.pictures += 1
+
+
+def _name_of(part: str, suffix: str = "") -> str:
+    """Return a part of a key, and a suffix, as a name that every file system takes."""
+    longest = _LONGEST_NAME - len(suffix)
+    wrong = any(pattern.search(part) for pattern in (_NO_CHARACTER, _NO_START, _NO_END))
+    if part and len(part.encode()) <= longest and not wrong:
+        return part + suffix
+    digest = f"~{blake2b(part.encode(), digest_size=8).hexdigest()}"
+    clean = _NO_START.sub(r"_\1", _NO_CHARACTER.sub("_", part)).replace(":", "_")
+    return clean.encode()[: longest - len(digest)].decode("utf-8", "ignore") + digest + suffix
+
+
+def _shown(key: str) -> str:
+    """A key for a message: in quotes, and its middle left out where it is long."""
+    return repr(key if len(key) <= _SHOWN else f"{key[: _SHOWN // 2]}...{key[-_SHOWN // 2 :]}")

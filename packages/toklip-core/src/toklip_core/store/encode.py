@@ -1,0 +1,475 @@
+"""Pictures into a token store: what ``toklip encode`` calls.
+
+    worker processes: entries -> RGB -> square of 8-bit levels --pipe--> this process: models -> rows -> parts
+
+An encode may be killed at any moment. The same call goes on: pictures whose keys the store's complete parts hold are
+passed over, all others are read again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from toklip_core.devices import progress_bar, refuse_missing_device
+from toklip_core.model import CLIP, TokLIP
+from toklip_core.pictures import (
+    PictureError,
+    Resize,
+    Source,
+    entries,
+    find_pictures,
+    read_metadata,
+    resized,
+    share_of_rank,
+    share_of_worker,
+    upright_crops,
+)
+from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_outside
+from toklip_core.store.columns import row_maker
+from toklip_core.store.format import UNREADABLE, StoreInfo, Unreadable, outside, part_paths, refuse_other
+from toklip_core.store.locks import writing
+from toklip_core.store.reader import TokenStore
+from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
+from toklip_core.training import held_back, leave_signals_to_the_parent
+
+_PART_BYTES = 2**29  # with tokens, 10,000 pictures would be 6 GB in memory
+_DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
+_SLOT_BYTES = 2048  # of what a worker says it reads: longer than nearly every key
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReport:
+    """What one call of :func:`encode_pictures` did, on its rank alone."""
+
+    store: str
+    #: Encoded by this call.
+    pictures: int
+    #: In the store before.
+    skipped: int
+    unreadable: int
+    #: Of the first that was unreadable: "key: reason".
+    first_unreadable: str
+    seconds: float
+    #: Whether ``stop`` ended it before its end.
+    stopped: bool
+    rank: int
+
+    def as_json(self) -> dict[str, str | int | float | bool]:
+        """Return the figures under their names."""
+        return asdict(self) | {"pictures_per_second": self.pictures / self.seconds}
+
+    def as_text(self) -> str:
+        """Return them as one line, and one more if pictures were unreadable."""
+        text = f"{self.pictures} picture{'s' * (self.pictures != 1)} encoded into {self.store} in {self.seconds:.1f} s"
+        text += f" ({self.pictures / self.seconds:.1f} a second)"
+        if self.skipped:
+            text += f"; {self.skipped} were there before"
+        if self.stopped:
+            text += "; stopped before the end: the same command goes on"
+        if self.unreadable:
+            text += f"\n{self.unreadable} could not be read, see {outside(Path(self.store), UNREADABLE)}; the first: "
+            text += self.first_unreadable
+        return text
+
+
+def encode_pictures(
+    inputs: Iterable[Path | str],
+    store: Path | str,
+    *,
+    tokenizer: str | None = None,
+    weights: Path | str | None = None,
+    model: TokLIP | Path | str | None = None,
+    tokens: bool = False,
+    teacher: CLIP | Path | str | None = None,
+    image_size: int | None = None,
+    resize: Resize | None = None,
+    augment: Literal["ten-crop"] | None = None,
+    shuffle: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    part_rows: int = 10_000,
+    part_seconds: float = 30,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> EncodeReport:
+    """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
+
+    Pictures that cannot be read are named in ``STORE.unreadable``, beside it, and tried again by the next call.
+
+    Args:
+        inputs: files, folders, globs, tars; see :func:`toklip_core.pictures.find_pictures`.
+        store: a folder; made if it is not there.
+        tokenizer: a registered name; may be left out beside a model, which has its own.
+        weights: of the tokenizer, see :func:`toklip_core.plugins.load_tokenizer`; a model has its own.
+        model: a TokLIP, or what :meth:`TokLIP.from_pretrained` takes: the store gets the column ``pooled``, the unit
+            feature of each picture. One that is passed is brought to the device and into eval mode.
+        tokens: the column ``tokens``, too: all tokens of the model, 0.6 MB for a picture of 256 tokens.
+        teacher: a CLIP, or what :func:`toklip_core.model.load_clip` takes: the store gets the column ``teacher``, its
+            unit feature of the picture, at the teacher's own size.
+        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: the model's, else what the
+            tokenizer was trained at.
+        resize: see :func:`toklip_core.pictures.resized`; None: the model's, else the teacher's, else "crop".
+        augment: the column ``crops``, too: ids of 20 more views of each picture, see
+            :mod:`toklip_core.pictures.ten_crop`.
+        shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
+            folders; tars, too, though what is in one stays in its order.
+        dtype: what tokenizer and models compute in. bfloat16 is quicker and changes some ids.
+        workers: processes that read pictures, at most 256; 0 reads in this one.
+        rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
+            waits for another.
+        part_rows: a part is written when it has so many pictures.
+        part_seconds: and at the latest after so long: what a kill can lose.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        progress: see :func:`progress_bar`.
+        stop: asked after every batch; once it says True, what is encoded is written and the call returns.
+
+    Raises:
+        FileNotFoundError: an input is not there, there is no picture, or the weights are not there.
+        LookupError: no tokenizer or model has this name.
+        ValueError: the store was made otherwise, an argument does not fit, or no picture can be read.
+        OSError: the store cannot be written, or a process that reads pictures died, mostly for want of memory: what
+            was encoded is written, and the message names the picture.
+    """
+    started = time.perf_counter()
+    path = Path(store)
+    refuse_missing_device(device)
+    refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
+    found = find_pictures(inputs, max_pixels=max_pixels)
+    read_metadata(found)
+    sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
+    maker = row_maker(
+        tokenizer=tokenizer,
+        weights=weights,
+        model=model,
+        tokens=tokens,
+        teacher=teacher,
+        image_size=image_size,
+        resize=resize,
+        augment=augment,
+        dtype=dtype,
+    )
+    info = maker.info
+    with fullness_explained(path), writing(path, rank, world_size):
+        done, cropped = _Keys(_held_keys(path, info)), augment is not None
+        work = _Work(sources, done, maker.sizes, cropped, info.resize, batch_size, max_pixels)
+        maker.to(device)
+        writer = PartWriter(path, info, rank=rank, world_size=world_size)
+        log = UnreadableLog(path, rank=rank, world_size=world_size)
+        counts = _Counts()
+        written = time.perf_counter()
+        with progress_bar(_total(sources), shown=progress) as bar:
+            try:
+                for batch in _batches(work, workers):
+                    if batch.keys:
+                        rows = maker.rows(batch.levels, batch.crops)
+                        writer.add(batch.keys, rows.ids, batch.captions, rows.features, rows.crops)
+                    for row in batch.unreadable:
+                        log.add(row)
+                    bar.update(counts.add(batch))
+                    late = time.perf_counter() - written >= part_seconds
+                    if len(writer) >= part_rows or writer.nbytes >= _PART_BYTES or late:
+                        writer.flush()
+                        written = time.perf_counter()
+                    if stopped := stop is not None and stop():
+                        break
+            except _WorkerDied:
+                writer.flush()
+                raise
+        writer.flush()
+    if world_size == 1 and not stopped:  # one rank of several cannot know what the others read
+        _refuse_nothing(counts, sources)
+    return EncodeReport(
+        store=str(path), **vars(counts), seconds=time.perf_counter() - started, stopped=stopped, rank=rank
+    )
+
+
+class _Keys:
+    """The keys that a store holds, 16 bytes each: 1e8 of them are 1.6 GB, where a set of str would be 13."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        digests = np.frombuffer(b"".join(map(self._digest, keys)), dtype=f"S{_DIGEST_BYTES + 1}")
+        self._sorted = np.sort(digests)
+
+    def __contains__(self, key: str) -> bool:
+        digest = np.bytes_(self._digest(key))
+        place = int(np.searchsorted(self._sorted, digest))
+        return place < len(self._sorted) and bool(self._sorted[place] == digest)
+
+    @staticmethod
+    def _digest(key: str) -> bytes:
+        # numpy drops zero bytes at the end of a string: the last byte is none.
+        return blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest() + b"."
+
+
+class _WorkerDied(OSError):
+    """A process that reads pictures ended before its work did."""
+
+
+class _Reading:
+    """What each worker is reading, in memory that this process shares with them: what a killed one cannot send."""
+
+    def __init__(self, workers: int) -> None:
+        self._slots = multiprocessing.RawArray(ctypes.c_char, workers * _SLOT_BYTES)
+
+    def say(self, worker: int, key: str) -> None:
+        """Note, in a worker, the picture that it reads next; "" if there is none."""
+        said = f"{os.getpid()} {key}".encode()[:_SLOT_BYTES]
+        slots = memoryview(self._slots).cast("B")
+        slots[worker * _SLOT_BYTES : (worker + 1) * _SLOT_BYTES] = said.ljust(_SLOT_BYTES, b"\0")
+
+    def processes(self) -> dict[int, str]:
+        """Return the picture that each worker reads, by its process."""
+        slots = bytes(self._slots)
+        said = (slots[start : start + _SLOT_BYTES].rstrip(b"\0") for start in range(0, len(slots), _SLOT_BYTES))
+        return {int(pid): key for pid, _, key in (one.decode("utf-8", "ignore").partition(" ") for one in said if one)}
+
+    def of_the_dead(self) -> list[str]:
+        """Return what those were reading that are no more."""
+        alive = {child.pid for child in multiprocessing.active_children()}
+        return [key for pid, key in self.processes().items() if key and pid not in alive]
+
+    def end(self) -> None:
+        """End the workers at once; they hold nothing that is not read again."""
+        mine = self.processes()
+        for child in multiprocessing.active_children():
+            if child.pid in mine:
+                child.kill()
+
+
+class _Batch(NamedTuple):
+    """What a worker sends: squares (n, size, size, 3) uint8 of each size, their names, and what it met besides."""
+
+    keys: list[str]
+    captions: list[str | None]
+    levels: list[np.ndarray[Any, Any]]
+    crops: np.ndarray[Any, Any] | None
+    unreadable: list[Unreadable]
+    skipped: int
+
+
+@dataclass
+class _Counts:
+    pictures: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    first_unreadable: str = ""
+
+    def add(self, batch: _Batch) -> int:
+        """Count a batch; return how many pictures it went through."""
+        self.pictures += len(batch.keys)
+        self.skipped += batch.skipped
+        self.unreadable += len(batch.unreadable)
+        if batch.unreadable and not self.first_unreadable:
+            self.first_unreadable = f"{batch.unreadable[0].key}: {batch.unreadable[0].reason}"
+        return len(batch.keys) + batch.skipped + len(batch.unreadable)
+
+
+@dataclass(frozen=True)
+class _Work(IterableDataset[_Batch]):
+    """Reads pictures, in a worker process its share of them.
+
+    Batches are numpy arrays, sent through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    """
+
+    sources: list[Source]
+    done: _Keys
+    sizes: list[int]
+    cropped: bool
+    resize: Resize
+    batch_size: int
+    max_pixels: int
+    reading: _Reading | None = None
+
+    def __iter__(self) -> Iterator[_Batch]:
+        worker = get_worker_info()
+        sources = self.sources if worker is None else share_of_worker(self.sources, worker.id, worker.num_workers)
+        keys: list[str] = []
+        captions: list[str | None] = []
+        squares: list[list[np.ndarray[Any, Any]]] = []
+        unreadable: list[Unreadable] = []
+        skipped = 0
+        for entry in entries(sources):
+            if entry.key in self.done:
+                skipped += 1
+                continue
+            self._say(entry.key)
+            try:
+                image = entry.image()
+                of_sizes = [np.asarray(resized(image, size, self.resize)) for size in self.sizes]
+                if self.cropped:
+                    of_sizes.append(upright_crops(image, self.sizes[0], self.resize))
+                caption = entry.caption()
+            except (PictureError, OSError) as error:
+                unreadable.append(Unreadable(entry.key, str(entry.path), str(error)))
+                continue
+            except MemoryError:
+                unreadable.append(Unreadable(entry.key, str(entry.path), "there was not enough memory to read it"))
+                continue
+            keys.append(entry.key)
+            captions.append(caption)
+            squares.append(of_sizes)
+            if len(keys) == self.batch_size:
+                self._say("")  # it waits, and reads nothing
+                yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
+                keys, captions, squares, unreadable, skipped = [], [], [], [], 0
+        self._say("")
+        yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
+
+    def _say(self, key: str) -> None:
+        worker = get_worker_info()
+        if self.reading is not None and worker is not None:
+            self.reading.say(worker.id, key)
+
+    def _stacked(
+        self, squares: list[list[np.ndarray[Any, Any]]]
+    ) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
+        levels = [np.stack(of_one_size) for of_one_size in zip(*squares, strict=True)]
+        return levels, levels.pop() if self.cropped and levels else None
+
+
+def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
+    """Yield what the workers send; _WorkerDied, which names the picture, if one of them ends before its work does."""
+    total = _total(work.sources)
+    if total is not None:  # a process for less than a batch takes longer to start than to work
+        workers = min(workers, math.ceil(total / work.batch_size))
+    if workers == 0:
+        yield from work
+        return
+    reading = _Reading(workers)
+    with warnings.catch_warnings():
+        # Who asks for more processes than cores may wait for a disk, not for a core.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader: DataLoader[_Batch] = DataLoader(
+            replace(work, reading=reading),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_follow_the_parent,
+        )
+        with held_back():
+            batches = iter(loader)
+    death = ""
+    with _DeathsAtNext() as deaths:
+        try:
+            while (batch := deaths.next(batches)) is not None:
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            death = _death_in_words(reading.of_the_dead(), work.max_pixels)
+        finally:
+            reading.end()
+            del batches
+    if death:  # raised here, where nothing holds what torch keeps of the workers
+        raise _WorkerDied(death)
+
+
+def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:
+    read = f" while it read {' or '.join(keys[:3])}" if keys else ""
+    return (
+        f"a process that reads pictures was killed{read}, mostly for want of memory; what was encoded is kept: run it "
+        f"again with fewer --workers, or with a smaller limit of a picture's pixels (--max-pixels, now {max_pixels})"
+    )
+
+
+class _DeathsAtNext:
+    """Let torch say only where a batch is waited for that a worker died.
+
+    Its handler of SIGCHLD raises wherever this process is at that moment: between the keys of a row and its ids, too.
+    """
+
+    def __init__(self) -> None:
+        self._waiting = False
+        self._torch: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            self._torch = signal.signal(signal.SIGCHLD, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._torch is not None:
+            signal.signal(signal.SIGCHLD, self._torch)
+
+    def next(self, batches: Iterator[_Batch]) -> _Batch | None:
+        """Return the next batch, None at the end; RuntimeError if a worker died."""
+        self._waiting = True
+        try:
+            self._note(0, None)  # of one that died before
+            return next(batches, None)
+        finally:
+            self._waiting = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting and callable(self._torch):
+            self._torch(number, frame)
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
+    return batch
+
+
+def _follow_the_parent(worker: int) -> None:
+    """Leave signals to the parent, and end when it does.
+
+    The parent finishes with what the workers still send. If it is killed, torch's own watch does not help: a worker
+    that waits to write into a full pipe never comes to it.
+    """
+    leave_signals_to_the_parent()
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
+    if not part_paths(path):
+        return ()
+    held = TokenStore(path)
+    refuse_other(info, held.info, what="this encode", store=path)
+    return held.keys()
+
+
+def _place(source: Source) -> bytes:
+    """Where a shuffled encode reads it: a function of its key alone, as for every rank and every later call."""
+    return blake2b(source.key.encode(), digest_size=8, person=b"order").digest()
+
+
+def _total(sources: Iterable[Source]) -> int | None:
+    """Return the number of pictures if no tar hides it."""
+    sources = list(sources)
+    return None if any(source.is_archive for source in sources) else len(sources)
+
+
+def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:
+    if counts.pictures or counts.skipped:
+        return
+    if counts.unreadable:
+        raise ValueError(f"none of {counts.unreadable} pictures can be read; the first is {counts.first_unreadable}")
+    raise FileNotFoundError(f"no picture in {', '.join(str(source.path) for source in sources)}")

@@ -1,0 +1,210 @@
+"""What a token store is made of: what its ids mean, its parts and how they are written, what could not be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from toklip_core.config import Config
+from toklip_core.files import parsed
+
+#: Under which key of a part's metadata its :class:`StoreInfo` lies.
+METADATA_KEY = b"toklip"
+
+#: Under which key the checksums of its rows lie: see :func:`checksums`.
+CHECKSUMS_KEY = b"toklip.crc32"
+
+#: The version of the layout, in the metadata of every part. A reader refuses every other.
+FORMAT: Final = 1
+
+#: The columns of every part.
+COLUMNS = ("key", "ids", "height", "width", "caption")
+
+#: The columns of features, each described by the field of this name in :class:`StoreInfo`.
+FEATURES = ("pooled", "tokens", "teacher")
+
+#: The column of more ids of a picture, of :mod:`toklip_core.pictures.ten_crop`.
+CROPS = "crops"
+
+#: The folder of the reports of a store, added to its name.
+UNREADABLE = ".unreadable"
+
+# Bytes of a file's name, on most file systems.
+_LONGEST_NAME = 255
+
+# Where reports lay in a store before 0.1.0.
+_UNREADABLE_BEFORE = "__unreadable__"
+_PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
+
+
+class FeatureInfo(Config):
+    """Where a column of features comes from."""
+
+    model: str = Field(description="The model's name, or that of its folder.")
+    weights_checksum: str = Field(description="SHA-256 of the model's weights.")
+    width: int = Field(gt=0, description="Numbers of a feature; of one token where a picture has many.")
+
+
+class StoreInfo(Config):
+    """What the ids of a store mean. Two encodes may share a store only if all of this is equal."""
+
+    format: Literal[1] = Field(default=FORMAT, description="Version of the store's layout.")
+    tokenizer: str = Field(description="Name in the registry.")
+    weights_checksum: str = Field(description="SHA-256 of the tokenizer's weights.")
+    codebook_size: int = Field(gt=0, le=2**63, description="K: ids lie in [0, K).")
+    downsample_factor: int = Field(gt=0, description="f: one id covers f x f pixels.")
+    image_size: int = Field(gt=0, description="Side of the square that was encoded.")
+    resize: Literal["crop", "squash"] = Field(description="How a picture became that square.")
+    dtype: Literal["float32", "bfloat16"] = Field(description="What the tokenizer and the models computed in.")
+    augment: Literal["ten-crop"] | None = Field(
+        default=None, description="What the column crops holds: LlamaGen's crops of 1.1 and 1.05 times the side."
+    )
+    pooled: FeatureInfo | None = Field(default=None, description="The unit feature of a TokLIP, if there is one.")
+    tokens: FeatureInfo | None = Field(default=None, description="Its tokens, if they were asked for.")
+    teacher: FeatureInfo | None = Field(default=None, description="The unit feature of a teacher, if there is one.")
+
+    @property
+    def features(self) -> dict[str, FeatureInfo]:
+        """The columns of features that the store has."""
+        return {name: info for name in FEATURES if (info := getattr(self, name)) is not None}
+
+    @property
+    def ids_dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned integer type that holds every id."""
+        return np.min_scalar_type(self.codebook_size - 1)
+
+
+class Unreadable(NamedTuple):
+    """A picture that could not be read: its key, the file it lies in, and why."""
+
+    key: str
+    source: str
+    reason: str
+
+
+def report_paths(store: Path) -> list[Path]:
+    """Return the files in which the ranks named unreadable pictures."""
+    folders = [*places(store, UNREADABLE), store / _UNREADABLE_BEFORE]
+    return [path for folder in folders for path in sorted(folder.glob("rank-*.jsonl"))]
+
+
+def reported(store: Path) -> dict[str, Unreadable]:
+    """Return the reports of all ranks by key; what the store holds by now is among them."""
+    found: dict[str, Unreadable] = {}
+    for path in report_paths(store):
+        for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
+            if not line.endswith("}"):  # a kill can cut the last
+                continue
+            row = parsed(line, f"{path}, row {number}")
+            if not isinstance(row, dict) or row.keys() != {*Unreadable._fields}:
+                wanted = ", ".join(Unreadable._fields)
+                raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
+            found[row["key"]] = Unreadable(**row)
+    return found
+
+
+def outside(store: Path, name: str) -> Path:
+    """Return where to write what belongs to a store and is no part of it: beside the folder, its name before this one.
+
+    Polars reads every file below a folder that is not empty, hidden or not. Only where nothing can be written beside it
+    (the store is a mount, or the folder above is read-only), it is inside.
+    """
+    beside, inside = places(store, name)
+    can = os.access(beside.parent, os.W_OK) and len(os.fsencode(beside.name)) <= _LONGEST_NAME
+    return beside if can and not inside.parent.is_mount() else inside
+
+
+def places(store: Path, name: str) -> tuple[Path, Path]:
+    """Return where that may be: beside the store, and inside."""
+    # A link's target is where the parts are, and "." has no name.
+    folder = store.resolve() if store.name in ("", "..") or store.is_symlink() else store
+    return folder.with_name(f"{folder.name}{name}"), folder / name
+
+
+def part_paths(store: Path) -> list[Path]:
+    """Return the complete parts of a store in the order of their names; empty if there is none.
+
+    Raises:
+        ValueError: a file has nearly the name of a part, as copies have.
+    """
+    paths = sorted(store.glob("part-*.parquet"))
+    for path in paths:
+        if _PART_NAME.fullmatch(path.name) is None:
+            raise ValueError(
+                f"{path} is named like a part of a token store, but not part-RRRRR-NNNNNN.parquet with a rank and a "
+                "number; if it is a copy, delete it or move it out of there"
+            )
+    return paths
+
+
+def refuse_other(got: StoreInfo, wanted: StoreInfo, *, what: str, store: Path) -> None:
+    """ValueError that names every difference, both values, unless two infos are equal."""
+    mine, theirs = _flat(got.model_dump()), _flat(wanted.model_dump())
+    differences = [
+        f"{key} {mine.get(key)!r} (the store: {theirs.get(key)!r})"
+        for key in {**mine, **theirs}
+        if mine.get(key) != theirs.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{what} does not fit the store {store}: it has {', '.join(differences)}; take another store")
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return flat
+
+
+def part_schema(info: StoreInfo) -> pa.Schema:
+    """Return the columns of a part, and its metadata but for the checksums."""
+    ids = pa.list_(pa.from_numpy_dtype(info.ids_dtype))
+    types = (pa.string(), ids, pa.int32(), pa.int32(), pa.string())
+    fields = dict(zip(COLUMNS, types, strict=True)) | dict.fromkeys(info.features, pa.list_(pa.float16()))
+    if info.augment is not None:
+        fields[CROPS] = ids
+    # Without what is None: a store without features is read by versions that knew none.
+    metadata = info.model_dump_json(exclude_none=True).encode()
+    return pa.schema(list(fields.items()), metadata={METADATA_KEY: metadata})
+
+
+def column_crc32(column: pa.ChunkedArray) -> int:
+    """Return the CRC-32 of a column's values, as :func:`checksums` has it."""
+    array = column.combine_chunks()
+    if pa.types.is_string(array.type):
+        return zlib.crc32(json.dumps(array.to_pylist()).encode())
+    if not pa.types.is_list(array.type):
+        return zlib.crc32(array.to_numpy())
+    return zlib.crc32(array.flatten().to_numpy(), zlib.crc32(pc.list_value_length(array).to_numpy()))
+
+
+def checksums(table: pa.Table, group_rows: int) -> bytes:
+    """Return what a part says of its own values, as JSON: more than the checksums that Parquet has for its pages.
+
+    Those leave out the footer and the headers of pages. So a part has, for each group of ``group_rows`` rows, a CRC-32
+    of the values of each column: of numbers their bytes, of lists the lengths (int32) and then the numbers, of texts
+    the bytes of their list in JSON, as Python's ``json.dumps`` writes it. Beside them are the rows of each group, and
+    the CRC-32 of what the ids mean.
+    """
+    groups = [table.slice(start, group_rows) for start in range(0, table.num_rows, group_rows)]
+    found = {
+        METADATA_KEY.decode(): zlib.crc32(table.schema.metadata[METADATA_KEY]),
+        "rows": [group.num_rows for group in groups],
+        "columns": {name: [column_crc32(group[name]) for group in groups] for name in table.column_names},
+    }
+    return json.dumps(found).encode()
+
+
+def rank_of_part(path: Path) -> int:
+    """Return the rank that wrote a part, or is writing it."""
+    return int(path.name.rpartition("part-" if "part-" in path.name else "rank-")[2].split("-")[0].split(".")[0])

@@ -1,0 +1,45 @@
+"""Who may write into a token store at one time: the ranks of one encode, each in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from toklip_core.files import folder_lock, lock_exclusively, lock_shared
+
+
+@contextmanager
+def writing(store: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Be the writer of a rank; OSError if another process is, or if one writes that shares the pictures otherwise.
+
+    Ranks of one ``world_size`` have pictures of their own, those of two do not: both would write the same ones. So each
+    rank holds a shared lock on the file of its number of ranks, while nobody holds that of another number; and each
+    holds its own file alone. The files are empty: of those Polars, too, takes no notice.
+
+    The locks are those of :mod:`toklip_core.files.locks`.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    (store / ".world-size.lock").unlink(missing_ok=True)  # of before 0.1.0: the number was in it
+    of_all, own = f".world-size-{world_size}.lock", f".rank-{rank:05d}.lock"
+    with (store / of_all).open("a+") as ranks, (store / own).open("a") as mine:
+        _join(ranks, store, of_all, world_size)
+        if not lock_exclusively(mine):
+            raise OSError(f"another process is encoding into {store} as rank {rank}; wait for its end")
+        yield
+
+
+def _join(ranks: IO[str], store: Path, of_all: str, world_size: int) -> None:
+    with folder_lock(store):
+        for path in store.glob(".world-size-*.lock"):
+            if path.name == of_all:
+                continue
+            with path.open("a") as others:
+                if not lock_exclusively(others):
+                    there = path.name.removeprefix(".world-size-").removesuffix(".lock")
+                    raise OSError(
+                        f"an encode by {there} processes is at work in {store}, and this is one of {world_size}, which "
+                        "would write the same pictures; wait for its end"
+                    )
+        lock_shared(ranks)

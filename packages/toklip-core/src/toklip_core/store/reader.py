@@ -1,0 +1,200 @@
+"""The token store: a folder of Parquet files with the ids of pictures, which other tools read as they are.
+
+    part-00000-000001.parquet    rank, number: key, ids (flat, raster order), height, width (of the grid), caption,
+                                 features if a model was asked for them, and crops: ids of 20 more views of each
+
+Beside it, ``STORE.unreadable/rank-00000.jsonl`` says what could not be read, and why. Whatever else is in the folder is
+empty, so that every reader of Parquet can be given the folder.
+
+Every part carries, under ``toklip`` in its schema's metadata, what its ids mean (:class:`StoreInfo`). Parts are
+written beside and renamed: what has the name of a part is complete.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from hashlib import blake2b
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from toklip_core.pictures import VIEWS
+from toklip_core.store.format import COLUMNS, CROPS, FEATURES, Unreadable, part_paths, refuse_other, reported
+from toklip_core.store.part_reader import part_contents, read_group, shown
+
+
+class TokenRow(NamedTuple):
+    """One picture of a store: its key, its ids (h, w) int64, its caption if it has one, its features if it has any.
+
+    Features are float32, stored with the 11 bits of float16: pooled (E,) and teacher (E',), of unit norm within the
+    rounding; tokens (h w, D), as the encoder gives them. Crops are the ids of more views, (VIEWS, h, w) int64, in the
+    order of :func:`toklip_core.pictures.all_views`.
+    """
+
+    key: str
+    ids: Tensor
+    caption: str | None
+    pooled: Tensor | None = None
+    tokens: Tensor | None = None
+    teacher: Tensor | None = None
+    crops: Tensor | None = None
+
+
+class _Place(NamedTuple):
+    """Where a row lies: its part, its number there, from 0, and its key."""
+
+    part: Path
+    row: int
+    key: str
+
+
+class TokenStore:
+    """Reads a token store. Rows are reached by number, lazily; memory is bounded by a few groups of 1,000 rows.
+
+    It can be pickled, so that the workers of a DataLoader open the files themselves. A shuffled read
+    is quick if it is shuffled in blocks: one row costs the reading of its group.
+
+    Args:
+        path: the folder.
+        cached_rows: groups that were read stay in memory, up to so many rows; None: four groups.
+        features: which of the stored features, and of "crops", rows are to have; others are not read.
+
+    Raises:
+        FileNotFoundError: no store is at the path.
+        ValueError: a part is damaged, is no part of a token store, is of another format, or belongs to another
+            tokenizer. Reading rows raises it, too, if they are damaged.
+    """
+
+    def __init__(
+        self, path: Path | str, *, cached_rows: int | None = None, features: Collection[str] = (*FEATURES, CROPS)
+    ) -> None:
+        self.path = Path(path)
+        self._parts = part_paths(self.path)
+        if not self._parts:
+            raise FileNotFoundError(
+                f"no token store at {self.path}: it holds no part-*.parquet, which `toklip encode` writes"
+            )
+        self.info = part_contents(self._parts[0]).info
+        self._groups: list[tuple[int, int]] = []
+        rows: list[int] = []
+        for number, part in enumerate(self._parts):
+            info, more = part_contents(part)
+            refuse_other(info, self.info, what=str(part), store=self.path)
+            self._groups += [(number, group) for group in range(len(more))]
+            rows += more
+        self._ends = list(accumulate(rows))
+        #: Rows of each group: what is read at once.
+        self.group_rows = tuple(rows)
+        self._cached_rows = 4 * max(rows, default=0) if cached_rows is None else cached_rows
+        self._features = [name for name in self.info.features if name in features]
+        self._crops = [CROPS] if self.info.augment is not None and CROPS in features else []
+        self._columns = [*COLUMNS, *self._features, *self._crops]
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._distinct = False
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> TokenRow:
+        """Return row ``index``; negative ones count from the end."""
+        wanted = index + len(self) if index < 0 else index
+        if not 0 <= wanted < len(self):
+            raise IndexError(f"row {index} of a store of {len(self)}")
+        group = bisect_right(self._ends, wanted)
+        start = self._ends[group - 1] if group else 0
+        return self._row(self._group(group), wanted - start)
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        """Yield all rows, one group in memory at a time; ValueError if two rows have one key."""
+        self._look_for_repeats()
+        for group in range(len(self._groups)):
+            table = self._read(group, self._columns)
+            for row in range(table.num_rows):
+                yield self._row(table, row)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": OrderedDict()}
+
+    def keys(self) -> Iterator[str]:
+        """Yield the key of every row, in order; ValueError at the end if two rows have the same."""
+        digests = bytearray()
+        for group in range(len(self._groups)):
+            for key in self._read(group, ["key"])["key"].to_pylist():
+                digests += blake2b(key.encode(), digest_size=8).digest()
+                yield key
+        self._refuse_repeats(np.frombuffer(digests, np.uint64))
+
+    def captions(self) -> Iterator[str | None]:
+        """Yield the caption of every row, in order; ValueError if two rows have one key."""
+        self._look_for_repeats()
+        for group in range(len(self._groups)):
+            yield from self._read(group, ["caption"])["caption"].to_pylist()
+
+    def unreadable(self) -> list[Unreadable]:
+        """Return what the encodes could not read, all ranks together, less what the store holds by now."""
+        found = reported(self.path)
+        if found:
+            for key in self.keys():
+                found.pop(key, None)
+        return list(found.values())
+
+    def _look_for_repeats(self) -> None:
+        """Read all keys, once; rows that are reached by number are given without."""
+        if not self._distinct:
+            for _ in self.keys():
+                pass
+
+    def _refuse_repeats(self, digests: np.ndarray[Any, Any]) -> None:
+        order = np.argsort(digests, kind="stable")
+        ordered = digests[order]
+        places = np.flatnonzero(ordered[1:] == ordered[:-1])
+        for place in places[np.argsort(order[places + 1])]:  # the first row in the store that is there before
+            first, second = (self._locate(int(order[place + offset])) for offset in (0, 1))
+            if first.key == second.key:
+                raise ValueError(
+                    f"{second.part} is damaged: row {second.row} has the key {shown(second.key)}, as row {first.row} "
+                    f"of {first.part} has; delete one of the parts, and `toklip encode` makes its other rows again"
+                )
+        self._distinct = True
+
+    def _locate(self, index: int) -> _Place:
+        group = bisect_right(self._ends, index)
+        number, group_of_part = self._groups[group]
+        row = index - (self._ends[group - 1] if group else 0)
+        before = sum(self.group_rows[group - group_of_part : group])
+        return _Place(self._parts[number], before + row, self._read(group, ["key"])["key"][row].as_py())
+
+    def _group(self, group: int) -> pa.Table:
+        if group not in self._cache:
+            self._cache[group] = self._read(group, self._columns)
+            while len(self._cache) > 1 and sum(table.num_rows for table in self._cache.values()) > self._cached_rows:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]
+
+    def _read(self, group: int, columns: list[str]) -> pa.Table:
+        number, group_of_part = self._groups[group]
+        return read_group(self._parts[number], group_of_part, columns)
+
+    def _row(self, table: pa.Table, row: int) -> TokenRow:
+        key = table["key"][row].as_py()
+        ids = table["ids"][row].values.to_numpy().astype(np.int64)
+        height, width = table["height"][row].as_py(), table["width"][row].as_py()
+        optional = {name: self._feature(table, row, name) for name in self._features}
+        for name in self._crops:
+            views = table[name][row].values.to_numpy().astype(np.int64)
+            optional[name] = torch.from_numpy(views).reshape(VIEWS, height, width)
+        grid = torch.from_numpy(ids).reshape(height, width)
+        return TokenRow(key, grid, table["caption"][row].as_py(), **optional)
+
+    def _feature(self, table: pa.Table, row: int, name: str) -> Tensor:
+        feature = torch.from_numpy(table[name][row].values.to_numpy().astype(np.float32))
+        return feature.reshape(-1, self.info.features[name].width) if name == "tokens" else feature

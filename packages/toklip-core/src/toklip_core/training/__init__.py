@@ -1,0 +1,13 @@
+"""Training: one loop for every package.
+
+    loop.py        fit(), read top to bottom       optimizers.py  AdamW and Muon, their groups
+    order.py       which sample comes when         losses.py      contrasts and distillation
+    passes.py      micro-batches of a step         run_folder.py  saves, logs, resume
+    signals.py     SIGTERM ends a run with a save
+
+Public names stand in __init__.pyi; each is imported on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

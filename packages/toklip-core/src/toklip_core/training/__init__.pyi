@@ -1,0 +1,33 @@
+from .loop import (
+    Evaluation as Evaluation,
+    FitReport as FitReport,
+    Samples as Samples,
+    fit as fit,
+    learning_rate_factor as learning_rate_factor,
+)
+from .losses import (
+    mean_over_processes as mean_over_processes,
+    pooled_distillation as pooled_distillation,
+    sigmoid_contrast as sigmoid_contrast,
+    softmax_contrast as softmax_contrast,
+    token_distillation as token_distillation,
+)
+from .optimizers import (
+    ParameterGroup as ParameterGroup,
+    build_optimizers as build_optimizers,
+)
+from .order import (
+    derived_seed as derived_seed,
+    shuffled as shuffled,
+    window_order as window_order,
+)
+from .passes import Losses as Losses
+from .run_folder import (
+    RunFolder as RunFolder,
+    TrainState as TrainState,
+)
+from .signals import (
+    held_back as held_back,
+    leave_signals_to_the_parent as leave_signals_to_the_parent,
+    stop_on_signals as stop_on_signals,
+)

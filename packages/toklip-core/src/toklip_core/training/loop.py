@@ -1,0 +1,416 @@
+"""One training loop for all tasks: :func:`fit`, read top to bottom.
+
+Laws, all of them tested:
+
+- n steps = k steps + resume + (n - k) steps, bit for bit. The order of the data is a function of (seed, step),
+  augmentation of (seed, epoch, index), other randomness of (seed, step, micro-batch, process): a resume needs no
+  state of any of them, and skips samples without touching them.
+- Several processes see the batches that one would see, and train to the same weights within rounding.
+- Micro-batches give the gradients of the whole batch, within rounding: of means over samples, and of contrasts.
+- What is frozen stays as it is: not trained, not saved, in eval mode.
+- A save is whole or not there (see :mod:`toklip_core.training.run_folder`).
+
+The engine is Hugging Face Accelerate: one process as it is, several by ``torchrun`` or ``accelerate launch``, sharded
+(FSDP 2, tested in two processes on CPUs) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from toklip_core.config import RunConfig
+from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
+from toklip_core.training.run_folder import RunFolder, TrainState, whole
+from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+from toklip_core.training.order import SampleKeys, shuffled
+from toklip_core.training.passes import Contrast, Losses, Passes
+
+
+class Samples(Protocol):
+    """A map-style data set whose samples are functions of the epoch and the index alone.
+
+    Workers copy it, so it must be picklable; randomness in it must come from :func:`derived_seed`, not from a
+    global generator.
+    """
+
+    def __len__(self) -> int:
+        """The samples of an epoch."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:  # noqa: ANN401 - what `collate` takes
+        """Return the sample (epoch, index)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation during the run gives to the log."""
+
+    figures: dict[str, float]
+    #: Name -> (N, 3, H, W) in [-1, 1].
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FitReport(NamedTuple):
+    """How a run ended."""
+
+    #: Finished steps.
+    step: int
+    #: Of the last evaluation.
+    figures: dict[str, float]
+    #: The signal that stopped the run after a save; 0 if it reached its last step.
+    signal: int
+
+
+def fit(
+    model: nn.Module,
+    samples: Samples,
+    objective: Callable[[nn.Module, Any, int], Losses],
+    run: RunConfig,
+    out: Path,
+    *,
+    settings: Mapping[str, Any],
+    export: Callable[[dict[str, Tensor], Path], None],
+    product: nn.Module | None = None,
+    evaluate: Callable[[nn.Module], Evaluation] | None = None,
+    groups: Sequence[ParameterGroup] = (),
+    order: Callable[[int, int, int], Tensor] | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    contrast: Contrast | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    unused_parameters: bool = False,
+    comparison: Callable[[nn.Module], Callable[[Path], None]] | None = None,
+) -> FitReport:
+    """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
+
+    SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so.
+
+    Args:
+        model: all trainable weights. Parameters without ``requires_grad`` stay frozen, and out of the saves.
+        samples: the data; batches of it, collated, reach the objective on the model's device.
+        objective: (model, batch, step) -> losses that are means over samples, and features. It calls ``model(...)``,
+            so that hooks of DDP and FSDP run; the autocast of ``run.precision`` is on.
+        run: length, optimizer, and so on.
+        out: absent, empty, or the folder of this run.
+        settings: JSON data, everything else that the run depends on. With other settings a resume is an error.
+        export: (state dict, folder) -> writes the model folder at the end; called in the first process.
+        product: the part of ``model`` that is the result: averaged, evaluated, exported. None: all of it.
+        evaluate: (product, in eval mode with averaged weights) -> figures; called in every process.
+        groups: None: one group. Else every trainable parameter is in exactly one.
+        order: (size, seed, epoch) -> permutation of the samples. None: :func:`shuffled`.
+        collate: samples -> batch. None: the default of torch.
+        contrast: features -> losses between samples, see :mod:`toklip_core.training.losses`. It sees the features of
+            all micro-batches of this process, in float32, and gathers over processes itself. Exact with
+            ``run.accumulate``
+            too, for one more forward pass, without gradients, where the objective may leave out its losses. Inputs and
+            features of the whole batch are held, activations of one micro-batch at a time.
+        after_step: called with the model, without gradients, after each step of the optimizer, to clamp a parameter.
+            FSDP 2 makes it a DTensor, and takes none without a dimension: (1,) for a scalar.
+        unused_parameters: tell DDP that some parameters may get no gradient in some steps.
+        comparison: (product, as ``evaluate`` gets it) -> what raises a ValueError unless the model in the folder that
+            ``export`` wrote computes the same. The first is called in every process, the second in the first one.
+
+    Raises:
+        LookupError: the extra is not installed.
+        ValueError: a loss is not finite, or ``out`` holds something else, or the settings do not fit.
+        OSError: a save failed, and the one before it is kept; or another process trains into ``out``.
+    """
+    accelerator = _accelerator(run, unused_parameters)
+    folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
+    with folder.opened({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run)):
+        torch.manual_seed(run.seed)
+
+        sharded = accelerator.distributed_type.value == "FSDP"
+        optimizers = build_optimizers(trainable(model), run, groups, fused=_fuses(accelerator.device), sharded=sharded)
+        product = model if product is None else product
+        product_name = _name_of(product, model)
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+        core = accelerator.unwrap_model(model)
+        product = core.get_submodule(product_name)
+        average = _average(product) if run.ema_decay else {}
+        state = TrainState(core, tuple(optimizer.optimizer for optimizer in optimizers), average, accelerator.scaler)
+        start, figures = folder.load(state, steps=run.steps)
+        clips = _clips(core, run, groups)
+        passes = Passes(accelerator, model, objective, contrast, run)
+
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        keys = SampleKeys(len(samples), run, start, rank, world_size, order or shuffled)
+        loader = _loader(samples, keys, run, collate, accelerator.device)
+        window = _Window(accelerator, folder)
+        _train_mode(model)
+        with (
+            closing(_batches(loader)) as batches,
+            stop_on_signals() as request,
+            folder.progress(start, run.steps) as progress,
+        ):
+            for step in range(start, run.steps + 1):
+                due, last = step > start, step == run.steps
+                stop = _anywhere(accelerator, request.signal)
+
+                if due and evaluate is not None and (last or step % run.evaluate_every == 0):
+                    window.refuse_not_finite()  # what is wrong is said with its step, and not by the evaluation
+                    with _averaged(product, average), _unsharded(model), torch.no_grad():
+                        evaluation = evaluate(product.eval())
+                    _train_mode(model)
+                    figures = evaluation.figures
+                    folder.log(
+                        step, {f"evaluate/{name}": value for name, value in figures.items()}, evaluation.pictures
+                    )
+
+                if due and (last or stop or step % run.save_every == 0):
+                    window.log(step)
+                    folder.save(step, state, figures)
+
+                if last or stop:
+                    break
+
+                for values in passes.backward(batches, step):
+                    window.add(step + 1, values)
+                rate = run.learning_rate * learning_rate_factor(step, run)
+                accelerator.unscale_gradients()
+                norms = {name: whole(nn.utils.clip_grad_norm_(*clip)) for name, clip in clips.items()}
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * group["factor"]
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                if after_step is not None:
+                    with torch.no_grad():
+                        after_step(core)
+                if average:
+                    weights = trainable(product)
+                    torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
+                window.add(step + 1, Losses({}, {f"grad_norm/{name}": norm for name, norm in norms.items()}))
+
+                progress.update()
+                if (step + 1) % run.log_every == 0:
+                    window.log(step + 1, learning_rate=rate)
+
+        stopped = 0 if step == run.steps else stop
+        if not stopped:
+            with _averaged(product, average):
+                folder.export(product, export, comparison and _compared(comparison, product, model))
+        return FitReport(step, figures, stopped)
+
+
+def learning_rate_factor(step: int, run: RunConfig) -> float:
+    """Return what the learning rate of step ``step``, counted from 0, is multiplied by."""
+    if step < run.warmup_steps:
+        return (step + 1) / run.warmup_steps
+    if run.schedule == "cosine":
+        done = (step - run.warmup_steps) / max(run.steps - run.warmup_steps, 1)
+        floor = run.final_learning_rate / run.learning_rate
+        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    return run.drop ** sum(step >= milestone for milestone in run.milestones)
+
+
+def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DistributedType
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
+    if run.precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("got precision 'fp16' without a GPU; use 'bf16' or 'no'")
+    AcceleratorState._reset_state()  # it is a singleton that keeps the precision of an earlier run
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
+    # Unless told that it is on CPUs, accelerate ignores torchrun there, and each process would train for itself.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp])
+    sharded = accelerator.distributed_type is DistributedType.FSDP
+    if accelerator.distributed_type is DistributedType.DEEPSPEED or (sharded and not accelerator.is_fsdp2):
+        raise ValueError(f"got {accelerator.distributed_type.value}; shard with FSDP 2 instead (fsdp_version: 2)")
+    if sharded:
+        # Each process has the weights already; and accelerate 1.15 fails on parameters of the outermost module.
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    if run.batch_size % (run.accumulate * accelerator.num_processes):
+        raise ValueError(
+            f"got batch_size {run.batch_size}, which cannot be split into {run.accumulate} micro-batches on "
+            f"{accelerator.num_processes} processes; change batch_size or accumulate"
+        )
+    return accelerator
+
+
+def _harmless(run: RunConfig) -> set[str]:
+    """The settings that may change between two parts of a run: no weight depends on them."""
+    keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep", "wandb")}
+    return keys if run.schedule == "cosine" else {*keys, "run.steps"}
+
+
+def _clips(
+    model: nn.Module, run: RunConfig, groups: Sequence[ParameterGroup]
+) -> dict[str, tuple[list[nn.Parameter], float]]:
+    """Label -> the parameters that are clipped together, and their limit; inf where only the norm is logged."""
+    weights = trainable(model)
+    clips: dict[str, tuple[list[nn.Parameter], float]] = {}
+    for group in groups or [ParameterGroup(names=frozenset(weights))]:
+        limit = (run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm) or math.inf
+        clips.setdefault(group.clip_with, ([], limit))[0].extend(weights[name] for name in sorted(group.names))
+    return clips
+
+
+def _fuses(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda")
+
+
+def _name_of(part: nn.Module, whole: nn.Module) -> str:
+    names: dict[nn.Module, str] = {module: name for name, module in whole.named_modules()}
+    return names[part]
+
+
+def _compared(
+    comparison: Callable[[nn.Module], Callable[[Path], None]], product: nn.Module, model: nn.Module
+) -> Callable[[Path], None]:
+    with _unsharded(model), torch.no_grad():
+        return comparison(product.eval())
+
+
+def _train_mode(model: nn.Module) -> None:
+    """Train mode, but for modules whose parameters are all frozen."""
+    model.train()
+    for module in model.modules():
+        flags = {weight.requires_grad for weight in module.parameters()}
+        if flags == {False}:
+            module.eval()
+
+
+def _average(product: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in trainable(product).items()}
+
+
+@contextmanager
+def _averaged(product: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """Exchange the weights and their averages, in place: a sharded parameter's memory is not ours to replace."""
+
+    def exchange() -> None:
+        for name, weight in trainable(product).items():
+            if name in average:
+                kept = weight.detach().clone()
+                weight.data.copy_(average[name])
+                average[name].copy_(kept)
+
+    exchange()
+    try:
+        yield
+    finally:
+        exchange()
+
+
+@contextmanager
+def _unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather the weights of an FSDP 2 model, so that a part of it can be called by itself."""
+    sharded: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def _anywhere(accelerator: Accelerator, number: int) -> int:
+    """Return a signal number that any process received, the same in all of them, or 0."""
+    if accelerator.num_processes == 1:
+        return number
+    numbers = torch.tensor(number, device=accelerator.device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
+def _loader(
+    samples: Samples, keys: SampleKeys, run: RunConfig, collate: Callable[[list[Any]], Any] | None, device: torch.device
+) -> DataLoader[Any]:
+    return DataLoader(
+        samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone
+        batch_sampler=keys,
+        num_workers=run.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_parent,
+    )
+
+
+def _batches(loader: DataLoader[Any]) -> Generator[Any]:
+    """Yield batches. Closed, it ends the workers, which an exception's traceback would keep alive otherwise."""
+    try:
+        with held_back():
+            batches = iter(loader)
+        yield from batches
+    except Exception as error:
+        if loader.num_workers == 0:
+            raise
+        # The loader's own frames would keep its workers alive; the worker's traceback is in the message.
+        raise error.with_traceback(None)  # noqa: B904 - it is the same error
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    leave_signals_to_the_parent()  # the loop still needs its batch, and ends the workers itself
+
+
+@dataclass
+class _Window:
+    """The values since the last line of the log, left on the device: reading each step would stop a GPU's queue."""
+
+    accelerator: Accelerator
+    folder: RunFolder
+    rows: list[tuple[int, Losses]] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: int, values: Losses) -> None:
+        losses, metrics = ({n: v.detach().float() for n, v in part.items()} for part in values[:2])
+        self.rows.append((step, Losses(losses, metrics)))
+
+    def log(self, step: int, **more: float) -> None:
+        """Log means over steps and processes; ValueError if a loss, or a norm of gradients, was not finite."""
+        if not self.rows:
+            return
+        sums: dict[str, list[float]] = {}
+        for _, name, value in self._means():
+            sums.setdefault(name, []).append(value)
+        steps = len({at for at, _ in self.rows})
+        more["steps_per_second"] = steps / (time.perf_counter() - self.since)
+        self.folder.log(step, {name: sum(values) / len(values) for name, values in sums.items()} | more)
+        self.rows.clear()
+        self.since = time.perf_counter()
+
+    def refuse_not_finite(self) -> None:
+        """Raise what :meth:`log` would raise, and log nothing."""
+        for _ in self._means():
+            pass
+
+    def _means(self) -> Iterator[tuple[int, str, float]]:
+        """Yield step, name and mean over processes of each value; ValueError, in all of them, if one is not finite.
+
+        With fp16 a norm of gradients may be infinite: GradScaler leaves out the step. Else the weights would be NaN.
+        """
+        flat = [value for _, row in self.rows for part in row[:2] for value in part.values()]
+        if not flat:
+            return
+        numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
+        watched = {"loss": "loss"}
+        if self.accelerator.scaler is None:
+            watched["grad_norm"] = "norm of the gradients of"
+        for step, row in self.rows:
+            for name in (*(f"loss/{name}" for name in row.losses), *row.metrics):
+                value = next(numbers)
+                kind, _, own = name.partition("/")
+                if kind in watched and not math.isfinite(value):
+                    raise ValueError(
+                        f"the {watched[kind]} {own!r} is {value} at step {step}; {self.folder.last_save_in_words()}: "
+                        "lower the learning rate, or look at the data of that step"
+                    )
+                yield step, name, value

@@ -1,0 +1,88 @@
+"""Which sample comes when: seeds, shuffles and windows that depend on (seed, epoch) alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from toklip_core.config import RunConfig
+
+if TYPE_CHECKING:
+    pass
+
+def window_order(groups: Sequence[int], window: int, *, seed: int, epoch: int) -> Tensor:
+    """Return a permutation of the rows of groups: groups are shuffled, then rows within windows of whole groups.
+
+    Args:
+        groups: rows of each; a row is read with its group.
+        window: rows of a window at most, unless one group has more.
+        seed: of the run.
+        epoch: another one, another permutation.
+    """
+    starts = [0, *accumulate(groups)]
+    draw = torch.Generator().manual_seed(derived_seed(seed, epoch))
+    windows: list[list[Tensor]] = [[]]
+    held = 0
+    for group in torch.randperm(len(groups), generator=draw).tolist():
+        rows = torch.arange(starts[group], starts[group + 1])
+        if held and held + len(rows) > window:
+            windows.append([])
+            held = 0
+        windows[-1].append(rows)
+        held += len(rows)
+    together = (torch.cat(rows) for rows in windows)
+    return torch.cat([rows[torch.randperm(len(rows), generator=draw)] for rows in together])
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed below 2^63 that depends on all parts, such as (seed, epoch, index)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def shuffled(size: int, seed: int, epoch: int) -> Tensor:
+    """Return the permutation of ``range(size)`` in which an epoch visits its samples."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))
+
+
+class SampleKeys(Sampler[list[tuple[int, int]]]):
+    """The keys (epoch, index) of this process's micro-batches, from a step on.
+
+    Sample number p of the run is sample p mod size of epoch p // size, in that epoch's order: a batch may
+    span two epochs, and no sample is dropped.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        run: RunConfig,
+        start: int,
+        process: int,
+        processes: int,
+        order: Callable[[int, int, int], Tensor],
+    ) -> None:
+        assert size > 0, "no samples"
+        self._size, self._run, self._start = size, run, start
+        self._process, self._processes, self._order = process, processes, order
+        self._epochs: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return (self._run.steps - self._start) * self._run.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        length = self._run.batch_size // (self._run.accumulate * self._processes)
+        for micro in range(self._start * self._run.accumulate, self._run.steps * self._run.accumulate):
+            begin = (micro * self._processes + self._process) * length
+            yield [self._key(position) for position in range(begin, begin + length)]
+
+    def _key(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self._size)
+        if epoch not in self._epochs:
+            self._epochs = {old: places for old, places in self._epochs.items() if old == epoch - 1}
+            self._epochs[epoch] = self._order(self._size, self._run.seed, epoch)
+        return epoch, int(self._epochs[epoch][place])

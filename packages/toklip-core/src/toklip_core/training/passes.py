@@ -1,0 +1,111 @@
+"""The forward and backward passes of one step, over micro-batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from toklip_core.config import RunConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+from toklip_core.training.order import derived_seed
+
+
+class Losses(NamedTuple):
+    """What an objective, or a contrast, returns: scalars by name, and what a contrast needs."""
+
+    #: Their sum is minimised. A value that is not finite stops the run.
+    losses: Mapping[str, Tensor]
+    #: Logged beside the losses.
+    metrics: Mapping[str, Tensor] = {}
+    #: For the contrast: (b, ...) with a row for each sample of the micro-batch, or 0-dim, the same for all samples.
+    features: Mapping[str, Tensor] = {}
+
+
+#: The features of the whole batch of this process -> losses between its samples.
+Contrast = Callable[[Mapping[str, Tensor]], Losses]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The forward and backward passes of a step over its micro-batches."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    objective: Callable[[nn.Module, Any, int], Losses]
+    contrast: Contrast | None
+    run: RunConfig
+
+    def backward(self, batches: Iterator[Any], step: int) -> Iterator[Losses]:
+        """Add the gradients of a step to the parameters; yield what there is to log."""
+        count = self.run.accumulate
+        batches = (_to_device(batch, self.accelerator.device) for batch in islice(batches, count))
+        cached: list[dict[str, Tensor]] = []
+        if self.contrast is not None and count > 1:
+            kept = [*batches]
+            between, cached = self._cache(self.contrast, kept, step)
+            batches = iter(kept)
+            yield between
+        for micro, batch in enumerate(batches):
+            with nullcontext() if micro == count - 1 else self.accelerator.no_sync(self.model):
+                result = self._forward(batch, step, micro)
+            losses = [loss / count for loss in result.losses.values()]
+            if cached:
+                # Of these products the gradient alone matters: it is that of the contrast through this micro-batch.
+                features, gradients = _float32(result.features), cached[micro]
+                losses += [(features[name] * x).sum() for name, x in gradients.items() if features[name].requires_grad]
+            elif self.contrast is not None:
+                between = self.contrast(_float32(result.features))
+                losses += between.losses.values()
+                yield between
+            self.accelerator.backward(torch.stack(losses).sum())
+            yield result
+
+    def _forward(self, batch: Any, step: int, micro: int) -> Losses:  # noqa: ANN401 - whatever the collate made
+        # After the data, which may have drawn from the global generator: a DataLoader does.
+        torch.manual_seed(derived_seed(self.run.seed, step, micro, self.accelerator.process_index))
+        with self.accelerator.autocast():
+            return self.objective(self.model, batch, step)
+
+    def _cache(self, contrast: Contrast, batches: Sequence[Any], step: int) -> tuple[Losses, list[dict[str, Tensor]]]:
+        """Return the contrast of the whole batch, and its gradients to the features of each micro-batch.
+
+        GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
+        and buffers are those of the second pass: dropout agrees, and running statistics count a sample once.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with torch.no_grad():
+            parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(batches)]
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+        whole_batch = {n: torch.cat([part[n] for part in parts]) if x.ndim else x for n, x in parts[-1].items()}
+        features = {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in _float32(whole_batch).items()}
+        between = contrast(features)
+        leaves = {name: x for name, x in features.items() if x.requires_grad}
+        gradients = torch.autograd.grad([*between.losses.values()], [*leaves.values()], materialize_grads=True)
+        cached: list[dict[str, Tensor]] = [{} for _ in parts]
+        for name, gradient in zip(leaves, gradients, strict=True):
+            if gradient.ndim:
+                rows = gradient.split_with_sizes([len(part[name]) for part in parts])
+                cached = [{**before, name: own} for before, own in zip(cached, rows, strict=True)]
+            else:  # once: in the last micro-batch, whose backward pass averages over processes
+                cached[-1][name] = gradient
+        return between, cached
+
+
+def _float32(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Gradients of a large batch, which are not scaled yet, may be too small for 16 bits.
+    return {name: x.float() if x.is_floating_point() else x for name, x in features.items()}
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - whatever the collate made
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device, non_blocking=True)

@@ -1,0 +1,424 @@
+"""The folder of a training run: its settings, saves, log and result. Rank 0 writes, every rank reads.
+
+    OUT/run.json                  settings; a resume must have the same
+    OUT/saves/step-00001000/      model, optimizer, average: safetensors; progress.json. Whole, or not there
+    OUT/metrics.jsonl             one JSON object a line, for programs
+    OUT/tensorboard/              the same, and pictures
+    OUT/wandb-run                 the run's id at Weights & Biases, if the log goes there too
+    OUT/model/                    the result: a model folder
+
+Saves and the model are written into folders beside and renamed. Nothing in them is a pickle. One run at a time trains
+into a folder: a lock says so, which ends with its process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toklip_core.config import changed_keys
+from toklip_core.files import delete, hidden_path, lock_exclusively, move_into, one_line, read_json_object, write_text
+from toklip_core.finite import is_finite
+from toklip_core.weights import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+
+#: Locked by the process that trains into the folder.
+_LOCK = ".run.lock"
+
+
+class TrainState(NamedTuple):
+    """What a save holds."""
+
+    model: nn.Module
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    #: Moving averages by parameter name; empty if the run keeps none.
+    average: dict[str, Tensor]
+    #: Of fp16.
+    scaler: torch.amp.GradScaler | None
+
+
+class RunFolder:
+    """One run's folder, seen from one process of it.
+
+    Args:
+        path: absent, empty, or the folder of this run.
+        accelerator: says which process this is.
+        keep: saves that are kept.
+        project: of Weights & Biases, for the log; LookupError if it is not installed.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator, *, keep: int, project: str | None = None) -> None:
+        self.path = path
+        self._accelerator = accelerator
+        self._keep = keep
+        self._saves = path / "saves"
+        self._metrics = path / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+        self._wandb: Any = project and _imported("wandb", "pip install wandb, or leave out run.wandb")  # everywhere
+        self._project = project
+        self._online: Any = None
+        self._bar: tqdm[Any] | None = None
+
+    @contextmanager
+    def opened(self, settings: Mapping[str, Any], *, harmless: set[str]) -> Iterator[None]:
+        """Make the folder, or check that it holds this run; be the only one that trains into it, while inside.
+
+        Raises:
+            ValueError: it holds something else, or settings beyond the ``harmless`` (dotted keys) have changed.
+            OSError: another process trains into it.
+        """
+
+        def write() -> None:
+            # First what says that this is a run: killed in between, the folder must not look like something else.
+            write_text(self.path / "run.json", json.dumps(settings, indent=2) + "\n")
+            self._saves.mkdir(exist_ok=True)
+            for leftover in (*self._saves.glob(".*"), hidden_path(self.path / "model")):
+                delete(leftover)
+
+        self._refuse_other(settings, harmless)
+        with ExitStack() as held:
+            self._in_first_process(lambda: self._take(held), f"cannot train into {self.path}")
+            self._refuse_other(settings, harmless)  # again: another run may have ended here a moment ago
+            self._accelerator.wait_for_everyone()  # all have looked before one writes
+            self._in_first_process(write, f"cannot write into {self.path}")
+            yield
+
+    def load(self, state: TrainState, *, steps: int) -> tuple[int, dict[str, float]]:
+        """Fill ``state`` from the last save; return its finished steps and last figures, (0, {}) if there is none.
+
+        Raises:
+            ValueError: the save is damaged, does not fit the model, or is beyond the last of the run's ``steps``.
+        """
+        step = self._last_save()
+        if step > steps:
+            raise ValueError(
+                f"{self.path} has finished step {step}, and run.steps is {steps}; give it {step} or more steps, or "
+                "choose another folder"
+            )
+        save = self._saves / _save_name(step)
+        figures: dict[str, float] = {}
+        if step:
+            progress, parts = _read_save(save)
+            _fill(_saved_tensors(state.model), parts["model"], save)
+            _fill(state.average, parts["average"], save)
+            try:
+                _fill_optimizer(state, parts["optimizer"])
+                if state.scaler is not None and progress["scaler"]:
+                    state.scaler.load_state_dict(progress["scaler"])
+            except (RuntimeError, LookupError, ValueError) as error:
+                raise _damaged(save, error) from error
+            figures = progress["figures"]
+        self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
+        return step, figures
+
+    def save(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
+        """Write a save, then delete the oldest ones.
+
+        Raises:
+            OSError: it could not be written, such as on a full disk; the saves before it are as they were.
+        """
+        first = self._accelerator.is_main_process
+        parts = {
+            "model": _gather(_saved_tensors(state.model), keep=first),
+            "average": _gather(state.average, keep=first),
+            "optimizer": _gather(_optimizer_tensors(state), keep=first),
+        }
+        scaler = state.scaler.state_dict() if state.scaler is not None else {}
+        progress = {"step": step, "figures": dict(figures), "scaler": scaler}
+        beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
+
+        def write() -> None:
+            for part in ("model", "average"):
+                if names := [name for name, tensor in parts[part].items() if not is_finite(tensor)]:
+                    raise OSError(f"the {part}'s {names[0]!r} has NaN or infinity in it: lower the learning rate")
+            beside.mkdir()  # outside of what tidies up: a folder that is there already is another's
+            try:
+                for part, tensors in parts.items():
+                    save_file(tensors, beside / f"{part}.safetensors")
+                write_text(beside / "progress.json", json.dumps(progress))
+                _to_disk(*beside.iterdir())
+                if not final.exists():  # a stop at a step that is saved already
+                    beside.rename(final)
+                _to_disk(self._saves)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+            for old in self._save_steps()[: -self._keep]:
+                shutil.rmtree(self._saves / _save_name(old))
+            if self._writer is not None:
+                self._writer.flush()
+
+        self._in_first_process(write, f"cannot save step {step}; {self.last_save_in_words()}")
+
+    def export(
+        self,
+        product: nn.Module,
+        export: Callable[[dict[str, Tensor], Path], None],
+        refuse_other: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write the model folder: beside, then in the place of its files.
+
+        Args:
+            product: what is exported.
+            export: (state dict, folder) -> writes it; called in the first process.
+            refuse_other: raises a ValueError if the folder's model is another; called there, too.
+
+        Raises:
+            OSError: it cannot be written, or is refused; what was there before is left.
+        """
+        tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
+        place = self.path / "model"
+        beside = hidden_path(place)
+
+        def write() -> None:
+            delete(beside)
+            beside.mkdir()
+            try:
+                export(tensors, beside)
+                if refuse_other is not None:
+                    refuse_other(beside)
+                move_into(beside, place, last=CONFIG_FILE)
+            finally:
+                delete(beside)
+
+        self._in_first_process(write, f"cannot write {place}")
+
+    def log(self, step: int, figures: Mapping[str, float], pictures: Mapping[str, Tensor] | None = None) -> None:
+        """Append a line to the metrics, and to tensorboard, in the first process."""
+        if self._writer is None:
+            return
+        with self._metrics.open("a", encoding="utf-8") as file:
+            # A norm that overflows in half precision is infinite, which is no JSON.
+            finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+            file.write(json.dumps({"step": step, **finite}) + "\n")
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+        if self._online is not None:
+            self._online.log(dict(figures), step=step)
+        for name, pixels in (pictures or {}).items():
+            self._writer.add_images(name, (pixels.detach().float().cpu() / 2 + 0.5).clamp(0, 1), step)
+        if self._bar is not None:
+            losses = {name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss/")}
+            if losses:
+                self._bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()}, refresh=False)
+
+    @contextmanager
+    def progress(self, start: int, steps: int) -> Iterator[tqdm[Any]]:
+        """Show a bar in the first process; close the log at the end."""
+        from tqdm import tqdm
+
+        first = self._accelerator.is_main_process
+        try:
+            with tqdm(initial=start, total=steps, unit="step", disable=not first) as self._bar:
+                yield self._bar
+        finally:
+            self._bar = None
+            if self._writer is not None:
+                self._writer.close()
+            if self._online is not None:
+                self._online.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+    def last_save_in_words(self) -> str:
+        """Say in an error which save is left."""
+        step = self._last_save()
+        return f"the last save is step {step} in {self._saves}" if step else "there is no save yet"
+
+    def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
+        file = self.path / "run.json"
+        if file.is_file():
+            before = read_json_object(file)
+            changed = [key for key in changed_keys(before, settings) if key not in harmless]
+            if changed:
+                more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+                raise ValueError(
+                    f"{self.path} holds a run with other settings of {', '.join(changed[:4])}{more}; put them back to "
+                    "go on with it, or choose another folder"
+                )
+        elif self.path.exists() and (
+            not self.path.is_dir()
+            or not all(entry.name.startswith((".run.json.", _LOCK)) for entry in self.path.iterdir())
+        ):
+            raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
+
+    def _take(self, held: ExitStack) -> None:
+        """Lock the folder until ``held`` ends, or the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not lock_exclusively(held.enter_context((self.path / _LOCK).open("a"))):
+            raise OSError("another process trains into it; wait for its end, or choose another folder")
+
+    def _save_steps(self) -> list[int]:
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._saves.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def _last_save(self) -> int:
+        return max(self._save_steps(), default=0)
+
+    def _start_log(self, step: int) -> None:
+        """Drop the lines after the save that the run goes on from: they are written again."""
+        tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
+        if self._metrics.exists():
+            lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
+            write_text(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
+        self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._online = self._wandb and self._run_of_wandb()
+
+    def _run_of_wandb(self) -> Any:  # noqa: ANN401 - a library that may be missing
+        """Begin the run whose id is in the folder, or go on with it. Of a step that comes twice it keeps the first."""
+        file, settings = self.path / "wandb-run", json.loads((self.path / "run.json").read_text("utf-8"))
+        if not file.exists():
+            write_text(file, os.urandom(16).hex())
+        place = {"project": self._project, "name": self.path.resolve().name, "dir": str(self.path)}
+        try:
+            return self._wandb.init(**place, id=file.read_text("utf-8"), resume="allow", config=settings)
+        except Exception as error:  # its own classes, whose names change
+            raise OSError(f"wandb does not start: {error}; WANDB_MODE=offline needs no network") from error
+
+    def _in_first_process(self, write: Callable[[], None], failure: str) -> None:
+        """Write in the first process; an error there is an OSError in every process: the others wait for it."""
+        problem: list[str | None] = [None]
+        if self._accelerator.is_main_process:
+            try:
+                write()
+            except (OSError, ValueError, SafetensorError) as error:
+                problem = [str(error)]
+        if self._accelerator.num_processes > 1:
+            dist.broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise OSError(f"{failure} ({problem[0]})")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded over processes as a whole one. Every process must take part."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _read_save(save: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Return the progress and the tensors of a save; ValueError if they are not whole, or not finite."""
+    try:
+        progress = read_json_object(save / "progress.json")
+        parts = {part: load_file(save / f"{part}.safetensors") for part in ("model", "optimizer", "average")}
+    except (SafetensorError, ValueError, FileNotFoundError) as error:
+        raise _damaged(save, error) from error
+    if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
+        raise _damaged(save, "progress.json has no figures")
+    for part in ("model", "average"):
+        for name, tensor in parts[part].items():
+            if not is_finite(tensor):
+                raise _damaged(save, f"{name!r} of {part}.safetensors has NaN or infinity in it")
+    return progress, parts
+
+
+def _damaged(save: Path, reason: object) -> ValueError:
+    words = one_line(reason, longest=120)
+    return ValueError(f"{save} is damaged ({words}); delete it to go on from the save before")
+
+
+def _save_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _to_disk(*paths: Path) -> None:
+    """Ask for the bytes to be on the disk: a rename may otherwise survive a power cut that they do not."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the metrics; infinite for half a line, which a kill may leave at the end."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _imported(module: str, way_out: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: {way_out}") from error
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters, and buffers that are kept. Frozen weights come from elsewhere."""
+    parameters = dict(model.named_parameters())
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in everything}
+    return {name: weight for name, weight in parameters.items() if weight.requires_grad} | buffers
+
+
+def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Moments and step counts, as ``parameter name/kind``. The settings come from the run's."""
+    names: dict[Tensor, str] = {weight: name for name, weight in state.model.named_parameters()}
+    return {
+        f"{names[weight]}/{kind}": tensor
+        for optimizer in state.optimizers
+        for weight, kinds in optimizer.state.items()
+        for kind, tensor in kinds.items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _fill_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+    weights = dict(state.model.named_parameters())
+    of = {weight: each for each in state.optimizers for group in each.param_groups for weight in group["params"]}
+    for key, tensor in tensors.items():
+        name, kind = key.rsplit("/", 1)
+        like, optimizer = weights[name], of[weights[name]]
+        if tensor.ndim == 0 and like.ndim > 0:  # the count of steps
+            optimizer.state[like][kind] = tensor.to(like.device) if optimizer.defaults.get("fused") else tensor
+        else:
+            _copy(optimizer.state[like].setdefault(kind, torch.zeros_like(like.detach())), tensor)
+
+
+def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    if into.keys() != tensors.keys() or any(into[name].shape != tensors[name].shape for name in into):
+        wrong = sorted({*into} ^ {*tensors} or {n for n in into if into[n].shape != tensors[n].shape})
+        raise ValueError(f"{source} is of another model: {', '.join(wrong[:5])} do not fit; choose another folder")
+    for name, tensor in into.items():
+        _copy(tensor, tensors[name])
+
+
+@torch.no_grad()
+def _copy(into: Tensor, tensor: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded over processes."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(into, DTensor):
+        tensor = distribute_tensor(tensor.to(into.device), into.device_mesh, into.placements)
+    into.copy_(tensor)
+
+
+@torch.no_grad()
+def _gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Bring tensors, whole, to the CPU of the process that keeps them. Every process must take part."""
+    gathered: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        all_of_it = whole(tensor)
+        if keep:
+            gathered[name] = all_of_it.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return gathered

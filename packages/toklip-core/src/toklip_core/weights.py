@@ -1,0 +1,407 @@
+"""Weights on disk: safe reading, strict loading, the hub, checksums, and model folders.
+
+A model folder is ``config.json`` beside ``model.safetensors``. Every other file is somebody else's: it is read
+without running code from it, and it fits completely or it raises, with the names that the file itself uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import pickle
+import re
+import shutil
+import struct
+import warnings
+import zipfile
+from _codecs import encode as _codecs_encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toklip_core.files import LONGEST, delete, folder_lock, move_into, one_line, read_json_object, refuse_special
+from toklip_core.finite import damaged, is_finite
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+#: Where in a model folder its files are written, before they take their places.
+_UNFINISHED = ".unfinished"
+
+#: What published .pt files hold beside tensors, all of it data: numpy scalars (a loss, a learning rate), under the
+#: module names of numpy 1 and 2, and the arguments of the training script. Nothing else is unpickled.
+_HARMLESS: list[Any] = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")),
+    (_codecs_encode, "_codecs.encode"),
+    argparse.Namespace,
+]
+
+
+#: Parts of names that wrappers of modules add, wherever they stand.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+#: What torch's reader may trip over in a file whose bytes are not what it wrote.
+_TORN = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
+
+
+def read_tensors(path: Path | str) -> dict[str, Any]:
+    """Read a weights file without running code from it.
+
+    A safetensors file gives its tensors by name. A torch file (.pt, .pth, .ckpt, .bin) gives the object that it
+    holds, with tensors mapped from the disk, not read, until they are used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a pipe, a socket or a device.
+        ValueError: the file is damaged, or is not weights, or holds code; the message says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder; name the weights file in it")
+    refuse_special(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weights file {str(path)!r}")
+    path.open("rb").close()  # a file that may not be read says so itself
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(path)!r} is not a whole safetensors file ({one_line(error, longest=120)}); fetch it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    _refuse_inflating(path)
+    try:
+        # What torch warns of (another pickle protocol) either loads or is refused below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
+            # Files of torch < 1.6 are no zip archives and cannot be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of the message is a page of advice
+        if code is None:
+            raise ValueError(f"{str(path)!r} is damaged, or no file of weights; fetch it again") from error
+        raise ValueError(
+            f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *_TORN) as error:
+        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
+    return content
+
+
+def _refuse_inflating(path: Path) -> None:
+    """ValueError if a torch file is compressed, which torch never does: 13 MB on the disk may be 8 GB in memory."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+    if begins != b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        return  # of torch < 1.6, or damaged, which torch's own reader sees
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, struct.error, *_TORN) as error:
+        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
+    size, wanted = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if wanted > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(
+            f"{str(path)!r} is refused: it is compressed, {size} bytes for {wanted}, which torch.save never does; get "
+            "the weights as torch.save or safetensors wrote them"
+        )
+
+
+def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> dict[str, Any]:
+    """Return the tensors by name that a file holds under the first of ``layouts`` that it has, or at its top.
+
+    A layout that is None or empty, as an average that was never taken, counts as not there. What DDP, FSDP and
+    ``torch.compile`` put into names is taken out, see :func:`plain_name`.
+
+    Raises:
+        ValueError: what is there is no table of tensors by name, or two names are one without what was put into them.
+    """
+    there = [content[layout] for layout in layouts if layout in content]
+    full = [tensors for tensors in there if tensors is not None and not (isinstance(tensors, Mapping) and not tensors)]
+    tensors = full[0] if full else there[0] if there else content
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise ValueError(f"{str(source)!r} holds a {type(tensors).__name__} where tensors by name are wanted")
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        plain = plain_name(name)
+        if plain in found:
+            raise ValueError(f"{str(source)!r} has two tensors {plain!r}, one of them as {name!r}; leave one out")
+        found[plain] = tensor
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor without what wrappers put into it.
+
+    DDP and DataParallel put ``module.`` before names, ``torch.compile`` puts ``_orig_mod.`` before what it compiles,
+    activation checkpointing and FSDP have words of their own.
+
+    >>> plain_name("module._orig_mod.encoder._orig_mod.conv_in.weight")
+    'encoder.conv_in.weight'
+    """
+    kept = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(kept) > 1 and kept[0] == "module":
+        kept = kept[1:]
+    return ".".join(kept)
+
+
+def load_strict(
+    module: nn.Module,
+    tensors: Mapping[str, Any],
+    *,
+    source: Path | str,
+    name_in_file: Callable[[str], str] = lambda name: name,
+    ignored: Mapping[str, str] | None = None,
+    mapped: bool = False,
+) -> None:
+    """Copy tensors into a module: all of them, into all of it, or raise.
+
+    Values keep the module's dtype. A module that was built on the meta device gets its memory here.
+
+    Args:
+        module: its state dict is what must be filled.
+        tensors: as the file has them.
+        source: the file, for messages.
+        name_in_file: a name of the module's state dict -> the name of that tensor in the file.
+        ignored: regular expression that matches a whole name in the file -> why it is not needed.
+        mapped: a module on the meta device takes the tensors themselves, which a file may be mapped into: nothing is
+            read before it is used, and the file must stay as it is.
+
+    Raises:
+        ValueError: a tensor is missing, left over, of another shape, no number, or has NaN or infinity in it; the
+            message has the names in the file.
+    """
+    wanted = {name_in_file(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    reasons = [re.compile(pattern) for pattern in ignored or {}]
+    unexpected = [n for n in tensors if n not in wanted and not any(reason.fullmatch(n) for reason in reasons)]
+    missing = [name for name in wanted if name not in tensors]
+    misshaped = [
+        f"{name} is {_shape(tensors[name], tensor)}, not {tuple(tensor.shape)}"
+        for name, (_, tensor) in wanted.items()
+        if name in tensors and _shape(tensors[name], tensor) != tuple(tensor.shape)
+    ]
+    problems = {"missing": missing, "not expected": unexpected, "of another shape": misshaped}
+    if any(problems.values()):
+        raise ValueError(_misfit(source, problems))
+    for theirs in wanted:
+        if not is_finite(tensors[theirs]):
+            raise ValueError(damaged(source, theirs))
+    state = {
+        ours: tensors[theirs].to("cpu", tensor.dtype, copy=not mapped) if tensor.is_meta else tensors[theirs]
+        for theirs, (ours, tensor) in wanted.items()
+    }
+    module.load_state_dict(state, assign=any(tensor.is_meta for _, tensor in wanted.values()))
+
+
+def _shape(value: object, wanted: Tensor) -> tuple[int, ...] | str:
+    """Return the shape of a tensor that can be taken, or what it is: integers are no weights, but codes of them."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_meta or value.is_quantized or value.layout != torch.strided:
+        return "a tensor without plain numbers"
+    if value.is_floating_point() != wanted.is_floating_point():
+        return f"of {value.dtype}"
+    return tuple(value.shape)
+
+
+def _misfit(source: Path | str, problems: Mapping[str, list[str]]) -> str:
+    """Say what does not fit, with as many names as there is room for."""
+    for most in (5, 3, 2, 1):
+        said = [f"{words}: {_some(names, most)}" for words, names in problems.items() if names]
+        message = f"{str(source)!r} does not fit: {'; '.join(said)}"
+        if len(message) <= LONGEST:
+            break
+    return one_line(message)
+
+
+def _some(names: list[str], most: int) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
+    """Return a file of the Hugging Face hub: from its cache, else downloaded.
+
+    Args:
+        repository: owner/name.
+        filename: in it.
+        way_out: what to do with a file that was fetched by hand; {} is its name.
+
+    Raises:
+        FileNotFoundError: it is neither cached nor to be had; the message says what to fetch, and where to put it.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    url = hf_hub_url(repository, filename)
+    try:
+        get_hf_file_metadata(url)  # fails at once without a network, where the download would try for half a minute
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
+        raise FileNotFoundError(
+            f"{filename} is not in the hub's cache and cannot be downloaded ({why_not_fetched(error)}); fetch {url} to "
+            f"any place and {way_out.format(filename)}"
+        ) from error
+
+
+def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Path], bool]) -> Path:
+    """Return a repository of the Hugging Face hub as a folder: from its cache, else downloaded.
+
+    Args:
+        repository: owner/name.
+        patterns: of the names of the files to download.
+        complete: whether a folder has all that is wanted.
+
+    Raises:
+        FileNotFoundError: it is neither cached nor to be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    with contextlib.suppress(OSError):  # it is not cached
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        if complete(cached):
+            return cached
+    try:
+        fetched = Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
+        raise FileNotFoundError(
+            f"there is no folder {repository!r}, and the hub's repository of this name is not in its cache and cannot "
+            f"be downloaded ({why_not_fetched(error)}); fetch https://huggingface.co/{repository} to a folder and name "
+            "that"
+        ) from error
+    if not complete(fetched):  # without a network, what is cached counts as fetched
+        raise FileNotFoundError(
+            f"the hub's repository {repository!r} is no whole model folder, or not all of it is in the cache "
+            f"({str(fetched)!r}) and there is no network"
+        )
+    return fetched
+
+
+def why_not_fetched(error: Exception) -> str:
+    """Say in a phrase why the hub did not give a file: the first sentence of what its library says."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return one_line(re.split(r"(?<=[.!?])\s", said.strip())[0].rstrip("."), longest=160)
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """Return the sha256 (64 hex digits) of a module's state dict: names, dtypes, shapes and bytes, sorted by name.
+
+    It says whether ids of a store belong to a tokenizer; 16 digits are enough to show.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_model_folder(
+    folder: Path | str,
+    config: Mapping[str, Any],
+    module: nn.Module,
+    *,
+    texts: Mapping[str, str | None] | None = None,
+    tensors: Mapping[str, Mapping[str, Tensor] | None] | None = None,
+    copies: Mapping[str, Path | None] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors``; all is written beside, then renamed, the config last.
+
+    Processes that write into one folder wait for each other.
+
+    Args:
+        folder: made if it is not there; files of these names in it are replaced.
+        config: JSON data.
+        module: its state dict is saved as it is, dtypes included.
+        texts: further files, name -> what it holds; None is left out.
+        tensors: further safetensors files, likewise.
+        copies: further files and folders, name -> where it is now, likewise.
+
+    Raises:
+        OSError: they cannot be written; what was in the folder is as it was.
+    """
+    folder = Path(folder)
+    places = {name: place for name, place in (copies or {}).items() if place and not _same(place, folder / name)}
+    weights = {**(tensors or {}), WEIGHTS_FILE: module.state_dict()}
+    words = {**(texts or {}), CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"}
+    writes: dict[str, Callable[[Path], object]] = {
+        **{name: partial(_copy, place) for name, place in places.items()},
+        **{name: partial(_save_tensors, content) for name, content in weights.items() if content is not None},
+        **{name: partial(_save_text, text) for name, text in words.items() if text is not None},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / _UNFINISHED
+    with folder_lock(folder):
+        delete(beside)  # what a killed process left
+        try:
+            beside.mkdir()
+            for name, write in writes.items():
+                write(beside / name)
+            move_into(beside, folder, last=CONFIG_FILE)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the model into {str(folder)!r} ({error})") from error
+        finally:  # a full disk, or an impatient user, must not keep the half of it
+            delete(beside)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors lets the owner alone read what it writes
+
+
+def _save_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, path: Path) -> None:
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, path)
+
+
+def _same(source: Path, target: Path) -> bool:
+    return target.exists() and target.samefile(source)
+
+
+def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the config and the tensors of a model folder.
+
+    Raises:
+        FileNotFoundError: the folder, or one of its two files, is not there.
+        ValueError: ``config.json`` is not a JSON object, or the weights are damaged.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    for file in (config_file, weights_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
+    return read_config(folder), state_dict_in(read_tensors(weights_file), (), source=weights_file)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` of a folder holds; FileNotFoundError without it, ValueError if it is no object."""
+    return read_json_object(folder / CONFIG_FILE)

@@ -1,0 +1,40 @@
+from .adm_npz import (
+    SampleWriter as SampleWriter,
+    read_samples as read_samples,
+)
+from .frechet import (
+    Extractor as Extractor,
+    Seen as Seen,
+    frechet_distance as frechet_distance,
+    inception_score as inception_score,
+    load_extractor as load_extractor,
+    moments as moments,
+    precision_recall as precision_recall,
+)
+from .generators import (
+    Sampling as Sampling,
+    evaluate_on_classes as evaluate_on_classes,
+    evaluate_on_scenes as evaluate_on_scenes,
+)
+from .pictures import (
+    Drawn as Drawn,
+    evaluate_pictures as evaluate_pictures,
+    measure_pictures as measure_pictures,
+    write_reference_of as write_reference_of,
+)
+from .references import (
+    NamedReference as NamedReference,
+    Reference as Reference,
+    ReferenceInfo as ReferenceInfo,
+    load_reference as load_reference,
+    write_reference as write_reference,
+)
+from .scene_match import (
+    Match as Match,
+    caption_of as caption_of,
+    match_by_model as match_by_model,
+    match_by_pixels as match_by_pixels,
+    measure_match as measure_match,
+    scene_prompts as scene_prompts,
+    shares_table as shares_table,
+)

@@ -1,0 +1,151 @@
+"""What pictures are compared by: features of a network, gathered over a stream of pictures, and figures of them.
+
+    levels (B, 3, H, W), uint8 -Extractor-> features (B, D), and logits (B, 1008) if it is Inception
+    -> Fréchet distance, Inception score, precision and recall
+
+Letters: B pictures at a time, n pictures, D width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from toklip_core.evaluation import described_inception, load_inception, load_matcher
+from toklip_core.finite import refuse_not_finite
+from toklip_core.pictures import normalized
+from torch import Tensor
+
+#: The extractor of published figures.
+INCEPTION = "inception"
+#: As ADM's evaluator: the neighbour whose distance is the radius of a feature.
+_NEIGHBOUR = 3
+_ROWS = 1024
+#: Parts of the pictures over which the Inception score is averaged.
+_SPLITS = 10
+
+
+class Seen(NamedTuple):
+    """What an extractor makes of pictures."""
+
+    #: (B, D), float32.
+    features: Tensor
+    #: (B, 1008), of Inception alone.
+    logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network by which pictures are compared."""
+
+    name: str
+    #: Its weights, in words with a checksum: two figures can be compared only if these are equal.
+    weights: str
+    #: How it sees pictures.
+    how: str
+    see: Callable[[Tensor], Seen]
+
+    def __call__(self, levels: Tensor) -> Seen:
+        """Return what it makes of levels (B, 3, H, W), uint8, on the CPU; ValueError if a feature is not finite."""
+        with torch.no_grad():
+            seen = self.see(levels)
+        refuse_not_finite(seen.features, f"a feature of {self.name}'s")
+        return Seen(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
+
+
+def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") -> Extractor:
+    """Return an extractor: ``inception``, or any model that ``load_matcher`` takes, by its unit feature of a picture.
+
+    Raises:
+        FileNotFoundError: the weights are not there; those of Inception are never downloaded from here.
+        LookupError: there is no such model, or the extra toklip-core[evaluate] is not installed.
+        ValueError: the weights do not fit.
+    """
+    if name == INCEPTION:
+        network = load_inception().to(device)
+        how = "Inception v3 of 2015, resize of TensorFlow 1"
+        return Extractor(name, described_inception(), how, lambda levels: Seen(*network(levels.to(device))))
+    model, protocol = load_matcher(name, device=device)
+    size = model.config.image_size
+
+    def see(levels: Tensor) -> Seen:
+        pixels = normalized(levels.to(device))
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        return Seen(model.image_features(pixels), None)
+
+    return Extractor(name, protocol["weights"], f"unit features of {name} at {size} px, bicubic", see)
+
+
+class Moments(NamedTuple):
+    """Mean (D,) and covariance (D, D) of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor) -> Moments:
+    """Return those of features (n, D), n >= 2; the covariance is over n - 1."""
+    exact = features.double()
+    return Moments(exact.mean(0), torch.cov(exact.T).reshape(exact.shape[1], exact.shape[1]))
+
+
+def frechet_distance(one: Moments, other: Moments) -> float:
+    """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Gaussians.
+
+    The trace of the root is that of (R S2 R)^(1/2), R being the root of S1: symmetric, so its eigenvalues are real.
+
+    Source: https://arxiv.org/abs/1706.08500, equation 6.
+    """
+    values, vectors = torch.linalg.eigh(one.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    product = root @ other.covariance @ root
+    shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+    apart = (one.mean - other.mean).square().sum()
+    # Of equal ones it is 0 within the root of the rounding, on either side.
+    return max(0.0, float(apart + one.covariance.trace() + other.covariance.trace() - 2 * shared))
+
+
+def inception_score(logits: Tensor) -> float:
+    """Return exp(E KL(p(y | x) || p(y))) of logits (n, classes), the mean over ten parts.
+
+    Pictures are shuffled first, always alike: in order of their classes, a part would have few of them.
+
+    Source: https://arxiv.org/abs/1606.03498.
+    """
+    scores = []
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+    for part in order.tensor_split(min(_SPLITS, len(logits))):
+        shares = logits[part].double().softmax(1)
+        marginal = shares.mean(0)
+        scores.append((torch.xlogy(shares, shares).sum(1).mean() - torch.xlogy(marginal, marginal).sum()).exp())
+    return float(torch.stack(scores).mean())
+
+
+def precision_recall(real: Tensor, drawn: Tensor) -> tuple[float, float]:
+    """Return the share of drawn features within a real one's radius, and of real ones within a drawn one's.
+
+    A radius is the distance to the third nearest of its own kind.
+
+    Args:
+        real: (n, D), n > 3.
+        drawn: (m, D), m > 3.
+
+    Source: https://arxiv.org/abs/1904.06991, section 2; the third neighbour is ADM's.
+    """
+    return _within(drawn, real, _radii(real)), _within(real, drawn, _radii(drawn))
+
+
+def _radii(features: Tensor) -> Tensor:
+    nearest = [
+        torch.cdist(rows, features).kthvalue(_NEIGHBOUR + 1, dim=1).values for rows in torch.split(features, _ROWS)
+    ]
+    return torch.cat(nearest)
+
+
+def _within(features: Tensor, others: Tensor, radii: Tensor) -> float:
+    inside = [(torch.cdist(rows, others) <= radii).any(1) for rows in torch.split(features, _ROWS)]
+    return float(torch.cat(inside).double().mean())

@@ -1,0 +1,369 @@
+"""``toklip evaluate generation``: how good drawn pictures are, and whether they show what was asked for.
+
+    pictures: files, an .npz, or a generator that draws them -extractor-> features
+    features, and those of a reference -> Fréchet distance, Inception score, precision, recall
+    pictures with captions -a CLIP-> CLIP score;  captions of Scenes -> :mod:`toklip_gen.evaluation.scene_match`
+
+A figure without its protocol means nothing, so a report holds both.
+
+Letters: B pictures at a time, H and W sides, n pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from toklip_core.devices import refuse_missing_device
+from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
+from toklip_core.files import refuse_special
+from toklip_core.outputs import refuse_output
+from toklip_core.pictures import PictureError, entries, find_pictures, normalized
+from toklip_core.ranges import MAX_PIXELS
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from toklip_gen.evaluation.adm_npz import SampleWriter, read_samples
+from toklip_gen.evaluation.frechet import (
+    INCEPTION,
+    Extractor,
+    Moments,
+    frechet_distance,
+    inception_score,
+    load_extractor,
+    moments,
+    precision_recall,
+)
+from toklip_gen.evaluation.references import Purpose, Reference, ReferenceInfo, load_reference, write_reference
+from toklip_gen.evaluation.scene_match import Match, shares_table
+
+
+class Drawn(NamedTuple):
+    """A picture that is measured."""
+
+    #: (3, H, W), uint8.
+    levels: Tensor
+    #: What it is to show, if that is known.
+    caption: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationReport:
+    """The figures of drawn pictures, and the protocol they were taken by. None is what was left out."""
+
+    pictures: int
+    #: Between features of the reference and of the pictures; an FID only if the extractor is Inception.
+    frechet: float | None = None
+    inception_score: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    #: Mean over pictures of 100 max(0, cos) between picture and caption.
+    clip_score: float | None = None
+    #: Judge -> pictures -> shares.
+    match: dict[str, dict[str, Match]] = field(default_factory=dict)
+    #: Figure -> why it is missing and how to get it.
+    left_out: dict[str, str] = field(default_factory=dict)
+    protocol: dict[str, str | int] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Return a table for people: figures, then the protocol, then what could not be read."""
+        name = "FID" if self.protocol.get("extractor") == INCEPTION else "Fréchet distance"
+        figures = {
+            name: (self.frechet, "frechet"),
+            "Inception score": (self.inception_score, "inception_score"),
+            "precision": (self.precision, "precision"),
+            "recall": (self.recall, "recall"),
+            "CLIP score": (self.clip_score, "clip_score"),
+        }
+        rows = [
+            [label, f"{value:.4g}" if value is not None else f"left out: {self.left_out[key]}"]
+            for label, (value, key) in figures.items()
+            if value is not None or key in self.left_out
+        ]
+        text = report_text(rows or [["pictures", str(self.pictures)]], self.protocol, self.unreadable)
+        if not self.match:
+            return text
+        table = shares_table(self.match)
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
+        return "\n".join([*lines, "", text])
+
+
+def measure_pictures(
+    pictures: Iterable[Drawn],
+    *,
+    extractor: Extractor | None = None,
+    reference: Reference | None = None,
+    clip: Matcher | None = None,
+    npz: SampleWriter | None = None,
+    batch_size: int = 32,
+) -> GenerationReport:
+    """Return figures of pictures, in one pass.
+
+    Args:
+        pictures: all of one size.
+        extractor: for all figures but the CLIP score; None leaves them out.
+        reference: for Fréchet distance, precision and recall, of the extractor; None leaves them out.
+        clip: for the CLIP score, which needs captions; None leaves it out.
+        npz: gets the pictures, too.
+        batch_size: pictures at a time.
+
+    Raises:
+        ValueError: there are fewer than two pictures, of different sizes, or another size than the reference's.
+    """
+    gathered = gather(pictures, extractor=extractor, reference=reference, clip=clip, npz=npz, batch_size=batch_size)
+    if gathered.pictures < 2:
+        raise ValueError(f"got {gathered.pictures} pictures; a figure needs two at least")
+    found: dict[str, Any] = {"pictures": gathered.pictures}
+    left_out: dict[str, str] = {}
+    protocol: dict[str, str | int] = {
+        "pictures": f"{gathered.pictures} of {gathered.size[0]} x {gathered.size[1]}, 8 bits"
+    }
+    if extractor is not None:
+        protocol |= {"extractor": extractor.name, "seen": extractor.how, "network": extractor.weights}
+        if gathered.logits is not None:
+            found["inception_score"] = inception_score(gathered.logits)
+            protocol["inception score"] = "mean over ten parts of the shuffled pictures"
+        if reference is not None:
+            found |= _compared(gathered, reference, left_out, protocol)
+    if clip is not None:
+        if gathered.scores is None:
+            left_out["clip_score"] = "not every picture has a caption: put KEY.txt beside KEY.png"
+        else:
+            found["clip_score"] = float(100 * gathered.scores.clamp_min(0).mean())
+            protocol["clip score"] = "mean of 100 max(0, cos) between picture and caption"
+            protocol |= cut_protocol(clip, gathered.captions)
+    protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("toklip-gen", "torch"))
+    return GenerationReport(**found, left_out=left_out, protocol=protocol)
+
+
+class Gathered(NamedTuple):
+    """What a pass over pictures leaves."""
+
+    pictures: int
+    size: tuple[int, int]
+    #: (n, D); empty without an extractor.
+    features: Tensor
+    #: (n, 1008), of Inception alone.
+    logits: Tensor | None
+    #: (n,), cosines of pictures and captions; None if one lacks a caption, or nobody judges.
+    scores: Tensor | None
+    #: Those that were compared.
+    captions: Sequence[str] = ()
+
+
+def refuse_other_size(
+    size: tuple[int, int], reference: Reference, *, way_out: str = "resize them before, as published figures do"
+) -> None:
+    """ValueError unless pictures of a height and width can be compared with a reference."""
+    side = reference.info.image_size
+    if size != (side, side):
+        raise ValueError(f"got pictures of {size[0]} x {size[1]}, and the reference is of {side} x {side}: {way_out}")
+
+
+def gather(
+    pictures: Iterable[Drawn],
+    *,
+    extractor: Extractor | None = None,
+    reference: Reference | None = None,
+    clip: Matcher | None = None,
+    npz: SampleWriter | None = None,
+    batch_size: int = 32,
+) -> Gathered:
+    """Return features of pictures, and how near they are to their captions; see :func:`measure_pictures`."""
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    scores: list[Tensor] = []
+    compared: list[str] = []
+    count, size, captioned = 0, (0, 0), True
+    for batch in _batches(pictures, batch_size):
+        levels = torch.stack([picture.levels for picture in batch])
+        if count and tuple(levels.shape[-2:]) != size:
+            raise ValueError(f"got pictures of {size} and {tuple(levels.shape[-2:])}; resize them to one size")
+        size = (levels.shape[-2], levels.shape[-1])
+        if reference is not None:  # with the first pictures, not after the last
+            refuse_other_size(size, reference)
+        count += len(batch)
+        if npz is not None:
+            npz.add(levels.movedim(1, -1).numpy())
+        if extractor is not None:
+            seen = extractor(levels)
+            features.append(seen.features)
+            logits += [] if seen.logits is None else [seen.logits]
+        captions = [picture.caption for picture in batch if picture.caption]
+        captioned &= len(captions) == len(batch)
+        if clip is not None and captioned:
+            scores.append(_cosines(clip, levels, captions))
+            compared += captions
+    whole = torch.cat(features) if features else torch.empty(count, 0)
+    judged = torch.cat(scores) if scores and captioned else None
+    return Gathered(count, size, whole, torch.cat(logits) if logits else None, judged, compared)
+
+
+def read_pictures(
+    inputs: Sequence[Path | str], unreadable: list[str], *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Drawn]:
+    """Yield the pictures of files, folders, globs, tars and .npz files, as they are, with the captions beside them.
+
+    Raises:
+        FileNotFoundError: an input is not there.
+        ValueError: an .npz is no file of pictures.
+    """
+    archives = [Path(item) for item in inputs if str(item).endswith(".npz")]
+    for path in archives:
+        refuse_special(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}")
+        yield from (Drawn(torch.from_numpy(levels.copy()).movedim(-1, 0), None) for levels in read_samples(path))
+    rest = [item for item in inputs if not str(item).endswith(".npz")]
+    for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
+        try:
+            levels = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
+            yield Drawn(levels, entry.caption())
+        except PictureError as error:
+            unreadable.append(f"{entry.key}: {error}")
+
+
+def evaluate_pictures(
+    inputs: Sequence[Path | str],
+    *,
+    reference: Path | str | None = None,
+    features: str = INCEPTION,
+    clip: str | None = None,
+    npz: Path | str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> GenerationReport:
+    """Measure pictures that lie in files: what ``toklip evaluate generation INPUTS`` does.
+
+    Args:
+        inputs: files, folders, globs, tars, or .npz files of ADM's evaluator.
+        reference: see :func:`toklip_gen.evaluation.load_reference`.
+        features: see :func:`toklip_gen.evaluation.load_extractor`.
+        clip: a model that judges captions, see :func:`toklip_core.evaluation.load_matcher`.
+        npz: write the pictures there, too, for ADM's evaluator.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        batch_size: pictures at a time.
+        device: where to compute.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        FileNotFoundError, LookupError, ValueError: an input, the reference or a network is not there, or does not fit.
+    """
+    refuse_missing_device(device)
+    if npz is not None:
+        read = [*inputs] if reference is None else [*inputs, reference]
+        refuse_output(npz, read, option="--npz", suffixes=[".npz"])
+    extractor = load_extractor(features, device)
+    known = None if reference is None else load_reference(reference, extractor)
+    matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, device=device)
+    unreadable: list[str] = []
+    found = read_pictures(inputs, unreadable, max_pixels=max_pixels)
+    pictures = tqdm(found, unit=" pictures", disable=None if progress else True)
+    with nullcontext() if npz is None else SampleWriter(npz) as writer:
+        report = measure_pictures(
+            pictures, extractor=extractor, reference=known, clip=matcher, npz=writer, batch_size=batch_size
+        )
+    protocol = {"inputs": " ".join(map(str, inputs)), **report.protocol}
+    if of_clip:
+        protocol["clip"] = f"{of_clip['model']}, {of_clip['weights']}"
+    return GenerationReport(**vars(report) | {"protocol": protocol, "unreadable": tuple(unreadable)})
+
+
+def write_reference_of(
+    inputs: Sequence[Path | str],
+    path: Path | str,
+    *,
+    purpose: Purpose = "generation",
+    features: str = INCEPTION,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> ReferenceInfo:
+    """Write the statistics of real pictures: what ``toklip evaluate generation INPUTS --write-reference`` does.
+
+    Raises:
+        FileNotFoundError, LookupError, ValueError: as :func:`evaluate_pictures`.
+    """
+    refuse_missing_device(device)
+    refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
+    extractor = load_extractor(features, device)
+    unreadable: list[str] = []
+    read = read_pictures(inputs, unreadable, max_pixels=max_pixels)
+    with closing(tqdm(read, unit=" pictures", disable=None if progress else True)) as bar:
+        found = gather(bar, extractor=extractor, batch_size=batch_size)
+    if unreadable:
+        raise ValueError(f"{len(unreadable)} pictures cannot be read, the first is {unreadable[0]}; leave them out")
+    if found.size[0] != found.size[1]:
+        raise ValueError(f"got pictures of {found.size[0]} x {found.size[1]}; wanted squares, as a reference has")
+    info = ReferenceInfo(
+        purpose=purpose,
+        extractor=extractor.name,
+        weights=extractor.weights,
+        image_size=found.size[0],
+        pictures=found.pictures,
+        source=" ".join(map(str, inputs)),
+    )
+    write_reference(path, found.features, info)
+    return info
+
+
+def _compared(
+    gathered: Gathered, reference: Reference, left_out: dict[str, str], protocol: dict[str, str | int]
+) -> dict[str, float]:
+    """Fréchet distance, precision and recall."""
+    drawn: Moments = moments(gathered.features)
+    found = {"frechet": frechet_distance(reference.moments, drawn)}
+    protocol["reference"] = reference.described
+    width = gathered.features.shape[1]
+    if gathered.pictures <= width:
+        protocol["warning"] = (
+            f"unreliable, and not comparable with published figures: the covariance of {width} features over "
+            f"{gathered.pictures} pictures has a rank of at most {gathered.pictures - 1}"
+        )
+    if reference.features is None:
+        left_out |= dict.fromkeys(("precision", "recall"), "the reference has neither features nor pictures")
+    elif min(len(reference.features), gathered.pictures) <= 3:
+        left_out |= dict.fromkeys(("precision", "recall"), "they need four pictures at least on both sides")
+    else:
+        found["precision"], found["recall"] = precision_recall(reference.features, gathered.features)
+        protocol["precision"] = f"and recall: third neighbour, {len(reference.features)} real pictures"
+    return found
+
+
+def _cosines(clip: Matcher, levels: Tensor, captions: Sequence[str]) -> Tensor:
+    size = clip.config.image_size
+    pixels = normalized(levels.to(clip.logit_scale.device))
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    with torch.no_grad():
+        return (clip.image_features(pixels) * clip.text_features(captions)).sum(-1).float().cpu()
+
+
+def _batches(pictures: Iterable[Drawn], size: int) -> Iterator[list[Drawn]]:
+    waiting: list[Drawn] = []
+    for picture in pictures:
+        if waiting and picture.levels.shape != waiting[0].levels.shape:
+            shapes = f"{tuple(waiting[0].levels.shape[1:])} and {tuple(picture.levels.shape[1:])}"
+            raise ValueError(f"got pictures of {shapes}; resize them to one size")
+        waiting.append(picture)
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting

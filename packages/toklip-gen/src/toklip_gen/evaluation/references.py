@@ -1,0 +1,256 @@
+"""What generated pictures are measured against: statistics of real pictures, and what they are for.
+
+A reference of a generator (gFID) is of the training pictures, one of a tokenizer (rFID) of the very pictures that it
+rebuilds. Taken for one another they give figures that look right and are wrong: LlamaGen's tokenizer has an rFID of
+2.19 against the validation pictures and 4.28 against the generator's reference, and its generators did not reproduce
+against the validation pictures (FoundationVision/LlamaGen, issues 34, 48, 53 and 86). So every reference says what it
+is for, and the other use is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from toklip_core.config import Config, validated
+from toklip_core.files import one_line, parsed, refuse_special, replacing
+from toklip_core.finite import damaged, is_finite
+from torch import Tensor
+
+from toklip_gen.evaluation.adm_npz import ARRAY, TORN_ARCHIVE, read_samples
+from toklip_gen.evaluation.frechet import INCEPTION, Extractor, Moments, moments
+
+Purpose = Literal["generation", "reconstruction"]
+
+#: Features that a reference keeps, for precision and recall, at most: as many pictures as ADM's files have.
+_KEPT = 10_000
+#: Bytes of its arrays: ADM's take 0.2 GB, with features. Compressed, a small file may claim any number.
+_LARGEST = 2**30
+_INFO = "toklip"
+#: Of the layer that FID is taken on.
+_INCEPTION_WIDTH = 2048
+
+
+@dataclass(frozen=True)
+class NamedReference:
+    """A published file of statistics."""
+
+    file: str
+    url: str
+    image_size: int
+    #: Of the file, where one is known; else the protocol says that it was not compared.
+    sha256: str | None
+    summary: str
+
+
+_ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+#: Source: openai/guided-diffusion, evaluations/README.md.
+REFERENCES = {
+    f"adm-imagenet-{size}": NamedReference(
+        file=file,
+        url=f"{_ADM}/imagenet/{size}/{file}",
+        image_size=size,
+        sha256=None,
+        summary=f"ImageNet's training pictures at {size} px: the reference of published gFIDs.",
+    )
+    for size, file in (
+        (64, "VIRTUAL_imagenet64_labeled.npz"),
+        (128, "VIRTUAL_imagenet128_labeled.npz"),
+        (256, "VIRTUAL_imagenet256_labeled.npz"),
+        (512, "VIRTUAL_imagenet512.npz"),
+    )
+}
+
+
+class ReferenceInfo(Config):
+    """What a reference is."""
+
+    purpose: Purpose
+    #: Extractor and its weights, in words.
+    extractor: str
+    weights: str
+    image_size: int
+    pictures: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of real pictures."""
+
+    info: ReferenceInfo
+    moments: Moments
+    #: (n, D), of some or all of the pictures; None if the file has neither features nor pictures.
+    features: Tensor | None
+    #: For the protocol: name, checksum.
+    described: str
+
+
+def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose = "generation") -> Reference:
+    """Return a reference, for figures by an extractor.
+
+    Args:
+        name: of ``REFERENCES``, whose file lies in the torch hub cache; or a file: ADM's, or one of
+            :func:`write_reference`.
+        extractor: what the pictures are seen by; the reference must be of the same.
+        purpose: what the figures are of.
+
+    Raises:
+        FileNotFoundError: the file is not there; it is not downloaded.
+        LookupError: no reference has the name.
+        ValueError: it is of another extractor, or for another purpose, or damaged, or says not what it is for.
+    """
+    path, named = _located(name)
+    checksum = _sha256(path)
+    if named is not None and named.sha256 not in (None, checksum):
+        raise ValueError(f"{path} is damaged: its sha256 is {checksum}, not {named.sha256}; fetch {named.url} again")
+    arrays = _arrays(path)
+    if _INFO in arrays:
+        info = validated(ReferenceInfo, parsed(str(arrays[_INFO]), str(path)), path)
+    elif {"mu", "sigma"} <= arrays.keys() and named is not None:
+        _refuse_impostor(path, arrays, named)
+        info = ReferenceInfo(
+            purpose="generation",
+            extractor=INCEPTION,
+            weights=extractor.weights,
+            image_size=named.image_size,
+            pictures=None,
+            source=named.url,
+        )
+    else:
+        raise ValueError(
+            f"{path} does not say what it is a reference of and for; name a published one ({', '.join(REFERENCES)}) or "
+            "write one of your pictures with --write-reference"
+        )
+    _refuse_other(info, path, extractor, purpose)
+    unknown = "" if named is None or named.sha256 else ", not compared: none is published"
+    described = f"{path.name}, sha256 {checksum}{unknown}; {info.source}"
+    found = Moments(_numbers(path, arrays, "mu", 1).double(), _numbers(path, arrays, "sigma", 2).double())
+    features = _features(path, arrays, extractor)
+    width = len(found.mean)
+    shapes = {"sigma": (tuple(found.covariance.shape), (width, width))}
+    if features is not None:
+        shapes["features"] = (tuple(features.shape), (len(features), width))
+    for key, (got, wanted) in shapes.items():
+        if got != wanted:
+            raise ValueError(f"{path} is damaged: {key!r} is {got}, and 'mu' has {width} numbers; make it again")
+    return Reference(info, found, features, described)
+
+
+def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> None:
+    """Write statistics of features (n, D) as NAME.npz; what it was before stays until the new file is whole.
+
+    Raises:
+        ValueError: there are fewer than two features, or the name is another.
+    """
+    path = Path(path)
+    if path.suffix != ".npz" or len(features) < 2:
+        raise ValueError(f"got {len(features)} pictures for {str(path)!r}; wanted two or more, and a file NAME.npz")
+    found = moments(features)
+    kept = torch.linspace(0, len(features) - 1, min(len(features), _KEPT), dtype=torch.float64).round().long()
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            mu=found.mean.numpy(),
+            sigma=found.covariance.numpy(),
+            features=features[kept].numpy(),
+            toklip=np.array(info.model_dump_json()),
+        )
+
+
+def _located(name: Path | str) -> tuple[Path, NamedReference | None]:
+    by_file = {named.file: named for named in REFERENCES.values()}
+    if str(name) in REFERENCES:
+        named = REFERENCES[str(name)]
+        path = Path(torch.hub.get_dir()) / "checkpoints" / named.file
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path.name} is not in the torch hub cache; fetch {named.url} and put it into {path.parent}"
+            )
+        return path, named
+    path = Path(name)
+    refuse_special(path)
+    if path.is_file():
+        return path, by_file.get(path.name)
+    if path.suffix == ".npz":
+        raise FileNotFoundError(f"there is no file {str(name)!r}")
+    near = difflib.get_close_matches(str(name), REFERENCES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise LookupError(f"no reference is named {str(name)!r}.{hint} Named: {', '.join(REFERENCES)}; or give a file.")
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """All arrays but the pictures, which are read one by one."""
+    try:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as archive, np.load(opened, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in archive.infolist() if entry.filename != f"{ARRAY}.npy")
+            if size > _LARGEST:
+                raise ValueError(f"its arrays take {size} bytes; a reference's take less than {_LARGEST}")
+            return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
+    except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # of numpy: the file is a single array, or a list
+        words = one_line(error, longest=120) or type(error).__name__
+        raise ValueError(f"{path} is no .npz of arrays, or cut short: {words}") from error
+
+
+def _numbers(path: Path, arrays: dict[str, Any], key: str, dimensions: int) -> Tensor:
+    """An array of a file as a tensor; ValueError unless it is there, has so many dimensions, and is finite numbers."""
+    array = arrays.get(key)
+    if array is None or array.ndim != dimensions or array.dtype.kind != "f":
+        found = "nothing" if array is None else f"{array.shape} {array.dtype}"
+        raise ValueError(f"{path} is damaged: {key!r} is {found}; wanted numbers in {dimensions} dimensions")
+    tensor = torch.from_numpy(array)
+    if not is_finite(tensor):
+        raise ValueError(damaged(path, key))
+    return tensor
+
+
+def _refuse_impostor(path: Path, arrays: dict[str, Any], named: NamedReference) -> None:
+    """ValueError if a file that has a published name, and no published checksum, cannot be what it is called."""
+    shape = tuple(_numbers(path, arrays, "mu", 1).shape)
+    if shape != (_INCEPTION_WIDTH,):
+        raise ValueError(
+            f"{path} has means of {shape}, and features of Inception are {_INCEPTION_WIDTH}; fetch {named.url} again"
+        )
+    if ARRAY in arrays and (found := next(read_samples(path)).shape[:2]) != (named.image_size, named.image_size):
+        raise ValueError(
+            f"{path} has pictures of {found[0]} x {found[1]}, not {named.image_size}; fetch {named.url} again"
+        )
+
+
+def _features(path: Path, arrays: dict[str, Any], extractor: Extractor) -> Tensor | None:
+    if "features" in arrays:
+        return _numbers(path, arrays, "features", 2)
+    if ARRAY not in arrays:
+        return None
+    found: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for picture in read_samples(path):
+        waiting.append(torch.from_numpy(picture.copy()).movedim(-1, 0))
+        if len(waiting) == 32:
+            found.append(extractor(torch.stack(waiting)).features)
+            waiting = []
+    return torch.cat([*found, *([extractor(torch.stack(waiting)).features] if waiting else [])])
+
+
+def _refuse_other(info: ReferenceInfo, path: Path, extractor: Extractor, purpose: Purpose) -> None:
+    if info.purpose != purpose:
+        raise ValueError(
+            f"{path} is a reference of {info.purpose}, and this measures {purpose}: "
+            "a generator is compared with the training pictures, a tokenizer with the pictures that it rebuilds"
+        )
+    if (info.extractor, info.weights) != (extractor.name, extractor.weights):
+        raise ValueError(
+            f"{path} has features of {info.extractor!r} ({info.weights}), and the pictures are seen by "
+            f"{extractor.name!r} ({extractor.weights}); name the reference's"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

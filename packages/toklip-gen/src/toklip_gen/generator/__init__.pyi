@@ -1,0 +1,51 @@
+from .blocks import prefix_mask as prefix_mask
+from .conditions import (
+    TOKLIP as TOKLIP,
+    Classes as Classes,
+    Texts as Texts,
+    TowerWords as TowerWords,
+    build_conditions as build_conditions,
+    left_padded as left_padded,
+)
+from .config import (
+    SIZES as SIZES,
+    ClassCondition as ClassCondition,
+    ConditionKeys as ConditionKeys,
+    Features as Features,
+    GeneratorConfig as GeneratorConfig,
+    Size as Size,
+    TextCondition as TextCondition,
+)
+from .inputs import (
+    Inputs as Inputs,
+    toklip_checksum as toklip_checksum,
+)
+from .llamagen import (
+    llamagen_config as llamagen_config,
+    load_official as load_official,
+    official_name as official_name,
+)
+from .model import (
+    Condition as Condition,
+    Generator as Generator,
+)
+from .packed_linear import (
+    PackedLinear as PackedLinear,
+    packed as packed,
+)
+from .pipeline import (
+    PictureGenerator as PictureGenerator,
+    load_generator as load_generator,
+)
+from .sampling import (
+    Choice as Choice,
+    Guidance as Guidance,
+    chosen as chosen,
+    refuse_guidance as refuse_guidance,
+    sample as sample,
+)
+from .t5 import (
+    T5Words as T5Words,
+    cleaned as cleaned,
+    load_t5 as load_t5,
+)

@@ -1,0 +1,132 @@
+"""What the generator is made of: its block, the rotary embedding, attention with and without a cache.
+
+Shape letters: R rows, n positions of now, T of the condition, N = h w of the grid, W width, H heads, d = W / H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toklip_gen.generator.config import GeneratorConfig
+
+#: Attention of queries (R, H, n, d), keys and values: what the block does not know, a mask or a cache, is inside.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class TextEmbedding(nn.Module):
+    """Features of texts (R, T, width) to (R, T, W), and the features that stand for no text."""
+
+    nothing: Tensor
+
+    def __init__(self, length: int, width: int, out: int) -> None:
+        super().__init__()
+        # LlamaGen does not train it either: a buffer, of the scale of a unit vector.
+        self.register_buffer("nothing", torch.randn(length, width) / width**0.5)
+        self.fc1 = nn.Linear(width, out, bias=False)
+        self.fc2 = nn.Linear(out, out, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (R, T, W) of (R, T, width)."""
+        hidden = self.fc1(features.to(self.nothing.dtype))
+        return self.fc2(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each after a norm and beside its input."""
+
+    def __init__(self, config: GeneratorConfig, dropout: float) -> None:
+        super().__init__()
+        width, self.head_width = config.width, config.width // config.heads
+        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
+        self.norm1 = nn.RMSNorm(width, eps=config.norm_eps)
+        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.RMSNorm(width, eps=config.norm_eps)
+        self.gate_up = nn.Linear(width, 2 * config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Return (R, n, W) of x (R, n, W); cos and sin are (n, d), attend takes q, k and v, (R, H, n, d) each."""
+        qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], -1, self.head_width)
+        qk = turned(qkv[:, :, : -self.kv_heads].transpose(1, 2), cos, sin)
+        q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
+        x = x + self.dropout(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.down(F.silu(gate) * up))  # type: ignore[no-any-return]
+
+
+def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, (T + N, d) each, as :func:`turned` wants them.
+
+    The first half of the pairs turns with the row, the second with the column.
+    At the positions of the condition both are 0, not 1 and 0, unless its keys are learned: as LlamaGen was trained,
+    these have neither queries nor keys, and all that see them see them alike.
+
+    Source: precompute_freqs_cis_2d of FoundationVision/LlamaGen.
+    """
+    width = config.width // config.heads
+    half = width // 2
+    with torch.device("cpu"):
+        speeds = 1.0 / config.rope_base ** (torch.arange(0, half, 2)[: half // 2].float() / half)
+        rows, columns = (torch.outer(torch.arange(side), speeds) for side in config.grid)
+        h, w = config.grid
+        angles = torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], dim=-1).flatten(0, 1)
+        angles = angles.repeat_interleave(2, dim=-1)
+        signs = torch.tensor([-1.0, 1.0]).repeat(half)
+        before = torch.zeros(config.condition.length, width)
+        unturned = before if config.condition_keys == "zero" else torch.ones_like(before)
+        return torch.cat([unturned, angles.cos()]), torch.cat([before, angles.sin() * signs])
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x (R, H, n, d) with each pair (a, b) of the last axis as (a cos - b sin, b cos + a sin); in float32."""
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
+
+
+def prefix_mask(mask: Tensor, length: int) -> Tensor:
+    """Return (R, 1, length, length), bool, of the mask (R, T) of a condition: causal, padding seen by itself alone.
+
+    Source: emb_masks in generate.py, and dataset/t2i.py, of FoundationVision/LlamaGen.
+    """
+    seen = F.pad(mask, (0, length - mask.shape[1]), value=True)[:, None, None]
+    square = torch.ones(length, length, dtype=torch.bool, device=mask.device)
+    return (square.tril() & seen) | square.diag().diag()
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend to the position itself and those before it."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend where the mask, bool, allows it."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def filling(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend as ``mask`` says, or causally, and put k and v at the start of a cache."""
+    keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
+    return causal(q, k, v) if mask is None else masked(q, k, v, mask)
+
+
+def appending(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, start: int, visible: Tensor | None
+) -> Tensor:
+    """Put one position into a cache, and attend to what it holds."""
+    keys[:, :, start], values[:, :, start] = k[:, :, 0], v[:, :, 0]
+    return masked(q, keys[:, :, : start + 1], values[:, :, : start + 1], visible)
+
+
+def replacing(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, visible: Tensor
+) -> Tensor:
+    """Do as :func:`appending` does, with shapes that do not depend on the position (1,)."""
+    keys.index_copy_(2, position, k.to(keys.dtype))
+    values.index_copy_(2, position, v.to(values.dtype))
+    return masked(q, keys, values, visible)

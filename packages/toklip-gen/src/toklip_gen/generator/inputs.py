@@ -1,0 +1,155 @@
+"""What a generator reads at each position: ids, codes, or codes with their semantic tokens.
+
+    ids     id                                     the generator has a table of its own
+    codes   embed(id)                              (C)
+    concat  [embed(id) ; token]                    (C + D), the token of the causal encoder at this position
+
+Whole pictures for training, and a stream for drawing, in which the semantic encoder goes along with its own cache:
+each id costs it one position.
+
+Shape letters: B pictures, h and w grid, N = h w, n ids so far, C codebook dim, D width of the encoder, F = C or C + D.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from toklip_core.model import Cache, SemanticEncoder, TokLIP
+from toklip_core.plugins import VQTokenizer
+from toklip_core.weights import weights_checksum
+from torch import Tensor, nn
+
+from toklip_gen.generator.config import Features, GeneratorConfig
+from toklip_gen.generator.packed_linear import packed
+
+
+class Inputs:
+    """Ids to what a generator reads.
+
+    Args:
+        features: as in the generator's config.
+        tokenizer: of codes and concat.
+        encoder: of concat, in evaluation mode.
+
+    Raises:
+        ValueError: ``features`` needs a tokenizer or an encoder and there is none, or their widths do not fit, or the
+            encoder is not causal.
+    """
+
+    def __init__(
+        self, features: Features, *, tokenizer: VQTokenizer | None = None, encoder: SemanticEncoder | None = None
+    ) -> None:
+        if features != "ids" and tokenizer is None:
+            raise ValueError(f"features = {features!r} needs the VQ tokenizer, for its codebook; got none")
+        if features == "concat" and encoder is None:
+            raise ValueError("features = 'concat' needs the semantic encoder of a TokLIP; got none")
+        self.features = features
+        self.tokenizer = tokenizer if features != "ids" else None
+        self.encoder = encoder if features == "concat" else None
+        self._rows: Tensor | None = None
+        if self.encoder is not None:
+            self.encoder.refuse_steps()
+        if self.tokenizer and self.encoder and self.tokenizer.codebook_dim != self.encoder.config.codebook_dim:
+            raise ValueError(
+                f"the tokenizer has codes of width {self.tokenizer.codebook_dim}, and the encoder takes "
+                f"{self.encoder.config.codebook_dim}; they belong to different models"
+            )
+
+    @property
+    def width(self) -> int | None:
+        """F, as ``feature_width`` of the config wants it; None with ids."""
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.codebook_dim + (self.encoder.config.trunk.width if self.encoder else 0)
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return (B, N), or (B, N, F), of the ids (B, h, w) of whole pictures; no gradient.
+
+        Position i depends on ids 0 to i alone.
+
+        Raises:
+            ValueError: the encoder has another grid.
+        """
+        if self.tokenizer is None:
+            return ids.flatten(1)
+        codes = self._table(ids.device)[ids]
+        if self.encoder is None:
+            return codes.flatten(1, 2)
+        return _joined(codes.flatten(1, 2), self.encoder(codes).tokens)
+
+    @torch.no_grad()
+    def stream(self, ids: Tensor) -> tuple[Tensor, Stream]:
+        """Return (B, n), or (B, n, F), of the first n ids (B, n), n may be 0, and what goes on from there."""
+        if self.tokenizer is None:
+            return ids, Stream()
+        table = self._table(ids.device)
+        codes = table[ids]
+        if self.encoder is None:
+            return codes, Stream(table)
+        tokens, cache = self.encoder.prefill(codes)
+        return _joined(codes, tokens), Stream(table, self.encoder, cache)
+
+    def _table(self, device: torch.device) -> Tensor:
+        """(K, C), the codebook as the tokenizer gives it: asked once, for some normalise all of it at every call."""
+        if self._rows is None or self._rows.device != device:
+            tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
+            ids = torch.arange(tokenizer.codebook_size, device=device)
+            self._rows = cast(Tensor, tokenizer.to(device).embed(ids))
+        return self._rows
+
+
+class Stream:
+    """The inputs of pictures that are being drawn: made by :meth:`Inputs.stream`."""
+
+    def __init__(
+        self, table: Tensor | None = None, encoder: SemanticEncoder | None = None, cache: Cache | None = None
+    ) -> None:
+        self._table, self._encoder, self._cache = table, encoder, cache
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Return (B,), or (B, F), of the next ids (B,)."""
+        read = ids if self._table is None else self._table[ids]
+        if self._encoder is None or self._cache is None:
+            return read
+        return _joined(read, self._encoder.step(read, self._cache))
+
+    def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Return what :meth:`step` does, for the ids at a position (1,) that is a tensor: for ``torch.compile``."""
+        read = ids if self._table is None else self._table[ids]
+        if self._encoder is None or self._cache is None:
+            return read
+        return _joined(read, self._encoder.step_at(read, self._cache, position))
+
+    def caches(self) -> list[Tensor]:
+        """Return the tensors of its cache, whose memory stays where it is."""
+        return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
+
+    def reads_as(self, other: Stream) -> bool:
+        """Return whether both are of the same tokenizer and encoder."""
+        return self._table is other._table and self._encoder is other._encoder
+
+    def packed(self) -> Stream:
+        """Return it with the encoder's weights as :func:`toklip_gen.generator.packed` has them."""
+        return self if self._encoder is None else Stream(self._table, packed(self._encoder), self._cache)
+
+
+def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:
+    """Return the SHA-256 of the parts of a TokLIP that a generator reads, for ``toklip_checksum`` of its config.
+
+    Raises:
+        ValueError: the text tower is wanted, and the TokLIP was loaded without.
+    """
+    parts: dict[str, nn.Module] = {}
+    if config.features == "concat":
+        parts["encoder"] = toklip.encoder
+    if config.condition.kind == "text" and config.condition.encoder == "toklip":
+        if toklip.text is None:
+            raise ValueError("the generator reads the TokLIP's text tower; load it with text=True")
+        parts["text"] = toklip.text
+    return weights_checksum(nn.ModuleDict(parts))
+
+
+def _joined(codes: Tensor, tokens: Tensor) -> Tensor:
+    return torch.cat([codes.to(tokens.dtype), tokens], dim=-1)

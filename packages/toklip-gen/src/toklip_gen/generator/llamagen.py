@@ -1,0 +1,131 @@
+"""LlamaGen's own files: their layouts, and the names that tensors have in them.
+
+A file holds a training run, and the generator under ``model`` (DDP), ``module`` (DeepSpeed), ``state_dict``, or flat
+(FSDP). Names and shapes as in the published files; gate and up of the SwiGLU are two tensors there and one here.
+
+Source: autoregressive/sample/sample_c2i.py and models/gpt.py of FoundationVision/LlamaGen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from toklip_core.weights import load_strict, read_tensors, state_dict_in
+from torch import Tensor
+
+from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.generator.model import Generator
+
+if TYPE_CHECKING:
+    from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.published import LLAMAGEN
+
+LAYOUTS = ("model", "module", "state_dict")
+
+#: Names in an official file that are not the generator's -> why.
+IGNORED = {
+    r"layers\.\d+\.attention\.kv_cache\.[kv]_cache": "a cache, which a run that had drawn pictures saved",
+    r"freqs_cis|causal_mask": "computed here",
+}
+
+#: Between the two names that make one tensor.
+_AND = " and "
+_GATE, _UP = r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"
+
+#: Of the tensors of a generator -> of an official file.
+_NAMES = (
+    (r"condition\.weight", "cls_embedding.embedding_table.weight"),
+    (r"condition\.nothing", "cls_embedding.uncond_embedding"),
+    (r"condition\.(fc\d)\.weight", r"cls_embedding.cap_proj.\1.weight"),
+    (r"input\.weight", "tok_embeddings.weight"),
+    (r"blocks\.(\d+)\.qkv\.weight", r"layers.\1.attention.wqkv.weight"),
+    (r"blocks\.(\d+)\.proj\.weight", r"layers.\1.attention.wo.weight"),
+    (r"blocks\.(\d+)\.norm1\.weight", r"layers.\1.attention_norm.weight"),
+    (r"blocks\.(\d+)\.norm2\.weight", r"layers.\1.ffn_norm.weight"),
+    (r"blocks\.(\d+)\.gate_up\.weight", rf"layers.\1.feed_forward.w1.weight{_AND}layers.\1.feed_forward.w3.weight"),
+    (r"blocks\.(\d+)\.down\.weight", r"layers.\1.feed_forward.w2.weight"),
+    (r"norm\.weight", "norm.weight"),
+    (r"head\.weight", "output.weight"),
+)
+
+
+def load_official(
+    path: Path | str, config: GeneratorConfig | None = None, dtype: torch.dtype | None = None
+) -> Generator:
+    """Return LlamaGen's generator in evaluation mode; no code in the file is run.
+
+    Args:
+        path: a .pt file, or safetensors with the official names.
+        config: None: that of the published file with the same name. A file does not tell its grid nor its heads.
+        dtype: None: as stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LookupError: no config is given, and no published file has this name.
+        ValueError: the file is damaged, or holds code, or its tensors do not fit.
+    """
+    path = Path(path)
+    tensors = official_tensors(state_dict_in(read_tensors(path), LAYOUTS, source=path))
+    if config is None:
+        try:
+            config = llamagen_config(path.name)
+        except LookupError as error:
+            way_out = "so rename it to its published name, such as c2i_B_256.pt"
+            raise LookupError(f"{error}; a file tells neither its grid nor its heads, {way_out}") from error
+    with torch.device("meta"):
+        generator = Generator(config)
+    stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
+    generator.to(dtype or (stored if stored.is_floating_point else torch.float32))
+    load_strict(generator, tensors, source=path, name_in_file=official_name, ignored=IGNORED, mapped=True)
+    return generator.eval()
+
+
+def official_name(name: str) -> str:
+    """Return the name that an official file has for a tensor of a generator; of two that make one, both."""
+    for pattern, replacement in _NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
+
+
+def official_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors by their official names, those of gate and up as one, under both names."""
+    tensors = dict(state)
+    for name in list(tensors):
+        other = re.sub(_GATE, _UP, name)
+        pair = tensors.get(name), tensors.get(other)
+        if other != name and all(isinstance(tensor, Tensor) for tensor in pair):
+            del tensors[name], tensors[other]
+            tensors[f"{name}{_AND}{other}"] = torch.cat(pair)  # type: ignore[arg-type]
+    return tensors
+
+
+def llamagen_config(name: str) -> GeneratorConfig:
+    """Return the config of LlamaGen's generator of a name of :func:`generators`, or of its file's name; LookupError."""
+    from toklip_gen.generator.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
+
+    named = {key: file for key, file in LLAMAGEN.items() if name in (key, file.source.rsplit("/", 1)[1])}
+    if not named:
+        raise LookupError(f"no generator of LlamaGen's, and no file of one, is named {name!r}")
+    (key, file), *_ = named.items()
+    width, depth, heads = SIZES[file.size]
+    of_class = "c2i" in key
+    side = file.image_size // 16
+    return GeneratorConfig(
+        tokenizer=f"llamagen-vq16-{'c2i' if of_class else 't2i'}",
+        codebook_size=16384,
+        grid=(side, side),
+        width=width,
+        depth=depth,
+        heads=heads,
+        condition=ClassCondition(classes=1000)
+        if of_class
+        else TextCondition(encoder="google/flan-t5-xl", length=120, width=2048),
+        # What sample_c2i.py and sample_t2i.py draw with.
+        guidance=4.0 if of_class else 7.5,
+        top_k=2000 if of_class else 1000,
+    )

@@ -1,0 +1,246 @@
+"""The generator: a transformer that says, after a condition and n ids, which id comes next.
+
+    condition -> T positions -+
+    inputs ----> n positions -+-> causal blocks (RMS norm, 2-D rotary embedding, SwiGLU) -> norm -> head -> logits
+
+It reads inputs, not pictures: ids, codes, or codes with semantic tokens, as inputs.py beside this file makes them.
+VQ tokenizer, semantic encoder and text encoder stand outside of it.
+
+Shape letters: B pictures, R rows of the cache (one or two of each picture), T positions of the condition, n inputs,
+N = h w positions of the grid, W width, H heads, d = W / H, K ids, F width of an input.
+
+Source: Sun et al., LlamaGen, https://arxiv.org/abs/2406.06525, whose published weights fit
+(:mod:`toklip_gen.generator.llamagen`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from toklip_gen.generator.blocks import (
+    Block,
+    TextEmbedding,
+    appending,
+    causal,
+    filling,
+    masked,
+    prefix_mask,
+    replacing,
+    rotation,
+)
+from toklip_gen.generator.config import GeneratorConfig
+
+
+class Condition(NamedTuple):
+    """What pictures are to show, or nothing."""
+
+    #: (B,), int64: classes, their number standing for none. Or (B, T, width): features of texts.
+    values: Tensor
+    #: (B, T), bool: where a text is; elsewhere is padding, which nobody sees. None: everywhere.
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Condition:
+        """Return it on a device."""
+        return Condition(self.values.to(device), None if self.mask is None else self.mask.to(device))
+
+
+@dataclass
+class Cache:
+    """Keys and values of the positions that the generator has seen, with room for all."""
+
+    #: Of each block, (R, heads of keys, T + N, d).
+    keys: list[Tensor]
+    values: list[Tensor]
+    #: (R, T + N), bool, False where the condition has padding; None without padding.
+    visible: Tensor | None
+    #: Positions that are in it, those of the condition among them.
+    length: int = 0
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that it holds."""
+        return [*self.keys, *self.values, *([] if self.visible is None else [self.visible])]
+
+    def keep(self, rows: int) -> None:
+        """Forget all rows but the first ``rows``."""
+        self.keys, self.values = [x[:rows] for x in self.keys], [x[:rows] for x in self.values]
+        self.visible = None if self.visible is None else self.visible[:rows]
+
+
+class Generator(nn.Module):
+    """The transformer, with its condition's embedding and its inputs'.
+
+    It starts as LlamaGen does: normal weights of deviation 0.02, a head of zeros.
+
+    Args:
+        config: sizes.
+        dropout: share of zeros, in training, after the embeddings and after both halves of every block.
+    """
+
+    def __init__(self, config: GeneratorConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        #: Trade a second forward pass through each block for the memory of its activations; in training alone.
+        self.grad_checkpointing = False
+        width = config.width
+        if config.condition.kind == "class":
+            self.condition: nn.Module = nn.Embedding(config.condition.classes + 1, width)
+        else:
+            self.condition = TextEmbedding(config.condition.length, config.condition.width, width)
+        if config.feature_width is None:
+            self.input: nn.Module = nn.Embedding(config.codebook_size, width)
+        else:
+            self.input = nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
+        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        self._rotation = rotation(config)
+        self.apply(_initialize)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, inputs: Tensor, condition: Condition, drop: Tensor | None = None) -> Tensor:
+        """Return logits (B, n + 1, K), float32: those at i are of id i, given the condition and inputs 0 to i - 1.
+
+        To train, give the inputs of all ids but the last: ``inputs(ids)[:, :-1]``, n = N - 1.
+
+        Args:
+            inputs: (B, n), int64, of ids; or (B, n, F). n may be 0.
+            condition: of each picture.
+            drop: (B,), bool: pictures that get no condition, as guidance needs it; see :meth:`dropped`.
+
+        Raises:
+            ValueError: a shape is another, or n is more than the grid has.
+        """
+        self._refuse_other(inputs, condition)
+        if drop is not None:
+            condition = self.dropped(condition, drop)
+        x = self._embedded(inputs, condition)
+        cos, sin = (table[: x.shape[1]] for table in self._rotation_on(x.device))
+        attend = causal if condition.mask is None else partial(masked, mask=prefix_mask(condition.mask, x.shape[1]))
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, attend)
+        return self.head(self.norm(x[:, self.config.condition.length - 1 :])).float()  # type: ignore[no-any-return]
+
+    def dropped(self, condition: Condition, drop: Tensor) -> Condition:
+        """Return the condition, without it where ``drop`` (B,), bool, says so.
+
+        No class is the table's last row; no text is T features of its own, which the mask of the text still covers.
+        """
+        if self.config.condition.kind == "class":
+            return condition._replace(values=condition.values.masked_fill(drop, self.config.condition.classes))
+        nothing = cast(TextEmbedding, self.condition).nothing.to(condition.values.dtype)
+        return condition._replace(values=torch.where(drop[:, None, None], nothing, condition.values))
+
+    @torch.no_grad()
+    def prefill(self, inputs: Tensor, condition: Condition) -> tuple[Tensor, Cache]:
+        """Return the logits (R, K), float32, of id n, and the cache for the steps that follow. No gradient.
+
+        Args:
+            inputs: of the first n ids, (B, n) or (B, n, F); n may be 0.
+            condition: R rows, B or a multiple of it: row r is of picture r mod B.
+
+        Raises:
+            ValueError: a shape is another, or n is more than the grid has.
+        """
+        self._refuse_other(inputs, condition)
+        config, rows = self.config, len(condition.values)
+        x = self._embedded(inputs, condition)
+        length, capacity = x.shape[1], config.condition.length + config.positions
+        shape = (rows, config.kv_heads or config.heads, capacity, config.width // config.heads)
+        keys, values = [x.new_zeros(shape) for _ in self.blocks], [x.new_zeros(shape) for _ in self.blocks]
+        cache = Cache(keys, values, None, length)
+        mask = None
+        if condition.mask is not None:
+            cache.visible = F.pad(condition.mask, (0, config.positions), value=True)
+            mask = prefix_mask(condition.mask, length)
+        cos, sin = (table[:length] for table in self._rotation_on(x.device))
+        for block, layer_keys, layer_values in zip(self.blocks, keys, values, strict=True):
+            x = block(x, cos, sin, partial(filling, keys=layer_keys, values=layer_values, mask=mask))
+        return self._logits(x[:, -1]), cache
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, cache: Cache) -> Tensor:
+        """Return the logits (R, K), float32, of the id after the next input, (B,) or (B, F). No gradient.
+
+        Row r of the cache is of picture r mod B: what two rows read alike is embedded once.
+
+        Raises:
+            ValueError: the cache is full, or its rows are no multiple of B.
+        """
+        rows, _, capacity, _ = cache.keys[0].shape
+        if rows % len(inputs) or cache.length == capacity:
+            raise ValueError(
+                f"got {len(inputs)} inputs for position {cache.length} of a cache of {rows} rows and {capacity} "
+                "positions; wanted as many as it has pictures, and a position that it has"
+            )
+        x = self.input(inputs).repeat(rows // len(inputs), 1)[:, None]
+        start, cache.length = cache.length, cache.length + 1
+        cos, sin = (table[start] for table in self._rotation_on(x.device))
+        visible = None if cache.visible is None else cache.visible[:, None, None, : cache.length]
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, cos, sin, partial(appending, keys=keys, values=values, start=start, visible=visible))
+        return self._logits(x[:, 0])
+
+    @torch.no_grad()
+    def step_at(self, inputs: Tensor, cache: Cache, position: Tensor) -> Tensor:
+        """Return what :meth:`step` does, at a position (1,), int64, that is a tensor: for ``torch.compile``.
+
+        Every shape is the same at every position, so a graph of it can be replayed; attention reads the whole cache.
+        """
+        x = self.input(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
+        cos, sin = (table[position] for table in self._rotation_on(x.device))
+        visible = (torch.arange(cache.keys[0].shape[2], device=x.device) <= position)[None, None, None]
+        if cache.visible is not None:
+            visible = visible & cache.visible[:, None, None]
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, cos, sin, partial(replacing, keys=keys, values=values, position=position, visible=visible))
+        return self._logits(x[:, 0])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.norm(x))).float()
+
+    def _embedded(self, inputs: Tensor, condition: Condition) -> Tensor:
+        """(R, T + n, W): the condition's rows, each followed by its picture's inputs."""
+        prefix: Tensor = self.condition(condition.values)
+        prefix = prefix[:, None] if prefix.ndim == 2 else prefix
+        x: Tensor = self.input(inputs)
+        x = torch.cat([prefix, x.repeat(len(prefix) // len(x), 1, 1)], dim=1)
+        # Under autocast linear layers give half precision; what blocks add to is to be as precise as the weights.
+        return cast(Tensor, self.dropout(x.to(self.norm.weight.dtype)))
+
+    def _rotation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # No buffers: these would be rounded with the weights by to(bfloat16), and lost by building on the meta device.
+        if self._rotation[0].device != device:
+            self._rotation = (self._rotation[0].to(device), self._rotation[1].to(device))
+        return self._rotation
+
+    def _refuse_other(self, inputs: Tensor, condition: Condition) -> None:
+        config, kind = self.config, self.config.condition
+        width = () if config.feature_width is None else (config.feature_width,)
+        if inputs.ndim != 2 + len(width) or inputs.shape[2:] != width or inputs.shape[1] > config.positions:
+            wanted = ", ".join(["B", f"n <= {config.positions}", *map(str, width)])
+            raise ValueError(f"got inputs {tuple(inputs.shape)}; wanted ({wanted}), of features = {config.features!r}")
+        values, mask = condition
+        shape = () if kind.kind == "class" else (kind.length, kind.width)
+        if values.shape[1:] != shape or len(values) % max(1, len(inputs)) or not len(inputs):
+            wanted = ", ".join([str(len(inputs)), *map(str, shape)])
+            raise ValueError(f"got the condition {tuple(values.shape)}; wanted ({wanted}), a {kind.kind} a picture")
+        if mask is not None and mask.shape != (len(values), kind.length):
+            raise ValueError(f"got the mask {tuple(mask.shape)}; wanted ({len(values)}, {kind.length})")
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,247 @@
+"""A generator with all that it needs: from classes or texts to pictures.
+
+    prompts --conditions--> condition --sampling, over generator and inputs--> ids --tokenizer--> pixels
+
+Shape letters: B pictures, h and w grid, n ids of a prefix, f downsampling factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from toklip_core.config import validated
+from toklip_core.finite import refuse_not_finite
+from toklip_core.model import TokLIP
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.weights import (
+    CONFIG_FILE,
+    hub_file,
+    load_strict,
+    read_model_folder,
+    save_model_folder,
+    weights_checksum,
+)
+from torch import Tensor
+
+from toklip_gen.generator.conditions import Classes, Texts, build_conditions
+from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.generator.inputs import Inputs, toklip_checksum
+from toklip_gen.generator.llamagen import load_official
+from toklip_gen.generator.model import Generator
+from toklip_gen.generator.sampling import Guidance, sample
+from toklip_gen.published import TINY, generators, unknown
+
+
+class PictureGenerator:
+    """A generator, its inputs, its conditions and its VQ tokenizer.
+
+    Args:
+        generator: the transformer.
+        tokenizer: the VQ tokenizer.
+        toklip: the TokLIP that the config names; None if it names none.
+
+    Raises:
+        ValueError: they do not belong together.
+    """
+
+    def __init__(self, generator: Generator, *, tokenizer: VQTokenizer, toklip: TokLIP | None = None) -> None:
+        config = generator.config
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.toklip = toklip
+        #: The tokenizer's own weights, saved with the generator: a file or folder; None: those its name stands for.
+        self.tokenizer_weights: Path | None = None
+        if tokenizer.codebook_size != config.codebook_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.codebook_size} codes, and the generator chooses from "
+                f"{config.codebook_size}; they belong to different models"
+            )
+        if toklip is None and config.needs_toklip:
+            raise ValueError(f"the generator reads the TokLIP {config.toklip!r}; got none")
+        self.inputs = Inputs(config.features, tokenizer=tokenizer, encoder=toklip.encoder if toklip else None)
+        if self.inputs.width != config.feature_width:
+            raise ValueError(
+                f"the generator reads inputs of width {config.feature_width}, and tokenizer and encoder give "
+                f"{self.inputs.width}; they belong to different models"
+            )
+        if self.inputs.encoder is not None and self.inputs.encoder.config.grid != config.grid:
+            grid = self.inputs.encoder.config.grid
+            raise ValueError(f"the generator draws a grid of {config.grid}, and its encoder reads one of {grid}")
+
+    @cached_property
+    def conditions(self) -> Classes | Texts:
+        """Classes, or texts, to what the generator takes; made, and a T5 loaded, when it is first used."""
+        conditions = build_conditions(self.config.condition, self.toklip)
+        conditions.to(self.device)
+        return conditions
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """Of the generator."""
+        return self.generator.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where it draws."""
+        return self.generator.head.weight.device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        rows, columns = self.config.grid
+        return rows * self.tokenizer.downsample_factor, columns * self.tokenizer.downsample_factor
+
+    def to(self, device: torch.device | str) -> Self:
+        """Bring all of it to a device."""
+        tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
+        for module in (self.generator, tokenizer, *([self.toklip] if self.toklip else [])):
+            module.to(device)
+        if "conditions" in self.__dict__:
+            self.conditions.to(device)
+        return self
+
+    def draw(
+        self,
+        prompts: Sequence[int | str],
+        *,
+        seeds: Sequence[int],
+        guidance: Guidance | float | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        prefix: Tensor | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return the ids (B, h, w) of one picture for each prompt, class or text; see :func:`toklip_gen.sample`.
+
+        Without guidance or top_k, those of the generator's config are taken.
+        """
+        was_training = self.generator.training
+        self.generator.eval()
+        try:
+            return sample(
+                self.generator,
+                self.inputs,
+                self.conditions(prompts).to(self.device),
+                seeds=seeds,
+                guidance=self.config.guidance if guidance is None else guidance,
+                temperature=temperature,
+                top_k=self.config.top_k if top_k is None else top_k,
+                top_p=top_p,
+                prefix=None if prefix is None else prefix.to(self.device),
+                compiled=compiled,
+                progress=progress,
+            )
+        finally:
+            self.generator.train(was_training)
+
+    def pixels(self, ids: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w) in [-1, 1], float32, of ids (B, h, w); ValueError if one is not finite."""
+        pixels = self.tokenizer.decode(ids).float()
+        refuse_not_finite(pixels, "a pixel")
+        return pixels.clamp(-1, 1)
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder that :func:`load_generator` reads: config, weights, and the tokenizer's if it has its own.
+
+        A TokLIP is named, not copied.
+
+        Raises:
+            OSError: the folder cannot be written; what was in it is as it was.
+        """
+        own = self.tokenizer_weights
+        name = None if own is None else f"tokenizer{own.suffix}"
+        config = self.config.model_copy(update={"tokenizer_file": name})
+        copies = {} if own is None else {str(name): own}
+        save_model_folder(folder, config.model_dump(mode="json"), self.generator, copies=copies)
+
+
+def load_generator(
+    name: str | Path,
+    *,
+    toklip: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> PictureGenerator:
+    """Return a generator: a name that ``toklip models`` lists, a folder, or LlamaGen's file under its published name.
+
+    Args:
+        name: what a name needs is downloaded if it is not cached.
+        toklip: where the TokLIP that it reads is now; None: where its config says.
+        dtype: of the generator and the semantic encoder; None: as stored. The tokenizer stays in float32.
+        device: where it draws.
+
+    Raises:
+        LookupError: there is no such generator, tokenizer or TokLIP.
+        FileNotFoundError: a file is not there and cannot be downloaded.
+        ValueError: weights do not fit, or are not those that the generator was trained with.
+    """
+    path = _located(name)
+    generator = _of_folder(path, dtype) if path.is_dir() else load_official(path, None, dtype)
+    config = generator.config
+    model = _toklip(config, toklip, dtype) if config.needs_toklip else None
+    own = path / config.tokenizer_file if config.tokenizer_file else None
+    if model is not None and model.config.tokenizer != config.tokenizer:
+        raise ValueError(
+            f"the generator draws in ids of {config.tokenizer!r}, and its TokLIP reads those of "
+            f"{model.config.tokenizer!r}; name the TokLIP that it was trained with"
+        )
+    tokenizer: Any = model.tokenizer if model is not None and own is None else load_tokenizer(config.tokenizer, own)
+    _refuse_other(f"the tokenizer {config.tokenizer!r}", config.tokenizer_checksum, lambda: weights_checksum(tokenizer))
+    pictures = PictureGenerator(generator, tokenizer=tokenizer, toklip=model)
+    pictures.tokenizer_weights = own
+    return pictures.to(device)
+
+
+def _located(name: str | Path) -> Path:
+    """The folder or file of a generator."""
+    if spec := generators().get(str(name)):
+        if not spec.source:
+            return TINY
+        owner, repository, file = spec.source.split("/", 2)
+        return hub_file(f"{owner}/{repository}", file, way_out="give its path as the model (PATH/{})")
+    path = Path(name)
+    if path.exists():
+        return path
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise FileNotFoundError(f"there is no file {str(name)!r}")
+    raise LookupError(unknown(str(name)))
+
+
+def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
+    values, tensors = read_model_folder(folder)
+    if values.get("kind") != "generator":
+        raise ValueError(f"{str(folder)!r} holds a {values.get('kind')!r}, and no generator; see `toklip models`")
+    config = validated(GeneratorConfig, values, folder / CONFIG_FILE)
+    with torch.device("meta"):
+        generator = Generator(config)
+    stored = getattr(tensors.get("head.weight"), "dtype", torch.float32)
+    generator.to(dtype or (stored if stored.is_floating_point else torch.float32))
+    load_strict(generator, tensors, source=folder, mapped=True)
+    return generator.eval()
+
+
+def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtype | None) -> TokLIP:
+    name = given or config.toklip
+    assert name is not None
+    text = config.condition.kind == "text" and config.condition.encoder == "toklip"
+    try:
+        model = TokLIP.from_pretrained(name, text=text)
+    except (LookupError, FileNotFoundError) as error:
+        way_out = f"the generator reads this TokLIP; say where it is now (`--toklip PATH`): {error}"
+        raise FileNotFoundError(way_out) from error
+    _refuse_other(f"the TokLIP {str(name)!r}", config.toklip_checksum, lambda: toklip_checksum(model, config))
+    model.encoder.to(dtype)
+    return model.eval()
+
+
+def _refuse_other(what: str, wanted: str | None, checksum: Callable[[], str]) -> None:
+    if wanted is not None and wanted != (found := checksum()):
+        raise ValueError(
+            f"{what} has other weights (sha256 {found[:16]}) than those the generator was trained with ({wanted[:16]})"
+        )

@@ -1,0 +1,341 @@
+"""What a generator is trained on: ids from token stores, or pixels, each with a class or a caption.
+
+A sample is a function of (seed, epoch, index), down to the view that is drawn of a stored picture and to the condition
+that is dropped: workers, processes and resumed runs see the same.
+
+    sources -GeneratorSamples-> {"ids" or "pixels", "label" or "caption", "drop"} -collate-> batch
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import PurePosixPath
+from typing import NamedTuple, Protocol, Required, TypedDict, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from toklip_core.captioned import CaptionedSamples, CaptionedScenes, CaptionSource
+from toklip_core.evaluation import class_folders, distinct, folders_of_keys, named, ordered
+from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, Picture, PictureError, Resize
+from toklip_core.scenes import CLASSES, scene
+from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
+from toklip_core.training import derived_seed, shuffled, window_order
+from torch import Tensor
+
+from toklip_gen.generator import ClassCondition
+from toklip_gen.training.settings import ClassFolders, GeneratorTrainConfig, StoredIds
+
+#: Rows of token stores that are shuffled together, and kept in memory by each reading process.
+_WINDOW = 2**16
+#: Of a store with crops a row is 21 grids.
+_WINDOW_OF_CROPS = 2**13
+
+_log = logging.getLogger(__name__)
+
+
+class Sample(TypedDict, total=False):
+    """A picture and what it shows."""
+
+    #: (3, S, S), uint8.
+    pixels: Tensor
+    #: (h, w), int64.
+    ids: Tensor
+    label: int
+    caption: str
+    #: Whether the condition is left out.
+    drop: bool
+
+
+class Batch(TypedDict, total=False):
+    """Samples together: each tensor has the batch in front."""
+
+    pixels: Tensor
+    ids: Tensor
+    #: Classes, or captions.
+    prompts: Required[list[int] | list[str]]
+    #: (B,), bool.
+    drop: Required[Tensor]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Return a batch."""
+    drop = torch.tensor([sample["drop"] for sample in samples])
+    prompts = [sample["caption"] if "caption" in sample else sample["label"] for sample in samples]
+    batch = Batch(prompts=cast(list[str], prompts), drop=drop)
+    for name in ("pixels", "ids"):
+        if name in samples[0]:
+            batch[name] = torch.stack([sample[name] for sample in samples])
+    return batch
+
+
+class _Part(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample: ...
+
+
+class GeneratorSamples:
+    """All sources one after another, as :class:`toklip_core.training.Samples`; :func:`collate` goes with it.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        FileNotFoundError: what a source names is not there.
+        ValueError: a row has neither class nor caption, the classes are not those of the settings, or stores do not fit
+            one another or the settings.
+    """
+
+    def __init__(self, config: GeneratorTrainConfig) -> None:
+        self._dropout, self._seed = config.condition_dropout, config.run.seed
+        of_class = isinstance(config.condition, ClassCondition)
+        sources = [source for source in config.data if isinstance(source, StoredIds)]
+        self._stores: list[TokenStore] = []
+        if sources:
+            crops = any(source.crops and TokenStore(source.store).info.augment is not None for source in sources)
+            self._window = _WINDOW_OF_CROPS if crops else _WINDOW
+            kept = {CROPS} if crops else set()
+            self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
+            self._refuse_other_stores(config)
+        #: Name -> class, of a generator of classes: one mapping for all sources.
+        self.classes: dict[str, int] = {}
+        if of_class:
+            condition = cast(ClassCondition, config.condition)
+            labelled = [_labelled(source, self._stores, number) for number, source in enumerate(config.data)]
+            self.classes = numbered_classes(labelled, condition)
+            if self._stores:
+                self._warn_of_sorted_rows([name for one in labelled for name in one.of_pictures])
+        self._parts: list[_Part] = []
+        for number, source in enumerate(config.data):
+            seed = derived_seed(config.run.seed, number)
+            if of_class:
+                labels = [self.classes[name] for name in labelled[number].of_pictures]
+            if isinstance(source, StoredIds):
+                self._parts.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
+            elif isinstance(source, ClassFolders):
+                pictures = cast(LabelledPictures, labelled[number].pictures).pictures
+                self._parts.append(_Folders(source, pictures, labels, config.image_size, seed))
+            elif of_class:
+                numbers = [self.classes[name] for name in CLASSES]
+                self._parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
+            else:
+                caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
+                self._parts.append(cast(_Part, caption(source)))
+        self._ends = list(accumulate(len(part) for part in self._parts))
+
+    @property
+    def stored(self) -> StoreInfo | None:
+        """What the ids mean; None where samples have pixels."""
+        return self._stores[0].info if self._stores else None
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        part = bisect_right(self._ends, index)
+        sample = self._parts[part][epoch, index - (self._ends[part - 1] if part else 0)]
+        # Of the sample, not of the step: so two processes drop what one would.
+        drop = random.Random(derived_seed(self._seed, epoch, index, -1)).random() < self._dropout
+        return Sample(**{**sample, "drop": drop})
+
+    def order(self, size: int, seed: int, epoch: int) -> Tensor:
+        """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``."""
+        if not self._stores:
+            return shuffled(size, seed, epoch)
+        groups = [rows for store in self._stores for rows in store.group_rows]
+        return window_order(groups, self._window, seed=seed, epoch=epoch)
+
+    def _warn_of_sorted_rows(self, classes: Sequence[str]) -> None:
+        size = len(classes)
+        if size <= self._window:
+            return
+        labels = np.array([self.classes[name] for name in classes])
+        held, fair = (
+            len(np.unique(labels[order[: self._window]]))
+            for order in (self.order(size, self._seed, 0), shuffled(size, self._seed, 0))
+        )
+        if 2 * held < fair:
+            _log.warning(
+                "%d rows that are shuffled together have %d classes, and %d if the stores were not sorted by class, so "
+                "batches are of few classes: encode into another store with `toklip encode --shuffle`",
+                self._window,
+                held,
+                fair,
+            )
+
+    def _refuse_other_stores(self, config: GeneratorTrainConfig) -> None:
+        first = self._stores[0]
+        for other in self._stores[1:]:
+            mine, theirs = (
+                store.info.model_copy(update={"pooled": None, "tokens": None, "teacher": None, "augment": None})
+                for store in (other, first)
+            )
+            refuse_other(mine, theirs, what=str(other.path), store=first.path)
+        if (first.info.image_size, first.info.resize) != (config.image_size, config.resize):
+            raise ValueError(
+                f"{first.path} has ids of {first.info.image_size} px (resize {first.info.resize!r}), but the settings "
+                f"say {config.image_size} px ({config.resize!r})"
+            )
+
+
+class Labelled(NamedTuple):
+    """The classes of a source, by name."""
+
+    #: Names the source, for messages.
+    what: str
+    #: All classes, in the source's own order, those without pictures too.
+    names: Sequence[str]
+    #: Of each picture; empty where pictures are drawn as they are wanted.
+    of_pictures: Sequence[str] = ()
+    #: The folder's, unread.
+    pictures: LabelledPictures | None = None
+
+
+def numbered_classes(sources: Sequence[Labelled], condition: ClassCondition) -> dict[str, int]:
+    """Return name -> class of all sources together: one rule, so that a folder and a store of it give the same.
+
+    The order is that of the condition's names, if it has some; else of the only source; else of the names, sorted as
+    :func:`toklip_core.evaluation.ordered` says.
+
+    Raises:
+        ValueError: there are more or fewer classes than the condition has, or others than it names.
+    """
+    found = list(dict.fromkeys(name for source in sources for name in source.names))
+    names = found if len({tuple(source.names) for source in sources}) == 1 else ordered(found)
+    what = ", ".join(source.what for source in sources)
+    if len(names) != condition.classes:
+        raise ValueError(
+            f"{what}: {len(names)} classes (such as {', '.join(names[:3])}), but condition.classes is "
+            f"{condition.classes}; a class is a folder, FOLDER/CLASS/PICTURE, or a colour and shape of scenes"
+        )
+    if condition.names is not None:
+        if other := {*names} ^ {*condition.names}:
+            raise ValueError(f"{what}: the class {min(other)!r} is in the data or in condition.names, and not in both")
+        names = list(condition.names)
+    return {name: number for number, name in enumerate(names)}
+
+
+def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> list[int]:
+    """Return the classes of the pictures of a held-out store, by the names that a training has.
+
+    A picture lies in the folder of its class, or in one below it: as in the training, or right in it.
+
+    Raises:
+        ValueError: the training has no such class.
+    """
+    found = list(map(named, folders_of_keys(keys, what)))
+    parents = [PurePosixPath(key).parent.name for key in keys]
+    if not {*found} <= classes.keys():
+        found = list(map(named, parents))
+    for key, name, parent in zip(keys, found, parents, strict=True):
+        if name not in classes:
+            raise ValueError(
+                f"{key!r} lies in the folder {parent!r}, which is no class of the training ({len(classes)}, such as "
+                f"{', '.join(list(classes)[:3])}): name held-out pictures' folders as there"
+            )
+    return [classes[name] for name in found]
+
+
+def _labelled(source: object, stores: Sequence[TokenStore], number: int) -> Labelled:
+    """The classes of a source of the settings."""
+    if isinstance(source, StoredIds):
+        store = stores[number]
+        folders = folders_of_keys(list(store.keys()), str(store.path))
+        names = distinct(list(map(named, ordered({*folders}))), "class")
+        return Labelled(str(store.path), names, list(map(named, folders)))
+    if isinstance(source, ClassFolders):
+        found = class_folders(source.folder, max_pixels=source.max_pixels)
+        return Labelled(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
+    return Labelled("scenes", CLASSES)
+
+
+class _Stored:
+    """Rows of a token store."""
+
+    def __init__(self, store: TokenStore, crops: bool, labels: Sequence[int] | None, seed: int) -> None:
+        self._store, self._seed = store, seed
+        self._labels = None if labels is None else np.array(labels)
+        self._views: Sequence[int] = ()
+        if crops and store.info.augment is not None:
+            self._views = range(VIEWS) if labels is not None else UPRIGHT
+        if labels is None and (missing := sum(not caption for caption in store.captions())):
+            raise ValueError(
+                f"{missing} of {len(store)} rows of {store.path} have no caption; put a KEY.txt beside each picture, "
+                "and encode into another store"
+            )
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        row = self._store[key[1]]
+        ids = row.ids
+        if self._views and row.crops is not None:
+            ids = row.crops[random.Random(derived_seed(self._seed, *key)).choice(self._views)]
+        if self._labels is not None:
+            return Sample(ids=ids, label=int(self._labels[key[1]]))
+        assert row.caption is not None
+        return Sample(ids=ids, caption=row.caption)
+
+
+class _Folders:
+    """Crops of pictures in folders of classes."""
+
+    def __init__(
+        self, source: ClassFolders, pictures: Sequence[Picture], labels: Sequence[int], size: int, seed: int
+    ) -> None:
+        self._source, self._size, self._seed = source, size, seed
+        self._pictures, self._labels = pictures, labels
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        image, label = self._readable(key[1])
+        draw = random.Random(derived_seed(self._seed, *key))
+        side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
+        left, top = draw.uniform(0, image.width - side), draw.uniform(0, image.height - side)
+        box = (left, top, left + side, top + side)
+        crop = image.resize((self._size, self._size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        if self._source.flip and draw.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return Sample(pixels=torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous(), label=label)
+
+    def _readable(self, index: int) -> tuple[Image.Image, int]:
+        """The picture of a number, or the next one that can be read: one broken file must not end a week's run."""
+        for offset in range(len(self)):
+            number = (index + offset) % len(self)
+            picture = self._pictures[number]
+            try:
+                return picture.read(), self._labels[number]
+            except PictureError as error:
+                _log.warning("%s is left out: %s", picture.name, error)
+        raise ValueError(f"no picture below {self._source.folder} can be read")
+
+
+class _Scenes:
+    """Scenes of one object, new ones each epoch; their class is colour and shape."""
+
+    def __init__(self, source: CaptionedScenes, size: int, numbers: Sequence[int]) -> None:
+        self._source, self._size, self._numbers = source, size, numbers
+
+    def __len__(self) -> int:
+        return self._source.count
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        number, source = epoch * len(self) + index, self._source
+        drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
+        pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1).contiguous()
+        return Sample(pixels=pixels, label=self._numbers[drawn.labels[0]])
+
+
+def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:
+    return CaptionedSamples([source], image_size=size, resize=resize, seed=seed)

@@ -1,0 +1,393 @@
+"""``toklip train generator``: next-id prediction over a frozen tokenizer, with TokLIP's tokens at the input.
+
+    pixels -tokenizer-> ids -inputs-> all but the last -+
+    prompts -conditions, some dropped-----------------> generator -> logits <-cross entropy-> ids
+
+From a token store no picture is read, and the tokenizer's networks are not touched.
+
+Source: LlamaGen, https://arxiv.org/abs/2406.06525; autoregressive/train/train_c2i.py and train_t2i.py. That the input
+has semantic tokens is TokLIP's, https://arxiv.org/abs/2505.05422.
+
+Letters: B pictures, N = h w positions, K ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from toklip_core.model import TokLIP
+from toklip_core.pictures import normalized
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.scenes import Scenes
+from toklip_core.store import StoreInfo, TokenStore
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, derived_seed, fit
+from toklip_core.weights import weights_checksum
+from torch import Tensor, nn
+
+from toklip_gen.evaluation import match_by_pixels, scene_prompts
+from toklip_gen.generator import (
+    TOKLIP,
+    ClassCondition,
+    Classes,
+    Condition,
+    Generator,
+    GeneratorConfig,
+    Inputs,
+    PictureGenerator,
+    TextCondition,
+    Texts,
+    build_conditions,
+    load_t5,
+    sample,
+    toklip_checksum,
+)
+from toklip_gen.training.samples import Batch, GeneratorSamples, classes_of, collate
+from toklip_gen.training.settings import GeneratorTrainConfig, Sketches, TextSetting
+
+_log = logging.getLogger(__name__)
+
+#: Pictures that are drawn at an evaluation, if the settings name none; and those that are compared with captions.
+_DRAWN, _MATCHED = 16, 32
+#: Classes that are printed.
+_SHOWN = 20
+
+
+def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
+    """Train a generator into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+
+    The folder ``out/model`` is a generator: :func:`toklip_gen.generator.load_generator` takes it.
+
+    Raises:
+        FileNotFoundError: data, tokenizer, TokLIP or text encoder are not there.
+        ValueError: they do not fit one another, or as ``fit``.
+        LookupError, OSError: as ``fit``.
+    """
+    parts = load_parts(config)
+    samples = GeneratorSamples(config)
+    if samples.stored is not None:
+        refuse_other_store(samples.stored, config, parts)
+    if samples.classes:
+        parts = with_names(parts, list(samples.classes))
+        say_classes(parts)
+    held_out = held_out_batch(config, parts, samples.classes)
+    torch.manual_seed(config.run.seed)
+    model = Generator(parts.config, dropout=config.dropout)
+    model.grad_checkpointing = config.generator.grad_checkpointing
+    frozen = Frozen(parts)
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        result = Generator(parts.config)
+        result.load_state_dict(tensors)
+        pictures = PictureGenerator(result, tokenizer=parts.tokenizer, toklip=parts.toklip)
+        pictures.tokenizer_weights = parts.tokenizer_weights
+        pictures.save(folder)
+
+    report = fit(
+        model,
+        samples,
+        lambda model, batch, step: next_id_loss(model, frozen(batch)),
+        config.run,
+        out,
+        settings={
+            **config.model_dump(mode="json", exclude={"run"}),
+            "checksums": {"tokenizer": parts.config.tokenizer_checksum, "toklip": parts.config.toklip_checksum},
+            "samples": len(samples),  # with another number of them their order is another
+            **({"condition": parts.config.condition.model_dump(mode="json")} if samples.classes else {}),
+        },
+        export=export,
+        evaluate=None if held_out is None else lambda product: evaluate(cast(Generator, product), held_out, parts),
+        groups=parameter_groups(model),
+        order=samples.order,
+        collate=collate,
+    )
+    if frozen.cut:
+        _log.warning("%d captions were cut: they are longer than the generator reads", frozen.cut)
+    return report
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a generator stands on; frozen."""
+
+    config: GeneratorConfig
+    tokenizer: VQTokenizer
+    tokenizer_weights: Path | None
+    toklip: TokLIP | None
+    inputs: Inputs
+    conditions: Classes | Texts
+
+
+def load_parts(config: GeneratorTrainConfig) -> Parts:
+    """Load tokenizer, TokLIP and text encoder, and say what a generator over them is.
+
+    Raises:
+        FileNotFoundError, LookupError: one is not there.
+        ValueError: they do not fit one another.
+    """
+    toklip = None
+    if config.toklip is not None:
+        text = isinstance(config.condition, TextSetting) and config.condition.encoder == TOKLIP
+        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=config.tokenizer is None, text=text)
+        toklip.requires_grad_(False)
+    if config.tokenizer is not None:
+        name, tokenizer = config.tokenizer, load_tokenizer(config.tokenizer, config.tokenizer_weights)
+    else:
+        assert toklip is not None
+        name, tokenizer = toklip.config.tokenizer, toklip.tokenizer
+    features = config.generator.features
+    checksum = weights_checksum(cast(nn.Module, tokenizer))
+    if toklip is not None and features == "concat":
+        _refuse_other_toklip(config, toklip, name, checksum)
+    inputs = Inputs(features, tokenizer=tokenizer, encoder=None if toklip is None else toklip.encoder)
+    condition, conditions = _condition(config.condition, toklip)
+    side, rest = divmod(config.image_size, tokenizer.downsample_factor)
+    if rest:
+        raise ValueError(
+            f"got image_size {config.image_size}; {name!r} wants a multiple of {tokenizer.downsample_factor}"
+        )
+    sizes = config.generator.sizes
+    settings = GeneratorConfig(
+        tokenizer=name,
+        tokenizer_checksum=checksum,
+        toklip=config.toklip,
+        codebook_size=tokenizer.codebook_size,
+        grid=(side, side),
+        width=sizes.width,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        kv_heads=config.generator.kv_heads,
+        hidden_width=config.generator.hidden_width,
+        features=features,
+        feature_width=inputs.width,
+        condition=condition,
+        condition_keys=config.generator.condition_keys,
+        guidance=config.held_out.guidance,
+        top_k=config.held_out.top_k,
+    )
+    if toklip is not None:
+        settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
+    own = config.tokenizer_weights
+    if config.tokenizer is None and toklip is not None and isinstance(toklip.tokenizer_weights, Path):
+        own = toklip.tokenizer_weights
+    return Parts(settings, tokenizer, own, toklip, inputs, conditions)
+
+
+def with_names(parts: Parts, names: Sequence[str]) -> Parts:
+    """Return parts whose config says what each class is called, as it is saved and drawn by."""
+    condition = ClassCondition(classes=len(names), names=tuple(names))
+    config = parts.config.model_copy(update={"condition": condition})
+    return replace(parts, config=config, conditions=Classes(condition))
+
+
+def say_classes(parts: Parts) -> None:
+    """Print which class is which, to stderr, in the first process."""
+    names = cast(ClassCondition, parts.config.condition).names or ()
+    if os.environ.get("RANK", "0") == "0":
+        shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN]))
+        rest = f", ... ({len(names)} in all: see condition.names in config.json)" if len(names) > _SHOWN else ""
+        print(f"classes: {shown}{rest}", file=sys.stderr)
+
+
+class Read(NamedTuple):
+    """A batch as the generator takes it."""
+
+    #: (B, N), int64.
+    ids: Tensor
+    #: (B, N - 1), or (B, N - 1, F).
+    inputs: Tensor
+    condition: Condition
+    #: (B,), bool.
+    drop: Tensor
+
+
+class Frozen:
+    """Tokenizer, TokLIP and text encoder: they turn a batch of the data into what the generator reads."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._device: torch.device | None = None
+        #: Captions that were longer than the generator reads.
+        self.cut = 0
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Read:
+        """Return the inputs of a batch that is on the training's device."""
+        parts = self._parts
+        device = batch["drop"].device
+        if device != self._device:
+            self._device = device
+            parts.conditions.to(device)
+            for module in (parts.tokenizer, parts.inputs.encoder):
+                if module is not None:
+                    cast(nn.Module, module).to(device)
+        ids = batch["ids"] if "ids" in batch else parts.tokenizer.encode(normalized(batch["pixels"]))
+        texts = parts.conditions if isinstance(parts.conditions, Texts) else None
+        before = texts.cut if texts else 0
+        condition = parts.conditions(batch["prompts"]).to(device)
+        self.cut += texts.cut - before if texts else 0
+        return Read(ids.flatten(1), parts.inputs(ids)[:, :-1], condition, batch["drop"])
+
+
+def next_id_loss(model: nn.Module, read: Read) -> Losses:
+    """Return the cross entropy of the next id, the mean over pictures and positions, and the share that is guessed."""
+    logits: Tensor = model(read.inputs, read.condition, read.drop)
+    loss = F.cross_entropy(logits.flatten(0, 1), read.ids.flatten())
+    return Losses({"next_id": loss}, {"accuracy": (logits.detach().argmax(-1) == read.ids).float().mean()})
+
+
+def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
+    """Return three groups: vectors, which are not decayed, as in LlamaGen; matrices of blocks, for Muon; the rest."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    vectors = frozenset(name for name, weight in weights.items() if weight.ndim < 2)
+    matrices = frozenset(name for name in weights if "blocks" in name.split(".")) - vectors
+    return [
+        ParameterGroup(names=frozenset(weights) - vectors - matrices),
+        ParameterGroup(names=matrices, matrices=True),
+        ParameterGroup(names=vectors, weight_decay=0.0),
+    ]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run is evaluated on."""
+
+    config: Sketches
+    #: None: no loss is measured.
+    ids: Tensor | None
+    prompts: list[int] | list[str]
+    #: What is drawn.
+    drawn: list[int] | list[str]
+
+
+def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, int]) -> HeldOut | None:
+    """Return what the settings name, or None if that is nothing.
+
+    Args:
+        config: of the run.
+        parts: of the run.
+        classes: of the training's data, by their names; a class of held-out pictures is the number that it has there.
+
+    Raises:
+        FileNotFoundError: the store is not there.
+        ValueError: it is of another tokenizer, or has no captions, or a class that the training has not.
+    """
+    settings = config.held_out
+    of_class = isinstance(config.condition, ClassCondition)
+    ids: Tensor | None = None
+    prompts: list[int] | list[str] = []
+    if settings.scenes:
+        if of_class:
+            # Held-out are combinations of colour and shape, which classes are: of them, other scenes than in training.
+            scenes = list(Scenes(settings.scenes, split="validation", size=config.image_size, objects=1))
+            prompts = [scene.labels[0] for scene in scenes]
+        else:
+            found = scene_prompts(settings.scenes, size=config.image_size)
+            scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
+        pixels = normalized(torch.stack([torch.from_numpy(scene.pixels) for scene in scenes]).movedim(-1, 1))
+        ids = torch.cat([parts.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
+    elif settings.store is not None:
+        store = TokenStore(settings.store, features=())
+        refuse_other_store(store.info, config, parts)
+        last, most = len(store) - 1, min(len(store), settings.pictures)
+        places = torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()
+        rows = [store[place] for place in places]
+        ids = torch.stack([row.ids for row in rows])
+        if of_class:  # by all keys, of which the rows may have only some
+            numbers = classes_of(list(store.keys()), classes, str(store.path))
+            prompts = [numbers[place] for place in places]
+        else:
+            prompts = [row.caption or "" for row in rows]
+    if ids is None and not settings.prompts:
+        return None
+    drawn = list(settings.prompts) or list(prompts[:_DRAWN])
+    if isinstance(parts.conditions, Texts) and settings.prompts:
+        parts.conditions.refuse_cut(list(map(str, settings.prompts)))
+    parts.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
+    return HeldOut(settings, ids, prompts, cast(list[str], drawn))
+
+
+def evaluate(generator: Generator, held_out: HeldOut, parts: Parts, *, batch_size: int = 64) -> Evaluation:
+    """Return the loss on held-out pictures, and drawn pictures; of texts in the words of Scenes how far they match.
+
+    Of several processes each does all of it: none waits for another's share, and a sharded model is called equally
+    often in all of them.
+    """
+    device = next(generator.parameters()).device
+    figures: dict[str, float] = {}
+    if held_out.ids is not None:
+        read = Frozen(parts)
+        total = 0.0
+        for start in range(0, len(held_out.ids), batch_size):
+            ids = held_out.ids[start : start + batch_size].to(device)
+            prompts = held_out.prompts[start : start + batch_size]
+            batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
+            total += len(ids) * float(next_id_loss(generator, read(batch)).losses["next_id"])
+        figures["next_id"] = total / len(held_out.ids)
+    drawn = _drawn(generator, parts, held_out.drawn, held_out.config)
+    if held_out.config.scenes and isinstance(parts.conditions, Texts):
+        of_scenes = scene_prompts(_MATCHED, split="validation", size=drawn.shape[-1])
+        matched = _drawn(generator, parts, [prompt.text for prompt in of_scenes], held_out.config)
+        match = match_by_pixels(matched, [prompt.claims for prompt in of_scenes])
+        figures |= {f"match_{name}": share for name, share in match.as_json().items() if share is not None}
+    return Evaluation(figures, {"drawn": drawn.clamp(-1, 1)})
+
+
+def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, parts: Parts) -> None:
+    """ValueError unless a token store is of this tokenizer."""
+    wanted = parts.config.tokenizer_checksum or ""
+    if store.weights_checksum != wanted:
+        raise ValueError(
+            f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
+            f"{parts.config.tokenizer!r} ({wanted[:16]}); name the tokenizer of the store"
+        )
+    if store.image_size != config.image_size:
+        raise ValueError(f"the token store has ids of {store.image_size} px, but image_size is {config.image_size}")
+
+
+def _drawn(
+    generator: Generator, parts: Parts, prompts: Sequence[int] | Sequence[str], settings: Sketches
+) -> Tensor:
+    """(B, 3, H, W), near [-1, 1]; the same seeds at every evaluation."""
+    condition = parts.conditions(prompts).to(next(generator.parameters()).device)
+    seeds = [derived_seed(place) for place in range(len(prompts))]
+    ids = sample(
+        generator, parts.inputs, condition, seeds=seeds, guidance=settings.guidance, top_k=settings.top_k
+    )
+    return parts.tokenizer.decode(ids).float()
+
+
+def _condition(
+    setting: ClassCondition | TextSetting, toklip: TokLIP | None
+) -> tuple[ClassCondition | TextCondition, Classes | Texts]:
+    if isinstance(setting, ClassCondition):
+        return setting, Classes(setting)
+    if setting.encoder != TOKLIP:
+        t5 = load_t5(setting.encoder, length=setting.length)
+        condition = TextCondition(encoder=setting.encoder, length=setting.length, width=t5.width)
+        return condition, Texts(condition, t5)
+    assert toklip is not None
+    condition = TextCondition(encoder=TOKLIP, length=setting.length, width=toklip.config.text.width)
+    return condition, build_conditions(condition, toklip)
+
+
+def _refuse_other_toklip(config: GeneratorTrainConfig, toklip: TokLIP, tokenizer: str, checksum: str) -> None:
+    wanted = toklip.config.tokenizer_checksum
+    if toklip.config.tokenizer != tokenizer or wanted not in (None, checksum):
+        raise ValueError(
+            f"{config.toklip!r} reads codes of {toklip.config.tokenizer!r} (sha256 {(wanted or 'unknown')[:16]}), and "
+            f"the tokenizer is {tokenizer!r} ({checksum[:16]}); leave tokenizer out, to take the TokLIP's own"
+        )
+    side = config.image_size
+    if toklip.config.image_size != side:
+        raise ValueError(
+            f"{config.toklip!r} takes pictures of {toklip.config.image_size} px, but image_size is {side}; set it to "
+            "that"
+        )

@@ -1,0 +1,16 @@
+__version__: str
+
+from .model.building import (
+    build as build,
+    load as load,
+)
+from .model.config import TokLIPLMConfig as TokLIPLMConfig
+from .model.model import TokLIPForConditionalGeneration as TokLIPForConditionalGeneration
+from .model.processing import TokLIPProcessor as TokLIPProcessor
+from .training.conversations import (
+    Conversation as Conversation,
+    Example as Example,
+    collate as collate,
+    labelled as labelled,
+    read_conversations as read_conversations,
+)

@@ -1,0 +1,142 @@
+"""The plugin of lmms-eval: `lmms-eval --model toklip --model_args pretrained=FOLDER --tasks gqa,pope,mme,...`.
+
+lmms-eval finds :func:`manifest` through its entry point group ``lmms_eval.models``. Needs the extra
+``toklip-mllm[lmms-eval]``; nothing else here imports this module.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from toklip_core.devices import default_device, refuse_missing_device
+from tqdm import tqdm
+
+from toklip_mllm.chat import GREEDY, room
+from toklip_mllm.model import load
+
+#: Of an answer, where a task does not say.
+MAX_NEW_TOKENS = 1024
+
+
+def manifest() -> ModelManifest:
+    """Return what lmms-eval asks its plugins for."""
+    return ModelManifest(model_id="toklip", chat_class_path=f"{__name__}.TokLIPLM")
+
+
+class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
+    """A saved model, for tasks that ask for generated text.
+
+    Args:
+        pretrained: see :func:`toklip_mllm.model.load`.
+        device: None: this process's GPU if there is one.
+        dtype: of the model; its VQ tokenizer stays in float32.
+        batch_size: questions at a time.
+        max_batch_size: given by lmms-eval, and not used.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str = "toklip-mllm-tiny",
+        device: str | None = None,
+        dtype: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"got dtype {dtype!r}; known are auto, as the model is stored, float32 and bfloat16")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"got batch_size {batch_size!r}; wanted a number from 1 on")
+        self.batch_size = int(batch_size)
+        wanted = None if dtype == "auto" else getattr(torch, dtype)
+        device = device or default_device()
+        refuse_missing_device(device)
+        self.model, self.processor = load(pretrained, device=device, dtype=wanted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return what the model says to each request: greedily, unless its task asks for sampling or beams."""
+        found = [""] * len(requests)
+        with tqdm(total=len(requests), unit=" questions", disable=self.rank != 0) as bar:
+            for numbers in self._batches(requests):
+                arguments = [requests[number].args for number in numbers]
+                talks = [self._messages(one) for one in arguments]
+                options = dict(arguments[0][2])
+                until = options.pop("until", None) or []
+                for number, text in zip(numbers, self._said(talks, options), strict=True):
+                    found[number] = _cut(text, [until] if isinstance(until, str) else until)
+                bar.update(len(numbers))
+        return found
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse: NotImplementedError, with the way out."""
+        raise NotImplementedError("tasks of likelihoods are not offered; take the variant that generates an answer")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: NotImplementedError, with the way out."""
+        raise NotImplementedError("tasks of several rounds are not offered; take one that asks once")
+
+    def _batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
+        """Numbers of requests that are decoded alike."""
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(number)
+        for numbers in alike.values():
+            for start in range(0, len(numbers), self.batch_size):
+                yield numbers[start : start + self.batch_size]
+
+    def _messages(self, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+        """A document as messages of the processor."""
+        _, messages_of, _, document, task, split = arguments
+        talk = []
+        for message in messages_of(self.task_dict[task][split][document]):
+            parts = []
+            for part in message["content"]:
+                if part["type"] == "image":
+                    parts.append({"type": "image", "image": part["url"]})
+                elif part["type"] == "text":
+                    # What a question writes in place of a picture is no place for one: the pictures have theirs.
+                    parts.append({"type": "text", "text": part["text"].replace(self.processor.image_token, "")})
+                else:
+                    raise ValueError(f"the task {task!r} asks about a {part['type']}; this model reads pictures alone")
+            talk.append({"role": message["role"], "content": parts})
+        return talk
+
+    def _said(self, talks: Sequence[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
+        inputs = self.processor.apply_chat_template(
+            talks,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left", "device": self.device},
+        )
+        samples = bool(options.get("do_sample", (options.get("temperature") or 0) > 0))
+        drawn = {"do_sample": True, "temperature": options.get("temperature"), "top_p": options.get("top_p")}
+        prompt = inputs["input_ids"].shape[1]
+        said = self.model.generate(
+            **inputs,
+            max_new_tokens=room(self.model, prompt, options.get("max_new_tokens", MAX_NEW_TOKENS)),
+            num_beams=options.get("num_beams") or 1,
+            **(drawn if samples else GREEDY),
+        )
+        new = said[:, prompt:]
+        return [str(text) for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for end in until:
+        text = text.split(end)[0] if end else text
+    return text.strip()

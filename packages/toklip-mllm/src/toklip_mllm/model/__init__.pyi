@@ -1,0 +1,23 @@
+from .building import (
+    build as build,
+    load as load,
+)
+from .config import TokLIPLMConfig as TokLIPLMConfig
+from .messages import flattened as flattened
+from .model import (
+    ContextError as ContextError,
+    TokLIPForConditionalGeneration as TokLIPForConditionalGeneration,
+)
+from .pictures import (
+    Picture as Picture,
+    opened as opened,
+)
+from .processing import (
+    MARKS_TURNS as MARKS_TURNS,
+    TokLIPProcessor as TokLIPProcessor,
+)
+from .vision import (
+    PictureEncoder as PictureEncoder,
+    cast_weights as cast_weights,
+    encoder_checksum as encoder_checksum,
+)

@@ -1,0 +1,224 @@
+"""Making a model of a TokLIP and a language model, and loading one that is saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from toklip_core.files import one_line
+from toklip_core.finite import refuse_damaged
+from toklip_core.model import TokLIP
+from toklip_core.plugins import VQTokenizer
+from toklip_core.weights import weights_checksum, why_not_fetched
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from toklip_mllm.model.config import Features, TokLIPLMConfig
+from toklip_mllm.model.model import TokLIPForConditionalGeneration, connector
+from toklip_mllm.model.processing import TokLIPProcessor
+from toklip_mllm.model.vision import PictureEncoder, cast_weights, codebook_checksum, encoder_checksum
+from toklip_mllm.published import TINY, TINY_NAME
+
+
+def build(
+    language_model: Any,  # noqa: ANN401
+    toklip: TokLIP | str | Path,
+    *,
+    tokenizer: Any = None,  # noqa: ANN401
+    features: Features = "concat",
+    image_token: str = "<image>",
+    dtype: torch.dtype | None = None,
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
+    """Return a model and its processor: a TokLIP's encoder, a new connector, and a language model.
+
+    Nothing is copied: encoder, language model and tokenizer are the very objects that are given, and are changed. The
+    encoder is frozen (``requires_grad`` off), and it and the language model go to ``dtype``, the encoder to the
+    language model's device. The tokenizer pads on the left from then on, by its eos if it has no token for it; if it
+    has no ``image_token`` it gets one, and the language model a row for it if it has none to spare. That token is never
+    generated.
+
+    Args:
+        language_model: any causal language model of transformers, a module, or a name or folder for
+            ``AutoModelForCausalLM``.
+        toklip: a TokLIP with its VQ tokenizer, or a name for :meth:`toklip_core.TokLIP.from_pretrained`.
+        tokenizer: the language model's; None: ``AutoTokenizer`` of its name.
+        features: what the connector is given.
+        image_token: a token that stands for nothing else, such as a reserved one.
+        dtype: of the whole model; None: the language model's own.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or is missing; the language model reads pictures already.
+        OSError: a model is not there and cannot be downloaded.
+    """
+    if isinstance(language_model, str | Path):
+        with _named(language_model):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(language_model)
+            loaded = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto")
+            refuse_damaged(loaded, language_model)
+        language_model = loaded
+    if tokenizer is None:
+        raise ValueError("got a language model without its tokenizer; give both, or its name")
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the language model's tokenizer has no chat template; take an instruction-tuned model, or set "
+            "tokenizer.chat_template"
+        )
+    _refuse_composite(language_model)
+    if isinstance(toklip, str | Path):
+        toklip = TokLIP.from_pretrained(toklip, text=False)
+    _make_room(language_model, tokenizer, image_token)
+    tokenizer.padding_side = "left"  # so that a batch of prompts ends where answers begin
+    rows = _codebook(toklip.tokenizer)
+    config = TokLIPLMConfig(
+        text_config=language_model.config,
+        encoder=toklip.config.encoder.model_dump(mode="json"),
+        features=features,
+        encoder_checksum=None if features == "codes" else encoder_checksum(toklip.encoder),
+        tokenizer=toklip.config.tokenizer,
+        tokenizer_checksum=weights_checksum(cast(nn.Module, toklip.tokenizer)),
+        codebook_size=len(rows),
+        codebook_checksum=codebook_checksum(rows),
+        image_size=toklip.config.image_size,
+        resize=toklip.config.resize,
+        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
+    )
+    model = _assembled(config, language_model, toklip, rows, dtype)
+    model.generation_config = _generation_config(language_model, tokenizer, config.image_token_id)
+    processor = TokLIPProcessor(
+        tokenizer,
+        vq=config.tokenizer,
+        vq_checksum=config.tokenizer_checksum,
+        image_size=config.image_size,
+        resize=toklip.config.resize,
+        tokens_per_picture=config.tokens_per_picture,
+        image_token=image_token,
+    )
+    processor.use_vq_tokenizer(toklip.tokenizer, toklip.tokenizer_weights)
+    return model.eval(), processor
+
+
+def load(
+    name: str | Path = TINY_NAME,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
+    """Return a saved model, in evaluation mode, and its processor: ``toklip-mllm-tiny``, a folder, or a hub's name.
+
+    Args:
+        name: of the model.
+        device: where it goes.
+        dtype: of its weights; None: as they are stored.
+
+    Raises:
+        FileNotFoundError: it is not there and cannot be downloaded.
+        ValueError: model and processor do not belong together, or the codebook is not the model's.
+    """
+    place = TINY if str(name) == TINY_NAME else name
+    if Path(place).is_dir() and not Path(place, "config.json").is_file():
+        raise FileNotFoundError(f"{str(place)!r} is no model folder: it has no config.json")
+    if not Path(place).exists() and "/" not in str(place):
+        raise FileNotFoundError(
+            f"there is no model {str(name)!r}, and no folder of that name; name {TINY_NAME}, a folder, or owner/name "
+            "of the hub"
+        )
+    with _named(place):
+        model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
+        processor = TokLIPProcessor.from_pretrained(place)
+    ours, theirs = model.config.tokenizer_checksum, processor.vq_checksum
+    if ours != theirs or processor.tokens_per_picture != model.config.tokens_per_picture:
+        raise ValueError(
+            f"in {str(name)!r} the model takes ids of {model.config.tokenizer!r} (sha256 {str(ours)[:16]}), the "
+            f"processor makes those of {processor.vq!r} ({str(theirs)[:16]}); save both from one build"
+        )
+    if device is not None:
+        model.to(device)
+    return model.eval(), processor
+
+
+@contextmanager
+def _named(model: str | Path) -> Iterator[None]:
+    """Name a model that is not to be had, or whose files are damaged: transformers' own words do not."""
+    try:
+        yield
+    except OSError as error:
+        if Path(model).exists():
+            raise
+        raise FileNotFoundError(
+            f"{str(model)!r} is no folder, is not in the hub's cache, and cannot be downloaded "
+            f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
+        ) from error
+    except Exception as error:  # what transformers raises over a stranger's files cannot be listed
+        if type(error) in (ValueError, LookupError) and str(model) in str(error):
+            raise
+        words = one_line(error, longest=160)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"the files of {str(model)!r} are damaged, or not of one model: {kind}{words}") from error
+
+
+def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
+    config = language_model.config
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"got a {type(language_model).__name__}, which has more parts than a language model; load that part alone "
+            "by its own class, as Gemma3ForCausalLM for Gemma 3, and give it with its tokenizer"
+        )
+
+
+@torch.no_grad()
+def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  # noqa: ANN401
+    """Give the tokenizer the image token, and the language model a row for it: the mean of the others."""
+    if image_token not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, False)
+    token = tokenizer.convert_tokens_to_ids(image_token)
+    before = language_model.get_input_embeddings().num_embeddings
+    if token < before:
+        return
+    language_model.resize_token_embeddings(token + 1, mean_resizing=False)
+    for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        layer.weight[before:] = layer.weight[:before].mean(dim=0)
+
+
+@torch.no_grad()
+def _codebook(tokenizer: VQTokenizer) -> Tensor:
+    state = cast(nn.Module, tokenizer).state_dict().values()
+    device = next((tensor.device for tensor in state), torch.device("cpu"))
+    return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=device)).float().cpu()
+
+
+def _assembled(
+    config: TokLIPLMConfig,
+    language_model: Any,  # noqa: ANN401
+    toklip: TokLIP,
+    rows: Tensor,
+    dtype: torch.dtype | None,
+) -> TokLIPForConditionalGeneration:
+    dtype = dtype or language_model.dtype
+    device = language_model.device
+    with torch.device("meta"):
+        model = TokLIPForConditionalGeneration(config)
+        vision = PictureEncoder(config)
+    vision.codebook = rows
+    if vision.encoder is not None:
+        vision.encoder = toklip.encoder.to(dtype)
+    model.vision = vision.to(device).requires_grad_(False)
+    model.connector = connector(config).to(device, dtype)
+    cast_weights(language_model, dtype)
+    model.language_model = language_model
+    config.dtype = dtype
+    model.remember_encoder()
+    return model
+
+
+def _generation_config(language_model: Any, tokenizer: Any, image_token_id: int) -> Any:  # noqa: ANN401
+    config = copy.deepcopy(language_model.generation_config)
+    config.suppress_tokens = [*(config.suppress_tokens or []), image_token_id]
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    return config

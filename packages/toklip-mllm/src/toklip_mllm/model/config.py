@@ -1,0 +1,93 @@
+"""``config.json`` of a language model that reads TokLIP's tokens, as transformers has it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from toklip_core.config import validated
+from toklip_core.model import EncoderConfig
+from toklip_core.pictures import Resize
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+#: What the connector is given of a picture: codes (C wide), semantic tokens (D wide), or both, C + D wide.
+Features = Literal["concat", "tokens", "codes"]
+
+MODEL_TYPE = "toklip_lm"
+
+
+class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes, and what ids mean.
+
+    Args:
+        text_config: of any causal language model of transformers, as an object or as a dict with its ``model_type``.
+        encoder: fields of :class:`toklip_core.model.EncoderConfig`.
+        features: what the connector is given: codes and tokens (the paper's choice), or one of them.
+        encoder_checksum: sha256 of the encoder's weights in float32, as a token store tells whose tokens it has; None
+            where they are not known, and once the encoder was trained.
+        tokenizer: name of the VQ tokenizer in the registry.
+        tokenizer_checksum: sha256 of its weights; ids of another tokenizer mean something else.
+        codebook_size: K of it.
+        codebook_checksum: sha256 of its rows in float32, which are saved with the model.
+        image_size: side of the square that a picture becomes.
+        resize: how it becomes one.
+        image_token_id: the language model's token in whose places a picture's tokens go.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        encoder: dict[str, Any] | None = None,
+        features: Features = "concat",
+        encoder_checksum: str | None = None,
+        tokenizer: str = "",
+        tokenizer_checksum: str | None = None,
+        codebook_size: int = 0,
+        codebook_checksum: str | None = None,
+        image_size: int = 0,
+        resize: Resize = "crop",
+        image_token_id: int = 0,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        if features not in get_args(Features):
+            raise ValueError(f"got features {features!r}; known are {', '.join(get_args(Features))}")
+        if not isinstance(text_config, dict | PreTrainedConfig | None):
+            raise ValueError(f"got text_config {text_config!r}; wanted the config of a language model")
+        if not isinstance(text_config, PreTrainedConfig):
+            text_config = AutoConfig.for_model(**{"model_type": "llama", **(text_config or {})})
+        self.text_config = text_config
+        self.encoder = encoder
+        self.features = features
+        self.encoder_checksum = encoder_checksum
+        self.tokenizer = tokenizer
+        self.tokenizer_checksum = tokenizer_checksum
+        self.codebook_size = codebook_size
+        self.codebook_checksum = codebook_checksum
+        self.image_size = image_size
+        self.resize = resize
+        self.image_token_id = image_token_id
+        super().__init__(**kwargs)
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """The encoder's sizes, checked; ValueError if they are not there or do not fit."""
+        return validated(EncoderConfig, self.encoder or {}, "encoder of config.json")
+
+    @property
+    def tokens_per_picture(self) -> int:
+        """N: the places of the prompt that one picture takes."""
+        rows, columns = self.encoder_config.grid
+        return rows * columns
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what the connector is given."""
+        config = self.encoder_config
+        widths = {"codes": config.codebook_dim, "tokens": config.trunk.width}
+        return widths.get(self.features, sum(widths.values()))
+
+
+AutoConfig.register(MODEL_TYPE, TokLIPLMConfig, exist_ok=True)

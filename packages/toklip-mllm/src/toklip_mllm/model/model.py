@@ -1,0 +1,494 @@
+"""TokLIP's tokens in a causal language model of transformers.
+
+    ids (P, h, w) --codebook--> codes --encoder--> tokens      [codes ; tokens] (P, N, F)
+    [codes ; tokens] --connector F -> D -> D--> in the places of the image token among input embeddings (B, L, D)
+
+The model takes ids, never pixels: the VQ tokenizer is the processor's. What ids stand for, the codebook's rows, is a
+buffer of the model, saved with it, so that a token store and the model are enough to train.
+
+Shape letters: P pictures of a batch, in reading order: all of row 0, then all of row 1; h and w grid, N = h w; F width
+of codes, of tokens, or of both; B batch, L prompt, D width of the language model.
+
+Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422, section 3.3; the connector is LLaVA-1.5's,
+https://arxiv.org/abs/2310.03744.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, Self, cast
+
+import torch
+import torch.nn.functional as F
+from toklip_core.finite import refuse_damaged
+from toklip_core.weights import weights_checksum
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LogitsProcessorList,
+    initialization,
+)
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import torch_compilable_check
+
+from toklip_mllm.model.config import TokLIPLMConfig
+from toklip_mllm.model.logits import FiniteLogits
+from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, encoder_checksum
+from toklip_mllm.training import keep_out
+
+#: What transformers calls the cache: the first from 5.24 on, the second before.
+_CACHE_NAMES = ("cache", "past_key_values")
+#: What the installed one calls it.
+_CACHE = next(
+    name
+    for name in _CACHE_NAMES
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+
+
+class ContextError(ValueError):
+    """A prompt is longer than the language model's context."""
+
+
+class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """A causal language model that reads pictures as TokLIP's tokens; all of ``generate`` is its own.
+
+    ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model`` are its parts; ``vision`` is frozen
+    (``requires_grad`` off) until somebody wants it trained. Make one of a TokLIP and a language model with
+    :func:`toklip_mllm.model.build`.
+    """
+
+    config_class = TokLIPLMConfig
+    config: TokLIPLMConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["codebook"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
+    # What the language model cannot do, it refuses itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: TokLIPLMConfig) -> None:
+        super().__init__(config)
+        self.vision = PictureEncoder(config)
+        self.connector = connector(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._no_split_modules = ["PictureEncoder", *(self.language_model._no_split_modules or ())]
+        self._can_compile_fullgraph = self.language_model._can_compile_fullgraph
+        self._is_stateful = self.language_model._is_stateful
+        self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
+        self.post_init()
+        self.vision.requires_grad_(False)
+        #: Dtype and checksum of the semantic encoder's weights as they were read.
+        self._encoder_read: tuple[torch.dtype, str] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute; as ``peft_config``, which peft sets once its adapters are in, it keeps them out of vision.
+
+        See :func:`toklip_mllm.training.keep_out`.
+        """
+        super().__setattr__(name, value)
+        if name == "peft_config":
+            keep_out(self, value, parts=("vision", "connector"))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Write the model, as transformers does; an encoder that has changed has another checksum in the config."""
+        self._renew_encoder_checksum()
+        return super().save_pretrained(*args, **kwargs)
+
+    def remember_encoder(self) -> None:
+        """Note which weights the semantic encoder has, of which the config tells the checksum."""
+        weights = self._encoder_weights()
+        if weights:
+            self._encoder_read = weights[0].dtype, weights_checksum(cast(nn.Module, self.vision.encoder))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Return a saved model, as transformers does.
+
+        Raises:
+            ValueError: its weights are not exactly those that its config wants, one of them is NaN or infinite, or its
+                codebook is not the one that it was made with.
+        """
+        told = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for what in ("missing", "unexpected"):
+            if names := sorted(map(str, info[f"{what}_keys"])):
+                raise ValueError(
+                    f"in {model.name_or_path!r} {len(names)} weights are {what}, such as {', '.join(names[:3])}; save "
+                    "the whole model again, with its own config"
+                )
+        model.vision.requires_grad_(False)  # what is loaded has new parameters
+        refuse_damaged(model, model.name_or_path)
+        model.check_codebook()
+        model.remember_encoder()
+        return cast(Self, (model, info) if told else model)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,  # noqa: ANN401
+        inputs_embeds: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        past_key_values: Any = None,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> CausalLMOutputWithPast:
+        """Return what the language model does: logits (B, L, V), the cache, and the loss if there are labels.
+
+        Args:
+            input_ids: (B, L), with the image token N times for every picture.
+            image_ids: (P, h, w), the pictures' ids, in reading order.
+            attention_mask: (B, L), 0 where a row is padded, on either side.
+            position_ids: the language model's, as the next one.
+            cache: keys and values of the tokens before.
+            inputs_embeds: (B, L, D), instead of ``input_ids``, of a prompt without pictures.
+            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
+            image_embeds: (B, L, D), instead of both: what goes where the image token is; of :meth:`generate`.
+            labels: (B, L), -100 where there is no loss, as at every image token; shifted by the language model.
+            use_cache: return the cache.
+            logits_to_keep: of so many last tokens, or of these; 0: of all.
+            past_key_values: the cache by the name that transformers had for it before 5.24.
+            kwargs: of the language model's own forward.
+
+        Raises:
+            ValueError: places and pictures differ in number, the ids are of another grid, or there are two caches.
+        """
+        text = self._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, image_embeds)
+        known: dict[str, Any] = {"position_ids": position_ids, "use_cache": use_cache}
+        known |= _cache_by_its_name({"cache": cache, "past_key_values": past_key_values})
+        if "logits_to_keep" in self._takes:
+            known["logits_to_keep"] = logits_to_keep
+        found = self.language_model(
+            **text,
+            attention_mask=attention_mask,
+            labels=labels,
+            **{name: value for name, value in known.items() if value is not None},
+            **kwargs,
+        )
+        return cast(CausalLMOutputWithPast, found)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        image_ids: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Return what transformers' ``generate`` returns; the pictures are encoded once, whatever the search.
+
+        Args:
+            inputs: (B, L), the prompts; or as ``input_ids``.
+            generation_config: as transformers has it.
+            image_ids: (P, h, w), the pictures' ids, in reading order.
+            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
+            kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...; a cache as
+                ``cache`` or, as before transformers 5.24, ``past_key_values``.
+
+        Raises:
+            ContextError: a prompt is longer than the language model's context.
+            ValueError: places and pictures differ in number, there is an ``assistant_model``, or logits are NaN or
+                infinite.
+        """
+        if kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "got an assistant_model, which does not see the pictures; prompt_lookup_num_tokens=3 drafts tokens "
+                "without one"
+            )
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompt is not None:
+            self._refuse_long(prompt)
+            if image_ids is not None and image_features is None:
+                image_features = self._features(image_ids, image_tokens)
+            self._refuse_other_number(prompt, image_features)
+            if image_features is not None:
+                kwargs["image_embeds"] = self._laid_out(prompt, image_features, kwargs.get("attention_mask"))
+        elif image_ids is not None or image_features is not None:
+            raise ValueError("got pictures without input_ids, which say where they go")
+        kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(kwargs.get("logits_processor") or ())])
+        return super().generate(inputs, generation_config, **_cache_by_its_name(kwargs))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        *args: Any,  # noqa: ANN401
+        image_embeds: Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Return what the language model wants for the next step, and of ``image_embeds`` what belongs to it."""
+        kwargs = _cache_by_its_name(kwargs)
+        wanted: dict[str, Any] = self.language_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        cache = kwargs.get(_CACHE)
+        start = 0 if cache is None or image_embeds is None else int(cache.get_seq_length())
+        if image_embeds is None or start >= image_embeds.shape[1]:
+            return wanted
+        tokens = wanted["input_ids"].shape[1]
+        part = image_embeds[:, start : start + tokens]
+        return wanted | {"image_embeds": F.pad(part, (0, 0, 0, tokens - part.shape[1]))}
+
+    def get_image_features(
+        self,
+        image_ids: Tensor,
+        image_tokens: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Return what the model sees of pictures: a ``BaseModelOutputWithPooling``, as transformers' models do.
+
+        ``pooler_output`` (P, N, D) is in the language model's embedding space, ``last_hidden_state`` (P, N, F) is what
+        the connector was given. ``hidden_states`` are the semantic encoder's, (P, N, width) each: what enters the first
+        block, and what leaves each one; None where the encoder does not run.
+
+        Args:
+            image_ids: (P, h, w), the pictures' ids.
+            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            output_hidden_states: give the hidden states as well; None: as the config has it.
+            return_dict: false: a tuple of what is not None; None: as the config has it.
+
+        Raises:
+            ValueError: the ids are of another grid.
+        """
+        config = self.config
+        if config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            with self.vision.recorded() as states:
+                seen = self.vision(image_ids, image_tokens)
+            hidden = tuple(states) or None
+        else:
+            seen, hidden = self.vision(image_ids, image_tokens), None
+        found = BaseModelOutputWithPooling(
+            last_hidden_state=seen,
+            pooler_output=self.connector(seen.to(self._connector_dtype)),
+            hidden_states=hidden,
+        )
+        return found if (config.return_dict if return_dict is None else return_dict) else found.to_tuple()
+
+    def check_codebook(self) -> None:
+        """Raise a ValueError if the codebook is not the one that the config tells; nothing if it tells none."""
+        wanted, rows = self.config.codebook_checksum, self.vision.codebook
+        if wanted is None or rows.is_meta:
+            return
+        found = codebook_checksum(rows)
+        if found != wanted:
+            raise ValueError(
+                f"the codebook of {self.name_or_path or 'the model'} (sha256 {found[:16]}) is not the one it was made "
+                f"with ({wanted[:16]}); fetch the model again"
+            )
+
+    @property
+    def base_model(self) -> Backbone:
+        """All but the language model's head, as trainers want it that compute a loss without all logits."""
+        return Backbone(self)
+
+    def _encoder_weights(self) -> list[Tensor]:
+        """The weights of the semantic encoder, if the config tells its checksum and they are whole and here."""
+        if self.vision.encoder is None or self.config.encoder_checksum is None:
+            return []
+        weights: list[Tensor] = [*self.vision.encoder.parameters()]
+        return [] if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights) else weights
+
+    def _renew_encoder_checksum(self) -> None:
+        weights = self._encoder_weights()
+        if not weights or self._encoder_read is None:
+            return
+        dtype, before = self._encoder_read
+        encoder = cast(nn.Module, self.vision.encoder)
+        if weights[0].dtype.itemsize < dtype.itemsize:
+            return  # rounded since: it is still the encoder that the tokens are of
+        # Weights that were read in fewer bits, and have not changed, come back to them without a loss.
+        same = encoder if weights[0].dtype == dtype else copy.deepcopy(encoder).to(dtype)
+        if weights_checksum(same) != before:
+            self.config.encoder_checksum = encoder_checksum(encoder)
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt of the language model, with the answer to it; None if its config tells none."""
+        return cast(int | None, getattr(self.config.get_text_config(), "max_position_embeddings", None))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's."""
+        return cast(nn.Module, self.language_model.get_input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the language model's."""
+        found: nn.Module | None = self.language_model.get_output_embeddings()
+        return found
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's."""
+        self.language_model.set_output_embeddings(value)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Empty the codebook. Encoder and connector have their initial values; the language model sees to its own."""
+        if isinstance(module, PictureEncoder):
+            initialization.zeros_(module.codebook)
+
+    def _features(self, image_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+        """Pictures in the language model's embedding space, (P, N, D)."""
+        found = self.get_image_features(image_ids, image_tokens, output_hidden_states=False, return_dict=True)
+        return cast(Tensor, found.pooler_output)
+
+    @property
+    def _connector_dtype(self) -> torch.dtype:
+        # By its parameters: peft may have wrapped it, and quantized weights are integers beside scales and biases.
+        return next(weight.dtype for weight in self.connector.parameters() if weight.is_floating_point())
+
+    def _text_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        image_ids: Tensor | None,
+        image_tokens: Tensor | None,
+        image_features: Tensor | None,
+        image_embeds: Tensor | None,
+    ) -> dict[str, Tensor | None]:
+        """What the language model reads: ids where there are only these, else embeddings."""
+        if image_ids is not None and image_features is None:
+            image_features = self._features(image_ids, image_tokens)
+        if image_features is not None or image_embeds is not None:
+            if input_ids is None:
+                raise ValueError("got pictures without input_ids, which say where they go")
+            inputs_embeds = self._with_pictures(input_ids, image_features, image_embeds)
+        elif self.training:
+            inputs_embeds = self._with_idle_connector(input_ids, inputs_embeds)
+        return {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+
+    def _with_pictures(self, input_ids: Tensor, features: Tensor | None, laid_out: Tensor | None) -> Tensor:
+        """Input embeddings (B, L, D) with pictures in the places of the image token."""
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
+        places = (input_ids == self.config.image_token_id)[..., None].to(embeds.device)
+        if features is None:
+            assert laid_out is not None
+            return torch.where(places, laid_out.to(embeds), embeds)
+        self._refuse_other_number(input_ids, features)
+        return embeds.masked_scatter(places, features.to(embeds))
+
+    def _with_idle_connector(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
+        """In training, text alone passes the connector's weights too, with no effect: DDP and FSDP wait for them."""
+        if not any(weight.requires_grad for weight in self.connector.parameters()):
+            return embeds
+        if embeds is None:
+            embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
+        nothing = embeds.new_zeros(1, self.config.feature_width, dtype=self._connector_dtype)
+        return embeds + 0 * cast(Tensor, self.connector(nothing)).sum().to(embeds)
+
+    def _laid_out(self, prompt: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Features in their places (B, L, D), zeros elsewhere: rows that beams and samples can repeat.
+
+        A prompt that goes on from a cache may be shorter than its mask: it is the end of it.
+        """
+        places = (prompt == self.config.image_token_id)[..., None].to(features.device)
+        laid_out = features.new_zeros(*prompt.shape, features.shape[-1]).masked_scatter(places, features)
+        before = 0 if mask is None else mask.shape[1] - prompt.shape[1]
+        return F.pad(laid_out, (0, 0, before, 0))
+
+    def _refuse_other_number(self, input_ids: Tensor, features: Tensor | None) -> None:
+        places = (input_ids == self.config.image_token_id).sum()
+        number, each = (0, self.config.tokens_per_picture) if features is None else features.shape[:2]
+        # Not `if`: a graph of torch.compile or torch.export cannot ask how many places there are.
+        torch_compilable_check(
+            places == number * each,
+            lambda: (
+                f"got {number} pictures of {each} tokens, but {int(places)} places for them in input_ids; let the "
+                "processor make both"
+            ),
+        )
+
+    def _refuse_long(self, prompt: Tensor) -> None:
+        context = self.context
+        if context is not None and prompt.shape[1] >= context:
+            places = int((prompt == self.config.image_token_id).sum(dim=1).max())
+            raise ContextError(
+                f"got a prompt of {prompt.shape[1]} tokens, {places} of them pictures; the language model's context is "
+                f"{context}, the answer included: ask with fewer pictures or words"
+            )
+
+
+def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose cache, if there is one, has the name that the installed transformers has for it."""
+    found = {name: value for name, value in arguments.items() if name not in _CACHE_NAMES}
+    given = [arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError("got cache and past_key_values, two names of one thing; give one")
+    if given:
+        found[_CACHE] = given[0]
+    return found
+
+
+class Backbone(nn.Module):
+    """A model without its language model's head: tokens and pictures in, the last hidden states out.
+
+    Its weights are the model's own, which keeps them: nothing is registered here.
+    """
+
+    # What transformers asks of a base model.
+    _tp_plan = None
+    _pp_plan = None
+
+    def __init__(self, model: TokLIPForConditionalGeneration) -> None:
+        super().__init__()
+        self._of = (model,)  # in a tuple, so that it is no submodule
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> BaseModelOutputWithPast:
+        """Return what the language model's own base model does, with ``last_hidden_state`` (B, L, D).
+
+        Args:
+            input_ids: this and the next four as of the model's forward.
+            image_ids: see there.
+            inputs_embeds: see there.
+            image_tokens: see there.
+            image_features: see there.
+            kwargs: of the language model's base model: attention_mask, position_ids, use_cache, ...
+
+        Raises:
+            ValueError: places and pictures differ in number, or the ids are of another grid.
+        """
+        (model,) = self._of
+        text = model._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, None)
+        return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
+
+
+def connector(config: TokLIPLMConfig) -> nn.Sequential:
+    """Return a connector with PyTorch's own initial values: two layers, as LLaVA-1.5's."""
+    width = config.get_text_config().hidden_size
+    return nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))
+
+
+AutoModel.register(TokLIPLMConfig, TokLIPForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(TokLIPLMConfig, TokLIPForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,151 @@
+"""What a picture may be given as, and how each becomes what people see."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+from urllib.request import Request, urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from toklip_core.pictures import open_picture, upright_rgb
+from toklip_core.ranges import MAX_PIXELS
+from torch import Tensor
+
+#: A file, an address, a data URI or base64 of a file; the bytes of a file; a picture of Pillow; its values.
+Picture = Image.Image | Path | str | bytes | NDArray[Any] | Tensor
+
+#: Seconds without an answer after which an address is given up.
+_PATIENCE = 60
+
+#: Letters of a file's name, beyond which systems take none.
+_LONGEST_NAME = 255
+
+#: The largest file that is fetched: beyond that a picture has more pixels than are taken.
+_LARGEST = 2**29
+
+
+def listed(images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]]) -> tuple[list[Picture], list[int] | None]:
+    """Return all pictures in reading order, and how many each inner list has; None without inner lists.
+
+    One picture is a list of one, and an array of four dimensions is a batch of them.
+    """
+    if not isinstance(images, list | tuple):
+        return _batch(images), None
+    if not any(isinstance(some, list | tuple) for some in images):
+        return [one for some in images for one in _batch(some)], None
+    nested = [listed(some)[0] for some in images]
+    return [one for some in nested for one in some], [len(some) for some in nested]
+
+
+def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a picture as people see it; see :func:`toklip_core.pictures.open_picture`.
+
+    Args:
+        picture: values are (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4: levels from 0 to 255, or floats, which
+            are levels as well if one is above 1, and else from 0 to 1.
+        fetch: download it if it is an address (http or https); without it nothing is asked of a network.
+        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+
+    Raises:
+        ValueError: it cannot be read; the message tells why, and not which picture it is.
+        OSError: its address gives nothing.
+    """
+    if isinstance(picture, Image.Image):
+        return upright_rgb(picture)
+    if isinstance(picture, np.ndarray | Tensor):
+        return upright_rgb(_of_values(picture))
+    if isinstance(picture, bytes | bytearray):
+        return open_picture(io.BytesIO(picture), max_pixels=max_pixels)
+    if isinstance(picture, str):
+        if picture.startswith(("http://", "https://")):
+            return open_picture(io.BytesIO(_fetched(picture, fetch)), max_pixels=max_pixels)
+        if picture.startswith("data:"):
+            return open_picture(io.BytesIO(_data_of(picture)), max_pixels=max_pixels)
+        # A file of that name comes first, and what is neither is a file that is not there, unless no name is so long.
+        if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110
+            try:
+                return open_picture(io.BytesIO(data), max_pixels=max_pixels)
+            except ValueError:
+                if len(picture) > _LONGEST_NAME:
+                    raise
+    if not isinstance(picture, str | Path):
+        raise ValueError(f"got a {type(picture).__name__}; wanted a file, its bytes, a picture, an array or a tensor")
+    return open_picture(picture, max_pixels=max_pixels)
+
+
+def name_of(picture: Picture) -> str:
+    """Return what an error calls it beside its number: the file or address, at most 80 letters; nothing for values."""
+    return f" ({str(picture)[:80]!r})" if isinstance(picture, str | Path) else ""
+
+
+def _batch(images: Any) -> list[Picture]:  # noqa: ANN401
+    """The pictures of one entry: those of an array of four dimensions, none of None, itself else."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]
+
+
+def _of_values(values: NDArray[Any] | Tensor) -> Image.Image:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    shape = values.shape
+    array = values[None] if values.ndim == 2 else values
+    if array.ndim != 3 or not array.size:
+        raise ValueError(f"got values of shape {shape}; wanted (H, W), (H, W, C) or (C, H, W)")
+    # As transformers has it: what can be either has its channels first.
+    if array.shape[0] in (1, 3) or (array.shape[0] == 4 and array.shape[2] not in (1, 3, 4)):
+        array = np.moveaxis(array, 0, -1)
+    if array.shape[2] not in (1, 3, 4):
+        raise ValueError(f"got values of shape {shape}; wanted 1, 3 or 4 channels, first or last")
+    levels = _levels(array)
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+
+
+def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype == bool:
+        return np.ascontiguousarray(values * np.uint8(255))
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"got values of {values.dtype}; wanted integers or floats")
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= 255):  # so written, NaN is refused too
+        raise ValueError(f"got values from {least:g} to {most:g}; wanted levels from 0 to 255, or floats from 0 to 1")
+    if values.dtype.kind == "f":
+        values = np.rint(values.astype(np.float32) * np.float32(255 if most <= 1 else 1))
+    return np.ascontiguousarray(values.astype(np.uint8))
+
+
+def _fetched(address: str, fetch: bool) -> bytes:
+    if not fetch:
+        raise ValueError("nothing is fetched from a network unprompted; download it first, or give fetch=True")
+    # Some hosts refuse a request that does not tell who asks.
+    with urlopen(Request(address, headers={"User-Agent": "toklip-mllm"}), timeout=_PATIENCE) as answer:
+        data: bytes = answer.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"the file is larger than {_LARGEST} bytes")
+    return data
+
+
+def _data_of(uri: str) -> bytes:
+    head, comma, rest = uri.partition(",")
+    raw = unquote_to_bytes(rest)
+    data = _from_base64(raw.decode("latin-1")) if head.endswith(";base64") else raw
+    if not comma or not data:
+        raise ValueError("a data URI without data; wanted data:image/png;base64,... or the like")
+    return data
+
+
+def _from_base64(text: str) -> bytes | None:
+    """What a text stands for; None if it is no base64."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None

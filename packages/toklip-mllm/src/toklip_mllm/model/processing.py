@@ -1,0 +1,518 @@
+"""Pictures and text to what the model takes: ids of the VQ tokenizer, and the language model's tokens."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+from huggingface_hub import hf_hub_download
+from jinja2 import TemplateError
+from PIL import Image
+from safetensors.torch import save_file
+from toklip_core.config import is_file_name
+from toklip_core.files import replace_lone_surrogates
+from toklip_core.pictures import Resize, to_pixels
+from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.ranges import MAX_PIXELS
+from toklip_core.weights import hub_file, weights_checksum
+from torch import Tensor, nn
+from transformers import AutoProcessor, BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from toklip_mllm.model.config import TokLIPLMConfig
+from toklip_mllm.model.messages import flattened, in_parts, normalized, pictures_in
+from toklip_mllm.model.pictures import Picture, listed, name_of, opened
+
+#: Name, in a processor's folder, of the VQ tokenizer's own weights.
+VQ_FILE = "vq.safetensors"
+
+#: Of ``from_pretrained``, what says where on the hub files are.
+_OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
+
+#: How a chat template marks what the assistant says.
+MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+#: Of ``apply_chat_template``, what is for the processor's call and not for the template.
+_CALLED = {*TextKwargs.__annotations__, "device", "fetch", "images", "text_kwargs", "images_kwargs", "common_kwargs"}
+
+#: What a user says to a template to see how it reads a message.
+_PROBE = "what-a-user-says"
+
+
+class _Encoded(NamedTuple):
+    """Rows of tokens, and the pictures of each."""
+
+    data: dict[str, list[Any]]
+    places: list[int]
+
+
+class _Loaded:
+    """A VQ tokenizer that is loaded. Saving a processor copies its attributes deeply; this one is shared."""
+
+    def __init__(self, tokenizer: VQTokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
+    """The VQ tokenizer for pictures, the language model's tokenizer for text, and its chat template for both.
+
+    The VQ tokenizer is loaded on first use, so a token store needs none.
+
+    Args:
+        tokenizer: the language model's, with ``image_token`` in its vocabulary. It pads on the left from then on, if it
+            was made without a ``padding_side``, and is saved so.
+        vq: name of the VQ tokenizer in the registry.
+        vq_file: its own weights in the processor's folder; None: those that its name stands for.
+        vq_checksum: sha256 of its weights; others are refused.
+        image_size: side of the square that a picture becomes.
+        resize: "crop" or "squash".
+        tokens_per_picture: N.
+        image_token: stands for a picture in text.
+        chat_template: None: the tokenizer's own.
+    """
+
+    # transformers reads the parameters' names: one with "tokenizer" in it would be taken for a second text tokenizer.
+    def __init__(
+        self,
+        tokenizer: Any,  # noqa: ANN401
+        vq: str = "",
+        vq_file: str | None = None,
+        vq_checksum: str | None = None,
+        image_size: int = 0,
+        resize: Resize = "crop",
+        tokens_per_picture: int = 0,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+    ) -> None:
+        known = tokenizer.get_vocab()
+        if image_token not in known:
+            raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        if vq_file is not None and not is_file_name(vq_file):
+            raise ValueError(
+                f"processor_config.json: vq_file: got {str(vq_file)[:80]!r}; "
+                "wanted the name of a file or folder beside it"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if "padding_side" not in tokenizer.init_kwargs:
+            # A batch of prompts ends where answers begin. transformers saves a side that is among these.
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        self.vq, self.vq_file, self.vq_checksum = vq, vq_file, vq_checksum
+        self.image_size, self.resize = image_size, resize
+        self.tokens_per_picture = tokens_per_picture
+        self.image_token = image_token
+        self._weights: Path | Mapping[str, Tensor] | None = None
+        self._source, self._of_hub = "", dict[str, Any]()
+        self._loaded: _Loaded | None = None
+        #: Of ``image_token``.
+        self.image_token_id = int(known[image_token])
+        super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
+        """Return a saved processor, as transformers does. The VQ tokenizer is loaded on first use."""
+        processor = super().from_pretrained(name, **kwargs)
+        # Resolved, for the working folder may be another when a picture comes.
+        processor._source = str(Path(name).resolve() if Path(name).is_dir() else name)
+        processor._of_hub = {key: kwargs[key] for key in _OF_HUB if kwargs.get(key)}
+        return cast(Self, processor)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Write the processor, and the VQ tokenizer's weights if they are its own; with ``push_to_hub`` upload all."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = self._own_weights()
+        if isinstance(own, Path):
+            self.vq_file = self.vq_file or f"vq{own.suffix}"
+            target = folder / self.vq_file
+            if own.is_dir() and target.resolve() != own.resolve():
+                shutil.copytree(own, target, dirs_exist_ok=True)
+            elif own.is_file() and not (target.exists() and target.samefile(own)):
+                shutil.copyfile(own, target)
+        elif own is not None:
+            self.vq_file = VQ_FILE
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in own.items()}, folder / VQ_FILE)
+        if not push_to_hub:
+            return super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory)
+        # With push_to_hub, transformers uploads what it wrote itself in that call, and no weights of ours.
+        return self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+    @property
+    def vq_tokenizer(self) -> VQTokenizer:
+        """The VQ tokenizer, loaded on first use.
+
+        Raises:
+            LookupError: no plugin has it.
+            FileNotFoundError: its weights are not there.
+            ValueError: its weights are not those that the model was trained with.
+        """
+        if self._loaded is None:
+            own = self._own_weights()
+            self.use_vq_tokenizer(load_tokenizer(self.vq, own if isinstance(own, Path) else None), own)
+        return cast(_Loaded, self._loaded).tokenizer
+
+    def use_vq_tokenizer(self, tokenizer: VQTokenizer, weights: Path | Mapping[str, Tensor] | None = None) -> None:
+        """Take a VQ tokenizer that is loaded already; ValueError if its weights are not those of ``vq_checksum``.
+
+        Args:
+            tokenizer: of the name ``vq``.
+            weights: its own, a file or folder, or tensors by its names, to be saved with the processor; None: those
+                that its name stands for.
+        """
+        wanted = self.vq_checksum
+        if wanted is not None and wanted != (found := weights_checksum(cast(nn.Module, tokenizer))):
+            raise ValueError(
+                f"the tokenizer {self.vq!r} has other weights (sha256 {found[:16]}) than those the model was trained "
+                f"with ({wanted[:16]})"
+            )
+        self._loaded, self._weights = _Loaded(tokenizer), weights
+
+    @torch.no_grad()
+    def encode(
+        self,
+        pictures: Sequence[Picture],
+        device: torch.device | str | None = None,
+        *,
+        fetch: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Tensor:
+        """Return ids (P, h, w), int64, of pictures; ValueError that names the one that cannot be read.
+
+        Args:
+            pictures: each a file, its bytes, a data URI or base64 of it, a picture of Pillow of any mode, or its values
+                as :func:`toklip_mllm.model.opened` takes them; or an array (P, H, W, C) or (P, C, H, W).
+            device: where the VQ tokenizer goes, and stays; None: where it is.
+            fetch: download pictures that are addresses; without it they are refused.
+            max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        """
+        if isinstance(pictures, str | bytes | Path | Image.Image) or not len(pictures):
+            raise ValueError(f"got {repr(pictures)[:80]}; wanted a list of pictures")
+        flat, _ = listed(pictures)
+        pixels = torch.stack(
+            [self._pixels(picture, number, fetch, max_pixels) for number, picture in enumerate(flat, start=1)]
+        )
+        tokenizer = cast(nn.Module, self.vq_tokenizer)
+        if device is not None:
+            tokenizer.to(device)
+        where = next((tensor.device for tensor in tokenizer.state_dict().values()), pixels.device)
+        return self.vq_tokenizer.encode(pixels.to(where))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model takes of a batch."""
+        return ["input_ids", "attention_mask", "image_ids"]
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        image_ids: Tensor | None = None,
+        fetch: bool | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> BatchFeature:
+        """Return ``input_ids`` and ``attention_mask`` (B, L), and ``image_ids`` (P, h, w) if there are pictures.
+
+        Every ``image_token`` of the text becomes N of them.
+
+        Args:
+            images: in reading order; a list of lists has those of each text. What each may be, :meth:`encode` says.
+            text: one or several, with ``image_token`` where a picture goes.
+            image_ids: ids (P, h, w) instead of pictures.
+            fetch: download pictures that are addresses; without it they are refused.
+            kwargs: as of every processor of transformers. Of the language model's tokenizer: ``return_tensors`` ("pt",
+                "np"), ``padding`` (by default to the longest if tensors are asked for), ``padding_side``,
+                ``truncation``, ``max_length``, ``add_special_tokens``, ...; a text longer than ``max_length`` is
+                refused unless ``truncation`` says what becomes of it. ``device``: where pictures are encoded, and
+                tensors go.
+
+        Raises:
+            ValueError: texts and pictures differ in number, a picture cannot be read, or a text is longer than
+                ``max_length``, or truncation would cut a picture in two.
+        """
+        if text is None:
+            raise ValueError(f"got no text; wanted one, with {self.image_token!r} where a picture goes")
+        texts = [text] if isinstance(text, str) else list(text)
+        if wrong := [one for one in texts if not isinstance(one, str)]:
+            raise ValueError(f"got a {type(wrong[0]).__name__} where a text is wanted")
+        texts = [replace_lone_surrogates(one) for one in texts]
+        nested = kwargs.pop("text_kwargs", None) or {}
+        if twice := sorted(nested.keys() & kwargs.keys()):
+            raise ValueError(f"got {', '.join(twice)} in text_kwargs and beside it; give each once")
+        kwargs |= nested
+        typed = kwargs.pop("return_mm_token_type_ids", False)
+        if kwargs.pop("return_text_replacement_offsets", False):
+            raise ValueError("return_text_replacement_offsets is not offered; count the image tokens in input_ids")
+        merged = self._merge_kwargs(ProcessingKwargs, **kwargs)
+        options, device = merged["text_kwargs"], merged["images_kwargs"].get("device")
+        return_tensors = options.pop("return_tensors", None)
+        if options.get("padding") is None:
+            options["padding"] = return_tensors is not None
+        encoded = self._tokens(texts, options)
+        found = self._pictures(images, encoded.places, image_ids, device, bool(fetch))
+        data: dict[str, Any] = dict(encoded.data)
+        if typed:  # 1 where a picture is
+            data["mm_token_type_ids"] = [[int(x == self.image_token_id) for x in row] for row in data["input_ids"]]
+        if found is not None:
+            data["image_ids"] = found.numpy(force=True) if return_tensors == "np" else found
+        batch = BatchFeature(data, tensor_type=return_tensors)
+        if found is not None and return_tensors is None:
+            batch["image_ids"] = found.tolist()
+        return batch if device is None or return_tensors != "pt" else batch.to(device)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[tuple[int, int]] | None = None, **_: object
+    ) -> MultiModalData:
+        """Tokens of pictures of some sizes: N of each. The name is that by which vLLM asks processors."""
+        number = len(image_sizes or ())
+        return MultiModalData(num_image_tokens=[self.tokens_per_picture] * number, num_image_patches=[1] * number)
+
+    def expanded(self, tokens: Sequence[int]) -> list[int]:
+        """Return for each place of the prompt the index in ``tokens`` that it comes from: N for an image token.
+
+        Both ids and labels follow: ``[ids[i] for i in processor.expanded(ids)]``.
+        """
+        return [
+            index
+            for index, token in enumerate(tokens)
+            for _ in range(self.tokens_per_picture if token == self.image_token_id else 1)
+        ]
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        return_assistant_tokens_mask: bool = False,
+        image_ids: Tensor | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Render messages with the language model's own chat template; with ``tokenize`` what the model takes.
+
+        Args:
+            conversation: messages, or several conversations. A message's content is a text with image tokens, or a list
+                of ``{"type": "image", "image": PICTURE}`` (also "path", "url", "base64"), ``{"type": "image_url",
+                "image_url": {"url": PICTURE}}`` and ``{"type": "text", "text": ...}``.
+            chat_template: instead of its own; a name if it has several.
+            tokenize: return tokens, not the text.
+            return_dict: with ``tokenize``, all that the model takes, not ``input_ids`` alone.
+            return_tensors: "pt" or "np".
+            return_assistant_tokens_mask: with both, ``assistant_masks`` as well: 1 where the assistant speaks.
+            image_ids: ids (P, h, w) instead of the pictures.
+            processor_kwargs: of calling the processor: padding, truncation, max_length, device, fetch, ...
+            kwargs: of the template: add_generation_prompt, tools, ...; templates that know ``enable_thinking``, as
+                Qwen3's, are asked for no thoughts unless it is given. What calling the processor takes goes there.
+
+        Raises:
+            ValueError: there is no chat template, it refuses the messages, or it does not mark what the assistant says;
+                and as for calling the processor.
+        """
+        called = {key: kwargs.pop(key) for key in [*kwargs] if key in _CALLED}
+        called = {"add_special_tokens": False, **(processor_kwargs or {}), **called}  # the template has them
+        first = next(iter(conversation), None)
+        batched = isinstance(first, list | tuple) or hasattr(first, "messages")
+        talks = [normalized(messages) for messages in (conversation if batched else [conversation])]
+        marked = tokenize and return_dict and return_assistant_tokens_mask
+        texts, said = self.render(talks, chat_template, return_assistant_tokens_mask=marked, **kwargs)
+        if not tokenize:
+            return texts if batched else texts[0]
+        beside = called.pop("images", None)
+        pictures = [pictures_in(talk) for talk in talks] if beside is None else beside if batched else [beside]
+        if return_tensors is not None:
+            called["return_tensors"] = return_tensors
+        offsets = called.get("return_offsets_mapping", False)
+        if marked:
+            called["return_offsets_mapping"] = True
+        batch = self(
+            images=pictures if image_ids is None and any(map(len, pictures)) else None,
+            text=texts,
+            image_ids=image_ids,
+            **called,
+        )
+        if marked:
+            rows = batch["offset_mapping"] if offsets else batch.pop("offset_mapping")
+            masks = [self._mask(*row) for row in zip(texts, said, rows, strict=True)]
+            batch["assistant_masks"] = masks
+            batch = batch.convert_to_tensors(called.get("return_tensors"))
+        return batch if return_dict else batch["input_ids"]
+
+    def template(self, chosen: str | None = None) -> str:
+        """Return a chat template: one that is given, one of its own by name, or its only or default one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        own = self.chat_template
+        if isinstance(own, Mapping):
+            chosen = own.get(chosen or "default", chosen)
+        elif chosen is None:
+            chosen = own
+        if chosen is None:
+            raise ValueError(
+                "the language model's tokenizer has no chat template; take an instruction-tuned model, or set "
+                "tokenizer.chat_template"
+            )
+        return chosen
+
+    def render(
+        self, conversations: Sequence[Sequence[Any]], chat_template: str | None = None, **kwargs: Any  # noqa: ANN401
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """Return the texts of conversations, an image token for a picture, and where in them the assistant speaks.
+
+        A template that reads texts is given texts, with a line's end between a picture and the text behind it; one that
+        reads lists of parts, as those of models that see, is given these.
+
+        Args:
+            conversations: see :meth:`apply_chat_template`.
+            chat_template: see there.
+            kwargs: of the template, and ``return_assistant_tokens_mask``, without which nobody is told to speak.
+
+        Raises:
+            ValueError: there is no chat template, it refuses the messages, or it does not mark what the assistant says.
+        """
+        template = self.template(chat_template)
+        if kwargs.get("return_assistant_tokens_mask") and not MARKS_TURNS.search(template):
+            raise ValueError(
+                "the chat template does not mark what the assistant says; put {% generation %} and {% endgeneration %} "
+                "around it"
+            )
+        if kwargs.get("continue_final_message") and kwargs.get("add_generation_prompt"):
+            raise ValueError("got continue_final_message and add_generation_prompt; give one of them")
+        if kwargs.pop("sanitize_control_tokens", False):
+            raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
+        kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
+        talks = [normalized(messages) for messages in conversations]
+        if self._reads_parts(template):
+            talks = [in_parts(talk) for talk in talks]
+        else:
+            talks = [flattened(talk, self.image_token)[0] for talk in talks]
+        try:
+            texts, said = render_jinja_template(talks, chat_template=template, **kwargs)
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        return texts, [[(start, end) for start, end in spans] for spans in said]
+
+    def _own_weights(self) -> Path | Mapping[str, Tensor] | None:
+        if self._weights is not None or self.vq_file is None:
+            return self._weights
+        if Path(self._source).is_dir():
+            return Path(self._source, self._of_hub.get("subfolder", ""), self.vq_file)
+        if not self._of_hub:
+            return hub_file(self._source, self.vq_file)
+        return Path(hf_hub_download(self._source, self.vq_file, **self._of_hub))
+
+    def _reads_parts(self, template: str) -> bool:
+        """Whether a template says what a user says only if the content is a list of parts."""
+
+        def says(content: object) -> bool:
+            talk = [{"role": "user", "content": content}]
+            try:
+                (text,), _ = render_jinja_template([talk], chat_template=template, **self.tokenizer.special_tokens_map)
+            except Exception:  # what a template raises over a form that it does not know, is its own affair
+                return False
+            return _PROBE in text
+
+        return not says(_PROBE) and says([{"type": "text", "text": _PROBE}])
+
+    def _tokens(self, texts: Sequence[str], options: dict[str, Any]) -> _Encoded:
+        """What the tokenizer makes of texts with N image tokens for each; ValueError if a picture would be cut."""
+        longest, truncation = options.get("max_length"), options.get("truncation")
+        if truncation in (None, False, "do_not_truncate") and options["padding"] != "max_length":
+            options.pop("max_length", None)  # which alone would ask for truncation
+        if "add_special_tokens" not in options and self._begin(texts):
+            options["add_special_tokens"] = False
+        options = {"return_token_type_ids": False, **options}
+        masked = options.pop("return_attention_mask", None) is not False
+        expanded = [text.replace(self.image_token, self.image_token * self.tokens_per_picture) for text in texts]
+        data = dict(self.tokenizer(expanded, return_attention_mask=True, **options))
+        if len(data["input_ids"]) != len(texts):
+            raise ValueError("return_overflowing_tokens is not offered: the rest of a text may begin within a picture")
+        places = [text.count(self.image_token) for text in texts]
+        for number, (row, mask) in enumerate(zip(data["input_ids"], data["attention_mask"], strict=True)):
+            which = f"text {number + 1}: " if len(texts) > 1 else ""
+            if truncation is None and longest is not None and sum(mask) > longest:
+                raise ValueError(
+                    f"{which}got a text of {sum(mask)} tokens with its pictures; the longest taken is {longest}: give "
+                    "a shorter one, or truncation=True"
+                )
+            self._refuse_cut(row, sum(mask), places[number], which)
+        return _Encoded(data if masked else {key: data[key] for key in data if key != "attention_mask"}, places)
+
+    def _refuse_cut(self, row: Sequence[int], length: int, places: int, which: str) -> None:
+        found, wanted = row.count(self.image_token_id), places * self.tokens_per_picture
+        if found < wanted:
+            raise ValueError(
+                f"{which}truncation to {length} tokens would leave {found} of the {wanted} that stand for pictures; "
+                "raise max_length, or give fewer pictures"
+            )
+        if found > wanted:
+            raise ValueError(
+                f"{which}{found - wanted} words become {self.image_token!r}, which stands for pictures; take an "
+                "image_token that nothing else becomes"
+            )
+
+    def _begin(self, texts: Sequence[str]) -> bool:
+        """Whether texts have the first token that the tokenizer would add, as those that a chat template rendered."""
+        first = self.tokenizer.bos_token
+        begun = [bool(first) and text.startswith(first) for text in texts]
+        if not any(begun) or self.tokenizer("")["input_ids"][:1] != [self.tokenizer.bos_token_id]:
+            return False
+        if not all(begun):
+            raise ValueError(f"some of the texts begin with {first!r}, others do not; give add_special_tokens")
+        return True
+
+    def _mask(self, text: str, said: Sequence[tuple[int, int]], offsets: Any) -> list[int]:  # noqa: ANN401
+        """1 for each token of a row in which the assistant speaks.
+
+        Args:
+            text: with one image token for each picture.
+            said: places in it.
+            offsets: (L, 2), places in the text with N image tokens for each picture; (0, 0) of padding.
+        """
+        more = len(self.image_token) * (self.tokens_per_picture - 1)
+        moved = [[place + more * text.count(self.image_token, 0, place) for place in span] for span in said]
+        return [int(any(first < end and last > start for start, end in moved)) for first, last in offsets]
+
+    def _pixels(self, picture: Picture, number: int, fetch: bool, max_pixels: int) -> Tensor:
+        try:
+            found = opened(picture, fetch=fetch, max_pixels=max_pixels)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"picture {number}{name_of(picture)} cannot be read: {error}") from error
+        return to_pixels(found, self.image_size, self.resize)
+
+    def _pictures(
+        self,
+        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None,
+        places: list[int],
+        image_ids: Tensor | None,
+        device: torch.device | str | None,
+        fetch: bool,
+    ) -> Tensor | None:
+        """Ids of the pictures, if they are as many as the texts have places."""
+        flat, each = ([], None) if images is None else listed(images)
+        given = [len(flat) if image_ids is None else len(image_ids)] if each is None or image_ids is not None else each
+        if len(given) != len(places):
+            given, places = [sum(given)], [sum(places)]
+        for number, (wanted, got) in enumerate(zip(places, given, strict=True), start=1):
+            if wanted != got:
+                which = f"text {number}: " if len(given) > 1 else ""
+                raise ValueError(f"{which}got {got} pictures for {wanted} places ({self.image_token}) in the text")
+        if image_ids is not None:
+            return image_ids
+        return self.encode(flat, device, fetch=fetch) if flat else None
+
+
+AutoProcessor.register(TokLIPLMConfig, TokLIPProcessor, exist_ok=True)

@@ -1,0 +1,40 @@
+from .conversations import (
+    IGNORED as IGNORED,
+    Conversation as Conversation,
+    Example as Example,
+    collate as collate,
+    conversation_of as conversation_of,
+    labelled as labelled,
+    read_conversations as read_conversations,
+)
+from .lora import (
+    add_adapters as add_adapters,
+    keep_out as keep_out,
+)
+from .samples import TalkSamples as TalkSamples
+from .settings import (
+    RECIPES as RECIPES,
+    Conversations as Conversations,
+    LoRA as LoRA,
+    MLLMTrainConfig as MLLMTrainConfig,
+    SceneTalk as SceneTalk,
+    SmallLanguage as SmallLanguage,
+)
+from .small_llama import (
+    small_language_model as small_language_model,
+    word_tokenizer as word_tokenizer,
+)
+from .sources import (
+    Picturing as Picturing,
+    open_sources as open_sources,
+    use_stored_tokens as use_stored_tokens,
+    words_of as words_of,
+)
+from .task import (
+    MLLMTraining as MLLMTraining,
+    learn as learn,
+    parameter_groups as parameter_groups,
+    plain as plain,
+    save as save,
+    train_mllm as train_mllm,
+)

@@ -1,0 +1,255 @@
+"""Conversations about pictures: reading them, and which of their tokens have labels.
+
+Labels are the assistant's turns as the chat template itself marks them: by ``{% generation %}`` if the template has
+it, else by what it renders more when a turn is added. No length of a string is ever guessed: a template from whose
+renderings the turns cannot be told is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from toklip_core.files import json_rows, replace_lone_surrogates
+from torch import Tensor
+
+from toklip_mllm.evaluation import id_of, missing
+from toklip_mllm.model import MARKS_TURNS, Picture, TokLIPProcessor, flattened
+
+#: What has no label.
+IGNORED = -100
+
+#: What stands for a picture in LLaVA's files and in the text of a :class:`Conversation`, whatever the image token is.
+PLACEHOLDER = "<image>"
+
+#: LLaVA's names of the speakers -> those of chat templates.
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+_ADDRESS = re.compile(r"\w+://|data:")
+_UNTOLD = "the assistant's turns cannot be told"
+_WAY_OUT = (
+    "save model and tokenizer into a folder, put {% generation %} and {% endgeneration %} around them in its "
+    "chat_template.jinja, and name that folder"
+)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages and pictures, and the name that errors tell it by."""
+
+    name: str
+    #: {"role": "system" | "user" | "assistant", "content": text with ``PLACEHOLDER`` where a picture goes}.
+    messages: tuple[Mapping[str, str], ...]
+    #: In the order of their placeholders.
+    pictures: tuple[Picture, ...] = ()
+
+
+class Example(NamedTuple):
+    """A conversation as the model is trained on it."""
+
+    #: (L,), int64; N image tokens for each picture.
+    input_ids: Tensor
+    #: (L,), int64; -100 but for what the assistant says.
+    labels: Tensor
+    #: (P, h, w), int64; P may be 0.
+    image_ids: Tensor
+
+
+def read_conversations(path: Path | str, *, root: Path | str | None = None) -> Iterator[Conversation]:
+    """Yield the conversations of a JSON list or a JSONL file, in LLaVA's form or as messages.
+
+    LLaVA's: ``{"id": ..., "image": PATH or [PATH, ...], "conversations": [{"from": "human", "value": "<image>..."},
+    {"from": "gpt", ...}]}``, and "system": TEXT if there is one; "images" in place of "image" as LLaMA-Factory has it,
+    and "" or null if there is no picture. Messages: ``{"messages": [{"role": "user", "content":
+    TEXT or [{"type": "image", "path": PATH}, {"type": "text", "text": ...}]}]}``, with "images": [PATH, ...] if the
+    pictures are not in it.
+
+    Args:
+        path: the file.
+        root: where the pictures' paths start from; None: the file's own folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON in UTF-8, or a row has neither form, or placeholders and pictures differ in number;
+            the message names the row.
+    """
+    path = Path(path)
+    folder = path.parent if root is None else Path(root)
+    for number, row in json_rows(path):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{path}, row {number}: got a {type(row).__name__}; wanted an object with a conversation")
+        name = f"{path}, row {number}{id_of(row)}"
+        yield conversation_of(row, name=name, root=folder)
+
+
+def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:
+    """Return one row, in either form; see :func:`read_conversations`.
+
+    What the assistant says before anybody asked is left out, as LLaVA does: most chat templates refuse it.
+    """
+    try:
+        if "conversations" in row:
+            messages = [
+                {"role": _role(turn.get("from")), "content": _text(turn.get("value"))} for turn in row["conversations"]
+            ]
+            if row.get("system"):
+                messages.insert(0, {"role": "system", "content": _text(row["system"])})
+            pictures = _pictures(row)
+        elif "messages" in row:
+            messages, pictures = flattened(row["messages"], PLACEHOLDER)
+            messages = [
+                {"role": _role(turn.get("role")), "content": _text(turn.get("content"))} for turn in messages
+            ]
+            pictures = pictures or _pictures(row)
+        else:
+            raise ValueError('wanted "conversations", as LLaVA has them, or "messages"')
+        for picture in pictures:
+            if isinstance(picture, str) and _ADDRESS.match(picture):
+                raise ValueError(f"got the picture {picture[:80]!r}; download it first, and give the file")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: no conversation that is known here: {error}") from error
+    found = tuple(Path(root, x) if root is not None and isinstance(x, str | Path) else x for x in pictures)
+    asked = next((i for i, turn in enumerate(messages) if turn["role"] == "user"), 0)
+    messages = [turn for i, turn in enumerate(messages) if i >= asked or turn["role"] != "assistant"]
+    conversation = Conversation(name, tuple(messages), found)
+    _refuse_other_number(conversation, len(found))
+    return conversation
+
+
+def labelled(
+    conversation: Conversation,
+    processor: TokLIPProcessor,
+    *,
+    image_ids: Tensor | None = None,
+    max_length: int | None = None,
+) -> Example:
+    """Return a conversation's tokens and labels.
+
+    Args:
+        conversation: the last turn is the assistant's, or it has no label.
+        processor: its tokenizer must be a fast one, which tells where in the text a token is.
+        image_ids: (P, h, w) instead of the conversation's pictures, which need not exist then.
+        max_length: the longest that is taken.
+
+    Raises:
+        ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; it is
+            longer than ``max_length``; the assistant's turns cannot be told. The message names the conversation.
+    """
+    number = len(conversation.pictures) if image_ids is None else len(image_ids)
+    _refuse_other_number(conversation, number)
+    name, image_token = conversation.name, processor.image_token
+    messages = [
+        {**turn, "content": turn["content"].replace(PLACEHOLDER, image_token)} for turn in conversation.messages
+    ]
+    try:
+        tokens, said = _tokens_and_turns(messages, processor)
+        found = image_ids
+        if found is None:
+            found = processor.encode(conversation.pictures) if number else torch.empty(0, 0, 0, dtype=torch.int64)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    rendered = tokens.count(processor.image_token_id)
+    if rendered != number:
+        raise ValueError(f"{name}: the chat template renders {rendered} of {number} pictures")
+    places = processor.expanded(tokens)
+    input_ids = torch.tensor([tokens[i] for i in places])
+    labels = input_ids.masked_fill(~torch.tensor([said[i] for i in places]), IGNORED)
+    labels[input_ids == processor.image_token_id] = IGNORED
+    if max_length is not None and len(places) > max_length:
+        raise ValueError(f"{name}: {len(places)} tokens with its pictures, more than the {max_length} that are taken")
+    if (labels[1:] == IGNORED).all():  # nothing predicts the first
+        raise ValueError(f"{name}: no token has a label: the assistant says nothing in it")
+    return Example(input_ids, labels, found)
+
+
+def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
+    """Return a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w) if there is any picture."""
+    left = padding_side == "left"
+
+    def padded(rows: list[Tensor], value: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, True, value, "left" if left else "right")
+
+    batch = {
+        "input_ids": padded([example.input_ids for example in examples], pad_id),
+        "labels": padded([example.labels for example in examples], IGNORED),
+        "attention_mask": padded([torch.ones_like(example.input_ids) for example in examples], 0),
+    }
+    pictures = [example.image_ids for example in examples if len(example.image_ids)]
+    return batch | ({"image_ids": torch.cat(pictures)} if pictures else {})
+
+
+def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor) -> tuple[list[int], list[bool]]:
+    """Tokens, an image being one, and whether the assistant says them."""
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise ValueError("the tokenizer is a slow one, which does not tell where tokens are; take the fast one")
+    text = processor.apply_chat_template(messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    if MARKS_TURNS.search(processor.template()):
+        _, (spans,) = processor.render([messages], return_assistant_tokens_mask=True)
+        return tokens, [any(first < end and last > start for start, end in spans) for first, last in offsets]
+    said = [False] * len(tokens)
+    for start, end in _turns(messages, text, processor):
+        inside = [i for i, place in enumerate(offsets) if place[0] < end and place[1] > start]
+        for first, last in (offsets[i] for i in inside):
+            # A word and the space before it may be one token: that is no doubt.
+            if (text[first:start] + text[end:last]).strip():
+                raise ValueError(f"{_UNTOLD}: the token {text[first:last]!r} is partly of one; {_WAY_OUT}")
+        # What a template puts after the token that ends a turn, such as a new line, is never generated.
+        # That token is not always the tokenizer's eos: Gemma's turns have one of their own.
+        after = [i for i in inside if not text[offsets[i][1] : end].strip()]
+        ends = [i for i in after if not tokenizer.decode([tokens[i]], skip_special_tokens=True)]
+        for i in inside:
+            said[i] = not ends or i <= ends[-1]
+    return tokens, said
+
+
+def _turns(messages: list[dict[str, str]], text: str, processor: TokLIPProcessor) -> Iterator[tuple[int, int]]:
+    """Where in the text the assistant's turns are: what is rendered more with the turn than without.
+
+    The prefix without it is rendered as for an answer to come, so that what is labelled is what will be generated.
+    """
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = processor.apply_chat_template(messages[:number], add_generation_prompt=True)
+        after = processor.apply_chat_template(messages[: number + 1])
+        if not (after.startswith(before) and text.startswith(after)):
+            raise ValueError(
+                f"{_UNTOLD}: the chat template renders turn {number + 1} in another way when it asks for the answer "
+                f"or when turns follow; {_WAY_OUT}"
+            )
+        yield len(before), len(after)
+
+
+def _refuse_other_number(conversation: Conversation, pictures: int) -> None:
+    places = sum(turn["content"].count(PLACEHOLDER) for turn in conversation.messages)
+    if places != pictures:
+        raise ValueError(f"{conversation.name}: {places} placeholders ({PLACEHOLDER}) for {pictures} pictures")
+
+
+def _role(value: object) -> str:
+    if value not in _ROLES:
+        raise ValueError(f"got the speaker {value!r}; known are {', '.join(_ROLES)}")
+    return _ROLES[str(value)]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"got a {type(value).__name__} where a text is wanted")
+    return replace_lone_surrogates(value)
+
+
+def _pictures(row: Mapping[str, Any]) -> list[Picture]:
+    """The pictures that stand beside a conversation, none, one or a list; "", null and NaN are none."""
+    for key in ("image", "images"):
+        value = row.get(key)
+        listed: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+        if found := [one for one in listed if one != "" and not missing(one)]:
+            return found
+    return []

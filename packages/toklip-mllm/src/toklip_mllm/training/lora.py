@@ -1,0 +1,170 @@
+"""Low-rank adapters in a frozen language model, by peft, and merging them into its weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from toklip_core.weights import load_strict
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from toklip_mllm.training.settings import LoRA
+
+#: All linear layers but the head, as peft calls them.
+ALL_LINEAR = "all-linear"
+
+#: GPT-2's layers are linear, too; their weights are transposed.
+_LINEAR = (nn.Linear, Conv1D)
+
+_log = logging.getLogger(__name__)
+
+
+def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
+    """Put trainable adapters, float32, into a frozen language model, in place.
+
+    Args:
+        language_model: of transformers.
+        lora: their settings.
+
+    Raises:
+        LookupError: peft is not installed.
+        ValueError: no layer has one of the names, or a layer that has it cannot be adapted.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-mllm[train]'") from error
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # a float does as well
+        lora_dropout=lora.dropout,
+        target_modules=_adapted(language_model, lora.targets or (ALL_LINEAR,)),
+    )
+    with warnings.catch_warnings():
+        # peft remarks that weights of Conv1D are transposed, which it sees itself, and that a tied weight is adapted,
+        # which `merged` unties.
+        warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
+        inject_adapter_in_model(settings, language_model)
+    for name, weight in language_model.named_parameters():
+        if ".lora_" in name:
+            weight.data = weight.data.float()
+
+
+@torch.no_grad()
+def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA) -> dict[str, Tensor]:
+    """Return the state dict of an adapted language model with its adapters merged, by peft, in float32.
+
+    Where one of two weights that were tied has an adapter they are two from then on, and the config says so.
+
+    Args:
+        tensors: the adapted state dict, on the CPU.
+        language_model: as it was before it was adapted, of the meta device; it is changed.
+        lora: the adapters' settings.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = cast(Any, language_model)
+    add_adapters(model, lora)
+    load_strict(model, tensors, source="the adapted language model", mapped=True)
+    if any(isinstance(end, BaseTunerLayer) for end in (model.get_input_embeddings(), model.get_output_embeddings())):
+        model.config.tie_word_embeddings = False
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            base = cast(nn.Module, layer.get_base_layer())
+            base.weight = nn.Parameter(cast(Tensor, base.weight).clone())  # not what another layer, or the caller, has
+            cast(Any, layer).merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, base)
+    return cast(dict[str, Tensor], model.state_dict())
+
+
+def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str, ...]) -> None:
+    """Take adapters out of parts of a model, unless the settings name the part: "all-linear", and names such as "fc1"
+    that layers of several parts have, mean the language model.
+
+    The settings exclude what is left out, so that adapters that are saved come back as they were.
+
+    Args:
+        model: peft has just put adapters into it.
+        settings: of peft, by the adapters' names.
+        parts: first words of the layers' names.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for adapter, config in settings.items():
+        layers = {
+            name: cast(Any, layer)
+            for name, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer) and adapter in layer._get_available_adapters()
+        }
+        left_out = [part for part in parts if not _is_asked_for(part, config, model)]
+        found = {name: layer for name, layer in layers.items() if name.split(".")[0] in left_out}
+        for name, layer in found.items():
+            if len(layer._get_available_adapters()) > 1:
+                layer.delete_adapter(adapter)
+            else:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        if found:
+            excluded, ours = getattr(config, "exclude_modules", None), rf"({'|'.join(left_out)})\..*"
+            if isinstance(excluded, str):
+                config.exclude_modules = f"({excluded})|{ours}"
+            else:
+                config.exclude_modules = [*excluded, *found] if excluded else ours
+            _log.warning(
+                "adapters are not put into %s; target_modules that name it, such as r'%s\\..*', adapt it, too",
+                " and ".join(sorted({name.split(".")[0] for name in found})),
+                left_out[0],
+            )
+
+
+def _is_asked_for(part: str, config: Any, model: nn.Module) -> bool:  # noqa: ANN401 - a config of peft
+    """Whether peft's settings name a part of a model that it has put adapters into."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    targets = getattr(config, "target_modules", None)
+    if targets is None or isinstance(targets, str):
+        return targets is None or part in targets
+    # Of "all-linear" peft has made the names of all by now: none of this part and the language model's is left.
+    head = cast(Any, model).get_output_embeddings()
+    adapted = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer))
+    bare = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, _LINEAR) and layer is not head and not name.startswith(adapted)
+    ]
+    left = [name for name in bare if name.split(".")[0] in (part, "language_model")]
+    return bool(left) and any(part in target.split(".") for target in targets)
+
+
+def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """The layers, by their whole names, that the settings mean."""
+    head = cast(Any, language_model).get_output_embeddings()
+    layers = dict(language_model.named_modules())
+    linear = [name for name, layer in layers.items() if isinstance(layer, _LINEAR) and layer is not head]
+    known = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if _is_merged_exactly(layer)})
+    found: set[str] = set()
+    for wanted in names:
+        mine = linear if wanted == ALL_LINEAR else [n for n in layers if n == wanted or n.endswith(f".{wanted}")]
+        others = {type(layers[name]).__name__ for name in mine if not _is_merged_exactly(layers[name])}
+        if not mine or others:
+            reason = f"is a {', '.join(sorted(others))}" if others else "is no layer of the language model"
+            raise ValueError(
+                f"in lora.targets {wanted!r} {reason}; adapters go into {', '.join(known)}, or {ALL_LINEAR!r}"
+            )
+        found |= {*mine}
+    return sorted(found)
+
+
+def _is_merged_exactly(layer: nn.Module) -> bool:
+    """Whether an adapter can be added to the weights of a layer, and the sum computes what both did."""
+    from peft.tuners.lora import Embedding
+
+    if isinstance(layer, nn.Embedding):
+        # Gemma's scales what it looks up, and peft from 0.18 on an adapter, too. Others count places otherwise: OPT's.
+        return type(layer) is nn.Embedding or (hasattr(layer, "embed_scale") and hasattr(Embedding, "_get_embed_scale"))
+    return isinstance(layer, _LINEAR)

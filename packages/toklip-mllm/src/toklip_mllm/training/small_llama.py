@@ -1,0 +1,96 @@
+"""A small language model from nothing, with a tokenizer of the data's own words: where none can be downloaded.
+
+Both are transformers' own classes, so that whatever holds for a large language model holds for this one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from toklip_mllm.training.settings import SmallLanguage
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
+_ROLES = ("system", "user", "assistant")
+
+#: What an assistant says is marked as generated, its end too: that is what is trained.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+_SPACE = "\u2581"
+
+
+def word_tokenizer(texts: Iterable[str], *, context_length: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer of the words of some texts, in lower case, with a chat template.
+
+    A word and a punctuation mark are tokens; of known words, text without needless spaces comes back as it was. The
+    vocabulary does not depend on the order of the texts.
+
+    Args:
+        texts: whose words are known; all others are one unknown word.
+        context_length: tokens that the language model takes.
+
+    Raises:
+        ValueError: there is no word.
+    """
+    special = [PAD, UNKNOWN, END, *(f"<|{role}|>" for role in _ROLES)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special)}, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    # A word carries the space before it, so that "circle?" does not come back as "circle ?".
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always"), pre_tokenizers.Punctuation("isolated")]
+    )
+    tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = tokenizer.normalizer.normalize_str(text)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    if not counts:
+        raise ValueError("got no words for a vocabulary; give texts")
+    # Digits as well: questions ask for numbers that a small share of the data may lack.
+    words = sorted({*counts, *(_SPACE + digit for digit in "0123456789")}, key=lambda word: (-counts[word], word))
+    tokenizer.model = models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token=UNKNOWN)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    found: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        model_max_length=context_length,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return found
+
+
+def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a Llama of random weights for a tokenizer; its seed is torch's global one."""
+    sizes = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(sizes)

@@ -1,0 +1,339 @@
+"""Conversations by epoch and index, with what their pictures are to the model: of files, and about scenes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from toklip_core.pictures import PictureError, Resize, key_of, open_picture, resized
+from toklip_core.scenes import scene
+from toklip_core.scenes.language import Question
+from toklip_core.store import StoreInfo, TokenStore, refuse_other
+from toklip_core.training import derived_seed
+from torch import Tensor
+
+from toklip_mllm.training.conversations import PLACEHOLDER, Conversation, read_conversations
+from toklip_mllm.training.settings import Conversations, SceneTalk, TalkSource
+
+#: Bytes of stored tokens that each reading process keeps in memory, of each store: 1,800 pictures of 256 x 1152.
+TOKEN_MEMORY = 2**30
+
+#: How a scene is asked for its caption.
+REQUESTS = ("describe the picture.", "describe this picture.", "what is in the picture?", "what does the picture show?")
+
+#: Letters of a token, roughly, where only the order of lengths matters.
+_LETTERS = 4
+
+#: Turns that tell one sequence of speakers from another.
+_ROLES = 6
+
+_log = logging.getLogger(__name__)
+
+
+class Picturing(NamedTuple):
+    """How a picture becomes what a model takes."""
+
+    image_size: int
+    resize: Resize
+    #: h and w of its ids.
+    grid: tuple[int, int]
+
+
+class Talk(NamedTuple):
+    """A conversation, and its pictures as the model needs them: levels or ids, None where there is no picture."""
+
+    conversation: Conversation
+    #: (P, 3, S, S), uint8.
+    levels: Tensor | None
+    #: (P, h, w), int64.
+    ids: Tensor | None
+    #: (P, N, D), float16, of the semantic encoder: see :func:`use_stored_tokens`.
+    tokens: Tensor | None = None
+
+
+class Groups(NamedTuple):
+    """Where in a token store conversations have their tokens: a row is read with its group."""
+
+    store: Path
+    #: (conversations,), int64: the group of the first picture, -1 without pictures.
+    of_talks: NDArray[np.int64]
+    #: Bytes of tokens in each group of the store.
+    nbytes: NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Conversations by (epoch, index)."""
+
+    def __len__(self) -> int:
+        """Conversations of an epoch."""
+
+    def read(self, key: tuple[int, int]) -> Talk:
+        """Return a conversation with its pictures; PictureError if one of them cannot be read."""
+
+    def texts(self, index: int) -> list[str]:
+        """Return what is said in a conversation of epoch 0."""
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield one conversation of each sequence of speakers, on which a chat template may depend."""
+
+    def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
+        """Return the length of each conversation in tokens, roughly; negative of those without a picture."""
+
+    @property
+    def stored(self) -> StoreInfo | None:
+        """What the ids of its token store mean; None without one."""
+
+    @property
+    def groups(self) -> Groups | None:
+        """Where its tokens are read; None where they are not."""
+
+
+def open_sources(sources: Sequence[TalkSource], picturing: Picturing, *, seed: int) -> list[Source]:
+    """Return the sources of the settings, looked through: no file and no placeholder is missing.
+
+    Raises:
+        FileNotFoundError: what a source names is not there.
+        ValueError: a file is malformed, stores do not fit one another or the model, or stores and pixels are mixed.
+    """
+    stores = [source.store for source in sources if isinstance(source, Conversations) and source.store is not None]
+    if stores and len(stores) < len(sources):
+        raise ValueError(
+            f"got the token store {stores[0]} beside sources without one, but a batch has either ids or pixels; encode "
+            "all pictures, or read all of them as pictures"
+        )
+    opened: list[Source] = []
+    for number, source in enumerate(sources):
+        if isinstance(source, SceneTalk):
+            opened.append(SceneSource(source, picturing, derived_seed(seed, number)))
+        else:
+            opened.append(FileSource(source, picturing))
+    infos = [source.stored for source in opened if source.stored is not None]
+    for store, other in zip(stores, infos, strict=True):
+        refuse_other(_of_ids(other), _of_ids(infos[0]), what=str(store), store=stores[0])
+    return opened
+
+
+def use_stored_tokens(sources: Sequence[Source], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY) -> bool:
+    """Have sources read their stores' tokens from now on, if all stores have those of this encoder; return whether.
+
+    Tokens that are of no use are left alone, and a warning says why: the ids mean the same.
+
+    Args:
+        sources: of :func:`open_sources`.
+        encoder_checksum: of the model's config; None: it tells none.
+        memory: see ``TOKEN_MEMORY``.
+    """
+    files = [source for source in sources if isinstance(source, FileSource) and source.stored is not None]
+    having = [source for source in files if source.stored is not None and source.stored.tokens is not None]
+    if not having:
+        return False
+    reason = ""
+    if len(having) < len(files):
+        reason = f"{next(source.path for source in files if source not in having)} has none"
+    elif encoder_checksum is None:
+        reason = "the model does not tell whose tokens it takes: its encoder was trained, or it is of an older release"
+    else:
+        for source in having:
+            assert source.stored is not None and source.stored.tokens is not None
+            if (found := source.stored.tokens.weights_checksum) != encoder_checksum:
+                reason = f"those of {source.path} are of another encoder (sha256 {found[:16]}) than the model's "
+                reason += f"({encoder_checksum[:16]})"
+    if reason:
+        _log.warning("stored tokens are left alone, and the encoder makes them of the ids: %s", reason)
+        return False
+    stores: dict[Path | None, TokenStore] = {}
+    for source in having:
+        source.read_tokens(stores, memory)
+    return True
+
+
+def words_of(sources: Sequence[Source], conversations: int) -> Iterator[str]:
+    """Yield what is said in some conversations of epoch 0, spread evenly over all sources."""
+    total = sum(map(len, sources))
+    for source in sources:
+        count = min(len(source), max(1, round(conversations * len(source) / total)))
+        for number in range(count):
+            yield from source.texts(number * len(source) // count)
+
+
+class SceneSource:
+    """Scenes with their questions in random order, and requests for captions among them."""
+
+    stored = None
+    groups = None
+
+    def __init__(self, source: SceneTalk, picturing: Picturing, seed: int) -> None:
+        self._source, self._size, self._seed = source, picturing.image_size, seed
+
+    def __len__(self) -> int:
+        return self._source.count
+
+    def read(self, key: tuple[int, int]) -> Talk:
+        """Return a conversation about a new scene."""
+        drawn = scene(key[0] * len(self) + key[1], seed=self._source.seed, size=self._size)
+        draw = random.Random(derived_seed(self._seed, *key))
+        turns = draw.sample(drawn.questions, min(self._source.turns or len(drawn.questions), len(drawn.questions)))
+        if draw.random() < self._source.captions:
+            request = Question(draw.choice(REQUESTS), draw.choice(drawn.captions), "caption")
+            turns.insert(draw.randint(0, len(turns)), request)
+        messages = [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in (("user", turn.text), ("assistant", turn.answer))
+        ]
+        messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
+        # No picture in it: its levels are beside it.
+        talk = Conversation(f"scene {drawn.index} of seed {drawn.seed}", tuple(messages), ("",))
+        return Talk(talk, _levels(drawn.pixels)[None], None)
+
+    def texts(self, index: int) -> list[str]:
+        """Return all questions, answers and captions of a scene, and the requests."""
+        drawn = scene(index, seed=self._source.seed, size=self._size)
+        asked = [text for question in drawn.questions for text in (question.text, question.answer)]
+        return [*asked, *drawn.captions, *REQUESTS]
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield the first conversation: of all of them, the question comes first."""
+        yield self.read((0, 0)).conversation
+
+    def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
+        """Return one length for all."""
+        return np.full(len(self), tokens_per_picture + 1, np.int64)
+
+
+class FileSource:
+    """The conversations of a file. They are held as bytes: half a million of them as objects would be gigabytes."""
+
+    groups: Groups | None
+
+    def __init__(self, source: Conversations, picturing: Picturing) -> None:
+        rows, first, paths = list[bytes](), list[int](), dict[str, int]()
+        self._letters, self._pictures = [], []
+        self._kinds = dict[tuple[str, ...], int]()
+        self.path, self.groups = source.store, None
+        for talk in read_conversations(source.file, root=source.root):
+            roles = tuple(message["role"] for message in talk.messages)
+            if "assistant" not in roles:
+                raise ValueError(f"{talk.name}: the assistant says nothing in it, so there is nothing to learn")
+            self._kinds.setdefault(roles[:_ROLES], len(rows))
+            pictures = [str(picture) for picture in talk.pictures]
+            rows.append(json.dumps([talk.name, talk.messages, pictures]).encode())
+            self._letters.append(sum(len(message["content"]) for message in talk.messages))
+            self._pictures.append(len(pictures))
+            for path in pictures if source.store is not None else ():
+                paths.setdefault(path, len(paths))
+            first.append(paths.get(pictures[0], -1) if pictures else -1)
+        if not rows:
+            raise ValueError(f"{source.file} holds no conversation; name a file with one or more")
+        self._blob = b"".join(rows)
+        self._ends = np.cumsum([len(row) for row in rows])
+        self._picturing, self._max_pixels = picturing, source.max_pixels
+        self.stored: StoreInfo | None = None
+        if source.store is not None:
+            self.stored, self._ids, self._places = _stored_ids(source.store, paths, picturing)
+            self._rows, self._first = paths, np.array(first, np.int64)
+            self._store: TokenStore | None = None
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, key: tuple[int, int]) -> Talk:
+        """Return a conversation, with the levels or ids of its pictures."""
+        talk = self._talk(key[1])
+        if not talk.pictures:
+            return Talk(talk, None, None)
+        if self.stored is not None:
+            rows = [self._rows[str(picture)] for picture in talk.pictures]
+            return Talk(talk, None, torch.from_numpy(self._ids[rows].astype(np.int64)), self._tokens(rows))
+        return Talk(talk, torch.stack([self._read(str(picture)) for picture in talk.pictures]), None)
+
+    def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
+        """Have :meth:`read` give tokens, too; sources of one store share it, and what it keeps in memory."""
+        assert self.path is not None and self.stored is not None and self.stored.tokens is not None
+        rows, columns = self._picturing.grid
+        each = 2 * rows * columns * self.stored.tokens.width
+        if self.path not in stores:
+            stores[self.path] = TokenStore(self.path, cached_rows=memory // each, features=("tokens",))
+        self._store = stores[self.path]
+        sizes = np.array(self._store.group_rows, np.int64)
+        group_of = np.searchsorted(sizes.cumsum(), self._places, side="right")
+        of_talks = np.where(self._first < 0, -1, group_of[self._first] if len(group_of) else -1)
+        self.groups = Groups(self.path, of_talks, sizes * each)
+
+    def texts(self, index: int) -> list[str]:
+        """Return what is said in a conversation."""
+        return [message["content"].replace(PLACEHOLDER, " ") for message in self._talk(index).messages]
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield the first conversation of each sequence of speakers, by its first turns."""
+        yield from map(self._talk, self._kinds.values())
+
+    def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
+        """Return lengths by the number of letters and pictures."""
+        pictures = np.array(self._pictures, np.int64)
+        lengths = np.array(self._letters, np.int64) // _LETTERS + pictures * tokens_per_picture + 1
+        return lengths * np.where(pictures > 0, 1, -1)
+
+    def _talk(self, index: int) -> Conversation:
+        start = int(self._ends[index - 1]) if index else 0
+        name, messages, pictures = json.loads(self._blob[start : int(self._ends[index])])
+        return Conversation(name, tuple(messages), tuple(pictures))
+
+    def _tokens(self, rows: list[int]) -> Tensor | None:
+        if self._store is None:
+            return None
+        # They were float16 in the store, so nothing is lost.
+        return torch.stack([cast(Tensor, self._store[int(self._places[row])].tokens).half() for row in rows])
+
+    def _read(self, path: str) -> Tensor:
+        try:
+            picture = open_picture(path, max_pixels=self._max_pixels)
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from error
+        return _levels(np.array(resized(picture, self._picturing.image_size, self._picturing.resize)))
+
+
+def _stored_ids(
+    store: Path, paths: dict[str, int], picturing: Picturing
+) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
+    """What a store's ids mean, those of some pictures, 2 bytes a token mostly, and their rows in the store."""
+    opened = TokenStore(store, features=())
+    info = opened.info
+    if (info.image_size, info.resize) != (picturing.image_size, picturing.resize):
+        raise ValueError(
+            f"{store} has ids of {info.image_size} px (resize {info.resize!r}), but the model takes "
+            f"{picturing.image_size} px ({picturing.resize!r}): encode again with --size {picturing.image_size} "
+            f"--resize {picturing.resize}"
+        )
+    rows: dict[str, list[int]] = {}
+    for path, row in paths.items():
+        rows.setdefault(key_of(path), []).append(row)
+    found = np.zeros((len(paths), *picturing.grid), info.ids_dtype)
+    places = np.zeros(len(paths), np.int64)
+    last = ""
+    for place, stored in enumerate(opened):
+        last = stored.key
+        for row in rows.pop(stored.key, ()):
+            found[row], places[row] = stored.ids.numpy(), place
+    if rows:
+        raise ValueError(
+            f"{len(rows)} pictures are not in {store}, such as {next(iter(rows))!r}, while it has keys like {last!r}; "
+            "encode the folder by the name that root has"
+        )
+    return info, found, places
+
+
+def _of_ids(info: StoreInfo) -> StoreInfo:
+    """What has to agree between stores whose ids are read together."""
+    return info.model_copy(update=dict.fromkeys(("augment", "pooled", "tokens", "teacher")))
+
+
+def _levels(picture: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

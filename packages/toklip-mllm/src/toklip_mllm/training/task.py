@@ -1,0 +1,385 @@
+"""``toklip train mllm``: the connector between pictures and a language model, and the language model.
+
+    pictures -VQ tokenizer-> ids -codebook, encoder-> codes, tokens -connector-> language model -> what is said next
+
+Two stages as LLaVA has them: first the connector alone, then it and the language model, whole or by LoRA. VQ tokenizer
+and semantic encoder stay frozen, unless the settings say otherwise.
+
+Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422, section 3.3; Liu et al., LLaVA-1.5,
+https://arxiv.org/abs/2310.03744.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from toklip_core.model import TokLIP
+from toklip_core.pictures import normalized
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, fit
+from toklip_core.weights import load_strict, weights_checksum
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from toklip_mllm.evaluation import evaluated, held_out_questions
+from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, TokLIPProcessor, build, cast_weights, load
+from toklip_mllm.training.lora import add_adapters, merged
+from toklip_mllm.training.samples import TalkSamples
+from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
+from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
+from toklip_mllm.training.sources import Picturing, Source, open_sources, use_stored_tokens, words_of
+
+#: What of the semantic encoder tokens do not depend on.
+_POOLING = {"attn_pool", "class_token", "head"}
+#: Where the matrices of hidden layers are: blocks of language models in transformers, and of the semantic encoder.
+_BLOCKS = {"layers", "h", "blocks"}
+#: Conversations that the written model and the trained one are compared on.
+_COMPARED = 2
+#: How far their logits may be apart, as a share of their spread: by rounding in float32, and in bfloat16 (8 bits).
+_EXACT, _ROUNDED = 1e-3, 2**-4
+#: What names of the language model's weights begin with.
+_TEXT = "language_model."
+
+
+def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
+    """Train a model into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+
+    The folder ``out/model`` holds model and processor: :func:`toklip_mllm.model.load` and the Auto classes of
+    transformers take it.
+
+    Raises:
+        FileNotFoundError: data, or a model, are not there.
+        ValueError: they do not fit one another, or as ``fit``.
+        LookupError, OSError: as ``fit``.
+    """
+    torch.manual_seed(config.run.seed)
+    model, processor, sources, picturing = _beginning(config)
+    _refuse_past_context(config.max_length, model.context)
+    _refuse_other_store(sources, model)
+    if model.vision.encoder is not None and "encoder" not in config.train:
+        use_stored_tokens(sources, model.config.encoder_checksum)
+    learn(model, config)
+    samples = TalkSamples(
+        sources,
+        processor if config.template == "chat" else plain(processor),
+        picturing.grid,
+        max_length=config.max_length,
+        batch_size=config.run.batch_size if config.group_by_length else None,
+    )
+    samples.try_templates()
+    held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
+    trained = MLLMTraining(model)
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        save(model, processor, tensors, folder, lora=config.lora, dtype=getattr(torch, config.saved_dtype))
+
+    def evaluate(product: nn.Module) -> Evaluation:
+        device = next(product.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.frozen_dtype == "bfloat16"):
+            return evaluated(
+                cast(TokLIPForConditionalGeneration, product), processor, held_out, config.held_out.prompt
+            )
+
+    return fit(
+        trained,
+        samples,
+        lambda module, batch, step: cast(Losses, module(with_ids(batch, processor))),
+        config.run,
+        out,
+        settings={
+            **config.model_dump(mode="json", exclude={"run"}),
+            "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_checksum},
+            "samples": len(samples),  # with another number of them their order is another
+            **({} if samples.layout is None else {"layout": samples.layout}),
+        },
+        export=export,
+        product=model,
+        evaluate=evaluate if held_out else None,
+        groups=parameter_groups(model, config.connector_learning_rate_factor),
+        order=samples.order,
+        collate=samples.collate,
+        comparison=lambda product: comparison(product, samples, processor, config),
+    )
+
+
+class MLLMTraining(nn.Module):
+    """The model; the forward pass gives the loss of a batch that :func:`with_ids` made."""
+
+    def __init__(self, model: TokLIPForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Losses:
+        """Return the cross entropy of what the assistant says: the mean over its tokens in all processes.
+
+        Args:
+            batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w) if there are pictures; with
+                image_tokens (P, N, D), float16, the encoder does not run.
+        """
+        self._checkpoint_frozen_layers()
+        logits, labels = answers(self.model, batch)
+        loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
+        if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
+            # Sharded, or with gradients averaged over processes, every process must come by all that is trained.
+            rows, columns = self.model.vision.grid
+            nothing = self.model.get_image_features(labels.new_zeros(1, rows, columns), return_dict=True)
+            loss = loss + 0 * nothing.pooler_output.sum()
+        accuracy = (logits.detach().argmax(-1) == labels).float().mean()
+        return Losses({"text": loss}, {"token_accuracy": accuracy})
+
+    def _checkpoint_frozen_layers(self) -> None:
+        """Let a frozen language model save memory, too: in eval mode, its layers would keep all activations."""
+        for layer in self.modules():
+            if getattr(layer, "gradient_checkpointing", False):
+                layer.training = self.training
+
+
+def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return logits (T, V), float32, of the T tokens that the assistant says in a batch, and these tokens (T,).
+
+    Args:
+        model: on the device of the batch.
+        batch: as :meth:`MLLMTraining.forward` takes it.
+    """
+    labels = batch["labels"][:, 1:]
+    wanted = labels != -100
+    # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
+    places = wanted.any(dim=0).nonzero()[:, 0]
+    wanted, labels = wanted[:, places], labels[:, places]
+    # In float32, as the codes that they come beside.
+    tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
+    # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
+    output = model(
+        input_ids=batch["input_ids"],
+        image_ids=batch.get("image_ids"),
+        image_tokens=tokens,
+        use_cache=False,
+        logits_to_keep=places,
+    )
+    # A language model that knows no logits_to_keep computes all.
+    logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
+    return logits[wanted].float(), labels[wanted]
+
+
+def comparison(
+    product: nn.Module, samples: TalkSamples, processor: TokLIPProcessor, config: MLLMTrainConfig
+) -> Callable[[Path], None]:
+    """Return what refuses the folder of another model than this one: it compares their logits on a few conversations.
+
+    Args:
+        product: the model, in eval mode.
+        samples: the first of them are said to both.
+        processor: of the model.
+        config: the dtypes of what was trained and of what is written.
+    """
+    device = next(product.parameters()).device
+    batch = samples.collate([samples[0, index] for index in range(min(_COMPARED, len(samples)))])
+    batch = with_ids({name: tensor.to(device) for name, tensor in batch.items()}, processor)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.frozen_dtype == "bfloat16"):
+        logits = answers(cast(TokLIPForConditionalGeneration, product), batch)[0].cpu()
+    batch = {name: tensor.cpu() for name, tensor in batch.items()}
+    rounded = "bfloat16" in (config.frozen_dtype, config.saved_dtype)
+
+    @torch.no_grad()
+    def refuse_other(folder: Path) -> None:
+        theirs, _ = answers(load(folder, dtype=torch.float32)[0], batch)
+        error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
+        if not error <= (_ROUNDED if rounded else _EXACT) * spread:
+            raise ValueError(
+                f"what was written is not the trained model: its logits are off by {error:.2g} (root mean square), and "
+                f"those of the run have a spread of {spread:.2g}; the saves of the run are whole"
+            )
+
+    return refuse_other
+
+
+@torch.no_grad()
+def with_ids(batch: dict[str, Tensor], processor: TokLIPProcessor) -> dict[str, Tensor]:
+    """Return a batch with image_ids (P, h, w) in place of pixels (P, 3, S, S), uint8."""
+    if "pixels" not in batch:
+        return batch
+    pixels = normalized(batch["pixels"])
+    tokenizer = processor.vq_tokenizer
+    cast(nn.Module, tokenizer).to(pixels.device)
+    rest = {name: tensor for name, tensor in batch.items() if name != "pixels"}
+    return {**rest, "image_ids": tokenizer.encode(pixels)}
+
+
+def learn(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
+    """Freeze what is not trained, in its dtype, add adapters, and switch checkpointing."""
+    model.requires_grad_(False)
+    if config.lora is not None:
+        add_adapters(model.language_model, config.lora)
+    for part in config.train:
+        if part == "encoder" and model.vision.encoder is None:
+            raise ValueError("got encoder in train, but features 'codes' leave it out; train something else")
+        if part == "language_model" and config.lora is not None:
+            continue
+        if part == "encoder":
+            model.config.encoder_checksum = None
+        for name, weight in getattr(model, "vision" if part == "encoder" else part).named_parameters():
+            if part != "encoder" or not _POOLING & {*name.split(".")}:
+                weight.requires_grad_(True)
+    frozen = getattr(torch, config.frozen_dtype)
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else frozen)
+    if config.grad_checkpointing:
+        language_model = model.language_model
+        # Older releases of transformers know the second name alone, later ones warn of it.
+        enable = getattr(language_model, "activation_checkpointing_enable", None)
+        (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def save(
+    model: TokLIPForConditionalGeneration,
+    processor: TokLIPProcessor,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    lora: LoRA | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write model and processor into a folder.
+
+    Args:
+        model: its configs are saved.
+        processor: its tokenizer and template are saved.
+        tensors: the model's state dict, with adapters if there is ``lora``.
+        folder: made if it is not there.
+        lora: the adapters' settings.
+        dtype: of the weights; the codebook stays in float32.
+    """
+    config = copy.deepcopy(model.config)
+    if lora is not None:
+        tensors = _merged(tensors, config, lora)
+    with torch.device("meta"):
+        whole = TokLIPForConditionalGeneration(config)
+    load_strict(whole, tensors, source=folder, mapped=True)
+    whole.tie_weights()
+    cast_weights(whole, dtype)
+    whole.config.dtype = dtype
+    whole.generation_config = copy.deepcopy(model.generation_config)
+    whole.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -> dict[str, Tensor]:
+    """The state dict of the whole model without adapters; the config says whether weights are still tied."""
+    with torch.device("meta"):
+        language_model = AutoModelForCausalLM.from_config(config.text_config)
+    adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
+    found = merged(adapted, language_model, lora)
+    cast(Any, config.text_config).tie_word_embeddings = language_model.config.tie_word_embeddings
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT)}
+    return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
+
+
+def parameter_groups(model: TokLIPForConditionalGeneration, connector_factor: float) -> list[ParameterGroup]:
+    """Return groups of what is trained: without weight decay for norms, biases, positions and embeddings.
+
+    The matrices of blocks are groups of their own, for Muon. Names are those of :class:`MLLMTraining`.
+    """
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    groups: dict[tuple[float, bool, bool], set[str]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            factor = connector_factor if name.startswith("connector.") else 1.0
+            decayed = weight.ndim > 1 and id(weight) not in embeddings and "pos_embed" not in name
+            matrix = decayed and weight.ndim == 2 and bool(_BLOCKS & {*name.split(".")})
+            groups.setdefault((factor, decayed, matrix), set()).add(f"model.{name}")
+    return [
+        ParameterGroup(
+            names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0, matrices=matrix
+        )
+        for (factor, decayed, matrix), names in groups.items()
+    ]
+
+
+def plain(processor: TokLIPProcessor) -> TokLIPProcessor:
+    """Return the processor with a template of pictures and the assistant's words alone, a new line after them.
+
+    Where the tokenizer begins texts with a token, such as Llama 3's, so do these.
+
+    Source: LLaVA, llava/train/train.py, preprocess_plain.
+    """
+    token, tokenizer = processor.image_token, processor.tokenizer
+    # As every text of such a tokenizer begins: Llama's and Gemma's models saw none that did not.
+    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    template = ("{{ bos_token }}" if begins else "") + (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '\\n' }}{% endgeneration %}"
+        "{% else %}{{ 'TOKEN' * (message['content'].split('TOKEN') | length - 1) }}{% endif %}{% endfor %}"
+    )
+    other = copy.copy(processor)
+    other.chat_template = template.replace("TOKEN", token)
+    return other
+
+
+def _beginning(
+    config: MLLMTrainConfig,
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[Source], Picturing]:
+    """Model and processor before the first step, in float32, and the data, opened."""
+    half = config.frozen_dtype == "bfloat16"
+    if config.start is not None:
+        # As it is stored nothing is lost, and `learn` brings each weight to its dtype.
+        model, processor = load(config.start, dtype=None if half else torch.float32)
+        picturing = _picturing(model)
+        return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
+    assert config.toklip is not None
+    toklip = TokLIP.from_pretrained(config.toklip, text=False, dtype=torch.float32)
+    picturing = Picturing(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
+    sources = open_sources(config.data, picturing, seed=config.run.seed)
+    if config.small is None:
+        # In float32, a language model of 7B takes 28 GB; an encoder that learns must be read in it.
+        rests = config.lora is not None or "language_model" not in config.train
+        stored = torch.bfloat16 if rests else None
+        dtype = stored if half and "encoder" not in config.train else torch.float32
+        model, processor = build(config.language_model, toklip, features=config.features, dtype=dtype)
+        return model, processor, sources, picturing
+    words = words_of(sources, config.small.conversations)
+    tokenizer = word_tokenizer(words, context_length=config.small.context_length)
+    language_model = small_language_model(config.small, tokenizer)
+    model, processor = build(language_model, toklip, tokenizer=tokenizer, features=config.features)
+    return model, processor, sources, picturing
+
+
+def _picturing(model: TokLIPForConditionalGeneration) -> Picturing:
+    config = model.config
+    return Picturing(config.image_size, cast(Any, config.resize), config.encoder_config.grid)
+
+
+def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
+    """What a resume must begin with. Of the language model its embeddings stand for all: 7B are a minute to read."""
+    embeddings = model.get_input_embeddings()
+    return {"vision": weights_checksum(model.vision), "embeddings": weights_checksum(embeddings)}
+
+
+def _refuse_other_store(sources: Sequence[Source], model: TokLIPForConditionalGeneration) -> None:
+    for info in (source.stored for source in sources if source.stored is not None):
+        if info.weights_checksum != model.config.tokenizer_checksum:
+            raise ValueError(
+                f"the token store was made by {info.tokenizer!r} (sha256 {info.weights_checksum[:16]}), and the model "
+                f"reads {model.config.tokenizer!r} ({str(model.config.tokenizer_checksum)[:16]}); encode with that"
+            )
+
+
+def _refuse_past_context(max_length: int, context: int | None) -> None:
+    if context is not None and max_length > context:
+        raise ValueError(
+            f"got max_length {max_length}, but the language model's context is {context}; set max_length to that, or "
+            "less"
+        )
+
+
+def _mean_over_processes(count: Tensor) -> Tensor:
+    """The tokens of this process if all had equally many: gradients are averaged over processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count.clamp(min=1)
+    total = count.clone().float()
+    dist.all_reduce(total)
+    return (total / dist.get_world_size()).clamp(min=1)

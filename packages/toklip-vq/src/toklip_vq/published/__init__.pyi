@@ -1,0 +1,13 @@
+from .chameleon import load_chameleon as load_chameleon
+from .emu3 import load_emu3 as load_emu3
+from .ibq import (
+    ibq_config as ibq_config,
+    load_ibq as load_ibq,
+    taming_name as taming_name,
+)
+from .janus import load_janus as load_janus
+from .llamagen import (
+    CONFIGS as CONFIGS,
+    llamagen_name as llamagen_name,
+    load_llamagen as load_llamagen,
+)

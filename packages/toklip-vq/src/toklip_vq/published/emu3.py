@@ -1,0 +1,142 @@
+"""Emu3's vision tokenizer: towers and temporal layers from transformers, search and protocol from here.
+
+It is a tokenizer of video, four frames to one grid of ids; a picture is four equal frames. Ids are those of its own
+codebook, 0 to 32767: Emu3's language model calls id i ``<|visual token {i:06d}|>``, at another number.
+
+Shape letters: B batch, T frames, C codebook and latent dim (both 4), h = H/8, w = W/8.
+
+Source: Emu3, https://arxiv.org/abs/2409.18869; names as in baaivision/Emu3, emu3/tokenizer/modeling_emu3visionvq.py;
+pixels in [-1, 1] as in image_processing_emu3visionvq.py beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from toklip_core.weights import load_strict
+from torch import Tensor, nn
+
+from toklip_vq.sharded_weights import read_part
+from toklip_vq.vqgan import Codebook, VQGANTokenizer
+
+if TYPE_CHECKING:
+    from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+#: Alone (the published tokenizer), in a model folder of transformers, and in one written before transformers 4.52.
+_PREFIXES = ("", "model.vqmodel.", "vqmodel.")
+
+#: Name in transformers -> name in the published tokenizer, which the official remote code reads.
+_OFFICIAL = (
+    (r"\.(down|up)_block\.", "."),
+    (r"\.middle_block\.", ".mid."),
+    (r"\.attn_norm\.", ".attn_1.norm."),
+    (r"\.attn_norms\.(\d+)\.", r".attn.\1.norm."),
+    (r"\.([qkv])_proj\.", r".\1."),
+    (r"\.out_proj\.", ".proj_out."),
+)
+
+
+class Emu3Vision(nn.Module):
+    """The autoencoder of Emu3 for single pictures.
+
+    All four frames of a picture are equal and the towers treat each alone, so the towers run on one frame; only the
+    temporal layers, which are 4 channels wide, see four. In decoding, too, the first of four frames is all that is
+    kept, so it alone passes the tower. The numbers stay, three quarters of the work go.
+
+    Args:
+        vqvae: its towers and temporal layers are taken over.
+    """
+
+    def __init__(self, vqvae: Emu3VQVAE) -> None:
+        super().__init__()
+        config = vqvae.config
+        self.frames: int = config.temporal_downsample_factor
+        self.downsample_factor: int = vqvae.spatial_scale_factor
+        self.encoder, self.decoder = vqvae.encoder, vqvae.decoder
+        self.quant_conv, self.post_quant_conv = vqvae.quant_conv, vqvae.post_quant_conv
+        self.codebook = Codebook(config.codebook_size, config.embed_dim, "euclidean")
+        self.codebook.weight = nn.Parameter(vqvae.quantize.embedding.weight.detach())
+        self.encoder_time_conv, self.encoder_time_blocks = _take_temporal_layers(self.encoder)
+        self.decoder_time_conv, self.decoder_time_blocks = _take_temporal_layers(self.decoder)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+        frame_B1Chw = self.encoder(pixels[:, None].to(self.quant_conv.conv.weight.dtype))
+        x_BCThw = frame_B1Chw.movedim(1, 2).repeat(1, 1, self.frames, 1, 1)
+        for conv in self.encoder_time_conv:
+            x_BCThw = _swish(conv(x_BCThw))
+        for block in self.encoder_time_blocks:
+            x_BCThw = block(x_BCThw)
+        latents: Tensor = self.quant_conv(x_BCThw)
+        return latents[:, :, 0]
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Return pixels (B, 3, 8h, 8w), near [-1, 1], of codes (B, h, w, C)."""
+        codes_BC1hw = codes.movedim(-1, 1)[:, :, None].to(self.post_quant_conv.conv.weight.dtype)
+        # The decoder is steered by the codes themselves as well, and both ways go through the same temporal layers.
+        x_BCThw = torch.cat([self.post_quant_conv(codes_BC1hw), codes_BC1hw])
+        for block in self.decoder_time_blocks:
+            x_BCThw = block(x_BCThw)
+        for conv in self.decoder_time_conv:
+            x_BCThw = _swish(conv(x_BCThw))
+        first_frame, steering = x_BCThw[:, :, :1].movedim(2, 1).chunk(2)
+        pixels: Tensor = self.decoder(first_frame, steering)
+        return pixels
+
+
+def _take_temporal_layers(tower: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Return a tower's temporal layers, and leave none in it: what remains treats each frame alone."""
+    conv, blocks = tower.time_conv, tower.time_res_stack
+    assert isinstance(conv, nn.ModuleList) and isinstance(blocks, nn.ModuleList)
+    tower.time_conv, tower.time_res_stack = nn.ModuleList(), nn.ModuleList()
+    return conv, blocks
+
+
+def _swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def load_emu3(weights: Path, config: Emu3VQVAEConfig | None = None) -> VQGANTokenizer:
+    """Return Emu3's tokenizer.
+
+    Args:
+        weights: the file or folder of ``BAAI/Emu3-VisionTokenizer``, or a folder of a whole Emu3 as transformers
+            writes it (``Emu3-Chat-hf``), of which the tokenizer's tensors alone are read.
+        config: the sizes; None takes the published ones.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        LookupError: transformers is not installed.
+        ValueError: the weights do not fit.
+    """
+    try:
+        from transformers import Emu3VQVAE, Emu3VQVAEConfig
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-vq[transformers]'") from error
+
+    with torch.device("meta"):
+        vqvae = Emu3VQVAE(config or Emu3VQVAEConfig())
+    part = read_part(weights, _PREFIXES)
+    tensors, layout = part.tensors, _transformers_name
+    if "encoder.mid.block_1.conv1.weight" in part:
+        tensors, layout = {name: _linear(name, tensor) for name, tensor in tensors.items()}, _official_name
+    load_strict(vqvae, tensors, source=weights, name_in_file=lambda name: part.prefix + layout(name))
+    return VQGANTokenizer(Emu3Vision(vqvae))
+
+
+def _transformers_name(name: str) -> str:
+    return name
+
+
+def _official_name(name: str) -> str:
+    for pattern, replacement in _OFFICIAL:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _linear(name: str, tensor: Tensor) -> Tensor:
+    """Return the weight of a 1 x 1 convolution inside attention, (C, C, 1, 1), as that of a linear layer."""
+    return tensor.flatten(1) if re.search(r"\.(q|k|v|proj_out)\.weight$", name) else tensor

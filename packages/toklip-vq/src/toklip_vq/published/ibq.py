@@ -1,0 +1,89 @@
+"""IBQ's tokenizers (codebooks of 1024 to 262144), from the Lightning files that were published.
+
+Such a file has the weights twice: the raw ones under their names, and their moving average under ``model_ema.`` and
+the name without its dots. The averaged ones are those that the published figures were measured with.
+
+Source: Shi et al., https://arxiv.org/abs/2412.02692; sizes and names of TencentARC/SEED-Voken, configs/IBQ and
+src/IBQ/modules.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from toklip_core.weights import load_strict, read_tensors, state_dict_in
+
+from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
+
+_LOSS = {
+    r"loss\..+": "the discriminator and the perceptual network of training",
+    r"model_ema\.(decay|num_updates|loss.+)": "the average's own state, and the discriminator's average",
+}
+_RAW = {r"(encoder|decoder|quantize|quant_conv|post_quant_conv)\..+": "the averaged weights are taken"}
+_AVERAGED = {r"model_ema\..+": "the raw weights were asked for"}
+
+#: Our names -> those of taming-transformers, which IBQ and Chameleon keep.
+_NAMES = (
+    (r"^codebook\.", "quantize.embedding."),
+    (r"^encoder\.levels\.", "encoder.down."),
+    (r"\.blocks\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.middle\.0\.", ".mid.block_1."),
+    (r"\.middle\.1\.", ".mid.attn_1."),
+    (r"\.middle\.2\.", ".mid.block_2."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+    (r"\.out\.", ".proj_out."),
+    (r"\.(downsample|upsample)\.", r".\1.conv."),
+)
+
+
+def ibq_config(codebook_size: int) -> VQGANConfig:
+    """Return the published sizes with a codebook of ``codebook_size`` x 256."""
+    return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, metric="dot", blocks_per_level=4)
+
+
+def load_ibq(weights: Path | str, codebook_size: int, *, ema: bool = True) -> VQGANTokenizer:
+    """Return an IBQ tokenizer with the weights of a file: .ckpt as published, or its ``state_dict`` as .safetensors.
+
+    Args:
+        weights: the file.
+        codebook_size: of the file.
+        ema: take the averaged weights (the published figures), or the raw ones (what TokLIP-XL was trained on).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or does not fit.
+    """
+    content = read_tensors(weights)
+    tensors = state_dict_in(content, ("state_dict",), source=weights)
+    with torch.device("meta"):
+        vqgan = build_vqgan(ibq_config(codebook_size))
+    if ema and not any(name.startswith("model_ema.") for name in tensors):
+        raise ValueError(
+            f"{str(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name with "
+            "-raw, or ema=False"
+        )
+    if ema:
+        load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)
+    else:
+        load_strict(vqgan, tensors, source=weights, name_in_file=taming_name, ignored=_LOSS | _AVERAGED)
+    return VQGANTokenizer(vqgan)
+
+
+def taming_name(name: str, levels: int = 5) -> str:
+    """Return the name that taming-transformers gives a tensor of :class:`~toklip_vq.vqgan.VQGAN`.
+
+    Args:
+        name: ours.
+        levels: of the towers; taming counts the decoder's levels from full resolution down, we in the order they run.
+    """
+    name = re.sub(r"^decoder\.levels\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _averaged_name(name: str) -> str:
+    return "model_ema." + taming_name(name).replace(".", "")

@@ -1,0 +1,133 @@
+"""A tokenizer's part of a published model: its tensors alone, out of a file or folder that holds a language model too.
+
+Nothing else is read: safetensors are opened by name, torch files are mapped, and of a sharded folder only the shards
+that its index names for the tokenizer are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from toklip_core.config import is_file_name
+from toklip_core.files import one_line, read_json_object
+from toklip_core.weights import plain_name, read_tensors, state_dict_in
+
+#: What a model folder of the hub can hold; the first that is there counts.
+_FOLDER_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+#: Every tokenizer of the taming family has it, under whatever prefix.
+_MARKER = "quantize.embedding.weight"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tensors below one prefix, by their whole names, those without what wrappers put into them."""
+
+    prefix: str
+    tensors: dict[str, Any]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor ``prefix + name``."""
+        return self.prefix + name in self.tensors
+
+
+def read_part(path: Path, prefixes: Iterable[str]) -> Part:
+    """Read the tensors of a tokenizer.
+
+    Args:
+        path: a weights file (safetensors, or a torch file, where a ``state_dict`` inside counts), or a folder as the
+            hub has it: one file, or shards with an index.
+        prefixes: where the tokenizer may be; the first one with a codebook below it counts.
+
+    Raises:
+        FileNotFoundError: no such file or folder, no weights in it, or a shard is missing.
+        ValueError: no prefix has a codebook below it, or a file is damaged or refused.
+    """
+    file = _file_of(path)
+    shards = _shards(file)
+    names = shards or dict.fromkeys(_names(file), file)
+    prefix = _prefix(path, names, prefixes)
+    by_file: dict[Path, list[str]] = {}
+    for name, shard in names.items():
+        if plain_name(name).startswith(prefix):
+            by_file.setdefault(shard, []).append(name)
+    tensors: dict[str, Any] = {}
+    for shard, wanted in by_file.items():
+        tensors |= _read(shard, wanted)
+    return Part(prefix, state_dict_in(tensors, (), source=path))
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"the folder {str(path)!r} has no weights: none of {', '.join(_FOLDER_FILES)}")
+
+
+def _shards(file: Path) -> dict[str, Path]:
+    """Return tensor name -> shard, if the file is an index; else nothing."""
+    if file.suffix != ".json":
+        return {}
+    listed = read_json_object(file).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
+        raise ValueError(f"{str(file)!r} is no index of shards: its weight_map is no table of files; fetch it again")
+    shards: dict[str, str] = listed
+    outside = next((shard for shard in shards.values() if not is_file_name(shard)), None)
+    if outside is not None:
+        raise ValueError(f"{str(file)!r} names {outside!r}, outside of its folder; download the folder again")
+    return {name: file.parent / shard for name, shard in shards.items()}
+
+
+def _prefix(path: Path, names: Iterable[str], prefixes: Iterable[str]) -> str:
+    known, wanted = set(map(plain_name, names)), list(prefixes)
+    for prefix in wanted:
+        if prefix + _MARKER in known:
+            return prefix
+    like = one_line(", ".join(sorted(known)[:2]), longest=120) or "nothing: it is empty"
+    raise ValueError(
+        f"{str(path)!r} has no {' or '.join(prefix + _MARKER for prefix in wanted)}; its names are like {like}"
+    )
+
+
+def _names(file: Path) -> list[str]:
+    if _is_safetensors(file):
+        with _opened(file) as opened:
+            return list(opened.keys())
+    return list(_state_dict(file))
+
+
+def _read(file: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return the tensors of these names; one that is not in the file is left out, for strict loading to name."""
+    if _is_safetensors(file):
+        with _opened(file) as opened:
+            known = set(opened.keys())
+            return {name: opened.get_tensor(name) for name in names if name in known}
+    content = _state_dict(file)
+    return {name: content[plain_name(name)] for name in names if plain_name(name) in content}
+
+
+def _is_safetensors(file: Path) -> bool:
+    return file.suffix == ".safetensors" and file.is_file()
+
+
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(file)!r} is not a whole safetensors file ({one_line(error, longest=120)}); download it again"
+        ) from error
+
+
+def _state_dict(file: Path) -> dict[str, Any]:
+    return dict(state_dict_in(read_tensors(file), ("state_dict",), source=file))

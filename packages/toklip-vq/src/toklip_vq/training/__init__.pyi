@@ -1,0 +1,33 @@
+from .losses import (
+    CodeRestart as CodeRestart,
+    LeCam as LeCam,
+    PatchDiscriminator as PatchDiscriminator,
+    affinity as affinity,
+    codebook_use as codebook_use,
+    count_ids as count_ids,
+    entropy_loss as entropy_loss,
+    generator_loss as generator_loss,
+    hinge_loss as hinge_loss,
+    quantize_by_index as quantize_by_index,
+    quantize_straight_through as quantize_straight_through,
+)
+from .samples import (
+    Mixture as Mixture,
+    held_out_pictures as held_out_pictures,
+)
+from .settings import (
+    RECIPES as RECIPES,
+    FolderSource as FolderSource,
+    HeldOutConfig as HeldOutConfig,
+    LossConfig as LossConfig,
+    PhotographsSource as PhotographsSource,
+    ScenesSource as ScenesSource,
+    VQTrainConfig as VQTrainConfig,
+)
+from .task import (
+    VQTraining as VQTraining,
+    evaluate_vqgan as evaluate_vqgan,
+    parameter_groups as parameter_groups,
+    start_codebook as start_codebook,
+    train_vq as train_vq,
+)

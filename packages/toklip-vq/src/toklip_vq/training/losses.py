@@ -1,0 +1,279 @@
+"""What a tokenizer is trained with: the quantizers' losses, the discriminator's, and how the codebook is used.
+
+Shape letters: B batch, N tokens of the batch in this process, K codebook size, C codebook dim. Latents are (N, C).
+
+All of it computes in float32, whatever autocast says. What is a mean over the batch alone is left to the average of
+gradients over processes; what is not (entropy, use of the codebook) is averaged over processes here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from toklip_core.training import mean_over_processes
+from torch import Tensor, nn
+
+from toklip_vq.vqgan import Codebook
+
+#: Where the factor beta stands: on the term that the paper puts it on, or on the one that IBQ's public code does.
+BetaPlacement = Literal["paper", "code"]
+
+
+class Quantized(NamedTuple):
+    """The outcome of a trainable quantizer."""
+
+    #: (N, C): codebook rows, with a gradient to the latents and, for index backpropagation, to the codebook.
+    codes: Tensor
+    #: (N,), int64.
+    ids: Tensor
+    #: A scalar: how far latents and codes are apart.
+    loss: Tensor
+
+
+def quantize_straight_through(
+    latents: Tensor, codebook: Codebook, *, beta: float = 0.25, beta_placement: BetaPlacement = "paper"
+) -> Quantized:
+    """Take the nearest codes; the gradient of the codes goes to the latents unchanged.
+
+    The loss is mean((z_q - sg z)^2) + beta mean((sg z_q - z)^2): "paper" is van den Oord et al.,
+    https://arxiv.org/abs/1711.00937, equation 3, and LlamaGen's code; "code" puts beta on the first term, as
+    taming-transformers does by default. With the cosine metric z is normalised first (LlamaGen,
+    tokenizer_image/vq_model.py).
+
+    Args:
+        latents: (N, C).
+        codebook: K rows.
+        beta: weight of one of the two terms.
+        beta_placement: which one.
+    """
+    latents = comparable(latents, codebook)
+    ids = codebook.nearest(latents)
+    rows = F.embedding(ids, codebook.rows())
+    pull_rows, pull_latents = F.mse_loss(rows, latents.detach()), F.mse_loss(latents, rows.detach())
+    loss = pull_rows + beta * pull_latents if beta_placement == "paper" else beta * pull_rows + pull_latents
+    return Quantized(latents + (rows - latents).detach(), ids, loss)
+
+
+def quantize_by_index(
+    latents: Tensor, codebook: Codebook, *, beta: float = 0.25, beta_placement: BetaPlacement = "paper"
+) -> Quantized:
+    """Index backpropagation: take the nearest codes; the gradient reaches every code through a softmax over all.
+
+    The one-hot vector p of the id is made differentiable by the softmax s of all scores, p + s - sg s, so each
+    step moves the whole codebook. With z_q the codes that carry this gradient and e the plain rows, the loss is
+    mean((z_q - z)^2) + mean((sg e - z)^2) + beta mean((e - sg z)^2) for "code", which is SEED-Voken's quantize.py;
+    "paper" has beta on the second term, where https://arxiv.org/abs/2412.02692 and the usual commitment loss have it.
+
+    Holds the N x K softmax until the backward pass: 4 N K bytes, 67 MB for four pictures of 256 tokens and K = 16384.
+
+    Args:
+        latents: (N, C).
+        codebook: K rows.
+        beta: weight of one of the last two terms.
+        beta_placement: which one.
+    """
+    latents = comparable(latents, codebook)
+    rows = codebook.rows()
+    ids = codebook.nearest(latents)
+    plain = F.embedding(ids, rows)
+    soft = affinity(latents, codebook).softmax(-1) @ rows.detach()
+    # The plain rows' value; their gradient reaches the codebook, the softmax's reaches the scores.
+    codes = plain + (soft - soft.detach())
+    pull_rows, pull_latents = F.mse_loss(plain, latents.detach()), F.mse_loss(latents, plain.detach())
+    pull = pull_rows + beta * pull_latents if beta_placement == "paper" else beta * pull_rows + pull_latents
+    return Quantized(codes, ids, F.mse_loss(codes, latents) + pull)
+
+
+def comparable(latents: Tensor, codebook: Codebook) -> Tensor:
+    """Return latents (..., C) as codes are compared with them: float32, of unit norm if the metric is cosine."""
+    latents = latents.float()
+    return F.normalize(latents, dim=-1) if codebook.metric == "cosine" else latents
+
+
+def affinity(latents: Tensor, codebook: Codebook) -> Tensor:
+    """Return (N, K) scores, higher is nearer: inner products for the dot metric, else minus squared distances."""
+    latents, rows = comparable(latents, codebook), codebook.rows()
+    products: Tensor = latents @ rows.T
+    if codebook.metric == "dot":
+        return products
+    distances: Tensor = latents.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * products
+    return -distances
+
+
+def entropy_loss(affinity: Tensor, *, temperature: float = 0.01) -> Tensor:
+    """Return the entropy of the codes of each token, less the entropy of their mean over all tokens of all processes.
+
+    Small when every token is sure of its code and all codes are in use.
+
+    Args:
+        affinity: (N, K).
+        temperature: what scores are divided by before the softmax.
+
+    Source: Yu et al., https://arxiv.org/abs/2310.05737, equation 5; the constant 1e-5 as in LlamaGen and SEED-Voken.
+    """
+    logarithms = (affinity / temperature).log_softmax(-1)
+    shares = logarithms.exp()
+    each = -(shares * logarithms).sum(-1).mean()
+    mean = mean_over_processes(shares.mean(0))
+    return each + (mean * (mean + 1e-5).log()).sum()
+
+
+class CodebookUse(NamedTuple):
+    """How many codes are in use, and how evenly."""
+
+    #: Share of the codebook that occurs, in [0, 1].
+    used: Tensor
+    #: exp(entropy) of the ids, in [1, K]: the number of codes that, used evenly, would be as diverse.
+    perplexity: Tensor
+
+
+def codebook_use(counts: Tensor) -> CodebookUse:
+    """Return the use of a codebook from the occurrences (K,) of its ids."""
+    shares = counts.double() / counts.sum().clamp_min(1)
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return CodebookUse((counts > 0).double().mean().float(), entropy.exp().float())
+
+
+def count_ids(ids: Tensor, size: int) -> Tensor:
+    """Return how often each of ``size`` ids occurs in all processes, (K,) int64."""
+    counts = ids.reshape(-1).bincount(minlength=size)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
+
+
+class CodeRestart(nn.Module):
+    """Restarts unused codes: every ``period`` steps, a code that occurred in none of them becomes a latent at hand.
+
+    Source: https://arxiv.org/abs/2005.00341, section 3.2 ("random restart").
+
+    Args:
+        size: K.
+        period: steps that a code has time to occur.
+    """
+
+    counts: Tensor
+    last: Tensor
+
+    def __init__(self, size: int, period: int = 100) -> None:
+        super().__init__()
+        self.period = period
+        self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("last", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, codebook: Codebook, latents: Tensor, step: int) -> None:
+        """Restart codes if it is time; call it before the search of each step.
+
+        Args:
+            codebook: gets new rows, the same ones in every process.
+            latents: (N, C) of this process, as codes are compared with them.
+            step: what the choice of latents is a function of.
+        """
+        if step % self.period or step == self.last:  # the last: another micro-batch of the same step
+            return
+        self.last.fill_(step)
+        unused = (self.counts == 0).nonzero()[:, 0]
+        everywhere = gathered(latents.detach())
+        choice = torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(step))[: len(unused)]
+        codebook.weight[unused[: len(choice)]] = everywhere[choice.to(everywhere.device)]
+        self.counts.zero_()
+
+    def add(self, counts: Tensor) -> None:
+        """Count the ids of a step, (K,), over all processes."""
+        self.counts += counts
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return x (N, ...) of all processes, in their order; no gradient."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: one logit for each overlapping patch of a picture; 70 x 70 pixels with three layers.
+
+    Args:
+        channels: width of the first convolution; doubles with each layer, at most eightfold.
+        layers: convolutions that halve the picture.
+        norm: "batch" as published, over the pictures of one process; "group" does not depend on who shares the batch.
+
+    Source: Isola et al., https://arxiv.org/abs/1611.07004; initialised from N(0, 0.02) as there.
+    """
+
+    def __init__(self, channels: int = 64, layers: int = 3, norm: Literal["batch", "group"] = "batch") -> None:
+        super().__init__()
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=norm == "group")
+            parts += [convolution, _norm(norm, widths[i]), nn.LeakyReLU(0.2)]
+        self.parts = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, 1, h, w) of pixels (B, 3, H, W), high where they look real."""
+        logits: Tensor = self.parts(pixels)
+        return logits
+
+
+def _norm(norm: Literal["batch", "group"], width: int) -> nn.Module:
+    if norm == "group":
+        return nn.GroupNorm(min(32, width), width)
+    # No running statistics: a discriminator is never used outside training.
+    return nn.BatchNorm2d(width, track_running_stats=False)
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the discriminator's hinge loss of two sets of logits. Source: https://arxiv.org/abs/1705.02894."""
+    return (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
+
+
+def generator_loss(fake: Tensor, kind: Literal["hinge", "non-saturating"]) -> Tensor:
+    """Return what the decoder minimises, of the discriminator's logits (B, 1, h, w) of its pictures.
+
+    "hinge" is -mean(logits), LlamaGen's. "non-saturating" is -log sigmoid of each picture's mean logit, IBQ's
+    (SEED-Voken, losses/vqperceptual.py).
+    """
+    if kind == "hinge":
+        return -fake.float().mean()
+    return F.softplus(-fake.float().flatten(1).mean(1)).mean()
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation of a discriminator: keeps logits near the moving averages of the other kind's.
+
+    Source: Tseng et al., https://arxiv.org/abs/2104.03310; rectified, and the averages updated first, as in
+    SEED-Voken, losses/vqperceptual.py.
+    """
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Update the averages, over all processes; return the loss of the logits."""
+        real, fake = real.float(), fake.float()
+        with torch.no_grad():
+            self.real.lerp_(mean_over_processes(real.mean()), 1 - self.decay)
+            self.fake.lerp_(mean_over_processes(fake.mean()), 1 - self.decay)
+        # Copies: the next forward pass changes the buffers before this one's backward pass may have run.
+        return (
+            F.relu(real - self.fake.clone()).square().mean() + F.relu(self.real.clone() - fake).square().mean()
+        )

@@ -1,0 +1,247 @@
+"""``toklip train vq``: a VQGAN from pictures, scenes or photographs.
+
+    pixels -> encoder -> latents -> quantizer -> codes -> decoder -> reconstruction
+                                       |                                |
+                         codebook loss, entropy          L1 or L2, LPIPS, discriminator
+
+Generator and discriminator train in one forward and one backward pass: the decoder's loss sees the discriminator with
+detached weights, the discriminator's loss sees detached reconstructions. That is LlamaGen's order of updates exactly,
+since it updates both from the same reconstructions; SEED-Voken updates the discriminator first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from toklip_core.evaluation import load_lpips
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, fit
+from toklip_core.weights import save_model_folder
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from toklip_vq.training.losses import (
+    CodeRestart,
+    LeCam,
+    PatchDiscriminator,
+    affinity,
+    codebook_use,
+    comparable,
+    count_ids,
+    entropy_loss,
+    generator_loss,
+    hinge_loss,
+    quantize_by_index,
+    quantize_straight_through,
+)
+from toklip_vq.training.samples import Mixture, held_out_pictures
+from toklip_vq.training.settings import LossConfig, VQTrainConfig
+from toklip_vq.vqgan import VQGAN, build_vqgan
+
+#: A warning is logged if less than this share of the codebook, or of as many codes as the held-out pictures have
+#: tokens, is in use on them.
+COLLAPSED = 0.1
+
+_log = logging.getLogger(__name__)
+
+
+def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
+    """Train a VQGAN into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+
+    The model folder ``out/model`` loads with ``--tokenizer vqgan --weights out/model``.
+
+    Raises:
+        FileNotFoundError: the pictures, or the weights of the perceptual network, are not there.
+        ValueError, LookupError, OSError: as ``fit``.
+    """
+    samples = Mixture(config.data, size=config.image_size, seed=config.run.seed)
+    torch.manual_seed(config.run.seed)
+    vqgan = build_vqgan(config.model)
+    model = VQTraining(vqgan, config.losses).to(memory_format=torch.channels_last)
+    held_out = held_out_pictures(config.held_out, size=config.image_size)
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        result = build_vqgan(config.model)
+        result.load_state_dict(tensors)
+        save_model_folder(folder, config.model.model_dump(mode="json"), result)
+
+    def objective(model: nn.Module, pixels: Tensor, step: int) -> Losses:
+        if step == config.losses.quantize_from > 0:
+            start_codebook(vqgan, samples, config)
+        losses: Losses = model(pixels, step)
+        return losses
+
+    settings = config.model_dump(mode="json", exclude={"run"})
+    return fit(
+        model,
+        samples,
+        objective,
+        config.run,
+        out,
+        settings=settings,
+        export=export,
+        product=vqgan,
+        evaluate=lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size),
+        groups=parameter_groups(model, config),
+        unused_parameters=config.losses.discriminator_start > 0 or config.losses.quantize_from > 0,
+    )
+
+
+class VQTraining(nn.Module):
+    """A VQGAN and all that it is trained with; the forward pass returns the losses.
+
+    Args:
+        vqgan: the tokenizer; what the run is for.
+        config: losses and weights.
+    """
+
+    def __init__(self, vqgan: VQGAN, config: LossConfig) -> None:
+        super().__init__()
+        self.vqgan = vqgan
+        self.config = config
+        self.perceptual = load_lpips(config.perceptual) if config.perceptual != "none" else None
+        discriminated = config.discriminator_weight > 0
+        self.discriminator = (
+            PatchDiscriminator(config.discriminator_channels, config.discriminator_layers, config.discriminator_norm)
+            if discriminated
+            else None
+        )
+        self.lecam = LeCam() if discriminated and config.lecam_weight else None
+        self.restart = CodeRestart(len(vqgan.codebook.weight)) if config.restart_until else None
+
+    def forward(self, pixels: Tensor, step: int) -> Losses:
+        """Return the losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0; weights are included."""
+        config = self.config
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        latents = self.vqgan.latents(pixels).movedim(1, -1)
+        flat = latents.reshape(-1, latents.shape[-1]).float()
+        with torch.autocast(pixels.device.type, enabled=False):
+            codes, losses, metrics = self._quantized(flat, step)
+        pictures = self.vqgan.reconstruct(codes.view_as(latents)).float()
+        distance = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
+        losses["reconstruction"] = config.reconstruction_weight * distance(pictures, pixels)
+        if self.perceptual is not None:
+            losses["perceptual"] = config.perceptual_weight * self.perceptual(pictures, pixels).float().mean()
+        if self.discriminator is not None and step >= config.discriminator_start:
+            losses |= self._adversarial(self.discriminator, pixels, pictures)
+        return Losses(losses, metrics)
+
+    def _quantized(self, latents: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return codes (N, C), losses and metrics of latents (N, C)."""
+        config, codebook = self.config, self.vqgan.codebook
+        if step < config.quantize_from:
+            return comparable(latents, codebook), {}, {}
+        # At quantize_from itself all codes are new.
+        restart = self.restart if config.quantize_from < step <= config.restart_until else None
+        if restart is not None:
+            restart(codebook, comparable(latents, codebook), step - config.quantize_from)
+        quantize = quantize_by_index if config.quantizer == "index" else quantize_straight_through
+        quantized = quantize(latents, codebook, beta=config.beta, beta_placement=config.beta_placement)
+        losses = {"codebook": config.codebook_weight * quantized.loss}
+        if config.entropy_weight:
+            scores = affinity(latents, codebook)
+            losses["entropy"] = config.entropy_weight * entropy_loss(scores, temperature=config.entropy_temperature)
+        counts = count_ids(quantized.ids, len(codebook.weight))
+        if restart is not None:
+            restart.add(counts)
+        used, perplexity = codebook_use(counts)
+        return quantized.codes, losses, {"codebook_used_by_batch": used, "codebook_perplexity": perplexity}
+
+    def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}
+        judged = functional_call(discriminator, frozen, pictures)
+        real, fake = discriminator(pixels), discriminator(pictures.detach())
+        losses = {
+            "generator": config.discriminator_weight * generator_loss(judged, config.generator_loss),
+            "discriminator": config.discriminator_loss_weight * hinge_loss(real, fake),
+        }
+        if self.lecam is not None:
+            losses["lecam"] = config.discriminator_loss_weight * config.lecam_weight * self.lecam(real, fake)
+        return losses
+
+
+def parameter_groups(model: VQTraining, config: VQTrainConfig) -> list[ParameterGroup]:
+    """Return one group for the VQGAN and one for the discriminator, each clipped by itself."""
+    names = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    judge = frozenset(name for name in names if name.startswith("discriminator."))
+    groups = [ParameterGroup(names=frozenset(names - judge), clip_with="vqgan")]
+    if judge:
+        # Where only the tokenizer is clipped, as in SEED-Voken, the discriminator is not.
+        limit = config.run.max_grad_norm if config.losses.clip_discriminator else 0.0
+        groups.append(ParameterGroup(names=judge, clip_with="discriminator", max_grad_norm=limit))
+    return groups
+
+
+@torch.no_grad()
+def start_codebook(vqgan: VQGAN, samples: Mixture, config: VQTrainConfig) -> None:
+    """Set each code to the latent of some patch of a training picture, so that all of them start in use.
+
+    Source: https://arxiv.org/abs/2005.08520, section 3.3, where k-means chooses them.
+    """
+    codebook = vqgan.codebook
+    size = len(codebook.weight)
+    per_picture = (config.image_size // vqgan.downsample_factor) ** 2
+    # One token of a picture in eight: neighbours are alike.
+    needed = min(math.ceil(8 * size / per_picture), len(samples))
+    device = codebook.weight.device
+    found: list[Tensor] = []
+    for start in range(0, needed, config.run.batch_size):
+        places = range(start, min(start + config.run.batch_size, needed))
+        keys = [(0, place * len(samples) // needed) for place in places]  # from all sources
+        pixels = torch.stack([samples[key] for key in keys]).to(device)
+        found.append(vqgan.latents(pixels).movedim(1, -1).flatten(0, 2).float())
+    latents = torch.cat(found)
+    chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.run.seed))[:size].to(device)
+    codebook.weight[: len(chosen)] = comparable(latents[chosen], codebook)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and nothing would even it out
+
+
+def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Evaluation:
+    """Return PSNR (dB, mean over pictures, of clamped pictures), and use of the codebook; eight pictures beside theirs.
+
+    Every process evaluates its share.
+
+    Args:
+        vqgan: in eval mode.
+        pixels: (N, 3, H, W) in [-1, 1].
+        batch_size: pictures at a time.
+    """
+    assert isinstance(vqgan, VQGAN)
+    ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    device = vqgan.codebook.weight.device
+    size = len(vqgan.codebook.weight)
+    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    shown: list[Tensor] = []
+    for batch in torch.split(pixels[ranks[0] :: ranks[1]], batch_size):
+        batch = batch.to(device)
+        ids = vqgan.codebook.nearest(vqgan.latents(batch).movedim(1, -1))
+        rebuilt = vqgan.reconstruct(F.embedding(ids, vqgan.codebook.rows())).float().clamp(-1, 1)
+        counts += ids.reshape(-1).bincount(minlength=size)
+        error = (rebuilt - batch).div(2).square().flatten(1).mean(1).clamp_min(1e-10)
+        total += torch.stack([-10 * error.double().log10().sum(), error.new_tensor(len(batch)).double()])
+        shown = shown or [torch.cat([batch[:8], rebuilt[:8]], dim=-1)]
+    if ranks[1] > 1:
+        dist.all_reduce(counts)
+        dist.all_reduce(total)
+    used, perplexity = codebook_use(counts)
+    if (counts > 0).sum() < COLLAPSED * min(size, int(counts.sum())):
+        _log.warning(
+            "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
+            "quantize_from, restart_until or entropy_weight help",
+            int((counts > 0).sum()),
+            size,
+            len(pixels),
+        )
+    figures = {
+        "psnr": float(total[0] / total[1]),
+        "codebook_used": float(used),
+        "codebook_perplexity": float(perplexity),
+    }
+    return Evaluation(figures, {"reconstructions": torch.cat(shown)})

@@ -1,0 +1,118 @@
+"""Pictures and texts by any model: ranks with ties, batches, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
+from toklip_core.pictures import Picture, PictureError
+from toklip_core.scenes import Scenes
+from toklip_core.scenes.pictures import scene_pictures
+from toklip_core.weights import weights_checksum
+
+from tests.support.mean_colour import MeanColour
+from tests.support.small_models import small_clip, small_toklip
+
+
+def pictures(count=5):
+    return scene_pictures(Scenes(count, size=32))
+
+
+def unreadable(name="broken.jpg"):
+    def read() -> Image.Image:
+        raise PictureError("cut short")
+
+    return Picture(name, read)
+
+
+def test_a_hit_is_as_likely_as_in_all_orders_of_the_candidates_that_are_tied():
+    scores = torch.tensor([[3, 2, 2, 2, 1], [2, 2, 1, 1, 1], [0, 0, 0, 0, 0], [5, 4, 3, 2, 1]])
+    own = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 1, 0], [1, 0, 1, 0, 1], [0, 0, 0, 1, 0]], dtype=torch.bool)
+    expected = []
+    for row, mine in zip(scores.tolist(), own.tolist(), strict=True):
+        orders = list(itertools.permutations(range(5)))
+        ranked = [sorted(order, key=lambda i, row=row: -row[i]) for order in orders]  # a stable sort
+        expected.append([sum(any(mine[i] for i in one[:k]) for one in ranked) / len(orders) for k in (1, 2, 3, 5, 9)])
+    torch.testing.assert_close(hit_chances(scores.float(), own, (1, 2, 3, 5, 9)), torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("model", [small_toklip(), small_clip()], ids=["TokLIP", "CLIP"])
+def test_features_are_those_of_the_model_whatever_the_batch(model):
+    given = pictures()
+    whole = dict(enumerate(next(picture_features(model, given, [], batch_size=5))[1]))
+    for places, features in picture_features(model, given, [], batch_size=2):
+        for place, feature in zip(places, features, strict=True):
+            torch.testing.assert_close(feature, whole[place], rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack([*whole.values()]).norm(dim=1), torch.ones(5))
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_passed_over():
+    left_out: list[str] = []
+    given = [*pictures(2), unreadable(), *pictures(1)]
+    places = [place for batch, _ in picture_features(small_toklip(), given, left_out, batch_size=2) for place in batch]
+    assert places == [0, 1, 3]
+    assert left_out == ["broken.jpg: cut short"]
+
+
+def test_where_no_picture_can_be_read_the_first_is_named():
+    with pytest.raises(ValueError, match=r"none of 2 pictures can be read; the first is a\.jpg: cut short"):
+        list(picture_features(small_toklip(), [unreadable("a.jpg"), unreadable("b.jpg")], []))
+
+
+def test_a_feature_that_is_no_number_is_refused_with_its_picture():
+    model = small_toklip()
+    model.encoder.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="feature of 'scene 0 of train' is not finite"):
+        list(picture_features(model, pictures(), []))
+
+
+def test_a_feature_that_is_no_number_is_refused_with_its_text():
+    model = small_toklip()
+    model.text.network.token_embedding.weight.data[model.text.ids(["blue"])[0, 0]] = torch.nan
+    with pytest.raises(ValueError, match="feature of 'a blue circle' is not finite"):
+        text_features(model, ["a red circle", "a blue circle"])
+
+
+def test_no_text_is_refused():
+    with pytest.raises(ValueError, match="got no text"):
+        text_features(small_toklip(), [])
+
+
+def test_a_loaded_model_is_the_saved_one_and_named_with_its_checksums(toy, tmp_path):
+    saved = small_toklip()
+    saved.save_pretrained(tmp_path / "model")
+    model, protocol = load_matcher(tmp_path / "model")
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(model.image_features(pixels), saved.image_features(pixels), rtol=0, atol=0)
+    assert protocol == {
+        "model": str(tmp_path / "model"),
+        "weights": f"sha256 {weights_checksum(saved)}",
+        "tokenizer": f"mean-colour, sha256 {weights_checksum(MeanColour())}",
+        "computed": "in float32 on cpu",
+        "size": "32 x 32, resize crop",
+    }
+
+
+def test_half_precision_changes_features_a_little_and_no_checksum(toy, tmp_path):
+    small_toklip().save_pretrained(tmp_path / "model")
+    whole, protocol = load_matcher(tmp_path / "model")
+    half, of_half = load_matcher(tmp_path / "model", dtype="bfloat16")
+    [(_, one)], [(_, other)] = (list(picture_features(model, pictures(), [])) for model in (whole, half))
+    assert other.dtype == torch.float32
+    assert 0.99 < (one * other).sum(1).min() < 1
+    assert of_half["weights"] == protocol["weights"]
+    assert of_half["computed"] == "in bfloat16 on cpu"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded():
+    with pytest.raises(ValueError, match="got the device 'abacus'"):
+        load_matcher("no-such-model", device="abacus")
+
+
+def test_a_report_has_figures_in_columns_then_the_protocol_then_what_is_missing():
+    text = report_text([("", "R@1"), ("image", "5 %")], {"model": "x"}, ["a.jpg: cut short"])
+    figures, protocol, unreadable = text.split("\n\n")
+    assert figures == "       R@1\nimage  5 %"
+    assert protocol == "Protocol\n  model         x"
+    assert unreadable == "Unreadable, in no figure: 1\n  a.jpg: cut short"

@@ -1,0 +1,98 @@
+"""Files are whole or not there, and what a killed process left beside them is gone after the next write."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from toklip_core import weights as checkpoint
+from toklip_core.files import replacing, write_text
+from toklip_core.scenes import Scenes
+from toklip_core.scenes.folder import write_scenes
+from toklip_core.weights import read_model_folder, save_model_folder
+from torch import nn
+
+
+def killed(work: Callable[[], object]) -> None:
+    """Do work in a process that kills itself in the middle of it."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def kill_this_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["page.html", "n" * 255, "\u00e9" * 127])
+def test_a_file_is_replaced_whole_whatever_a_kill_left_and_however_long_its_name_is(tmp_path, name):
+    def half() -> None:
+        with replacing(tmp_path / name) as beside:
+            beside.write_text("half")
+            kill_this_process()
+
+    write_text(tmp_path / name, "before")
+    killed(half)
+    assert (tmp_path / name).read_text() == "before" and len(names(tmp_path)) == 2
+    write_text(tmp_path / name, "after")
+    assert (tmp_path / name).read_text() == "after" and names(tmp_path) == [name]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    write_text(tmp_path / "page.html", "before")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "page.html") as beside:
+        beside.write_text(f"half {1 / 0}")
+    assert (tmp_path / "page.html").read_text() == "before" and names(tmp_path) == ["page.html"]
+
+
+def test_a_killed_save_of_a_model_leaves_the_earlier_one_and_nothing_after_the_next(tmp_path, monkeypatch):
+    save_model_folder(tmp_path, {"width": 3}, nn.Linear(3, 3))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", lambda tensors, path: path.write_bytes(b"half") and kill_this_process())
+        killed(lambda: save_model_folder(tmp_path, {"width": 4}, nn.Linear(4, 4)))
+    assert read_model_folder(tmp_path)[0] == {"width": 3}
+    save_model_folder(tmp_path, {"width": 5}, nn.Linear(5, 5))
+    assert read_model_folder(tmp_path)[0] == {"width": 5}
+    assert names(tmp_path) == ["config.json", "model.safetensors"]
+
+
+def test_saves_into_one_folder_wait_for_each_other(tmp_path):
+    modules = {width: nn.Linear(width, 200) for width in range(1, 9)}
+    saves = [
+        threading.Thread(target=save_model_folder, args=(tmp_path, {"width": width}, module))
+        for width, module in modules.items()
+    ]
+    for save in saves:
+        save.start()
+    for save in saves:
+        save.join()
+    config, tensors = read_model_folder(tmp_path)
+    assert tensors["weight"].equal(modules[config["width"]].weight)
+    assert names(tmp_path) == ["config.json", "model.safetensors"]
+
+
+def test_killed_scenes_are_whole_pictures_and_texts(tmp_path, monkeypatch):
+    save, count = Image.Image.save, iter(range(9))
+
+    def saved(picture: Image.Image, path: Path, *given: object, **named: object) -> None:
+        if next(count) < 3:
+            save(picture, path, *given, **named)
+        else:
+            Path(path).write_bytes(b"\x89PNG half of it")
+            kill_this_process()
+
+    monkeypatch.setattr(Image.Image, "save", saved)
+    killed(lambda: write_scenes(Scenes(9, size=24), tmp_path))
+    shown = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(path.name for path in shown if path.suffix == ".png") == ["000000.png", "000001.png", "000002.png"]
+    for path in shown:
+        assert path.read_text() if path.suffix == ".txt" else Image.open(path).load()

@@ -1,0 +1,666 @@
+"""`toklip encode` and `toklip decode`: pictures there and back, and nothing lost or repeated however they end."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from toklip_core import devices
+from toklip_core.cli import cli
+from toklip_core.model import CLIP, TokLIP, load_clip
+from toklip_core.pictures import normalized, open_picture, resized, to_pixels
+from toklip_core.plugins import load_tokenizer
+from toklip_core.store import (
+    EncodeReport,
+    FeatureInfo,
+    PartWriter,
+    TokenStore,
+    decode_store,
+    encode as encoding,
+    encode_pictures,
+)
+from toklip_core.weights import weights_checksum
+
+from tests.core.conftest import picture
+from tests.support import kill_often
+from tests.support.small_models import small_clip, small_toklip
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def environment(toy):
+    return os.environ | {"PYTHONPATH": str(toy), "OMP_NUM_THREADS": "1"}
+
+
+def python(toy, *arguments, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def contents(store):
+    return {row.key: (row.ids.tolist(), row.caption) for row in TokenStore(store)}
+
+
+def test_photographs_become_ids_and_pictures_again(toy, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (photos / "a.txt").write_text("soft colours")
+    result = run("encode", "photos", "--out", "store", "--tokenizer", "mean-colour", "--json", "--workers", 0)
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0 and (report["pictures"], report["skipped"], report["unreadable"]) == (5, 0, 0)
+    assert report["store"] == "store" and report["pictures_per_second"] > 0
+
+    tokenizer, store = load_tokenizer("mean-colour"), TokenStore("store")
+    rows = {row.key: row for row in store}
+    assert sorted(rows) == ["photos/a.jpg", "photos/b.png", "photos/c.webp", "photos/deep/d.jpg", "photos/deep/e.bmp"]
+    for key, row in rows.items():
+        assert torch.equal(row.ids, tokenizer.encode(to_pixels(open_picture(key), 32)[None])[0]), key
+        assert row.caption == ("soft colours" if key == "photos/a.jpg" else None)
+
+    assert json.loads(run("decode", "store", "--out", "again", "--json").stdout)["pictures"] == 5
+    for key, row in rows.items():
+        pixels = normalized(torch.from_numpy(np.array(Image.open(f"again/{key}.png"))).permute(2, 0, 1))
+        assert (pixels - tokenizer.decode(row.ids[None])[0]).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_ids_do_not_depend_on_workers_batches_or_ranks(toy, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ways = {
+        "one": {"batch_size": 1},
+        "workers": {"batch_size": 2, "workers": 2},
+        "all": {"batch_size": 32, "workers": 1, "part_rows": 2},
+    }
+    stores = []
+    for name, way in ways.items():
+        encode_pictures(["photos"], tmp_path / name, tokenizer="mean-colour", **way)
+        stores.append(contents(tmp_path / name))
+    for rank in range(2):
+        encode_pictures(["photos"], tmp_path / "ranks", tokenizer="mean-colour", rank=rank, world_size=2)
+    assert {path.name[:10] for path in (tmp_path / "ranks").glob("part-*")} == {f"part-{rank:05d}" for rank in range(2)}
+    assert all(store == stores[0] for store in [*stores[1:], contents(tmp_path / "ranks")])
+
+
+def test_shuffled_every_part_has_pictures_of_all_folders_and_the_rows_are_the_same(toy, tmp_path, monkeypatch):
+    """Also when it is stopped and goes on, and among ranks; a picture's place follows from its key."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(48):
+        path = Path(f"pictures/class-{number // 12}/{number:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path)
+    settings = {"tokenizer": "mean-colour", "part_rows": 12, "batch_size": 4}
+    encode_pictures(["pictures"], "sorted", **settings)
+    encode_pictures(["pictures"], "shuffled", shuffle=True, **settings)
+    folders = [[Path(key).parent.name for key in TokenStore(store).keys()] for store in ("sorted", "shuffled")]
+    assert [len(set(found[:12])) for found in folders] == [1, 4]
+    stopped = encode_pictures(["pictures"], "stopped", shuffle=True, stop=lambda: True, **settings)
+    assert stopped.pictures == 4
+    encode_pictures(["pictures"], "stopped", shuffle=True, workers=2, **settings)
+    for rank in range(2):
+        encode_pictures(["pictures"], "ranks", shuffle=True, rank=rank, world_size=2, **settings)
+    assert contents("sorted") == contents("shuffled") == contents("stopped") == contents("ranks")
+    again = run("encode", "pictures", "--out", "shuffled", "--tokenizer", "mean-colour", "--shuffle", "--workers", 0)
+    assert again.exit_code == 0 and "48 were there before" in again.stderr
+
+
+def test_the_launchers_variables_share_the_work(toy, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # shares follow from keys, which follow from the path as typed
+    shares = []
+    for rank in range(2):
+        result = CliRunner().invoke(
+            cli,
+            ["encode", "photos", "--out", "s", "--tokenizer", "mean-colour", "--json"],
+            env={"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+        )
+        shares.append(json.loads(result.stdout)["pictures"])
+    assert sum(shares) == len(TokenStore("s")) == 5 and min(shares) > 0
+
+
+@pytest.mark.slow
+def test_the_default_device_is_this_process_s_accelerator_of_whatever_make(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert devices.default_device() == "mps:0"
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices.default_device() == "xpu:1"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert devices.default_device() == "cpu"
+
+
+def test_torchrun_shares_the_work(toy, photos, tmp_path):
+    arguments = ["encode", "photos", "--out", "s", "--tokenizer", "mean-colour", "--workers", 0]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "toklip_core"]
+    process = python(toy, *launcher, *arguments, cwd=tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(list(TokenStore(tmp_path / "s").keys())) == 5 and len(list((tmp_path / "s").glob("part-*"))) == 2
+
+
+def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, photos, tmp_path):
+    store = tmp_path / "store"
+    good = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(good[: len(good) // 2])
+    first = run("encode", photos, "--out", store, "--tokenizer", "mean-colour")
+    assert first.exit_code == 0 and first.stdout == ""
+    line = first.stderr.splitlines()[-1]
+    assert (
+        line.startswith(f"1 could not be read, see {store}.unreadable; the first: ") and "runcated" in line
+    )  # the decoder's words, which vary
+    assert [(Path(row.key).name, row.source) for row in TokenStore(store).unreadable()] == [
+        ("a.jpg", str(photos / "a.jpg"))
+    ]
+
+    (photos / "a.jpg").write_bytes(good)
+    picture(9).save(photos / "z.png")
+    report = json.loads(run("encode", photos, "--out", store, "--tokenizer", "mean-colour", "--json").stdout)
+    assert (report["pictures"], report["skipped"], report["unreadable"]) == (2, 4, 0)
+    keys = list(TokenStore(store).keys())
+    assert len(keys) == len(set(keys)) == 6 and TokenStore(store).unreadable() == []
+
+
+def test_another_number_of_ranks_goes_on_where_the_first_ended(toy, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = encode_pictures(["photos"], tmp_path / "s", tokenizer="mean-colour", rank=1, world_size=2)
+    second = encode_pictures(["photos"], tmp_path / "s", tokenizer="mean-colour")
+    assert second.skipped == first.pictures > 0 and second.pictures == 5 - first.pictures > 0
+    assert len(set(TokenStore(tmp_path / "s").keys())) == len(TokenStore(tmp_path / "s")) == 5
+
+
+def test_every_one_of_many_keys_is_known_again(toy, tmp_path):
+    """Enough of them to meet every last byte of a digest."""
+    line = picture(0, (4, 4))
+    (tmp_path / "many").mkdir()
+    for number in range(1500):
+        line.save(tmp_path / f"many/{number}.bmp")
+    encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    again = encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    assert (again.pictures, again.skipped) == (0, 1500)
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_and_repeat_nothing(toy, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    data = {}
+    for number in range(2000):
+        path = folder / f"{number:04d}.jpg"
+        picture(number, (40, 32)).save(path)
+        if number % 100 == 7:
+            data[path.name] = path.read_bytes()
+            path.write_bytes(data[path.name][: len(data[path.name]) * 2 // 3])
+    process = python(toy, Path(kill_often.__file__), folder, tmp_path / "store", 10)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    outcome = json.loads(output)
+    assert sorted(outcome["parts"]) == outcome["parts"] and outcome["parts"][-1] > 3  # the kills met it at work
+    store = TokenStore(tmp_path / "store")
+    keys = list(store.keys())
+    assert len(keys) == len(set(keys)) == 1980
+    assert {Path(row.key).name for row in store.unreadable()} == set(data) and len(store.unreadable()) == 20
+    assert outcome["report"]["unreadable"] == 20 and outcome["report"]["skipped"] > 3 * 16
+    assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, status):
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(600):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour-slow", "--batch-size", 4, "--json"]
+    process = python(toy, "-m", "toklip_core", *arguments, "--workers", 1, start_new_session=True)
+    while not (store / ".rank-00000.lock").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors == ""
+    report = json.loads(output)
+    assert report["stopped"] and 0 < report["pictures"] < 600
+    assert len(TokenStore(store)) == report["pictures"]
+
+
+def workers_of(process):
+    """The processes that read pictures, once there are any."""
+    while True:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        names = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        if found := [int(child) for child, name in names.items() if b"resource_tracker" not in name]:
+            return found
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def slow_encode(toy, tmp_path):
+    """An encode by two workers that takes a while and writes often, and its store of 400 pictures."""
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(400):
+        picture(seed, (32, 32)).save(folder / f"{seed}.bmp")
+    encode = (
+        "import sys, toklip_core.store.encode as e; from toklip_core.cli import cli; from functools import partial\n"
+        "e.encode_pictures = partial(e.encode_pictures, part_seconds=0); cli(sys.argv[1:])"
+    )
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour-slow", "--batch-size", 4]
+    return python(toy, "-c", encode, *arguments, "--workers", 2, start_new_session=True), store
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path, number):
+    process, store = slow_encode(toy, tmp_path)
+    for _ in range(5):
+        for worker in workers_of(process):
+            os.kill(worker, number)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert len(TokenStore(store)) == 400
+
+
+def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy, tmp_path):
+    process, store = slow_encode(toy, tmp_path)
+    (worker, *_) = workers_of(process)
+    while not list(store.glob("part-*")):
+        time.sleep(0.01)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1, errors
+    assert errors.startswith("Error: a process that reads pictures was killed")
+    assert "--max-pixels" in errors and "--workers" in errors
+    assert 0 < len(set(TokenStore(store).keys())) == len(TokenStore(store)) < 400
+    arguments = ["encode", tmp_path / "pictures", "--out", store, "--tokenizer", "mean-colour-slow"]
+    assert run(*arguments, "--workers", 1).exit_code == 0 and len(TokenStore(store)) == 400
+
+
+def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy, photos, tmp_path):
+    """As where the system ends it for want of memory: at that picture, whichever worker it is."""
+    dies = (
+        "import os, sys; from toklip_core.pictures import find; from toklip_core.cli import cli\n"
+        "read = find.open_picture\n"
+        "def opened(path, **more): return os.kill(os.getpid(), 9) if 'huge' in str(path) else read(path, **more)\n"
+        "find.open_picture = opened; cli(sys.argv[1:])"
+    )
+    picture(9).save(photos / "deep/huge.png")
+    arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--batch-size", 1]
+    process = python(toy, "-c", dies, *arguments, "--workers", 1)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1, errors
+    assert "while it read " in errors and "photos/deep/huge.png, mostly for want" in errors
+    assert len(TokenStore(tmp_path / "s")) > 0
+
+
+def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tmp_path, monkeypatch):
+    def starved(image, size, resize="crop"):
+        if image.size == (9, 9):
+            raise MemoryError
+        return resized(image, size, resize)
+
+    monkeypatch.setattr(encoding, "resized", starved)
+    picture(9, (9, 9)).save(photos / "huge.png")
+    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert (report.pictures, report.unreadable) == (5, 1)
+    assert report.first_unreadable.endswith("huge.png: there was not enough memory to read it")
+
+
+def test_a_log_gets_a_line_now_and_then_and_a_short_run_none(toy, photos, tmp_path, monkeypatch):
+    arguments = ["encode", photos, "--tokenizer", "mean-colour", "--batch-size", 1, "--workers", 0, "--json"]
+    assert run(*arguments, "--out", tmp_path / "short").stderr == ""
+    monkeypatch.setattr(devices, "_LINE_SECONDS", 1e-6)
+    lines = run(*arguments, "--out", tmp_path / "long").stderr.split("\n")
+    assert lines[-3].strip().startswith("5 of 5 pictures, ") and "1 of 5 pictures, " in lines[0]
+
+
+def test_more_workers_than_cores_are_no_matter_for_a_warning(toy, photos, tmp_path):
+    many = (os.cpu_count() or 1) + 3
+    for number in range(many):
+        picture(number).save(photos / f"{number}.png")
+    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1, workers=many)
+    assert report.pictures == 5 + many
+
+
+def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):
+    held = tmp_path / "store/.rank-00000.lock"
+    held.parent.mkdir()
+    code = f"import fcntl, sys; f = open({str(held)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(OSError, match=r"another process is encoding into .* as rank 0"):
+        encode_pictures([photos], held.parent, tokenizer="mean-colour")
+    other.communicate(b"\n")
+    assert encode_pictures([photos], held.parent, tokenizer="mean-colour").pictures == 5
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from toklip_core.store import writing
+store, rank, world_size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+try:
+    with writing(store, rank, world_size):
+        print(world_size, flush=True)
+        input()
+except OSError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def writer(store, rank, world_size):
+    """Another process that is at work in a store until it gets a line; its first line says how many ranks it is of."""
+    command = [sys.executable, "-c", WRITER, str(store), str(rank), str(world_size)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy, photos, tmp_path):
+    store = tmp_path / "store"
+    other = writer(store, 1, 2)
+    assert other.stdout.readline() == "2\n"
+    half_written = tmp_path / "store.part-00001-000001.parquet.tmp"
+    half_written.touch()
+    with pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1, which would"):
+        encode_pictures([photos], store, tokenizer="mean-colour")
+    assert half_written.exists() and not list(store.glob("part-*"))
+    first = encode_pictures([photos], store, tokenizer="mean-colour", rank=0, world_size=2)
+    assert half_written.exists()
+    other.communicate("\n")
+    assert encode_pictures([photos], store, tokenizer="mean-colour").pictures == 5 - first.pictures
+    assert not half_written.exists() and len(set(TokenStore(store).keys())) == len(TokenStore(store)) == 5
+
+
+def test_a_killed_encode_leaves_no_lock(toy, photos, tmp_path):
+    """Whatever number of ranks it was of, and whatever files of locks there are."""
+    for world_size in (2, 3):
+        other = writer(tmp_path / "store", 0, world_size)
+        assert other.stdout.readline() == f"{world_size}\n"
+        with pytest.raises(OSError, match=f"an encode by {world_size} processes is at work in"):
+            encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+        other.kill()
+        other.communicate()
+    assert len(list((tmp_path / "store").glob(".*.lock"))) >= 3
+    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
+
+
+def test_writers_that_start_at_one_moment_are_the_ranks_of_one_encode(tmp_path):
+    others = [writer(tmp_path / "store", rank, world_size) for rank in range(3) for world_size in (3, 4)]
+    said = [other.stdout.readline() for other in others]
+    for other in others:
+        other.communicate("\n")
+    assert {line for line in said if "refused" not in line} in ({"3\n"}, {"4\n"})
+    assert sum("refused" in line for line in said) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_written_without_them(toy, photos, tmp_path, monkeypatch, number):
+    def no_locks(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):
+    """The limit of a file's size stands for the disk: it ends a write in the middle, as a full disk does."""
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for seed in range(8):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    encode_pictures([folder], store, tokenizer="mean-colour", image_size=512)
+    before = {path.name: path.read_bytes() for path in store.glob("part-*")}
+    for seed in range(8, 40):
+        picture(seed, (32, 32)).save(folder / f"{seed}.png")
+    limited = (
+        "import resource, sys; from toklip_core.cli import cli; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); cli(sys.argv[1:])"
+    )
+    arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour", "--size", 512, "--workers", 0]
+    process = python(toy, "-c", limited, *arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.count("\n") == 1
+    assert f"no room to write in {store}" in errors and "make room, run it again" in errors
+    assert {path.name: path.read_bytes() for path in store.glob("part-*")} == before
+    assert not list(store.glob(".part-*"))
+    assert encode_pictures([folder], store, tokenizer="mean-colour", image_size=512).pictures == 32
+
+
+def test_decode_completes_what_is_there_and_leaves_no_half_picture(toy, photos, tmp_path):
+    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert decode_store(tmp_path / "s", tmp_path / "out").pictures == 5
+    written = sorted((tmp_path / "out").rglob("*.png"))
+    written[0].unlink()
+    written[1].write_bytes(b"mine")
+    report = decode_store(tmp_path / "s", tmp_path / "out")
+    assert (report.pictures, report.skipped) == (1, 4)
+    assert written[0].exists() and written[1].read_bytes() == b"mine"
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("key", ["../out.jpg", "/elsewhere/out.jpg", "a/../../out.jpg", "link/out.jpg", ""])
+def test_a_store_cannot_make_decode_write_elsewhere(toy, tmp_path, key):
+    encode_pictures([save(tmp_path / "a.jpg")], tmp_path / "good", tokenizer="mean-colour")
+    good = TokenStore(tmp_path / "good")
+    writer = PartWriter(tmp_path / "evil", good.info)
+    writer.add([key], good[0].ids[None], [None])
+    writer.flush()
+    out, outside = tmp_path / "deep/out", tmp_path / "outside"
+    out.mkdir(parents=True)
+    outside.mkdir()
+    (out / "link").symlink_to(outside)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("decode", tmp_path / "evil", "--out", out)
+    assert result.exit_code == 1 and f"the first is {key!r}: the key leads out of the folder" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def save(path):
+    picture(0).save(path)
+    return path
+
+
+def test_decode_refuses_other_weights_than_the_stores(toy, photos, tmp_path):
+    for name, number in (("one", "0.5"), ("other", "0.7")):
+        (tmp_path / name).write_text(number)
+    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", weights=tmp_path / "one")
+    assert decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "one").pictures == 5
+    with pytest.raises(ValueError, match=r"checksum [0-9a-f]{16}, but .* was made with [0-9a-f]{16}"):
+        decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "other")
+
+
+def test_bfloat16_and_squash_are_kept_in_the_store(toy, photos, tmp_path):
+    run(
+        "encode",
+        photos,
+        "--out",
+        tmp_path / "s",
+        "--tokenizer",
+        "mean-colour",
+        "--dtype",
+        "bfloat16",
+        "--resize",
+        "squash",
+    )
+    info = TokenStore(tmp_path / "s").info
+    assert (info.dtype, info.resize, info.image_size) == ("bfloat16", "squash", 32)
+    assert (
+        info.weights_checksum
+        == TokenStore(encode_pictures([photos], tmp_path / "t", tokenizer="mean-colour").store).info.weights_checksum
+    )  # of the weights, whatever they are computed in
+
+
+@pytest.fixture
+def models(toy, tmp_path):
+    """Folders of a TokLIP and of a teacher whose pictures are of another size."""
+    small_toklip().save_pretrained(tmp_path / "toklip")
+    teacher = small_clip()
+    config = teacher.config.model_copy(update={"image_size": 16})
+    smaller = CLIP(config, teacher.text.tokenizer)
+    smaller.save_pretrained(tmp_path / "teacher")
+    return {"model": tmp_path / "toklip", "teacher": tmp_path / "teacher"}
+
+
+def pixels_of(photos, key, size):
+    return to_pixels(open_picture(photos.parent / key), size)[None]
+
+
+def halves(feature):
+    return feature.detach().half().float()
+
+
+def close(first, second):
+    """But for the last bit of float16: the models see other batches."""
+    return torch.allclose(first, second, rtol=2**-9, atol=2**-11)
+
+
+def test_features_of_models_are_stored_beside_the_ids(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--workers", 1, "--model", "toklip", "--tokens", "--teacher", "teacher"]
+    assert run("encode", "photos", "--out", "s", *arguments).exit_code == 0
+    store, model, teacher = TokenStore("s"), TokLIP.from_pretrained("toklip"), load_clip(tmp_path / "teacher")
+    plain = encode_pictures(["photos"], "ids", tokenizer="mean-colour")
+    assert contents("s") == contents(plain.store)
+    assert (store.info.image_size, store.info.resize, store.info.tokenizer) == (32, "crop", "mean-colour")
+    with torch.no_grad():
+        for row in store:
+            pixels = pixels_of(photos, row.key, 32)
+            assert close(row.pooled, halves(model.image_features(pixels)[0])) and abs(row.pooled.norm() - 1) < 1e-3
+            assert close(row.tokens, halves(model(pixels).tokens[0])) and row.tokens.shape == (64, 32)
+            assert close(row.teacher, halves(teacher.image_features(pixels_of(photos, row.key, 16))[0]))
+
+
+def test_a_store_says_whose_features_it_has(models, photos, tmp_path):
+    encode_pictures([photos], tmp_path / "s", **models, tokens=True)
+    info = TokenStore(tmp_path / "s").info
+    model, teacher = TokLIP.from_pretrained(models["model"]), load_clip(models["teacher"])
+    assert info.pooled == FeatureInfo(model="toklip", weights_checksum=weights_checksum(model.encoder), width=32)
+    assert info.tokens == info.pooled
+    assert info.teacher == FeatureInfo(model="teacher", weights_checksum=weights_checksum(teacher), width=32)
+    assert info.weights_checksum == weights_checksum(model.tokenizer)
+
+
+def test_an_encode_with_features_goes_on_where_it_ended(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = encode_pictures(["photos"], tmp_path / "whole", **models)
+    first = encode_pictures(["photos"], tmp_path / "s", **models, batch_size=2, stop=lambda: True)
+    shares = [encode_pictures(["photos"], tmp_path / "s", **models, rank=rank, world_size=2) for rank in range(2)]
+    assert first.pictures == 2 and sum(share.pictures for share in shares) == 3
+    expected = {row.key: row for row in TokenStore(whole.store)}
+    rows = list(TokenStore(tmp_path / "s"))
+    assert len(rows) == 5 and all(
+        close(row.pooled, expected[row.key].pooled) and close(row.teacher, expected[row.key].teacher) for row in rows
+    )
+
+
+def test_loaded_models_serve_as_well_as_their_folders(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode_pictures(["photos"], "folders", **models)
+    loaded = {"model": TokLIP.from_pretrained(models["model"]), "teacher": load_clip(models["teacher"])}
+    encode_pictures(["photos"], "objects", **loaded)
+    for mine, theirs in zip(TokenStore("objects"), TokenStore("folders"), strict=True):
+        assert mine.key == theirs.key and torch.equal(mine.pooled, theirs.pooled)
+        assert torch.equal(mine.teacher, theirs.teacher)
+    assert TokenStore("objects").info.pooled.weights_checksum == TokenStore("folders").info.pooled.weights_checksum
+
+
+def test_features_in_bfloat16_point_where_those_in_float32_do(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = TokLIP.from_pretrained(models["model"])
+    for dtype in ("float32", "bfloat16"):
+        encode_pictures(["photos"], dtype, model=model, teacher=models["teacher"], dtype=dtype)
+    half, full = (list(TokenStore(dtype)) for dtype in ("bfloat16", "float32"))
+    for name in ("pooled", "teacher"):
+        cosines = [getattr(a, name) @ getattr(b, name) for a, b in zip(half, full, strict=True)]
+        assert min(cosines) > 0.999 and not all(
+            torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(half, full, strict=True)
+        )
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_the_teacher_says_how_pictures_become_squares_unless_somebody_else_does(models, photos, tmp_path):
+    def resize(**arguments):
+        path = tmp_path / f"s{len(list(tmp_path.iterdir()))}"
+        return TokenStore(encode_pictures([photos], path, **arguments).store).info.resize
+
+    assert load_clip(models["teacher"]).config.resize == "squash"
+    assert resize(tokenizer="mean-colour", teacher=models["teacher"]) == "squash"
+    assert resize(tokenizer="mean-colour", teacher=models["teacher"], resize="crop") == "crop"
+    assert resize(**models) == "crop"
+    assert resize(tokenizer="mean-colour") == "crop"
+
+
+def test_a_store_takes_no_other_features(models, photos, tmp_path):
+    store = tmp_path / "s"
+    encode_pictures([photos], store, tokenizer="mean-colour", teacher=models["teacher"], resize="crop")
+    with pytest.raises(ValueError, match=r"it has teacher.model None \(the store: 'teacher'\)"):
+        encode_pictures([photos], store, tokenizer="mean-colour")
+    with pytest.raises(ValueError, match=r"it has pooled.model 'toklip' \(the store: None\)"):
+        encode_pictures([photos], store, **models)
+    small_clip(seed=1).save_pretrained(tmp_path / "other/teacher")
+    other = {"tokenizer": "mean-colour", "teacher": tmp_path / "other/teacher", "resize": "crop"}
+    with pytest.raises(ValueError, match=r"it has teacher.weights_checksum '[0-9a-f]+' \(the store: '[0-9a-f]+'\); t"):
+        encode_pictures([photos], store, **other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens"], "tokens are those of a model; name one"),
+        (["--model", "MODEL", "--tokenizer", "other"], "got the tokenizer 'other', but the model has 'mean-colour'"),
+        (["--model", "MODEL", "--size", "64"], "got the size '64', but the model has 32; leave out --size"),
+        (["--model", "MODEL", "--resize", "squash"], "got the resize 'squash', but the model has 'crop'; leave out"),
+        (["--model", "MODEL", "--weights", "w"], "got the weights 'w', but the model has those of its tok"),
+        (["--model", "TEACHER"], "holds two towers on pixels, no TokLIP"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--teacher", "MODEL"], "holds a TokLIP, no teacher"),
+        (["--teacher", "nowhere"], "'nowhere' is no model folder"),
+    ],
+)
+def test_models_that_do_not_fit_are_one_line(models, photos, tmp_path, arguments, message):
+    places = {"MODEL": models["model"], "TEACHER": models["teacher"]}
+    tokenizer = [] if "--model" in arguments else ["--tokenizer", "mean-colour"]
+    words = [places.get(word, word) for word in arguments]
+    result = run("encode", photos, "--out", tmp_path / "s", "--workers", 0, *tokenizer, *words)
+    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("s/part-*"))
+
+
+def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):
+    with pytest.raises(ValueError, match="got neither a tokenizer nor a model"):
+        encode_pictures([photos], tmp_path / "s")
+
+
+def test_large_rows_are_written_in_more_parts(models, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "_PART_BYTES", 5000)  # of a picture 4.3 kB
+    encode_pictures([photos], tmp_path / "s", model=models["model"], tokens=True, batch_size=1)
+    assert [path.name for path in sorted((tmp_path / "s").glob("part-*"))] == [
+        f"part-00000-00000{n}.parquet" for n in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(("pictures", "said"), [(1, "1 picture encoded into s"), (2, "2 pictures encoded into s")])
+def test_one_picture_is_not_said_in_the_plural(pictures, said):
+    report = EncodeReport(
+        store="s",
+        pictures=pictures,
+        skipped=0,
+        unreadable=0,
+        first_unreadable="",
+        seconds=1.0,
+        stopped=False,
+        rank=0,
+    )
+    assert report.as_text().startswith(said)

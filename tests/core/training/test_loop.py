@@ -1,0 +1,577 @@
+"""The laws of fit: exact resume, whole saves, frozen things, order of the data, signals."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toklip_core.config import RunConfig
+from toklip_core.training import (
+    Evaluation,
+    FitReport,
+    Losses,
+    ParameterGroup,
+    build_optimizers,
+    derived_seed,
+    fit,
+    learning_rate_factor,
+    shuffled,
+)
+from torch import Tensor, nn
+
+from tests.support.refusals import refusing
+
+
+class Numbers:
+    """Samples that depend on epoch and index: a vector and the sum of its squares."""
+
+    def __init__(self, size: int = 10) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        vector = torch.randn(6, generator=torch.Generator().manual_seed(derived_seed(*key)))
+        return vector, vector.square().sum()
+
+
+class Toy(nn.Module):
+    """A body, a head that trains at its own rate, a frozen part with dropout, a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(0.1))
+        self.frozen = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.9)).requires_grad_(False)
+        self.head = nn.Linear(16, 1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if self.training:
+            self.seen += len(vectors)
+        features = self.body(vectors)
+        return self.head(features + self.frozen(features))[:, 0]
+
+
+def objective(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Losses:
+    guess = model(batch[0])
+    return Losses({"error": nn.functional.mse_loss(guess, batch[1])}, {"guess": guess.mean()})
+
+
+def run_config(**changes: Any) -> RunConfig:
+    values = {"steps": 7, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "save_every": 3, "evaluate_every": 3}
+    return RunConfig(**(values | {"ema_decay": 0.9, "max_grad_norm": 1.0} | changes))
+
+
+def train(
+    out: Path, run: RunConfig | None = None, objective: Callable[..., Losses] = objective, **more: Any
+) -> tuple[FitReport, Toy]:
+    torch.manual_seed(0)
+    model = Toy()
+    groups = [
+        ParameterGroup(names=frozenset({"body.0.weight", "body.0.bias"})),
+        ParameterGroup(
+            names=frozenset({"head.weight", "head.bias"}),
+            learning_rate_factor=2.0,
+            betas=(0.5, 0.9),
+            weight_decay=0.1,
+            clip_with="head",
+        ),
+    ]
+
+    def export(tensors: dict[str, Tensor], folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / "model.safetensors")
+
+    arguments = {"settings": {"task": "toy"}, "export": export, "groups": groups, "evaluate": evaluate} | more
+    return fit(model, Numbers(), objective, run or run_config(), out, **arguments), model
+
+
+def evaluate(product: nn.Module) -> Evaluation:
+    assert not product.training
+    return Evaluation({"weight": float(product.head.weight.sum())}, {"grey": torch.zeros(1, 3, 4, 4)})
+
+
+def last_save(out: Path) -> Path:
+    return max((out / "saves").iterdir())
+
+
+def assert_same_save(one: Path, other: Path) -> None:
+    """Weights, averages and optimizer, bit for bit."""
+    assert last_save(one).name == last_save(other).name
+    for part in ("model", "average", "optimizer"):
+        mine, theirs = (load_file(last_save(out) / f"{part}.safetensors") for out in (one, other))
+        assert mine.keys() == theirs.keys() and mine
+        different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+        assert not different, (part, different)
+    result = [load_file(out / "model/model.safetensors") for out in (one, other)]
+    assert all(torch.equal(result[0][name], result[1][name]) for name in result[0])
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of seven steps without a break."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(out)[0].step == 7
+    return out
+
+
+@pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (3, signal.SIGHUP), (6, signal.SIGINT)])
+def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, whole: Path, stop_at: int, number: int):
+    def stopping(model: nn.Module, batch: Any, step: int) -> Losses:
+        if step == stop_at - 1:
+            os.kill(os.getpid(), number)
+        return objective(model, batch, step)
+
+    report, _ = train(tmp_path / "run", objective=stopping)
+    assert report == FitReport(stop_at, report.figures, number)
+    assert not (tmp_path / "run/model").exists()
+    report, _ = train(tmp_path / "run")
+    assert (report.step, report.signal) == (7, 0)
+    assert_same_save(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_finished(tmp_path: Path, whole: Path):
+    before = {path: path.read_bytes() for path in sorted(whole.rglob("*.safetensors"))}
+    report, _ = train(whole)
+    assert report.step == 7 and "weight" in report.figures
+    assert {path: path.read_bytes() for path in sorted(whole.rglob("*.safetensors"))} == before
+
+
+def test_the_log_of_a_resumed_run_has_each_line_once(tmp_path: Path, whole: Path):
+    run = tmp_path / "run"
+
+    def failing(model: nn.Module, batch: Any, step: int) -> Losses:
+        assert step < 5, "power cut"
+        return objective(model, batch, step)
+
+    with pytest.raises(AssertionError, match="power cut"):
+        train(run, objective=failing)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')  # a kill in the middle of a line
+    train(run)
+    steps = [(line["step"], "evaluate/weight" in line) for line in lines(run)]
+    assert steps == [(line["step"], "evaluate/weight" in line) for line in lines(whole)]
+    assert len(steps) == len(set(steps))
+
+
+def test_the_log_has_means_over_the_steps_since_the_last_line(tmp_path: Path):
+    seen: list[float] = []
+
+    def noting(model: nn.Module, batch: Any, step: int) -> Losses:
+        losses = objective(model, batch, step)
+        seen.append(losses.losses["error"].item())
+        return losses
+
+    train(tmp_path / "run", run_config(steps=2, save_every=2), noting)
+    assert lines(tmp_path / "run")[0]["loss/error"] == pytest.approx(sum(seen) / 2, rel=1e-6)
+
+
+def test_workers_change_nothing(tmp_path: Path, whole: Path):
+    train(tmp_path / "run", run_config(workers=1))
+    assert_same_save(tmp_path / "run", whole)
+
+
+def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path):
+    """Without dropout, whose masks differ, and up to the rounding of sums."""
+
+    def plain(model: nn.Module, batch: Any, step: int) -> Losses:
+        return objective(model.eval(), batch, step)
+
+    weights = [train(tmp_path / str(n), run_config(accumulate=n), plain)[1].state_dict() for n in (1, 2)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_weights_stay_in_eval_mode_unchanged_and_out_of_the_saves(tmp_path: Path):
+    modes: list[tuple[bool, bool]] = []
+
+    def noting(model: nn.Module, batch: Any, step: int) -> Losses:
+        modes.append((model.training, any(module.training for module in model.frozen.modules())))
+        return objective(model, batch, step)
+
+    torch.manual_seed(0)
+    before = Toy().frozen.state_dict()
+    _, model = train(tmp_path / "run", objective=noting)
+    assert set(modes) == {(True, False)}
+    assert all(torch.equal(model.frozen.state_dict()[name], before[name]) for name in before)
+    saved = load_file(last_save(tmp_path / "run") / "model.safetensors")
+    assert not any(name.startswith("frozen") for name in saved)
+    assert saved["seen"] == 28
+    assert "frozen.0.weight" in load_file(tmp_path / "run/model/model.safetensors"), "the result is complete"
+
+
+def test_the_average_is_the_average_of_the_weights_and_is_what_is_exported(tmp_path: Path):
+    weights: list[Tensor] = []
+
+    def noting(model: nn.Module, batch: Any, step: int) -> Losses:
+        weights.append(model.head.weight.detach().clone())
+        return objective(model, batch, step)
+
+    _, model = train(tmp_path / "run", objective=noting)
+    expected = weights[0]
+    for weight in [*weights[1:], model.head.weight.detach()]:
+        expected = 0.9 * expected + 0.1 * weight
+    exported = load_file(tmp_path / "run/model/model.safetensors")["head.weight"]
+    torch.testing.assert_close(exported, expected)
+    assert not torch.equal(exported, model.head.weight)
+
+
+def test_a_part_of_the_model_can_be_the_result(tmp_path: Path):
+    torch.manual_seed(0)
+    model = Toy()
+    exported: dict[str, Tensor] = {}
+    fit(
+        model,
+        Numbers(),
+        objective,
+        run_config(steps=1),
+        tmp_path / "run",
+        settings={},
+        export=lambda tensors, folder: exported.update(tensors),
+        product=model.head,
+        evaluate=lambda head: Evaluation({"width": head.in_features}),
+    )
+    assert exported.keys() == {"weight", "bias"}
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_loss(tmp_path: Path):
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        losses = objective(model, batch, step).losses
+        return Losses({**losses, "other": losses["error"] * (float("nan") if step == 4 else 1)})
+
+    with pytest.raises(ValueError, match=r"the loss 'other' is nan at step 5; the last save is step 3 in") as raised:
+        train(tmp_path / "run", run_config(log_every=50), breaking)
+    assert "\n" not in str(raised.value)
+    assert last_save(tmp_path / "run").name == "step-00000003"
+
+
+def test_gradients_that_are_not_finite_stop_before_their_step_is_saved(tmp_path: Path):
+    """The loss is fine, and the weights would be NaN after the step."""
+
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        losses = objective(model, batch, step).losses
+        if step == 5:
+            next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+        return Losses(losses)
+
+    with refusing("the norm of the gradients of 'model' is inf at step 6; the last save is step 3 in "):
+        train(tmp_path / "run", run_config(log_every=50), breaking)
+    assert last_save(tmp_path / "run").name == "step-00000003"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
+    def spoil(model: nn.Module) -> None:
+        next(model.parameters()).view(-1)[0] = float("nan")
+
+    with refusing("cannot save step 1; there is no save yet (the model's 'body.0.weight' has NaN", kind=OSError):
+        train(tmp_path / "run", run_config(save_every=1), after_step=spoil)
+    assert not list((tmp_path / "run" / "saves").iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tmp_path: Path):
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        return Losses({"error": objective(model, batch, step).losses["error"] * (float("nan") if step == 1 else 1)})
+
+    def evaluate(product: nn.Module) -> Evaluation:
+        raise AssertionError("it was evaluated")
+
+    with refusing("the loss 'error' is nan at step 2; there is no save yet"):
+        train(tmp_path / "run", run_config(log_every=50), breaking, evaluate=evaluate)
+
+
+def test_an_error_ends_the_workers(tmp_path: Path):
+    """They ignore signals, so nothing else would end them before the process can."""
+
+    def breaking(model: nn.Module, batch: Any, step: int) -> Losses:
+        assert multiprocessing.active_children()
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        train(tmp_path / "run", run_config(workers=1), breaking)
+    assert not multiprocessing.active_children()
+
+
+class Broken(Numbers):
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        raise ValueError(f"no picture at {key}")
+
+
+def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers(tmp_path: Path):
+    with pytest.raises(ValueError, match="no picture at"):
+        fit(Toy(), Broken(), objective, run_config(workers=1), tmp_path / "run", settings={}, export=lambda *_: None)
+    assert not multiprocessing.active_children()
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts(tmp_path: Path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.123").write_text("{")
+    assert train(out, run_config(steps=1))[0].step == 1
+
+
+def test_a_full_disk_leaves_the_last_save_whole(tmp_path: Path, whole: Path):
+    run = tmp_path / "run"
+    train(run, run_config(steps=3, save_every=3, schedule="constant"))
+
+    def filling(model: nn.Module, batch: Any, step: int) -> Losses:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))  # a file may not grow beyond these bytes
+        return objective(model, batch, step)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match=r"cannot save step 6; the last save is step 3 in .*saves \(") as raised:
+            train(run, run_config(log_every=50), filling)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(raised.value)
+    assert [entry.name for entry in (run / "saves").iterdir()] == ["step-00000003"], "and nothing half-written"
+    train(run)
+    assert_same_save(run, whole)
+
+
+def test_the_last_saves_are_kept_and_older_ones_deleted(tmp_path: Path):
+    train(tmp_path / "run", run_config(save_every=1, keep=2))
+    assert sorted(entry.name for entry in (tmp_path / "run/saves").iterdir()) == ["step-00000006", "step-00000007"]
+
+
+def test_another_setting_is_an_error_that_names_it(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=2))
+    with pytest.raises(ValueError, match=r"holds a run with other settings of run.learning_rate, task; put them back"):
+        train(tmp_path / "run", run_config(steps=2, learning_rate=0.1), settings={"task": "other"})
+
+
+def test_settings_that_no_weight_depends_on_may_change(tmp_path: Path, whole: Path):
+    run = tmp_path / "run"
+    train(run, run_config(steps=4, log_every=1, save_every=2, keep=1))
+    train(run, run_config(steps=7))
+    assert_same_save(run, whole)
+
+
+def test_the_end_of_a_cosine_may_not_change(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=2, schedule="cosine"))
+    with pytest.raises(ValueError, match=r"other settings of run.steps;"):
+        train(tmp_path / "run", run_config(steps=3, schedule="cosine"))
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is no training run and not empty; choose another folder"):
+        train(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_with_fewer_steps_is_refused_by_the_step_that_it_has_finished(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=3))
+    before = lines(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run has finished step 3, and run\.steps is 2; give it 3 or more") as raised:
+        train(tmp_path / "run", run_config(steps=2))
+    assert "\n" not in str(raised.value)
+    assert lines(tmp_path / "run") == before
+
+
+HOLD = """
+import sys
+from toklip_core.files import lock_exclusively
+file = open(sys.argv[1], "a")
+print(lock_exclusively(file), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_takes_one_run_at_a_time_and_another_when_its_process_has_died(tmp_path: Path, whole: Path):
+    run = tmp_path / "run"
+    train(run, run_config(steps=3))
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run / ".run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "True\n"
+        with pytest.raises(OSError, match=r"cannot train into .*run \(another process trains into it; wait") as raised:
+            train(run)
+        assert "\n" not in str(raised.value)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
+        other.kill()
+    train(run)
+    assert_same_save(run, whole)
+
+
+def test_a_folder_is_locked_while_its_run_goes_on_and_free_after_it(tmp_path: Path):
+    def holding(model: nn.Module, batch: Any, step: int) -> Losses:
+        found.append(held_alone(tmp_path / "run/.run.lock"))
+        return objective(model, batch, step)
+
+    found: list[bool] = []
+    train(tmp_path / "run", run_config(steps=2), holding)
+    assert found == [False, False]
+    assert held_alone(tmp_path / "run/.run.lock")
+
+
+def held_alone(file: Path) -> bool:
+    """Whether another process can have a file for itself."""
+    command = [sys.executable, "-c", HOLD, str(file)]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_save_folder_that_is_there_already_is_not_deleted(tmp_path: Path):
+    """Where no locks are known, two runs may come to one save."""
+    theirs = tmp_path / "run/saves/.step-00000002/model.safetensors"
+
+    def meanwhile(model: nn.Module, batch: Any, step: int) -> Losses:
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_bytes(b"of another process")
+        return objective(model, batch, step)
+
+    with pytest.raises(OSError, match="cannot save step 2; there is no save yet"):
+        train(tmp_path / "run", run_config(steps=2), meanwhile)
+    assert theirs.read_bytes() == b"of another process"
+
+
+def test_what_a_killed_export_left_is_gone_after_the_next(tmp_path: Path, whole: Path):
+    def killed(tensors: dict[str, Tensor], folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = tmp_path / "run"
+    child = multiprocessing.get_context("fork").Process(target=train, args=(run,), kwargs={"export": killed})
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not (run / "model").exists()
+    train(run)
+    assert_same_save(run, whole)
+    assert [path for path in run.rglob(".*") if path.name != ".run.lock"] == []
+
+
+def test_an_export_that_fails_leaves_the_model_that_was_there(tmp_path: Path):
+    def failing(tensors: dict[str, Tensor], folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise OSError("the disk is full")
+
+    run = tmp_path / "run"
+    train(run, run_config(steps=2))
+    before = (run / "model/model.safetensors").read_bytes()
+    with pytest.raises(OSError, match=r"cannot write .*model \(the disk is full\)"):
+        train(run, run_config(steps=3), export=failing)
+    assert [path.read_bytes() for path in (run / "model").iterdir()] == [before]
+
+
+def test_a_damaged_save_is_named(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=2, save_every=1))
+    file = last_save(tmp_path / "run") / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step-00000002 is damaged \(.*\); delete it to go on from the save before"):
+        train(tmp_path / "run", run_config(steps=2, save_every=1))
+
+
+def test_half_precision_of_16_bits_needs_a_gpu(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"got precision 'fp16' without a GPU; use 'bf16' or 'no'"):
+        train(tmp_path / "run", run_config(precision="fp16"))
+
+
+def test_half_precision_trains_float32_weights(tmp_path: Path):
+    seen: list[torch.dtype] = []
+
+    def noting(model: nn.Module, batch: Any, step: int) -> Losses:
+        seen.append(model.body[0](batch[0]).dtype)
+        return objective(model, batch, step)
+
+    _, model = train(tmp_path / "run", run_config(precision="bf16", steps=2), noting)
+    assert set(seen) == {torch.bfloat16}
+    assert model.head.weight.dtype == torch.float32
+
+
+def test_an_epoch_has_every_sample_once_and_another_order():
+    orders = [shuffled(50, seed=3, epoch=epoch).tolist() for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
+    assert orders[0] == shuffled(50, seed=3, epoch=0).tolist()
+
+
+def test_batches_walk_through_epochs_and_drop_nothing(tmp_path: Path):
+    keys: Counter[tuple[int, int]] = Counter()
+
+    class Noting(Numbers):
+        def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            keys[key] += 1
+            return super().__getitem__(key)
+
+    torch.manual_seed(0)
+    fit(Toy(), Noting(10), objective, run_config(steps=5), tmp_path / "run", settings={}, export=lambda *_: None)
+    assert keys == Counter({(epoch, index): 1 for epoch in (0, 1) for index in range(10)})
+
+
+def test_the_learning_rate_warms_up_then_follows_its_schedule():
+    factors = [
+        learning_rate_factor(step, run_config(steps=9, schedule="cosine", warmup_steps=4, final_learning_rate=0.001))
+        for step in range(9)
+    ]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[-1] == pytest.approx(0.1 + 0.9 * (1 + torch.tensor(0.8 * torch.pi).cos().item()) / 2)
+    dropping = run_config(steps=9, schedule="multi-step", milestones=(3, 6), drop=0.5)
+    assert [learning_rate_factor(step, dropping) for step in (0, 2, 3, 5, 6, 8)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_groups_have_their_own_rate_and_are_clipped_by_themselves(tmp_path: Path):
+    train(tmp_path / "run", run_config(steps=1, schedule="constant", log_every=1))
+    line = lines(tmp_path / "run")[0]
+    assert {"grad_norm/model", "grad_norm/head"} <= line.keys()
+    assert line["learning_rate"] == 0.01
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch below 2.9 has no Muon")
+def test_muon_moves_a_matrix_by_its_own_rate_in_every_direction(tmp_path: Path):
+    """The step is near to orthogonal: its singular values are about the rate. Adam's would be up to eight times it."""
+    names = frozenset(name for name, weight in Toy().named_parameters() if weight.requires_grad)
+    matrix = ParameterGroup(names=frozenset({"body.0.weight"}), weight_decay=0.0, matrices=True)
+    rest = ParameterGroup(names=names - matrix.names)
+    run = run_config(steps=1, schedule="constant", muon_learning_rate=0.5, ema_decay=0.0)
+    torch.manual_seed(0)
+    before = Toy().body[0].weight.detach()
+    train(tmp_path / "run", run, groups=[matrix, rest])
+    after = load_file(last_save(tmp_path / "run") / "model.safetensors")["body.0.weight"]
+    rows, columns = after.shape
+    sizes = torch.linalg.svdvals(after - before) / max(1, rows / columns) ** 0.5
+    assert sizes.median() > 0.25 and sizes.max() < 0.75
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch below 2.9 has no Muon")
+@pytest.mark.parametrize(
+    ("run", "more", "message"),
+    [
+        ({"precision": "fp16"}, {}, "with precision 'fp16'; use 'bf16' or 'no'"),
+        ({}, {"sharded": True}, "with FSDP, whose shards are no matrices"),
+        ({}, {"groups": []}, "has no matrices for Muon; leave it out"),
+    ],
+)
+def test_muon_is_refused_where_it_does_nothing_or_harm(run: dict[str, Any], more: dict[str, Any], message: str):
+    weights = dict(nn.Linear(4, 4, bias=False).named_parameters())
+    arguments = {"groups": [ParameterGroup(names=frozenset(weights), matrices=True)]} | more
+    with pytest.raises(ValueError, match=message):
+        build_optimizers(weights, run_config(muon_learning_rate=0.1, **run), **arguments)
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    weights = dict(nn.Linear(4, 4, bias=False).named_parameters())
+    groups = [ParameterGroup(names=frozenset(weights), matrices=True)]
+    with pytest.raises(LookupError, match=r"needs torch 2\.9 or newer"):
+        build_optimizers(weights, run_config(muon_learning_rate=0.1), groups)
+
+
+def test_a_parameter_outside_of_all_groups_is_refused(tmp_path: Path):
+    groups = [ParameterGroup(names=frozenset({"head.weight"}))]
+    with pytest.raises(AssertionError, match=r"not in exactly one group: \['body.0.bias'"):
+        train(tmp_path / "run", groups=groups)

@@ -1,0 +1,205 @@
+"""Laws of the generator: causality, cache, padding, rows of guidance, dropped conditions, compiling."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from toklip_gen.generator import SIZES, ClassCondition, Condition, Generator, Inputs
+
+from tests.support.mean_colour import MeanColour
+from tests.support.small_generators import (
+    FEATURES,
+    LENGTH,
+    small_config,
+    small_generator,
+    small_inputs,
+    some_condition,
+    some_ids,
+)
+from tests.support.small_models import small_toklip
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+@pytest.mark.parametrize("features", FEATURES)
+@torch.no_grad()
+def test_no_position_sees_ids_after_it(features, condition):
+    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
+    ids, other = some_ids(), some_ids()
+    other.flatten(1)[:, 20:] = some_ids(seed=1).flatten(1)[:, 20:]
+    first, second = (generator(inputs(x)[:, :-1], what) for x in (ids, other))
+    torch.testing.assert_close(first[:, :21], second[:, :21], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(first[:, 21:], second[:, 21:])
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("known", [0, 5])
+@torch.no_grad()
+def test_steps_with_a_cache_give_the_logits_of_the_whole_pass(features, condition, known):
+    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
+    ids = some_ids()
+    flat = ids.flatten(1)
+    whole = generator(inputs(ids)[:, :-1], what)
+    read, stream = inputs.stream(flat[:, :known])
+    logits, cache = generator.prefill(read, what)
+    steps = [logits]
+    for i in range(known, flat.shape[1] - 1):
+        steps.append(generator.step(stream.step(flat[:, i]), cache))
+    torch.testing.assert_close(torch.stack(steps, dim=1), whole[:, known:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@torch.no_grad()
+def test_a_stream_sees_what_the_whole_pass_sees(features):
+    inputs, ids = small_inputs(features), some_ids()
+    flat = ids.flatten(1)
+    read, stream = inputs.stream(flat[:, :7])
+    steps = [stream.step(flat[:, i])[:, None] for i in range(7, flat.shape[1])]
+    torch.testing.assert_close(torch.cat([read, *steps], dim=1), inputs(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@torch.no_grad()
+def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(features):
+    generator, inputs, what = small_generator(features, "text"), small_inputs(features), some_condition("text")
+    ids = some_ids().flatten(1)
+    (read, stream), (_, twin) = inputs.stream(ids[:, :3]), inputs.stream(ids[:, :3])
+    (_, cache), (_, static) = generator.prefill(read, what), generator.prefill(read, what)
+
+    def step(ids, position):
+        return generator.step_at(twin.step_at(ids, position), static, position + LENGTH)
+
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    for i in range(3, 8):
+        expected = generator.step(stream.step(ids[:, i]), cache)
+        torch.testing.assert_close(compiled(ids[:, i], torch.tensor([i])), expected, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("learned", False)])
+@torch.no_grad()
+def test_words_are_seen_alike_unless_their_keys_are_learned(keys, alike):
+    generator = small_generator("ids", "text", condition_keys=keys)
+    _, cache = generator.prefill(small_inputs()(some_ids())[:, :3], some_condition("text"))
+    for of_block in cache.keys:
+        of_words, of_ids = of_block[:, :, :LENGTH], of_block[:, :, LENGTH : LENGTH + 3]
+        assert bool((of_words == 0).all()) == alike and of_ids.any()
+
+
+@torch.no_grad()
+def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
+    generator, inputs = small_generator("concat", "text", condition_keys="learned"), small_inputs("concat")
+    flat = some_ids().flatten(1)
+    read, stream = inputs.stream(flat[:, :5])
+    logits, cache = generator.prefill(read, some_condition("text"))
+    after = generator.step(stream.step(flat[:, 5]), cache)
+    whole = generator(inputs(some_ids())[:, :-1], some_condition("text"))
+    torch.testing.assert_close(torch.stack([logits, after], dim=1), whole[:, 5:7], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_of_a_text_changes_nothing():
+    generator, inputs = small_generator("ids", "text"), small_inputs()
+    values, mask = some_condition("text")
+    noise = torch.where(mask[:, :, None], values, torch.full_like(values, 7.0))
+    first, second = (generator(inputs(some_ids()), Condition(x, mask)) for x in (values, noise))
+    torch.testing.assert_close(first, second, **EXACT)
+    assert not torch.allclose(generator(inputs(some_ids()), Condition(noise)), first)
+
+
+@torch.no_grad()
+def test_two_rows_of_one_picture_are_two_pictures_with_the_same_ids():
+    generator, ids = small_generator(), some_ids().flatten(1)
+    both = Condition(torch.tensor([0, 1, 2, 5, 5, 5]))
+    logits, cache = generator.prefill(ids[:, :4], both)
+    again, apart = generator.prefill(ids[:, :4].repeat(2, 1), both)
+    torch.testing.assert_close(logits, again)
+    torch.testing.assert_close(generator.step(ids[:, 4], cache), generator.step(ids[:, 4].repeat(2), apart))
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+@torch.no_grad()
+def test_a_dropped_condition_says_nothing_and_the_others_stay(condition):
+    generator, ids, what = small_generator("ids", condition), some_ids().flatten(1), some_condition(condition)
+    drop = torch.tensor([True, False, True])
+    logits = generator(ids, what, drop)
+    other = what._replace(values=what.values.flip(0) if condition == "class" else what.values * 2)
+    torch.testing.assert_close(logits[drop], generator(ids, other, drop)[drop], **EXACT)
+    torch.testing.assert_close(logits[1], generator(ids, what)[1])
+    assert not torch.allclose(logits[drop], generator(ids, what)[drop])
+
+
+@torch.no_grad()
+def test_a_grid_that_is_no_square_knows_rows_from_columns():
+    wide, tall = (small_generator(grid=grid) for grid in [(2, 8), (8, 2)])
+    ids = some_ids().flatten(1)[:, :15]
+    assert not torch.allclose(wide(ids, some_condition()), tall(ids, some_condition()))
+
+
+@torch.no_grad()
+def test_fewer_heads_of_keys_than_heads_agree_with_the_cache():
+    generator, ids = small_generator(kv_heads=2), some_ids().flatten(1)[:, :6]
+    logits, cache = generator.prefill(ids[:, :5], some_condition())
+    whole = generator(ids, some_condition())
+    torch.testing.assert_close(torch.stack([logits, generator.step(ids[:, 5], cache)], 1), whole[:, 5:])
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        generator = small_generator("ids", "text").train()
+        generator.grad_checkpointing = checkpointing
+        generator(some_ids().flatten(1), some_condition("text")).square().mean().backward()
+        gradients.append([x.grad for x in generator.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
+    generator, ids = small_generator(), some_ids().flatten(1)
+    _, cache = generator.prefill(ids, some_condition())
+    with pytest.raises(ValueError, match="got 3 inputs for position 65 of a cache of 3 rows and 65 positions"):
+        generator.step(ids[:, 0], cache)
+    with pytest.raises(ValueError, match=r"got inputs \(3, 65\); wanted \(B, n <= 64\), of features = 'ids'"):
+        generator(torch.zeros(3, 65, dtype=torch.int64), some_condition())
+    with pytest.raises(ValueError, match=r"got inputs \(3, 64\); wanted \(B, n <= 64, 33\), of features = 'concat'"):
+        small_generator("concat")(ids, some_condition())
+    with pytest.raises(ValueError, match=r"got the condition \(2,\); wanted \(3\), a class a picture"):
+        generator(ids, some_condition(count=2))
+    with pytest.raises(ValueError, match=r"got the mask \(3, 5\); wanted \(3, 6\)"):
+        what = some_condition("text")
+        small_generator("ids", "text")(ids, what._replace(mask=what.mask[:, 1:]))
+
+
+def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
+    toklip = small_toklip()
+    toklip.encoder.config = toklip.encoder.config.model_copy(update={"causal": False})
+    with pytest.raises(ValueError, match=r"not causal .* wanted one that is trained with causal = true"):
+        Inputs("concat", tokenizer=MeanColour(), encoder=toklip.encoder)
+
+
+def test_published_sizes_have_the_published_numbers_of_parameters():
+    # Of 1000 classes and 16384 ids; LlamaGen's paper, table 2, in millions; 7B of its code.
+    published = {"B": 111, "L": 343, "XL": 775, "XXL": 1411, "XXXL": 3893, "1B": 1200, "3B": 3097, "7B": 6615}
+    counts = {}
+    for name, (width, depth, heads) in SIZES.items():
+        sizes = {"width": width, "depth": depth, "heads": heads}
+        many = {"codebook_size": 16384, "condition": ClassCondition(classes=1000)}
+        config = small_config().model_copy(update=sizes | many)
+        with torch.device("meta"):
+            counts[name] = round(sum(x.numel() for x in Generator(config).parameters()) / 1e6)
+    assert counts == published
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, r"width \(32\) over heads \(3\) must be a multiple of 4"),
+        ({"kv_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
+        ({"feature_width": 3}, "feature_width goes with features = 'codes' or 'concat'"),
+        ({"toklip": "some"}, "toklip goes with features = 'concat'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        small_config(**changes)

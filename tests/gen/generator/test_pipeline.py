@@ -1,0 +1,297 @@
+"""Folders of generators, what is refused, and `toklip generate`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from toklip_core.cli import cli
+from toklip_core.pictures import open_picture, to_picture, to_pixels
+from toklip_core.weights import weights_checksum
+from toklip_gen.generate import generate
+from toklip_gen.generator import Guidance, PictureGenerator, load_generator, toklip_checksum
+
+from tests.support.mean_colour import MeanColour
+from tests.support.small_generators import LENGTH, small_config, small_generator
+from tests.support.small_models import small_toklip
+
+pytestmark = pytest.mark.usefixtures("toy")
+TEXTS = ["a red circle", "a blue square"]
+
+
+@pytest.fixture
+def toklip(tmp_path):
+    """A small TokLIP in the folder toklip."""
+    model = small_toklip()
+    model.save_pretrained(tmp_path / "toklip")
+    return model
+
+
+@pytest.fixture
+def of_classes(tmp_path):
+    """The folder of a generator of classes, which needs no TokLIP."""
+    PictureGenerator(small_generator(), tokenizer=MeanColour()).save(tmp_path / "classes")
+    return tmp_path / "classes"
+
+
+def of_texts(folder, toklip, **changes):
+    """The folder of a generator that reads codes, tokens and texts through a TokLIP."""
+    config = small_config("concat", "text", toklip=str(folder / "toklip"), **changes)
+    generator = small_generator("concat", "text", **config.model_dump(include={"toklip", *changes}))
+    PictureGenerator(generator, tokenizer=toklip.tokenizer, toklip=toklip).save(folder / "texts")
+    return folder / "texts"
+
+
+def run(*words):
+    result = CliRunner().invoke(cli, ["generate", *map(str, words), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_a_folder_loads_and_draws_the_same(tmp_path, toklip):
+    folder = of_texts(tmp_path, toklip)
+    first, second = load_generator(folder), load_generator(folder)
+    ids = first.draw(TEXTS, seeds=[1, 2])
+    assert torch.equal(second.draw(TEXTS, seeds=[1, 2]), ids)
+    assert first.pixels(ids).shape == (2, 3, 32, 32)
+
+
+def test_a_toklip_that_moved_is_asked_for_and_can_be_named(tmp_path, toklip):
+    folder = of_texts(tmp_path, toklip)
+    (tmp_path / "toklip").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="say where it is now"):
+        load_generator(folder)
+    load_generator(folder, toklip=tmp_path / "moved")
+
+
+def test_another_toklip_and_another_tokenizer_than_in_training_are_refused(tmp_path, toklip):
+    checksum = toklip_checksum(toklip, small_config("concat", "text"))
+    folder = of_texts(tmp_path, toklip, toklip_checksum=checksum)
+    load_generator(folder)
+    small_toklip(seed=1).save_pretrained(tmp_path / "toklip")
+    with pytest.raises(ValueError, match=r"the TokLIP .* has other weights \(sha256"):
+        load_generator(folder)
+    of_classes = small_generator(tokenizer_checksum="0" * 64)
+    PictureGenerator(of_classes, tokenizer=MeanColour()).save(tmp_path / "classes")
+    with pytest.raises(ValueError, match="the tokenizer 'mean-colour' has other weights"):
+        load_generator(tmp_path / "classes")
+
+
+def test_a_tokenizer_with_weights_of_its_own_travels_along(tmp_path):
+    (tmp_path / "gamma.txt").write_text("0.5")
+    pictures = PictureGenerator(small_generator(), tokenizer=MeanColour(gamma=0.5))
+    pictures.tokenizer_weights = tmp_path / "gamma.txt"
+    pictures.save(tmp_path / "classes")
+    (tmp_path / "gamma.txt").unlink()
+    loaded = load_generator(tmp_path / "classes")
+    assert weights_checksum(loaded.tokenizer) == weights_checksum(MeanColour(gamma=0.5))
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.txt").read_text() == "0.5"
+
+
+def test_parts_that_do_not_belong_together_are_refused(toklip):
+    with pytest.raises(ValueError, match="the tokenizer has 300 codes, and the generator chooses from 301"):
+        PictureGenerator(small_generator(codebook_size=301), tokenizer=MeanColour())
+    with pytest.raises(ValueError, match="the generator reads the TokLIP 'small'; got none"):
+        PictureGenerator(small_generator("concat"), tokenizer=MeanColour())
+    with pytest.raises(ValueError, match="inputs of width 34, and tokenizer and encoder give 33"):
+        PictureGenerator(small_generator("concat", feature_width=34), tokenizer=MeanColour(), toklip=toklip)
+    with pytest.raises(ValueError, match=r"draws a grid of \(4, 16\), and its encoder reads one of \(8, 8\)"):
+        PictureGenerator(small_generator("concat", grid=(4, 16)), tokenizer=MeanColour(), toklip=toklip)
+
+
+def test_an_unknown_name_has_its_nearest():
+    with pytest.raises(LookupError, match=r"named 'llamagen-c2i-b', .* Did you mean 'llamagen-c2i-[bl]-\d+'\?"):
+        load_generator("llamagen-c2i-b")
+
+
+def test_a_folder_of_something_else_is_no_generator(tmp_path, toklip):
+    with pytest.raises(ValueError, match="holds a 'toklip', and no generator"):
+        load_generator(tmp_path / "toklip")
+
+
+def test_drawing_leaves_a_training_generator_in_training(of_classes):
+    pictures = load_generator(of_classes)
+    pictures.generator.train()
+    pictures.draw([1], seeds=[0], prefix=torch.zeros(1, 60, dtype=torch.int64))
+    assert pictures.generator.training
+
+
+def test_generate_writes_a_grid_with_a_row_for_each_text(tmp_path, toklip):
+    out = tmp_path / "grid.png"
+    result = run(*TEXTS, "-n", 3, "--out", out, "--model", of_texts(tmp_path, toklip))
+    assert open_picture(out).size == (3 * 34 - 2, 2 * 34 - 2)
+    assert "6 pictures" in result.stderr and result.stdout == ""
+
+
+def test_without_settings_a_generator_draws_with_its_own(tmp_path):
+    config = small_config(guidance=2.0, top_k=5)
+    pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=MeanColour())
+    assert pictures.config == config
+    own, asked = pictures.draw([3], seeds=[0]), pictures.draw([3], seeds=[0], guidance=2.0, top_k=5)
+    assert torch.equal(own, asked) and not torch.equal(own, pictures.draw([3], seeds=[0], guidance=4.0, top_k=0))
+    pictures.save(tmp_path / "own")
+    settings = json.loads(run("--class", 3, "--model", tmp_path / "own", "--json", "--out", tmp_path / "a.png").stdout)
+    assert (settings["settings"]["guidance"], settings["settings"]["top_k"]) == (2.0, 5)
+
+
+def test_half_a_character_in_a_text_is_drawn_as_its_replacement(tmp_path, toklip):
+    model = of_texts(tmp_path, toklip)
+    done = run("a red circle caf\udce9", "--model", model, "--out", tmp_path / "out.png", "--json")
+    assert json.loads(done.stdout)["pictures"][0]["prompt"] == "a red circle caf\ufffd"
+    halves, whole = (load_generator(model).conditions([text]) for text in ("a \ud83d", "a \ufffd"))
+    assert torch.equal(halves.values, whole.values)
+
+
+def test_a_typed_text_that_is_longer_than_the_generator_reads_is_refused(tmp_path, toklip):
+    model, long = of_texts(tmp_path, toklip), "a red circle " * 5
+    words = ["generate", TEXTS[0], long, "--model", str(model), "--out", str(tmp_path / "o.png"), "--device", "cpu"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 1 and not (tmp_path / "o.png").exists()
+    assert f"has 16 tokens, and the generator reads {LENGTH}: it would be cut; shorten it" in result.output
+
+
+def test_generate_into_a_folder_says_which_file_is_what_and_each_is_drawn_again_alone(tmp_path, of_classes):
+    words = ["--class", 3, "--class", 1, "--model", of_classes, "--json"]
+    report = json.loads(run(*words, "-n", 2, "--seed", 5, "--out", tmp_path / "many").stdout)
+    assert [(x["prompt"], x["seed"]) for x in report["pictures"]] == [(3, 5), (3, 6), (1, 5), (1, 6)]
+    assert report["settings"]["guidance"] == 4.0
+    run("--class", 1, "--model", of_classes, "--seed", 6, "--out", tmp_path / "one.png")
+    again, first = (open_picture(path) for path in (tmp_path / "one.png", report["pictures"][3]["file"]))
+    assert again.tobytes() == first.tobytes()
+
+
+def test_generate_keeps_the_upper_rows_of_a_prefix(tmp_path, of_classes):
+    picture = Image.effect_mandelbrot((32, 32), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    picture.save(tmp_path / "given.png")
+    run("--class", 1, "--model", of_classes, "--prefix", tmp_path / "given.png", "--out", tmp_path / "out.png")
+    kept, drawn = (MeanColour().encode(pixels(tmp_path / name)) for name in ("given.png", "out.png"))
+    difference = (kept - drawn).abs()
+    assert difference[:, :4].max() <= 1 < difference[:, 4:].max()  # a file has 256 levels, the tokenizer 300 ids
+
+
+def test_generate_takes_the_schedule_of_guidance(tmp_path, of_classes):
+    words = ["--class", 3, "--guidance", 6, "--guidance-power", 1.5, "--guidance-last", 40]
+    report = json.loads(run(*words, "--model", of_classes, "--out", tmp_path / "out.png", "--json").stdout)
+    assert report["settings"] | {"guidance": 6.0, "guidance_power": 1.5, "guidance_last": 40} == report["settings"]
+    assert "guidance_first" not in report["settings"]
+    pictures = load_generator(of_classes)
+    ids = pictures.draw([3], seeds=[0], guidance=Guidance(6.0, last=40, power=1.5))
+    assert to_picture(pictures.pixels(ids)[0]).tobytes() == open_picture(tmp_path / "out.png").tobytes()
+
+
+def pixels(path):
+    return to_pixels(open_picture(path), 32)[None]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give texts, or classes by --class"),
+        (["a circle", "--class", "1"], "one of both, and not both"),
+        (["--class", "5"], "numbers from 0 to 4"),
+        (["a circle"], "draws classes, not texts: numbers from 0 to 4"),
+        (["--class=1", "--guidance=2", "--guidance-power=nan"], "got power of guidance = nan; wanted more than 0"),
+        (["--class", "1", "--guidance", "inf"], "got guidance = inf; wanted 0 or more"),
+        (["--class", "1", "--seed", str(2**63 - 1), "-n", "2"], f"got seed = {2**63}; wanted 0 to"),
+        (["--class", "1", "--temperature", "-1"], "got temperature = -1.0; wanted 0"),
+        (["--class", "1", "--out", "out.gif"], "wanted a folder, or a name that ends in .png"),
+        (["--class", "1", "--out", "nowhere/out.png"], "there is no folder"),
+        (["--class", "1", "--prefix", "nowhere.png"], "the prefix 'nowhere.png' cannot be read: No such file"),
+        (["--class", "1", "--prefix", "broken.png"], "the prefix 'broken.png' cannot be read: no picture in"),
+        ([" "], "got an empty text; say what is to be drawn"),
+        (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
+        (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
+        (["--class", "1", "--seed", str(2**63)], "is not in the range"),
+        (["--class", "1", "--guidance-last", "5"], "a schedule of guidance goes with --guidance"),
+        (["--class=1", "--guidance=4", "--guidance-first=9", "--guidance-last=5"], "last id of guidance = 5"),
+        (["--class", "1", "--out", "."], "has pictures already; name another one"),
+        (["--class", "1", "--device", "tpu"], "got the device 'tpu'"),
+    ],
+)
+def test_what_generate_cannot_do_is_one_line(tmp_path, monkeypatch, of_classes, words, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("given.png")
+    Path("broken.png").write_text("none")
+    output = CliRunner().invoke(cli, ["generate", "--device", "cpu", "--model", str(of_classes), *words]).output
+    assert message in " ".join(output.split()) and "Traceback" not in output
+
+
+def test_the_prefix_is_not_written_over(tmp_path, of_classes):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+    words = ["--class", "1", "--model", of_classes, "--prefix", tmp_path / "x.png", "--out", tmp_path / "x.png"]
+    done = CliRunner().invoke(cli, ["generate", "--device", "cpu", *map(str, words)])
+    assert done.exit_code == 1 and "x.png, which is one of the inputs and would be written over" in done.stderr
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+@pytest.fixture
+def interrupted(of_classes, tmp_path, monkeypatch):
+    """Draws six pictures of classes, two at a time, and is interrupted before the third batch."""
+    drawn, draw = [], PictureGenerator.draw
+
+    def counted(self, prompts, **how):
+        drawn.append(list(zip(prompts, how["seeds"], strict=True)))
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(self, prompts, **how)
+
+    monkeypatch.setattr(PictureGenerator, "draw", counted)
+
+    def call(out, **change):
+        options = {"model": of_classes, "number": 3, "seed": 5, "batch_size": 2, **change}
+        return generate([1, 2], tmp_path / out, **options)
+
+    for out in ("folder", "grid.png"):
+        drawn.clear()
+        with pytest.raises(KeyboardInterrupt):
+            call(out)
+    return call, drawn
+
+
+def test_each_batch_is_written_as_it_is_finished(interrupted, tmp_path):
+    there = sorted(path.name for path in (tmp_path / "folder").glob("*.png"))
+    assert there == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    grid = np.array(open_picture(tmp_path / "grid.png"))
+    assert (grid[-32:, -32:] == 255).all() and not (grid[-32:, :32] == 255).all()
+
+
+def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
+    call, drawn = interrupted
+    before = (tmp_path / "folder" / "0000.png").stat().st_mtime_ns
+    report = call("folder")
+    assert drawn[3:] == [[(2, 6), (2, 7)]] and report.found == 4 and "4 of them before" in report.as_text()
+    assert [picture.seed for picture in report.pictures] == [5, 6, 7, 5, 6, 7]
+    assert (tmp_path / "folder" / "0000.png").stat().st_mtime_ns == before
+    whole = call("whole")
+    for one, other in zip(report.pictures, whole.pictures, strict=True):
+        assert Path(one.file).read_bytes() == Path(other.file).read_bytes()
+    assert len(list((tmp_path / "folder").iterdir())) == 6
+    with pytest.raises(ValueError, match="has pictures already; name another one"):
+        call("folder")
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"temperature": 0.5}, {"guidance": 2.0}, {"number": 4}, {"top_k": 3}])
+def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupted(interrupted, change):
+    call, drawn = interrupted
+    with pytest.raises(ValueError, match="has pictures already; name another one"):
+        call("folder", **change)
+    assert len(drawn) == 3
+
+
+def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):
+    with pytest.raises(ValueError, match=r"a grid of 1000000 pictures would have .*; name a folder"):
+        generate([1], tmp_path / "x.png", model=of_classes, number=10**6)
+
+
+def test_models_lists_generators_beside_the_others():
+    result = CliRunner().invoke(cli, ["models", "--json"])
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    row = rows["llamagen-c2i-b-384"]
+    assert (row["kind"], row["image_size"], row["tokens"], row["licence"]) == ("generator", 384, 576, "MIT")
+    assert row["source"] == "FoundationVision/LlamaGen/c2i_B_384.pt" and row["status"] in ("cached", "not cached")
+    assert rows["toklip-s-256"]["kind"] == "TokLIP"

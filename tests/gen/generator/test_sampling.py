@@ -1,0 +1,197 @@
+"""Laws of drawing: seeds, guidance, prefix, choice, ranges; the same with packed weights and compiled."""
+
+import math
+
+import pytest
+import torch
+from toklip_gen.generator import Choice, Guidance, PackedLinear, chosen, packed, sample
+
+from tests.support.small_generators import FEATURES, small_generator, small_inputs, some_condition, some_ids
+
+
+def drawn(features="ids", condition="class", count=3, seeds=(7, 8, 9), **options):
+    what = some_condition(condition, count)
+    return sample(small_generator(features, condition), small_inputs(features), what, seeds=seeds[:count], **options)
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_a_batch_is_its_pictures_one_by_one(features, condition):
+    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
+    batch = sample(generator, inputs, what, seeds=[7, 8, 9], guidance=2.0)
+    for i in range(3):
+        alone = what._make(None if x is None else x[i : i + 1] for x in what)
+        assert torch.equal(sample(generator, inputs, alone, seeds=[7 + i], guidance=2.0)[0], batch[i])
+    assert not torch.equal(batch[0], batch[1])
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@torch.no_grad()
+def test_the_likeliest_ids_are_those_of_the_whole_pass_with_guidance(features):
+    generator, inputs, what = small_generator(features), small_inputs(features), some_condition()
+    ids = sample(generator, inputs, what, seeds=[0, 0, 0], guidance=3.0, temperature=0)
+    read = inputs(ids)[:, :-1]
+    with_it, without = generator(read, what), generator(read, what, torch.ones(3, dtype=torch.bool))
+    assert torch.equal((without + 3 * (with_it - without)).argmax(-1), ids.flatten(1))
+
+
+def test_guidance_1_is_no_guidance():
+    generator, what = small_generator(), some_condition()
+    nothing = generator.dropped
+    generator.dropped = None  # nobody asks for the rows without the condition
+    ids = sample(generator, small_inputs(), what, seeds=[7, 8, 9], guidance=1.0)
+    generator.dropped = nothing
+    both_rows = Guidance(scale=2.0, first=63)
+    assert torch.equal(sample(generator, small_inputs(), what, seeds=[7, 8, 9], guidance=both_rows)[:, :7], ids[:, :7])
+
+
+def test_guidance_0_draws_without_the_condition():
+    ids = drawn(guidance=0.0, seeds=(5, 5, 5))
+    assert torch.equal(ids[0], ids[1])
+    assert not torch.equal(*drawn(guidance=1.0, seeds=(5, 5, 5))[:2])
+
+
+def test_guidance_ends_and_the_ids_before_are_as_with_it():
+    ids, always = drawn(guidance=Guidance(3.0, last=19)).flatten(1), drawn(guidance=3.0).flatten(1)
+    assert torch.equal(ids[:, :20], always[:, :20])
+    assert not torch.equal(ids, always)
+    tail = drawn(guidance=1.0, prefix=ids[:, :20]).flatten(1)
+    assert torch.equal(tail, ids)
+
+
+def test_a_cosine_schedule_grows_from_1_towards_the_scale():
+    scales = Guidance(scale=5.0, power=2.0).scales(64)
+    assert scales[0] == 1 and scales == sorted(scales) and 4.9 < scales[-1] < 5
+    assert scales[32] == pytest.approx(1 + 4 * 0.5 * (1 - math.cos(math.pi / 4)))
+    assert Guidance(scale=5.0, first=2, last=3).scales(6) == [1, 1, 5, 5, 1, 1]
+
+
+@pytest.mark.parametrize("known", [0, 1, 30, 64])
+def test_a_prefix_is_kept_to_the_last_id(known):
+    prefix = some_ids().flatten(1)[:, :known]
+    assert torch.equal(drawn("concat", prefix=prefix).flatten(1)[:, :known], prefix)
+
+
+def test_a_picture_goes_on_from_its_own_beginning_as_it_did():
+    whole = drawn("concat")
+    assert torch.equal(drawn("concat", prefix=whole.flatten(1)[:, :25]), whole)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_compiled_it_draws_the_same(features, monkeypatch):
+    from toklip_gen.generator import sampling
+
+    compile_eagerly = torch.compile(sampling._advance, backend="eager", fullgraph=True)
+    monkeypatch.setattr(sampling, "_compiled", lambda device: compile_eagerly)
+    prefix = some_ids().flatten(1)[:, :58]
+    options = {"guidance": Guidance(2.0, last=61), "prefix": prefix, "top_k": 50, "top_p": 0.9}
+    assert torch.equal(drawn(features, compiled=True, **options), drawn(features, **options))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("features", "condition"), [("ids", "class"), ("concat", "text")])
+def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condition, monkeypatch):
+    from toklip_gen.generator import sampling
+
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(sampling._advance, backend=counting, fullgraph=True)
+    monkeypatch.setattr(sampling, "_compiled", lambda device: compiled)
+    generator, inputs = small_generator(features, condition), small_inputs(features)
+    prefix = some_ids().flatten(1)[:, :60]
+    for seeds in ((7, 8, 9), (1, 2, 3)):
+        what = some_condition(condition)
+        options = {"seeds": seeds, "guidance": 2.0, "prefix": prefix}
+        compiled_ids = sample(generator, inputs, what, compiled=True, **options)
+        assert torch.equal(compiled_ids, sample(generator, inputs, what, **options))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_a_step_asks_the_tokenizer_for_nothing(monkeypatch):
+    """Some normalise their whole codebook whenever they are asked for codes."""
+    inputs = small_inputs("codes")
+    asked, embed = [], inputs.tokenizer.embed
+    monkeypatch.setattr(inputs.tokenizer, "embed", lambda ids: asked.append(len(ids)) or embed(ids))
+    sample(small_generator("codes"), inputs, some_condition(), seeds=[0, 1, 2])
+    assert asked == [300]
+
+
+def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
+    from toklip_gen.generator import sampling
+
+    monkeypatch.setattr(sampling, "packed", None)
+    drawn(prefix=some_ids().flatten(1)[:, :61])
+
+
+def test_ids_come_as_often_as_their_probabilities_say():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
+    luck = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    shares = chosen(logits, luck, Choice()).bincount(minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "possible"),
+    [
+        (Choice(top_k=2), {0, 1}),
+        (Choice(top_p=0.7), {0, 1}),
+        (Choice(top_p=0.85), {0, 1, 2}),
+        (Choice(top_p=1e-6), {0}),
+        (Choice(top_k=3, top_p=0.6), {0, 1}),
+        (Choice(temperature=1e-30), {0}),
+        (Choice(temperature=1e-60), {0}),
+        (Choice(temperature=1e-45, top_p=0.5), {0}),
+        (Choice(temperature=1e30), {0, 1, 2, 3}),
+        (Choice(temperature=0.0), {0}),
+        (Choice(top_k=1), {0}),
+        (Choice(top_k=4), {0, 1, 2, 3}),
+    ],
+)
+def test_only_ids_that_the_choice_leaves_are_drawn(choice, possible):
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1)
+    luck = torch.linspace(0, 1 - 2**-24, 500)
+    assert set(chosen(logits, luck, choice).tolist()) == possible
+
+
+def test_an_id_of_no_probability_is_never_drawn():
+    logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
+    luck = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert chosen(logits, luck, Choice()).tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_packed_weights_give_the_same_but_for_rounding(dtype):
+    generator = small_generator().to(dtype)
+    twin, ids = packed(generator), some_ids().flatten(1)
+    assert any(isinstance(module, PackedLinear) for module in twin.modules())
+    assert not any(isinstance(module, PackedLinear) for module in generator.modules())
+    (_, cache), (_, other) = generator.prefill(ids[:, :4], some_condition()), twin.prefill(ids[:, :4], some_condition())
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.3}
+    torch.testing.assert_close(twin.step(ids[:, 4], other), generator.step(ids[:, 4], cache), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": -1.0}, r"got guidance = -1.0; wanted 0 or more; 1 is none"),
+        ({"guidance": math.nan}, r"got guidance = nan"),
+        ({"guidance": Guidance(2.0, first=5, last=4)}, r"got last id of guidance = 4; wanted 5, its first, or more"),
+        ({"guidance": Guidance(2.0, power=0.0)}, r"got power of guidance = 0.0; wanted more than 0"),
+        ({"temperature": -0.1}, r"got temperature = -0.1; wanted 0 \(the likeliest id\) or more"),
+        ({"top_k": 301}, r"got top_k = 301; wanted 0 \(all\) to 300"),
+        ({"top_p": 0.0}, r"got top_p = 0.0; wanted more than 0, up to 1 \(all\)"),
+        ({"top_p": 1.1}, r"got top_p = 1.1"),
+        ({"seeds": (1, 2)}, r"got 2 seeds for 3 pictures; wanted one for each"),
+        ({"prefix": torch.zeros(3, 65, dtype=torch.int64)}, r"got the prefix \(3, 65\); wanted \(3, n\), n from 0 to"),
+        ({"prefix": torch.full((3, 2), 300)}, r"the prefix has ids from 300 to 300; wanted 0 to 299"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_the_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(**options)

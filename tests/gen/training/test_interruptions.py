@@ -1,0 +1,72 @@
+"""What ends a training of a generator from outside: a kill loses steps, a full disk a save, and neither the run."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toklip_gen.training import task as training, train_generator
+
+from tests.support.encoder_runs import write_toml
+from tests.support.generator_runs import assert_same_run, config, values
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def settings(world):
+    """The tokenizer is slow, so that a signal comes at work."""
+    classes = {"kind": "classes", "folder": str(world / "pictures")}
+    return values(world, tokenizer="mean-colour-slow", data=[classes], run={"steps": 30, "save_every": 2})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, settings):
+    train_generator(config(settings), world / "uninterrupted")
+    return world / "uninterrupted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, tmp_path, number):
+    """A kill loses at most the steps since the last save."""
+    toml = write_toml(tmp_path / "run.toml", settings)
+    command = [sys.executable, "-m", "toklip_core", "train", "generator", str(toml), "--out", str(tmp_path / "run")]
+    own = {"PYTHONPATH": str(world / "site"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run").glob("saves/step-*")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(number)
+    error = process.communicate()[1]
+    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number], error
+    assert not (tmp_path / "run/model").exists()
+    assert train_generator(config(settings), tmp_path / "run").step == 30
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):
+    settings = config(values(world, run={"save_every": 2}))
+    loss, before, done = training.next_id_loss, resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def filling(model, read):
+        done.append(None)
+        if len(done) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a file may not grow beyond these bytes
+        return loss(model, read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "next_id_loss", filling)
+        try:
+            with pytest.raises(OSError, match=r"cannot save step 4; the last save is step 2 in") as raised:
+                train_generator(settings, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(raised.value)
+    assert [entry.name for entry in Path(tmp_path / "run/saves").iterdir()] == ["step-00000002"]
+    for name in ("run", "whole"):
+        train_generator(settings, tmp_path / name)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -1,0 +1,159 @@
+"""What a generator is trained on: views, classes, captions, their order, and what is refused."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from toklip_core.pictures import UPRIGHT
+from toklip_core.scenes import CLASSES, scene
+from toklip_core.store import TokenStore, encode_pictures
+from toklip_gen.training import GeneratorSamples, held_out_batch, load_parts, samples as data
+
+from tests.core.conftest import picture
+from tests.support.generator_runs import concat, config, encode, store, values
+from tests.support.small_models import SIZE
+
+
+def test_views_are_drawn_anew_in_each_epoch_and_are_those_of_the_store(world):
+    samples = GeneratorSamples(config(values(world)))
+    stored = TokenStore(world / "crops")
+    drawn = [samples[epoch, 5]["ids"] for epoch in range(30)]
+    views = stored[5].crops
+    found = [next(i for i, view in enumerate(views) if torch.equal(view, ids)) for ids in drawn]
+    assert len(set(found)) > 8 and max(found) > 9
+    assert torch.equal(samples[3, 5]["ids"], GeneratorSamples(config(values(world)))[3, 5]["ids"])
+
+
+def test_of_captioned_pictures_no_mirrored_view_is_drawn(world):
+    samples = GeneratorSamples(config(concat(world)))
+    views = TokenStore(world / "crops")[0].crops
+    upright = [views[view] for view in UPRIGHT]
+    for epoch in range(12):
+        sample = samples[epoch, 0]
+        assert any(torch.equal(sample["ids"], view) for view in upright) and sample["caption"] == "a red circle"
+
+
+def test_without_crops_the_whole_square_is_read(world):
+    rows = list(TokenStore(world / "store"))
+    for source in (store(world, "store"), store(world) | {"crops": False}):
+        samples = GeneratorSamples(config(values(world, data=[source])))
+        assert torch.equal(samples[4, 7]["ids"], rows[7].ids)
+
+
+def test_the_class_of_a_stored_picture_is_its_folder(world):
+    samples = GeneratorSamples(config(values(world)))
+    keys = list(TokenStore(world / "crops").keys())
+    assert [samples[0, i]["label"] for i in range(12)] == [int(Path(key).parent.name[-1]) for key in keys]
+
+
+def test_a_share_of_the_conditions_is_dropped_the_same_for_the_same_sample(world):
+    samples = GeneratorSamples(config(values(world, condition_dropout=0.25)))
+    dropped = [[samples[epoch, i]["drop"] for i in range(12)] for epoch in range(60)]
+    assert sum(map(sum, dropped)) / 720 == pytest.approx(0.25, abs=0.05)
+    assert dropped[7] == [samples[7, i]["drop"] for i in range(12)] and dropped[7] != dropped[8]
+
+
+def test_pixels_of_folders_are_cropped_and_mirrored_and_keep_their_class(world):
+    folder = {"kind": "classes", "folder": str(world / "pictures")}
+    samples = GeneratorSamples(config(values(world, data=[folder])))
+    assert [samples[0, i]["label"] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len({samples[epoch, 0]["pixels"].numpy().tobytes() for epoch in range(5)}) == 5
+    assert samples[0, 0]["pixels"].shape == (3, SIZE, SIZE)
+
+
+def test_scenes_of_one_object_have_a_class(world):
+    scenes = {"kind": "scenes", "count": 5, "objects": 1}
+    classes = {"kind": "class", "classes": len(CLASSES)}
+    sample = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[1, 2]
+    assert 0 <= sample["label"] < len(CLASSES) and sample["pixels"].dtype == torch.uint8
+
+
+def test_a_store_without_captions_is_refused_for_texts(world, tmp_path):
+    (world / "pictures/class 0/00.txt").rename(tmp_path / "kept")
+    try:
+        encode(world, "uncaptioned")
+        with pytest.raises(ValueError, match=r"1 of 12 rows of .* have no caption"):
+            GeneratorSamples(config(concat(world, data=[store(world, "uncaptioned")])))
+    finally:
+        (tmp_path / "kept").rename(world / "pictures/class 0/00.txt")
+
+
+@pytest.fixture(scope="module")
+def sorted_stores(world):
+    """Four classes of 16 pictures: in the order of their folders, and shuffled; 16 rows a group."""
+    for number in range(64):
+        path = world / f"many/{number // 16}/{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path)
+    settings = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop", "part_rows": 16, "batch_size": 16}
+    for name, shuffle in (("in order", False), ("shuffled", True)):
+        encode_pictures([world / "many"], world / name, shuffle=shuffle, **settings)
+    return world
+
+
+def of_four(world: Path, name: str) -> GeneratorSamples:
+    return GeneratorSamples(config(values(world, data=[store(world, name)], condition={"kind": "class", "classes": 4})))
+
+
+def test_batches_of_a_shuffled_store_have_many_classes_though_a_window_is_small(sorted_stores, monkeypatch, caplog):
+    monkeypatch.setattr(data, "_WINDOW", 16)
+    caplog.set_level(logging.WARNING)
+    samples = of_four(sorted_stores, "shuffled")
+    order = samples.order(64, 0, 0)
+    assert all(len({samples[0, int(i)]["label"] for i in batch}) >= 3 for batch in order.split(16))
+    assert not caplog.records
+
+
+def test_a_store_in_the_order_of_its_classes_is_warned_of(sorted_stores, monkeypatch, caplog):
+    monkeypatch.setattr(data, "_WINDOW", 16)
+    of_four(sorted_stores, "in order")
+    assert "16 rows that are shuffled together have 1 classes, and 4 if" in caplog.text and "--shuffle" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(data, "_WINDOW", 64)
+    of_four(sorted_stores, "in order")
+    assert not caplog.records
+
+
+def test_rows_without_crops_are_shuffled_in_the_large_window(world, monkeypatch):
+    """crops = true is the default, whatever the store has."""
+    monkeypatch.setattr(data, "_WINDOW_OF_CROPS", 1)
+    settings = [config(values(world, data=[store(world, name)])) for name in ("store", "crops")]
+    assert [GeneratorSamples(each)._window for each in settings] == [data._WINDOW, 1]
+
+
+def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path):
+    for name in ("class 2", "class 1"):
+        path = tmp_path / "held out" / name / "x.png"
+        path.parent.mkdir(parents=True)
+        picture(20).save(path)
+    encode_pictures([tmp_path / "held out"], tmp_path / "ids", tokenizer="mean-colour", image_size=SIZE)
+    settings = config(values(world, held_out={"store": str(tmp_path / "ids")}))
+    held_out = held_out_batch(settings, load_parts(settings), GeneratorSamples(settings).classes)
+    assert held_out.prompts == [1, 2]
+    (tmp_path / "held out/class 1").rename(tmp_path / "held out/class 7")
+    encode_pictures([tmp_path / "held out"], tmp_path / "other", tokenizer="mean-colour", image_size=SIZE)
+    settings = config(values(world, held_out={"store": str(tmp_path / "other")}))
+    with pytest.raises(ValueError, match="lies in the folder 'class 7', which is no class of the training"):
+        held_out_batch(settings, load_parts(settings), GeneratorSamples(settings).classes)
+
+
+def test_held_out_rows_are_evenly_chosen_from_the_first_to_the_last(world):
+    settings = config(values(world, held_out={"store": str(world / "store"), "pictures": 7}))
+    held_out = held_out_batch(settings, load_parts(settings), GeneratorSamples(settings).classes)
+    rows = list(TokenStore(world / "store"))
+    assert torch.equal(held_out.ids, torch.stack([rows[i].ids for i in (0, 2, 4, 6, 7, 9, 11)]))
+
+
+def test_scenes_of_another_number_of_classes_are_refused(world):
+    scenes = {"kind": "scenes", "count": 5, "objects": 1}
+    with pytest.raises(ValueError, match=r"scenes: 64 classes \(such as red circle, .*\), but condition\.classes is 3"):
+        GeneratorSamples(config(values(world, data=[scenes])))
+
+
+def test_scenes_have_the_background_that_is_asked_for(world):
+    scenes = {"kind": "scenes", "count": 5, "objects": 1, "background": "plain"}
+    classes = {"kind": "class", "classes": len(CLASSES)}
+    pixels = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[0, 0]["pixels"]
+    drawn = scene(0, size=SIZE, objects=1, background="plain").pixels
+    assert torch.equal(pixels, torch.from_numpy(drawn.copy()).movedim(-1, 0))

@@ -1,0 +1,318 @@
+"""Training a generator: exact resume, two processes, data with crops and classes, what is refused, the command."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from toklip_core.cli import cli
+from toklip_core.config import load_config, recipe_names
+from toklip_gen.generator import Generator, GeneratorConfig, load_generator
+from toklip_gen.training import (
+    RECIPES,
+    Frozen,
+    GeneratorSamples,
+    GeneratorTrainConfig,
+    collate,
+    load_parts,
+    next_id_loss,
+    parameter_groups,
+    task as training,
+    train_generator,
+)
+
+from tests.support.generator_runs import TEXT, assert_same_run, concat, config, encode, last, lines, store, values
+from tests.support.processes import run_together
+from tests.support.refusals import last_error
+from tests.support.small_models import SIZE
+
+EVALUATED = {"held_out": {"scenes": 3, "guidance": 2.0}, "run": {"ema_decay": 0.9, "max_grad_norm": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def whole(world) -> Path:
+    """A run of four steps without a break, TokLIP's way."""
+    train_generator(config(concat(world, **EVALUATED)), world / "whole")
+    return world / "whole"
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_steps_are_steps_then_resume_then_steps_bit_for_bit(world, whole, tmp_path, monkeypatch, stop_at):
+    settings = config(concat(world, **EVALUATED))
+    loss = training.next_id_loss
+    steps = []
+
+    def stopping(model, read):
+        if model.training:
+            steps.append(None)
+            if len(steps) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return loss(model, read)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "next_id_loss", stopping)
+        report = train_generator(settings, tmp_path / "run")
+    assert (report.step, report.signal) == (stop_at, signal.SIGTERM)
+    assert train_generator(settings, tmp_path / "run").step == 4
+    assert_same_run(tmp_path / "run", whole)
+
+
+def several(folder: Path) -> None:
+    world = Path(os.environ["WORLD"])
+    sys.path.insert(0, str(world / "site"))
+    train_generator(config(json.loads((folder / "settings.json").read_text())), folder / "run")
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_within_rounding(world, tmp_path):
+    """Without dropout, whose random numbers are a process's own; conditions are dropped, those of the same samples."""
+    changes = {"dropout": 0.0, "condition_dropout": 0.5, "run": {"learning_rate": 1e-4}}
+    settings = concat(world, **changes)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    train_generator(config(settings), tmp_path / "one")
+    run_together(several, tmp_path, WORLD=str(world))
+    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "run"), strict=True):
+        assert theirs | {"steps_per_second": 0} == pytest.approx(mine | {"steps_per_second": 0}, rel=1e-4, abs=1e-6)
+    for name, weight in last(tmp_path / "one").items():
+        torch.testing.assert_close(last(tmp_path / "run")[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("features", ["ids", "codes", "concat"])
+def test_forty_steps_lower_the_loss_and_the_result_draws(world, tmp_path, features):
+    more = {"toklip": str(world / "toklip")} if features == "concat" else {}
+    settings = values(world, generator={"features": features}, run={"steps": 40, "batch_size": 12}, dropout=0.0, **more)
+    train_generator(config(settings), tmp_path / "run")
+    losses = [line["loss/next_id"] for line in lines(tmp_path / "run")]
+    assert losses[-1] < 0.95 * losses[0]
+    generator = load_generator(tmp_path / "run/model")
+    ids = generator.draw([0, 2], seeds=[1, 2], guidance=2.0)
+    assert ids.shape == (2, 8, 8) and generator.tokenizer.decode(ids).shape == (2, 3, SIZE, SIZE)
+
+
+def test_half_precision_trains_without_a_complaint(world, tmp_path):
+    """Warnings are errors here; residuals stay in the precision of the weights."""
+    report = train_generator(config(concat(world, run={"precision": "bf16", "steps": 2})), tmp_path / "run")
+    assert report.step == 2
+
+
+def test_an_evaluation_has_a_loss_a_match_and_pictures(whole):
+    evaluated = [line for line in lines(whole) if "evaluate/next_id" in line]
+    assert len(evaluated) == 1 and evaluated[0]["evaluate/next_id"] > 0
+    assert {"evaluate/match_colour", "evaluate/match_count", "evaluate/match_caption"} <= evaluated[0].keys()
+
+
+def test_a_logged_loss_is_the_cross_entropy_of_uniform_ids_at_the_start(whole):
+    """The head starts as zeros."""
+    assert lines(whole)[0]["loss/next_id"] == pytest.approx(torch.tensor(300.0).log().item(), abs=1e-4)
+
+
+def test_the_result_is_the_average_of_the_weights(whole):
+    average = load_file(max((whole / "saves").iterdir()) / "average.safetensors")
+    exported = load_file(whole / "model/model.safetensors")
+    assert all(torch.equal(exported[name], average[name]) for name in average)
+
+
+def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
+    """Training from pictures and from a token store of them are one thing."""
+    pixels = config(concat(world, data=[{"kind": "pictures", "inputs": [str(world / "pictures")]}]))
+    ids = config(concat(world, data=[store(world, "store")]))
+    parts = load_parts(ids)
+    batches = [collate([GeneratorSamples(settings)[0, i] for i in range(3)]) for settings in (pixels, ids)]
+    reads = [Frozen(parts)(batch) for batch in batches]
+    assert torch.equal(reads[0].ids, reads[1].ids)
+    torch.testing.assert_close(reads[0].inputs, reads[1].inputs)
+    torch.testing.assert_close(reads[0].condition.values, reads[1].condition.values)
+
+
+def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
+    parts = load_parts(config(values(world)))
+    samples = GeneratorSamples(config(values(world)))
+    torch.manual_seed(0)
+    model = Generator(parts.config)
+    torch.nn.init.normal_(model.head.weight)
+    whole = next_id_loss(model, Frozen(parts)(collate([samples[0, i] for i in range(6)]))).losses["next_id"]
+    parted = [collate([samples[0, i] for i in part]) for part in ((0, 1, 2), (3, 4, 5))]
+    halves = [next_id_loss(model, Frozen(parts)(batch)) for batch in parted]
+    torch.testing.assert_close(sum(half.losses["next_id"] for half in halves) / 2, whole)
+
+
+def test_vectors_are_not_decayed_and_only_matrices_of_blocks_are_muons(world):
+    model = Generator(load_parts(config(values(world))).config)
+    rest, matrices, vectors = parameter_groups(model)
+    assert {name.split(".")[0] for name in rest.names} == {"condition", "input", "head"}
+    assert matrices.matrices and all(name.startswith("blocks.") for name in matrices.names)
+    assert vectors.weight_decay == 0 and all("norm" in name for name in vectors.names)
+
+
+def test_weights_of_the_tokenizer_come_along(world, tmp_path):
+    weights = tmp_path / "levels.txt"
+    weights.write_text("0.5")
+    encode(world, "half", weights=weights)
+    settings = values(world, tokenizer_weights=str(weights), data=[store(world, "half")], run={"steps": 1})
+    train_generator(config(settings), tmp_path / "run")
+    written = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert (tmp_path / "run/model" / written["tokenizer_file"]).exists()
+    load_generator(tmp_path / "run/model").draw([0], seeds=[0])
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"condition": {"kind": "class", "classes": 4}}, r": 3 classes \(such as class 0, class 1, class 2\), but"),
+    ({"image_size": 30}, "wants a multiple of 4"),
+    ({"image_size": 64}, "has ids of 32 px"),
+    ({"generator": {"features": "concat"}}, "read a TokLIP: set toklip"),
+    ({"toklip": "x"}, "leave it out"),
+    ({"generator": {"size": "B"}}, "give a size, or width, depth and heads"),
+    ({"data": [{"kind": "scenes", "count": 4}]}, "have no class"),
+    ({"condition": TEXT | {"encoder": "x"}, "data": [{"kind": "classes", "folder": "x"}]}, "have no captions"),
+    ({"tokenizer": None}, "name the tokenizer"),
+    ({"data": [store(Path("x")), {"kind": "classes", "folder": "x"}]}, "encode all of them, or none"),
+    ({"held_out": {"prompts": [7]}}, "numbers from 0 to 2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_settings_that_do_not_fit_are_one_line(world, tmp_path, changes, message):
+    settings = values(world, **changes)
+    with pytest.raises(ValueError, match=message):
+        train_generator(config(settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_tower_is_read_only_where_texts_are(world):
+    for changes, read in (({}, True), ({"condition": {"kind": "class", "classes": 3}}, False)):
+        assert (load_parts(config(concat(world, **changes))).toklip.text is not None) is read
+
+
+def test_a_store_of_other_weights_is_refused(world, tmp_path):
+    weights = tmp_path / "levels.txt"
+    weights.write_text("0.25")
+    settings = values(world, tokenizer_weights=str(weights))
+    with pytest.raises(ValueError, match=r"the token store was made by 'mean-colour' \(sha256 \w{16}\), and this is"):
+        train_generator(config(settings), tmp_path / "run")
+
+
+def test_a_toklip_over_another_tokenizer_is_refused(world, tmp_path):
+    settings = concat(world, tokenizer="mean-colour-slow")
+    with pytest.raises(ValueError, match="reads codes of 'mean-colour'"):
+        load_parts(config(settings))
+
+
+def test_other_settings_do_not_go_on_with_a_run(world, whole):
+    with pytest.raises(ValueError, match="holds a run with other settings of condition_dropout"):
+        train_generator(config(concat(world, condition_dropout=0.3, **EVALUATED)), whole)
+
+
+@pytest.mark.parametrize("name", recipe_names(RECIPES))
+def test_recipes_are_settings(name):
+    assert load_config(name, GeneratorTrainConfig, (), RECIPES).data
+
+
+#: Arguments of train_c2i.py of FoundationVision/LlamaGen, by their defaults and scripts/autoregressive/train_c2i.sh.
+OFFICIAL = {
+    "batch_size": 256,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.05,
+    "max_grad_norm": 1.0,
+    "precision": "bf16",
+    "steps": 300 * (1_281_167 // 256),
+    "ema_decay": 0.0,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names(RECIPES) if name.startswith("llamagen")])
+def test_recipes_of_llamagen_have_the_official_values(name):
+    settings = load_config(name, GeneratorTrainConfig, (), RECIPES)
+    assert {key: getattr(settings.run, key) for key in OFFICIAL} == OFFICIAL
+    assert (settings.dropout, settings.condition_dropout, settings.image_size) == (0.1, 0.1, 256)
+    assert settings.condition.classes == 1000 and all(source.crops for source in settings.data)
+
+
+@pytest.mark.parametrize("size", ["b", "l"])
+def test_recipes_of_llamagen_have_the_published_sizes(size):
+    published = {"b": 110.9e6, "l": 342.9e6}[size]
+    settings = load_config(f"llamagen-{size}-ids", GeneratorTrainConfig, (), RECIPES)
+    with torch.device("meta"):
+        sizes = settings.generator.sizes._asdict()
+        shape = {"tokenizer": "x", "codebook_size": 16384, "grid": (16, 16), "condition": settings.condition}
+        model = Generator(GeneratorConfig(**shape, **sizes))
+    assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(published, rel=1e-3)
+
+
+def test_the_command_lists_recipes_and_trains(world, tmp_path):
+    listed = CliRunner().invoke(cli, ["train", "generator", "--list"])
+    assert "llamagen-b-concat" in listed.stdout and "scenes-tiny" in listed.stdout
+    toml = tmp_path / "run.toml"
+    toml.write_text(
+        f"""
+tokenizer = "mean-colour"
+image_size = {SIZE}
+[generator]
+width = 16
+depth = 1
+heads = 2
+[condition]
+kind = "class"
+classes = 3
+[[data]]
+kind = "store"
+store = "{world / "crops"}"
+[run]
+steps = 2
+batch_size = 2
+learning_rate = 1e-3
+"""
+    )
+    arguments = ["train", "generator", str(toml), "--out", str(tmp_path / "run"), "--json"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and json.loads(result.stdout)["step"] == 2
+    bad = CliRunner().invoke(cli, [*arguments, "--set", "generator.features=semantic"])
+    assert bad.exit_code == 1 and bad.stderr.count("\n") == 1
+    last_error(bad.stderr, "generator.features")
+    assert CliRunner().invoke(cli, ["train", "generator"]).exit_code == 2
+
+
+def evaluated(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli, ["evaluate", "generation", *map(str, arguments), "--device", "cpu"])
+
+
+def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
+    judge = ["--clip", world / "toklip", "--features", world / "toklip"]
+    arguments = ["--generator", whole / "model", "--scenes", 5, "--split", "validation", *judge]
+    result = evaluated(*arguments, "--json", "--batch-size", 2)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {*report["match"]} == {"pixels", "model"}
+    assert report["match"]["pixels"]["scenes"]["colour"] == 1
+    assert report["frechet"] > 0 and report["clip_score"] >= 0
+    assert "guidance 2, temperature 1" in report["protocol"]["drawn"]
+    assert json.loads(evaluated(*arguments, "--json").stdout)["match"] == report["match"], "batches change nothing"
+    assert "judge" in evaluated(*arguments).stdout
+
+
+def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, tmp_path):
+    train_generator(config(values(world, run={"steps": 1})), tmp_path / "run")
+    model, features = tmp_path / "run/model", ["--features", world / "toklip"]
+    arguments = ["--generator", model, "--per-class", 2, *features, "--size", 16, "--npz", tmp_path / "s.npz"]
+    result = evaluated(*arguments, "--json", "--top-k", 5)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["pictures"] == 6 and "2 pictures of each of 3 classes" in report["protocol"]["drawn"]
+    assert np.load(tmp_path / "s.npz")["arr_0"].shape == (6, 16, 16, 3)
+    wrong = evaluated("--generator", model, "--scenes", 2)
+    assert wrong.exit_code == 1 and "draws classes, and Scenes have captions" in wrong.stderr
+
+
+def test_what_does_not_go_together_is_said(whole):
+    result = evaluated("--generator", whole / "model", "--scenes", 2, "--reference", "adm-imagenet-256")
+    assert result.exit_code == 2 and "--reference does not go with --scenes" in result.stderr
+    wrong = evaluated("--generator", whole / "model", "--per-class", 1, "--features", "toklip-tny")
+    assert wrong.exit_code == 1 and wrong.stderr.count("\n") == 1

@@ -1,0 +1,74 @@
+"""Two processes train to what one trains to, each with all weights (DDP) or with a part of them (FSDP 2)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toklip_core import plugins
+from toklip_mllm.training import MLLMTrainConfig, train_mllm
+
+from tests.core.training.test_passes import FSDP2
+from tests.support import mean_colour
+from tests.support.mllm_runs import SCENES, config, exported, lines, talks, write_world
+from tests.support.processes import run_together
+
+pytestmark = pytest.mark.slow
+
+SHARDED = FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}
+
+
+def settings(world: Path, **changes: Any) -> MLLMTrainConfig:
+    """Answers differ in length, so that processes have different numbers of tokens; some have no picture."""
+    run = {"learning_rate": 1e-5, "steps": 3}
+    return config(world, talks(world), SCENES, **{"run": run, "held_out": {"scenes": 1}} | changes)
+
+
+def adapters(world: Path) -> MLLMTrainConfig:
+    """As the recipe llava-stage-2-lora: what is frozen in bfloat16, adapters and connector in float32."""
+    run = {"learning_rate": 1e-4, "steps": 3, "precision": "bf16"}
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0}
+    return settings(world, run=run, lora=lora, frozen_dtype="bfloat16", held_out={})
+
+
+def train_in_a_process(folder: Path) -> None:
+    plugins.registry.cache_clear()
+    train_mllm(settings(folder), folder / "two")
+
+
+def train_adapters_in_a_process(folder: Path) -> None:
+    plugins.registry.cache_clear()
+    train_mllm(adapters(folder), folder / "two")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
+    plugins.registry.cache_clear()
+    write_world(tmp_path)
+    train_mllm(settings(tmp_path), tmp_path / "one")
+    plugins.registry.cache_clear()
+    run_together(train_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **(SHARDED if sharded else {}))
+    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        # A share of all tokens here, the mean of two shares there.
+        mine.pop("token_accuracy", None), theirs.pop("token_accuracy", None)
+        assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-6)
+    mine, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(theirs[name], mine[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
+    plugins.registry.cache_clear()
+    write_world(tmp_path)
+    train_mllm(adapters(tmp_path), tmp_path / "one")
+    plugins.registry.cache_clear()
+    run_together(train_adapters_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **SHARDED)
+    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-6)
+    mine, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(theirs[name], mine[name], rtol=2**-7, atol=1e-3, msg=name)

@@ -1,0 +1,64 @@
+"""A small TokLIP and a small CLIP of random weights, for tests: 32 px, texts in the words of Scenes."""
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from toklip_core.model import (
+    CLIP,
+    CLIPConfig,
+    EncoderConfig,
+    TextConfig,
+    TextTokenizer,
+    TokLIP,
+    TokLIPConfig,
+    TrunkConfig,
+    VisionConfig,
+)
+from toklip_core.scenes.picture import COLOURS, SHAPES, SIZES
+
+from tests.support.mean_colour import MeanColour
+
+SIZE = 32
+WIDTH = 32
+TRUNK = TrunkConfig(width=WIDTH, depth=2, heads=2)
+
+
+@cache
+def words() -> str:
+    """``tokenizer.json`` of the words of Scenes and a few more; any other word is unknown."""
+    known = ["<pad>", "<unk>", "<eos>", *COLOURS, *SHAPES, *SIZES, *"a an and the of on above picture photo".split()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str()
+
+
+def text_config() -> TextConfig:
+    """One block of width 32 over 12 words."""
+    return TextConfig(
+        context_length=12, vocabulary=64, width=WIDTH, heads=2, layers=1, output_dim=WIDTH, eos_id=2, pooling="last"
+    )
+
+
+def toklip_config(**changes) -> TokLIPConfig:
+    """Over the tokenizer of tests.support.mean_colour: a grid of 8 x 8, codes of width 1."""
+    encoder = EncoderConfig(codebook_dim=1, grid=(SIZE // 4, SIZE // 4), trunk=TRUNK)
+    fields = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop", "encoder": encoder}
+    return TokLIPConfig(**fields | {"text": text_config()} | changes)
+
+
+def small_toklip(seed: int = 0, **changes) -> TokLIP:
+    """Saved and loaded again, it needs the fixture ``toy``, which registers its tokenizer."""
+    torch.manual_seed(seed)
+    config = toklip_config(**changes)
+    model = TokLIP(config, tokenizer=MeanColour(), text_tokenizer=TextTokenizer(config.text, words()))
+    return model.eval()
+
+
+def small_clip(seed: int = 0) -> CLIP:
+    """The same sizes on pixels."""
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        image_size=SIZE, resize="squash", vision=VisionConfig(trunk=TRUNK, patch_size=8), text=text_config()
+    )
+    return CLIP(config, TextTokenizer(config.text, words())).eval()

@@ -1,0 +1,326 @@
+"""Training a tokenizer: exact resume with a discriminator, two processes, recipes, data, the command."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+from toklip_core import load_tokenizer
+from toklip_core.cli import cli
+from toklip_core.config import load_config, recipe_names
+from toklip_vq.training import (
+    RECIPES,
+    FolderSource,
+    HeldOutConfig,
+    Mixture,
+    PhotographsSource,
+    ScenesSource,
+    VQTrainConfig,
+    VQTraining,
+    evaluate_vqgan,
+    held_out_pictures,
+    parameter_groups,
+    start_codebook,
+    train_vq,
+)
+from toklip_vq.vqgan import build_vqgan
+
+pytestmark = pytest.mark.slow
+
+#: All there is, small: late quantization, entropy, a late discriminator with LeCam, averages.
+TINY = """
+image_size = 32
+[model]
+codebook_size = 32
+codebook_dim = 4
+channels = 8
+channel_multipliers = [1, 2]
+blocks_per_level = 1
+z_channels = 8
+norm_groups = 4
+attention = false
+[[data]]
+kind = "scenes"
+count = 20
+[[data]]
+kind = "photographs"
+count = 10
+[held_out]
+scenes = 6
+[losses]
+quantize_from = 1
+restart_until = 9
+entropy_weight = 0.1
+discriminator_weight = 0.5
+discriminator_start = 2
+discriminator_channels = 8
+discriminator_layers = 1
+discriminator_norm = "group"
+lecam_weight = 0.1
+[run]
+steps = 5
+batch_size = 4
+learning_rate = 1e-3
+max_grad_norm = 1.0
+ema_decay = 0.9
+log_every = 1
+evaluate_every = 5
+save_every = 1
+keep = 9
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("settings") / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of five steps without a break."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_vq(load_config(tiny, VQTrainConfig), out).step == 5
+    return out
+
+
+def saved(out: Path) -> dict[str, torch.Tensor]:
+    save = max((out / "saves").iterdir())
+    files = [*sorted(save.glob("*.safetensors")), out / "model/model.safetensors"]
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    mine, theirs = saved(one), saved(other)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "toklip_core", "train", "vq", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_losses_set_in_at_their_steps(whole: Path):
+    steps = [{name for name in line if name.startswith("loss/")} for line in lines(whole)[:5]]
+    plain = {"loss/reconstruction"}
+    quantized = plain | {"loss/codebook", "loss/entropy"}
+    everything = quantized | {"loss/generator", "loss/discriminator", "loss/lecam"}
+    assert steps == [plain, quantized, everything, everything, everything]
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, tiny: Path, whole: Path):
+    out = tmp_path / "run"
+    process = start([str(tiny), "--out", str(out)])
+    while not list((out / "saves").glob("step-*2")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    result = CliRunner().invoke(cli, ["train", "vq", str(tiny), "--out", str(out), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["step"] == 5 and report["signal"] == 0 and report["figures"].keys() >= {"psnr", "codebook_used"}
+    assert_same(out, whole)
+
+
+def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path, whole: Path):
+    """Before, at and after the steps where quantization and discriminator set in."""
+    for step in range(1, 5):
+        out = tmp_path / str(step)
+        (out / "saves").mkdir(parents=True)
+        (out / "run.json").write_bytes((whole / "run.json").read_bytes())
+        (out / f"saves/step-{step:08d}").symlink_to(whole / f"saves/step-{step:08d}")
+        train_vq(load_config(tiny, VQTrainConfig), out)
+        assert_same(out, whole)
+
+
+def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path):
+    """Losses, gradients and averages of gradients, with entropy, LeCam and discriminator on.
+
+    At a small learning rate: Adam's first steps are as large for a gradient of 1e-9 as for one of 1, and would
+    turn the last bit of a sum into a step of full size.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_vq(load_config(tiny, VQTrainConfig, ["run.learning_rate=1e-6"]), one)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    arguments = [str(tiny), "--out", str(two), "--set", "run.learning_rate=1e-6"]
+    pair = [start(arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert "psnr" in outputs[0][0] and not outputs[1][0], "the first process alone speaks"
+    for mine, theirs in zip(lines(one), lines(two), strict=True):
+        mine.pop("steps_per_second", None), theirs.pop("steps_per_second", None)
+        assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-6)
+    mine, theirs = saved(one), saved(two)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(theirs[name].float(), mine[name].float(), rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_thirty_steps_lower_the_loss_and_the_result_is_a_tokenizer(tmp_path: Path, tiny: Path):
+    run = {"steps": 30, "batch_size": 16, "save_every": 30, "evaluate_every": 30, "learning_rate": 3e-3}
+    other = {"losses.quantize_from": 20, "losses.discriminator_start": 99, "model.patch_size": 2, "model.channels": 16}
+    settings = {f"run.{key}": value for key, value in run.items()} | other | {"run.warmup_steps": 5}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    report = train_vq(load_config(tiny, VQTrainConfig, overrides), tmp_path / "run")
+    losses = [line["loss/reconstruction"] for line in lines(tmp_path / "run") if "loss/reconstruction" in line]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    tokenizer = load_tokenizer("vqgan", tmp_path / "run/model")
+    pixels = held_out_pictures(HeldOutConfig(scenes=6), size=32)
+    rebuilt = tokenizer.decode(tokenizer.encode(pixels)).clamp(-1, 1)
+    psnr = -10 * ((rebuilt - pixels) / 2).square().mean((1, 2, 3)).log10().mean()
+    assert psnr.item() == pytest.approx(report.figures["psnr"], abs=0.01)
+
+
+def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(tmp_path: Path, tiny: Path):
+    (tmp_path / "held-out").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"held-out/{number}.png")
+    (tmp_path / "held-out/2.png").write_bytes(b"\x89PNG")
+    settings = load_config(tiny, VQTrainConfig, [f"held_out.folder={tmp_path / 'held-out'}"])
+    with pytest.raises(ValueError, match=r"^1 of 4 held-out pictures cannot be read, the first is .*2\.png: "):
+        train_vq(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    few = HeldOutConfig(folder=tmp_path / "held-out", pictures=2)
+    with pytest.raises(ValueError, match=r"^1 of 2 held-out"):  # the first and the third
+        held_out_pictures(few, size=32)
+    (tmp_path / "held-out/2.png").unlink()
+    assert held_out_pictures(few, size=32).shape == (2, 3, 32, 32)
+
+
+def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_alone(tiny: Path):
+    model = VQTraining(build_vqgan(load_config(tiny, VQTrainConfig).model), load_config(tiny, VQTrainConfig).losses)
+    losses = model(torch.rand(2, 3, 32, 32) * 2 - 1, 3).losses
+    groups = parameter_groups(model, load_config(tiny, VQTrainConfig))
+    weights = [[weight for name, weight in model.named_parameters() if name in group.names] for group in groups]
+
+    def reaches(loss: torch.Tensor, part: list[torch.nn.Parameter]) -> bool:
+        return any(g is not None for g in torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True))
+
+    assert [reaches(losses["generator"], part) for part in weights] == [True, False]
+    assert [reaches(losses["discriminator"] + losses["lecam"], part) for part in weights] == [False, True]
+
+
+def test_the_codebook_starts_from_latents(tiny: Path):
+    config = load_config(tiny, VQTrainConfig)
+    vqgan = build_vqgan(config.model)
+    samples = Mixture(config.data, size=32, seed=0)
+    start_codebook(vqgan, samples, config)
+    rows = torch.nn.functional.normalize(vqgan.latents(torch.stack([samples[0, i] for i in range(30)])), dim=1)
+    distance = torch.cdist(vqgan.codebook.weight, rows.movedim(1, -1).flatten(0, 2)).min(-1).values
+    assert distance.max() < 1e-3
+
+
+def test_a_collapsed_codebook_is_warned_of(tiny: Path, caplog: pytest.LogCaptureFixture):
+    vqgan = build_vqgan(load_config(tiny, VQTrainConfig).model)
+    torch.nn.init.zeros_(vqgan.quant_conv.weight)
+    with torch.no_grad():
+        evaluation = evaluate_vqgan(vqgan, torch.zeros(4, 3, 32, 32), batch_size=2)
+    assert evaluation.figures["codebook_perplexity"] == pytest.approx(1.0)
+    assert "codebook collapse: 1 of 32 codes in use on 4 held-out pictures" in caplog.text
+    assert evaluation.pictures["reconstructions"].shape == (2, 3, 32, 64)
+
+
+#: The settings of the published runs: SEED-Voken's and LlamaGen's own configurations.
+PUBLISHED_RUNS = {
+    "llamagen-vq16-imagenet": {
+        "learning_rate": 1e-4, "betas": (0.9, 0.95), "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.0,
+        "precision": "bf16",
+    },
+    "ibq-16384-imagenet": {
+        "learning_rate": 1e-4, "betas": (0.5, 0.9), "batch_size": 256, "milestones_in_epochs": (250, 300),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RUNS)
+def test_recipes_have_the_published_settings(name: str):
+    run = load_config(name, VQTrainConfig, ["data.0.folder=/pictures"], RECIPES).run
+    wanted = dict(PUBLISHED_RUNS[name])
+    epochs = wanted.pop("milestones_in_epochs", ())
+    assert {key: getattr(run, key) for key in wanted} == wanted
+    assert [round(step * run.batch_size / 1_281_167) for step in run.milestones] == list(epochs)
+
+
+def test_pictures_must_fit_the_patches_too():
+    with pytest.raises(ValueError, match=r"image_size \(60\) must be a multiple of the model's downsampling, 8"):
+        load_config("scenes-tiny", VQTrainConfig, ["image_size=60"], RECIPES)
+
+
+@pytest.mark.parametrize("name", recipe_names(RECIPES))
+def test_every_recipe_parses_and_builds(name: str):
+    config = load_config(name, VQTrainConfig, ["data.0.folder=/pictures"] if "imagenet" in name else [], RECIPES)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in build_vqgan(config.model).parameters())
+    assert size == {"llamagen-vq16-imagenet": 71_883_403}.get(name, size), "as the published file"
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone():
+    sources = [ScenesSource(kind="scenes", count=3), PhotographsSource(kind="photographs", count=2)]
+    samples = [Mixture(sources, size=24, seed=seed) for seed in (1, 1, 2)]
+    keys = [(epoch, index) for epoch in (0, 1) for index in range(5)]
+    pictures = [[mixture[key] for key in keys] for mixture in samples]
+    assert all(torch.equal(one, other) for one, other in zip(*pictures[:2], strict=True))
+    assert not torch.equal(pictures[0][4], pictures[2][4]), "another seed crops elsewhere"
+    assert len({picture.numpy().tobytes() for picture in pictures[0]}) == 10, "another epoch draws anew"
+    assert all(picture.shape == (3, 24, 24) and -1 <= picture.min() < picture.max() <= 1 for picture in pictures[0])
+
+
+def test_a_folder_is_cropped_and_its_broken_pictures_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    gradient = np.linspace(0, 255, 60, dtype=np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
+    Image.fromarray(gradient).save(tmp_path / "wide.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    whole = FolderSource(kind="folder", folder=tmp_path, smallest_crop=1.0, flip=False)
+    crops = [Mixture([whole], size=20, seed=0)[epoch, index] for epoch in range(4) for index in range(2)]
+    assert "broken.jpg is left out" in caplog.text
+    for crop in crops:
+        slopes = crop[0].diff(dim=-1)
+        assert slopes.min() >= 0 and slopes.mean() * 19 == pytest.approx(2 * 38 / 59, abs=0.05), "40 of 60 columns"
+    flipped = FolderSource(kind="folder", folder=tmp_path, smallest_crop=0.5)
+    slopes = [Mixture([flipped], size=20, seed=0)[epoch, 1][0].diff(dim=-1).mean().item() for epoch in range(12)]
+    assert min(slopes) < 0 < max(slopes)
+    assert max(slopes) < 2 * 40 / 60 / 19 and max(slopes) > 2 * 20 / 60 / 19 * 0.9
+
+
+def test_a_folder_counts_as_often_as_it_is_told(tmp_path: Path):
+    for value in (0, 255):
+        Image.new("RGB", (30, 30), (value,) * 3).save(tmp_path / f"{value}.png")
+    mixture = Mixture([FolderSource(kind="folder", folder=tmp_path, count=3)], size=16, seed=0)
+    values = [mixture[epoch, index].mean().item() for epoch in (0, 1) for index in range(3)]
+    assert values == [-1, 1, -1, 1, -1, 1]
+
+
+def test_the_command_lists_recipes_and_explains_what_it_needs():
+    run = CliRunner().invoke
+    listed = run(cli, ["train", "vq", "--list"])
+    assert listed.exit_code == 0 and "scenes-tiny" in listed.stdout
+    for arguments, message in [
+        (["scenes-tniy", "--out", "x"], "Did you mean 'scenes-tiny'?"),
+        (["scenes-tiny", "--out", "x", "--set", "run.stpes=1"], "run.stpes is not a setting; did you mean 'steps'?"),
+        (["scenes-tiny"], "--out FOLDER"),
+        (["llamagen-vq16-imagenet", "--out", "x"], "imagenet/train"),
+    ]:
+        result = run(cli, ["train", "vq", *arguments])
+        assert result.exit_code in (1, 2) and message in result.output, result.output
