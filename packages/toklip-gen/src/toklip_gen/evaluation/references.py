@@ -135,7 +135,7 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
     features = _features(path, arrays, extractor)
     width = len(found.mean)
     shapes = {"sigma": (tuple(found.covariance.shape), (width, width))}
-    if features is not None:
+    if features is not None and "features" in arrays:
         shapes["features"] = (tuple(features.shape), (len(features), width))
     for key, (got, wanted) in shapes.items():
         if got != wanted:
