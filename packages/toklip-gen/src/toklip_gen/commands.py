@@ -31,53 +31,79 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--class", "classes", multiple=True, help="In place of TEXTS: the name of a class, or its number; several ones."
+    "--class", "classes", multiple=True, help="Class to generate instead of TEXTS, by name or number; repeatable."
 )
-@click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Pictures of each.")
+@click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Number of pictures per prompt.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("generated.png"),
     show_default=True,
-    help="A picture file: a grid of all, a row for each text if there are several. Or a folder: a file for each.",
+    help="File for one grid of all pictures (one row per prompt if there are several), or folder for one file each.",
 )
 @click.option(
     "--seed",
     type=SEED,
     default=0,
     show_default=True,
-    help="Of the first; the next has the next.",
+    help="Seed of the first picture of each prompt; each further picture adds one.",
 )
 @click.option(
-    "--guidance", type=float, help="How much the text or class weighs; 1: none; by default the generator's, mostly 4."
+    "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off; by default the generator's own."
 )
-@click.option("--guidance-power", type=float, help="It grows from 1, along a cosine of this power, as RAR's.")
-@click.option("--guidance-first", type=NUMBER, default=0, show_default=True, help="Id where it begins.")
-@click.option("--guidance-last", type=NUMBER, help="Last id that has it.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id each time.")
-@click.option("--top-k", type=int, help="Choose among so many ids; 0: all; by default the generator's own.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Among the likeliest, up to this share.")
-@click.option("--prefix", type=click.Path(), help="A picture whose upper rows are kept; the rest is drawn.")
+@click.option(
+    "--guidance-power",
+    type=float,
+    help="Increase the scale from 1 to --guidance along a cosine of this power, as RAR does; constant by default.",
+)
+@click.option(
+    "--guidance-first",
+    type=NUMBER,
+    default=0,
+    show_default=True,
+    help="Position of the first id with guidance, counted from 0.",
+)
+@click.option("--guidance-last", type=NUMBER, help="Position of the last id with guidance; by default the end.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely id.",
+)
+@click.option(
+    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all; by default the generator's own."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest ids that reach this total probability; 1 means all.",
+)
+@click.option("--prefix", type=click.Path(), help="Picture whose upper rows are kept; the rest is generated.")
 @max_pixels
-@click.option("--prefix-rows", type=int, help="Rows of ids that are kept; by default the upper half.")
+@click.option("--prefix-rows", type=int, help="Number of rows of ids kept from --prefix; by default the upper half.")
 @click.option(
     "--model",
     default="toklip-gen-tiny",
     show_default=True,
     shell_complete=names_or_files(names_of_kind("generator")),
-    help="A generator that `toklip models` lists, a folder that `toklip train generator` wrote, or LlamaGen's .pt.",
+    help="Generator: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of LlamaGen.",
 )
 @click.option(
     "--toklip",
     type=click.Path(),
     shell_complete=names_or_files(toklip_names),
-    help="Where the TokLIP that it reads is now, if not where it was.",
+    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
 )
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the step first: pays for many pictures on a GPU.")
-@click.option("--json", "as_json", is_flag=True, help="Print files, prompts and seeds as JSON.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of pictures sampled at once.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Generator's dtype; by default as stored.")
+@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Run torch.compile first; worthwhile for many pictures on a GPU."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the files, prompts and seeds as JSON.")
 def generate(
     texts: tuple[str, ...],
     classes: tuple[str, ...],
@@ -91,9 +117,9 @@ def generate(
     guidance_last: int | None,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Draw pictures of TEXTS, or of classes.
+    """Generate pictures from TEXTS, or from classes.
 
-    A picture is a function of its text, its seed and the settings: drawn again alone, it is the same.
+    The prompt, the seed and the settings determine a picture: generated again on its own, it comes out the same.
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
@@ -125,12 +151,12 @@ def generate(
 
 @train_command("generator")
 def train_generator() -> TrainTask[GeneratorTrainConfig]:
-    """Train a generator: RECIPE is a recipe's name or a TOML file.
+    """Train an autoregressive generator: RECIPE is the name of a recipe or a TOML file.
 
-    It says which id comes next, given a class or a text and the ids so far, read as ids, codes, or codes with TokLIP's
-    tokens. Data are token stores (`toklip encode --augment ten-crop`) or pictures. OUT/model is what `toklip generate`
-    takes. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with 130, 143 or 129; the same command
-    goes on from there.
+    The generator predicts the next id from a class or a text and the ids so far, which it reads as ids, as codes, or as
+    codes with TokLIP's semantic tokens. The data are token stores (`toklip encode --augment ten-crop`) or pictures.
+    The trained generator is OUT/model, which `toklip generate --model` takes. Ctrl-C, SIGTERM or SIGHUP saves the run
+    and exits with 130, 143 or 129; run the same command again to resume.
     """
     from toklip_gen.training import RECIPES, GeneratorTrainConfig
 
@@ -159,55 +185,75 @@ _MODES = {
 @click.option(
     "--generator",
     shell_complete=names_or_files(names_of_kind("generator")),
-    help="Draw with this, in place of INPUTS: see `toklip models`, or a folder.",
+    help="Generator to sample pictures from instead of INPUTS: a name from `toklip models`, or a folder.",
 )
 @click.option(
-    "--scenes", type=click.IntRange(2, COUNT.max), help="With a generator of texts: captions of so many scenes."
+    "--scenes", type=click.IntRange(2, COUNT.max), help="Number of scene captions to prompt a text generator with."
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
     default="held-out",
     show_default=True,
-    help="Of the scenes.",
+    help="Split that the scenes come from.",
 )
-@click.option("--per-class", type=COUNT, help="With a generator of classes: pictures of each.")
-@click.option("--reference", help="Real pictures' statistics: a name such as adm-imagenet-256, or a file NAME.npz.")
-@click.option("--features", help="What pictures are compared by: inception, or a model such as toklip-tiny.")
+@click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class generator.")
+@click.option("--reference", help="Statistics of real pictures: adm-imagenet-256 and the like, or a .npz file.")
+@click.option(
+    "--features", help="Feature extractor for comparing pictures: inception, or a model such as toklip-tiny."
+)
 @click.option(
     "--clip",
     shell_complete=names_or_files(toklip_names),
-    help="A model that judges captions: CLIP score, and with --scenes the second judge.",
+    help="CLIP or TokLIP that computes the CLIP score and, with --scenes, judges the captions as well.",
 )
-@click.option("--npz", type=click.Path(), help="Write the pictures there, too, for ADM's evaluator.")
-@click.option("--write-reference", type=click.Path(), help="Write the statistics of INPUTS there; measure nothing.")
+@click.option("--npz", type=click.Path(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
+@click.option(
+    "--write-reference", type=click.Path(), help="Write the statistics of INPUTS to this file and measure nothing."
+)
 @click.option(
     "--purpose",
     type=click.Choice(["generation", "reconstruction"]),
     default="generation",
     show_default=True,
-    help="Of the reference that is written: the other use of it is refused.",
+    help="Use of the reference that --write-reference writes; any other use of it is refused.",
 )
 @click.option(
     "--toklip",
     type=click.Path(),
     shell_complete=names_or_files(toklip_names),
-    help="Where the generator's TokLIP is now, if not where it was.",
+    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the generator; by default as stored.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the step first: for a GPU.")
-@click.option("--guidance", type=float, help="1 is none; by default the generator's own, mostly 4.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest id.")
-@click.option("--top-k", type=int, help="Likeliest ids; 0: all; by default the generator's own.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Share of probability; 1: all.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Generator's dtype; by default as stored.")
+@click.option("--compile", "compiled", is_flag=True, help="Run torch.compile first; for GPUs.")
 @click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Another one, other pictures."
+    "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off; by default the generator's own."
 )
-@click.option("--size", type=SIDE, help="Side that pictures of classes are resized to.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely id.",
+)
+@click.option(
+    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all; by default the generator's own."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest ids that reach this total probability; 1 means all.",
+)
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Seed from which every picture's own is derived."
+)
+@click.option("--size", type=SIDE, help="Side in pixels to resize the pictures of --per-class to.")
 @max_pixels
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures processed at once.")
+@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def evaluate_generation(
     ctx: click.Context,
@@ -216,12 +262,12 @@ def evaluate_generation(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Measure drawn pictures: INPUTS (files, folders, tars, .npz), or what --generator draws.
+    """Evaluate generated pictures: INPUTS (files, folders, tars, .npz), or samples of --generator.
 
-    Fréchet distance (FID), Inception score, precision and recall against a reference; CLIP score where captions lie
-    beside the pictures; with --scenes whether pictures show what their captions say. The protocol is printed beside the
-    figures. A reference of reconstructions is refused. Inception's weights are not downloaded: what is not in the torch
-    hub cache is named, with its place.
+    Computes the Fréchet distance (FID), Inception score, precision and recall against a reference, the CLIP score if
+    the pictures have captions beside them and, with --scenes, whether pictures show what their captions say. The report
+    includes the protocol of every figure. References for reconstruction are refused. Inception's weights are never
+    downloaded: if they are not in the torch hub cache, the error names the file and where to put it.
     """
     from toklip_core.devices import default_device
 

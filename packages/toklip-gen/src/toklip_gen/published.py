@@ -60,11 +60,11 @@ def unknown(name: str) -> str:
 
 
 def _named(name: str, file: _File) -> NamedModel:
-    what = "classes of ImageNet" if "c2i" in name else "texts (flan-t5-xl)"
+    what = "ImageNet classes" if "c2i" in name else "texts (read by flan-t5-xl)"
     return NamedModel(
         name=name,
         kind="generator",
-        summary=f"LlamaGen {file.size}, {what} to pictures of {file.image_size} px.",
+        summary=f"LlamaGen {file.size}: {file.image_size} px pictures from {what}.",
         size=int(file.bytes),
         licence="MIT",
         source=file.source,
@@ -78,7 +78,7 @@ def _tiny() -> NamedModel:
     return NamedModel(
         name="toklip-gen-tiny",
         kind="generator",
-        summary="Trained on Scenes over toklip-tiny: texts to scenes; in the package.",
+        summary="Small text-to-picture generator of Scenes, built on toklip-tiny; ships with the package.",
         size=(TINY / "model.safetensors").stat().st_size,
         licence="Apache-2.0",
         package="toklip-gen",

@@ -12,19 +12,19 @@ from pydantic import Field, model_validator
 from toklip_core.config import Config, FileName
 
 Features = Literal["ids", "codes", "concat"]
-#: Of the positions of a condition; see GeneratorConfig.condition_keys.
+#: Queries and keys at the positions of a condition; see GeneratorConfig.condition_keys.
 ConditionKeys = Literal["zero", "learned"]
 
 _Side = Annotated[int, Field(gt=0)]
 
 
 class ClassCondition(Config):
-    """A class is one position: a row of a table, which has one more row for no class."""
+    """Class condition: one position, a row of an embedding table that has one more row for "no class"."""
 
     kind: Literal["class"] = "class"
-    classes: int = Field(gt=0, description="Classes, from 0 on; the next number stands for none.")
+    classes: int = Field(gt=0, description="Number of classes, counted from 0; the next number means no class.")
     names: tuple[str, ...] | None = Field(
-        default=None, description="Names of the classes in the order of their numbers; a training takes the data's own."
+        default=None, description="Names of the classes in the order of their numbers; training sets the data's own."
     )
 
     @model_validator(mode="after")
@@ -35,71 +35,89 @@ class ClassCondition(Config):
 
     @property
     def length(self) -> int:
-        """T: positions before the first id."""
+        """Number T of positions before the first id."""
         return 1
 
 
 class TextCondition(Config):
-    """A text is T positions: features of a text encoder, through a small network of the generator's."""
+    """Text condition: T positions, the features of a text encoder after a small network of the generator."""
 
     kind: Literal["text"] = "text"
     encoder: str = Field(
         min_length=1,
-        description="Text encoder: toklip (the text tower of the TokLIP, before pooling), or a T5 of the hub.",
+        description="Text encoder: toklip (the TokLIP's text tower, before pooling), or the name of a T5 on the hub.",
     )
-    length: int = Field(gt=0, description="T: positions of a text; shorter ones are padded on the left.")
+    length: int = Field(gt=0, description="Number T of positions per text; shorter texts are padded on the left.")
     width: int = Field(gt=0, description="Width of the text encoder's features.")
 
 
 class GeneratorConfig(Config):
-    """``config.json`` of a generator."""
+    """Configuration of a generator, stored as ``config.json`` in its folder.
+
+    >>> config = GeneratorConfig(
+    ...     tokenizer="llamagen-tiny", codebook_size=512, grid=(8, 8), width=192, depth=4, heads=4,
+    ...     condition=ClassCondition(classes=10),
+    ... )
+    >>> config.positions, config.mlp_width, config.needs_toklip
+    (64, 512, False)
+    """
 
     kind: Literal["generator"] = "generator"
     tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
     tokenizer_file: FileName | None = Field(
         default=None,
-        description="Its weights, a file or folder beside this one; none: those that its name stands for.",
+        description="File or folder beside config.json with the tokenizer's weights; by default those of its name.",
     )
     tokenizer_checksum: str | None = Field(
-        default=None, description="SHA-256 of the weights it was trained with; other ones are refused."
+        default=None, description="SHA-256 of the tokenizer's weights in training; others are refused."
     )
     toklip: str | None = Field(
-        default=None, description="TokLIP whose semantic tokens (concat) or text tower it reads: a name or path."
+        default=None, description="Name or path of the TokLIP whose semantic tokens (concat) or text tower is read."
     )
     toklip_checksum: str | None = Field(
-        default=None, description="SHA-256 of the parts of the TokLIP that are read; other ones are refused."
+        default=None, description="SHA-256 of the parts of the TokLIP that are read; others are refused."
     )
-    codebook_size: int = Field(gt=0, description="K: ids that it chooses from.")
-    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids.")
-    width: int = Field(gt=0, description="W: width of the transformer.")
-    depth: int = Field(gt=0, description="Blocks.")
-    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
-    kv_heads: int | None = Field(default=None, gt=0, description="Heads of keys and values; none: as many as heads.")
+    codebook_size: int = Field(gt=0, description="Codebook size K: the number of ids to choose from.")
+    grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
+    width: int = Field(gt=0, description="Width W of the transformer.")
+    depth: int = Field(gt=0, description="Number of transformer blocks.")
+    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
+    kv_heads: int | None = Field(
+        default=None, gt=0, description="Number of key and value heads; by default as many as heads."
+    )
     hidden_width: int | None = Field(
-        default=None, gt=0, description="Of the SwiGLU; none: 8 W / 3, up to a multiple of 256, as LlamaGen has it."
+        default=None,
+        gt=0,
+        description="Hidden width of the SwiGLU; by default 8 W / 3, rounded up to a multiple of 256, as in LlamaGen.",
     )
     features: Features = Field(
         default="ids",
-        description="What is read of the last id: ids (a learned table, LlamaGen's way), codes (its row of the "
-        "codebook), or concat (its code and its semantic token, TokLIP's way).",
+        description="Input for each id: ids (a learned embedding table, as in LlamaGen), codes (its row of the "
+        "codebook), or concat (its code and its semantic token, as in TokLIP).",
     )
     feature_width: int | None = Field(
-        default=None, gt=0, description="Width of what is read: C with codes, C + D with concat; none with ids."
+        default=None, gt=0, description="Width of the input: C with codes, C + D with concat; none with ids."
     )
-    condition: ClassCondition | TextCondition = Field(discriminator="kind", description="What a picture is to show.")
+    condition: ClassCondition | TextCondition = Field(
+        discriminator="kind", description="Kind of prompt: classes or texts."
+    )
     condition_keys: ConditionKeys = Field(
         default="zero",
-        description="Queries and keys at the condition's positions: zero, as LlamaGen was trained, so that what comes "
-        "after sees all words of a text alike; or learned, so that it can choose among them.",
+        description="Queries and keys at the condition's positions: zero, as LlamaGen was trained, so that later "
+        "positions attend to all words of a text equally; or learned, so that they can choose among the words.",
     )
-    guidance: float = Field(default=4.0, ge=0, description="With which it draws, unless another is asked for; 1: none.")
-    top_k: int = Field(default=0, ge=0, description="Likeliest ids it draws from, unless others are asked for; 0: all.")
-    rope_base: float = Field(default=10000.0, gt=0, description="Of the rotary embedding.")
-    norm_eps: float = Field(default=1e-5, gt=0, description="Of the RMS norms.")
+    guidance: float = Field(
+        default=4.0, ge=0, description="Default scale of classifier-free guidance in sampling; 1 turns it off."
+    )
+    top_k: int = Field(
+        default=0, ge=0, description="Default number of the likeliest ids to sample from; 0 means all."
+    )
+    rope_base: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
+    norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the RMS norms.")
 
     @property
     def positions(self) -> int:
-        """N: ids of a picture."""
+        """Number N of ids in a picture."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -109,7 +127,7 @@ class GeneratorConfig(Config):
 
     @property
     def needs_toklip(self) -> bool:
-        """Whether it cannot be used without its TokLIP."""
+        """Whether the generator cannot be used without its TokLIP."""
         return self.features == "concat" or (self.condition.kind == "text" and self.condition.encoder == "toklip")
 
     @model_validator(mode="after")
@@ -128,7 +146,7 @@ class GeneratorConfig(Config):
 
 
 class Size(NamedTuple):
-    """A published size."""
+    """Width, depth and heads of a transformer."""
 
     width: int
     depth: int

@@ -18,31 +18,37 @@ RECIPES = files("toklip_gen") / "recipes"
 
 
 class StoredIds(Config):
-    """A token store. A row has the class of its folder below what all keys share (FOLDER/CLASS/...), or its caption."""
+    """Token store of ids; a row's class is the folder below the path that all keys share (FOLDER/CLASS/...).
+
+    With a text condition, its caption is read instead.
+    """
 
     kind: Literal["store"]
-    store: Path = Field(description="What `toklip encode` wrote.")
+    store: Path = Field(description="Folder that `toklip encode` wrote.")
     crops: bool = Field(
         default=True,
-        description="Draw one of the 20 views with each visit, if the store has them (`toklip encode --augment "
-        "ten-crop`); with captions one of the 10 that are not mirrored. false: the whole square.",
+        description="Take one of the 20 views of a picture at each visit, if the store has them (`toklip encode "
+        "--augment ten-crop`); with captions, one of the 10 that are not mirrored. false: take the whole square.",
     )
 
 
 class ClassFolders(Config):
-    """FOLDER/CLASS/PICTURE: one random crop of each picture in an epoch, encoded as it comes."""
+    """Pictures in one folder per class (FOLDER/CLASS/PICTURE); each epoch encodes one random crop of each."""
 
     kind: Literal["classes"]
-    folder: Path = Field(description="With a folder for each class; they are counted in the order of their names.")
+    folder: Path = Field(description="Folder with one folder per class; classes are numbered in order of their names.")
     smallest_crop: float = Field(
-        default=0.8, gt=0, le=1, description="The side of a crop: from this share of the short side to all of it."
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Smallest side of a crop, as a share of the short side; the largest is all of it.",
     )
-    flip: bool = Field(default=True, description="Mirror half of the crops.")
+    flip: bool = Field(default=True, description="Mirror half of the crops, at random.")
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Maximum width times height in pixels; larger pictures are skipped without being read.",
     )
 
 
@@ -53,37 +59,43 @@ Source = Annotated[
 
 
 class TextSetting(Config):
-    """Texts, by a text encoder; its width is found out."""
+    """Text condition; the width of the text encoder is looked up."""
 
     kind: Literal["text"]
     encoder: str = Field(
-        default="toklip", description="toklip: the text tower of the TokLIP. Else a T5 of transformers, a name or path."
+        default="toklip", description="Text encoder: toklip (the TokLIP's text tower), or the name or path of a T5."
     )
-    length: int = Field(gt=0, description="T: words, or tokens, of a text; longer ones are cut.")
+    length: int = Field(gt=0, description="Number T of words or tokens per text; longer texts are cut.")
 
 
 class Architecture(Config):
-    """Sizes of the transformer, and what it reads."""
+    """Sizes and inputs of the transformer."""
 
     size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = Field(
-        default=None, description="One of LlamaGen's, in place of width, depth and heads."
+        default=None, description="Size of LlamaGen's, in place of width, depth and heads."
     )
-    width: int = Field(default=0, ge=0, description="W.")
-    depth: int = Field(default=0, ge=0, description="Blocks.")
-    heads: int = Field(default=0, ge=0, description="Attention heads, which divide the width.")
-    kv_heads: int | None = Field(default=None, gt=0, description="Heads of keys and values; as many as heads.")
+    width: int = Field(default=0, ge=0, description="Width W of the transformer.")
+    depth: int = Field(default=0, ge=0, description="Number of transformer blocks.")
+    heads: int = Field(default=0, ge=0, description="Number of attention heads; must divide the width.")
+    kv_heads: int | None = Field(
+        default=None, gt=0, description="Number of key and value heads; by default as many as heads."
+    )
     hidden_width: int | None = Field(
-        default=None, gt=0, description="Of the SwiGLU; 8 W / 3, up to a multiple of 256, by default."
+        default=None,
+        gt=0,
+        description="Hidden width of the SwiGLU; by default 8 W / 3, rounded up to a multiple of 256.",
     )
     features: Features = Field(
-        default="ids", description="What is read of the last id: ids, codes, or concat (code and semantic token)."
+        default="ids", description="Input for each id: ids, codes, or concat (code and semantic token)."
     )
     condition_keys: ConditionKeys = Field(
         default="zero",
-        description="zero: all words of a text are seen alike, as LlamaGen was trained; learned: a position can choose "
-        "among them.",
+        description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, as "
+        "LlamaGen was trained; learned: a position can choose among the words.",
     )
-    grad_checkpointing: bool = Field(default=False, description="Less memory for activations, one more forward pass.")
+    grad_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, one more forward pass."
+    )
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -99,22 +111,29 @@ class Architecture(Config):
 
 
 class Sketches(Config):
-    """What a run is evaluated on, and the pictures that it draws for tensorboard."""
+    """Held-out data of a run, and the pictures that it samples for TensorBoard."""
 
     scenes: int = Field(
         default=0,
         ge=0,
-        description="Held-out scenes for the loss, one class of each, or one caption; these are on plain backgrounds.",
+        description="Number of held-out scenes for the loss, each with its class or one caption, on plain backgrounds.",
     )
-    store: Path | None = Field(default=None, description="Or a token store, of other pictures than the training's.")
-    pictures: int = Field(default=1024, gt=0, description="Rows of that store, at most, evenly chosen.")
+    store: Path | None = Field(default=None, description="Token store for the loss, of pictures not trained on.")
+    pictures: int = Field(default=1024, gt=0, description="Maximum number of rows of that store, evenly spaced.")
     prompts: tuple[int | str, ...] = Field(
-        default=(), description="Classes or texts that are drawn at each evaluation; of scenes the first 16 by default."
+        default=(),
+        description="Classes or texts to sample at each evaluation; by default those of the first 16 held-out scenes.",
     )
     guidance: float = Field(
-        default=4.0, ge=0, description="Of these drawings, and of the model's if nothing else is asked for; 1 is none."
+        default=4.0,
+        ge=0,
+        description="Guidance scale of these samples, also the trained generator's default; 1 turns it off.",
     )
-    top_k: int = Field(default=0, ge=0, description="Likewise: likeliest ids to draw from; 0: all.")
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        description="Number of the likeliest ids to sample from, also the trained generator's default; 0 means all.",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -124,24 +143,30 @@ class Sketches(Config):
 
 
 class GeneratorTrainConfig(Config):
-    """`toklip train generator FILE.toml`."""
+    """Settings of `toklip train generator FILE.toml`."""
 
     tokenizer: str | None = Field(
-        default=None, description="Name of the VQ tokenizer; by default the TokLIP's own. It stays frozen."
+        default=None, description="Name of the VQ tokenizer, which stays frozen; by default the TokLIP's own."
     )
-    tokenizer_weights: Path | None = Field(default=None, description="A file or folder of it, in place of its own.")
+    tokenizer_weights: Path | None = Field(
+        default=None, description="File or folder of weights for the tokenizer, in place of those of its name."
+    )
     toklip: str | None = Field(
-        default=None, description="TokLIP of features = 'concat' and of the text encoder toklip: a name or a folder."
+        default=None, description="Name or folder of the TokLIP for features = 'concat' or the text encoder toklip."
     )
-    image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the tokenizer's factor.")
-    resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
+    image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's factor.")
+    resize: Literal["crop", "squash"] = Field(default="crop", description="Way to make a picture square.")
     generator: Architecture
     condition: Annotated[ClassCondition | TextSetting, Field(discriminator="kind")]
     condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of samples without their condition, which guidance needs."
+        default=0.1, ge=0, lt=1, description="Share of samples trained without their condition, which guidance needs."
     )
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="Of embeddings, and of each half of a block.")
-    data: tuple[Source, ...] = Field(min_length=1, description="One after another; token stores, or pictures.")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="Dropout after the embeddings and each half of a block."
+    )
+    data: tuple[Source, ...] = Field(
+        min_length=1, description="Sources of data, one after another: token stores, or pictures."
+    )
     held_out: Sketches = Sketches()
     run: RunConfig
 
