@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @train_command("mllm")
 def train_mllm() -> TrainTask[MLLMTrainConfig]:
-    """Train a language model that sees: RECIPE is a recipe's name or a TOML file.
+    """Train a multimodal language model: RECIPE is the name of a recipe or a TOML file.
 
-    A connector brings the tokens of a frozen TokLIP into a language model; that is trained too, whole or by LoRA, if
-    the settings say so. OUT/model is what `toklip ask --model` takes. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves
-    first, and exits with 130, 143 or 129; the same command goes on from there.
+    A connector maps the tokens of a frozen TokLIP into the embedding space of a language model. If the settings say so,
+    the language model is trained too, whole or with LoRA. The trained model is OUT/model, which `toklip ask --model`
+    takes. Ctrl-C, SIGTERM or SIGHUP saves the run and exits with 130, 143 or 129; run the same command again to resume.
     """
     from toklip_mllm.training import RECIPES, MLLMTrainConfig
 
@@ -43,28 +43,34 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 
 @click.command("vqa")
 @click.argument("questions", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Ask about so many scenes, without QUESTIONS.")
+@click.option("--scenes", type=COUNT, help="Number of procedural scenes to ask about, instead of QUESTIONS.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
     default="held-out",
     show_default=True,
-    help="Of the scenes.",
+    help="Split that the scenes come from.",
 )
-@click.option("--root", type=click.Path(), help="Where the pictures' paths start from; by default QUESTIONS's folder.")
-@click.option("--image", default="image", show_default=True, help="Key of the picture's path in a row, or of a list.")
+@click.option(
+    "--root", type=click.Path(), help="Folder that picture paths are relative to; by default that of QUESTIONS."
+)
+@click.option("--image", default="image", show_default=True, help="Key of the picture's path, or of a list of paths.")
 @click.option("--question", default="question", show_default=True, help="Key of the question.")
-@click.option("--answer", default="answer", show_default=True, help="Key of the right answer, or of several people's.")
-@click.option("--type", "kind", default="type", show_default=True, help="Key of the type; each type has its figure.")
+@click.option(
+    "--answer", default="answer", show_default=True, help="Key of the right answer, or of a list of several people's."
+)
+@click.option(
+    "--type", "kind", default="type", show_default=True, help="Key of the question's type; types are scored separately."
+)
 @click.option(
     "--prompt",
     default="{}",
     show_default=True,
-    help="What the model is asked, with {} where the question goes. Questions with choices have a prompt of their own.",
+    help="Prompt for the model; {} stands for the question. Questions with choices have a prompt of their own.",
 )
-@click.option("--answers", type=click.Path(path_type=Path), help="Write what the model says to this JSONL file.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Write the model's answers to this JSONL file.")
 @click.option(
-    "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Of an answer, at most."
+    "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Maximum number of new tokens per answer."
 )
 @click.option(
     "--model",
@@ -72,29 +78,29 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
     default="toklip-mllm-tiny",
     show_default=True,
     shell_complete=names_or_files(names_of_kind("language model")),
-    help="Or a folder, or owner/name.",
+    help="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
 )
 @max_pixels
 @click.option(
-    "--batch-size", type=COUNT, default=32, show_default=True, help="Questions at a time."
+    "--batch-size", type=COUNT, default=32, show_default=True, help="Number of questions answered at once."
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the model; its VQ tokenizer stays in float32.",
+    help="Dtype of the model; its VQ tokenizer stays in float32.",
 )
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def vqa(
     image: str, question: str, answer: str, kind: str, device: str | None, as_json: bool, **options: Any  # noqa: ANN401
 ) -> None:
-    """Measure how well a model answers questions about pictures.
+    """Evaluate how well a model answers questions about pictures.
 
-    QUESTIONS is a JSONL file, {"image": PATH, "question": TEXT, "answer": TEXT} in each line, optionally with "type"
-    and "choices"; --scenes needs none. Exact match, accuracy of choices, VQA accuracy where several people answered,
-    POPE's figures where the answer is yes or no, and the protocol.
+    QUESTIONS is a JSONL file with {"image": PATH, "question": TEXT, "answer": TEXT} in each line, optionally with
+    "type" and "choices"; leave it out with --scenes. Reports exact match, multiple-choice accuracy, VQA accuracy where
+    several people answered, POPE's metrics where the answers are yes or no, and the protocol.
     """
     from toklip_core.devices import default_device
 
@@ -116,30 +122,30 @@ _SHOW, _NEW = "/picture ", "/new"
     default="toklip-mllm-tiny",
     show_default=True,
     shell_complete=names_or_files(names_of_kind("language model")),
-    help="Or a folder, or owner/name.",
+    help="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
 )
 @click.option(
-    "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Of an answer, at most."
+    "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Maximum number of new tokens per answer."
 )
 @click.option(
     "--temperature",
     type=float,
     default=0.0,
     show_default=True,
-    help="0 takes the likeliest token; above, tokens are drawn.",
+    help="Sampling temperature; 0 always takes the most likely token.",
 )
 @click.option(
     "--top-p",
     type=float,
     default=1.0,
     show_default=True,
-    help="Draw among the likeliest tokens of this probability together.",
+    help="Sample from the likeliest tokens that reach this total probability; 1 means all.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of what is drawn.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling.")
 @max_pixels
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the model; by default as it is stored.")
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print each answer as a line of JSON, for programs.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Dtype of the model; by default as stored.")
+@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON.")
 def ask(
     words: tuple[str, ...],
     name: str,
@@ -152,8 +158,8 @@ def ask(
 ) -> None:
     """Ask a language model about pictures.
 
-    The answer goes to stdout as it comes. Without a question this is a conversation: each line that is typed is one,
-    `/picture FILE` shows a further picture, and `/new` starts over with the pictures shown; end it with Ctrl-D.
+    The answer is printed as it is generated. Without a question, a conversation starts: each line you type is a
+    question, `/picture FILE` adds a picture, `/new` starts over with the same pictures, and Ctrl-D ends.
     """
     from toklip_core.ranges import refuse_drawing
 

@@ -12,13 +12,13 @@ TINY = Path(__file__).parent / "models" / TINY_NAME
 
 
 def tiny() -> NamedModel:
-    """Return what ``toklip models`` says of it."""
+    """Return the entry of the model for ``toklip models``."""
     config = json.loads((TINY / "config.json").read_text("utf-8"))
     rows, columns = config["encoder"]["grid"]
     return NamedModel(
         name=TINY_NAME,
         kind="language model",
-        summary="Trained on questions about Scenes over toklip-tiny; in the package.",
+        summary="Small model that answers questions about Scenes, built on toklip-tiny; ships with the package.",
         size=(TINY / "model.safetensors").stat().st_size,
         licence="Apache-2.0",
         package="toklip-mllm",

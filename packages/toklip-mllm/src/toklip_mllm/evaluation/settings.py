@@ -10,14 +10,17 @@ from toklip_core.config import Config
 
 
 class HeldOutTalk(Config):
-    """What a run is evaluated on, by exact match; nothing by default."""
+    """Held-out questions that a run is evaluated on, by exact match; none by default."""
 
-    scenes: int = Field(default=0, ge=0, description="Held-out scenes, with all their questions.")
+    scenes: int = Field(default=0, ge=0, description="Number of held-out scenes, with all their questions.")
     questions: Path | None = Field(
-        default=None, description='JSONL of {"image": PATH, "question": ..., "answer": ...}, see `toklip evaluate vqa`.'
+        default=None,
+        description='JSONL file of {"image": PATH, "question": ..., "answer": ...}, see `toklip evaluate vqa`.',
     )
-    root: Path | None = Field(default=None, description="Where its pictures' paths start; by default its own folder.")
-    prompt: str = Field(default="{}", description="What the model is asked, with {} where the question goes.")
+    root: Path | None = Field(
+        default=None, description="Folder that picture paths are relative to; by default that of the questions."
+    )
+    prompt: str = Field(default="{}", description="Prompt for the model; {} stands for the question.")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

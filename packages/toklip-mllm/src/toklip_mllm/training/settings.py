@@ -17,38 +17,38 @@ RECIPES = files("toklip_mllm") / "recipes"
 
 
 class SceneTalk(Config):
-    """Questions about procedural scenes, and requests for captions; every epoch draws new scenes."""
+    """Conversations about procedural scenes: questions and requests for captions; every epoch has new scenes."""
 
     kind: Literal["scenes"]
-    count: int = Field(gt=0, description="Scenes an epoch; each is one conversation.")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
+    count: int = Field(gt=0, description="Number of scenes per epoch; each is one conversation.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed that the scenes are made from.")
     turns: int | None = Field(
-        default=None, gt=0, description="Questions of a conversation, drawn from the scene's; all of them by default."
+        default=None, gt=0, description="Number of questions per conversation, chosen at random; by default all."
     )
     captions: float = Field(
-        default=0.5, ge=0, le=1, description="Share of the conversations that ask for a caption, at any of their turns."
+        default=0.5, ge=0, le=1, description="Share of conversations that ask for a caption, at a random turn."
     )
 
 
 class Conversations(Config):
-    """Conversations of a file, in LLaVA's JSON or in the messages format of transformers; pictures are optional."""
+    """Conversations from a file, in LLaVA's JSON or the messages format of transformers; pictures are optional."""
 
     kind: Literal["conversations"]
-    file: Path = Field(description="NAME.json, a list, or NAME.jsonl, one in each line.")
+    file: Path = Field(description="File of conversations: NAME.json with a list, or NAME.jsonl with one per line.")
     root: Path | None = Field(
-        default=None, description="The folder that the pictures' paths start from; by default the file's own."
+        default=None, description="Folder that picture paths are relative to; by default that of the file."
     )
     store: Path | None = Field(
         default=None,
-        description="A token store of the pictures, which are then not read. Its keys are those that `toklip encode` "
-        "gives to the pictures' paths, root included: encode the folder by the name that root has. If it has the "
-        "tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not work.",
+        description="Token store of the pictures, which are then not read. Its keys are those that `toklip encode` "
+        "gives to the pictures' paths, root included: encode the folder under the name given as root. If the store has "
+        "the tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not run.",
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Maximum width times height in pixels; larger pictures are skipped without being read.",
     )
 
 
@@ -56,15 +56,17 @@ TalkSource = Annotated[SceneTalk | Conversations, Field(discriminator="kind")]
 
 
 class SmallLanguage(Config):
-    """A Llama of random weights, and a tokenizer of the data's own words."""
+    """Small Llama with random weights, and a tokenizer whose vocabulary is the words of the data."""
 
-    width: int = Field(gt=0, description="Width of a token.")
-    hidden: int = Field(gt=0, description="Width between the two layers of an MLP.")
-    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
-    layers: int = Field(gt=0, description="Blocks.")
-    context_length: int = Field(gt=1, description="Tokens of a conversation, those of pictures included.")
+    width: int = Field(gt=0, description="Width of the token embeddings.")
+    hidden: int = Field(gt=0, description="Hidden width of the MLPs.")
+    heads: int = Field(gt=0, description="Number of attention heads; twice this number must divide the width.")
+    layers: int = Field(gt=0, description="Number of transformer blocks.")
+    context_length: int = Field(gt=1, description="Maximum tokens of a conversation, pictures included.")
     conversations: int = Field(
-        default=20_000, gt=0, description="Conversations, from all over the data, whose words are its vocabulary."
+        default=20_000,
+        gt=0,
+        description="Number of conversations, from all over the data, whose words make the vocabulary.",
     )
 
     @model_validator(mode="after")
@@ -75,65 +77,71 @@ class SmallLanguage(Config):
 
 
 class LoRA(Config):
-    """Low-rank adapters of the language model, by peft; the exported model has them merged into its weights.
+    """Low-rank adapters of the language model, by peft; they are merged into the weights of the exported model.
 
     Source: Hu et al., https://arxiv.org/abs/2106.09685.
     """
 
-    rank: int = Field(default=128, gt=0, description="Rank of an adapter.")
+    rank: int = Field(default=128, gt=0, description="Rank of the adapters.")
     alpha: float = Field(default=256, gt=0, description="Adapters are scaled by alpha / rank.")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="Of what goes into an adapter.")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of an adapter.")
     targets: tuple[str, ...] = Field(
         default=(),
-        description="Names of layers of the language model, linear ones or embeddings, such as q_proj, lm_head or "
-        "embed_tokens; all-linear, the default, is every linear layer but the head, as LLaVA-1.5 has it.",
+        description="Names of linear or embedding layers of the language model that get adapters, such as q_proj, "
+        "lm_head or embed_tokens; by default (all-linear) every linear layer except the head, as in LLaVA-1.5.",
     )
 
 
 class MLLMTrainConfig(Config):
-    """A language model that reads a TokLIP's tokens: its connector, and the language model itself."""
+    """Settings of `toklip train mllm FILE.toml`: a language model that reads a TokLIP's tokens by a connector."""
 
     start: Path | None = Field(
         default=None,
-        description="The model folder of an earlier stage, RUN/model, to go on from; it has the language model, the "
+        description="Model folder of an earlier stage (RUN/model) to continue from; it has the language model, the "
         "TokLIP and the connector.",
     )
     language_model: str | None = Field(
         default=None,
-        description="A causal language model of transformers: a folder, or owner/name on the hub. Its tokenizer needs "
+        description="Causal language model of transformers: a folder, or owner/name on the hub. Its tokenizer needs "
         "a chat template.",
     )
-    small: SmallLanguage | None = Field(default=None, description="A small one from nothing, in its place.")
-    toklip: str | None = Field(default=None, description="A name that `toklip models` lists, or a folder.")
+    small: SmallLanguage | None = Field(
+        default=None, description="Small language model trained from scratch, in place of language_model."
+    )
+    toklip: str | None = Field(default=None, description="TokLIP: a name from `toklip models`, or a folder.")
     features: Literal["concat", "tokens", "codes"] = Field(
         default="concat",
-        description="What the connector is given: a picture's codes beside its semantic tokens, or one of the two.",
+        description="Input of the connector: a picture's codes and semantic tokens (concat), or one of the two.",
     )
     train: tuple[Literal["connector", "language_model", "encoder"], ...] = Field(
-        min_length=1, description="What is trained; all else is frozen."
+        min_length=1, description="Parts to train; all others are frozen."
     )
-    lora: LoRA | None = Field(default=None, description="Train the language model by adapters, not whole.")
+    lora: LoRA | None = Field(default=None, description="Train adapters of the language model, not the whole of it.")
     template: Literal["chat", "plain"] = Field(
         default="chat",
-        description="chat: the language model's own chat template. plain: pictures and the assistant's words alone, as "
-        "LLaVA's first stage has it.",
+        description="Template of conversations. chat: the language model's own chat template; plain: only the pictures "
+        "and the assistant's words, as in LLaVA's first stage.",
     )
-    max_length: int = Field(default=2048, gt=0, description="Longer conversations are cut after so many tokens.")
+    max_length: int = Field(default=2048, gt=0, description="Number of tokens after which a conversation is cut.")
     frozen_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the weights that are not trained. The VQ tokenizer stays in float32."
+        default="float32", description="Dtype of the frozen weights; the VQ tokenizer stays in float32."
     )
     saved_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the weights in the model folder; saves during the run have their own."
+        default="float32", description="Dtype of the weights in the model folder; checkpoints keep their own."
     )
     grad_checkpointing: bool = Field(
-        default=False, description="Less memory for the language model's activations, one more forward pass."
+        default=False,
+        description="Recompute the language model's activations in the backward pass: less memory, one more forward "
+        "pass.",
     )
-    connector_learning_rate_factor: float = Field(default=1.0, gt=0, description="Times the learning rate.")
-    data: tuple[TalkSource, ...] = Field(min_length=1, description="One after another.")
+    connector_learning_rate_factor: float = Field(
+        default=1.0, gt=0, description="Factor on the learning rate for the connector."
+    )
+    data: tuple[TalkSource, ...] = Field(min_length=1, description="Sources of conversations, one after another.")
     group_by_length: bool = Field(
         default=True,
-        description="Batches of conversations of about the same length, those without a picture apart. Scenes are "
-        "all of one length.",
+        description="Group conversations of similar length into batches, those without a picture apart. Scenes count "
+        "as all of one length.",
     )
     held_out: HeldOutTalk = HeldOutTalk()
     run: RunConfig
