@@ -364,7 +364,7 @@ def test_a_key_is_the_path_as_typed_and_help_says_what_follows(here):
     os.chdir(here)
     assert json.loads(encode("day2/photos/1.jpg", "--json").stdout)["pictures"] == 1
     said = " ".join(CliRunner().invoke(cli, ["encode", "--help"]).stdout.split())
-    assert "A picture's key is its path as typed" in said and "counts as there before" in said
+    assert "A picture's key is its path as typed" in said and "is skipped as already stored" in said
 
 
 DECODE_REFUSED = {

@@ -46,55 +46,77 @@ class Config(BaseModel):
 
 
 class RunConfig(Config):
-    """How a training runs: length, optimizer, precision, and when to log, evaluate and save."""
+    """A training run: its length, optimizer and precision, and how often it logs, evaluates and saves."""
 
-    steps: int = Field(gt=0, description="Optimizer steps.")
-    batch_size: int = Field(gt=0, description="Samples per step, over all processes and micro-batches.")
+    steps: int = Field(gt=0, description="Number of optimizer steps.")
+    batch_size: int = Field(
+        gt=0, description="Number of samples per step, summed over all processes and micro-batches."
+    )
     accumulate: int = Field(
         default=1,
         gt=0,
-        description="Micro-batches per step, for less memory. Losses that are means over samples, and contrasts (by "
-        "one more forward pass), have the gradients of the whole batch; the entropy of a codebook and the statistics "
-        "of a batch norm are of one micro-batch.",
+        description="Number of micro-batches per step (gradient accumulation); more need less memory. Losses that are "
+        "means over samples, and contrastive losses (at the cost of one more forward pass), keep the gradients of the "
+        "whole batch; codebook entropy and batch-norm statistics are computed per micro-batch.",
     )
-    learning_rate: float = Field(gt=0, description="Learning rate after the warm-up.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate, reached at the end of the warm-up.")
     schedule: Literal["constant", "cosine", "multi-step"] = Field(
         default="constant",
-        description="What follows the warm-up; multi-step multiplies by `drop` at each of `milestones`.",
+        description="Learning-rate schedule after the warm-up; multi-step multiplies by `drop` at each of "
+        "`milestones`.",
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Steps of linear warm-up.")
-    final_learning_rate: float = Field(default=0.0, ge=0, description="Where the cosine ends.")
+    warmup_steps: int = Field(default=0, ge=0, description="Number of steps of linear warm-up.")
+    final_learning_rate: float = Field(
+        default=0.0, ge=0, description="Learning rate at the end of the cosine schedule."
+    )
     milestones: tuple[int, ...] = Field(default=(), description="Steps at which multi-step drops the learning rate.")
-    drop: float = Field(default=0.1, gt=0, le=1, description="Factor of multi-step at each milestone.")
-    betas: tuple[_Decay, _Decay] = Field(default=(0.9, 0.95), description="Adam's decay rates of the two moments.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled (AdamW) weight decay.")
+    drop: float = Field(
+        default=0.1, gt=0, le=1, description="Factor that multi-step multiplies the learning rate by at each milestone."
+    )
+    betas: tuple[_Decay, _Decay] = Field(
+        default=(0.9, 0.95), description="Adam's decay rates of the first and second moment."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, as in AdamW.")
     muon_learning_rate: float = Field(
         default=0.0,
         ge=0,
-        description="Above 0, Muon trains the weight matrices of blocks at this rate after the warm-up, and AdamW the "
-        "rest. Schedule and final_learning_rate scale both alike; weight_decay is times the rate, so Muon's is the "
-        "larger. Needs torch 2.9, bf16 or no, and no FSDP; a tokenizer's training has no such matrices.",
+        description="Peak learning rate of Muon, which trains the weight matrices of transformer blocks while AdamW "
+        "trains the rest; 0 uses AdamW for everything. The schedule and final_learning_rate scale both rates alike. "
+        "weight_decay is multiplied by the learning rate, so Muon decays more. Needs torch 2.9 or newer, precision "
+        "bf16 or no, and no FSDP; tokenizers have no such matrices.",
     )
-    max_grad_norm: float = Field(default=0.0, ge=0, description="Clip gradients to this norm; 0 does not clip.")
+    max_grad_norm: float = Field(
+        default=0.0, ge=0, description="Gradient norm above which gradients are clipped; 0 turns clipping off."
+    )
     ema_decay: float = Field(
-        default=0.0, ge=0, lt=1, description="Decay per step of the moving average of the weights; 0 keeps none."
+        default=0.0, ge=0, lt=1, description="Decay per step of the weights' moving average (EMA); 0 turns it off."
     )
     precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="Autocast of the forward pass; weights stay float32. fp16 needs a GPU."
+        default="no", description="Autocast precision of the forward pass; weights stay float32. fp16 needs a GPU."
     )
     seed: int = Field(
-        default=0, ge=0, le=LARGEST_SEED, description="Of the weights, the order of the data, and augmentation."
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Seed of the initial weights, the order of the data, and augmentation.",
     )
     workers: int = Field(
-        default=0, ge=0, le=MOST_WORKERS, description="Processes that prepare data; 0: the training process does."
+        default=0,
+        ge=0,
+        le=MOST_WORKERS,
+        description="Number of data-loading processes; 0 loads in the training process.",
     )
-    log_every: int = Field(default=50, gt=0, description="Steps between two lines of metrics, means over these steps.")
-    evaluate_every: int = Field(default=1000, gt=0, description="Steps between two evaluations; one more ends the run.")
-    save_every: int = Field(default=1000, gt=0, description="Steps between two saves; one more ends the run.")
-    keep: int = Field(default=2, gt=0, description="Saves that are kept; older ones are deleted.")
-    wandb: str | None = Field(
-        default=None, min_length=1, description="A project of Weights & Biases that the log goes to, too."
+    log_every: int = Field(
+        default=50, gt=0, description="Steps between two lines of metrics; each is the mean over these steps."
     )
+    evaluate_every: int = Field(
+        default=1000, gt=0, description="Steps between two evaluations; the run also ends with one."
+    )
+    save_every: int = Field(
+        default=1000, gt=0, description="Steps between two saved checkpoints; the run also ends with one."
+    )
+    keep: int = Field(default=2, gt=0, description="Number of checkpoints to keep; older ones are deleted.")
+    wandb: str | None = Field(default=None, min_length=1, description="Weights & Biases project to log to as well.")
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

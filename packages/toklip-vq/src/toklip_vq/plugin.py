@@ -106,7 +106,7 @@ def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str) -> To
     return TokenizerSpec(
         name=name,
         factory=_llamagen(size, source),
-        summary=f"LlamaGen {size}, 16384 codes, of the {task}-to-image models.",
+        summary=f"LlamaGen {size} of the {task}-to-image models, 16384 codes.",
         source=source,
     )
 
@@ -116,7 +116,7 @@ def _ibq_spec(name: str, size: int, source: str, *, ema: bool) -> TokenizerSpec:
     return TokenizerSpec(
         name=name if ema else f"{name}-raw",
         factory=_ibq(size, source, ema=ema),
-        summary=f"IBQ, {size} codes, trained on {data}; {'averaged' if ema else 'raw'} weights.",
+        summary=f"IBQ, {size} codes, trained on {data}; {'EMA' if ema else 'raw'} weights.",
         source=source,
     )
 
@@ -126,33 +126,35 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
     """Return the tokenizers of this package."""
     return [
         TokenizerSpec(
-            name="vqgan", factory=_vqgan, summary="A folder that `toklip train vq` wrote; needs --weights FOLDER."
+            name="vqgan",
+            factory=_vqgan,
+            summary="Your own tokenizer, trained by `toklip train vq`; needs --weights FOLDER.",
         ),
         TokenizerSpec(
             name="llamagen-tiny",
             factory=_tiny,
-            summary="LlamaGen's design in small, 1024 codes of 8 px, in the package.",
+            summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
         *(_ibq_spec(name, size, source, ema=ema) for name, (size, source) in _IBQ.items() for ema in (True, False)),
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,
-            summary="The tokenizer of Chameleon, 8192 codes; for noncommercial research.",
+            summary="Chameleon's tokenizer, 8192 codes; for noncommercial research.",
             image_size=512,
             source=_CHAMELEON,
         ),
         TokenizerSpec(
             name="emu3-vision",
             factory=_emu3,
-            summary="The tokenizer of Emu3, 32768 codes of 8 px; needs toklip-vq[transformers].",
+            summary="Emu3's tokenizer, 32768 codes of 8 px; needs toklip-vq[transformers].",
             image_size=512,
             source=_EMU3,
         ),
         TokenizerSpec(
             name="janus-vq16",
             factory=_janus,
-            summary="The tokenizer that Janus and Janus-Pro draw with, LlamaGen VQ-16, 16384 codes.",
+            summary="Tokenizer that Janus and Janus-Pro generate with: LlamaGen VQ-16, 16384 codes.",
             image_size=384,
             source=_JANUS,
         ),
@@ -161,10 +163,9 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
 
 @train_command("vq")
 def train_vq() -> TrainTask[VQTrainConfig]:
-    """Train a VQ tokenizer: RECIPE is a recipe's name or a TOML file.
+    """Train a VQ tokenizer from RECIPE, the name of a recipe or a TOML file.
 
-    Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with 130, 143 or 129; the same command goes on
-    from there.
+    On Ctrl-C, SIGTERM or SIGHUP the run saves and exits with status 130, 143 or 129; the same command resumes it.
     """
     from toklip_vq.training import RECIPES, VQTrainConfig
 

@@ -28,35 +28,41 @@ Metric = Literal["cosine", "dot", "euclidean"]
 
 
 class VQGANConfig(BaseModel):
-    """The sizes of a VQGAN: ``config.json`` of its model folder, and a table of a training file."""
+    """The sizes of a VQGAN: ``config.json`` of its model folder, and the table ``model`` of a training file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    codebook_size: int = Field(ge=2, description="K, the number of codes.")
-    codebook_dim: int = Field(ge=1, description="C, the width of a code.")
+    codebook_size: int = Field(ge=2, description="Codebook size K, the number of codes.")
+    codebook_dim: int = Field(ge=1, description="Codebook dimension C, the width of a code.")
     metric: Metric = Field(
         default="cosine",
-        description="What nearest means: cosine (LlamaGen; codes have unit norm), dot (IBQ) or euclidean (Chameleon).",
+        description="Metric of the nearest code: cosine (LlamaGen; unit-norm codes), dot (IBQ) or euclidean "
+        "(Chameleon).",
     )
-    channels: int = Field(default=128, ge=1, description="Width of the level at full resolution.")
+    channels: int = Field(default=128, ge=1, description="Channels of the level at full resolution.")
     channel_multipliers: tuple[int, ...] = Field(
         default=(1, 1, 2, 2, 4),
         min_length=1,
-        description="Width of each level over `channels`; each level halves the sides.",
+        description="Channels of each level as a multiple of `channels`; every level after the first halves the "
+        "resolution.",
     )
-    blocks_per_level: int = Field(default=2, ge=1, description="Residual blocks a level; the decoder has one more.")
-    z_channels: int = Field(default=256, ge=1, description="Channels between the towers and their 1 x 1 convolutions.")
+    blocks_per_level: int = Field(
+        default=2, ge=1, description="Residual blocks per level of the encoder; the decoder has one more."
+    )
+    z_channels: int = Field(
+        default=256, ge=1, description="Channels between encoder or decoder and its 1 x 1 convolution to or from codes."
+    )
     patch_size: int = Field(
         default=1,
         ge=1,
-        description="The first convolution sees patches of so many pixels a side, and the last one makes them; 1 as "
-        "published. 4 costs a fraction and learns in fewer steps, at some sharpness.",
+        description="Side in pixels of the patches that the first convolution reads and the last one writes; 1 as "
+        "published. 4 is much cheaper and trains in fewer steps, at the cost of some sharpness.",
     )
     norm_groups: int = Field(
-        default=32, ge=1, description="Groups of every group norm; divides the width of every level."
+        default=32, ge=1, description="Number of groups of every group norm; must divide the channels of every level."
     )
     attention: bool = Field(
-        default=True, description="Attention after each block of the lowest level. The middle has it always."
+        default=True, description="Self-attention after each block of the lowest level; the middle block always has it."
     )
 
     @model_validator(mode="after")

@@ -12,72 +12,82 @@ from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
 
 class CaptionedScenes(Config):
-    """Procedural scenes; every epoch draws new ones, each with one of its four captions. They are never cropped."""
+    """Generated scenes; every epoch has new ones, each with one of its four captions. They are never cropped."""
 
     kind: Literal["scenes"]
-    count: int = Field(gt=0, description="Scenes an epoch.")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
-    objects: Literal[1, 2, 3] | None = Field(default=None, description="In each scene; one to three by default.")
+    count: int = Field(gt=0, description="Number of scenes per epoch.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the scenes; another seed gives other scenes."
+    )
+    objects: Literal[1, 2, 3] | None = Field(
+        default=None, description="Number of objects in each scene; by default drawn from 1 to 3."
+    )
     background: Literal["plain", "gradient", "striped", "checkered", "cloudy"] | None = Field(
-        default=None, description="Of all scenes; any by default."
+        default=None, description="Background of all scenes; by default drawn for each scene."
     )
 
 
 class CaptionedPictures(Config):
-    """Picture files and tars with captions beside them: KEY.jpg, and KEY.txt or "caption" in KEY.json."""
+    """Picture files and tars with captions beside them: KEY.jpg with KEY.txt, or with "caption" in KEY.json."""
 
     kind: Literal["pictures"]
     inputs: tuple[str, ...] = Field(
         min_length=1,
-        description="Files, folders, globs, tars of img2dataset or WebDataset. Those without a caption are left out.",
+        description="Files, folders, globs, and tars of img2dataset or WebDataset; pictures without a caption are "
+        "left out.",
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Largest width times height of a picture; larger ones are left out.",
     )
 
 
 class CaptionedTable(Config):
-    """A CSV, TSV or JSONL file that names pictures and their captions; rows that name one picture are one picture."""
+    """A CSV, TSV or JSONL file of pictures and captions; rows that name the same picture are merged into one."""
 
     kind: Literal["table"]
-    table: Path = Field(description="NAME.csv or NAME.tsv, with a line of column names, or NAME.jsonl.")
+    table: Path = Field(description="Path of the table: NAME.csv or NAME.tsv with a header line, or NAME.jsonl.")
     root: Path | None = Field(
-        default=None, description="The folder that the pictures' paths start from; by default the table's own."
+        default=None, description="Folder that the picture paths are relative to; by default the table's own."
     )
     image: str = Field(default="image", description="Column of the picture's path.")
     caption: str = Field(
         default="caption",
-        description="Column of the caption; in JSONL also a list. Of all those of a picture one is drawn each epoch.",
+        description="Column of the caption, or in JSONL a list of captions; each epoch draws one caption per picture.",
     )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Largest width times height of a picture; larger ones are left out.",
     )
 
 
 class CaptionedDataset(Config):
-    """Parquet files or a data set of the Hugging Face hub, through the library `datasets`, which keeps a copy.
+    """Parquet files, or a data set of the Hugging Face hub, read by the library `datasets`, which keeps a copy.
 
-    Rows that hold one picture, byte by byte, are one picture.
+    Rows whose pictures are equal byte for byte are merged into one picture.
     """
 
     kind: Literal["dataset"]
-    files: tuple[str, ...] = Field(default=(), description="Parquet files or globs of them.")
-    name: str | None = Field(default=None, description="A data set of the hub, in place of files.")
-    subset: str | None = Field(default=None, description="Of the data set, where it has several.")
-    split: str = Field(default="train", description="Of the data set.")
+    files: tuple[str, ...] = Field(default=(), description="Parquet files, or globs of them.")
+    name: str | None = Field(default=None, description="Name of a data set on the hub, instead of files.")
+    subset: str | None = Field(
+        default=None, description="Subset (configuration) of the data set on the hub, if it has several."
+    )
+    split: str = Field(default="train", description="Split of the data set on the hub.")
     image: str = Field(default="image", description="Column of the picture, as the library stores it or as bytes.")
-    caption: str = Field(default="caption", description="Column of the caption, or of a list, of which one is drawn.")
+    caption: str = Field(
+        default="caption",
+        description="Column of the caption, or of a list of captions of which one is drawn each time.",
+    )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Largest width times height of a picture; larger ones are left out.",
     )
 
     @model_validator(mode="after")
@@ -90,10 +100,10 @@ class CaptionedDataset(Config):
 
 
 class CaptionedStore(Config):
-    """A token store: ids and captions, and the teacher's features if it has them; no picture is read."""
+    """A token store with captions, and with the teacher's features if it has them; no picture is read."""
 
     kind: Literal["store"]
-    store: Path = Field(description="What `toklip encode` wrote; every row needs a caption.")
+    store: Path = Field(description="Folder that `toklip encode` wrote; every row needs a caption.")
 
 
 CaptionSource = Annotated[

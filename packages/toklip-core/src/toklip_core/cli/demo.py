@@ -13,19 +13,24 @@ from toklip_core.plugins import Registry, registry
 
 @click.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("demo.html"), show_default=True, help="The page to write."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo.html"),
+    show_default=True,
+    help="HTML file to write the page to.",
 )
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="Work in this new folder, and leave there all that the commands write; by default a temporary one.",
+    help="New folder to work in, which keeps all files that the commands write. [default: a temporary folder]",
 )
 @click.pass_context
 def demo(ctx: click.Context, out: Path, folder: Path | None) -> None:
-    """Show on one page what all this is about.
+    """Write an HTML page that shows what the toolkit does.
 
-    A photograph to ids and back; scenes explained, classified, searched, asked about and drawn: each with the command,
-    which is run, and its Python. Offline, with the models that are in the packages; less than a minute on two cores.
+    The page encodes and decodes a photograph, and explains, classifies, searches, asks about and generates scenes. Each
+    step shows the command, which is really run, and the same in Python. The demo uses the models in the packages, needs
+    no network and takes less than a minute on two cores.
     """
     from toklip_core.demo import write_demo
 

@@ -29,7 +29,7 @@ from toklip_core.plugins import Plugin
 @click.group(cls=ErrorsAsLines, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toklip")
 def cli() -> None:
-    """Visual tokens that speak: pictures to discrete tokens and back, tokens with CLIP's meaning."""
+    """Turn pictures into discrete visual tokens and back, and give the tokens CLIP's meaning."""
 
 
 @cli.group(cls=PluginGroup)
@@ -43,7 +43,7 @@ train.add_command(teacher)
 
 @cli.group(cls=PluginGroup)
 def evaluate() -> None:
-    """Measure a model; the protocol is printed beside every figure."""
+    """Evaluate a model; every result is printed with its protocol."""
 
 
 @evaluate.command()
@@ -53,41 +53,51 @@ def evaluate() -> None:
     default="llamagen-tiny",
     show_default=True,
     shell_complete=names_or_files(tokenizer_names),
-    help="See `toklip tokenizers`.",
+    help="VQ tokenizer to evaluate; `toklip tokenizers` lists them.",
 )
-@click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
-@click.option("--scenes", type=COUNT, help="Measure on so many generated scenes, without INPUTS.")
+@click.option("--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own.")
+@click.option("--scenes", type=COUNT, help="Evaluate on this many generated scenes instead of INPUTS.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
     default="held-out",
     show_default=True,
-    help="Of the scenes.",
+    help="Split that the scenes are drawn from.",
 )
 @click.option(
-    "--size", "image_size", type=SIDE, help="Side of the pictures; the tokenizer's own by default."
+    "--size", "image_size", type=SIDE, help="Side of the square pictures in pixels. [default: the tokenizer's own]"
 )
-@click.option("--resize", type=click.Choice(["crop", "squash"]), default="crop", show_default=True, help="To a square.")
 @click.option(
-    "--lpips", type=click.Choice(["alex", "squeeze", "vgg"]), default="alex", show_default=True, help="Its backbone."
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    default="crop",
+    show_default=True,
+    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+)
+@click.option(
+    "--lpips",
+    type=click.Choice(["alex", "squeeze", "vgg"]),
+    default="alex",
+    show_default=True,
+    help="Backbone network of LPIPS.",
 )
 @max_pixels
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of pictures per batch.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the network; bfloat16 is faster and changes some ids.",
+    help="Precision of the tokenizer; bfloat16 is faster and changes some ids.",
 )
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure what is lost from pixels to ids and back, on INPUTS (files, folders, globs, tars) or on scenes.
+    """Measure how well a VQ tokenizer reconstructs INPUTS (files, folders, globs, tars) or generated scenes.
 
-    PSNR, SSIM, LPIPS, rFID, the share of the codebook in use and its perplexity, and the protocol. LPIPS and rFID need
-    networks that are not shipped: what is not in the torch hub cache is not downloaded but named, with its place. One
-    process does it all.
+    Reports PSNR, SSIM, LPIPS, rFID, codebook usage, codebook perplexity and the protocol. LPIPS and rFID need networks
+    that the package does not contain and that are never downloaded: if the torch hub cache lacks one, the report names
+    the missing file and where to put it. The evaluation runs in one process.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_tokenizer
@@ -99,65 +109,83 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
 @cli.command()
 @click.argument("inputs", nargs=-1, required=True)
 @click.option(
-    "--out", "store", required=True, type=click.Path(), help="The store, a folder; an earlier encode goes on."
+    "--out",
+    "store",
+    required=True,
+    type=click.Path(),
+    help="Folder of the token store; if it holds an earlier encode, that one is continued.",
 )
 @click.option(
     "--tokenizer",
     shell_complete=names_or_files(tokenizer_names),
-    help="See `toklip tokenizers`; by default the model's, or llamagen-tiny.",
+    help="VQ tokenizer; `toklip tokenizers` lists them. [default: the one of --model, else llamagen-tiny]",
 )
-@click.option("--weights", type=click.Path(), help="A file or folder, in place of the published or shipped weights.")
+@click.option("--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own.")
 @click.option(
     "--model",
     shell_complete=names_or_files(toklip_names),
-    help="Store the unit feature of each picture, too, by this TokLIP: see `toklip models`.",
-)
-@click.option("--tokens", is_flag=True, help="And all of its tokens: 0.6 MB for a picture of 256 tokens.")
-@click.option(
-    "--teacher", help="Store its unit feature, too, to train from: a folder, or a name such as open_clip:NAME/TAG."
+    help="Also store one unit-norm feature per picture from this TokLIP; `toklip models` lists them.",
 )
 @click.option(
-    "--size", "image_size", type=SIDE, help="Side of the pictures; the model's or tokenizer's own."
+    "--tokens", is_flag=True, help="Also store every semantic token of --model (0.6 MB per picture of 256 tokens)."
+)
+@click.option(
+    "--teacher",
+    help="Also store one unit-norm feature per picture from this teacher, to train an encoder on: a folder, or a name "
+    "such as open_clip:NAME/TAG.",
+)
+@click.option(
+    "--size",
+    "image_size",
+    type=SIDE,
+    help="Side of the square pictures in pixels. [default: the one of --model, else the tokenizer's own]",
 )
 @click.option(
     "--resize",
     type=click.Choice(["crop", "squash"]),
-    help="To a square; by default as the model or the teacher takes pictures, else crop.",
+    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio. "
+    "[default: that of --model or --teacher, else crop]",
 )
 @click.option(
-    "--augment", type=click.Choice(["ten-crop"]), help="Store ids of 20 more views, too, to train a generator from."
+    "--augment",
+    type=click.Choice(["ten-crop"]),
+    help="Also store the ids of 20 augmented views per picture, to train a generator on.",
 )
-@click.option("--shuffle", is_flag=True, help="In random order, not folder by folder: to train a generator of classes.")
+@click.option(
+    "--shuffle",
+    is_flag=True,
+    help="Store the pictures in random order instead of folder by folder, to train a class-conditional generator.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of the networks; bfloat16 is faster and changes some ids.",
+    help="Precision of the networks; bfloat16 is faster and changes some ids.",
 )
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
 @max_pixels
-@click.option("--workers", type=WORKERS, help="Processes that read pictures; by default one per core.")
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Of this process.")
+@click.option("--workers", type=WORKERS, help="Number of processes that read pictures. [default: one per core]")
+@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+@click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Rank of this process, from 0.")
 @click.option(
     "--world-size",
     type=COUNT,
     default=1,
     envvar="WORLD_SIZE",
     show_envvar=True,
-    help="Processes in all.",
+    help="Total number of processes that share the work.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Write the ids of INPUTS, and features on request, into a token store.
+    """Encode INPUTS into a token store: the ids of every picture and, on request, its features.
 
     INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json) and Parquet files with a column of
-    pictures. Killed and started again, an encode goes on. What cannot be read is named in STORE.unreadable. Started
-    by torchrun or accelerate, processes share the work.
+    pictures. An encode that was killed continues when the same command is started again. Pictures that cannot be read
+    are listed in STORE.unreadable. Under torchrun or accelerate the processes share the work.
 
-    A picture's key is its path as typed, without a leading / or ..: a second picture of the same key, typed in another
-    folder, counts as there before. Take another store for it, or type a longer path.
+    A picture's key is its path as typed, without a leading / or `..`; another picture with the same key, typed from
+    another folder, is skipped as already stored: use another store for it, or type a longer path.
     """
     from toklip_core.devices import default_device, default_workers
     from toklip_core.store import encode_pictures
@@ -176,13 +204,15 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
 
 @cli.command()
 @click.argument("store", type=click.Path())
-@click.option("--out", required=True, type=click.Path(), help="The folder of the pictures: OUT/KEY.png.")
-@click.option("--weights", type=click.Path(), help="Those that the store was made with, if they were named then.")
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time.")
-@click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--out", required=True, type=click.Path(), help="Folder to write the pictures to, as OUT/KEY.png.")
+@click.option(
+    "--weights", type=click.Path(), help="Tokenizer weights, if the store was encoded with --weights: the same ones."
+)
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
+@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Write the pictures of a token STORE; those that are there already stay as they are."""
+    """Decode a token STORE into pictures; existing files are skipped."""
     from toklip_core.devices import default_device
     from toklip_core.store import decode_store
     from toklip_core.training import stop_on_signals
@@ -195,24 +225,30 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 
 @cli.command()
 @click.argument("out", type=click.Path())
-@click.option("--count", type=COUNT, default=100, show_default=True, help="How many.")
+@click.option("--count", type=COUNT, default=100, show_default=True, help="Number of scenes.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
     default="train",
     show_default=True,
-    help="Only held-out has certain pairs of colour and shape.",
+    help="Split to draw from; some pairs of colour and shape occur only in held-out.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Another one, other scenes.")
-@click.option("--size", type=click.IntRange(8, SIDE.max), default=64, show_default=True, help="Side of the pictures.")
-@click.option("--objects", type=click.IntRange(1, 3), help="In each scene; one to three by default.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of the scenes; another seed gives other scenes."
+)
+@click.option(
+    "--size", type=click.IntRange(8, SIDE.max), default=64, show_default=True, help="Side of the pictures in pixels."
+)
+@click.option(
+    "--objects", type=click.IntRange(1, 3), help="Number of objects in each scene. [default: drawn from 1 to 3]"
+)
 @click.option(
     "--background",
     type=click.Choice(["plain", "gradient", "striped", "checkered", "cloudy"]),
-    help="Of all scenes; any by default.",
+    help="Background of all scenes. [default: drawn for each scene]",
 )
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
-    """Write captioned pictures of coloured shapes into the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
+    """Write captioned pictures of coloured shapes to the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
     from toklip_core.scenes import Scenes
     from toklip_core.scenes.folder import write_scenes
 
@@ -220,10 +256,10 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
-    """List the VQ tokenizers that the installed plugins offer."""
+    """List the VQ tokenizers of the installed plugins."""
     specs = registry_of(ctx).tokenizers.values()
     if as_json:
         rows = [{"name": s.name, "summary": s.summary, "image_size": s.image_size, "source": s.source} for s in specs]
@@ -237,10 +273,10 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List the installed plugins, and why any of them was left out."""
+    """List the installed plugins and, if one was left out, the reason."""
     found = registry_of(ctx)
     of_commands = plugin_commands(found, cli).errors
     rows = [(plugin, _complaint(plugin, of_commands.get(plugin, ""))) for plugin in found.plugins]

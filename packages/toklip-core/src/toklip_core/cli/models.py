@@ -24,26 +24,25 @@ _MODEL = click.option(
     default="toklip-tiny",
     show_default=True,
     shell_complete=names_or_files(toklip_names),
-    help="A name that `toklip models` lists, a folder, an official .pt, owner/name on the hub, open_clip:NAME/TAG.",
+    help="Model to use: a name that `toklip models` lists, a folder, an official .pt file, owner/name on the hub, or "
+    "open_clip:NAME/TAG.",
 )
-_DEVICE = click.option("--device", help="Such as cpu or cuda:1; by default a GPU if there is one.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-_BATCH = click.option(
-    "--batch-size", type=COUNT, default=32, show_default=True, help="Pictures at a time."
-)
+_DEVICE = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_BATCH = click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
 _DTYPE = click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Of both towers; a VQ tokenizer stays in float32.",
+    help="Precision of both towers; the VQ tokenizer always computes in float32.",
 )
 _SPLIT = click.option(
     "--split",
     type=click.Choice(["train", "validation", "held-out"]),
     default="held-out",
     show_default=True,
-    help="Of the scenes.",
+    help="Split that the scenes are drawn from.",
 )
 
 
@@ -52,8 +51,8 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
         "--template",
         "templates",
         multiple=True,
-        help="A text with {} where the name goes, or openai or simple, the 80 and 7 that open_clip has for ImageNet; "
-        f"several are averaged. {usual}",
+        help="Text template with {} where the class name goes; or openai or simple, open_clip's sets of 80 and 7 for "
+        f"ImageNet. The text features of several templates are averaged. {usual}",
     )
 
 
@@ -61,9 +60,9 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
 @_JSON
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
-    """List the models that have a name.
+    """List the models that can be used by name.
 
-    With size, source, licence, and whether they are in the hub's cache. Nothing is downloaded.
+    Each is printed with its size, source and licence, and whether it is in the cache of the hub. Nothing is downloaded.
     """
     from toklip_core.model import models as specs
     from toklip_core.plugins import Registry, registry
@@ -84,19 +83,23 @@ def models(ctx: click.Context, as_json: bool) -> None:
 @click.command()
 @click.argument("file", type=click.Path(), shell_complete=names_or_files(toklip_names))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), help="config.json, for sizes that no published model has.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Path of the model's config.json, needed if its sizes are those of no published model.",
+)
 @click.option(
     "--text-tokenizer",
     "words",
     type=click.Path(path_type=Path),
-    help="tokenizer.json of the text tower; by default the published model's, from the hub.",
+    help="Path of the text tower's tokenizer.json. [default: the published model's, from the hub]",
 )
 @_JSON
 def convert(file: str, out: Path, config: Path | None, words: Path | None, as_json: bool) -> None:
-    """Make the model folder OUT of an official FILE.
+    """Convert an official checkpoint FILE into the model folder OUT.
 
-    The weights become safetensors, those of the VQ tokenizer from inside the file included, and no code in it is run.
-    FILE may also be a name that `toklip models` lists.
+    The weights, including those of the VQ tokenizer in the file, are written as safetensors. No code in the file is
+    executed. FILE may also be a name that `toklip models` lists.
     """
     from toklip_core.config import validated
     from toklip_core.files import read_text
@@ -133,10 +136,10 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 
 @click.command()
 @click.argument("pictures", nargs=-1, required=True)
-@click.option("--labels", help='With commas between them: "red circle,blue square".')
-@click.option("--labels-file", type=click.Path(), help="A file with one in each line.")
-@_templates("Without one, labels are taken as they are.")
-@click.option("--top", type=COUNT, default=5, show_default=True, help="Labels of each picture.")
+@click.option("--labels", help='Labels to choose from, separated by commas: "red circle,blue square".')
+@click.option("--labels-file", type=click.Path(), help="Text file with one label per line.")
+@_templates("[default: the labels as they are]")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Number of labels to print per picture.")
 @_MODEL
 @max_pixels
 @_BATCH
@@ -150,10 +153,10 @@ def classify(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Say which labels PICTURES have: files, folders, globs, tars.
+    """Classify PICTURES (files, folders, globs, tars) by the labels you give.
 
-    The percentages are a softmax over the labels, with the temperature that the model was trained with: they say which
-    of these labels fits best, not whether any does.
+    The percentages are a softmax over the labels at the model's trained temperature. They say which of these labels
+    fits best, not whether any of them fits.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import classify_pictures, read_labels
@@ -174,10 +177,14 @@ def classify(
 @click.argument("picture", type=click.Path())
 @click.argument("texts", nargs=-1, required=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The picture to write; by default PICTURE-explained.png, here."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Picture file to write. [default: PICTURE-explained.png in the current folder]",
 )
 @click.option(
-    "--relative", is_flag=True, help="Show each token's cosines less their mean over the texts: where texts differ."
+    "--relative",
+    is_flag=True,
+    help="Subtract each token's mean cosine over the texts, to show where the texts differ.",
 )
 @_MODEL
 @max_pixels
@@ -191,11 +198,11 @@ def explain(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Draw how far each token of PICTURE agrees with each of TEXTS.
+    """Draw a heat map of how well each token of PICTURE matches each of TEXTS.
 
-    The cosine of every token, pooled alone, with a text becomes a colour over the picture. Each text has a panel, and
-    all have one scale. With --json the numbers are printed, and a picture is written only if --out names it. A token
-    knows its own part of the picture, and what is above it and left of it in its row.
+    Every token is pooled by itself, and its cosine with a text becomes a colour over the picture. Each text has its own
+    panel; all panels share one scale. With --json the cosines are printed, and a picture is written only if --out names
+    one. A token has seen its own patch, the rows above it and what is left of it in its row.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import draw_explanation, explain_picture
@@ -217,18 +224,19 @@ def explain(
 @click.command()
 @click.argument("where", nargs=-1, metavar="WHERE...")
 @click.argument("text")
-@click.option("--top", type=COUNT, default=5, show_default=True, help="How many pictures.")
-@click.option("--out", type=click.Path(path_type=Path), help="A picture to write: a sheet of those that are found.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Number of pictures to return.")
+@click.option("--out", type=click.Path(path_type=Path), help="Picture file to write: a contact sheet of the results.")
 @_MODEL
 @max_pixels
 @_BATCH
 @_DEVICE
 @_JSON
 def search(out: Path | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Find the pictures that fit TEXT best.
+    """Search WHERE for the pictures that match TEXT best.
 
-    WHERE is pictures (files, folders, globs, tars), or a token store, which is searched by its ids. A line for each
-    picture, best first: its cosine with the text, and its name. They rank pictures, and do not say whether any fits.
+    WHERE is pictures (files, folders, globs, tars), or a token store, which is searched by its ids. Prints one line per
+    picture, best first: its cosine with the text, and its name. The cosines rank the pictures; they do not say whether
+    any of them matches.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import draw_search, search_pictures
@@ -250,10 +258,12 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
 
 @click.command("zero-shot")
 @click.argument("folder", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Measure on so many scenes of one object, without FOLDER.")
+@click.option("--scenes", type=COUNT, help="Evaluate on this many scenes of one object each instead of FOLDER.")
 @_SPLIT
-@click.option("--imagenet", is_flag=True, help="FOLDER has ImageNet's 1000 folders, n01440764 and so on, or 0 to 999.")
-@_templates("By default 'a photo of a {}.', openai with --imagenet, {} with --scenes.")
+@click.option(
+    "--imagenet", is_flag=True, help="Read FOLDER as ImageNet: 1000 folders named n01440764 and so on, or 0 to 999."
+)
+@_templates("[default: 'a photo of a {}.'; openai with --imagenet; {} with --scenes]")
 @_MODEL
 @max_pixels
 @_BATCH
@@ -261,10 +271,10 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
 @_DEVICE
 @_JSON
 def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure how often classes are found by name.
+    """Measure zero-shot classification accuracy.
 
-    FOLDER has one folder for each class, with its pictures; --scenes needs none. A class is named after its folder, _
-    being read as a space. Top-1 and top-5 accuracy, what chance gives, and the protocol.
+    FOLDER contains one folder of pictures per class, named after the class; _ is read as a space. With --scenes no
+    folder is needed. Reports top-1 and top-5 accuracy, chance level and the protocol.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_zero_shot
@@ -275,12 +285,16 @@ def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noq
 
 @click.command()
 @click.argument("pairs", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Measure on so many captioned scenes, without PAIRS.")
+@click.option("--scenes", type=COUNT, help="Evaluate on this many captioned scenes instead of PAIRS.")
 @_SPLIT
-@click.option("--root", type=click.Path(), help="Where the pictures' paths start from; by default PAIRS's own folder.")
-@click.option("--image", default="image", show_default=True, help="Key of the picture's path in a row.")
-@click.option("--captions", default="captions", show_default=True, help="Key of its captions, a list, or one text.")
-@click.option("--karpathy-split", help="Of Karpathy's dataset_coco.json; test by default.")
+@click.option(
+    "--root", type=click.Path(), help="Folder that the picture paths are relative to. [default: the folder of PAIRS]"
+)
+@click.option("--image", default="image", show_default=True, help="Key of the picture's path in each row.")
+@click.option(
+    "--captions", default="captions", show_default=True, help="Key of the picture's captions: a list, or a single text."
+)
+@click.option("--karpathy-split", help="Split to use of Karpathy's dataset_coco.json. [default: test]")
 @_MODEL
 @max_pixels
 @_BATCH
@@ -288,10 +302,11 @@ def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noq
 @_DEVICE
 @_JSON
 def retrieval(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure recall of pictures and captions.
+    """Measure image-text retrieval: recall of pictures by captions and of captions by pictures.
 
-    PAIRS is a JSONL, CSV or TSV file, {"image": PATH, "captions": [...]} in each line, or Karpathy's dataset_coco.json.
-    R@1, R@5 and R@10 in both directions, what chance gives, and the protocol. Any caption of a picture is a hit.
+    PAIRS is a JSONL, CSV or TSV file with {"image": PATH, "captions": [...]} in each row, or Karpathy's
+    dataset_coco.json. Reports R@1, R@5 and R@10 in both directions, chance level and the protocol. Any caption of a
+    picture counts as a hit.
     """
     from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_retrieval

@@ -25,7 +25,7 @@ max_pixels = click.option(
     type=click.IntRange(1, LARGEST_MAX_PIXELS),
     default=MAX_PIXELS,
     show_default=True,
-    help="Width times height above which a picture is not read; one takes up to 19 bytes a pixel.",
+    help="Largest width times height of a picture that is read; reading takes up to 19 bytes per pixel.",
 )
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

@@ -47,13 +47,19 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
         @click.command(name)
         @click.argument("recipe", required=False)
         @click.option(
-            "--out", type=click.Path(path_type=Path), help="The run's folder; one that holds this run goes on."
+            "--out",
+            type=click.Path(path_type=Path),
+            help="Folder of the run; if it holds this run already, training resumes from its last save.",
         )
         @click.option(
-            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, such as run.steps=100."
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override a setting, for example run.steps=100; may be given several times.",
         )
-        @click.option("--list", "listed", is_flag=True, help="List the recipes.")
-        @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, for programs.")
+        @click.option("--list", "listed", is_flag=True, help="List the recipes and exit.")
+        @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
         @wraps(task)
         def command(
             recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @train_command("encoder")
 def encoder() -> TrainTask[EncoderTrainConfig]:
-    """Train a semantic encoder: RECIPE is a recipe's name or a TOML file.
+    """Train a semantic encoder from RECIPE, the name of a recipe or a TOML file.
 
-    It starts from the vision tower of a teacher, reads the codes of a frozen VQ tokenizer, and learns from captions and
-    from the teacher. OUT/model is a TokLIP. Stopped by Ctrl-C, SIGTERM or SIGHUP it saves first, and exits with
-    130, 143 or 129; the same command goes on from there.
+    The encoder is initialised from the vision tower of a teacher, reads the codes of a frozen VQ tokenizer, and is
+    trained on captions and on the teacher's features. The result, OUT/model, is a TokLIP. On Ctrl-C, SIGTERM or SIGHUP
+    the run saves and exits with status 130, 143 or 129; the same command resumes it.
     """
     from toklip_core.tasks import ENCODER_RECIPES, EncoderTrainConfig
 
@@ -32,10 +32,11 @@ def encoder() -> TrainTask[EncoderTrainConfig]:
 
 @train_command("teacher")
 def teacher() -> TrainTask[TeacherTrainConfig]:
-    """Train a small CLIP on pixels, from nothing: a teacher where none can be downloaded.
+    """Train a small CLIP on pixels from scratch, as a teacher where none can be downloaded.
 
-    RECIPE is a recipe's name or a TOML file. OUT/model is what the setting `teacher` of `toklip train encoder` takes.
-    Stopped, it goes on as `toklip train encoder` does.
+    RECIPE is the name of a recipe or a TOML file. Pass the result, OUT/model, as the setting `teacher` of `toklip train
+    encoder`. On Ctrl-C, SIGTERM or SIGHUP the run saves and exits with status 130, 143 or 129; the same command resumes
+    it.
     """
     from toklip_core.tasks import TEACHER_RECIPES, TeacherTrainConfig
 

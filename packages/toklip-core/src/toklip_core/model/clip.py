@@ -49,11 +49,14 @@ _SAMPLES = ("", "Two small_Cats &amp; a dog: isn't it?", "a long caption " * 100
 
 
 class CLIPConfig(Config):
-    """Two towers on pixels and texts: ``config.json`` of a teacher."""
+    """The sizes of a CLIP, a vision tower on pixels and a text tower: ``config.json`` of a teacher."""
 
     kind: Literal["clip"] = "clip"
-    image_size: int = Field(gt=0, description="S: side of the square that the vision tower takes.")
-    resize: Literal["crop", "squash"] = Field(default="squash", description="How a picture becomes that square.")
+    image_size: int = Field(gt=0, description="Side S of the square that the vision tower reads, in pixels.")
+    resize: Literal["crop", "squash"] = Field(
+        default="squash",
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+    )
     vision: VisionConfig
     text: TextConfig
 

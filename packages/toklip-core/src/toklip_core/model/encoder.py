@@ -39,14 +39,15 @@ _Side = Annotated[int, Field(gt=0)]
 
 
 class EncoderConfig(Config):
-    """The semantic encoder: what it takes, and its trunk."""
+    """The sizes of the semantic encoder: the ids and codes it reads, and its trunk."""
 
-    codebook_dim: int = Field(gt=0, description="C: width of a code of the tokenizer.")
-    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is made for.")
-    trunk: TrunkConfig = Field(description="Its sizes.")
+    codebook_dim: int = Field(gt=0, description="Codebook dimension C of the tokenizer, the width of a code.")
+    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is sized for.")
+    trunk: TrunkConfig = Field(description="Sizes of the transformer.")
     causal: bool = Field(
-        default=True, description="A token sees its own code and those before it; false: all codes, which no generator "
-        "can have."
+        default=True,
+        description="Causal attention: each token sees its own code and those before it. false lets each token see all "
+        "codes, which a generator does not have yet.",
     )
 
 

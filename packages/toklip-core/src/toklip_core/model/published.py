@@ -29,19 +29,22 @@ from toklip_core.weights import hub_file, read_tensors, state_dict_in
 
 
 class TokLIPConfig(Config):
-    """``config.json`` of a TokLIP."""
+    """The sizes of a TokLIP and its VQ tokenizer: ``config.json`` of its model folder."""
 
     kind: Literal["toklip"] = "toklip"
-    tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
+    tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
     tokenizer_file: FileName | None = Field(
         default=None,
-        description="Its weights, a file or folder beside this one; none: those that its name stands for.",
+        description="Tokenizer weights, a file or folder beside this config; by default the tokenizer's own.",
     )
     tokenizer_checksum: str | None = Field(
-        default=None, description="SHA-256 of the weights it was trained with; other ones are refused."
+        default=None,
+        description="SHA-256 of the tokenizer weights that the model was trained with; others are refused.",
     )
-    image_size: int = Field(gt=0, description="S: side of the square that is encoded.")
-    resize: Literal["crop", "squash"] = Field(description="How a picture becomes that square.")
+    image_size: int = Field(gt=0, description="Side S of the square that is encoded, in pixels.")
+    resize: Literal["crop", "squash"] = Field(
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio."
+    )
     encoder: EncoderConfig
     text: TextConfig
 
@@ -53,7 +56,7 @@ class TokLIPConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model that has a name."""
+    """A TokLIP that can be used by name."""
 
     name: str
     summary: str
@@ -171,7 +174,7 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
 def _tiny() -> ModelSpec:
     return ModelSpec(
         name="toklip-tiny",
-        summary="Trained on Scenes over llamagen-tiny; 64 px, 64 tokens; in the package.",
+        summary="Small TokLIP over llamagen-tiny, trained on generated scenes; 64 px, 64 tokens; in the package.",
         size=(TINY / "model.safetensors").stat().st_size,
         licence="Apache-2.0",
     )
@@ -200,7 +203,7 @@ def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebo
     vq = "IBQ-262144" if "ibq" in tokenizer else "LlamaGen VQ-16"
     return ModelSpec(
         name=name,
-        summary=f"SigLIP2 SO400M over {vq}; {size} px, {(size // 16) ** 2} tokens.",
+        summary=f"Published TokLIP: SigLIP2 SO400M over {vq}; {size} px, {(size // 16) ** 2} tokens.",
         size=int(volume),
         licence=_LICENCE,
         source=f"TencentARC/TokLIP/{file}",

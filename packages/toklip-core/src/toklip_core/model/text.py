@@ -38,36 +38,45 @@ _CHUNK = 256
 
 
 class TextConfig(Config):
-    """A text tower and how a text is written for it."""
+    """A text tower and how texts are prepared for it."""
 
     context_length: int = Field(
-        gt=0, description="L: tokens of a text; longer ones are refused or cut with a warning, shorter ones padded."
+        gt=0,
+        description="Context length L in tokens; longer texts are refused or cut with a warning, shorter ones padded.",
     )
-    vocabulary: int = Field(gt=0, description="Rows of the token embedding.")
-    width: int = Field(gt=0, description="Width of a token.")
-    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
-    layers: int = Field(gt=0, description="Blocks.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs over the width.")
-    activation: Activation = Field(default="gelu_tanh", description="Of the MLPs.")
-    norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
-    causal: bool = Field(default=False, description="Whether a token sees only those before it, as in CLIP.")
+    vocabulary: int = Field(gt=0, description="Vocabulary size, the number of rows of the token embedding.")
+    width: int = Field(gt=0, description="Width of a token embedding.")
+    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
+    layers: int = Field(gt=0, description="Number of transformer blocks.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs as a multiple of the width.")
+    activation: Activation = Field(default="gelu_tanh", description="Activation of the MLPs.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
+    causal: bool = Field(
+        default=False, description="Causal attention: each token sees only those before it, as in CLIP."
+    )
     pad_mask: bool = Field(
-        default=False, description="Whether padding is unseen; then a batch is cut to its longest text, and quicker."
+        default=False,
+        description="Mask padding in attention; a batch is then cut to its longest text, which is faster.",
     )
     pooling: Literal["first", "last", "argmax", "eos"] = Field(
-        default="last", description="Which token stands for the text; argmax is CLIP's end of text."
+        default="last", description="Token that represents the text; argmax is CLIP's end of text."
     )
-    output_dim: int = Field(gt=0, description="E: width of the joint space.")
-    projection_bias: bool = Field(default=True, description="Of the last linear layer.")
+    output_dim: int = Field(gt=0, description="Width E of the joint space of pictures and texts.")
+    projection_bias: bool = Field(default=True, description="Use a bias in the last linear layer.")
     clean: Literal["canonicalize", "lower", "whitespace"] = Field(
-        default="canonicalize", description="canonicalize: lower case without punctuation, as SigLIP and SigLIP2 want."
+        default="canonicalize",
+        description="How a text is cleaned; canonicalize makes it lower case without punctuation, as SigLIP and "
+        "SigLIP2 expect.",
     )
     tokenizer: Literal["file", "clip"] = Field(
-        default="file", description="tokenizer.json beside the weights, or CLIP's own, which comes with open_clip."
+        default="file",
+        description="Text tokenizer: tokenizer.json beside the weights, or CLIP's own, which comes with open_clip.",
     )
-    bos_id: int | None = Field(default=None, ge=0, description="Put before a text, if the tokenizer is a file.")
-    eos_id: int | None = Field(default=None, ge=0, description="Put after a text, if the tokenizer is a file.")
-    pad_id: int = Field(default=0, ge=0, description="Fills a text up to the context length.")
+    bos_id: int | None = Field(
+        default=None, ge=0, description="Token id put before a text, if the tokenizer is a file."
+    )
+    eos_id: int | None = Field(default=None, ge=0, description="Token id put after a text, if the tokenizer is a file.")
+    pad_id: int = Field(default=0, ge=0, description="Token id that pads a text to the context length.")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

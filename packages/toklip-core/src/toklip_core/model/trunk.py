@@ -29,17 +29,19 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 class TrunkConfig(Config):
     """The sizes of a vision transformer, without its first layer."""
 
-    width: int = Field(gt=0, description="D: the width of a token.")
-    depth: int = Field(gt=0, description="Blocks.")
-    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs over the width.")
-    activation: Activation = Field(default="gelu_tanh", description="Of the MLPs; SigLIP2's is gelu_tanh.")
-    norm_eps: float = Field(default=1e-6, gt=0, description="Of the layer norms.")
+    width: int = Field(gt=0, description="Width D of a token.")
+    depth: int = Field(gt=0, description="Number of transformer blocks.")
+    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs as a multiple of the width.")
+    activation: Activation = Field(default="gelu_tanh", description="Activation of the MLPs; SigLIP2 uses gelu_tanh.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     pooling: Literal["attention", "class_token"] = Field(
-        default="attention", description="attention as in SigLIP, over all tokens; class_token as in CLIP."
+        default="attention", description="Pooling: attention over all tokens as in SigLIP, or a class token as in CLIP."
     )
-    pre_norm: bool = Field(default=False, description="A norm before the first block, as in CLIP.")
-    output_dim: int | None = Field(default=None, gt=0, description="E of a last linear layer; none: E is the width.")
+    pre_norm: bool = Field(default=False, description="Add a layer norm before the first block, as in CLIP.")
+    output_dim: int | None = Field(
+        default=None, gt=0, description="Output width E of a last linear layer; by default there is none, and E is D."
+    )
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -60,13 +62,15 @@ class VisionConfig(Config):
     patch_size: int = Field(gt=0, description="Side of a patch in pixels.")
     stem: tuple[int, ...] = Field(
         default=(),
-        description="Channels of convolutions, two for each halving, in place of one linear layer: what a small tower "
-        "needs to learn shapes in minutes. None as in SigLIP and CLIP.",
+        description="Channels of a convolutional stem, one number per halving of the resolution, in place of the "
+        "linear patch embedding. A small tower needs one to learn shapes within minutes; SigLIP and CLIP have none.",
     )
     mean: tuple[float, float, float] = Field(
-        default=(0.5, 0.5, 0.5), description="Subtracted from pixels in [0, 1], of red, green and blue."
+        default=(0.5, 0.5, 0.5), description="Mean of red, green and blue that is subtracted from pixels in [0, 1]."
     )
-    std: tuple[float, float, float] = Field(default=(0.5, 0.5, 0.5), description="What is left is divided by it.")
+    std: tuple[float, float, float] = Field(
+        default=(0.5, 0.5, 0.5), description="Standard deviation of red, green and blue that pixels are divided by."
+    )
 
     @model_validator(mode="after")
     def _stem_makes_patches(self) -> Self:

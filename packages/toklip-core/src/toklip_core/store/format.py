@@ -48,30 +48,39 @@ _PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
 
 
 class FeatureInfo(Config):
-    """Where a column of features comes from."""
+    """The model that a feature column of a store comes from."""
 
-    model: str = Field(description="The model's name, or that of its folder.")
+    model: str = Field(description="Name of the model, or of its folder.")
     weights_checksum: str = Field(description="SHA-256 of the model's weights.")
-    width: int = Field(gt=0, description="Numbers of a feature; of one token where a picture has many.")
+    width: int = Field(gt=0, description="Width of a feature; for the column `tokens`, of one token.")
 
 
 class StoreInfo(Config):
-    """What the ids of a store mean. Two encodes may share a store only if all of this is equal."""
+    """The metadata of a token store; two encodes can share a store only if all of it is equal."""
 
-    format: Literal[1] = Field(default=FORMAT, description="Version of the store's layout.")
-    tokenizer: str = Field(description="Name in the registry.")
+    format: Literal[1] = Field(default=FORMAT, description="Version of the store format.")
+    tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
     weights_checksum: str = Field(description="SHA-256 of the tokenizer's weights.")
-    codebook_size: int = Field(gt=0, le=2**63, description="K: ids lie in [0, K).")
-    downsample_factor: int = Field(gt=0, description="f: one id covers f x f pixels.")
-    image_size: int = Field(gt=0, description="Side of the square that was encoded.")
-    resize: Literal["crop", "squash"] = Field(description="How a picture became that square.")
-    dtype: Literal["float32", "bfloat16"] = Field(description="What the tokenizer and the models computed in.")
-    augment: Literal["ten-crop"] | None = Field(
-        default=None, description="What the column crops holds: LlamaGen's crops of 1.1 and 1.05 times the side."
+    codebook_size: int = Field(gt=0, le=2**63, description="Codebook size K; ids lie in [0, K).")
+    downsample_factor: int = Field(gt=0, description="Downsampling factor f; one id covers f x f pixels.")
+    image_size: int = Field(gt=0, description="Side of the square that was encoded, in pixels.")
+    resize: Literal["crop", "squash"] = Field(
+        description="How pictures were made square: crop took the centre, squash ignored the aspect ratio."
     )
-    pooled: FeatureInfo | None = Field(default=None, description="The unit feature of a TokLIP, if there is one.")
-    tokens: FeatureInfo | None = Field(default=None, description="Its tokens, if they were asked for.")
-    teacher: FeatureInfo | None = Field(default=None, description="The unit feature of a teacher, if there is one.")
+    dtype: Literal["float32", "bfloat16"] = Field(description="Precision of the tokenizer and the models.")
+    augment: Literal["ten-crop"] | None = Field(
+        default=None,
+        description="Augmentation in the column `crops`: LlamaGen's ten crops at 1.1 and at 1.05 times the side.",
+    )
+    pooled: FeatureInfo | None = Field(
+        default=None, description="TokLIP of the column `pooled`, one unit-norm feature per picture."
+    )
+    tokens: FeatureInfo | None = Field(
+        default=None, description="TokLIP of the column `tokens`, all tokens of each picture."
+    )
+    teacher: FeatureInfo | None = Field(
+        default=None, description="Teacher of the column `teacher`, one unit-norm feature per picture."
+    )
 
     @property
     def features(self) -> dict[str, FeatureInfo]:

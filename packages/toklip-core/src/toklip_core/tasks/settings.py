@@ -19,18 +19,23 @@ TEACHER_RECIPES = _RECIPES / "teacher"
 
 
 class EncoderLosses(Config):
-    """What the encoder is trained by: texts, and a teacher. A weight of 0 leaves a loss out."""
+    """Losses of the encoder: contrast with captions, distillation from the teacher. A weight of 0 turns one off."""
 
-    contrast: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's loss, or SigLIP's.")
-    contrast_weight: float = Field(default=1.0, ge=0, description="Of the contrast with the captions.")
+    contrast: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="Contrastive loss: softmax as in CLIP, sigmoid as in SigLIP."
+    )
+    contrast_weight: float = Field(default=1.0, ge=0, description="Weight of the contrastive loss.")
     pooled_weight: float = Field(
         default=1000.0,
         ge=0,
-        description="Of the mean squared error between unit features of encoder and teacher: 2 (1 - cos) / D each, so "
-        "1000 weighs 1 - cos by 1.74 at D = 1152.",
+        description="Weight of the mean squared error between the unit-norm pooled features of encoder and teacher. It "
+        "equals 2 (1 - cos) / D, so 1000 weighs 1 - cos by 1.74 at D = 1152.",
     )
     token_weight: float = Field(
-        default=0.0, ge=0, description="Of the mean squared error between tokens of encoder and teacher; needs pixels."
+        default=0.0,
+        ge=0,
+        description="Weight of the mean squared error between the tokens of encoder and teacher; needs data with "
+        "pixels.",
     )
 
     @model_validator(mode="after")
@@ -41,17 +46,24 @@ class EncoderLosses(Config):
 
 
 class HeldOut(Config):
-    """What a run is evaluated on: scenes, or pictures of one's own; nothing by default."""
+    """The held-out data that a run is evaluated on: scenes, or your own pictures; none by default."""
 
     scenes: int = Field(
-        default=0, ge=0, description="Held-out scenes: so many of one object for zero-shot, so many for retrieval."
+        default=0,
+        ge=0,
+        description="Number of held-out scenes: this many of one object for zero-shot accuracy, and this many for "
+        "retrieval.",
     )
     classes: Path | None = Field(
-        default=None, description="FOLDER/CLASS/PICTURE, for zero-shot accuracy by `a photo of a CLASS.` alone."
+        default=None,
+        description="Folder with one folder of pictures per class, for zero-shot accuracy with the single template "
+        "`a photo of a {}.`",
     )
-    imagenet: bool = Field(default=False, description="The classes are ImageNet's 1000, with open_clip's names.")
+    imagenet: bool = Field(
+        default=False, description="Read `classes` as ImageNet's 1000, with open_clip's class names."
+    )
     captions: Path | None = Field(
-        default=None, description='JSONL of {"image": PATH, "captions": [...]}, for retrieval.'
+        default=None, description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval.'
     )
 
     @model_validator(mode="after")
@@ -73,41 +85,56 @@ def _refuse_nothing_to_contrast(contrast: str, run: RunConfig) -> None:
 
 
 class EncoderTrainConfig(Config):
-    """A semantic encoder over the codes of a VQ tokenizer, started from a teacher's vision tower."""
+    """Settings of `toklip train encoder`: a semantic encoder over the codes of a VQ tokenizer."""
 
-    tokenizer: str = Field(description="Name of the VQ tokenizer in the registry; it stays frozen.")
-    tokenizer_weights: Path | None = Field(default=None, description="A file or folder of it, in place of its own.")
+    tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it; it stays frozen.")
+    tokenizer_weights: Path | None = Field(
+        default=None, description="File or folder of tokenizer weights to use instead of its own."
+    )
     teacher: str = Field(
-        description="A folder that `toklip train teacher` wrote, or open_clip:NAME/TAG; text tower, initial values, "
-        "and what is distilled. It stays frozen."
+        description="Teacher: a folder that `toklip train teacher` wrote, or open_clip:NAME/TAG. It stays frozen; it "
+        "gives the text tower, the initial weights and the features to distil."
     )
-    image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the tokenizer's factor.")
-    resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
+    image_size: int = Field(
+        gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor."
+    )
+    resize: Literal["crop", "squash"] = Field(
+        default="crop",
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+    )
     smallest_crop: float = Field(
-        default=1.0, gt=0, le=1, description="Below 1, crops of a share of the area from this to 1, as TokLIP's 0.9."
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Smallest share of the picture's area in a random crop; 1 does not crop, TokLIP used 0.9.",
     )
-    data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another.")
+    data: tuple[CaptionSource, ...] = Field(
+        min_length=1, description="Training data; an epoch is one pass over all sources."
+    )
     initial_values: Literal["teacher", "random"] = Field(
-        default="teacher", description="Of the encoder: the teacher's vision tower, or chance."
+        default="teacher", description="Initial weights of the encoder: those of the teacher's vision tower, or random."
     )
     causal: bool = Field(
-        default=True, description="A token sees its own code and those before it; false: all codes, and no generator "
-        "can read the result."
+        default=True,
+        description="Causal attention: each token sees its own code and those before it. false lets each token see all "
+        "codes, and then no generator can use the model.",
     )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOut = HeldOut()
     text_cache: int = Field(
         default=1_000_000,
         ge=0,
-        description="Data that are token stores or tables, and have up to so many distinct captions: the text tower "
-        "reads each of them once, before the first step, and the features are kept, 4 bytes a dimension. Other "
-        "captions are read with their batch.",
+        description="Largest number of distinct captions whose text features are computed once, before the first step, "
+        "and kept in memory (4 bytes per dimension). Applies to data that are token stores or tables; the text tower "
+        "encodes other captions with each batch.",
     )
     grad_checkpointing: bool = Field(
-        default=False, description="Less memory for activations, one more forward pass."
+        default=False, description="Recompute activations in the backward pass: less memory, one more forward pass."
     )
     projector_learning_rate_factor: float = Field(
-        default=1.0, gt=0, description="Of the only part that starts from nothing, times the learning rate."
+        default=1.0,
+        gt=0,
+        description="Factor on the learning rate of the projector, the only module that is trained from scratch.",
     )
     run: RunConfig
 
@@ -119,14 +146,18 @@ class EncoderTrainConfig(Config):
 
 
 class TeacherText(Config):
-    """The text tower of a teacher that is trained from nothing; its words are those of the data."""
+    """The text tower of a teacher trained from scratch; its vocabulary is taken from the training captions."""
 
-    width: int = Field(gt=0, description="Width of a token.")
-    heads: int = Field(gt=0, description="Attention heads, which divide the width.")
-    layers: int = Field(gt=0, description="Blocks.")
-    context_length: int = Field(gt=1, description="Words of a caption, and the end; longer ones are cut.")
+    width: int = Field(gt=0, description="Width of a token embedding.")
+    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
+    layers: int = Field(gt=0, description="Number of transformer blocks.")
+    context_length: int = Field(
+        gt=1, description="Maximum number of words per caption, plus the end token; longer captions are cut."
+    )
     captions: int = Field(
-        default=20_000, gt=0, description="Captions, from all over the data, whose words are its vocabulary."
+        default=20_000,
+        gt=0,
+        description="Number of captions, sampled across all data, whose words make the vocabulary.",
     )
 
     @model_validator(mode="after")
@@ -137,15 +168,25 @@ class TeacherText(Config):
 
 
 class TeacherTrainConfig(Config):
-    """A small CLIP on pixels, from nothing: a teacher where none can be downloaded."""
+    """Settings of `toklip train teacher`: a small CLIP on pixels, trained from scratch."""
 
-    image_size: int = Field(gt=0, description="Side of the pictures, a multiple of the patch.")
-    resize: Literal["crop", "squash"] = Field(default="crop", description="How a picture becomes a square.")
-    smallest_crop: float = Field(default=1.0, gt=0, le=1, description="As for the encoder.")
+    image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the patch size.")
+    resize: Literal["crop", "squash"] = Field(
+        default="crop",
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+    )
+    smallest_crop: float = Field(
+        default=1.0, gt=0, le=1, description="Smallest share of the picture's area in a random crop; 1 does not crop."
+    )
     vision: VisionConfig
     text: TeacherText
-    contrast: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's loss, or SigLIP's.")
-    data: tuple[CaptionSource, ...] = Field(min_length=1, description="One after another; pixels, no stores.")
+    contrast: Literal["softmax", "sigmoid"] = Field(
+        default="softmax", description="Contrastive loss: softmax as in CLIP, sigmoid as in SigLIP."
+    )
+    data: tuple[CaptionSource, ...] = Field(
+        min_length=1,
+        description="Training data with pixels, so no token stores; an epoch is one pass over all sources.",
+    )
     held_out: HeldOut = HeldOut()
     run: RunConfig
 

@@ -17,37 +17,45 @@ RECIPES = files("toklip_vq") / "recipes"
 
 
 class ScenesSource(Config):
-    """Procedural scenes; every epoch draws new ones."""
+    """Generated scenes; every epoch has new ones."""
 
     kind: Literal["scenes"]
-    count: int = Field(gt=0, description="Scenes an epoch.")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Another seed gives other scenes.")
+    count: int = Field(gt=0, description="Number of scenes per epoch.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the scenes; another seed gives other scenes."
+    )
 
 
 class PhotographsSource(Config):
-    """Random crops of the public-domain photographs that scikit-image carries, mirrored half of the time."""
+    """Random crops of the public-domain photographs in scikit-image, half of them mirrored."""
 
     kind: Literal["photographs"]
-    count: int = Field(gt=0, description="Crops an epoch.")
+    count: int = Field(gt=0, description="Number of crops per epoch.")
 
 
 class FolderSource(Config):
-    """Picture files below a folder, one random crop of each in an epoch."""
+    """Picture files in a folder, each randomly cropped."""
 
     kind: Literal["folder"]
-    folder: Path = Field(description="Searched with all folders below it.")
+    folder: Path = Field(description="Folder to search for pictures, with all its subfolders.")
     count: int | None = Field(
-        default=None, gt=0, description="Pictures an epoch, in turn; all of them if it is not given. The mixing weight."
+        default=None,
+        gt=0,
+        description="Number of pictures per epoch, taken in turn; by default all. Sets the share of this source in the "
+        "data.",
     )
     smallest_crop: float = Field(
-        default=0.8, gt=0, le=1, description="The side of a crop: from this share of the short side to all of it."
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Smallest side of a random crop, as a share of the picture's short side; the largest is all of it.",
     )
     flip: bool = Field(default=True, description="Mirror half of the crops.")
     max_pixels: int = Field(
         default=MAX_PIXELS,
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Width times height above which a picture is not read, and left out.",
+        description="Largest width times height of a picture; larger ones are left out.",
     )
 
 
@@ -55,71 +63,90 @@ Source = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discri
 
 
 class HeldOutConfig(Config):
-    """The pictures that a run is evaluated on."""
+    """The held-out pictures that a run is evaluated on."""
 
-    scenes: int = Field(default=256, gt=0, description="Scenes of the split 'held-out'.")
-    folder: Path | None = Field(default=None, description="Take centre crops of a folder's pictures instead.")
-    pictures: int = Field(default=1024, gt=0, description="At most so many of that folder's pictures, evenly chosen.")
+    scenes: int = Field(
+        default=256, gt=0, description="Number of scenes of the split 'held-out'; unused if `folder` is given."
+    )
+    folder: Path | None = Field(default=None, description="Folder of pictures to evaluate on instead, centre-cropped.")
+    pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `folder`, evenly spaced.")
 
 
 class LossConfig(Config):
-    """The losses, and the weight of each."""
+    """The training losses of a tokenizer and their weights."""
 
-    reconstruction: Literal["l1", "l2"] = Field(default="l2", description="Absolute or squared difference of pixels.")
-    reconstruction_weight: float = Field(default=1.0, ge=0, description="Of the reconstruction loss.")
+    reconstruction: Literal["l1", "l2"] = Field(
+        default="l2", description="Reconstruction loss: l1 is the absolute, l2 the squared difference of pixels."
+    )
+    reconstruction_weight: float = Field(default=1.0, ge=0, description="Weight of the reconstruction loss.")
     perceptual: Literal["none", "squeeze", "alex", "vgg"] = Field(
-        default="none", description="LPIPS by this network, whose weights must be in the torch hub cache."
+        default="none",
+        description="Network of the LPIPS loss; its weights must be in the torch hub cache. none turns LPIPS off.",
     )
-    perceptual_weight: float = Field(default=1.0, ge=0, description="Of LPIPS.")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the LPIPS loss.")
     quantizer: Literal["straight-through", "index"] = Field(
-        default="straight-through", description="LlamaGen's and VQGAN's way, or IBQ's index backpropagation."
+        default="straight-through",
+        description="How gradients pass the quantizer: straight-through (VQGAN, LlamaGen) or index "
+        "backpropagation (IBQ).",
     )
-    codebook_weight: float = Field(default=1.0, ge=0, description="Of the quantizer's loss.")
-    beta: float = Field(default=0.25, ge=0, description="Factor within the quantizer's loss; see beta_placement.")
+    codebook_weight: float = Field(default=1.0, ge=0, description="Weight of the quantizer's loss.")
+    beta: float = Field(
+        default=0.25, ge=0, description="Factor on one term of the quantizer's loss; see beta_placement."
+    )
     beta_placement: Literal["paper", "code"] = Field(
         default="paper",
-        description="The papers and LlamaGen's code have beta on the commitment term, which moves latents; the public "
-        "code of IBQ has it on the term that moves codes.",
+        description="Which term beta multiplies: paper is the commitment term, which moves latents (the papers and "
+        "LlamaGen's code); code is the term that moves codes (IBQ's public code).",
     )
-    entropy_weight: float = Field(default=0.0, ge=0, description="Of the entropy of ids; 0 computes none.")
-    entropy_temperature: float = Field(default=0.01, gt=0, description="Scores are divided by it before the softmax.")
+    entropy_weight: float = Field(default=0.0, ge=0, description="Weight of the codebook entropy loss; 0 turns it off.")
+    entropy_temperature: float = Field(
+        default=0.01, gt=0, description="Temperature of the softmax over codes in the entropy loss."
+    )
     quantize_from: int = Field(
         default=0,
         ge=0,
-        description="Before this step the decoder gets the latents themselves; at it the codes are set to latents of "
-        "training pictures. Against collapse of the codebook. 0: random codes from the first step, as published.",
+        description="Step from which latents are quantized. Before it the decoder gets the latents themselves; at it "
+        "the codes are initialised to latents of training pictures, which helps against codebook collapse. 0 "
+        "quantizes with random codes from the first step, as published.",
     )
     restart_until: int = Field(
         default=0,
         ge=0,
-        description="Up to this step, a code that occurs in none of 100 steps becomes a latent of the batch at hand. "
-        "Against collapse of the codebook. 0: never, as published.",
+        description="Last step at which dead codes are restarted: a code unused for 100 steps is set to a latent of "
+        "the current batch, which helps against codebook collapse. 0 never restarts codes, as published.",
     )
-    discriminator_weight: float = Field(default=0.0, ge=0, description="Of the adversarial loss; 0: no discriminator.")
-    discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Of the discriminator's own loss.")
-    discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses set in.")
-    discriminator_channels: int = Field(default=64, gt=0, description="Width of its first layer.")
-    discriminator_layers: int = Field(default=3, gt=0, description="Its layers that halve the picture.")
+    discriminator_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the adversarial loss; 0: no discriminator."
+    )
+    discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Weight of the discriminator's own loss.")
+    discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses start.")
+    discriminator_channels: int = Field(default=64, gt=0, description="Channels of the discriminator's first layer.")
+    discriminator_layers: int = Field(
+        default=3, gt=0, description="Number of discriminator layers that halve the resolution."
+    )
     discriminator_norm: Literal["batch", "group"] = Field(
         default="batch",
-        description="batch as published; group does not depend on how a batch is split over processes.",
+        description="Normalisation of the discriminator: batch as published; group does not depend on how a batch is "
+        "split over processes.",
     )
     generator_loss: Literal["hinge", "non-saturating"] = Field(
-        default="hinge", description="What the decoder minimises; the discriminator has the hinge loss."
+        default="hinge", description="Adversarial loss of the decoder; the discriminator always uses the hinge loss."
     )
-    lecam_weight: float = Field(default=0.0, ge=0, description="Of LeCam regularisation of the discriminator.")
-    clip_discriminator: bool = Field(default=True, description="Clip its gradients by run.max_grad_norm, too.")
+    lecam_weight: float = Field(default=0.0, ge=0, description="Weight of the discriminator's LeCam regularisation.")
+    clip_discriminator: bool = Field(
+        default=True, description="Clip the discriminator's gradients to run.max_grad_norm as well."
+    )
 
 
 class VQTrainConfig(Config):
-    """`toklip train vq FILE.toml`."""
+    """Settings of `toklip train vq`: a VQ tokenizer, its data, losses and run."""
 
-    model: VQGANConfig = Field(description="The tokenizer.")
-    image_size: int = Field(default=256, gt=0, description="Side of the training pictures.")
-    data: tuple[Source, ...] = Field(min_length=1, description="Sources; an epoch has all of each.")
-    held_out: HeldOutConfig = Field(default=HeldOutConfig(), description="What the run is evaluated on.")
-    losses: LossConfig = Field(default=LossConfig(), description="What is minimised.")
-    run: RunConfig = Field(description="Length, optimizer, saves.")
+    model: VQGANConfig = Field(description="Sizes of the tokenizer.")
+    image_size: int = Field(default=256, gt=0, description="Side of the training pictures in pixels.")
+    data: tuple[Source, ...] = Field(min_length=1, description="Training data; an epoch is one pass over all sources.")
+    held_out: HeldOutConfig = Field(default=HeldOutConfig(), description="Held-out pictures to evaluate on.")
+    losses: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
+    run: RunConfig = Field(description="Length of the run, optimizer, precision and checkpoints.")
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:
