@@ -46,33 +46,33 @@ _GAP = 2
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was drawn."""
+    """Picture that was generated."""
 
-    #: The text or the class.
+    #: Text or class.
     prompt: str | int
-    #: With this seed, and the same settings, it is drawn again, alone.
+    #: Seed that, with the same settings, generates the picture again on its own.
     seed: int
-    #: Of the picture, or of the grid that it is in, row by row.
+    #: File of the picture, or of the grid that it is in, row by row.
     file: str
 
 
 @dataclass(frozen=True)
 class GenerateReport:
-    """What one call of :func:`generate` did."""
+    """Report of one call of :func:`generate`."""
 
     pictures: tuple[Picture, ...]
     seconds: float
-    #: How they were drawn.
+    #: Settings of the sampling.
     settings: dict[str, Any]
-    #: So many of them an earlier, unfinished call of the same had written.
+    #: Number of pictures that an earlier, interrupted run of the same call had written.
     found: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON data."""
+        """Return the report as JSON data."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return it as a line."""
+        """Return the report as one line of text."""
         files = sorted({picture.file for picture in self.pictures})
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         before = f", {self.found} of them before" if self.found else ""
@@ -102,29 +102,30 @@ def generate(
     compiled: bool = False,
     progress: bool = False,
 ) -> GenerateReport:
-    """Draw pictures and write them.
+    """Generate pictures and write them to a file or folder.
 
     Args:
-        prompts: classes, by number or by name, or texts, as the generator takes them.
-        out: a picture file, which holds all of them, one row for each prompt if there are several; or a folder, made if
-            it is not there, for a file each; it must have no pictures yet, but those of the same call, interrupted:
-            that goes on. Each batch is written as it is finished.
-        model: see :func:`toklip_gen.generator.load_generator`, also for ``toklip``, ``dtype`` and ``device``.
-        number: pictures of each prompt.
-        seed: of the first picture of each prompt; each further one has the next.
-        guidance: see :func:`toklip_gen.generator.sample`, also for the next three and ``compiled``; None: the
-            generator's own, as for ``top_k``.
-        of_classes: prompts are classes: a generator of texts is refused, which would read a name as one.
-        prefix: a picture whose upper rows are kept.
-        prefix_rows: rows of ids that are kept; None: the upper half.
-        max_pixels: of the prefix, see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        progress: show bars on stderr.
+        prompts: classes, by number or name, or texts, depending on the generator.
+        out: picture file for one grid of all pictures, one row per prompt if there are several; or folder, created if
+            it is missing, for one file each. The folder must have no pictures, except those of an interrupted run of
+            the same call, which is then resumed. Each batch is written as soon as it is finished.
+        model: generator, see :func:`toklip_gen.generator.load_generator`, also for ``toklip``, ``dtype`` and
+            ``device``.
+        number: number of pictures per prompt.
+        seed: seed of the first picture of each prompt; each further picture adds one.
+        guidance: see :func:`toklip_gen.generator.sample`, also for the next three and ``compiled``; None, here and for
+            ``top_k``: the generator's own.
+        of_classes: take prompts as classes, and refuse a generator of texts, which would read a class name as a text.
+        prefix: picture whose upper rows are kept.
+        prefix_rows: number of rows of ids to keep; None: the upper half.
+        max_pixels: maximum pixels of the prefix, see :func:`toklip_core.pictures.open_picture`.
+        batch_size: number of pictures sampled at once.
+        progress: show progress bars on stderr.
 
     Raises:
         LookupError: there is no such generator.
         OSError: a file cannot be read or written.
-        ValueError: a setting is out of its range, or a prompt is none of the generator's.
+        ValueError: a setting is out of its range, or the generator does not know a prompt.
     """
     started = time.perf_counter()
     refuse_missing_device(device)
@@ -166,7 +167,7 @@ def generate(
 
 
 class Wanted:
-    """Prompts and seeds of pictures by their numbers, one prompt after another."""
+    """Prompt and seed of each picture by its number, one prompt after another."""
 
     def __init__(self, prompts: Sequence[int | str], each: int, seed: int) -> None:
         self.prompts, self.each, self.seed = prompts, each, seed

@@ -38,16 +38,16 @@ from toklip_gen.generator import (
 
 
 class Sampling(NamedTuple):
-    """How pictures are drawn."""
+    """Settings for sampling pictures."""
 
-    #: None: the generator's own.
+    #: Guidance scale; 1 turns guidance off. None: the generator's own.
     guidance: float | None = None
     temperature: float = 1.0
-    #: 0: all. None: the generator's own.
+    #: Number of the likeliest ids to sample from; 0 means all. None: the generator's own.
     top_k: int | None = None
     top_p: float = 1.0
     seed: int = 0
-    #: By torch.compile, for GPUs; see :func:`toklip_gen.generator.sample`.
+    #: Run with torch.compile, for GPUs; see :func:`toklip_gen.generator.sample`.
     compiled: bool = False
 
     def refuse(self) -> None:
@@ -57,14 +57,14 @@ class Sampling(NamedTuple):
         refuse_drawing(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0, seeds=[self.seed])
 
     def of(self, config: GeneratorConfig) -> Sampling:
-        """Return it with what is the generator's own."""
+        """Return the settings with the generator's own values in place of None."""
         return self._replace(
             guidance=config.guidance if self.guidance is None else self.guidance,
             top_k=config.top_k if self.top_k is None else self.top_k,
         )
 
     def as_text(self) -> str:
-        """Return it for a protocol; of a generator, see :meth:`of`."""
+        """Return the settings as text for a protocol; call :meth:`of` first."""
         return (
             f"guidance {self.guidance:g}, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, "
             f"top-p {self.top_p:g}, seed {self.seed}"
@@ -85,21 +85,21 @@ def evaluate_on_scenes(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> GenerationReport:
-    """Measure a generator of texts on captions of Scenes: do its pictures show them, how far are they from the scenes.
+    """Evaluate a text generator on captions of Scenes: do pictures show them, and how far are they from the scenes.
 
     Args:
         generator: see :func:`toklip_gen.generator.load_generator`, also for ``toklip`` and ``dtype``.
-        count: captions.
-        split: of the scenes; their backgrounds are plain, see :func:`toklip_gen.evaluation.scene_prompts`.
-        sampling: how pictures are drawn.
-        judge: a CLIP or TokLIP that judges beside the pixels, and gives the CLIP score.
-        features: extractor of the Fréchet distance between pictures and scenes; None leaves it out.
-        batch_size: pictures at a time.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        count: number of captions.
+        split: split of the scenes, whose backgrounds are plain; see :func:`toklip_gen.evaluation.scene_prompts`.
+        sampling: settings of the sampling; None: the generator's own.
+        judge: CLIP or TokLIP that judges in addition to the pixels, and gives the CLIP score.
+        features: extractor for the Fréchet distance between pictures and scenes; None leaves it out.
+        batch_size: number of pictures processed at once.
+        device: device to compute on.
+        progress: show a progress bar on stderr if that is a terminal.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws classes.
+        FileNotFoundError, LookupError, ValueError: a model is missing or does not fit, or the generator takes classes.
     """
     refuse_missing_device(device)
     refuse_counts(count=count, batch_size=batch_size)
@@ -167,24 +167,26 @@ def evaluate_on_classes(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> GenerationReport:
-    """Measure a generator of classes on as many pictures of each; LlamaGen's figures are of 50,000 of random classes.
+    """Evaluate a class generator on the same number of pictures per class.
+
+    LlamaGen's figures are for 50,000 pictures of random classes.
 
     Args:
         generator: see :func:`toklip_gen.generator.load_generator`, also for ``toklip`` and ``dtype``.
-        per_class: pictures of each class; the classes take turns.
-        sampling: how pictures are drawn.
+        per_class: number of pictures per class; the classes take turns.
+        sampling: settings of the sampling; None: the generator's own.
         reference: see :func:`toklip_gen.evaluation.load_reference`.
         features: see :func:`toklip_gen.evaluation.load_extractor`.
-        size: side that pictures are resized to, as LlamaGen's of 384 are to 256: bicubic, without antialiasing, as in
-            its sample_c2i_ddp.py; None: as they are.
-        npz: write the pictures there, too, for ADM's evaluator.
-        batch_size: pictures at a time.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        size: side in pixels to resize the pictures to, as LlamaGen resizes those of 384 px to 256: bicubic, without
+            antialiasing, as in its sample_c2i_ddp.py; None: keep their size.
+        npz: file to write the pictures to as well, for ADM's evaluator.
+        batch_size: number of pictures processed at once.
+        device: device to compute on.
+        progress: show a progress bar on stderr if that is a terminal.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: a model is not there, or does not fit, or draws texts, or the
-            reference is of another size.
+        FileNotFoundError, LookupError, ValueError: a model is missing or does not fit, the generator takes texts, or
+            the reference has another size.
     """
     refuse_missing_device(device)
     refuse_counts(per_class=per_class, batch_size=batch_size)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from toklip_core.config import Config, validated
 from toklip_core.files import one_line, parsed, refuse_special, replacing
 from toklip_core.finite import damaged, is_finite
@@ -69,15 +70,14 @@ REFERENCES = {
 
 
 class ReferenceInfo(Config):
-    """What a reference is."""
+    """Description of a reference, stored with its statistics."""
 
-    purpose: Purpose
-    #: Extractor and its weights, in words.
-    extractor: str
-    weights: str
-    image_size: int
-    pictures: int | None
-    source: str
+    purpose: Purpose = Field(description="Use of the reference; figures of any other kind refuse it.")
+    extractor: str = Field(description="Name of the feature extractor.")
+    weights: str = Field(description="Weights of the extractor, in words.")
+    image_size: int = Field(description="Side of the pictures in pixels.")
+    pictures: int | None = Field(description="Number of pictures, if known.")
+    source: str = Field(description="Where the pictures come from.")
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,20 @@ from toklip_gen.generator.packed_linear import packed
 
 
 class Inputs:
-    """Ids to what a generator reads.
+    """Converter of ids to the inputs of a generator.
 
     Args:
-        features: as in the generator's config.
-        tokenizer: of codes and concat.
-        encoder: of concat, in evaluation mode.
+        features: what the inputs are, as in the generator's config.
+        tokenizer: VQ tokenizer, for codes and concat.
+        encoder: semantic encoder in evaluation mode, for concat.
 
     Raises:
-        ValueError: ``features`` needs a tokenizer or an encoder and there is none, or their widths do not fit, or the
+        ValueError: ``features`` needs a tokenizer or an encoder and there is none, their widths do not fit, or the
             encoder is not causal.
+
+    >>> ids = torch.tensor([[[3, 1], [4, 1]]])
+    >>> Inputs("ids")(ids)
+    tensor([[3, 1, 4, 1]])
     """
 
     def __init__(
@@ -58,16 +62,16 @@ class Inputs:
 
     @property
     def width(self) -> int | None:
-        """F, as ``feature_width`` of the config wants it; None with ids."""
+        """Width F of the inputs, the ``feature_width`` of the config; None with ids."""
         if self.tokenizer is None:
             return None
         return self.tokenizer.codebook_dim + (self.encoder.config.trunk.width if self.encoder else 0)
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Return (B, N), or (B, N, F), of the ids (B, h, w) of whole pictures; no gradient.
+        """Return the inputs (B, N) or (B, N, F) for the ids (B, h, w) of whole pictures, without gradient.
 
-        Position i depends on ids 0 to i alone.
+        Position i depends only on ids 0 to i.
 
         Raises:
             ValueError: the encoder has another grid.
@@ -81,7 +85,7 @@ class Inputs:
 
     @torch.no_grad()
     def stream(self, ids: Tensor) -> tuple[Tensor, Stream]:
-        """Return (B, n), or (B, n, F), of the first n ids (B, n), n may be 0, and what goes on from there."""
+        """Return the inputs (B, n) or (B, n, F) for the first n >= 0 ids (B, n), and a stream for those that follow."""
         if self.tokenizer is None:
             return ids, Stream()
         table = self._table(ids.device)
@@ -101,7 +105,7 @@ class Inputs:
 
 
 class Stream:
-    """The inputs of pictures that are being drawn: made by :meth:`Inputs.stream`."""
+    """Inputs of pictures that are being sampled, id by id; made by :meth:`Inputs.stream`."""
 
     def __init__(
         self, table: Tensor | None = None, encoder: SemanticEncoder | None = None, cache: Cache | None = None
@@ -109,7 +113,7 @@ class Stream:
         self._table, self._encoder, self._cache = table, encoder, cache
 
     def step(self, ids: Tensor) -> Tensor:
-        """Return (B,), or (B, F), of the next ids (B,)."""
+        """Return the inputs (B,) or (B, F) for the next ids (B,)."""
         read = ids if self._table is None else self._table[ids]
         if self._encoder is None or self._cache is None:
             return read
@@ -123,15 +127,15 @@ class Stream:
         return _joined(read, self._encoder.step_at(read, self._cache, position))
 
     def caches(self) -> list[Tensor]:
-        """Return the tensors of its cache, whose memory stays where it is."""
+        """Return the tensors of the cache, whose memory stays where it is."""
         return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
 
     def reads_as(self, other: Stream) -> bool:
-        """Return whether both are of the same tokenizer and encoder."""
+        """Return whether both streams use the same tokenizer and encoder."""
         return self._table is other._table and self._encoder is other._encoder
 
     def packed(self) -> Stream:
-        """Return it with the encoder's weights as :func:`toklip_gen.generator.packed` has them."""
+        """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.packed`."""
         return self if self._encoder is None else Stream(self._table, packed(self._encoder), self._cache)
 
 

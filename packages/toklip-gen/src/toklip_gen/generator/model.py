@@ -39,21 +39,21 @@ from toklip_gen.generator.config import GeneratorConfig
 
 
 class Condition(NamedTuple):
-    """What pictures are to show, or nothing."""
+    """Condition of B pictures: their classes, or the features of their texts."""
 
-    #: (B,), int64: classes, their number standing for none. Or (B, T, width): features of texts.
+    #: Classes (B,), int64, where the number of classes stands for none; or features of texts (B, T, width).
     values: Tensor
-    #: (B, T), bool: where a text is; elsewhere is padding, which nobody sees. None: everywhere.
+    #: (B, T), bool, False where a text is padded; padding is never attended to. None: no padding.
     mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Condition:
-        """Return it on a device."""
+        """Return the condition on a device."""
         return Condition(self.values.to(device), None if self.mask is None else self.mask.to(device))
 
 
 @dataclass
 class Cache:
-    """Keys and values of the positions that the generator has seen, with room for all."""
+    """Keys and values of the positions that the generator has read so far, with room for all."""
 
     #: Of each block, (R, heads of keys, T + N, d).
     keys: list[Tensor]
@@ -74,13 +74,13 @@ class Cache:
 
 
 class Generator(nn.Module):
-    """The transformer, with its condition's embedding and its inputs'.
+    """Autoregressive transformer over ids, with the embeddings of its condition and inputs.
 
-    It starts as LlamaGen does: normal weights of deviation 0.02, a head of zeros.
+    It is initialised as LlamaGen: normal weights with standard deviation 0.02, and a head of zeros.
 
     Args:
-        config: sizes.
-        dropout: share of zeros, in training, after the embeddings and after both halves of every block.
+        config: sizes of the transformer.
+        dropout: dropout in training, after the embeddings and after both halves of every block.
     """
 
     def __init__(self, config: GeneratorConfig, *, dropout: float = 0.0) -> None:
@@ -106,14 +106,14 @@ class Generator(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(self, inputs: Tensor, condition: Condition, drop: Tensor | None = None) -> Tensor:
-        """Return logits (B, n + 1, K), float32: those at i are of id i, given the condition and inputs 0 to i - 1.
+        """Return logits (B, n + 1, K), float32; those at i predict id i from the condition and inputs 0 to i - 1.
 
         To train, give the inputs of all ids but the last: ``inputs(ids)[:, :-1]``, n = N - 1.
 
         Args:
-            inputs: (B, n), int64, of ids; or (B, n, F). n may be 0.
-            condition: of each picture.
-            drop: (B,), bool: pictures that get no condition, as guidance needs it; see :meth:`dropped`.
+            inputs: ids (B, n), int64, or inputs (B, n, F); n may be 0.
+            condition: condition of each picture.
+            drop: (B,), bool, True for pictures to train without condition, for guidance; see :meth:`dropped`.
 
         Raises:
             ValueError: a shape is another, or n is more than the grid has.
@@ -132,7 +132,7 @@ class Generator(nn.Module):
         return self.head(self.norm(x[:, self.config.condition.length - 1 :])).float()  # type: ignore[no-any-return]
 
     def dropped(self, condition: Condition, drop: Tensor) -> Condition:
-        """Return the condition, without it where ``drop`` (B,), bool, says so.
+        """Return the condition, replaced by "no condition" where ``drop`` (B,), bool, is True.
 
         No class is the table's last row; no text is T features of its own, which the mask of the text still covers.
         """
@@ -146,8 +146,8 @@ class Generator(nn.Module):
         """Return the logits (R, K), float32, of id n, and the cache for the steps that follow. No gradient.
 
         Args:
-            inputs: of the first n ids, (B, n) or (B, n, F); n may be 0.
-            condition: R rows, B or a multiple of it: row r is of picture r mod B.
+            inputs: inputs (B, n) or (B, n, F) of the first n ids; n may be 0.
+            condition: R rows, B or a multiple of it; row r belongs to picture r mod B.
 
         Raises:
             ValueError: a shape is another, or n is more than the grid has.
@@ -172,7 +172,7 @@ class Generator(nn.Module):
     def step(self, inputs: Tensor, cache: Cache) -> Tensor:
         """Return the logits (R, K), float32, of the id after the next input, (B,) or (B, F). No gradient.
 
-        Row r of the cache is of picture r mod B: what two rows read alike is embedded once.
+        Row r of the cache belongs to picture r mod B: what two rows read alike is embedded once.
 
         Raises:
             ValueError: the cache is full, or its rows are no multiple of B.

@@ -37,15 +37,20 @@ from toklip_gen.published import TINY, generators, unknown
 
 
 class PictureGenerator:
-    """A generator, its inputs, its conditions and its VQ tokenizer.
+    """Generator with everything that it needs to turn classes or texts into pictures.
 
     Args:
         generator: the transformer.
-        tokenizer: the VQ tokenizer.
-        toklip: the TokLIP that the config names; None if it names none.
+        tokenizer: VQ tokenizer that decodes the ids.
+        toklip: TokLIP that the generator's config names; None if it names none.
 
     Raises:
-        ValueError: they do not belong together.
+        ValueError: generator, tokenizer and TokLIP do not belong together.
+
+    >>> pictures = load_generator("toklip-gen-tiny")
+    >>> ids = pictures.draw(["a red circle", "a blue square"], seeds=[0, 1])
+    >>> tuple(ids.shape), tuple(pictures.pixels(ids).shape)
+    ((2, 8, 8), (2, 3, 64, 64))
     """
 
     def __init__(self, generator: Generator, *, tokenizer: VQTokenizer, toklip: TokLIP | None = None) -> None:
@@ -74,29 +79,29 @@ class PictureGenerator:
 
     @cached_property
     def conditions(self) -> Classes | Texts:
-        """Classes, or texts, to what the generator takes; made, and a T5 loaded, when it is first used."""
+        """Converter of classes or texts to the generator's conditions; built, and a T5 loaded, on first use."""
         conditions = build_conditions(self.config.condition, self.toklip)
         conditions.to(self.device)
         return conditions
 
     @property
     def config(self) -> GeneratorConfig:
-        """Of the generator."""
+        """Config of the generator."""
         return self.generator.config
 
     @property
     def device(self) -> torch.device:
-        """Where it draws."""
+        """Device that the generator is on."""
         return self.generator.head.weight.device
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the pictures."""
+        """Height and width of the pictures in pixels."""
         rows, columns = self.config.grid
         return rows * self.tokenizer.downsample_factor, columns * self.tokenizer.downsample_factor
 
     def to(self, device: torch.device | str) -> Self:
-        """Bring all of it to a device."""
+        """Move generator, tokenizer and TokLIP to a device."""
         tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
         for module in (self.generator, tokenizer, *([self.toklip] if self.toklip else [])):
             module.to(device)
@@ -117,9 +122,9 @@ class PictureGenerator:
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Return the ids (B, h, w) of one picture for each prompt, class or text; see :func:`toklip_gen.sample`.
+        """Sample one picture per prompt, a class or a text; return ids (B, h, w). See :func:`toklip_gen.sample`.
 
-        Without guidance or top_k, those of the generator's config are taken.
+        If ``guidance`` or ``top_k`` is None, the value of the generator's config is used.
         """
         was_training = self.generator.training
         self.generator.eval()
@@ -141,18 +146,18 @@ class PictureGenerator:
             self.generator.train(was_training)
 
     def pixels(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w) in [-1, 1], float32, of ids (B, h, w); ValueError if one is not finite."""
+        """Decode ids (B, h, w) to pixels (B, 3, f h, f w), float32 in [-1, 1]; ValueError if one is not finite."""
         pixels = self.tokenizer.decode(ids).float()
         refuse_not_finite(pixels, "a pixel")
         return pixels.clamp(-1, 1)
 
     def save(self, folder: Path | str) -> None:
-        """Write a folder that :func:`load_generator` reads: config, weights, and the tokenizer's if it has its own.
+        """Write a folder for :func:`load_generator`: config, weights, and the tokenizer's weights if it has its own.
 
-        A TokLIP is named, not copied.
+        The TokLIP is named in the config, not copied.
 
         Raises:
-            OSError: the folder cannot be written; what was in it is as it was.
+            OSError: the folder cannot be written; its former contents are kept.
         """
         own = self.tokenizer_weights
         name = None if own is None else f"tokenizer{own.suffix}"
@@ -168,17 +173,18 @@ def load_generator(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> PictureGenerator:
-    """Return a generator: a name that ``toklip models`` lists, a folder, or LlamaGen's file under its published name.
+    """Load a generator with its VQ tokenizer and TokLIP.
 
     Args:
-        name: what a name needs is downloaded if it is not cached.
-        toklip: where the TokLIP that it reads is now; None: where its config says.
-        dtype: of the generator and the semantic encoder; None: as stored. The tokenizer stays in float32.
-        device: where it draws.
+        name: name that ``toklip models`` lists, a folder, or a file of LlamaGen under its published name. Files that a
+            name needs are downloaded if they are not cached.
+        toklip: path or name of the TokLIP; None: the one recorded in the generator's config.
+        dtype: dtype of the generator and the semantic encoder; None: as stored. The tokenizer stays in float32.
+        device: device to load it on.
 
     Raises:
         LookupError: there is no such generator, tokenizer or TokLIP.
-        FileNotFoundError: a file is not there and cannot be downloaded.
+        FileNotFoundError: a file is missing and cannot be downloaded.
         ValueError: weights do not fit, or are not those that the generator was trained with.
     """
     path = _located(name)

@@ -32,22 +32,26 @@ _NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, co
 
 
 class Guidance(NamedTuple):
-    """How far logits go from those without the condition towards those with it, and beyond: uncond + s (cond - uncond).
+    """Classifier-free guidance: logits are uncond + s (cond - uncond).
 
-    Source: Ho and Salimans, https://arxiv.org/abs/2207.12598; of the schedule, RAR, https://arxiv.org/abs/2411.00776.
+    Source: Ho and Salimans, https://arxiv.org/abs/2207.12598; for the schedule, RAR, https://arxiv.org/abs/2411.00776.
+
+    >>> Guidance(3.0, first=1, last=2).scales(4)
+    [1.0, 3.0, 3.0, 1.0]
     """
 
-    #: s; 1 takes the condition as it is, 0 none.
+    #: Scale s; 1 turns guidance off, 0 ignores the condition.
     scale: float = 4.0
-    #: Ids before this one, counted from 0, have s = 1.
+    #: First id with guidance, counted from 0; ids before it have s = 1.
     first: int = 0
-    #: Ids after this one have s = 1; None: none has. LlamaGen's cfg_interval, which counts from the second id, plus 1.
+    #: Last id with guidance; ids after it have s = 1; None: the last of all. LlamaGen's cfg_interval, which counts
+    #: from the second id, plus 1.
     last: int | None = None
-    #: p of a schedule 1 + (s - 1) (1 - cos(pi (i / N)^p)) / 2, for id i of N; None: s is constant.
+    #: Power p of the schedule 1 + (s - 1) (1 - cos(pi (i / N)^p)) / 2, for id i of N; None: s is constant.
     power: float | None = None
 
     def scales(self, count: int) -> list[float]:
-        """Return s of each of ``count`` ids."""
+        """Return the scale s of each of ``count`` ids."""
         last = count if self.last is None else self.last
         return [self._at(i, count) if self.first <= i <= last else 1.0 for i in range(count)]
 
@@ -58,13 +62,13 @@ class Guidance(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How an id is chosen by its logits."""
+    """Settings by which an id is chosen from its logits."""
 
-    #: Logits are divided by it; 0, or less than LEAST_TEMPERATURE, takes the largest.
+    #: Divisor of the logits; 0, or less than LEAST_TEMPERATURE, always takes the most likely id.
     temperature: float = 1.0
-    #: Only so many of the largest logits; 0: all.
+    #: Number of the likeliest ids to sample from; 0 means all.
     top_k: int = 0
-    #: Only the likeliest ids, as few as have this probability together; 1: all.
+    #: Total probability of the likeliest ids to sample from, as few as reach it; 1 means all.
     top_p: float = 1.0
 
 
@@ -83,23 +87,23 @@ def sample(
     compiled: bool = False,
     progress: bool = False,
 ) -> Tensor:
-    """Return the ids (B, h, w) of pictures.
+    """Sample pictures id by id; return ids (B, h, w).
 
-    A picture is a function of its condition, its prefix and its seed, but for rounding: it is the same alone and among
-    others. All random numbers are drawn before the first step, one for each id.
+    Apart from rounding, a picture depends only on its condition, its prefix and its seed: it is the same alone and in a
+    batch. All random numbers are drawn before the first step, one for each id.
 
     Args:
-        generator: in evaluation mode.
-        inputs: what it reads, of the same features.
-        condition: of B pictures.
-        seeds: of each picture.
-        guidance: a number is its scale.
-        temperature: see :class:`Choice`, as for ``top_k`` and ``top_p``.
-        top_k: from 0 to K.
-        top_p: above 0, up to 1.
-        prefix: (B, n), ids that the pictures start with, in raster order; n <= N.
-        compiled: by ``torch.compile``, for GPUs: the first step takes a minute, the others are quicker.
-        progress: show a bar on stderr.
+        generator: generator in evaluation mode.
+        inputs: inputs of the generator, with the same ``features``.
+        condition: conditions of B pictures.
+        seeds: one seed per picture.
+        guidance: guidance, or just its scale.
+        temperature: sampling temperature; 0 always takes the most likely id.
+        top_k: number of the likeliest ids to sample from, 0 to K; 0 means all.
+        top_p: total probability of the likeliest ids to sample from, above 0 and up to 1; 1 means all.
+        prefix: (B, n) ids that the pictures start with, in raster order; n <= N.
+        compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster.
+        progress: show a progress bar on stderr.
 
     Raises:
         ValueError: a value is out of its range, shapes do not fit, or logits are NaN or infinite.
@@ -123,7 +127,7 @@ def sample(
 
 
 def chosen(logits: Tensor, luck: Tensor, choice: Choice) -> Tensor:
-    """Return ids (B,), int64, by logits (B, K) and numbers (B,) that are uniform in [0, 1).
+    """Choose ids (B,), int64, by logits (B, K) and numbers (B,) that are uniform in [0, 1).
 
     An id is where the cumulated probability passes the number, in the order of the codebook: one number an id, and none
     that depends on the rest of the batch.

@@ -61,14 +61,18 @@ _SHOWN = 20
 
 
 def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
-    """Train a generator into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+    """Train a generator into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
-    The folder ``out/model`` is a generator: :func:`toklip_gen.generator.load_generator` takes it.
+    The trained generator is ``out/model``, which :func:`toklip_gen.generator.load_generator` loads.
+
+    Args:
+        config: settings of the run.
+        out: folder of the run.
 
     Raises:
-        FileNotFoundError: data, tokenizer, TokLIP or text encoder are not there.
-        ValueError: they do not fit one another, or as ``fit``.
-        LookupError, OSError: as ``fit``.
+        FileNotFoundError: data, tokenizer, TokLIP or text encoder are missing.
+        ValueError: data and models do not fit one another, or ``fit`` raises it.
+        LookupError, OSError: raised by ``fit``.
     """
     parts = load_parts(config)
     samples = GeneratorSamples(config)
