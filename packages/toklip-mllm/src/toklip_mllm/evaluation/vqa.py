@@ -53,28 +53,28 @@ def evaluate_vqa(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> VQAReport:
-    """Measure a model on a file of questions, or on scenes: what ``toklip evaluate vqa`` does.
+    """Evaluate a model on a file of questions or on scenes, as ``toklip evaluate vqa`` does.
 
     Args:
-        name: of a model: see :func:`toklip_mllm.model.load`.
-        questions: see :func:`toklip_mllm.evaluation.read_questions`.
-        scenes: in place of a file, how many scenes of seed 0, with all their questions.
-        split: of the scenes.
-        root: the folder that paths of pictures start from; None: that of the file.
+        name: model, see :func:`toklip_mllm.model.load`.
+        questions: file of questions, see :func:`toklip_mllm.evaluation.read_questions`.
+        scenes: number of scenes of seed 0 to ask all questions about, instead of a file.
+        split: split that the scenes come from.
+        root: folder that picture paths are relative to; None: that of the file.
         keys: names of the file's columns.
-        prompt: what the model is asked, with {} where the question goes.
-        answers: a JSONL file to write, with each question and what the model said, batch by batch.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: questions at a time.
-        max_new_tokens: of an answer.
-        dtype: of the model; its VQ tokenizer stays in float32.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        prompt: prompt for the model; {} stands for the question.
+        answers: JSONL file to write each question and the model's answer to, batch by batch.
+        max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
+        batch_size: number of questions answered at once.
+        max_new_tokens: maximum number of new tokens per answer.
+        dtype: dtype of the model; its VQ tokenizer stays in float32.
+        device: device to compute on.
+        progress: show a progress bar on stderr if that is a terminal.
 
     Raises:
-        FileNotFoundError: the file, the model, or the folder of ``answers`` is not there.
+        FileNotFoundError: the file, the model, or the folder of ``answers`` is missing.
         LookupError: the model's VQ tokenizer is not installed.
-        ValueError: there is both a file and scenes or neither, the prompt has no {}, the file is malformed, or no
+        ValueError: both a file and scenes are given or neither, the prompt has no {}, the file is malformed, or no
             picture can be read.
     """
     if (questions is None) == (scenes is None):

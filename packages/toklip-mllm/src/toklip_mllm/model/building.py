@@ -33,26 +33,26 @@ def build(
     image_token: str = "<image>",
     dtype: torch.dtype | None = None,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
-    """Return a model and its processor: a TokLIP's encoder, a new connector, and a language model.
+    """Build a model and its processor from a TokLIP's encoder, a new connector and a language model.
 
-    Nothing is copied: encoder, language model and tokenizer are the very objects that are given, and are changed. The
-    encoder is frozen (``requires_grad`` off), and it and the language model go to ``dtype``, the encoder to the
-    language model's device. The tokenizer pads on the left from then on, by its eos if it has no token for it; if it
-    has no ``image_token`` it gets one, and the language model a row for it if it has none to spare. That token is never
-    generated.
+    Nothing is copied: the encoder, language model and tokenizer that are given become parts of the result and are
+    changed. The encoder is frozen (``requires_grad`` off); it and the language model are cast to ``dtype``, and the
+    encoder moves to the language model's device. The tokenizer pads on the left from then on, with its eos token if it
+    has no padding token. If it has no ``image_token``, one is added, and the language model gets an embedding row for
+    it unless it has one to spare. The image token is never generated.
 
     Args:
-        language_model: any causal language model of transformers, a module, or a name or folder for
+        language_model: any causal language model of transformers: a module, or a name or folder for
             ``AutoModelForCausalLM``.
-        toklip: a TokLIP with its VQ tokenizer, or a name for :meth:`toklip_core.TokLIP.from_pretrained`.
-        tokenizer: the language model's; None: ``AutoTokenizer`` of its name.
-        features: what the connector is given.
-        image_token: a token that stands for nothing else, such as a reserved one.
-        dtype: of the whole model; None: the language model's own.
+        toklip: TokLIP with its VQ tokenizer, or a name for :meth:`toklip_core.TokLIP.from_pretrained`.
+        tokenizer: tokenizer of the language model; None: ``AutoTokenizer`` of its name.
+        features: input of the connector.
+        image_token: token that stands for nothing else, such as a reserved one.
+        dtype: dtype of the whole model; None: the language model's own.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or is missing; the language model reads pictures already.
-        OSError: a model is not there and cannot be downloaded.
+        ValueError: the tokenizer is missing or has no chat template, or the language model reads pictures already.
+        OSError: a model is missing and cannot be downloaded.
     """
     if isinstance(language_model, str | Path):
         with _named(language_model):
@@ -107,16 +107,20 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
-    """Return a saved model, in evaluation mode, and its processor: ``toklip-mllm-tiny``, a folder, or a hub's name.
+    """Load a saved model, in evaluation mode, and its processor.
 
     Args:
-        name: of the model.
-        device: where it goes.
-        dtype: of its weights; None: as they are stored.
+        name: ``toklip-mllm-tiny``, a folder, or owner/name on the hub.
+        device: device to move the model to; None: where transformers loads it.
+        dtype: dtype of the weights; None: as stored.
 
     Raises:
-        FileNotFoundError: it is not there and cannot be downloaded.
+        FileNotFoundError: the model is missing and cannot be downloaded.
         ValueError: model and processor do not belong together, or the codebook is not the model's.
+
+    >>> model, processor = load("toklip-mllm-tiny")
+    >>> model.config.image_size, model.config.tokens_per_picture, model.context
+    (64, 64, 256)
     """
     place = TINY if str(name) == TINY_NAME else name
     if Path(place).is_dir() and not Path(place, "config.json").is_file():

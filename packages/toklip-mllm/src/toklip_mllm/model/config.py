@@ -10,28 +10,29 @@ from toklip_core.pictures import Resize
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-#: What the connector is given of a picture: codes (C wide), semantic tokens (D wide), or both, C + D wide.
+#: Input of the connector for a picture: codes (C wide), semantic tokens (D wide), or both (concat, C + D wide).
 Features = Literal["concat", "tokens", "codes"]
 
 MODEL_TYPE = "toklip_lm"
 
 
 class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes, and what ids mean.
+    """Configuration of a language model that reads TokLIP's tokens: sizes, and what the ids mean.
 
     Args:
-        text_config: of any causal language model of transformers, as an object or as a dict with its ``model_type``.
+        text_config: config of any causal language model of transformers, as an object or as a dict with its
+            ``model_type``.
         encoder: fields of :class:`toklip_core.model.EncoderConfig`.
-        features: what the connector is given: codes and tokens (the paper's choice), or one of them.
-        encoder_checksum: sha256 of the encoder's weights in float32, as a token store tells whose tokens it has; None
-            where they are not known, and once the encoder was trained.
+        features: input of the connector: codes and tokens (concat, the paper's choice), or one of them.
+        encoder_checksum: sha256 of the encoder's weights in float32, which a token store of its tokens also records;
+            None if the weights are not known, and once the encoder was trained.
         tokenizer: name of the VQ tokenizer in the registry.
-        tokenizer_checksum: sha256 of its weights; ids of another tokenizer mean something else.
-        codebook_size: K of it.
-        codebook_checksum: sha256 of its rows in float32, which are saved with the model.
-        image_size: side of the square that a picture becomes.
-        resize: how it becomes one.
-        image_token_id: the language model's token in whose places a picture's tokens go.
+        tokenizer_checksum: sha256 of the VQ tokenizer's weights; ids of another tokenizer mean something else.
+        codebook_size: codebook size K.
+        codebook_checksum: sha256 of the codebook's rows in float32, which are saved with the model.
+        image_size: side in pixels of the square that a picture becomes.
+        resize: way to make a picture square.
+        image_token_id: token of the language model that is replaced by a picture's tokens.
     """
 
     model_type = MODEL_TYPE
@@ -73,18 +74,18 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def encoder_config(self) -> EncoderConfig:
-        """The encoder's sizes, checked; ValueError if they are not there or do not fit."""
+        """Sizes of the encoder, checked; ValueError if they are missing or do not fit."""
         return validated(EncoderConfig, self.encoder or {}, "encoder of config.json")
 
     @property
     def tokens_per_picture(self) -> int:
-        """N: the places of the prompt that one picture takes."""
+        """Number N of tokens that one picture takes in the prompt."""
         rows, columns = self.encoder_config.grid
         return rows * columns
 
     @property
     def feature_width(self) -> int:
-        """Width of what the connector is given."""
+        """Width of the connector's input."""
         config = self.encoder_config
         widths = {"codes": config.codebook_dim, "tokens": config.trunk.width}
         return widths.get(self.features, sum(widths.values()))

@@ -58,11 +58,11 @@ class ContextError(ValueError):
 
 
 class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """A causal language model that reads pictures as TokLIP's tokens; all of ``generate`` is its own.
+    """Causal language model that reads pictures as TokLIP's tokens, with all of transformers' ``generate``.
 
-    ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model`` are its parts; ``vision`` is frozen
-    (``requires_grad`` off) until somebody wants it trained. Make one of a TokLIP and a language model with
-    :func:`toklip_mllm.model.build`.
+    Its parts are ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model``; ``vision`` is frozen
+    (``requires_grad`` off) unless you turn its training on. Use :func:`toklip_mllm.model.build` to make a model from a
+    TokLIP and a language model, and :func:`toklip_mllm.model.load` to load a saved one.
     """
 
     config_class = TokLIPLMConfig
@@ -103,23 +103,23 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             keep_out(self, value, parts=("vision", "connector"))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Write the model, as transformers does; an encoder that has changed has another checksum in the config."""
+        """Save the model, as in transformers; an encoder that has changed gets a new checksum in the config."""
         self._renew_encoder_checksum()
         return super().save_pretrained(*args, **kwargs)
 
     def remember_encoder(self) -> None:
-        """Note which weights the semantic encoder has, of which the config tells the checksum."""
+        """Remember the semantic encoder's weights, whose checksum is in the config."""
         weights = self._encoder_weights()
         if weights:
             self._encoder_read = weights[0].dtype, weights_checksum(cast(nn.Module, self.vision.encoder))
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Return a saved model, as transformers does.
+        """Load a saved model, as in transformers.
 
         Raises:
-            ValueError: its weights are not exactly those that its config wants, one of them is NaN or infinite, or its
-                codebook is not the one that it was made with.
+            ValueError: the weights are not exactly those that the config asks for, one of them is NaN or infinite, or
+                the codebook is not the one that the model was made with.
         """
         told = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -152,23 +152,24 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         past_key_values: Any = None,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> CausalLMOutputWithPast:
-        """Return what the language model does: logits (B, L, V), the cache, and the loss if there are labels.
+        """Run the language model: return logits (B, L, V), the cache, and the loss if there are labels.
 
         Args:
             input_ids: (B, L), with the image token N times for every picture.
-            image_ids: (P, h, w), the pictures' ids, in reading order.
+            image_ids: (P, h, w), the ids of the pictures, in reading order.
             attention_mask: (B, L), 0 where a row is padded, on either side.
-            position_ids: the language model's, as the next one.
-            cache: keys and values of the tokens before.
-            inputs_embeds: (B, L, D), instead of ``input_ids``, of a prompt without pictures.
-            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            position_ids: positions, as the language model takes them.
+            cache: keys and values of the tokens before, as the language model takes them.
+            inputs_embeds: (B, L, D), instead of ``input_ids``, for a prompt without pictures.
+            image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
             image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
-            image_embeds: (B, L, D), instead of both: what goes where the image token is; of :meth:`generate`.
-            labels: (B, L), -100 where there is no loss, as at every image token; shifted by the language model.
+            image_embeds: (B, L, D), instead of both: embeddings for the places of the image token; used by
+                :meth:`generate`.
+            labels: (B, L), -100 where there is no loss, as at every image token; the language model shifts them.
             use_cache: return the cache.
-            logits_to_keep: of so many last tokens, or of these; 0: of all.
-            past_key_values: the cache by the name that transformers had for it before 5.24.
-            kwargs: of the language model's own forward.
+            logits_to_keep: number of last tokens, or indices of tokens, to compute logits for; 0 means all.
+            past_key_values: the cache, under the name that transformers used before 5.24.
+            kwargs: further arguments of the language model's forward.
 
         Raises:
             ValueError: places and pictures differ in number, the ids are of another grid, or there are two caches.
@@ -198,16 +199,16 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         image_features: Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Return what transformers' ``generate`` returns; the pictures are encoded once, whatever the search.
+        """Generate as transformers does; the pictures are encoded once, whatever the search.
 
         Args:
-            inputs: (B, L), the prompts; or as ``input_ids``.
-            generation_config: as transformers has it.
-            image_ids: (P, h, w), the pictures' ids, in reading order.
-            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
+            inputs: (B, L), the prompts; may also be given as ``input_ids``.
+            generation_config: generation config of transformers.
+            image_ids: (P, h, w), the ids of the pictures, in reading order.
+            image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
             image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
-            kwargs: all that transformers' takes: attention_mask, max_new_tokens, num_beams, streamer, ...; a cache as
-                ``cache`` or, as before transformers 5.24, ``past_key_values``.
+            kwargs: all that transformers' ``generate`` takes: attention_mask, max_new_tokens, num_beams, streamer, ...;
+                a cache as ``cache`` or, as before transformers 5.24, ``past_key_values``.
 
         Raises:
             ContextError: a prompt is longer than the language model's context.
@@ -258,17 +259,17 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:  # noqa: ANN401
-        """Return what the model sees of pictures: a ``BaseModelOutputWithPooling``, as transformers' models do.
+        """Return the features of pictures as a ``BaseModelOutputWithPooling``, as models of transformers do.
 
         ``pooler_output`` (P, N, D) is in the language model's embedding space, ``last_hidden_state`` (P, N, F) is what
         the connector was given. ``hidden_states`` are the semantic encoder's, (P, N, width) each: what enters the first
         block, and what leaves each one; None where the encoder does not run.
 
         Args:
-            image_ids: (P, h, w), the pictures' ids.
-            image_tokens: (P, N, width of the encoder), its tokens of ``image_ids`` where a store has them.
-            output_hidden_states: give the hidden states as well; None: as the config has it.
-            return_dict: false: a tuple of what is not None; None: as the config has it.
+            image_ids: (P, h, w), the ids of the pictures.
+            image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
+            output_hidden_states: also return the hidden states; None: as the config says.
+            return_dict: if False, return a tuple of all that is not None; None: as the config says.
 
         Raises:
             ValueError: the ids are of another grid.
@@ -288,7 +289,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return found if (config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
     def check_codebook(self) -> None:
-        """Raise a ValueError if the codebook is not the one that the config tells; nothing if it tells none."""
+        """Raise ValueError if the codebook does not match the checksum in the config, if there is one."""
         wanted, rows = self.config.codebook_checksum, self.vision.codebook
         if wanted is None or rows.is_meta:
             return
@@ -326,7 +327,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     @property
     def context(self) -> int | None:
-        """The longest prompt of the language model, with the answer to it; None if its config tells none."""
+        """Context length of the language model, for prompt and answer together; None if its config has none."""
         return cast(int | None, getattr(self.config.get_text_config(), "max_position_embeddings", None))
 
     def get_input_embeddings(self) -> nn.Module:

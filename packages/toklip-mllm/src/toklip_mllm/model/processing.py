@@ -62,21 +62,21 @@ class _Loaded:
 
 
 class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
-    """The VQ tokenizer for pictures, the language model's tokenizer for text, and its chat template for both.
+    """Processor of pictures and text: a VQ tokenizer, the language model's tokenizer, and its chat template.
 
-    The VQ tokenizer is loaded on first use, so a token store needs none.
+    The VQ tokenizer is loaded on first use, so it is not needed when ids come from a token store.
 
     Args:
-        tokenizer: the language model's, with ``image_token`` in its vocabulary. It pads on the left from then on, if it
-            was made without a ``padding_side``, and is saved so.
+        tokenizer: tokenizer of the language model, with ``image_token`` in its vocabulary. If it was made without a
+            ``padding_side``, it pads on the left from then on, and is saved so.
         vq: name of the VQ tokenizer in the registry.
-        vq_file: its own weights in the processor's folder; None: those that its name stands for.
-        vq_checksum: sha256 of its weights; others are refused.
-        image_size: side of the square that a picture becomes.
-        resize: "crop" or "squash".
-        tokens_per_picture: N.
-        image_token: stands for a picture in text.
-        chat_template: None: the tokenizer's own.
+        vq_file: file or folder of the VQ tokenizer's own weights in the processor's folder; None: those of its name.
+        vq_checksum: sha256 of the VQ tokenizer's weights; others are refused.
+        image_size: side in pixels of the square that a picture becomes.
+        resize: "crop" or "squash", the way to make a picture square.
+        tokens_per_picture: number N of tokens per picture.
+        image_token: token that stands for a picture in a text.
+        chat_template: chat template; None: the tokenizer's own.
     """
 
     # transformers reads the parameters' names: one with "tokenizer" in it would be taken for a second text tokenizer.
@@ -112,13 +112,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         self._weights: Path | Mapping[str, Tensor] | None = None
         self._source, self._of_hub = "", dict[str, Any]()
         self._loaded: _Loaded | None = None
-        #: Of ``image_token``.
+        #: Id of ``image_token``.
         self.image_token_id = int(known[image_token])
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
-        """Return a saved processor, as transformers does. The VQ tokenizer is loaded on first use."""
+        """Load a saved processor, as in transformers. The VQ tokenizer is loaded on first use."""
         processor = super().from_pretrained(name, **kwargs)
         # Resolved, for the working folder may be another when a picture comes.
         processor._source = str(Path(name).resolve() if Path(name).is_dir() else name)
@@ -126,7 +126,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         return cast(Self, processor)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Write the processor, and the VQ tokenizer's weights if they are its own; with ``push_to_hub`` upload all."""
+        """Save the processor, with the VQ tokenizer's own weights if there are; ``push_to_hub`` uploads all."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         own = self._own_weights()
@@ -148,11 +148,11 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @property
     def vq_tokenizer(self) -> VQTokenizer:
-        """The VQ tokenizer, loaded on first use.
+        """VQ tokenizer, loaded on first use.
 
         Raises:
-            LookupError: no plugin has it.
-            FileNotFoundError: its weights are not there.
+            LookupError: no plugin offers the tokenizer.
+            FileNotFoundError: its weights are missing.
             ValueError: its weights are not those that the model was trained with.
         """
         if self._loaded is None:
@@ -161,12 +161,12 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         return cast(_Loaded, self._loaded).tokenizer
 
     def use_vq_tokenizer(self, tokenizer: VQTokenizer, weights: Path | Mapping[str, Tensor] | None = None) -> None:
-        """Take a VQ tokenizer that is loaded already; ValueError if its weights are not those of ``vq_checksum``.
+        """Use a VQ tokenizer that is already loaded; ValueError if its weights do not match ``vq_checksum``.
 
         Args:
-            tokenizer: of the name ``vq``.
-            weights: its own, a file or folder, or tensors by its names, to be saved with the processor; None: those
-                that its name stands for.
+            tokenizer: VQ tokenizer of the name ``vq``.
+            weights: the tokenizer's own weights, to be saved with the processor: a file, a folder, or tensors by name;
+                None: those of its name.
         """
         wanted = self.vq_checksum
         if wanted is not None and wanted != (found := weights_checksum(cast(nn.Module, tokenizer))):
@@ -185,14 +185,15 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         fetch: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
-        """Return ids (P, h, w), int64, of pictures; ValueError that names the one that cannot be read.
+        """Encode pictures to ids (P, h, w), int64; ValueError names a picture that cannot be read.
 
         Args:
-            pictures: each a file, its bytes, a data URI or base64 of it, a picture of Pillow of any mode, or its values
-                as :func:`toklip_mllm.model.opened` takes them; or an array (P, H, W, C) or (P, C, H, W).
-            device: where the VQ tokenizer goes, and stays; None: where it is.
-            fetch: download pictures that are addresses; without it they are refused.
-            max_pixels: see :func:`toklip_core.pictures.open_picture`.
+            pictures: list of pictures, each a file, its bytes, a data URI or base64 of it, a Pillow picture of any
+                mode, or values as :func:`toklip_mllm.model.opened` takes them; or an array (P, H, W, C) or
+                (P, C, H, W).
+            device: device to move the VQ tokenizer to, where it stays; None: leave it where it is.
+            fetch: download pictures given by URL; otherwise they are refused.
+            max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
         """
         if isinstance(pictures, str | bytes | Path | Image.Image) or not len(pictures):
             raise ValueError(f"got {repr(pictures)[:80]}; wanted a list of pictures")
@@ -208,7 +209,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model takes of a batch."""
+        """Names of the model's inputs in a batch."""
         return ["input_ids", "attention_mask", "image_ids"]
 
     def __call__(
@@ -225,15 +226,15 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         Every ``image_token`` of the text becomes N of them.
 
         Args:
-            images: in reading order; a list of lists has those of each text. What each may be, :meth:`encode` says.
-            text: one or several, with ``image_token`` where a picture goes.
+            images: pictures in reading order, or one list of pictures per text; see :meth:`encode` for their types.
+            text: one text or several, with ``image_token`` where a picture goes.
             image_ids: ids (P, h, w) instead of pictures.
-            fetch: download pictures that are addresses; without it they are refused.
-            kwargs: as of every processor of transformers. Of the language model's tokenizer: ``return_tensors`` ("pt",
-                "np"), ``padding`` (by default to the longest if tensors are asked for), ``padding_side``,
-                ``truncation``, ``max_length``, ``add_special_tokens``, ...; a text longer than ``max_length`` is
-                refused unless ``truncation`` says what becomes of it. ``device``: where pictures are encoded, and
-                tensors go.
+            fetch: download pictures given by URL; otherwise they are refused.
+            kwargs: options as for every processor of transformers. Options of the language model's tokenizer:
+                ``return_tensors`` ("pt", "np"), ``padding`` (by default to the longest if tensors are asked for),
+                ``padding_side``, ``truncation``, ``max_length``, ``add_special_tokens``, ...; a text longer than
+                ``max_length`` is refused unless ``truncation`` is given. ``device``: device to encode pictures on and
+                to move tensors to.
 
         Raises:
             ValueError: texts and pictures differ in number, a picture cannot be read, or a text is longer than
@@ -300,25 +301,25 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Render messages with the language model's own chat template; with ``tokenize`` what the model takes.
+        """Render messages with the language model's own chat template; with ``tokenize``, return the model's inputs.
 
         Args:
             conversation: messages, or several conversations. A message's content is a text with image tokens, or a list
                 of ``{"type": "image", "image": PICTURE}`` (also "path", "url", "base64"), ``{"type": "image_url",
                 "image_url": {"url": PICTURE}}`` and ``{"type": "text", "text": ...}``.
-            chat_template: instead of its own; a name if it has several.
-            tokenize: return tokens, not the text.
-            return_dict: with ``tokenize``, all that the model takes, not ``input_ids`` alone.
-            return_tensors: "pt" or "np".
-            return_assistant_tokens_mask: with both, ``assistant_masks`` as well: 1 where the assistant speaks.
+            chat_template: template to use instead of the processor's own, or the name of one if it has several.
+            tokenize: return tokens instead of text.
+            return_dict: with ``tokenize``, return all inputs of the model, not only ``input_ids``.
+            return_tensors: type of the tensors, "pt" or "np".
+            return_assistant_tokens_mask: with both, also return ``assistant_masks``, 1 where the assistant speaks.
             image_ids: ids (P, h, w) instead of the pictures.
-            processor_kwargs: of calling the processor: padding, truncation, max_length, device, fetch, ...
-            kwargs: of the template: add_generation_prompt, tools, ...; templates that know ``enable_thinking``, as
-                Qwen3's, are asked for no thoughts unless it is given. What calling the processor takes goes there.
+            processor_kwargs: options of calling the processor: padding, truncation, max_length, device, fetch, ...
+            kwargs: variables of the template: add_generation_prompt, tools, ...; ``enable_thinking``, which templates
+                such as Qwen3's know, is off unless it is given. Options of calling the processor may be given here too.
 
         Raises:
-            ValueError: there is no chat template, it refuses the messages, or it does not mark what the assistant says;
-                and as for calling the processor.
+            ValueError: there is no chat template, it refuses the messages, it does not mark what the assistant says, or
+                calling the processor raises it.
         """
         called = {key: kwargs.pop(key) for key in [*kwargs] if key in _CALLED}
         called = {"add_special_tokens": False, **(processor_kwargs or {}), **called}  # the template has them

@@ -39,43 +39,43 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and pictures, and the name that errors tell it by."""
+    """Messages and pictures of a conversation, with the name that errors call it by."""
 
     name: str
     #: {"role": "system" | "user" | "assistant", "content": text with ``PLACEHOLDER`` where a picture goes}.
     messages: tuple[Mapping[str, str], ...]
-    #: In the order of their placeholders.
+    #: Pictures in the order of their placeholders.
     pictures: tuple[Picture, ...] = ()
 
 
 class Example(NamedTuple):
-    """A conversation as the model is trained on it."""
+    """Conversation as the model is trained on it."""
 
     #: (L,), int64; N image tokens for each picture.
     input_ids: Tensor
-    #: (L,), int64; -100 but for what the assistant says.
+    #: (L,), int64; -100 except for the tokens that the assistant says.
     labels: Tensor
     #: (P, h, w), int64; P may be 0.
     image_ids: Tensor
 
 
 def read_conversations(path: Path | str, *, root: Path | str | None = None) -> Iterator[Conversation]:
-    """Yield the conversations of a JSON list or a JSONL file, in LLaVA's form or as messages.
+    """Read conversations from a JSON list or a JSONL file, in LLaVA's form or as messages; yield them one by one.
 
-    LLaVA's: ``{"id": ..., "image": PATH or [PATH, ...], "conversations": [{"from": "human", "value": "<image>..."},
-    {"from": "gpt", ...}]}``, and "system": TEXT if there is one; "images" in place of "image" as LLaMA-Factory has it,
-    and "" or null if there is no picture. Messages: ``{"messages": [{"role": "user", "content":
+    LLaVA's form: ``{"id": ..., "image": PATH or [PATH, ...], "conversations": [{"from": "human", "value":
+    "<image>..."}, {"from": "gpt", ...}]}``, and optionally "system": TEXT; "images" may stand for "image", as in
+    LLaMA-Factory, and "" or null for no picture. Messages: ``{"messages": [{"role": "user", "content":
     TEXT or [{"type": "image", "path": PATH}, {"type": "text", "text": ...}]}]}``, with "images": [PATH, ...] if the
-    pictures are not in it.
+    pictures are not in the content.
 
     Args:
-        path: the file.
-        root: where the pictures' paths start from; None: the file's own folder.
+        path: file to read.
+        root: folder that picture paths are relative to; None: the file's own folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON in UTF-8, or a row has neither form, or placeholders and pictures differ in number;
-            the message names the row.
+        ValueError: the file is not JSON in UTF-8, a row has neither form, or placeholders and pictures differ in
+            number; the message names the row.
     """
     path = Path(path)
     folder = path.parent if root is None else Path(root)
@@ -127,17 +127,18 @@ def labelled(
     image_ids: Tensor | None = None,
     max_length: int | None = None,
 ) -> Example:
-    """Return a conversation's tokens and labels.
+    """Tokenize a conversation and label what the assistant says.
 
     Args:
-        conversation: the last turn is the assistant's, or it has no label.
-        processor: its tokenizer must be a fast one, which tells where in the text a token is.
-        image_ids: (P, h, w) instead of the conversation's pictures, which need not exist then.
-        max_length: the longest that is taken.
+        conversation: conversation to tokenize; only turns of the assistant get labels.
+        processor: processor whose tokenizer is a fast one, which tells where in the text a token is.
+        image_ids: (P, h, w) instead of the conversation's pictures, which then need not exist.
+        max_length: maximum number of tokens; None: no limit.
 
     Raises:
-        ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; it is
-            longer than ``max_length``; the assistant's turns cannot be told. The message names the conversation.
+        ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; the
+            conversation is longer than ``max_length``; or the assistant's turns cannot be told. The message names the
+            conversation.
     """
     number = len(conversation.pictures) if image_ids is None else len(image_ids)
     _refuse_other_number(conversation, number)
@@ -167,7 +168,14 @@ def labelled(
 
 
 def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
-    """Return a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w) if there is any picture."""
+    """Pad examples to a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w) if there are pictures.
+
+    >>> no_picture = torch.empty(0, 8, 8, dtype=torch.int64)
+    >>> long = Example(torch.tensor([5, 6, 7]), torch.tensor([-100, 6, 7]), no_picture)
+    >>> short = Example(torch.tensor([5, 6]), torch.tensor([-100, 6]), no_picture)
+    >>> collate([long, short], pad_id=0)["labels"].tolist()
+    [[-100, 6, 7], [-100, 6, -100]]
+    """
     left = padding_side == "left"
 
     def padded(rows: list[Tensor], value: int) -> Tensor:

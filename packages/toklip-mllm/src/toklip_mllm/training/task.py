@@ -47,15 +47,19 @@ _TEXT = "language_model."
 
 
 def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
-    """Train a model into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+    """Train a model into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
-    The folder ``out/model`` holds model and processor: :func:`toklip_mllm.model.load` and the Auto classes of
-    transformers take it.
+    The trained model and its processor are ``out/model``, which :func:`toklip_mllm.model.load` and the Auto classes of
+    transformers load.
+
+    Args:
+        config: settings of the run.
+        out: folder of the run.
 
     Raises:
-        FileNotFoundError: data, or a model, are not there.
-        ValueError: they do not fit one another, or as ``fit``.
-        LookupError, OSError: as ``fit``.
+        FileNotFoundError: data or a model are missing.
+        ValueError: data and models do not fit one another, or ``fit`` raises it.
+        LookupError, OSError: raised by ``fit``.
     """
     torch.manual_seed(config.run.seed)
     model, processor, sources, picturing = _beginning(config)
