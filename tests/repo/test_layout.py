@@ -20,6 +20,9 @@ MOST_LINES_OF_A_FUNCTION = 60
 #: The training loop is one function.
 LONG_FUNCTIONS = {"fit": 120}
 
+#: What no explanation begins with: it has a verb first, or the noun that it explains.
+FRAGMENT = re.compile(r"(Of|And|In|At|Such)\b")
+
 #: What the code is not called: it says nothing, or it is one codebase's word for what the field calls otherwise.
 EMPTY_FILES = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "base", "core"}
 FORBIDDEN = re.compile(r"^(quant|emb_loss|n_e|e_dim|vq_table|lock|.*_v\d+|.*_ori|.*(Manager|Helper|Handler))$")
@@ -71,6 +74,22 @@ def test_everything_public_says_what_it_is(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "the module has no docstring"
     assert [name for name, node in public(tree) if not ast.get_docstring(node)] == []
+
+
+def explanations(tree: ast.Module) -> Iterator[str]:
+    """Every docstring, and what options, settings and specifications say of themselves."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.keyword) and node.arg in {"help", "description", "summary"}:
+            said = node.value.values[0] if isinstance(node.value, ast.JoinedStr) else node.value
+            if isinstance(said, ast.Constant) and isinstance(said.value, str):
+                yield said.value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_an_explanation_is_a_full_thought(path):
+    assert [text for text in explanations(ast.parse(path.read_text())) if FRAGMENT.match(text)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)

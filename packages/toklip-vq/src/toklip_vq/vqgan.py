@@ -208,7 +208,7 @@ class Autoencoder(Protocol):
         """Return pixels (B, 3, f h, f w), near [-1, 1], of codes (B, h, w, C)."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """As of ``nn.Module``."""
+        """Set ``requires_grad`` of all weights, as in ``nn.Module``."""
 
 
 class VQGANTokenizer(nn.Module):

@@ -30,7 +30,7 @@ def toklip_register_commands(cli: click.Group) -> None:
 @click.command()
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="At most so many.")
+@click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="Maximum palette size.")
 def palette(picture: Path, out: Path, colours: int) -> None:
     """Write the colours that suit PICTURE to OUT, a file for `--tokenizer toy --weights OUT`."""
     from toklip_core.outputs import refuse_output

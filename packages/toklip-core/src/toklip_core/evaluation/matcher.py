@@ -43,11 +43,11 @@ class Preprocessing(Protocol):
 
     @property
     def image_size(self) -> int:
-        """S."""
+        """Side S of the square that the model takes, in pixels."""
 
     @property
     def resize(self) -> Resize:
-        """See :func:`toklip_core.pictures.resized`."""
+        """How a picture is made that square; see :func:`toklip_core.pictures.resized`."""
 
 
 class Matcher(Protocol):
@@ -55,7 +55,7 @@ class Matcher(Protocol):
 
     @property
     def config(self) -> Preprocessing:
-        """Its preprocessing."""
+        """Picture size and resize mode that the model expects."""
 
     @property
     def logit_scale(self) -> Tensor:

@@ -281,7 +281,7 @@ _STAR_NORMALS = tuple((math.sin(math.radians(72 * k)), math.cos(math.radians(72 
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    """In a pentagram is what lies outside of one of its five lines at most: the second largest distance decides."""
+    """Return the second largest distance from the five lines: a point of a pentagram is outside of one at most."""
     largest = second = np.full_like(u, -np.inf)
     for right, down in _STAR_NORMALS:
         side = u * right + v * down

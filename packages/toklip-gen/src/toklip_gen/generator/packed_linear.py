@@ -51,7 +51,7 @@ def packed(module: _Module) -> _Module:
 
 @cache
 def _dtypes() -> frozenset[torch.dtype]:
-    """In which the processor and this torch can."""
+    """Return the dtypes that this processor and torch can compute packed linear layers in."""
     if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return frozenset()
     half = [torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else []

@@ -29,7 +29,7 @@ class T5Words:
 
     @property
     def width(self) -> int:
-        """Of the T5."""
+        """Width of the T5's features."""
         return int(self._model.config.d_model)  # type: ignore[union-attr, arg-type]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

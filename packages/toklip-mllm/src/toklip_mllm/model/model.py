@@ -393,7 +393,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return embeds.masked_scatter(places, features.to(embeds))
 
     def _with_idle_connector(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
-        """In training, text alone passes the connector's weights too, with no effect: DDP and FSDP wait for them."""
+        """Pass text-only batches through the connector too, with no effect: DDP and FSDP wait for its gradients."""
         if not any(weight.requires_grad for weight in self.connector.parameters()):
             return embeds
         if embeds is None:
