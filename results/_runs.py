@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes import Scenes, write_scenes
 
 
 class Training(NamedTuple):

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from _runs import markdown, percent, put
 from toklip_core.plugins import load_tokenizer
-from toklip_core.scenes import CLASSES, Scene, Scenes
-from toklip_core.scenes.picture import COLOURS, SHAPES
+from toklip_core.scenes import CLASSES, COLOURS, SHAPES, Scene, Scenes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm

@@ -15,7 +15,7 @@ from toklip_core.model import (
     TrunkConfig,
     VisionConfig,
 )
-from toklip_core.scenes.picture import COLOURS, SHAPES, SIZES
+from toklip_core.scenes import COLOURS, SHAPES, SIZES
 
 from tests.support.mean_colour import MeanColour
 

@@ -18,8 +18,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from toklip_core.captioned import CaptionedSamples, CaptionSource, collate, samples as captions
 from toklip_core.pictures import open_picture, random_crop, resized
-from toklip_core.scenes import Scenes, scene
-from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes import Scenes, scene, write_scenes
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional

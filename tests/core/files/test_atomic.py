@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from toklip_core import weights as checkpoint
 from toklip_core.files import replacing, write_text
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes import Scenes, write_scenes
 from toklip_core.weights import read_model_folder, save_model_folder
 from torch import nn
 

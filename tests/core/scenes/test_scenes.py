@@ -17,10 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.captioned import CaptionedScenes
 from toklip_core.cli import cli
-from toklip_core.scenes import CLASSES, Scenes, scene
+from toklip_core.scenes import CLASSES, Scenes, parse_caption, scene
 from toklip_core.scenes.drawing import draw_objects
 from toklip_core.scenes.draws import SPLITS, Draws
-from toklip_core.scenes.language import parse_caption
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
     COLOURS,

@@ -14,8 +14,7 @@ from toklip_core.captioned import CaptionedSamples
 from toklip_core.cli import cli
 from toklip_core.config import recipe_names, validated
 from toklip_core.model import CLIP, CLIPConfig, TokLIP, TrunkConfig, VisionConfig, build_vision_tower, load_clip
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes import Scenes, write_scenes
 from toklip_core.store import encode_pictures
 from toklip_core.tasks import (
     TEACHER_RECIPES,

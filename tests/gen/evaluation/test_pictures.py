@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.pictures import normalized
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes import Scenes, write_scenes
 from toklip_gen.evaluation import (
     Drawn,
     Extractor,

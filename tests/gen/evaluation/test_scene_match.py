@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 from toklip_core.pictures import normalized
-from toklip_core.scenes import scene
-from toklip_core.scenes.language import Description, Phrase, parse_caption
-from toklip_core.scenes.picture import COLOURS, SHAPES, Background, SceneObject, render
+from toklip_core.scenes import (
+    COLOURS,
+    SHAPES,
+    Background,
+    Description,
+    Phrase,
+    SceneObject,
+    parse_caption,
+    render,
+    scene,
+)
 from toklip_core.scenes.reading import read_scene
 from toklip_gen.evaluation import (
     Match,

@@ -249,8 +249,7 @@ def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: 
 )
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """Write captioned pictures of coloured shapes to the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
-    from toklip_core.scenes import Scenes
-    from toklip_core.scenes.folder import write_scenes
+    from toklip_core.scenes import Scenes, write_scenes
 
     write_scenes(Scenes(**options), out, progress=True)
 

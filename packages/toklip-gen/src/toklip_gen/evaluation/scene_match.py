@@ -21,9 +21,7 @@ import torch
 from toklip_core.evaluation import Matcher
 from toklip_core.pictures import normalized, to_levels
 from toklip_core.plugins import VQTokenizer
-from toklip_core.scenes import Scene, Scenes
-from toklip_core.scenes.language import Description, Phrase, parse_caption
-from toklip_core.scenes.picture import COLOURS, SHAPES
+from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
 from toklip_core.scenes.reading import Found, read_scene
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from toklip_core.pictures import PictureError, Resize, key_of, open_picture, resized
-from toklip_core.scenes import scene
-from toklip_core.scenes.language import Question
+from toklip_core.scenes import Question, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_other
 from toklip_core.training import derived_seed
 from torch import Tensor
