@@ -15,13 +15,15 @@ from tests.core.conftest import picture
 ORIENTATION = 0x0112
 FORMATS = ["JPEG", "PNG", "TIFF", "WEBP", "MPO", *(["AVIF"] if features.check("avif") else [])]
 COMPRESSIONS = {"TIFF": ["raw", "tiff_lzw", "tiff_deflate", "jpeg"]}
+#: Modes of which Pillow maps an uncompressed TIFF into memory, where it has its path; and one that it always reads.
+MAPPED = ["L", "RGBA", "I;16", "RGB"]
 
 
 def levels(image):
     return np.asarray(image)
 
 
-def file_of(kind, orientation, compression=None):
+def file_of(kind, orientation, compression=None, mode="RGB"):
     """A file of red, green and blue stripes and a black corner, upright once it is turned as its tag says."""
     stored = np.zeros((32, 48, 3), np.uint8)
     for band in range(3):
@@ -30,8 +32,19 @@ def file_of(kind, orientation, compression=None):
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = orientation
     options = {"compression": compression} if compression else {}
-    Image.fromarray(stored).save(buffer, kind, exif=exif, **options)
+    as_mode(stored, mode).save(buffer, kind, exif=exif, **options)
     return buffer.getvalue()
+
+
+def as_mode(stored, mode):
+    """Levels (H, W, 3) as a picture of a mode, with other levels in each row and column where it has one channel."""
+    if mode == "RGB":
+        return Image.fromarray(stored)
+    places = np.arange(stored.shape[0] * stored.shape[1]).reshape(stored.shape[:2])
+    if mode == "I;16":
+        return Image.fromarray((places * 37).astype(np.uint16))
+    grey = (places * 7 % 256).astype(np.uint8)
+    return Image.fromarray(grey if mode == "L" else np.dstack([stored, grey]))
 
 
 def upright(data):
@@ -44,6 +57,11 @@ def upright(data):
             assert data.count(tag) == 1
             image = Image.open(io.BytesIO(data.replace(tag, struct.pack("<HHIHH", ORIENTATION, 3, 1, 1, 0))))
         stored = levels(image.convert("RGB"))
+    return turned(stored, orientation)
+
+
+def turned(stored, orientation):
+    """Rows and columns as they are stored, turned by numpy."""
     turns = {
         1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
@@ -90,6 +108,32 @@ def test_a_picture_is_turned_once_however_it_is_passed(tmp_path, kind, orientati
         assert np.array_equal(levels(open_picture(path)), expected), compression
         for name, opened in OBJECTS.items():
             assert np.array_equal(levels(upright_rgb(opened(path))), expected), (name, compression)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", MAPPED)
+def test_a_tiff_that_pillow_would_map_into_memory_is_turned_as_any_other(tmp_path, mode, orientation):
+    stored = levels(open_picture(io.BytesIO(file_of("TIFF", 1, "tiff_lzw", mode))))
+    expected = turned(stored, orientation)
+    for compression in ("raw", "tiff_lzw", "tiff_deflate"):
+        data, path = file_of("TIFF", orientation, compression, mode), tmp_path / "a.tif"
+        path.write_bytes(data)
+        opened = {
+            "by path": open_picture(path),
+            "by name": open_picture(str(path)),
+            "bytes": open_picture(io.BytesIO(data)),
+            "lazy": upright_rgb(Image.open(path)),
+            "asked for its metadata": upright_rgb(asked_first(path)),
+        }
+        for name, image in opened.items():
+            assert np.array_equal(levels(image), expected), (name, compression)
+
+
+def test_a_lazy_tiff_keeps_the_name_of_its_file(tmp_path):
+    (tmp_path / "a.tif").write_bytes(file_of("TIFF", 6, mode="L"))
+    image = Image.open(tmp_path / "a.tif")
+    upright_rgb(image)
+    assert image.filename == str(tmp_path / "a.tif")
 
 
 def test_a_picture_turned_in_place_is_not_turned_again(tmp_path):

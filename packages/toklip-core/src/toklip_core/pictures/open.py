@@ -50,12 +50,13 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on sizes that max_pixels judges
         # What decoders raise on a stranger's bytes cannot be listed: OSError, SyntaxError, struct.error, ...
         try:
-            try:
-                return _read(source, max_pixels)
-            except ValueError as error:
-                if not refused_for_its_texts(error):
-                    raise
+            # Not by its path: Pillow would map some files into memory, and so scramble a TIFF that lies on its side.
             with nullcontext(source) if not isinstance(source, Path | str) else Path(source).open("rb") as file:
+                try:
+                    return _read(file, max_pixels)
+                except ValueError as error:
+                    if not refused_for_its_texts(error):
+                        raise
                 file.seek(0)
                 return _read(without_texts(file), max_pixels)
         except PictureError:
@@ -66,9 +67,9 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
             raise PictureError(words or type(error).__name__) from error
 
 
-def _read(source: Path | str | IO[bytes], max_pixels: int) -> Image.Image:
+def _read(file: IO[bytes], max_pixels: int) -> Image.Image:
     with _pillows_limit(max_pixels):
-        image = Image.open(source, formats=_formats())
+        image = Image.open(file, formats=_formats())
     with image:
         width, height = image.size
         if width * height > max_pixels:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from toklip_core.pictures.png_texts import refused_for_its_texts
 
@@ -33,6 +35,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     White is 65535 in 16 bits and 1 in floats. 32-bit integers do not tell theirs, unless their format does: it is 255
     if no value is above, else 65535.
+
+    Pass a TIFF that lies on its side before it is loaded: Pillow 13.0.0 scrambles some as it loads them by their path.
 
     Beside the picture that Pillow decoded this takes 4 bytes a pixel, and as much again if it is turned.
 
@@ -67,10 +71,27 @@ def load_pixels(image: Image.Image) -> None:
     if (clear := _clear_level(image)) is not None:
         image.info["transparency"] = clear
     try:
-        image.load()
+        with _read_not_mapped(image):
+            image.load()
     except (AssertionError, AttributeError) as error:  # Pillow looks for a file where there is none
         closed = "its file was closed before its pixels were read; call load() before, or give its path"
         raise ValueError(closed) from error
+
+
+@contextmanager
+def _read_not_mapped(image: Image.Image) -> Iterator[None]:
+    """Have Pillow read a TIFF's pixels, where it would map its file into memory by its name.
+
+    It would map rows of the size that the picture has when it is turned, and then turn them (Pillow 13.0.0).
+    """
+    if not isinstance(image, TiffImageFile):
+        yield
+        return
+    filename, image.filename = image.filename, ""
+    try:
+        yield
+    finally:
+        image.filename = filename
 
 
 def _clear_level(image: Image.Image) -> int | tuple[int, ...] | None:
