@@ -150,6 +150,34 @@ def test_captions_that_an_imagefolder_lists_are_encoded(imagefolder, kind, worke
     assert list(rows("store").values()).count("zero, first") == 1 and rows("store")["photos/deep/2.png"] == "two"
 
 
+SEVERAL = "{} of {} several captions; a store keeps the first of each"
+
+
+def test_several_captions_that_an_imagefolder_lists_are_counted_as_those_of_a_parquet_file(here, caplog):
+    (here / "photos").mkdir()
+    for number in range(4):
+        picture(number).save(here / "photos" / f"{number}.png")
+    (here / "photos/3.txt").write_text("its own, and the only one that is read")
+    lines = [f"{number}.png,{text} {number}" for text in ("one", "two", "three", "four") for number in range(4)]
+    (here / "photos/metadata.csv").write_text("\n".join(["file_name,text", *lines, "gone.png,a", "gone.png,b"]))
+    parquet(here / "img.parquet", [0, 1, 2] * 2, caption=["one", "two"] * 3)
+    encode("photos")
+    encode("img.parquet", store="other")
+    said = [message for message in caplog.messages if "several captions" in message]
+    assert said == [SEVERAL.format("3 pictures", f"{name} have") for name in ("photos/metadata.csv", "img.parquet")]
+    assert rows("store")["photos/0.png"] == "one 0"
+
+
+def test_several_captions_are_said_once_by_all_ranks_and_not_where_each_has_one(imagefolder, caplog):
+    for rank in (1, 0):
+        encode("photos", rank=rank, world_size=2, workers=2)
+    assert caplog.messages.count(SEVERAL.format("1 picture", "photos/metadata.csv has")) == 1
+    (imagefolder / "metadata.csv").write_text("file_name,text\n0.png,zero\n1.png,one\n")
+    caplog.clear()
+    encode("photos", store="other")
+    assert not any("several" in message for message in caplog.messages)
+
+
 def test_training_on_an_imagefolder_reads_the_same_captions(imagefolder):
     source = CaptionedPictures(kind="pictures", inputs=("photos",))
     data = CaptionedSamples([source], image_size=32, resize="crop", seed=0)

@@ -20,6 +20,7 @@ from .tables import (
     nulls_in as nulls_in,
     table_rows as table_rows,
     warn_of_nulls as warn_of_nulls,
+    warn_of_several_captions as warn_of_several_captions,
 )
 from .text import (
     LONGEST as LONGEST,

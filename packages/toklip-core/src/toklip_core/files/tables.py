@@ -126,6 +126,13 @@ def warn_of_nulls(count: int, first: str) -> None:
         )
 
 
+def warn_of_several_captions(count: int, where: str) -> None:
+    """Say in the log how many pictures of a file have captions that a store does not keep; nothing if none has."""
+    if count:
+        what = f"1 picture of {where} has" if count == 1 else f"{count} pictures of {where} have"
+        _log.warning("%s several captions; a store keeps the first of each", what)
+
+
 def table_rows(
     table: Path, columns: Sequence[str], *, suffixes: Iterable[str] = ()
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:

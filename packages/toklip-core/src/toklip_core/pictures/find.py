@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from toklip_core.files import METADATA, metadata_captions, refuse_special
+from toklip_core.files import METADATA, metadata_captions, refuse_special, warn_of_several_captions
 from toklip_core.pictures.open import PictureError, open_picture
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
@@ -199,10 +199,29 @@ def key_of(path: Path | str) -> str:
     return _text("/".join(parts))
 
 
-def read_metadata(sources: Iterable[Source]) -> None:
-    """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed."""
-    for metadata in dict.fromkeys(source.metadata for source in sources if source.metadata is not None):
+def read_metadata(sources: Iterable[Source], *, said: bool = True) -> None:
+    """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed.
+
+    Args:
+        sources: all that are encoded.
+        said: whether the log says of how many pictures a store keeps one caption of several.
+    """
+    of_table: dict[Path, list[Source]] = {}
+    for source in sources:
+        if source.metadata is not None:
+            of_table.setdefault(source.metadata, []).append(source)
+    for metadata, listed in of_table.items():
         metadata_captions(metadata, PICTURE_SUFFIXES)
+        if said:
+            warn_of_several_captions(sum(map(_has_several_captions, listed)), str(metadata))
+
+
+def _has_several_captions(source: Source) -> bool:
+    entry = Entry(source.key, source.path, metadata=source.metadata)
+    try:
+        return len(entry.listed_captions()) > 1 and len(entry.captions()) > 1
+    except PictureError:  # its own caption cannot be read: it is reported when it is encoded
+        return False
 
 
 def _members(source: Source) -> Iterator[Entry]:

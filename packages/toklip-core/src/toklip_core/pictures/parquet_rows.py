@@ -5,7 +5,6 @@ Rows that hold one picture, byte by byte, are one picture with the captions of a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,12 +14,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toklip_core.files import CAPTION_COLUMNS, captions_in, nulls_in, one_line, warn_of_nulls
+from toklip_core.files import (
+    CAPTION_COLUMNS,
+    captions_in,
+    nulls_in,
+    one_line,
+    warn_of_nulls,
+    warn_of_several_captions,
+)
 
 #: The column of the picture; without it, the only one that looks like those of the library `datasets`.
 IMAGE_COLUMN = "image"
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,7 @@ def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, Pa
         broken = one_line(error, longest=200)
     if said:
         warn_of_nulls(nulls, str(path))
-        if several := sum(len(texts) > 1 for texts in captions.values()):
-            _log.warning("%d pictures of %s have several captions; a store keeps the first of each", several, path)
+        warn_of_several_captions(sum(len(texts) > 1 for texts in captions.values()), str(path))
     for key, member in found.items():
         yield f"{names[key]:08d}", ParquetRow(image, member.group, member.place, tuple(captions[key]))
     if broken:

@@ -158,7 +158,7 @@ def encode_pictures(
     refuse_missing_device(device)
     refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
     found = find_pictures(inputs, max_pixels=max_pixels)
-    read_metadata(found)
+    read_metadata(found, said=rank == 0)
     sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
     maker = row_maker(
         tokenizer=tokenizer,
