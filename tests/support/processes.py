@@ -1,9 +1,11 @@
-"""Run a function in several processes that make one group, as torchrun starts them; on CPUs, by gloo."""
+"""Functions that run in several processes of one group, as torchrun starts them, and locks that another one holds."""
 
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.warm import warm_python
@@ -17,6 +19,26 @@ sys.modules["tests"].__path__ = ["tests"]
 module, function, folder = sys.argv[1:]
 getattr(importlib.import_module(module), function)(pathlib.Path(folder))
 """
+
+HOLD = """
+import sys
+from toklip_core.files import lock_exclusively
+file = open(sys.argv[1], "a")
+print(lock_exclusively(file), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_elsewhere(file: Path) -> Iterator[None]:
+    """Let another process hold a file, made if it is missing, for itself while inside; it is killed at the end."""
+    command = [sys.executable, "-c", HOLD, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "True\n"
+            yield
+        finally:
+            other.kill()
 
 
 def run_together(function: Callable[[Path], None], folder: Path, count: int = 2, **environment: str) -> None:

@@ -12,6 +12,7 @@ from toklip_core.pictures import open_picture
 from toklip_core.store import PartWriter, TokenStore, decode_store, encode_pictures, picture_path
 
 from tests.core.conftest import picture
+from tests.support.processes import locked_elsewhere
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def store_of(toy, tmp_path):
 
 
 def below(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The files of a folder, but for the one that a decode locks."""
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if file != ".decode.lock"]
 
 
 #: Keys that no file can have as its name, or not everywhere.
@@ -40,6 +43,16 @@ NAMES = [
     "x" * 300, "x" * 299 + "y", "\u00e4" * 200, "folder/" + "x" * 252, "x" * 256 + "/a", "a\0b", "a\nb", "CON",
     "nul.jpg/a", "com1.jpg", "a./b", "a /b", "C:/b", "C:b", "a\\b", "..\\b", "a//b", "./c", "a/", "a/.",
 ]  # fmt: skip
+
+
+def test_a_folder_takes_one_decode_at_a_time(store_of, tmp_path):
+    store, out = store_of("a", "b"), tmp_path / "out"
+    out.mkdir()
+    with locked_elsewhere(out / ".decode.lock"):
+        with pytest.raises(OSError, match=r"another process decodes into .*out; wait for its end, or name") as raised:
+            decode_store(store, out)
+        assert "\n" not in str(raised.value) and below(out) == []
+    assert decode_store(store, out).pictures == 2 and below(out) == ["a.png", "b.png"]
 
 
 def test_every_key_has_a_place_of_its_own_that_every_file_system_takes(tmp_path):

@@ -15,6 +15,7 @@ from toklip_gen.generate import generate
 from toklip_gen.generator import Guidance, PictureGenerator, load_generator, toklip_checksum
 
 from tests.support.mean_colour import MeanColour
+from tests.support.processes import locked_elsewhere
 from tests.support.small_generators import LENGTH, small_config, small_generator
 from tests.support.small_models import small_toklip
 
@@ -270,7 +271,7 @@ def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
     whole = call("whole")
     for one, other in zip(report.pictures, whole.pictures, strict=True):
         assert Path(one.file).read_bytes() == Path(other.file).read_bytes()
-    assert len(list((tmp_path / "folder").iterdir())) == 6
+    assert len(list((tmp_path / "folder").glob("[!.]*"))) == 6
     with pytest.raises(ValueError, match="has pictures already; name another one"):
         call("folder")
 
@@ -281,6 +282,37 @@ def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupt
     with pytest.raises(ValueError, match="has pictures already; name another one"):
         call("folder", **change)
     assert len(drawn) == 3
+
+
+def test_a_folder_takes_one_call_at_a_time_and_the_same_call_when_the_other_has_died(interrupted, tmp_path):
+    call, drawn = interrupted
+    held = {path: path.read_bytes() for path in (tmp_path / "folder").iterdir() if path.suffix != ".lock"}
+    with locked_elsewhere(tmp_path / "folder/.generate.lock"):
+        for seed in (5, 6):
+            with pytest.raises(OSError, match=r"another process generates into .*folder; wait") as raised:
+                call("folder", seed=seed)
+            assert "\n" not in str(raised.value)
+    assert {path: path.read_bytes() for path in held} == held and len(drawn) == 3
+    assert call("folder").found == 4
+
+
+def test_two_calls_at_once_into_a_new_folder_do_not_mix_their_pictures(of_classes, tmp_path):
+    (tmp_path / "new").mkdir()
+    with locked_elsewhere(tmp_path / "new/.generate.lock"):
+        words = ["generate", "--class", "1", "--model", of_classes, "--out", tmp_path / "new", "--device", "cpu"]
+        result = CliRunner().invoke(cli, list(map(str, words)))
+    assert result.exit_code == 1 and "another process generates into" in result.output
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".generate.lock"]
+
+
+def test_a_record_that_is_gone_already_does_not_end_a_call(of_classes, tmp_path, monkeypatch):
+    def pixels(self, ids):
+        (tmp_path / "new/.generate.json").unlink(missing_ok=True)
+        return drawn(self, ids)
+
+    drawn = PictureGenerator.pixels
+    monkeypatch.setattr(PictureGenerator, "pixels", pixels)
+    assert len(generate([1], tmp_path / "new", model=of_classes).pictures) == 1
 
 
 def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):

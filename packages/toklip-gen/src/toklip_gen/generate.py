@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from toklip_core.devices import refuse_missing_device
 from toklip_core.evaluation import warn_of_unknown_words
-from toklip_core.files import replace_lone_surrogates, write_text
+from toklip_core.files import held_alone, replace_lone_surrogates, write_text
 from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_folder, refuse_output
 from toklip_core.pictures import PictureError, open_picture, save_picture, to_picture, to_pixels
 from toklip_core.ranges import MAX_PIXELS, refuse_counts, refuse_drawing
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 #: Beside the pictures of a call that has not ended: what they are of.
 _RECORD = ".generate.json"
+#: Locked by the process that generates into the folder.
+_LOCK = ".generate.lock"
 _TAKEN = "the folder {} has pictures already; name another one, or empty it"
 #: Pixels between the pictures of a grid.
 _GAP = 2
@@ -124,7 +127,7 @@ def generate(
 
     Raises:
         LookupError: there is no such generator.
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read or written, or another process generates into the folder.
         ValueError: a setting is out of its range, or the generator does not know a prompt.
     """
     started = time.perf_counter()
@@ -154,12 +157,9 @@ def generate(
     top_k = pictures.config.top_k if top_k is None else top_k
     how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     wanted = Wanted(prompts, number, seed)
-    if out.suffix:
-        place: _Grid | _Folder = _Grid(out, wanted, pictures.image_size)
-    else:
-        ids = [] if begun is None else begun[0].tolist()
-        place = _Folder(out, wanted, {**how, "prefix": ids, "weights": _weights(pictures), "computed": str(device)})
-    _draw(pictures, wanted, place, how, begun=begun, batch_size=batch_size, compiled=compiled, progress=progress)
+    ids = [] if begun is None else begun[0].tolist()
+    with _opened(out, wanted, pictures, {**how, "prefix": ids, "computed": str(device)}) as place:
+        _draw(pictures, wanted, place, how, begun=begun, batch_size=batch_size, compiled=compiled, progress=progress)
     report = tuple(Picture(*wanted[number], place.file(number)) for number in range(len(wanted)))
     begins = None if prefix is None else str(prefix)
     shown = {"model": str(model), **how, "guidance": guidance.scale, **_schedule(guidance), "prefix": begins}
@@ -266,7 +266,6 @@ class _Folder:
             raise ValueError(_TAKEN.format(out))
         #: So many pictures of this very call are there already, from the first on.
         self.found = next((n for n in range(len(wanted)) if not Path(self.file(n)).is_file()), len(wanted))
-        out.mkdir(parents=True, exist_ok=True)
         write_text(self._record, text)
 
     def add(self, start: int, pictures: Sequence[Image.Image]) -> None:
@@ -276,11 +275,24 @@ class _Folder:
 
     def close(self) -> None:
         """Say that all are there: another call with this folder is refused again."""
-        self._record.unlink()
+        self._record.unlink(missing_ok=True)
 
     def file(self, number: int) -> str:
         """Return the file of a picture."""
         return str(self._out / f"{number:0{self._digits}d}.png")
+
+
+@contextmanager
+def _opened(
+    out: Path, wanted: Wanted, pictures: PictureGenerator, how: dict[str, Any]
+) -> Iterator[_Grid | _Folder]:
+    """Yield where the pictures go; a folder is this process's alone while inside, and OSError if it is another's."""
+    if out.suffix:
+        yield _Grid(out, wanted, pictures.image_size)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with held_alone(out / _LOCK, f"another process generates into {out}; wait for its end, or name another folder"):
+        yield _Folder(out, wanted, {**how, "weights": _weights(pictures)})
 
 
 def _weights(pictures: PictureGenerator) -> list[str]:

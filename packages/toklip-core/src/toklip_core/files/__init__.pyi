@@ -7,6 +7,7 @@ from .atomic import (
 )
 from .locks import (
     folder_lock as folder_lock,
+    held_alone as held_alone,
     lock_exclusively as lock_exclusively,
     lock_shared as lock_shared,
 )

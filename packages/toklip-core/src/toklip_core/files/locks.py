@@ -31,6 +31,15 @@ def lock_exclusively(file: IO[Any]) -> bool:
     return True
 
 
+@contextmanager
+def held_alone(path: Path, problem: str) -> Iterator[None]:
+    """Lock a file, made if it is missing, for this process only while inside; OSError(problem) if another holds it."""
+    with path.open("a") as file:
+        if not lock_exclusively(file):
+            raise OSError(problem)
+        yield
+
+
 def lock_shared(file: IO[Any]) -> None:
     """Lock a file, open for reading, beside others that do the same; wait while a process holds it alone."""
     if os.name != "posix":

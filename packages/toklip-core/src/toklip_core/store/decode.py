@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from toklip_core.devices import progress_bar, refuse_missing_device
-from toklip_core.files import replacing
+from toklip_core.files import held_alone, replacing
 from toklip_core.pictures import to_picture
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.store.reader import TokenRow, TokenStore
 from toklip_core.store.writer import fullness_explained
 from toklip_core.weights import weights_checksum
 
+#: Locked by the process that decodes into the folder.
+_LOCK = ".decode.lock"
 # Bytes of a file's name, on most file systems.
 _LONGEST_NAME = 255
 _NO_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -102,7 +104,7 @@ def decode_store(
         FileNotFoundError: there is no store, or the weights are not there.
         LookupError: the store's tokenizer is not installed.
         ValueError: the weights are others, the store is damaged, or no picture of it can be written.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or another process decodes into it.
     """
     started = time.perf_counter()
     refuse_missing_device(device)
@@ -119,9 +121,14 @@ def decode_store(
         )
     module.to(device)
     folder.mkdir(parents=True, exist_ok=True)
+    problem = f"another process decodes into {folder}; wait for its end, or name another folder"
     counts = _Counts(folder)
     stopped = False
-    with fullness_explained(folder), progress_bar(len(tokens), shown=progress) as bar:
+    with (
+        held_alone(folder / _LOCK, problem),
+        fullness_explained(folder),
+        progress_bar(len(tokens), shown=progress) as bar,
+    ):
         for _, rows in groupby(tokens, key=lambda row: row.ids.shape):
             while batch := list(islice(rows, batch_size)):
                 _write_pictures(model, counts.missing(batch), device, counts)

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toklip_core.config import changed_keys
-from toklip_core.files import delete, hidden_path, lock_exclusively, move_into, one_line, read_json_object, write_text
+from toklip_core.files import delete, held_alone, hidden_path, move_into, one_line, read_json_object, write_text
 from toklip_core.finite import is_finite
 from toklip_core.weights import CONFIG_FILE
 
@@ -262,8 +262,8 @@ class RunFolder:
     def _take(self, held: ExitStack) -> None:
         """Lock the folder until ``held`` ends, or the process."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not lock_exclusively(held.enter_context((self.path / _LOCK).open("a"))):
-            raise OSError("another process trains into it; wait for its end, or choose another folder")
+        problem = "another process trains into it; wait for its end, or choose another folder"
+        held.enter_context(held_alone(self.path / _LOCK, problem))
 
     def _save_steps(self) -> list[int]:
         found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._saves.iterdir())
