@@ -1,5 +1,6 @@
 """Members of a tar that belong together stay together, and a damaged tar costs no other one."""
 
+import codecs
 import io
 import os
 import random
@@ -71,6 +72,25 @@ def test_in_a_folder_the_key_ends_at_the_last_dot(tmp_path):
     (tmp_path / "b.v1.jpg").write_bytes(jpeg())
     (tmp_path / "b.v1.txt").write_text("b")
     assert [entry.caption() for entry in entries(find_pictures([tmp_path]))] == [None, "b"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "a r\u00f6d circle \U0001f534".encode("utf-8-sig"),
+        "a r\u00f6d circle \U0001f534".encode("utf-16"),
+        "a r\u00f6d circle \U0001f534".encode("utf-32"),
+        codecs.BOM_UTF16_BE + "a r\u00f6d circle \U0001f534".encode("utf-16-be"),
+        codecs.BOM_UTF32_BE + "a r\u00f6d circle \U0001f534".encode("utf-32-be"),
+    ],
+)
+def test_a_text_beside_a_picture_is_read_in_the_encoding_of_its_byte_order_mark(toy, tmp_path, data):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "folder/a.txt").write_bytes(data)
+    tar(tmp_path / "b.tar", [("b.jpg", jpeg(1)), ("b.txt", data)])
+    encode_pictures([tmp_path / "folder", tmp_path / "b.tar"], tmp_path / "s", tokenizer="mean-colour")
+    assert [row.caption for row in TokenStore(tmp_path / "s")] == ["a r\u00f6d circle \U0001f534"] * 2
 
 
 def malformed(path, header):

@@ -6,6 +6,7 @@ name, so that KEY.input.jpg has KEY.txt; in a folder of files it ends at the las
 
 from __future__ import annotations
 
+import codecs
 import json
 import posixpath
 import tarfile
@@ -22,6 +23,14 @@ _LARGEST_MEMBER = 2**30
 
 #: Bytes of a text beside a picture: one that is longer is no caption.
 LARGEST_TEXT = 2**20
+
+# UTF-32's mark begins with UTF-16's.
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 class Span(NamedTuple):
@@ -52,10 +61,11 @@ class TarMember:
 def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
     """Return the caption that a .txt file or, in its absence, a .json object with "caption" holds.
 
+    A text is UTF-8, or UTF-16 or UTF-32 if it begins with the byte-order mark of one.
     The picture is what matters: what is no text or no JSON, or is longer than ``LARGEST_TEXT``, is no caption.
     """
     text, facts = (None if data is None or len(data) > LARGEST_TEXT else data for data in (text, facts))
-    if text is not None and (caption := text.decode("utf-8-sig", "replace").strip()):
+    if text is not None and (caption := _decoded(text).strip()):
         return caption
     if facts is None:
         return None
@@ -67,6 +77,11 @@ def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
     if not isinstance(entry, str):
         return None
     return replace_lone_surrogates(entry).strip() or None
+
+
+def _decoded(text: bytes) -> str:
+    encoding = next((name for mark, name in _ENCODINGS.items() if text.startswith(mark)), "utf-8-sig")
+    return text.decode(encoding, "replace")
 
 
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
