@@ -1,6 +1,8 @@
 """Which class is which: one rule for folders and stores, names that are printed and saved, and drawing by name."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,43 @@ def test_a_folder_and_a_store_of_it_have_the_same_classes(places, names, tmp_pat
     assert list(of_store.classes) == list(of_folder.classes) == names
     labels = [[each[0, i]["label"] for i in range(len(each))] for each in (of_store, of_folder)]
     assert sorted(labels[0]) == sorted(labels[1]) and set(labels[0]) == {*range(len(names))}
+
+
+def tar_of(path, *places):
+    """Write a tar of pictures in these folders of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, place in enumerate(places):
+            data = io.BytesIO()
+            picture(number).save(data, "PNG")
+            member = tarfile.TarInfo(f"{place}/{number}.png")
+            member.size = len(data.getvalue())
+            tar.addfile(member, io.BytesIO(data.getvalue()))
+
+
+def test_a_tar_is_no_class_in_a_folder_and_in_a_store_of_it(tmp_path):
+    folder = pictures(tmp_path / "cats", "a")
+    tar_of(folder / "c/x.tar", ".", "deep")
+    of_store = samples(tmp_path, [encoded(folder, into=tmp_path / "store")], 2)
+    assert list(of_store.classes) == list(samples(tmp_path, [folder_of(folder)], 2).classes) == ["a", "c"]
+    tar_of(folder / "b.tar", ".")
+    assert list(samples(tmp_path, [folder_of(folder)], 2).classes) == ["a", "c"]
+    with pytest.raises(ValueError, match=r"cats/b.tar/0.png' of .*more lies in no folder of a class; encode FOLDER"):
+        samples(tmp_path, [encoded(folder, into=tmp_path / "more")], 2)
+
+
+def test_folders_in_tars_are_classes_of_a_store_whichever_tar_they_are_in(tmp_path):
+    tar_of(tmp_path / "shards/0.tar", "cat", "dog")
+    tar_of(tmp_path / "shards/1.tar", "dog", "red_fox")
+    found = samples(tmp_path, [encoded(tmp_path / "shards", into=tmp_path / "store")], 3)
+    assert list(found.classes) == ["cat", "dog", "red fox"]
+
+
+def test_a_store_of_one_class_in_a_tar_has_the_class_of_the_folder(tmp_path):
+    tar_of(tmp_path / "cats/cat/0.tar", ".", ".")
+    store = encoded(tmp_path / "cats", into=tmp_path / "store")
+    assert list(samples(tmp_path, [store], 1).classes) == ["cat"]
+    assert list(samples(tmp_path, [folder_of(tmp_path / "cats")], 1).classes) == ["cat"]
 
 
 def test_several_folders_share_one_mapping(tmp_path):

@@ -2,6 +2,7 @@ from .classes import (
     class_folders as class_folders,
     described_templates as described_templates,
     distinct as distinct,
+    folders_above as folders_above,
     folders_of_keys as folders_of_keys,
     known_templates as known_templates,
     named as named,

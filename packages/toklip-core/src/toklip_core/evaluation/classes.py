@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from toklip_core.files import read_text, replace_lone_surrogates
-from toklip_core.pictures import LabelledPictures, Picture, find_pictures, found_pictures
+from toklip_core.pictures import ARCHIVE_SUFFIXES, LabelledPictures, Picture, find_pictures, found_pictures
 from toklip_core.ranges import MAX_PIXELS
 
 #: Names that stand for the templates of open_clip: 80, and 7.
@@ -99,11 +99,18 @@ def named(folder: str) -> str:
     return folder.replace("_", " ")
 
 
+def folders_above(key: str) -> list[str]:
+    """Return the folders that a picture of a store lies in, the nearest last; a tar or Parquet file is none."""
+    folders = key.split("/")[:-1]
+    return [folder for folder in folders if PurePosixPath(folder).suffix.lower() not in ARCHIVE_SUFFIXES]
+
+
 def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
     """Return the folder of the class of each picture of a store, by the rule of :func:`class_folders`.
 
     What all keys have in common is FOLDER, and the folder below it is the class, however deep in it the picture lies.
-    If all pictures lie in one folder, that is the class.
+    If all pictures lie in one folder, that is the class. A tar is no folder: its pictures lie where it does, or in the
+    folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two classes.
 
     Args:
         keys: of pictures, posix paths.
@@ -112,7 +119,7 @@ def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
     Raises:
         ValueError: a picture lies in no folder of a class.
     """
-    folders = [key.split("/")[:-1] for key in keys]
+    folders = list(map(folders_above, keys))
     first, last = min(folders), max(folders)
     common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     if first == last:

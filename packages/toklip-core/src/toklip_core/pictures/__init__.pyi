@@ -1,4 +1,5 @@
 from .find import (
+    ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES,
     PICTURE_SUFFIXES as PICTURE_SUFFIXES,
     Entry as Entry,
     Source as Source,

@@ -29,6 +29,8 @@ from toklip_core.ranges import MAX_PIXELS
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
+#: Files that hold pictures: in the key of one of these, the archive stands where a folder would.
+ARCHIVE_SUFFIXES = frozenset([".tar", ".parquet"])
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 # With so many tars a rank, whole ones are shared: no rank need read the headers of all.
@@ -137,7 +139,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
         key = key_of(path)
         if key in found:
             raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
-        if path.suffix.lower() in (".tar", ".parquet"):
+        if path.suffix.lower() in ARCHIVE_SUFFIXES:
             found[key] = Source(path, key, is_archive=True, max_pixels=max_pixels)
         else:
             table = _metadata(path.parent, root, tables)

@@ -14,14 +14,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol, Required, TypedDict, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from toklip_core.captioned import CaptionedSamples, CaptionedScenes, CaptionSource
-from toklip_core.evaluation import class_folders, distinct, folders_of_keys, named, ordered
+from toklip_core.evaluation import class_folders, distinct, folders_above, folders_of_keys, named, ordered
 from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, Picture, PictureError, Resize
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
@@ -231,7 +230,7 @@ def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> li
         ValueError: the training has no such class.
     """
     found = list(map(named, folders_of_keys(keys, what)))
-    parents = [PurePosixPath(key).parent.name for key in keys]
+    parents = [folders_above(key)[-1] for key in keys]
     if not {*found} <= classes.keys():
         found = list(map(named, parents))
     for key, name, parent in zip(keys, found, parents, strict=True):

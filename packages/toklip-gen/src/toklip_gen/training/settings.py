@@ -20,7 +20,8 @@ RECIPES = files("toklip_gen") / "recipes"
 class StoredIds(Config):
     """Token store of ids; a row's class is the folder below the path that all keys share (FOLDER/CLASS/...).
 
-    With a text condition, its caption is read instead.
+    A tar is no folder: its pictures lie where it does. If a store has a single class, encode it without folders below
+    it: cat/train and cat/val alone are the classes train and val. With a text condition, its caption is read instead.
     """
 
     kind: Literal["store"]
