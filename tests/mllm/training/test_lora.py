@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from toklip_core import plugins
 from toklip_mllm.model import build, encoder_checksum, load
@@ -154,10 +154,14 @@ def layers_with_adapters(model):
 def trained_and_merged(model, settings):
     """As peft trains a model: adapters go in, learn something, and are merged."""
     adapted = get_peft_model(model, settings)
+    randomized(adapted)
+    return adapted, adapted.merge_and_unload
+
+
+def randomized(adapted):
     for name, weight in adapted.named_parameters():
         if ".lora_" in name:
             weight.data.normal_()
-    return adapted, adapted.merge_and_unload
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -181,6 +185,68 @@ def test_peft_leaves_encoder_and_connector_alone_and_the_checksum_stays(family, 
     merge().save_pretrained(tmp_path / "model")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert loaded.config.encoder_checksum == before == encoder_checksum(loaded.vision.encoder)
+
+
+ADAPTER_TARGETS = ["all-linear", ["q_proj", "qkv", "fc1"]]
+
+
+@pytest.mark.parametrize("excluded", [None, ["v_proj"], r".*\.v_proj"])
+@pytest.mark.parametrize("targets", ADAPTER_TARGETS)
+def test_a_second_adapter_is_left_out_of_encoder_and_connector_as_the_first_is(
+    targets, excluded, toy, tmp_path, caplog
+):
+    model, _ = small_mllm()
+    before = model.config.encoder_checksum
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert "adapters are not put into" not in caplog.text
+    adapted.add_adapter("b", LoraConfig(r=2, target_modules=targets, exclude_modules=excluded))
+    layers = layers_with_adapters(model)
+    assert layers and all(name.startswith("language_model.") for name in layers)
+    assert caplog.text.count("adapters are not put into") == 1 and "vision" in caplog.text
+    randomized(adapted)
+    adapted.save_pretrained(tmp_path / "adapters")
+    fresh, _ = small_mllm()
+    again = PeftModel.from_pretrained(fresh, tmp_path / "adapters")
+    again.load_adapter(tmp_path / "adapters/b", adapter_name="b")
+    assert layers_with_adapters(fresh) == layers
+    batch = {"input_ids": torch.tensor([[7, 8, 9]])}
+    for name in ("default", "b"):
+        adapted.set_adapter(name)
+        again.set_adapter(name)
+        with torch.no_grad():
+            assert torch.equal(again(**batch).logits, adapted(**batch).logits)
+    again.merge_and_unload(adapter_names=["b"]).save_pretrained(tmp_path / "model")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert loaded.config.encoder_checksum == before == encoder_checksum(loaded.vision.encoder)
+
+
+@pytest.mark.parametrize("targets", ADAPTER_TARGETS)
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_adapters_that_are_injected_as_transformers_does_are_left_out_as_well(targets, toy):
+    model, _ = small_mllm()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model, "a")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=targets), model, "b")
+    layers = layers_with_adapters(model)
+    assert layers and all(name.startswith("language_model.") for name in layers)
+
+
+@pytest.mark.parametrize("targets", ADAPTER_TARGETS)
+def test_an_adapter_of_a_name_that_was_used_before_is_left_out_too(targets, toy):
+    model, _ = small_mllm()
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.add_adapter("b", LoraConfig(r=2, target_modules=["v_proj"]))
+    adapted.delete_adapter("b")
+    adapted.add_adapter("b", LoraConfig(r=2, target_modules=targets))
+    assert all(name.startswith("language_model.") for name in layers_with_adapters(model))
+
+
+@pytest.mark.parametrize("targets", [r"vision\..*\.qkv", ["vision.encoder.blocks.0.attn.qkv", "v_proj"]])
+def test_an_encoder_that_a_second_adapter_names_is_adapted(targets, toy, caplog):
+    model, _ = small_mllm()
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.add_adapter("b", LoraConfig(r=2, target_modules=targets))
+    assert any(name.startswith("vision.") for name in layers_with_adapters(model))
+    assert "adapters are not put into" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,23 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         super().__setattr__(name, value)
         if name == "peft_config":
-            keep_out(self, value, parts=("vision", "connector"))
+            self._keep_adapters_out()
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Yield names and modules, as PyTorch does. Before peft puts in a second adapter it asks for them, with the
+        adapter's settings in ``peft_config`` already: these exclude vision from then on.
+        """
+        self._keep_adapters_out()
+        return super().named_modules(*args, **kwargs)
+
+    def _keep_adapters_out(self) -> None:
+        """Keep adapters that are new in ``peft_config`` out of vision and connector."""
+        settings, known = self.__dict__.get("peft_config") or {}, self.__dict__.get("_kept_out", {})
+        new = {adapter: config for adapter, config in settings.items() if known.get(adapter) is not config}
+        if new or len(known) > len(settings):
+            self._kept_out = {**settings}  # first, for what follows asks for the modules
+        if new:
+            keep_out(self, new, parts=("vision", "connector"))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Save the model, as in transformers; an encoder that has changed gets a new checksum in the config."""

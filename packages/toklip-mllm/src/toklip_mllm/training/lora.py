@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -83,32 +84,25 @@ def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA)
 
 
 def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str, ...]) -> None:
-    """Take adapters out of parts of a model, unless the settings name the part: "all-linear", and names such as "fc1"
+    """Keep adapters out of parts of a model, unless the settings name the part: "all-linear", and names such as "fc1"
     that layers of several parts have, mean the language model.
 
     The settings exclude what is left out, so that adapters that are saved come back as they were.
 
     Args:
-        model: peft has just put adapters into it.
+        model: peft has just put adapters into it, which are taken out again, or is about to.
         settings: of peft, by the adapters' names.
         parts: first words of the layers' names.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     for adapter, config in settings.items():
-        layers = {
-            name: cast(Any, layer)
-            for name, layer in model.named_modules()
-            if isinstance(layer, BaseTunerLayer) and adapter in layer._get_available_adapters()
-        }
-        left_out = [part for part in parts if not _is_asked_for(part, config, model)]
-        found = {name: layer for name, layer in layers.items() if name.split(".")[0] in left_out}
-        for name, layer in found.items():
-            if len(layer._get_available_adapters()) > 1:
-                layer.delete_adapter(adapter)
-            else:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        if (targets := getattr(config, "target_modules", None)) is None:
+            continue
+        outside = _outside_adapters(model)
+        layers = _layers_of(adapter, config, outside, model)
+        left_out = [part for part in parts if not _is_asked_for(part, targets, layers, outside, model)]
+        found = [name for name in layers if name.split(".")[0] in left_out]
+        for name in found:
+            _take_out(adapter, name, model)
         if found:
             excluded, ours = getattr(config, "exclude_modules", None), rf"({'|'.join(left_out)})\..*"
             if isinstance(excluded, str):
@@ -122,22 +116,73 @@ def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str,
             )
 
 
-def _is_asked_for(part: str, config: Any, model: nn.Module) -> bool:  # noqa: ANN401 - a config of peft
-    """Whether peft's settings name a part of a model that it has put adapters into."""
+def _outside_adapters(model: nn.Module) -> dict[str, nn.Module]:
+    """A model's layers by name, an adapted one as one layer."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    targets = getattr(config, "target_modules", None)
-    if targets is None or isinstance(targets, str):
-        return targets is None or part in targets
-    # Of "all-linear" peft has made the names of all by now: none of this part and the language model's is left.
+    layers = dict(model.named_modules())
+    inside = tuple(f"{name}." for name, layer in layers.items() if isinstance(layer, BaseTunerLayer))
+    return {name: layer for name, layer in layers.items() if not name.startswith(inside)}
+
+
+def _has(adapter: str, layer: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(layer, BaseTunerLayer) and adapter in cast(Any, layer)._get_available_adapters()
+
+
+def _layers_of(
+    adapter: str,
+    config: Any,  # noqa: ANN401 - of peft
+    outside: Mapping[str, nn.Module],
+    model: nn.Module,
+) -> list[str]:
+    """The layers that an adapter is in; before peft has put it in, those that its settings mean."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if found := [name for name, layer in outside.items() if _has(adapter, layer)]:
+        return found
+    meant = config
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
+        meant = copy.copy(config)
+        meant.target_modules = _linear(outside, model)
+    return [name for name in outside if name and check_target_module_exists(meant, name)]
+
+
+def _linear(outside: Mapping[str, nn.Module], model: nn.Module) -> set[str]:
+    """All linear layers but the head, adapted or not."""
     head = cast(Any, model).get_output_embeddings()
-    adapted = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer))
-    bare = [
+    return {
         name
-        for name, layer in model.named_modules()
-        if isinstance(layer, _LINEAR) and layer is not head and not name.startswith(adapted)
-    ]
-    left = [name for name in bare if name.split(".")[0] in (part, "language_model")]
+        for name, layer in outside.items()
+        if isinstance(getattr(layer, "base_layer", layer), _LINEAR) and layer is not head
+    }
+
+
+def _take_out(adapter: str, name: str, model: nn.Module) -> None:
+    """Take an adapter out of a layer, if it is in there."""
+    layer = cast(Any, model.get_submodule(name))
+    if not _has(adapter, layer):
+        return
+    if len(layer._get_available_adapters()) > 1:
+        layer.delete_adapter(adapter)
+    else:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def _is_asked_for(
+    part: str,
+    targets: Any,  # noqa: ANN401 - a text, or a list or set of texts
+    layers: Sequence[str],
+    outside: Mapping[str, nn.Module],
+    model: nn.Module,
+) -> bool:
+    """Whether target_modules, of which an adapter goes into these layers, name a part of a model."""
+    if isinstance(targets, str):
+        return part in targets
+    # Of "all-linear" peft makes the names of all: none of this part and the language model's is left.
+    left = {name for name in _linear(outside, model) - {*layers} if name.split(".")[0] in (part, "language_model")}
     return bool(left) and any(part in target.split(".") for target in targets)
 
 
