@@ -9,7 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from toklip_core import plugins
 from toklip_mllm.model import build, encoder_checksum, load
 from toklip_mllm.training import LoRA, add_adapters, learn, save, task as training, train_mllm
-from transformers import AutoModelForImageTextToText
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tests.support import mean_colour
 from tests.support.mllm_runs import SCENES, config, talks, write_world
@@ -277,3 +279,72 @@ def test_an_encoder_that_changed_has_another_checksum_and_one_that_was_rounded_t
     again.save_pretrained(tmp_path / "other")
     other = AutoModelForImageTextToText.from_pretrained(tmp_path / "other")
     assert other.config.encoder_checksum == encoder_checksum(other.vision.encoder) != before
+
+
+def read_again(model, folder, **options):
+    """The config that a model is saved with, and the checksum of the encoder that is saved."""
+    model.save_pretrained(folder, **options)
+    loaded = AutoModelForImageTextToText.from_pretrained(folder)
+    return loaded.config.encoder_checksum, encoder_checksum(loaded.vision.encoder)
+
+
+def trained(model):
+    """A state dict as it is gathered of all processes that train the encoder; the model itself is as before."""
+    return {name: tensor + name.startswith("vision.encoder.") for name, tensor in model.state_dict().items()}
+
+
+def test_weights_that_are_given_have_their_own_checksum_and_the_model_keeps_its_own(toy, tmp_path):
+    model, _ = small_mllm()
+    before = model.config.encoder_checksum
+    told, found = read_again(model, tmp_path / "trained", state_dict=trained(model))
+    assert told == found != before
+    assert read_again(model, tmp_path / "again") == (before, before)
+    assert read_again(model, tmp_path / "same", state_dict=model.state_dict()) == (before, before)
+    model.save_pretrained(tmp_path / "third", True, trained(model))
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "third").config.encoder_checksum == found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_are_given_rounded_are_still_the_same_unless_they_were_trained(dtype, toy, tmp_path):
+    model, _ = small_mllm()
+    before = model.config.encoder_checksum
+
+    def rounded(tensors):
+        return {name: tensor.to(dtype) if "codebook" not in name else tensor for name, tensor in tensors.items()}
+
+    told, _ = read_again(model, tmp_path / "same", state_dict=rounded(model.state_dict()))
+    assert told == before
+    told, found = read_again(model, tmp_path / "trained", state_dict=rounded(trained(model)))
+    assert told == found != before
+
+
+def test_a_model_that_was_read_in_few_bits_and_changed_by_less_than_them_has_another_checksum(toy, tmp_path):
+    small_mllm()[0].to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "half").float()
+    before = model.config.encoder_checksum
+    with torch.no_grad():
+        next(model.vision.encoder.parameters()).mul_(1 + 1e-5)
+    told, found = read_again(model, tmp_path / "changed")
+    assert told == found != before
+
+
+def saved_checksum(model, folder, **options):
+    model.save_pretrained(folder, **options)
+    return json.loads((folder / "config.json").read_text())["encoder_checksum"]
+
+
+def test_weights_that_cannot_be_seen_have_no_checksum(toy, tmp_path, monkeypatch):
+    model, _ = small_mllm()
+    without = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("vision.encoder.")}
+    assert saved_checksum(model, tmp_path / "without", state_dict=without) is None
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        state, whole = model.state_dict(), model.config.encoder_checksum
+        distribute_module(model.vision.encoder, mesh)
+        # The config alone: transformers gathers shards itself, which needs several processes.
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda self, to, *_: self.config.save_pretrained(to))
+        assert saved_checksum(model, tmp_path / "shards") is None
+        assert saved_checksum(model, tmp_path / "gathered", state_dict=state) == whole
+    finally:
+        torch.distributed.destroy_process_group()

@@ -308,13 +308,13 @@ def why_not_fetched(error: Exception) -> str:
     return one_line(re.split(r"(?<=[.!?])\s", said.strip())[0].rstrip("."), longest=160)
 
 
-def weights_checksum(module: nn.Module) -> str:
-    """Return the sha256 (64 hex digits) of a module's state dict: names, dtypes, shapes and bytes, sorted by name.
+def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """Return the sha256 (64 hex digits) of a state dict, or a module's: names, dtypes, shapes, bytes, sorted by name.
 
     It says whether ids of a store belong to a tokenizer; 16 digits are enough to show.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted((weights.state_dict() if isinstance(weights, nn.Module) else weights).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

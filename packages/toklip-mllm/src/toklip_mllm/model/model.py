@@ -15,8 +15,8 @@ https://arxiv.org/abs/2310.03744.
 
 from __future__ import annotations
 
-import copy
 import inspect
+import os
 from collections.abc import Mapping
 from typing import Any, Self, cast
 
@@ -40,7 +40,7 @@ from transformers.utils import torch_compilable_check
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.logits import FiniteLogits
-from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, encoder_checksum
+from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, rounded
 from toklip_mllm.training import keep_out
 
 #: What transformers calls the cache: the first from 5.24 on, the second before.
@@ -51,6 +51,11 @@ _CACHE = next(
     for name in _CACHE_NAMES
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
+
+#: Of the semantic encoder's weights in a state dict.
+_ENCODER = "vision.encoder."
+#: What its weights are saved in.
+_SAVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ContextError(ValueError):
@@ -90,8 +95,9 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
         self.vision.requires_grad_(False)
-        #: Dtype and checksum of the semantic encoder's weights as they were read.
-        self._encoder_read: tuple[torch.dtype, str] | None = None
+        #: Checksums of the semantic encoder's weights as they were read, in each of the dtypes; empty if they were not
+        #: to be seen, None if none were read.
+        self._encoder_read: dict[torch.dtype, str] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
         """Set an attribute; as ``peft_config``, which peft sets once its adapters are in, it keeps them out of vision.
@@ -118,16 +124,31 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if new:
             keep_out(self, new, parts=("vision", "connector"))
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Save the model, as in transformers; an encoder that has changed gets a new checksum in the config."""
-        self._renew_encoder_checksum()
-        return super().save_pretrained(*args, **kwargs)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Save the model, as in transformers; its config gets the checksum of the encoder that is saved.
+
+        The checksum stays for weights that were only rounded. It is None where they are not to be seen: not in
+        ``state_dict``, in shards, or on the meta device.
+        """
+        mine = self.config.encoder_checksum
+        self.config.encoder_checksum = self._checksum_of_saved(state_dict)
+        try:
+            return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        finally:
+            self.config.encoder_checksum = mine
 
     def remember_encoder(self) -> None:
         """Remember the semantic encoder's weights, whose checksum is in the config."""
-        weights = self._encoder_weights()
-        if weights:
-            self._encoder_read = weights[0].dtype, weights_checksum(cast(nn.Module, self.vision.encoder))
+        if self.vision.encoder is not None and self.config.encoder_checksum is not None:
+            weights = self._encoder_weights(None)
+            self._encoder_read = {dtype: weights_checksum(rounded(weights, dtype)) for dtype in _SAVED if weights}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -321,25 +342,28 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """All but the language model's head, as trainers want it that compute a loss without all logits."""
         return Backbone(self)
 
-    def _encoder_weights(self) -> list[Tensor]:
-        """The weights of the semantic encoder, if the config tells its checksum and they are whole and here."""
-        if self.vision.encoder is None or self.config.encoder_checksum is None:
-            return []
-        weights: list[Tensor] = [*self.vision.encoder.parameters()]
-        return [] if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights) else weights
+    def _encoder_weights(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The semantic encoder's weights, of a whole model's state dict or here; empty if they are not to be seen."""
+        if state_dict is None:
+            weights: dict[str, Tensor] = cast(nn.Module, self.vision.encoder).state_dict()
+        else:
+            weights = {
+                name.removeprefix(_ENCODER): weight for name, weight in state_dict.items() if name.startswith(_ENCODER)
+            }
+        return {} if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights.values()) else weights
 
-    def _renew_encoder_checksum(self) -> None:
-        weights = self._encoder_weights()
-        if not weights or self._encoder_read is None:
-            return
-        dtype, before = self._encoder_read
-        encoder = cast(nn.Module, self.vision.encoder)
-        if weights[0].dtype.itemsize < dtype.itemsize:
-            return  # rounded since: it is still the encoder that the tokens are of
-        # Weights that were read in fewer bits, and have not changed, come back to them without a loss.
-        same = encoder if weights[0].dtype == dtype else copy.deepcopy(encoder).to(dtype)
-        if weights_checksum(same) != before:
-            self.config.encoder_checksum = encoder_checksum(encoder)
+    def _checksum_of_saved(self, state_dict: Mapping[str, Tensor] | None) -> str | None:
+        """The checksum to save with the weights of a state dict, or with the model's own."""
+        told = self.config.encoder_checksum
+        if told is None or self._encoder_read is None:
+            return told
+        weights = self._encoder_weights(state_dict)
+        if not weights:
+            return None
+        # Rounded weights are still those of the encoder that the tokens are of.
+        dtype = next(iter(weights.values())).dtype
+        same = weights_checksum(weights) == self._encoder_read.get(dtype)
+        return told if same else weights_checksum(rounded(weights, torch.float32))
 
     @property
     def context(self) -> int | None:

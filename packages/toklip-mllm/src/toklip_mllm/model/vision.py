@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self, cast
 
@@ -90,6 +89,9 @@ def codebook_checksum(rows: Tensor) -> str:
 
 def encoder_checksum(encoder: nn.Module) -> str:
     """Return the sha256 of an encoder's weights in float32, in which `toklip encode` loads all models."""
-    if any(weight.dtype != torch.float32 for weight in encoder.parameters()):
-        encoder = copy.deepcopy(encoder).float()
-    return weights_checksum(encoder)
+    return weights_checksum(rounded(encoder.state_dict(), torch.float32))
+
+
+def rounded(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights in a dtype; integers stay."""
+    return {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
