@@ -14,6 +14,17 @@ def test_exact_match_overlooks_nothing_else(answer):
     assert not exact_match(answer, ["blue", "red"])
 
 
+@pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("-3", "-3.00"), ("20", "20.0."), ("2022", " 2022.0")])
+def test_a_text_of_a_whole_number_is_right_with_and_without_its_point(one, other):
+    for answer, truth in ((one, other), (other, one), (other, other)):
+        assert exact_match(answer, [truth]) and vqa_accuracy(answer, [truth] * 4) == 1
+
+
+@pytest.mark.parametrize(("one", "other"), [("1", "1.05"), ("1.5", "1"), ("10", "1.00"), ("1.0.0", "1"), ("nan", "")])
+def test_other_texts_with_points_are_what_they_say(one, other):
+    assert not exact_match(one, [other]) and not exact_match(other, [one]) and exact_match(one, [one.upper()])
+
+
 @pytest.mark.parametrize(("agreeing", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_vqa_accuracy_is_the_mean_over_ten_people_of_those_who_agree_with_the_others(agreeing, accuracy):
     """With n of ten people, those n see n - 1 others, the rest n: (n min(1, (n - 1)/3) + (10 - n) min(1, n/3)) / 10."""

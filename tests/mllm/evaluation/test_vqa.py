@@ -77,10 +77,37 @@ def test_a_choice_is_right_by_text_letter_or_number(answer, rows):
     assert Answered(one, "B.").right and Answered(one, "the cat").right and not Answered(one, "A").right
 
 
-def test_a_number_beside_choices_is_which_one_and_a_text_its_words_first(rows):
-    numbers = ROW | {"choices": ["2", "0", "1"]}
-    truths = [read_questions(rows(numbers | {"answer": answer}))[0].truths for answer in (1, "1")]
-    assert truths == [("0",), ("1",)]
+@pytest.mark.parametrize(
+    ("choices", "answer", "truth"),
+    [
+        (["2", "0", "1"], "1", "1"),  # words first
+        (["2", "0", "1"], "1.0", "1"),
+        (["1.0", "1"], "1.0", "1.0"),
+        (["2", "0", "1.5"], 1, "0"),
+        (["0", "1", "2"], 1, "1"),  # either way
+        (["a dog", "a cat"], "1.0", "a cat"),
+    ],
+)
+def test_a_number_beside_choices_is_which_one_and_a_text_its_words_first(choices, answer, truth, rows):
+    assert read_questions(rows(ROW | {"choices": choices, "answer": answer}))[0].truths == (truth,)
+
+
+@pytest.mark.parametrize("answer", [2, 2.0, [2], {"answer": 2}])
+@pytest.mark.parametrize("choices", [["1", "2", "3"], [1, 2, 3], ["1.0", "2.0", "3.0"], ["3", " 2", "1"], ["2", "3"]])
+def test_a_number_that_is_one_choice_and_counts_to_another_is_refused_with_what_to_write(choices, answer, rows):
+    letter = "A" if choices == ["2", "3"] else "B"
+    expected = rf"jsonl, row 2: the answer 2 is .*write its letter, such as \"{letter}\", or its words as a text"
+    with pytest.raises(ValueError, match=expected) as raised:
+        read_questions(rows(ROW, ROW | {"choices": choices, "answer": answer}))
+    assert "\n" not in str(raised.value)
+
+
+def test_texts_that_a_table_made_of_numbers_are_right_with_and_without_the_point(rows):
+    asked = read_questions(rows(*(ROW | {"answer": answer} for answer in ("1", "1.0", 1, 1.0, ["1.0"] * 4))))
+    report = reported([Answered(one, said) for one in asked for said in ("1", "1.0")])
+    assert report.exact_match.right == 1 and report.vqa_accuracy == 1
+    [nan] = read_questions(rows(ROW | {"answer": "nan"}))
+    assert nan.truths == ("nan",) and Answered(nan, "NaN").right
 
 
 def test_answers_of_several_people_are_read_as_vqa_has_them(rows):

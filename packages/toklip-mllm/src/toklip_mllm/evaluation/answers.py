@@ -35,6 +35,8 @@ _ARTICLES = {"a", "an", "the"}
 _MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 _NUMBER_COMMA = re.compile(r"\d,\d")
 _POINT = re.compile(r"\.(?!\d)")
+#: What a table of texts makes of a whole number.
+_WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 
 #: So many people must have given an answer for it to be all right.
 _AGREEING = 3
@@ -87,15 +89,15 @@ def id_of(row: Mapping[str, Any]) -> str:
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> bool:
-    """Say whether an answer is one of the true ones, but for case, spaces, and a full stop at the end."""
-    return _plain(answer) in {_plain(truth) for truth in truths}
+    """Say whether an answer is one of the true ones, but for case, spaces, a full stop at the end, and 1.0 for 1."""
+    return plain(answer) in {plain(truth) for truth in truths}
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """Return the accuracy of an answer where several people were asked, in [0, 1].
 
     It is the mean, over the people, of min(1, n / 3), n being how many of the others gave the answer. Both sides are
-    :func:`normalized` first.
+    :func:`normalized` first, and 1.0 is 1.
 
     Args:
         answer: what the model said.
@@ -108,8 +110,8 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """
     if len(truths) < 2:
         raise ValueError(f"got {len(truths)} answers; VQA accuracy compares several people, so it needs at least 2")
-    given = normalized(answer)
-    agree = [normalized(truth) == given for truth in truths]
+    given = plain(normalized(answer))
+    agree = [plain(normalized(truth)) == given for truth in truths]
     return sum(min(1.0, (sum(agree) - own) / _AGREEING) for own in agree) / len(agree)
 
 
@@ -146,7 +148,7 @@ def yes_no(answers: Sequence[str], truths: Sequence[str]) -> YesNo:
     Source: Li et al., POPE, https://arxiv.org/abs/2305.10355, section 5.
     """
     said = [is_yes(answer) for answer in answers]
-    is_so = [_plain(truth) == "yes" for truth in truths]
+    is_so = [plain(truth) == "yes" for truth in truths]
     both = sum(a and b for a, b in zip(said, is_so, strict=True))
     precision = both / sum(said) if any(said) else 0.0
     recall = both / sum(is_so) if any(is_so) else 0.0
@@ -176,8 +178,10 @@ def chosen(answer: str, choices: Sequence[str]) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+def plain(text: str) -> str:
+    """Return a text as exact match compares it: "a cat" of " A  cat.", and "1" of "1.0"."""
+    words = " ".join(text.lower().split()).removesuffix(".").rstrip()
+    return found[1] if (found := _WHOLE.fullmatch(words)) else words
 
 
 def _words(answer: str) -> list[str]:

@@ -14,7 +14,7 @@ from toklip_core.pictures import Picture, open_picture
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes
 
-from toklip_mllm.evaluation.answers import id_of, missing, text_of
+from toklip_mllm.evaluation.answers import id_of, missing, plain, text_of
 
 #: Of the letters of choices there are so many.
 _MOST_CHOICES = len(string.ascii_uppercase)
@@ -52,7 +52,8 @@ def read_questions(
     ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
     [TEXT, ...], with the answer as one of them, as its letter, or as its number from 0; "type": of which figures are
     given apart; and "id" or "question_id". Of several people's answers each may be ``{"answer": TEXT}``, as VQA has
-    them. A number of JSON is the text of it, 1.0 that of 1, and beside choices the number of one.
+    them. A number of JSON is the text of it, 1.0 that of 1, and beside choices the number of one, which is refused if
+    another choice says this number.
 
     Args:
         path: the file.
@@ -150,10 +151,25 @@ def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: AN
         raise ValueError(f"got {len(choices)} choices; wanted 2 to {_MOST_CHOICES}")
     if len(truths) > 1:
         raise ValueError(f"got {len(truths)} answers to a question with choices; wanted one")
-    named = dict(zip(string.ascii_uppercase, choices, strict=False)) | {str(i): c for i, c in enumerate(choices)}
-    # "1" may be the words of a choice; 1 is none, but a number.
-    is_words = truths[0] in choices and not isinstance(answers[0], int | float)
-    found = truths[0] if is_words else named.get(truths[0].strip())
+    return (_right_choice(truths[0], choices, is_number=isinstance(answers[0], int | float)),)
+
+
+def _right_choice(answer: str, choices: Sequence[str], *, is_number: bool) -> str:
+    """The choice that an answer is: a text by its words first, a number by counting from 0."""
+    text = plain(answer)
+    letters = dict(zip(string.ascii_uppercase, choices, strict=False))
+    counted = next((choice for number, choice in enumerate(choices) if str(number) == text), None)
+    if is_number:
+        letter = next((letter for letter, choice in letters.items() if plain(choice) == text), None)
+        if letter is not None and choices[string.ascii_uppercase.index(letter)] != counted:
+            raise ValueError(
+                f"the answer {text} is a number, which counts from 0, but choice {letter} says {text}, too; write its "
+                f'letter, such as "{letter}", or its words as a text'
+            )
+        found = counted
+    else:
+        same = [choice for choice in choices if plain(choice) == text]
+        found = answer if answer in choices else letters.get(answer.strip(), same[0] if len(same) == 1 else counted)
     if found is None:
-        raise ValueError(f"the answer {truths[0]!r} is none of its choices: {', '.join(choices)}")
-    return (found,)
+        raise ValueError(f"the answer {answer!r} is none of its choices: {', '.join(choices)}")
+    return found

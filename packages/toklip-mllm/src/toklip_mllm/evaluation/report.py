@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from toklip_core.evaluation import report_text
 
-from toklip_mllm.evaluation.answers import YesNo, chosen, exact_match, vqa_accuracy, yes_no
+from toklip_mllm.evaluation.answers import YesNo, chosen, exact_match, plain, vqa_accuracy, yes_no
 from toklip_mllm.evaluation.questions import Asked
 
 
@@ -98,7 +98,7 @@ def reported(answered: Sequence[Answered]) -> VQAReport:
     accuracies = [vqa_accuracy(one.answer, one.asked.truths) for one in by_many]
     protocol: dict[str, str | int] = {"questions": len(answered)}
     if free:
-        protocol["exact match"] = "but for case, spaces and a full stop at the end"
+        protocol["exact match"] = "but for case, spaces, a full stop at the end, and 1.0 for 1"
     if people:
         protocol["people asked"] = f"{min(people)} to {max(people)} for a question"
     if yes:
@@ -119,7 +119,7 @@ def _share(answered: Sequence[Answered]) -> Share:
     for one in answered:
         truths, choices = one.asked.truths, one.asked.choices
         # Of choices it is the letter that a model without eyes would always give.
-        right = {str(choices.index(truths[0]))} if choices else {*map(str.lower, truths)}
+        right = {str(choices.index(truths[0]))} if choices else {*map(plain, truths)}
         kinds.setdefault(one.asked.kind, Counter()).update(right)
     frequent = sum(counts.most_common(1)[0][1] for counts in kinds.values())
     return Share(len(answered), sum(one.right for one in answered) / len(answered), frequent / len(answered))
