@@ -39,6 +39,48 @@ def test_a_picture_has_the_caption_of_its_own_occurrence():
         (["1.jpg", "2.jpg", "1.txt", "2.txt"], {"1.jpg": "2", "2.jpg": "3"}),
         (["1.jpg", "1.png", "1.txt"], {"1.jpg": "2", "1.png": "2"}),
         (["1.JPG", "1.TXT"], {"1.JPG": "1"}),
+        (["1.jpg", "1.txt", "1.jpg"], {"1.jpg": "1", "1.jpg#2": "a second member named '1.jpg'"}),
+        (["1.jpg", "1.txt", "1.png", "1.txt"], {"1.jpg": "1", "1.png": "belongs to a second member named '1.txt'"}),
+        (
+            ["1.jpg", "1.txt", "2.jpg", "2.txt", "1.png", "1.txt"],
+            {"1.jpg": "1", "2.jpg": "3", "1.png": "belongs to a second member named '1.txt'"},
+        ),
+        (
+            ["1.jpg", "1.txt", "1.png", "2.jpg", "2.txt", "1.txt"],
+            {"1.jpg": "1", "1.png": "1", "2.jpg": "4"},
+        ),
+        (["1.JPG", "1.txt", "1.jpg", "1.TXT"], {"1.JPG": "1", "1.jpg": "belongs to a second member named '1.txt'"}),
+        (["1.cls", "1.jpg", "2.jpg", "2.txt", "1.cls", "1.txt"], {"1.jpg": None, "2.jpg": "3"}),
+        (
+            ["1.jpg", "2.jpg", "2.txt", "1.txt", "1.jpg"],
+            {
+                "1.jpg": "'1.txt' may belong to a second member named '1.jpg'", "2.jpg": "2",
+                "1.jpg#2": "a second member named '1.jpg'",
+            },
+        ),
+        (
+            ["1.jpg", "2.jpg", "1.txt", "2.txt", "1.jpg", "2.jpg", "1.txt", "2.txt"],
+            {
+                "1.jpg": "2", "2.jpg": "3", "1.jpg#2": "a second member named '1.jpg'",
+                "2.jpg#2": "a second member named '2.jpg'",
+            },
+        ),
+        (
+            ["1.01.jpg", "1.01.txt", "1.01.jpg", "1.01.txt", "1.02.jpg", "1.02.txt", "1.03.jpg", "1.03.txt"],
+            {"1.01.jpg": "1", "1.01.jpg#2": "a second member named '1.01.jpg'", "1.02.jpg": "5", "1.03.jpg": "7"},
+        ),
+        (
+            ["1.01.jpg", "1.01.jpg", "1.02.jpg"],
+            {"1.01.jpg": None, "1.01.jpg#2": "a second member named '1.01.jpg'", "1.02.jpg": None},
+        ),
+        (
+            ["1.in.jpg", "1.txt", "1.out.jpg", "1.in.jpg", "1.txt", "1.more.jpg"],
+            {
+                "1.in.jpg": "1", "1.out.jpg": "belongs to a second member named '1.in.jpg'",
+                "1.in.jpg#2": "a second member named '1.in.jpg'",
+                "1.more.jpg": "belongs to a second member named '1.in.jpg'",
+            },
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

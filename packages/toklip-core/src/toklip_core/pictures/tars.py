@@ -10,7 +10,7 @@ import codecs
 import json
 import posixpath
 import tarfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -84,47 +84,99 @@ def _decoded(text: bytes) -> str:
     return text.decode(encoding, "replace")
 
 
+class _Member(NamedTuple):
+    """A member of a tar: a picture, a text, or another file, which only tells where a name comes again."""
+
+    #: Which one of them it is.
+    place: int
+    #: Its suffix is in lower case if it is a text.
+    name: str
+    #: Where it lies; None if it is not to be read.
+    span: Span | None
+    #: The suffix of a text, else "".
+    text: str
+    is_picture: bool
+    problem: str
+
+
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
     """Yield (name, member) of each picture of a tar in order. What is wrong comes as a member with a problem.
 
-    A name that climbs out of the tar, a link, and what belongs to the second occurrence of a key are such problems: an
-    occurrence ends where a name comes again. If the tar itself is broken, that comes last, with the name "": the
-    pictures before the break are good.
+    A picture's texts are those of its own name without its suffix, else of its key: what stands before the first dot. A
+    name that comes again begins a second sample of its key.
 
-    A picture's texts are those of its own name without its suffix, else of its key: what stands before the first dot.
+    A name that climbs out of the tar, a link, and what is not for certain of the first sample of its key are such
+    problems. If the tar itself is broken, that comes last, with the name "": the pictures before the break are good.
     """
-    texts: dict[str, Span | None] = {}
-    pictures: dict[str, TarMember] = {}
-    again: dict[str, str] = {}
+    members: list[_Member] = []
     broken = ""
     try:
         for info in _members(path):
-            name = posixpath.normpath(info.name)
-            stem, suffix = posixpath.splitext(name)
-            key, text = _key(name), stem + suffix.lower()
-            if name in pictures or text in texts:
-                again.setdefault(key, name)
-            if suffix.lower() in suffixes:
-                problem = _problem(info)
-                if name in pictures:
-                    name, problem = _free(name, pictures), f"a second member named {name!r}"
-                elif key in again:
-                    problem = f"belongs to a second member named {again[key]!r}"
-                span = Span() if problem else Span(info.offset_data, info.size)
-                pictures[name] = TarMember(span, problem=problem)
-            elif suffix.lower() in (".txt", ".json") and key not in again:
-                good = info.isreg() and info.size <= LARGEST_TEXT
-                texts[text] = Span(info.offset_data, info.size) if good else None
+            member = _member(info, len(members), suffixes)
+            if member.is_picture or member.text or info.isreg():
+                members.append(member)
     except Exception as error:  # what tarfile raises on a stranger's headers cannot be listed
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
-    for name, member in pictures.items():
-        found: tuple[Span | None, Span | None] = (None, None)
-        for stem in (_key(name), posixpath.splitext(name)[0]):
-            own = texts.get(stem + ".txt"), texts.get(stem + ".json")
-            found = own if any(own) else found
-        yield name, member if member.problem else TarMember(member.span, *found)
+    own = {_stem(member) for member in members if member.text}
+    keys: dict[str, list[_Member]] = {}
+    for member in members:
+        keys.setdefault(stem if (stem := _stem(member)) in own else _key(member.name), []).append(member)
+    found = dict(picture for same in keys.values() for picture in _pictures_of(same))
+    yielded: set[str] = set()
+    for place in sorted(found):
+        name = members[place].name
+        name = _free(name, yielded) if name in yielded else name
+        yielded.add(name)
+        yield name, found[place]
     if broken:
         yield "", TarMember(problem=broken)
+
+
+def _member(info: tarfile.TarInfo, place: int, suffixes: Container[str]) -> _Member:
+    stem, suffix = posixpath.splitext(posixpath.normpath(info.name))
+    lower = suffix.lower()
+    text = lower if lower in (".txt", ".json") else ""
+    is_picture = lower in suffixes
+    problem = _problem(info) if is_picture else ""
+    good = not problem if is_picture else info.isreg() and info.size <= LARGEST_TEXT
+    span = Span(info.offset_data, info.size) if good else None
+    return _Member(place, stem + (text or suffix), span, text, is_picture, problem)
+
+
+def _pictures_of(members: Sequence[_Member]) -> Iterator[tuple[int, TarMember]]:
+    """Yield (place, picture) of the members of one key, in order; only the pictures of its first sample are good."""
+    first: dict[str, int] = {}
+    again = next((at for at, member in enumerate(members) if first.setdefault(member.name, at) != at), len(members))
+    # The second sample begins behind every name that comes again, and at the latest where one does.
+    last = max((first[member.name] for member in members[again:] if member.name in first), default=len(members) - 1)
+    # What stands between the two goes with the first if it follows it at once, unless the second follows at once, too:
+    # of a.jpg, a.txt, a.png, a.txt nobody knows whether a.png has the first text or the second.
+    end = next((at for at in range(last + 1, again) if not _adjoin(members, at)), again)
+    sure = last + 1 if end == again < len(members) and _adjoin(members, again) else end
+    texts = {member.text: member.span for member in members[:end] if member.text and member.span}
+    unsure = [member.name for member in members[end:again] if member.text and member.span and not texts]
+    second = repr(members[again].name) if again < len(members) else ""
+    names: set[str] = set()
+    for at, (place, name, span, _, is_picture, problem) in enumerate(members):
+        if is_picture:
+            if name in names:
+                problem = f"a second member named {name!r}"
+            elif at >= sure and any(member.text for member in members):
+                problem = f"belongs to a second member named {second}"
+            elif unsure:
+                problem = problem or f"{unsure[0]!r} may belong to a second member named {second}"
+            names.add(name)
+            good = span if span and not problem else None
+            yield place, TarMember(good, texts.get(".txt"), texts.get(".json")) if good else TarMember(problem=problem)
+
+
+def _adjoin(members: Sequence[_Member], at: int) -> bool:
+    """Whether no member of another key stands before this one."""
+    return members[at].place == members[at - 1].place + 1
+
+
+def _stem(member: _Member) -> str:
+    return posixpath.splitext(member.name)[0]
 
 
 def _key(name: str) -> str:
