@@ -61,7 +61,17 @@ def test_in_a_csv_a_quoted_field_may_have_commas_quotes_and_lines(tmp_path):
         ("t.csv", 'image,caption\na.png,one\nb.png,"The Wall\nc.png,three\n', "lines 3 to 4: a quote is opened and n"),
         ("t.csv", 'image,caption\na.png,"big" dog\nb.png,two\n', "line 2: ',' expected after '\"'; put a field with a"),
         ("t.csv", 'image,caption\na.png,"The Wall\nb.png,two\nc.png,three"\n', "line 2: .* before the row 'b.png,two'"),
-        ("t.csv", 'caption,image\n"The Wall,a.png\ntwo,b.png\n12",c.png\n', "line 2: .* before the row 'two,b.png'"),
+        ("t.csv", 'caption,image\n"The Wall,a.png\ntwo,b.png\n12",c.png\n', "line 2: .* in the row 'The Wall,a.png'"),
+        ("t.csv", 'caption,image\n"open,a.jpg\ntwo",b.jpg\nthree,c.jpg\n', "line 2: .* in the row 'open,a.jpg'"),
+        ("t.csv", 'caption,image\n"open,a.jpg\n",b.jpg\n', "line 2: .* in the row 'open,a.jpg'"),
+        ("t.csv", 'caption,image\n"open,a\ntwo",b\nthree,c\n', "line 2: .* in the row 'open,a'"),
+        ("t.csv", 'image,caption\na,"open\nb,two"\nc,three\n', "line 2: .* before the row 'b,two'"),
+        ("t.csv", 'image,caption\na,"The Wall, a poster\nb,two"\n', "line 2: .* before the row 'b,two'"),
+        ("t.csv", 'image,caption\na.jpg?x=1,"open\nb.jpg?x=2,two"\n', r"line 2: .* before the row 'b.jpg\?x=2,two'"),
+        ("t.csv", 'image,caption,by\na.jpg,"open,x\nb.jpg,two",y\n', "line 2: .* before the row 'b.jpg,two'"),
+        ("t.csv", 'by,image,caption\nx,a.jpg,"open\n""y, z"",b.jpg,two"\n', 'line 2: .* before the row \'"y, z",b.jpg'),
+        ("t.csv", 'by,image,caption\nx,a.jpg,"open\n"",b.jpg,two"\n', "line 2: .* before the row '\",b.jpg,two'"),
+        ("t.csv", 'image,,,caption\na.jpg,,,"open\nb.jpg,,,two"\n', "line 2: .* before the row 'b.jpg,,,two'"),
         ("t.csv", "image,caption\na.png,one\nb.png\n", "line 3 has 1 fields, and the header 2; put a field with a co"),
         ("t.csv", "image,caption\na.png,one,\n", "line 2 has 3 fields, and the header 2"),
         ("t.tsv", 'image\tcaption\na.png\t"one\ntwo"\n', "line 3 has 1 fields, and the header 2; write a row into o"),
@@ -74,6 +84,45 @@ def test_a_row_that_is_not_whole_is_named(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message) as raised:
         captions_by_picture(table(tmp_path / name, text), tmp_path, image="image", caption="caption",
                             suffixes=PICTURE_SUFFIXES)
+    assert len(str(raised.value)) - len(str(tmp_path)) < 240
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "caption"),
+    [
+        ("image,caption", 'a.jpg,"A dog,\nbrown,running, fast"', "A dog,\nbrown,running, fast"),
+        ("image,caption", 'a.jpg,"A dog\nbeside b.jpg"', "A dog\nbeside b.jpg"),
+        ("image,caption", 'a,"A dog, and\nbrown, running"', "A dog, and\nbrown, running"),
+        ("image,caption", 'a,"A dog\nbrown,running, fast"', "A dog\nbrown,running, fast"),
+        ("caption,image", '"A dog, brown\nrunning, fast",a', "A dog, brown\nrunning, fast"),
+        ("caption,image", '"A dog,brown\nrunning",a.jpg', "A dog,brown\nrunning"),
+        ("caption,image,by", '"A dog, brown\nand a cat\n",a.jpg,x', "A dog, brown\nand a cat"),
+    ],
+)
+def test_a_caption_of_several_lines_with_commas_is_no_row(tmp_path, header, row, caption):
+    """It names no picture, or, where names have no known suffix, has a space at a comma or is no row by its fields."""
+    path = table(tmp_path / "t.csv", f"{header}\n{row}\n")
+    found = captions_by_picture(path, tmp_path, image="image", caption="caption", suffixes=PICTURE_SUFFIXES)
+    assert list(found.values()) == [[caption]]
+
+
+@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_a_row_without_anything_between_its_commas_is_a_blank_line(tmp_path, name, comma):
+    text = "image,caption\n,\na.png,one\n,\n , \n,,\n".replace(",", comma)
+    assert rows(table(tmp_path / name, text)) == [(3, "a.png", "one")]
+
+
+@pytest.mark.parametrize("header", [",".join(f"column{number}" for number in range(200)), "x" * 5000 + ",caption"])
+def test_a_table_of_long_or_many_columns_is_named_in_one_short_line(tmp_path, header):
+    with pytest.raises(ValueError, match=r"t.csv has no column 'image'; its columns: ") as raised:
+        rows(table(tmp_path / "t.csv", header + "\n" + "," * header.count(",") + "1\n"))
+    assert len(str(raised.value)) - len(str(tmp_path)) < 240
+
+
+def test_a_path_that_is_no_text_is_named_in_one_short_line(tmp_path):
+    path = table(tmp_path / "t.jsonl", json.dumps({"image": {"path": "x" * 5000}, "caption": "one"}) + "\n")
+    with pytest.raises(ValueError, match=r"t.jsonl, line 1: 'image' is \{'path': .*; it must be a path") as raised:
+        captions_by_picture(path, tmp_path, image="image", caption="caption")
     assert len(str(raised.value)) - len(str(tmp_path)) < 240
 
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from toklip_core.files.text import open_text, parsed, replace_lone_surrogates
+from toklip_core.files.text import one_line, open_text, parsed, replace_lone_surrogates
 
 #: What ends the name of a table.
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -31,6 +31,10 @@ FILE_NAME = "file_name"
 
 # A field of a TSV as pandas and spreadsheets write one that holds quotes.
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+# What ends a row of a CSV; splitlines() knows more.
+_LINE_END = re.compile(r"\r\n?|\n")
+_SPACE_AT_END = re.compile(r"^\s|\s$")
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ def captions_by_picture(
         rows += 1
         where = f"{table}, line {line}"
         if not isinstance(path := row[image], str) or not path:
-            raise ValueError(f"{where}: {image!r} is {path!r}; it must be a path")
+            raise ValueError(f"{where}: {image!r} is {one_line(repr(path), longest=120)}; it must be a path")
         if texts := captions_in(row[caption], f"{where}: {caption!r}"):
             found.setdefault(os.path.normpath(root / path), []).extend(texts)
         left_out += not texts
@@ -142,21 +146,22 @@ def table_rows(
         FileNotFoundError: it is not there.
         ValueError: it is no such table, has no such column, or a row is malformed.
     """
-    kind, endings = table.suffix.lower(), tuple(suffixes)
+    kind = table.suffix.lower()
     if kind not in TABLE_SUFFIXES:
         raise ValueError(f"got the table {table}; known are {', '.join(TABLE_SUFFIXES)}")
     with open_text(table, newline="") as file:
-        rows = _json_rows(file, table) if kind == ".jsonl" else _split_rows(file, table, columns)
+        rows = _json_rows(file, table) if kind == ".jsonl" else _split_rows(file, table, columns, tuple(suffixes))
         for number, (line, row) in enumerate(rows):
             for column in columns:
                 if column not in row and number == 0:
-                    raise ValueError(f"{table} has no column {column!r}; its columns: {', '.join(map(str, row))}")
-            if kind == ".csv" and columns:
-                _refuse_swallowed_rows(row, columns[0], endings, f"{table}, line {line}")
+                    has = one_line(", ".join(row), longest=120)
+                    raise ValueError(f"{table} has no column {column!r}; its columns: {has}")
             yield line, dict.fromkeys(columns) | row
 
 
-def _split_rows(file: Iterable[str], table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _split_rows(
+    file: Iterable[str], table: Path, columns: Sequence[str], suffixes: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (first line, row) of a CSV or TSV; each row has as many fields as the header."""
     tabs = table.suffix.lower() == ".tsv"
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file, strict=True)
@@ -174,7 +179,7 @@ def _split_rows(file: Iterable[str], table: Path, columns: Sequence[str]) -> Ite
             raise ValueError(f"{table}, {lines}: {problem}; {hint}") from error
         if fields is None:
             return
-        if len(fields) < 2 and not any(map(str.strip, fields)):
+        if not any(map(str.strip, fields)):  # a blank line, or one of the empty rows at the end of a spreadsheet
             continue
         fields = list(map(_unquoted, fields)) if tabs else fields
         if not header:
@@ -184,20 +189,38 @@ def _split_rows(file: Iterable[str], table: Path, columns: Sequence[str]) -> Ite
         elif len(fields) != len(header):
             raise ValueError(f"{table}, line {line} has {len(fields)} fields, and the header {len(header)}; {hint}")
         else:
+            if not tabs and columns and columns[0] in header:
+                _refuse_swallowed_rows(fields, header.index(columns[0]), suffixes, f"{table}, line {line}")
             yield line, dict(zip(header, fields, strict=True))
 
 
-def _refuse_swallowed_rows(row: Mapping[str, Any], image: str, suffixes: tuple[str, ...], where: str) -> None:
-    """ValueError if a field goes on over a row: over a line that names a picture by itself, in the same column."""
-    place = list(row).index(image)
-    for cell in row.values():
-        for line in cell.splitlines()[1:]:
-            fields = line.split(",")
-            if len(fields) >= len(row) and PurePosixPath(fields[place].strip()).suffix.lower() in suffixes:
-                raise ValueError(
-                    f"{where}: a quote is opened and not closed before the row {line[:40]!r}; close it, or double the "
-                    "quotes inside its field"
-                )
+def _refuse_swallowed_rows(row: Sequence[str], place: int, suffixes: tuple[str, ...], where: str) -> None:
+    """ValueError if a field goes on over the end of a row: one of its lines, read as a row, names a picture.
+
+    ``place`` is the column of the picture. The first line is read as the rest of a row, from the field's own column,
+    and the last one as its beginning. A name of no known suffix counts only in a table of such names, where the line
+    has the fields of a row and, unlike most sentences, no space beside a comma.
+    """
+    for column, cell in enumerate(row):
+        lines = _LINE_END.split(cell)
+        for number, line in enumerate(lines if len(lines) > 1 else ()):
+            start = column if number == 0 else 0
+            end = column + 1 if number == len(lines) - 1 else len(row)
+            # Inside of quotes two quotes are one, so that "a, b" and an empty field, "", are no longer what they were.
+            for fields in (line.split(","), next(csv.reader([line]))) if start <= place < end else ():
+                is_row = len(fields) == end - start > 1 and not any(map(_SPACE_AT_END.search, fields))
+                names = len(fields) >= end - start and _suffix(fields[place - start]) in suffixes
+                if names or (is_row and _suffix(row[place]) not in suffixes):
+                    raise ValueError(
+                        f"{where}: a quote is opened and not closed {'before' if number else 'in'} the row "
+                        f"{line[:40]!r}; close it, or double it inside its field; write a text that looks so into one "
+                        "line"
+                    )
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix of a path or an address, without what an address is asked."""
+    return PurePosixPath(name.strip().split("?")[0]).suffix.lower()
 
 
 def _unquoted(cell: str) -> str:
