@@ -371,6 +371,24 @@ def test_a_malformed_row_is_one_line_that_names_it(row, message, rows):
     last_error(done.output, message)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {f"key{number}": "?" for number in range(500)},
+        ROW | {"answer": {"k": "v" * 2000}},
+        ROW | {"answer": "a", "choices": "v" * 2000},
+        ROW | {"answer": "v" * 2000, "choices": ["w" * 2000, "x" * 2000]},
+        ROW | {"type": ["v" * 2000]},
+    ],
+    ids=["keys", "answer", "choices", "answer of choices", "type"],
+)
+def test_a_long_value_of_a_malformed_row_is_cut_in_its_message(row, rows):
+    file = rows(row)
+    with pytest.raises(ValueError, match="row 1: ") as raised:
+        read_questions(file)
+    assert len(str(raised.value)) - len(str(file)) < 300
+
+
 def test_bad_arguments_are_one_line(rows, model):
     for words, message in [
         ([], "name either a file, or a number"),

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from toklip_core.captioned.settings import CaptionedDataset, CaptionedPictures, CaptionedTable
-from toklip_core.files import captions_by_picture, captions_in, nulls_in, refuse_special, warn_of_nulls
+from toklip_core.files import captions_by_picture, captions_in, nulls_in, one_line, refuse_special, warn_of_nulls
 from toklip_core.pictures import (
     PICTURE_SUFFIXES,
     Entry,
@@ -189,7 +189,7 @@ class PictureDataset:
         if missing := {source.image, source.caption} - set(rows.column_names):
             raise ValueError(
                 f"{self._name} has no column {sorted(missing)[0]!r} (image and caption name them); its columns: "
-                f"{', '.join(rows.column_names)}"
+                f"{one_line(', '.join(rows.column_names), longest=120)}"
             )
         # As Arrow: the library would decode pictures by itself, whatever their size and their turn.
         self._rows = rows.select_columns([source.image, source.caption]).with_format("arrow")

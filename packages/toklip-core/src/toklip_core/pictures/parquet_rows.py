@@ -99,7 +99,8 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str | None]:
     """Return the names of the columns of pictures and of captions."""
     images = [IMAGE_COLUMN] if IMAGE_COLUMN in schema.names else [field.name for field in schema if _is_stored(field)]
     if len(images) != 1:
-        raise ValueError(f"{path} has no column {IMAGE_COLUMN!r}; its columns: {', '.join(schema.names)}")
+        has = one_line(", ".join(schema.names), longest=120)
+        raise ValueError(f"{path} has no column {IMAGE_COLUMN!r}; its columns: {has}")
     texts = (name for name in CAPTION_COLUMNS if name in schema.names and _is_text(schema.field(name)))
     return images[0], next(texts, None)
 

@@ -11,6 +11,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from toklip_core.files import one_line
+
 #: Written with all their apostrophes; a word that lacks one of them is put right.
 _CONTRACTIONS = (
     "'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
@@ -75,7 +77,8 @@ def text_of(value: object, what: str = "answer or choice") -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
-        raise ValueError(f"got the {what} {value!r}; wanted a text or a number, such as \"yes\"")
+        got = one_line(repr(value), longest=120)
+        raise ValueError(f"got the {what} {got}; wanted a text or a number, such as \"yes\"")
     return str(value)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from toklip_core.files import json_rows, refuse_special
+from toklip_core.files import json_rows, one_line, refuse_special
 from toklip_core.pictures import Picture, open_picture
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes
@@ -116,7 +116,7 @@ def _asked(
 ) -> Asked:
     for key in (keys.image, keys.question, keys.answer):
         if key not in row:
-            raise ValueError(f"it has no {key!r}; it has {', '.join(map(str, row)) or 'nothing'}")
+            raise ValueError(f"it has no {key!r}; it has {one_line(', '.join(row), longest=120) or 'nothing'}")
     pictures = row[keys.image] if isinstance(row[keys.image], list) else [row[keys.image]]
     if not all(isinstance(picture, str) for picture in pictures) or not isinstance(row[keys.question], str):
         raise ValueError(f"wanted paths in {keys.image!r} and a text in {keys.question!r}")
@@ -124,7 +124,7 @@ def _asked(
     choices = row.get("choices") or ()
     choices = () if missing(choices) else choices
     if not isinstance(choices, list | tuple):
-        raise ValueError(f"got the choices {choices!r}; wanted a list")
+        raise ValueError(f"got the choices {one_line(repr(choices), longest=120)}; wanted a list")
     choices = tuple(map(text_of, choices))
     kind = row.get(keys.kind)
     return Asked(
@@ -171,5 +171,6 @@ def _right_choice(answer: str, choices: Sequence[str], *, is_number: bool) -> st
         same = [choice for choice in choices if plain(choice) == text]
         found = answer if answer in choices else letters.get(answer.strip(), same[0] if len(same) == 1 else counted)
     if found is None:
-        raise ValueError(f"the answer {answer!r} is none of its choices: {', '.join(choices)}")
+        said, offered = one_line(repr(answer), longest=80), one_line(", ".join(choices), longest=120)
+        raise ValueError(f"the answer {said} is none of its choices: {offered}")
     return found
