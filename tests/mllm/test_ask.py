@@ -180,6 +180,7 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         (["0.png", "what ?", "--model", "nowhere/at-all"], "'nowhere/at-all' is no folder, is not in the hub's cache"),
         (["0.png", "what ?", "--model", "."], "'.' is no model folder: it has no config.json"),
         (["0.png", "what ?", "--device", "cuda:99"], "got the device 'cuda:99'"),
+        (["0.png", "what ?", "--device", "meta"], "got the device 'meta', which computes nothing"),
         (["0.png"] * 8 + ["what ?"], "the language model's context is 512"),
     ],
     ids=[
@@ -191,6 +192,7 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         "no model",
         "no model folder",
         "no device",
+        "no numbers",
         "too long",
     ],
 )

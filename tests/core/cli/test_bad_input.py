@@ -222,6 +222,7 @@ REFUSED = {
     "a size that is no multiple": (with_picture("--size", "30"), "got the size 30; 'mean-colour' wants a multiple"),
     "a size below the smallest": (with_picture("--size", "3"), "such as 4"),
     "an unknown device": (with_picture("--device", "abacus"), "got the device 'abacus'"),
+    "a device without numbers": (with_picture("--device", "meta"), "got the device 'meta', which computes nothing"),
     "a device that is not there": (with_picture("--device", "cuda:99"), "got the device 'cuda:99'"),
     "a rank out of range": (with_picture("--rank", "2", "--world-size", "2"), "got rank 2 of 2"),
     "a store of another tokenizer": (made_with("--tokenizer", "mean-colour-slow"), "tokenizer 'mean-colour' (the"),

@@ -23,8 +23,10 @@ def default_device() -> str:
 
 
 def refuse_missing_device(device: torch.device | str) -> None:
-    """ValueError unless there is such a device."""
+    """ValueError unless there is such a device, and it holds numbers: torch's "meta" holds none."""
     try:
+        if torch.device(device).type == "meta":
+            raise ValueError("got the device 'meta', which computes nothing; name another one, such as cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
         raise ValueError(f"got the device {str(device)!r}: {str(error).splitlines()[0]}") from error
