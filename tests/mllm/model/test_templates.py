@@ -57,7 +57,7 @@ PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% for part in m.content %}{% if part.type == 'image' %}<image>\n{% else %}"
     "{% if m.role == 'assistant' %}{% generation %}{{ part.text }}<|im_end|>{% endgeneration %}"
-    "{% else %}{{ part.text }}<|im_end|>{% endif %}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% else %}{{ part.text }}<|im_end|>{% endif %}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 #: Those that read both.
