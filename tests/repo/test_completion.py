@@ -8,7 +8,7 @@ from toklip_core.cli import cli
 @pytest.mark.parametrize(
     ("words", "begun", "names"),
     [
-        (["encode", "--tokenizer"], "ibq-102", {"ibq-1024"}),
+        (["encode", "--tokenizer"], "ibq-102", {"ibq-1024", "ibq-1024-raw"}),
         (["evaluate", "reconstruction", "--tokenizer"], "llamagen-t", {"llamagen-tiny"}),
         (["search", "--model"], "toklip-s", {"toklip-s-256"}),
         (["encode", "--model"], "toklip-b", {"toklip-b-256"}),

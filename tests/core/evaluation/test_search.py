@@ -208,7 +208,9 @@ def test_the_command_names_words_that_the_model_does_not_know(saved, store, capl
     assert "zebra" in caplog.text
 
 
-@pytest.mark.parametrize(("out", "line"), [("sheet.gif", "ends in .png or .jpg or .jpeg or .webp"), ("no/s.png", "there is no")])
+@pytest.mark.parametrize(
+    ("out", "line"), [("sheet.gif", "ends in .png or .jpg or .jpeg or .webp"), ("no/s.png", "there is no")]
+)
 def test_a_sheet_that_cannot_be_written_is_refused_before_the_search(photos, out, line):
     done = toklip("search", photos, "a star", "--model", "absent", "--out", out, status=1)
     assert line in done.stderr and len(done.stderr.splitlines()) == 1
