@@ -23,7 +23,7 @@ NO_OBJECT = {
     "nothing in it": b"{}",
 }
 #: Values of every type, each in the place of each setting of a config; it may be one that the setting can have.
-WRONG = [[], {}, "../x", -1, 1.5, float("inf")]
+WRONG = [[], {}, "../x", -1, 1.5, float("inf"), 10**30]
 
 
 def damages(folder: Path) -> Iterator[tuple[str, str, bytes, bool]]:

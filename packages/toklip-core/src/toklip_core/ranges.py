@@ -8,6 +8,14 @@ from collections.abc import Iterable
 LARGEST_SEED = 2**63 - 1
 #: Counts, such as of pictures at a time, go up to this one: what fits into 32 bits.
 LARGEST_COUNT = 2**31 - 1
+#: Sides of pictures and patches in pixels, and of grids of ids.
+LARGEST_SIDE = 2**14
+#: Widths, heads and lengths in the config of a model: products of a few of them still fit into 64 bits.
+LARGEST_WIDTH = 2**20
+#: Layers or blocks in the config of a model.
+MOST_LAYERS = 2**12
+#: Hidden width over width in the config of a model.
+LARGEST_RATIO = 2**10
 #: Processes that read or prepare pictures are at most so many: each takes memory, and a moment to start.
 MOST_WORKERS = 256
 #: Width times height of a picture above which it is not read, unless a caller says otherwise: 67 million. Reading one

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toklip_core.finite import refuse_not_finite, refuse_pixels
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
 from torch import Tensor, nn
 
 from toklip_vq.towers import Decoder, Encoder
@@ -32,34 +33,44 @@ class VQGANConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    codebook_size: int = Field(ge=2, description="Codebook size K, the number of codes.")
-    codebook_dim: int = Field(ge=1, description="Codebook dimension C, the width of a code.")
+    codebook_size: int = Field(ge=2, le=LARGEST_COUNT, description="Codebook size K, the number of codes.")
+    codebook_dim: int = Field(ge=1, le=LARGEST_WIDTH, description="Codebook dimension C, the width of a code.")
     metric: Metric = Field(
         default="cosine",
         description="Metric of the nearest code: cosine (LlamaGen; unit-norm codes), dot (IBQ) or euclidean "
         "(Chameleon).",
     )
-    channels: int = Field(default=128, ge=1, description="Channels of the level at full resolution.")
-    channel_multipliers: tuple[int, ...] = Field(
+    channels: int = Field(default=128, ge=1, le=LARGEST_WIDTH, description="Channels of the level at full resolution.")
+    channel_multipliers: tuple[Annotated[int, Field(le=LARGEST_WIDTH)], ...] = Field(
         default=(1, 1, 2, 2, 4),
         min_length=1,
         description="Channels of each level as a multiple of `channels`; every level after the first halves the "
         "resolution.",
     )
     blocks_per_level: int = Field(
-        default=2, ge=1, description="Residual blocks per level of the encoder; the decoder has one more."
+        default=2,
+        ge=1,
+        le=MOST_LAYERS,
+        description="Residual blocks per level of the encoder; the decoder has one more.",
     )
     z_channels: int = Field(
-        default=256, ge=1, description="Channels between encoder or decoder and its 1 x 1 convolution to or from codes."
+        default=256,
+        ge=1,
+        le=LARGEST_WIDTH,
+        description="Channels between encoder or decoder and its 1 x 1 convolution to or from codes.",
     )
     patch_size: int = Field(
         default=1,
         ge=1,
+        le=LARGEST_SIDE,
         description="Side in pixels of the patches that the first convolution reads and the last one writes; 1 as "
         "published. 4 is much cheaper and trains in fewer steps, at the cost of some sharpness.",
     )
     norm_groups: int = Field(
-        default=32, ge=1, description="Number of groups of every group norm; must divide the channels of every level."
+        default=32,
+        ge=1,
+        le=LARGEST_WIDTH,
+        description="Number of groups of every group norm; must divide the channels of every level.",
     )
     attention: bool = Field(
         default=True, description="Self-attention after each block of the lowest level; the middle block always has it."

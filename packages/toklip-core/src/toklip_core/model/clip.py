@@ -32,6 +32,7 @@ from toklip_core.model.text import (
     refuse_other_space,
 )
 from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower
+from toklip_core.ranges import LARGEST_SIDE
 from toklip_core.weights import (
     CONFIG_FILE,
     load_strict,
@@ -52,7 +53,9 @@ class CLIPConfig(Config):
     """The sizes of a CLIP, a vision tower on pixels and a text tower: ``config.json`` of a teacher."""
 
     kind: Literal["clip"] = "clip"
-    image_size: int = Field(gt=0, description="Side S of the square that the vision tower reads, in pixels.")
+    image_size: int = Field(
+        gt=0, le=LARGEST_SIDE, description="Side S of the square that the vision tower reads, in pixels."
+    )
     resize: Literal["crop", "squash"] = Field(
         default="squash",
         description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",

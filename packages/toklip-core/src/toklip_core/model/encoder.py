@@ -31,17 +31,20 @@ from torch.utils.checkpoint import checkpoint
 
 from toklip_core.config import Config
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
+from toklip_core.ranges import LARGEST_SIDE, LARGEST_WIDTH
 
 #: Queries that attend at a time; 64 and 192 are as quick.
 _STRIPE = 128
 
-_Side = Annotated[int, Field(gt=0)]
+_Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 class EncoderConfig(Config):
     """The sizes of the semantic encoder: the ids and codes it reads, and its trunk."""
 
-    codebook_dim: int = Field(gt=0, description="Codebook dimension C of the tokenizer, the width of a code.")
+    codebook_dim: int = Field(
+        gt=0, le=LARGEST_WIDTH, description="Codebook dimension C of the tokenizer, the width of a code."
+    )
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is sized for.")
     trunk: TrunkConfig = Field(description="Sizes of the transformer.")
     causal: bool = Field(

@@ -25,6 +25,7 @@ from toklip_core.files import read_text
 from toklip_core.model.encoder import EncoderConfig
 from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.model.trunk import TrunkConfig
+from toklip_core.ranges import LARGEST_SIDE
 from toklip_core.weights import hub_file, read_tensors, state_dict_in
 
 
@@ -41,7 +42,7 @@ class TokLIPConfig(Config):
         default=None,
         description="SHA-256 of the tokenizer weights that the model was trained with; others are refused.",
     )
-    image_size: int = Field(gt=0, description="Side S of the square that is encoded, in pixels.")
+    image_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side S of the square that is encoded, in pixels.")
     resize: Literal["crop", "squash"] = Field(
         description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio."
     )

@@ -25,6 +25,7 @@ from toklip_core.config import Config
 from toklip_core.files import one_line, read_text, replace_lone_surrogates
 from toklip_core.finite import refuse_not_finite
 from toklip_core.model.trunk import Activation
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_RATIO, LARGEST_WIDTH, MOST_LAYERS
 
 _log = logging.getLogger(__name__)
 
@@ -42,13 +43,18 @@ class TextConfig(Config):
 
     context_length: int = Field(
         gt=0,
+        le=LARGEST_WIDTH,
         description="Context length L in tokens; longer texts are refused or cut with a warning, shorter ones padded.",
     )
-    vocabulary: int = Field(gt=0, description="Vocabulary size, the number of rows of the token embedding.")
-    width: int = Field(gt=0, description="Width of a token embedding.")
-    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
-    layers: int = Field(gt=0, description="Number of transformer blocks.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs as a multiple of the width.")
+    vocabulary: int = Field(
+        gt=0, le=LARGEST_COUNT, description="Vocabulary size, the number of rows of the token embedding."
+    )
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width of a token embedding.")
+    heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width.")
+    layers: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, le=LARGEST_RATIO, description="Hidden width of the MLPs as a multiple of the width."
+    )
     activation: Activation = Field(default="gelu_tanh", description="Activation of the MLPs.")
     norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     causal: bool = Field(
@@ -61,7 +67,7 @@ class TextConfig(Config):
     pooling: Literal["first", "last", "argmax", "eos"] = Field(
         default="last", description="Token that represents the text; argmax is CLIP's end of text."
     )
-    output_dim: int = Field(gt=0, description="Width E of the joint space of pictures and texts.")
+    output_dim: int = Field(gt=0, le=LARGEST_WIDTH, description="Width E of the joint space of pictures and texts.")
     projection_bias: bool = Field(default=True, description="Use a bias in the last linear layer.")
     clean: Literal["canonicalize", "lower", "whitespace"] = Field(
         default="canonicalize",
@@ -73,10 +79,14 @@ class TextConfig(Config):
         description="Text tokenizer: tokenizer.json beside the weights, or CLIP's own, which comes with open_clip.",
     )
     bos_id: int | None = Field(
-        default=None, ge=0, description="Token id put before a text, if the tokenizer is a file."
+        default=None, ge=0, le=LARGEST_COUNT, description="Token id put before a text, if the tokenizer is a file."
     )
-    eos_id: int | None = Field(default=None, ge=0, description="Token id put after a text, if the tokenizer is a file.")
-    pad_id: int = Field(default=0, ge=0, description="Token id that pads a text to the context length.")
+    eos_id: int | None = Field(
+        default=None, ge=0, le=LARGEST_COUNT, description="Token id put after a text, if the tokenizer is a file."
+    )
+    pad_id: int = Field(
+        default=0, ge=0, le=LARGEST_COUNT, description="Token id that pads a text to the context length."
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import Config
+from toklip_core.ranges import LARGEST_RATIO, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -29,10 +30,12 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 class TrunkConfig(Config):
     """The sizes of a vision transformer, without its first layer."""
 
-    width: int = Field(gt=0, description="Width D of a token.")
-    depth: int = Field(gt=0, description="Number of transformer blocks.")
-    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs as a multiple of the width.")
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width D of a token.")
+    depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
+    heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width.")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, le=LARGEST_RATIO, description="Hidden width of the MLPs as a multiple of the width."
+    )
     activation: Activation = Field(default="gelu_tanh", description="Activation of the MLPs; SigLIP2 uses gelu_tanh.")
     norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     pooling: Literal["attention", "class_token"] = Field(
@@ -40,7 +43,10 @@ class TrunkConfig(Config):
     )
     pre_norm: bool = Field(default=False, description="Add a layer norm before the first block, as in CLIP.")
     output_dim: int | None = Field(
-        default=None, gt=0, description="Output width E of a last linear layer; by default there is none, and E is D."
+        default=None,
+        gt=0,
+        le=LARGEST_WIDTH,
+        description="Output width E of a last linear layer; by default there is none, and E is D.",
     )
 
     @model_validator(mode="after")
@@ -59,8 +65,8 @@ class VisionConfig(Config):
     """A vision transformer on pixels."""
 
     trunk: TrunkConfig
-    patch_size: int = Field(gt=0, description="Side of a patch in pixels.")
-    stem: tuple[int, ...] = Field(
+    patch_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side of a patch in pixels.")
+    stem: tuple[Annotated[int, Field(le=LARGEST_WIDTH)], ...] = Field(
         default=(),
         description="Channels of a convolutional stem, one number per halving of the resolution, in place of the "
         "linear patch embedding. A small tower needs one to learn shapes within minutes; SigLIP and CLIP have none.",

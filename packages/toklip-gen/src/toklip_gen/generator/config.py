@@ -10,19 +10,22 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, FileName
+from toklip_core.ranges import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
 
 Features = Literal["ids", "codes", "concat"]
 #: Queries and keys at the positions of a condition; see GeneratorConfig.condition_keys.
 ConditionKeys = Literal["zero", "learned"]
 
-_Side = Annotated[int, Field(gt=0)]
+_Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 class ClassCondition(Config):
     """Class condition: one position, a row of an embedding table that has one more row for "no class"."""
 
     kind: Literal["class"] = "class"
-    classes: int = Field(gt=0, description="Number of classes, counted from 0; the next number means no class.")
+    classes: int = Field(
+        gt=0, le=LARGEST_COUNT, description="Number of classes, counted from 0; the next number means no class."
+    )
     names: tuple[str, ...] | None = Field(
         default=None, description="Names of the classes in the order of their numbers; training sets the data's own."
     )
@@ -47,8 +50,10 @@ class TextCondition(Config):
         min_length=1,
         description="Text encoder: toklip (the TokLIP's text tower, before pooling), or the name of a T5 on the hub.",
     )
-    length: int = Field(gt=0, description="Number T of positions per text; shorter texts are padded on the left.")
-    width: int = Field(gt=0, description="Width of the text encoder's features.")
+    length: int = Field(
+        gt=0, le=LARGEST_WIDTH, description="Number T of positions per text; shorter texts are padded on the left."
+    )
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width of the text encoder's features.")
 
 
 class GeneratorConfig(Config):
@@ -77,17 +82,18 @@ class GeneratorConfig(Config):
     toklip_checksum: str | None = Field(
         default=None, description="SHA-256 of the parts of the TokLIP that are read; others are refused."
     )
-    codebook_size: int = Field(gt=0, description="Codebook size K: the number of ids to choose from.")
+    codebook_size: int = Field(gt=0, le=LARGEST_COUNT, description="Codebook size K: the number of ids to choose from.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
-    width: int = Field(gt=0, description="Width W of the transformer.")
-    depth: int = Field(gt=0, description="Number of transformer blocks.")
-    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width W of the transformer.")
+    depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
+    heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width.")
     kv_heads: int | None = Field(
-        default=None, gt=0, description="Number of key and value heads; by default as many as heads."
+        default=None, gt=0, le=LARGEST_WIDTH, description="Number of key and value heads; by default as many as heads."
     )
     hidden_width: int | None = Field(
         default=None,
         gt=0,
+        le=LARGEST_WIDTH,
         description="Hidden width of the SwiGLU; by default 8 W / 3, rounded up to a multiple of 256, as in LlamaGen.",
     )
     features: Features = Field(
@@ -96,7 +102,10 @@ class GeneratorConfig(Config):
         "codebook), or concat (its code and its semantic token, as in TokLIP).",
     )
     feature_width: int | None = Field(
-        default=None, gt=0, description="Width of the input: C with codes, C + D with concat; none with ids."
+        default=None,
+        gt=0,
+        le=LARGEST_WIDTH,
+        description="Width of the input: C with codes, C + D with concat; none with ids.",
     )
     condition: ClassCondition | TextCondition = Field(
         discriminator="kind", description="Kind of prompt: classes or texts."
@@ -110,7 +119,10 @@ class GeneratorConfig(Config):
         default=4.0, ge=0, description="Default scale of classifier-free guidance in sampling; 1 turns it off."
     )
     top_k: int = Field(
-        default=0, ge=0, description="Default number of the likeliest ids to sample from; 0 means all."
+        default=0,
+        ge=0,
+        le=LARGEST_COUNT,
+        description="Default number of the likeliest ids to sample from; 0 means all.",
     )
     rope_base: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the RMS norms.")
