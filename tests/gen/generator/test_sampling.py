@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toklip_gen.generator import Choice, Guidance, PackedLinear, chosen, packed, sample
+from toklip_gen.generator import Choice, Guidance, PackedLinear, chosen, packed, refuse_guidance, sample
 
 from tests.support.small_generators import FEATURES, small_generator, small_inputs, some_condition, some_ids
 
@@ -195,3 +195,8 @@ def test_packed_weights_give_the_same_but_for_rounding(dtype):
 def test_values_out_of_range_are_refused_with_the_range(options, message):
     with pytest.raises(ValueError, match=message):
         drawn(**options)
+
+
+def test_a_power_of_guidance_that_is_too_large_is_told_the_largest():
+    with pytest.raises(ValueError, match=r"got power of guidance = 1e\+300; wanted more than 0, up to 1e\+30$"):
+        refuse_guidance(Guidance(2.0, power=1e300))

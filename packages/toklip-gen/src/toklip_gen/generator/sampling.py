@@ -308,10 +308,11 @@ def _begin(ids: Tensor, prefix: Tensor, codebook_size: int) -> int:
 def refuse_guidance(guidance: Guidance) -> None:
     """ValueError if a value is out of its range."""
     scale, first, last, power = guidance
+    powers = f"more than 0, up to {LARGEST_SCALE:g}"
     for name, value, fits, wanted in (
         ("guidance", scale, 0 <= scale <= LARGEST_SCALE, f"0 or more; 1 is none, {LARGEST_SCALE:g} the most"),
         ("first id of guidance", first, first >= 0, "0 or more"),
         ("last id of guidance", last, last is None or last >= first, f"{first}, its first, or more"),
-        ("power of guidance", power, power is None or 0 < power <= LARGEST_SCALE, "more than 0, a finite number"),
+        ("power of guidance", power, power is None or 0 < power <= LARGEST_SCALE, powers),
     ):
         refuse_outside(name, value, fits, wanted)
