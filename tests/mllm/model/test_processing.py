@@ -89,7 +89,8 @@ def test_pictures_and_placeholders_that_differ_in_number_are_refused(text, image
 
 def test_a_broken_picture_is_named(tmp_path):
     _, processor = shared()
-    broken = tmp_path / "broken.png"
+    broken = tmp_path / ("long" * 20) / "broken.png"
+    broken.parent.mkdir()
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"picture 2 \('.*broken.png'\) cannot be read: no picture in a format"):
         processor(text="<image> <image>", images=[picture(0), broken])

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from toklip_core.files import one_line
 from toklip_core.pictures import open_picture, upright_rgb
 from toklip_core.ranges import MAX_PIXELS
 from torch import Tensor
@@ -83,7 +84,7 @@ def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXEL
 
 def name_of(picture: Picture) -> str:
     """Return what an error calls it beside its number: the file or address, at most 80 letters; nothing for values."""
-    return f" ({str(picture)[:80]!r})" if isinstance(picture, str | Path) else ""
+    return f" ({one_line(picture, longest=200)!r})" if isinstance(picture, str | Path) else ""
 
 
 def _batch(images: Any) -> list[Picture]:  # noqa: ANN401
