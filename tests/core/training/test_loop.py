@@ -445,7 +445,13 @@ def test_what_a_killed_export_left_is_gone_after_the_next(tmp_path: Path, whole:
         (folder / "model.safetensors").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def failing(tensors: dict[str, Tensor], folder: Path) -> None:
+        raise OSError("the disk is full")
+
     run = tmp_path / "run"
+    # All steps are taken here: a forked process can take none, once its parent has used autograd's threads.
+    with pytest.raises(OSError, match="the disk is full"):
+        train(run, export=failing)
     child = multiprocessing.get_context("fork").Process(target=train, args=(run,), kwargs={"export": killed})
     child.start()
     child.join()
