@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import pluggy
 
 if TYPE_CHECKING:
     import click
-    from torch import Tensor, nn
+    from torch import Tensor
 
 ENTRY_POINT_GROUP = "toklip"
 
@@ -234,11 +234,14 @@ def load_tokenizer(name: str, weights: Path | str | None = None) -> VQTokenizer:
         FileNotFoundError: the weights are not there, or cannot be downloaded.
         ValueError: the weights do not fit, or one of them is NaN or infinite.
     """
+    from torch import nn
+
     from toklip_core.finite import refuse_damaged
 
     tokenizer = tokenizer_spec(name).factory(None if weights is None else Path(weights))
     # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
-    refuse_damaged(cast("nn.Module", tokenizer), name if weights is None else weights)
+    if isinstance(tokenizer, nn.Module):
+        refuse_damaged(tokenizer, name if weights is None else weights)
     return tokenizer
 
 
