@@ -105,6 +105,43 @@ def test_what_is_wrong_with_a_parquet_file_is_reported_and_the_others_are_encode
     assert why["bad.parquet/00000000"] == "no picture in a format that is known here"
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["image", "caption"])
+def test_a_parquet_file_with_a_column_twice_is_reported_and_the_others_are_encoded(here, workers, name):
+    good = pq.read_table(parquet(here / "good.parquet", [0, 1, 2], caption=["zero", "one", "two"]))
+    twice = [*good.columns, good.column(name)]
+    pq.write_table(pa.Table.from_arrays(twice, names=["image", "caption", name]), here / "bad.parquet")
+    report = encode("bad.parquet", "good.parquet", workers=workers, batch_size=1)
+    assert (report.pictures, report.unreadable) == (3, 1)
+    (row,) = reported(here / "store").values()
+    assert (row.key, row.source) == ("bad.parquet", "bad.parquet")
+    assert f"bad.parquet has the column {name!r} twice" in row.reason
+
+
+TEXTS = {
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "string_view": pa.string_view(),
+    "list of string_view": pa.list_(pa.string_view()),
+    "list of dictionary": pa.list_(pa.dictionary(pa.int32(), pa.string())),
+    "two of string": pa.list_(pa.string(), 2),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_captions_are_read_however_arrow_writes_texts_in_an_encode_and_in_training(here, rows_of_pictures, kind):  # noqa: F811
+    of_lists = isinstance(TEXTS[kind], pa.ListType | pa.FixedSizeListType)
+    captions = [["zero", None], ["one", "eins"], None, ["zero", "null"]] if of_lists else ["zero", "one", None, "zero"]
+    file = parquet(here / "img.parquet", [0, 1, 2, 3], caption=pa.array(captions, TEXTS[kind]))
+    assert str(pq.read_schema(file).field("caption").type) == str(TEXTS[kind]).replace("<item", "<element")
+    encode("img.parquet")
+    assert list(rows("store").values()) == ["zero", "one", None, "zero"]
+    data = CaptionedSamples(
+        [CaptionedDataset(kind="dataset", files=(str(file),))], image_size=32, resize="crop", seed=0
+    )
+    found = {data[epoch, 1]["caption"] for epoch in range(60)}
+    assert found == ({"one", "eins"} if of_lists else {"one"})
+
+
 def test_a_folder_of_parquet_files_says_how_they_are_named(here):
     (here / "data").mkdir()
     parquet(here / "data/train.parquet", [0])

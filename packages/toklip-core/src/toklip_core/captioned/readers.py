@@ -32,6 +32,8 @@ from toklip_core.pictures import (
     data_and_path,
     entries,
     find_pictures,
+    is_list,
+    is_text,
     open_picture,
 )
 
@@ -223,13 +225,12 @@ class PictureDataset:
 
     def _look_through(self, captions: pa.ChunkedArray) -> None:
         """Refuse what is no caption before the first step, and say how many captions are missing."""
-        is_list = any(test(captions.type) for test in (pa.types.is_list, pa.types.is_large_list))
-        kind = captions.type.value_type if is_list else captions.type
-        if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        kind = captions.type.value_type if is_list(captions.type) else captions.type
+        if not (is_text(captions.type) or pa.types.is_null(kind)):
             raise ValueError(
                 f"{self._name}: the column {self._caption!r} is {captions.type}; it must be a text, or a list of texts"
             )
-        if is_list:
+        if is_list(captions.type):
             nulls, first = _first_null(captions)
             warn_of_nulls(nulls, f"{self._name}, row {first}")
 

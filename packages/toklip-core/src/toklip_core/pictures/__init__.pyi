@@ -23,6 +23,8 @@ from .open import (
 from .parquet_rows import (
     ParquetRow as ParquetRow,
     data_and_path as data_and_path,
+    is_list as is_list,
+    is_text as is_text,
 )
 from .pixels import (
     Resize as Resize,

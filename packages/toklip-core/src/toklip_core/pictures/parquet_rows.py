@@ -77,7 +77,7 @@ def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, Pa
                     captions.setdefault(key, []).extend(captions_in(text, f"{path}, row {row}: {caption!r}"))
                     nulls += nulls_in(text)
                     row += 1
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, LookupError, OSError, ValueError) as error:
         broken = one_line(error, longest=200)
     if said:
         warn_of_nulls(nulls, str(path))
@@ -95,13 +95,32 @@ def data_and_path(value: object) -> tuple[bytes | None, str | None]:
     return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds texts, or lists of texts, however Arrow writes either of them."""
+    if is_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):  # as pandas and Polars write categories
+        kind = kind.value_type
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of a type holds lists."""
+    of = pa.types
+    tests = (of.is_list, of.is_large_list, of.is_fixed_size_list, of.is_list_view, of.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str | None]:
     """Return the names of the columns of pictures and of captions."""
     images = [IMAGE_COLUMN] if IMAGE_COLUMN in schema.names else [field.name for field in schema if _is_stored(field)]
     if len(images) != 1:
         has = one_line(", ".join(schema.names), longest=120)
         raise ValueError(f"{path} has no column {IMAGE_COLUMN!r}; its columns: {has}")
-    texts = (name for name in CAPTION_COLUMNS if name in schema.names and _is_text(schema.field(name)))
+    for name in (images[0], *CAPTION_COLUMNS):
+        if schema.names.count(name) > 1:
+            raise ValueError(f"{path} has the column {name!r} twice; give one of them another name")
+    texts = (name for name in CAPTION_COLUMNS if name in schema.names and is_text(schema.field(name).type))
     return images[0], next(texts, None)
 
 
@@ -109,13 +128,6 @@ def _is_stored(field: pa.Field) -> bool:
     """Whether a column is as the library `datasets` stores pictures."""
     names = {inner.name for inner in field.type} if pa.types.is_struct(field.type) else set()
     return {"bytes", "path"} <= names
-
-
-def _is_text(field: pa.Field) -> bool:
-    """Whether a column holds texts, or lists of texts."""
-    is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-    kind = field.type.value_type if is_list else field.type
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string))
 
 
 def _digest(cell: object, row: int) -> bytes:
@@ -131,5 +143,5 @@ def _group(path: Path, group: int, column: str) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, LookupError) as error:
         raise OSError(f"row group {group} of {path} is damaged: {one_line(error, longest=120)}") from error
