@@ -105,6 +105,15 @@ def test_what_is_wrong_with_a_parquet_file_is_reported_and_the_others_are_encode
     assert why["bad.parquet/00000000"] == "no picture in a format that is known here"
 
 
+def test_a_parquet_file_that_changes_between_two_encodes_of_a_process_is_read_again(here):
+    for number in (0, 1):
+        parquet(here / "img.parquet", [number])
+        encode("img.parquet", store=f"of-parquet-{number}")
+        encode(_file(here, number), store=f"of-file-{number}")
+        ids = [next(iter(TokenStore(f"of-{kind}-{number}"))).ids for kind in ("parquet", "file")]
+        assert torch.equal(*ids)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", ["image", "caption"])
 def test_a_parquet_file_with_a_column_twice_is_reported_and_the_others_are_encoded(here, workers, name):

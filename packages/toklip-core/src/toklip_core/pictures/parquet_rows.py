@@ -39,7 +39,9 @@ class ParquetRow:
 
     def data(self, path: Path) -> bytes:
         """Return the bytes of the picture; OSError if there are none, or the file is damaged there."""
-        data, beside = data_and_path(_group(path, self.group, self.column)[self.place].as_py())
+        facts = path.stat()
+        column = _group(path, self.group, self.column, facts.st_mtime_ns, facts.st_size)
+        data, beside = data_and_path(column[self.place].as_py())
         if data is not None:
             return data
         if beside is None or not Path(beside).is_file():
@@ -138,8 +140,8 @@ def _digest(cell: object, row: int) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _group(path: Path, group: int, column: str) -> pa.ChunkedArray:
-    """Return a column of a row group; the last one is kept, as pictures are read in order."""
+def _group(path: Path, group: int, column: str, *changed: int) -> pa.ChunkedArray:
+    """Return a column of a row group; the last one is kept, as pictures are read in order, unless the file changes."""
     try:
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)
