@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, p
     assert first.exit_code == 0 and first.stdout == ""
     line = first.stderr.splitlines()[-1]
     assert (
-        line.startswith(f"1 could not be read, see {store}.unreadable; the first: ") and "runcated" in line
+        line.startswith(f"1 could not be read, see {tmp_path}/.store.unreadable; the first: ") and "runcated" in line
     )  # the decoder's words, which vary
     assert [(Path(row.key).name, row.source) for row in TokenStore(store).unreadable()] == [
         ("a.jpg", str(photos / "a.jpg"))
@@ -305,6 +306,90 @@ def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy,
     assert len(TokenStore(tmp_path / "s")) > 0
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos, tmp_path, workers):
+    """Whichever error, and though the workers leave signals to this process: none of them may be waited for."""
+    fails = (
+        "import sys, time; from toklip_core.store import encode; from toklip_core.cli import cli\n"
+        "read = encode.entries\n"
+        "def failing(sources):\n"
+        "    yield from read(sources)\n"
+        "    time.sleep(2)\n"
+        "    raise KeyError('unforeseen')\n"
+        "encode.entries = failing; cli(sys.argv[1:])"
+    )
+    arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--batch-size", 1]
+    process = python(toy, "-c", fails, *arguments, "--workers", workers, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1 and "unforeseen" in errors
+    assert len(TokenStore(tmp_path / "s")) == 5
+
+
+def test_what_waits_is_written_where_a_batch_fails(toy, photos, tmp_path, monkeypatch):
+    add = PartWriter.add
+
+    def failing(writer, *arguments):
+        if len(writer) == 3:
+            raise ValueError("the fourth")
+        add(writer, *arguments)
+
+    monkeypatch.setattr(PartWriter, "add", failing)
+    with pytest.raises(ValueError, match="the fourth"):
+        encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1)
+    assert len(TokenStore(tmp_path / "s")) == 3
+
+
+def test_a_store_that_no_file_can_be_renamed_into_has_its_unfinished_parts_inside(toy, photos, tmp_path, monkeypatch):
+    """As a folder that is mounted there, from the same disk too, which no question about mounts tells."""
+    replace, store = Path.replace, tmp_path / "store"
+
+    def within(path, target):
+        if path.parent != Path(target).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", within)
+    (photos / "broken.png").write_bytes(b"broken")
+    report = encode_pictures([photos], store, tokenizer="mean-colour")
+    assert report.pictures == 5 and f"see {store / '.unreadable'}" in report.as_text()
+    assert len(TokenStore(store)) == 5 and len(TokenStore(store).unreadable()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "store"))) == ["store"]
+    assert not list(store.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("at", [".store.", "store.", "store/."])
+def test_what_is_named_like_something_of_a_store_and_is_not_is_left_alone(toy, photos, tmp_path, at):
+    (photos / "broken.png").write_bytes(b"broken")
+    (tmp_path / "store").mkdir()
+    (tmp_path / f"{at}unreadable").mkdir()
+    names = ["part-notes.tmp", "part-1.tmp", "part-00000-000001.parquet.tmp.tmp", "unreadable/rank-abc.jsonl"]
+    mine = [tmp_path / f"{at}{name}" for name in names]
+    for path in mine:
+        path.write_text("mine")
+    for seen in (0, 5):
+        report = encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+        assert (report.pictures, report.skipped, report.unreadable) == (5 - seen, seen, 1)
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+    assert len(TokenStore(tmp_path / "store").unreadable()) == 1
+
+
+@pytest.mark.parametrize("at", ["store.unreadable", ".store.unreadable"])
+def test_a_report_that_cannot_be_written_costs_no_encode(toy, photos, tmp_path, at, caplog):
+    for name in ("a", "b"):
+        (photos / f"broken-{name}.png").write_bytes(b"broken")
+    (tmp_path / at).write_text("mine")
+    report = encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+    assert (report.pictures, report.unreadable) == (5, 2) and (tmp_path / at).read_text() == "mine"
+    written = at == "store.unreadable"
+    assert len(TokenStore(tmp_path / "store").unreadable()) == 2 * written
+    assert ("see " in report.as_text()) == written and "broken-a.png: no picture" in report.as_text()
+    assert caplog.text.count("what cannot be read is named nowhere: ") == (not written)
+
+
 def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tmp_path, monkeypatch):
     def starved(image, size, resize="crop"):
         if image.size == (9, 9):
@@ -370,7 +455,7 @@ def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy
     store = tmp_path / "store"
     other = writer(store, 1, 2)
     assert other.stdout.readline() == "2\n"
-    half_written = tmp_path / "store.part-00001-000001.parquet.tmp"
+    half_written = tmp_path / ".store.part-00001-000001.parquet.tmp"
     half_written.touch()
     with pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1, which would"):
         encode_pictures([photos], store, tokenizer="mean-colour")

@@ -104,21 +104,21 @@ def test_a_store_is_read_as_a_folder_while_it_is_written_and_after_a_kill(toy, p
     monkeypatch.undo()
     assert [set(found.values()) for found in seen] == [{1}, {2}, {3}]
     assert set(rows_by_reader(store, tmp_path / "after").values()) == {3}
-    assert [path.name for path in tmp_path.glob("store.*.tmp")] == ["store.part-00000-000004.parquet.tmp"]
+    assert [path.name for path in tmp_path.glob(".store.*.tmp")] == [".store.part-00000-000004.parquet.tmp"]
 
 
 def test_what_is_no_part_lies_in_the_store_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
     """Such as a mount; and it is found in both places."""
     row = Unreadable("x.jpg", "x.jpg", "broken")
     UnreadableLog(write(tmp_path / "store")).add(row)
-    assert (tmp_path / "store.unreadable/rank-00000.jsonl").exists()
+    assert (tmp_path / ".store.unreadable/rank-00000.jsonl").exists()
     (tmp_path / "link").symlink_to("store")
     assert TokenStore(tmp_path / "link").unreadable() == [row]
     monkeypatch.chdir(tmp_path / "store")
     assert TokenStore(".").unreadable() == [row]
-    monkeypatch.setattr("pathlib.Path.is_mount", lambda path: path.name == "store")
+    monkeypatch.setattr("toklip_core.store.writer.lies_beside", lambda store, rank: False)
     UnreadableLog(tmp_path / "store").add(row)
-    assert not (tmp_path / "store.unreadable/rank-00000.jsonl").exists()
+    assert not (tmp_path / ".store.unreadable/rank-00000.jsonl").exists()
     assert (tmp_path / "store/.unreadable/rank-00000.jsonl").exists() and TokenStore(".").unreadable() == [row]
     leftover = tmp_path / "store/.part-00000-000007.parquet.tmp"
     leftover.touch()
@@ -277,10 +277,10 @@ def test_a_reader_can_be_sent_to_a_worker(tmp_path):
 def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
     write(tmp_path, (3,))
     for name in ("part-00000-000002.parquet.tmp", "part-00001-000001.parquet.tmp"):
-        (tmp_path.parent / f"{tmp_path.name}.{name}").write_bytes(b"half")
+        (tmp_path.parent / f".{tmp_path.name}.{name}").write_bytes(b"half")
         (tmp_path / f".{name}").write_bytes(b"half, by an older version")
     writer = PartWriter(tmp_path, INFO, rank=0, world_size=2)
-    left = [*tmp_path.parent.glob(f"{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
+    left = [*tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
     assert {path.name.split("part-")[1] for path in left} == {"00001-000001.parquet.tmp"}  # of another rank
     assert len(left) == 2
     writer.add(*rows_of(2, 1))
@@ -291,13 +291,13 @@ def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
         "part-00000-000002.parquet",
     ]
     PartWriter(tmp_path, INFO, rank=0, world_size=1)
-    assert not [*tmp_path.parent.glob(f"{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
+    assert not [*tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
 
 
 def test_reports_of_all_ranks_are_one_list_without_what_the_store_holds(tmp_path):
     write(tmp_path, (3,))
     for rank, name in [(0, "a"), (0, "0/1.jpg"), (1, "b"), (1, "a")]:
-        folder = tmp_path / "__unreadable__" if rank else tmp_path.with_name(f"{tmp_path.name}.unreadable")
+        folder = tmp_path / "__unreadable__" if rank else tmp_path.with_name(f".{tmp_path.name}.unreadable")
         folder.mkdir(exist_ok=True)  # the former is where older versions put them
         with (folder / f"rank-{rank:05d}.jsonl").open("a") as file:
             file.write(f'{{"key": "{name}", "source": "s", "reason": "r"}}\n')

@@ -182,7 +182,7 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
 
     INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json) and Parquet files with a column of
     pictures. An encode that was killed continues when the same command is started again. Pictures that cannot be read
-    are listed in STORE.unreadable. Under torchrun or accelerate the processes share the work.
+    are listed in .STORE.unreadable. Under torchrun or accelerate the processes share the work.
 
     A picture's key is its path as typed, without a leading / or `..`; another picture with the same key, typed from
     another folder, is skipped as already stored: use another store for it, or type a longer path.

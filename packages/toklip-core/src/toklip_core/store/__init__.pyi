@@ -13,9 +13,9 @@ from .format import (
     FeatureInfo as FeatureInfo,
     StoreInfo as StoreInfo,
     Unreadable as Unreadable,
-    outside as outside,
     part_paths as part_paths,
     refuse_other as refuse_other,
+    report_paths as report_paths,
     reported as reported,
 )
 from .locks import writing as writing

@@ -17,7 +17,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -44,7 +45,7 @@ from toklip_core.pictures import (
 )
 from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_outside
 from toklip_core.store.columns import row_maker
-from toklip_core.store.format import UNREADABLE, StoreInfo, Unreadable, outside, part_paths, refuse_other
+from toklip_core.store.format import StoreInfo, Unreadable, part_paths, refuse_other, report_paths
 from toklip_core.store.locks import writing
 from toklip_core.store.reader import TokenStore
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
@@ -85,8 +86,9 @@ class EncodeReport:
         if self.stopped:
             text += "; stopped before the end: the same command goes on"
         if self.unreadable:
-            text += f"\n{self.unreadable} could not be read, see {outside(Path(self.store), UNREADABLE)}; the first: "
-            text += self.first_unreadable
+            folder = next((path.parent for path in report_paths(Path(self.store))), None)
+            seen = "" if folder is None else f", see {folder}"
+            text += f"\n{self.unreadable} could not be read{seen}; the first: {self.first_unreadable}"
         return text
 
 
@@ -117,7 +119,7 @@ def encode_pictures(
 ) -> EncodeReport:
     """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
 
-    Pictures that cannot be read are named in ``STORE.unreadable``, beside it, and tried again by the next call.
+    Pictures that cannot be read are named in ``.STORE.unreadable``, beside it, and tried again by the next call.
 
     Args:
         inputs: files, folders, globs, tars; see :func:`toklip_core.pictures.find_pictures`.
@@ -180,9 +182,9 @@ def encode_pictures(
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()
         written = time.perf_counter()
-        with progress_bar(_total(sources), shown=progress) as bar:
+        with progress_bar(_total(sources), shown=progress) as bar, closing(_batches(work, workers)) as batches:
             try:
-                for batch in _batches(work, workers):
+                for batch in batches:
                     if batch.keys:
                         rows = maker.rows(batch.levels, batch.crops)
                         writer.add(batch.keys, rows.ids, batch.captions, rows.features, rows.crops)
@@ -195,7 +197,7 @@ def encode_pictures(
                         written = time.perf_counter()
                     if stopped := stop is not None and stop():
                         break
-            except _WorkerDied:
+            except Exception:
                 writer.flush()
                 raise
         writer.flush()
@@ -250,13 +252,6 @@ class _Reading:
         """Return what those were reading that are no more."""
         alive = {child.pid for child in multiprocessing.active_children()}
         return [key for pid, key in self.processes().items() if key and pid not in alive]
-
-    def end(self) -> None:
-        """End the workers at once; they hold nothing that is not read again."""
-        mine = self.processes()
-        for child in multiprocessing.active_children():
-            if child.pid in mine:
-                child.kill()
 
 
 class _Batch(NamedTuple):
@@ -350,8 +345,11 @@ class _Work(IterableDataset[_Batch]):
         return levels, levels.pop() if self.cropped and levels else None
 
 
-def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
-    """Yield what the workers send; _WorkerDied, which names the picture, if one of them ends before its work does."""
+def _batches(work: _Work, workers: int) -> Generator[_Batch]:
+    """Yield what the workers send, whose errors are raised here.
+
+    If one of them ends before its work does, that is a _WorkerDied, which names the picture.
+    """
     total = _total(work.sources)
     if total is not None:  # a process for less than a batch takes longer to start than to work
         workers = min(workers, math.ceil(total / work.batch_size))
@@ -359,6 +357,7 @@ def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
         yield from work
         return
     reading = _Reading(workers)
+    others = multiprocessing.active_children()
     with warnings.catch_warnings():
         # Who asks for more processes than cores may wait for a disk, not for a core.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -369,22 +368,36 @@ def _batches(work: _Work, workers: int) -> Iterator[_Batch]:
             collate_fn=_as_it_is,
             worker_init_fn=_follow_the_parent,
         )
-        with held_back():
-            batches = iter(loader)
-    death = ""
+        try:
+            with held_back():
+                batches = iter(loader)
+        except BaseException:
+            _end_all_but(others)
+            raise
+    failure: Exception | None = None
     with _DeathsAtNext() as deaths:
         try:
             while (batch := deaths.next(batches)) is not None:
                 yield batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            death = _death_in_words(reading.of_the_dead(), work.max_pixels)
+        except Exception as error:
+            failure = error.with_traceback(None)  # its frames would keep what torch has of the workers
+            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+                failure = _WorkerDied(_death_in_words(reading.of_the_dead(), work.max_pixels))
         finally:
-            reading.end()
+            _end_all_but(others)
             del batches
-    if death:  # raised here, where nothing holds what torch keeps of the workers
-        raise _WorkerDied(death)
+    if failure is not None:  # raised here, where nothing holds them either
+        raise failure
+
+
+def _end_all_but(others: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """End the workers at once: they leave SIGTERM to this process, so it would wait for them when it ends.
+
+    They hold nothing that is not read again.
+    """
+    for child in multiprocessing.active_children():
+        if child not in others:
+            child.kill()
 
 
 def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:

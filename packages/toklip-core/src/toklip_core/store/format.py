@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import os
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -36,15 +37,14 @@ FEATURES = ("pooled", "tokens", "teacher")
 #: The column of more ids of a picture, of :mod:`toklip_core.pictures.ten_crop`.
 CROPS = "crops"
 
-#: The folder of the reports of a store, added to its name.
+#: The folder of the reports of a store.
 UNREADABLE = ".unreadable"
-
-# Bytes of a file's name, on most file systems.
-_LONGEST_NAME = 255
 
 # Where reports lay in a store before 0.1.0.
 _UNREADABLE_BEFORE = "__unreadable__"
+# Nothing else that is named nearly so is ours.
 _PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
+_REPORT_NAME = re.compile(r"rank-\d{5,}\.jsonl", re.ASCII)
 
 
 class FeatureInfo(Config):
@@ -104,7 +104,19 @@ class Unreadable(NamedTuple):
 def report_paths(store: Path) -> list[Path]:
     """Return the files in which the ranks named unreadable pictures."""
     folders = [*places(store, UNREADABLE), store / _UNREADABLE_BEFORE]
-    return [path for folder in folders for path in sorted(folder.glob("rank-*.jsonl"))]
+    paths = (path for folder in folders for path in sorted(folder.glob("rank-*.jsonl")))
+    return [path for path in paths if _REPORT_NAME.fullmatch(path.name) and path.is_file()]
+
+
+def leftover_parts(store: Path) -> list[Path]:
+    """Return the parts that are being written, or that a killed process left."""
+    found: list[Path] = []
+    for place in places(store, ".part-"):
+        for path in place.parent.glob(f"{glob.escape(place.name)}*.tmp"):
+            name = f"part-{path.name.removeprefix(place.name).removesuffix('.tmp')}"
+            if _PART_NAME.fullmatch(name) and path.is_file():
+                found.append(path)
+    return found
 
 
 def reported(store: Path) -> dict[str, Unreadable]:
@@ -122,22 +134,30 @@ def reported(store: Path) -> dict[str, Unreadable]:
     return found
 
 
-def outside(store: Path, name: str) -> Path:
-    """Return where to write what belongs to a store and is no part of it: beside the folder, its name before this one.
+def lies_beside(store: Path, rank: int) -> bool:
+    """Whether a rank writes what belongs to a store and is no part of it beside the folder: tries it with a file.
 
-    Polars reads every file below a folder that is not empty, hidden or not. Only where nothing can be written beside it
-    (the store is a mount, or the folder above is read-only), it is inside.
+    Polars reads every file below a folder that is not empty, hidden or not. Only where a file from beside cannot be
+    renamed into the store (it is a mount, the folder above is read-only, or the name is too long), it lies inside.
     """
-    beside, inside = places(store, name)
-    can = os.access(beside.parent, os.W_OK) and len(os.fsencode(beside.name)) <= _LONGEST_NAME
-    return beside if can and not inside.parent.is_mount() else inside
+    # Named so that the next encode removes it after a kill. It is empty: readers take no notice.
+    beside, inside = places(store, f".part-{rank:05d}-000000.parquet.tmp")
+    try:
+        beside.touch()
+        beside.replace(inside)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink()
+        return False
+    inside.unlink()
+    return True
 
 
 def places(store: Path, name: str) -> tuple[Path, Path]:
-    """Return where that may be: beside the store, and inside."""
+    """Return where that may be: beside the store, with its name, and inside; hidden, as the name begins with a dot."""
     # A link's target is where the parts are, and "." has no name.
     folder = store.resolve() if store.name in ("", "..") or store.is_symlink() else store
-    return folder.with_name(f"{folder.name}{name}"), folder / name
+    return folder.with_name(f".{folder.name}{name}"), folder / name
 
 
 def part_paths(store: Path) -> list[Path]:

@@ -3,8 +3,8 @@
     part-00000-000001.parquet    rank, number: key, ids (flat, raster order), height, width (of the grid), caption,
                                  features if a model was asked for them, and crops: ids of 20 more views of each
 
-Beside it, ``STORE.unreadable/rank-00000.jsonl`` says what could not be read, and why. Whatever else is in the folder is
-empty, so that every reader of Parquet can be given the folder.
+Beside it, ``.STORE.unreadable/rank-00000.jsonl`` says what could not be read, and why. Whatever else is in the folder
+is empty, so that every reader of Parquet can be given the folder.
 
 Every part carries, under ``toklip`` in its schema's metadata, what its ids mean (:class:`StoreInfo`). Parts are
 written beside and renamed: what has the name of a part is complete.

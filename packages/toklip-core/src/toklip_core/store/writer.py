@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import glob
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +24,16 @@ from toklip_core.store.format import (
     StoreInfo,
     Unreadable,
     checksums,
-    outside,
+    leftover_parts,
+    lies_beside,
     part_paths,
     part_schema,
     places,
     rank_of_part,
     report_paths,
 )
+
+_log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -50,10 +53,10 @@ class PartWriter:
     def __init__(self, path: Path, info: StoreInfo, *, rank: int = 0, world_size: int = 1) -> None:
         self._path, self._info, self._rank = path, info, rank
         path.mkdir(parents=True, exist_ok=True)
-        for place in places(path, ".part-"):
-            for leftover in place.parent.glob(f"{glob.escape(place.name)}*.tmp"):  # of a process that was killed
-                if _tidied_by(rank_of_part(leftover), rank, world_size):
-                    leftover.unlink()
+        for leftover in leftover_parts(path):
+            if _tidied_by(rank_of_part(leftover), rank, world_size):
+                leftover.unlink()
+        self._beside = lies_beside(path, rank)
         numbers = (int(part.stem.split("-")[2]) for part in part_paths(path) if rank_of_part(part) == rank)
         self._number = max(numbers, default=0) + 1
         self._schema = part_schema(info)
@@ -90,12 +93,13 @@ class PartWriter:
         """
         assert features.keys() == self._info.features.keys()
         assert (crops is not None) == (self._info.augment is not None)
+        # First what can fail: what waits is written then, too.
         halves = {name: _halves(name, feature) for name, feature in features.items()}
+        numbers = [grids.cpu().numpy().astype(self._info.ids_dtype) for grids in (ids, crops) if grids is not None]
         self._keys += keys
         self._captions += captions
-        self._ids.append(ids.cpu().numpy().astype(self._info.ids_dtype))
-        if crops is not None:
-            self._crops.append(crops.cpu().numpy().astype(self._info.ids_dtype))
+        self._ids.append(numbers[0])
+        self._crops += numbers[1:]
         for name, half in halves.items():
             self._features[name].append(half)
 
@@ -116,7 +120,8 @@ class PartWriter:
             columns[CROPS] = _lists(np.concatenate(self._crops))
         table = pa.table(columns, schema=self._schema)
         name = f"part-{self._rank:05d}-{self._number:06d}.parquet"
-        _write_whole(outside(self._path, f".{name}.tmp"), self._path / name, table)
+        beside, inside = places(self._path, f".{name}.tmp")
+        _write_whole(beside if self._beside else inside, self._path / name, table)
         self._number += 1
         self._empty()
 
@@ -135,13 +140,20 @@ class UnreadableLog:
         for old in report_paths(path):  # every unreadable picture is tried again, and written again
             if _tidied_by(rank_of_part(old), rank, world_size):
                 old.unlink()
-        self.path = outside(path, UNREADABLE) / f"rank-{rank:05d}.jsonl"
+        beside, inside = places(path, UNREADABLE)
+        self.path = (beside if lies_beside(path, rank) else inside) / f"rank-{rank:05d}.jsonl"
+        self._written = True
 
     def add(self, row: Unreadable) -> None:
-        """Write a line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row._asdict()) + "\n")
+        """Write a line; where that fails, say so in the log, once: the pictures that are read matter more."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row._asdict()) + "\n")
+        except OSError as error:
+            if self._written:
+                _log.warning("what cannot be read is named nowhere: %s", error)
+            self._written = False
 
 
 @contextmanager
