@@ -241,7 +241,7 @@ def workers_of(process):
     """The processes that read pictures, once there are any."""
     while True:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        names = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        names = {child: cmdline.read_bytes() for child in children if (cmdline := Path(f"/proc/{child}/cmdline")).exists()}
         if found := [int(child) for child, name in names.items() if b"resource_tracker" not in name]:
             return found
         assert process.poll() is None, process.stderr.read()
@@ -276,9 +276,9 @@ def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path, number):
 
 def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy, tmp_path):
     process, store = slow_encode(toy, tmp_path)
-    (worker, *_) = workers_of(process)
     while not list(store.glob("part-*")):
         time.sleep(0.01)
+    (worker, *_) = workers_of(process)  # by now: a child that lives for a moment at the start is no worker
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.count("\n") == 1, errors
