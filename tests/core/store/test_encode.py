@@ -241,7 +241,8 @@ def workers_of(process):
     """The processes that read pictures, once there are any."""
     while True:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        names = {child: cmdline.read_bytes() for child in children if (cmdline := Path(f"/proc/{child}/cmdline")).exists()}
+        lines = {child: Path(f"/proc/{child}/cmdline") for child in children}
+        names = {child: line.read_bytes() for child, line in lines.items() if line.exists()}
         if found := [int(child) for child, name in names.items() if b"resource_tracker" not in name]:
             return found
         assert process.poll() is None, process.stderr.read()
