@@ -101,7 +101,7 @@ def test_any_byte_written_over_and_any_cut_give_the_right_rows_or_one_line(tmp_p
 
 
 def test_a_damaged_page_is_named_with_the_rows_of_its_group(tmp_path):
-    """Of 2,500 rows the second group, whoever reads it; the others are read as they are."""
+    """The second group of 2,500 rows is named, whoever reads it; the others are read as they are."""
     writer = PartWriter(tmp_path, INFO.model_copy(update=dict.fromkeys(("augment", "pooled", "tokens", "teacher"))))
     ids = torch.randint(0, 300, (2500, 4, 4), generator=torch.Generator().manual_seed(0))
     writer.add([str(number) for number in range(2500)], ids, [None] * 2500)

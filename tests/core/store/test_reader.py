@@ -108,7 +108,7 @@ def test_a_store_is_read_as_a_folder_while_it_is_written_and_after_a_kill(toy, p
 
 
 def test_what_is_no_part_lies_in_the_store_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
-    """Such as a mount; and it is found in both places."""
+    """A mount is such a place; what lies inside or beside is found."""
     row = Unreadable("x.jpg", "x.jpg", "broken")
     UnreadableLog(write(tmp_path / "store")).add(row)
     assert (tmp_path / ".store.unreadable/rank-00000.jsonl").exists()
@@ -137,7 +137,7 @@ def test_a_store_is_only_read_by_who_reads_it_and_may_be_moved(tmp_path):
 
 
 def features_of(count, seed=0):
-    """Of a grid of 4 x 4; float16 holds them exactly."""
+    """Return features of a grid of 4 x 4; float16 holds them exactly."""
     shapes = {"pooled": (count, 6), "tokens": (count, 16, 4), "teacher": (count, 6)}
     draw = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=draw).half().float() for name, shape in shapes.items()}

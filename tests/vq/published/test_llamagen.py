@@ -72,7 +72,7 @@ def test_every_layout_loads_the_weights_that_are_preferred(tmp_path, layout):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_of_a_training_in_several_processes_or_compiled_are_read(tmp_path, prefix):
-    """And an average that was not taken is None beside the weights."""
+    """An average that was not taken is None beside the weights."""
     tensors = constants("llamagen_vq8")
     content = {"ema": None, "model": {prefix + name: tensor for name, tensor in tensors.items()}}
     torch.save(content, tmp_path / "weights.pt")

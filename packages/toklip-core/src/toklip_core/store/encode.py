@@ -197,7 +197,7 @@ def encode_pictures(
                         written = time.perf_counter()
                     if stopped := stop is not None and stop():
                         break
-            except Exception:
+            except Exception:  # whatever ends an encode, what waits was paid for
                 writer.flush()
                 raise
         writer.flush()
