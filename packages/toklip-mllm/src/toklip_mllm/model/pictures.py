@@ -83,7 +83,7 @@ def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXEL
 
 
 def name_of(picture: Picture) -> str:
-    """Return what an error calls it beside its number: the file or address, at most 80 letters; nothing for values."""
+    """Return what an error calls it beside its number: the file or address, at most 200 letters; nothing for values."""
     return f" ({one_line(picture, longest=200)!r})" if isinstance(picture, str | Path) else ""
 
 
