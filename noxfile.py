@@ -177,9 +177,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def results(session: nox.Session) -> None:
-    """Train what docs/results.md compares, write its tables: `nox -s results -- [NAME]`; two hours.
+    """Train what docs/results/ compares and write the tables there: `nox -s results -- [NAME]`; it takes two hours.
 
-    With more arguments the tables of NAME are printed alone.
+    With more arguments the tables of NAME are only printed.
     """
     install(session, PACKAGES, "scikit-learn")
     # Semantics first: its teachers serve generation.
@@ -188,7 +188,7 @@ def results(session: nox.Session) -> None:
     if arguments and arguments[0] in scripts:
         names = [arguments.pop(0)]
     for name in names:
-        session.run("python", str(scripts[name]), *(arguments or ["--page", "docs/results.md"]))
+        session.run("python", str(scripts[name]), *(arguments or ["--page", f"docs/results/{name}.md"]))
 
 
 if __name__ == "__main__":

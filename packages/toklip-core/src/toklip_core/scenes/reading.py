@@ -3,7 +3,7 @@
     levels -> background, a plane a channel -> what is not it -> connected parts -> colour by hue, shape by the renderer
 
 Exact where the background is plain, which is why captions say so. Measured on scenes themselves, and on what a
-tokenizer makes of them: docs/results.md.
+tokenizer makes of them: docs/results/generation.md.
 
 Shape letters: S picture side, n pixels.
 """
