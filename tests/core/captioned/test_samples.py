@@ -208,7 +208,7 @@ def test_a_source_of_which_nothing_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "a.txt").write_text("a caption")
     data = samples({"kind": "pictures", "inputs": [str(tmp_path)]})
-    with pytest.raises(ValueError, match=r"none of 1 captioned pictures can be read; the last is .*a.png: no pict"):
+    with pytest.raises(ValueError, match=r"none of 1 captioned pictures can be used; the last is .*a.png: no pict"):
         data[0, 0]
 
 

@@ -112,7 +112,7 @@ def test_a_talk_about_a_scene_has_its_questions_and_answers():
     [source] = open_sources([SceneTalk(kind="scenes", count=5, captions=1.0)], PICTURING, seed=0)
     for index in range(5):
         drawn = scene(5 + index, size=32)
-        talk = source.read((1, index)).conversation
+        talk = source[1, index].conversation
         pairs = [(ask["content"].removeprefix("<image>\n"), answer["content"]) for ask, answer in
                  zip(talk.messages[::2], talk.messages[1::2], strict=True)]  # fmt: skip
         asked = {(question.text, question.answer) for question in drawn.questions}
@@ -124,7 +124,7 @@ def test_a_talk_about_a_scene_has_its_questions_and_answers():
 
 def test_turns_bound_the_questions_and_no_share_asks_for_no_caption():
     [source] = open_sources([SceneTalk(kind="scenes", count=20, captions=0.0, turns=2)], PICTURING, seed=0)
-    assert {len(source.read((0, index)).conversation.messages) for index in range(20)} == {4}
+    assert {len(source[0, index].conversation.messages) for index in range(20)} == {4}
 
 
 def test_the_vocabulary_comes_from_all_sources(world):
@@ -180,7 +180,7 @@ def test_a_broken_picture_is_named_and_the_next_takes_its_place(processor, tmp_p
 
 def test_a_file_of_broken_pictures_alone_is_an_error(processor, tmp_path):
     row = {"image": "missing.png", "conversations": said([("human", "<image>"), ("gpt", "red")])}
-    with pytest.raises(ValueError, match=r"none of 1 conversations can be used; the last: .*missing\.png"):
+    with pytest.raises(ValueError, match=r"none of 1 conversations can be used; the last is .*missing\.png"):
         samples(processor, written(tmp_path, row))[0, 0]
 
 

@@ -22,13 +22,13 @@ from toklip_vq.training import (
     RECIPES,
     FolderSource,
     HeldOutConfig,
-    Mixture,
     PhotographsSource,
     ScenesSource,
     VQTrainConfig,
     VQTraining,
     evaluate_vqgan,
     held_out_pictures,
+    open_sources,
     parameter_groups,
     start_codebook,
     train_vq,
@@ -226,7 +226,7 @@ def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_al
 def test_the_codebook_starts_from_latents(tiny: Path):
     config = load_config(tiny, VQTrainConfig)
     vqgan = build_vqgan(config.model)
-    samples = Mixture(config.data, size=32, seed=0)
+    samples = open_sources(config.data, size=32, seed=0)
     start_codebook(vqgan, samples, config)
     rows = torch.nn.functional.normalize(vqgan.latents(torch.stack([samples[0, i] for i in range(30)])), dim=1)
     distance = torch.cdist(vqgan.codebook.weight, rows.movedim(1, -1).flatten(0, 2)).min(-1).values
@@ -279,7 +279,7 @@ def test_every_recipe_parses_and_builds(name: str):
 
 def test_samples_depend_on_seed_epoch_and_index_alone():
     sources = [ScenesSource(kind="scenes", count=3), PhotographsSource(kind="photographs", count=2)]
-    samples = [Mixture(sources, size=24, seed=seed) for seed in (1, 1, 2)]
+    samples = [open_sources(sources, size=24, seed=seed) for seed in (1, 1, 2)]
     keys = [(epoch, index) for epoch in (0, 1) for index in range(5)]
     pictures = [[mixture[key] for key in keys] for mixture in samples]
     assert all(torch.equal(one, other) for one, other in zip(*pictures[:2], strict=True))
@@ -293,13 +293,13 @@ def test_a_folder_is_cropped_and_its_broken_pictures_are_left_out(tmp_path: Path
     Image.fromarray(gradient).save(tmp_path / "wide.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     whole = FolderSource(kind="folder", folder=tmp_path, smallest_crop=1.0, flip=False)
-    crops = [Mixture([whole], size=20, seed=0)[epoch, index] for epoch in range(4) for index in range(2)]
-    assert "broken.jpg is left out" in caplog.text
+    crops = [open_sources([whole], size=20, seed=0)[epoch, index] for epoch in range(4) for index in range(2)]
+    assert "broken.jpg: no picture in a format" in caplog.text
     for crop in crops:
         slopes = crop[0].diff(dim=-1)
         assert slopes.min() >= 0 and slopes.mean() * 19 == pytest.approx(2 * 38 / 59, abs=0.05), "40 of 60 columns"
     flipped = FolderSource(kind="folder", folder=tmp_path, smallest_crop=0.5)
-    slopes = [Mixture([flipped], size=20, seed=0)[epoch, 1][0].diff(dim=-1).mean().item() for epoch in range(12)]
+    slopes = [open_sources([flipped], size=20, seed=0)[epoch, 1][0].diff(dim=-1).mean().item() for epoch in range(12)]
     assert min(slopes) < 0 < max(slopes)
     assert max(slopes) < 2 * 40 / 60 / 19 and max(slopes) > 2 * 20 / 60 / 19 * 0.9
 
@@ -307,7 +307,7 @@ def test_a_folder_is_cropped_and_its_broken_pictures_are_left_out(tmp_path: Path
 def test_a_folder_counts_as_often_as_it_is_told(tmp_path: Path):
     for value in (0, 255):
         Image.new("RGB", (30, 30), (value,) * 3).save(tmp_path / f"{value}.png")
-    mixture = Mixture([FolderSource(kind="folder", folder=tmp_path, count=3)], size=16, seed=0)
+    mixture = open_sources([FolderSource(kind="folder", folder=tmp_path, count=3)], size=16, seed=0)
     values = [mixture[epoch, index].mean().item() for epoch in (0, 1) for index in range(3)]
     assert values == [-1, 1, -1, 1, -1, 1]
 

@@ -9,19 +9,16 @@ Nothing is mirrored: captions say left and right.
 
 from __future__ import annotations
 
-import logging
 import random
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
-from typing import Any, NamedTuple, Protocol, Required, TypedDict
+from itertools import chain
+from typing import NamedTuple, Protocol, Required, TypedDict
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from toklip_core.captioned.readers import Captioned, CaptionReader, PictureDataset, PictureFiles, PictureTable
+from toklip_core.captioned.readers import CaptionReader, PictureDataset, PictureFiles, PictureTable
 from toklip_core.captioned.settings import (
     CaptionedDataset,
     CaptionedPictures,
@@ -30,12 +27,10 @@ from toklip_core.captioned.settings import (
     CaptionedTable,
     CaptionSource,
 )
-from toklip_core.pictures import PictureError, Resize, random_crop, resized
+from toklip_core.pictures import Resize, levels_of, random_crop, resized
 from toklip_core.scenes import scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_other
-from toklip_core.training import derived_seed, shuffled, window_order
-
-_log = logging.getLogger(__name__)
+from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 
 
 class Sample(TypedDict, total=False):
@@ -124,7 +119,7 @@ class CaptionedSamples:
             else:
                 crop = _Crop(image_size, resize, smallest_crop)
                 self._parts.append(_Pictures(_reader(source), crop, derived_seed(seed, number)))
-        self._ends = list(accumulate(len(part) for part in self._parts))
+        self._samples = Concatenation(self._parts)
         self._stores = [part.store for part in self._parts if isinstance(part, _Stored)]
         for other in self._stores[1:]:
             first = self._stores[0]
@@ -136,12 +131,10 @@ class CaptionedSamples:
         return self._stores[0].info if self._stores else None
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        part = bisect_right(self._ends, index)
-        return self._parts[part][epoch, index - (self._ends[part - 1] if part else 0)]
+        return self._samples[key]
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
         """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``.
@@ -171,11 +164,7 @@ class CaptionedSamples:
         return sorted(found)
 
 
-class _Part(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample: ...
-
+class _Part(Samples[Sample], Protocol):
     def all_captions(self) -> Iterator[str] | None: ...
 
 
@@ -194,7 +183,7 @@ class _Scenes:
             number, seed=source.seed, size=self._size, objects=source.objects, background=source.background
         )
         caption = random.Random(derived_seed(self._seed, *key)).choice(drawn.captions)
-        return Sample(pixels=_levels(drawn.pixels), caption=caption)
+        return Sample(pixels=levels_of(drawn.pixels), caption=caption)
 
     def all_captions(self) -> None:
         return None
@@ -220,25 +209,16 @@ class _Pictures:
         return len(self._reader)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        image, captions = self._readable(key[1])
+        reader = self._reader
+        image, captions = first_usable(
+            reader.__getitem__, key[1], len(reader), name=reader.place, what="captioned pictures"
+        )
         draw = random.Random(derived_seed(self._seed, *key))
         caption = draw.choice(captions)
-        return Sample(pixels=_levels(self._crop(image, draw)), caption=caption)
+        return Sample(pixels=levels_of(self._crop(image, draw)), caption=caption)
 
     def all_captions(self) -> Iterator[str] | None:
         return self._reader.all_captions()
-
-    def _readable(self, index: int) -> Captioned:
-        """The picture of a number, or the next that can be read: one broken file must not end a week's run."""
-        problem = ""
-        for offset in range(len(self)):
-            number = (index + offset) % len(self)
-            try:
-                return self._reader[number]
-            except PictureError as error:
-                problem = f"{self._reader.place(number)}: {error}"
-                _log.warning("left out: %s", problem)
-        raise ValueError(f"none of {len(self)} captioned pictures can be read; the last is {problem}")
 
 
 class _Stored:
@@ -286,7 +266,3 @@ def _reader(source: CaptionedPictures | CaptionedTable | CaptionedDataset) -> Ca
 def _of_training(info: StoreInfo) -> StoreInfo:
     """What has to agree between stores that are read together."""
     return info.model_copy(update={"pooled": None, "tokens": None})
-
-
-def _levels(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

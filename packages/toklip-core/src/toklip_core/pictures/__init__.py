@@ -4,7 +4,8 @@
     upright.py  any mode -> 8-bit RGB on white               pixels.py    RGB picture -> pixels, and back
     tars.py     members of a tar, without extracting         lazy.py      pictures that are opened when they are needed
     ten_crop.py twenty views of a picture                    sheet.py     pictures and words on one sheet
-    png_texts.py  PNG files with long texts                parquet_rows.py  pictures in a column of a Parquet file
+    png_texts.py  PNG files with long texts                  parquet_rows.py  pictures in a column of a Parquet file
+    random_crops.py  random parts of a picture, for training
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

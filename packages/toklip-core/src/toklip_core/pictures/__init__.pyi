@@ -28,11 +28,16 @@ from .parquet_rows import (
 )
 from .pixels import (
     Resize as Resize,
+    levels_of as levels_of,
     normalized as normalized,
     resized as resized,
     to_levels as to_levels,
     to_picture as to_picture,
     to_pixels as to_pixels,
+)
+from .random_crops import (
+    random_crop as random_crop,
+    random_square as random_square,
 )
 from .sheet import (
     PANEL_GAP as PANEL_GAP,
@@ -54,7 +59,6 @@ from .ten_crop import (
     UPRIGHT as UPRIGHT,
     VIEWS as VIEWS,
     all_views as all_views,
-    random_crop as random_crop,
     upright_crops as upright_crops,
 )
 from .upright import upright_rgb as upright_rgb

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,11 @@ def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:
 def normalized(levels: Tensor) -> Tensor:
     """Return 8-bit levels (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1."""
     return levels.float() / 127.5 - 1
+
+
+def levels_of(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
+    """Return a picture, or its bytes (H, W, 3), as levels (3, H, W), uint8; see :func:`normalized`."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def to_levels(pixels: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ dataset/imagenet.py; the order within ten is torchvision's, transforms.TenCrop.
 
 from __future__ import annotations
 
-import math
-import random
 from typing import Any
 
 import numpy as np
@@ -53,30 +51,3 @@ def all_views(crops: Tensor) -> Tensor:
     """
     fives = torch.split(crops, 5, dim=1)
     return torch.cat([view for five in fives for view in (five, five.flip(-1))], dim=1)
-
-
-# As torchvision's RandomResizedCrop.
-_ASPECT_RATIOS = (3 / 4, 4 / 3)
-_CROPS_TRIED = 10
-
-
-def random_crop(width: int, height: int, smallest: float, draw: random.Random) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a random part of a picture.
-
-    Its area is a share of the picture's, uniform from ``smallest`` to 1; the logarithm of its sides' ratio is uniform
-    between those of 3:4 and 4:3; its place is uniform. After ten draws that do not fit, it is the largest centred part
-    of an allowed ratio.
-
-    Source: torchvision, transforms.RandomResizedCrop, which open_clip and TokLIP train with.
-    """
-    low, high = _ASPECT_RATIOS
-    for _ in range(_CROPS_TRIED):
-        area = width * height * draw.uniform(smallest, 1)
-        ratio = math.exp(draw.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = draw.randint(0, width - w), draw.randint(0, height - h)
-            return left, top, left + w, top + h
-    w, h = min(width, round(height * high)), min(height, round(width / low))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h

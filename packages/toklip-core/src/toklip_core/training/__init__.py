@@ -3,7 +3,7 @@
     loop.py        fit(), read top to bottom       optimizers.py  AdamW and Muon, their groups
     order.py       which sample comes when         losses.py      contrasts and distillation
     passes.py      micro-batches of a step         run_folder.py  saves, logs, resume
-    signals.py     SIGTERM ends a run with a save
+    signals.py     SIGTERM ends a run with a save  sources.py     several sources, one after another
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

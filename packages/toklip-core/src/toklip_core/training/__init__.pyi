@@ -1,7 +1,6 @@
 from .loop import (
     Evaluation as Evaluation,
     FitReport as FitReport,
-    Samples as Samples,
     fit as fit,
     learning_rate_factor as learning_rate_factor,
 )
@@ -30,4 +29,10 @@ from .signals import (
     held_back as held_back,
     leave_signals_to_the_parent as leave_signals_to_the_parent,
     stop_on_signals as stop_on_signals,
+)
+from .sources import (
+    Concatenation as Concatenation,
+    Samples as Samples,
+    UnusableSampleError as UnusableSampleError,
+    first_usable as first_usable,
 )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,25 +33,12 @@ from toklip_core.config import RunConfig
 from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
 from toklip_core.training.run_folder import RunFolder, TrainState, whole
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
+from toklip_core.training.sources import Samples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 from toklip_core.training.order import SampleKeys, shuffled
 from toklip_core.training.passes import Contrast, Losses, Passes
-
-
-class Samples(Protocol):
-    """A map-style data set whose samples are functions of the epoch and the index alone.
-
-    Workers copy it, so it must be picklable; randomness in it must come from :func:`derived_seed`, not from a
-    global generator.
-    """
-
-    def __len__(self) -> int:
-        """The samples of an epoch."""
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:  # noqa: ANN401 - what `collate` takes
-        """Return the sample (epoch, index)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class FitReport(NamedTuple):
 
 def fit(
     model: nn.Module,
-    samples: Samples,
+    samples: Samples[Any],
     objective: Callable[[nn.Module, Any, int], Losses],
     run: RunConfig,
     out: Path,
@@ -332,7 +319,11 @@ def _anywhere(accelerator: Accelerator, number: int) -> int:
 
 
 def _loader(
-    samples: Samples, keys: SampleKeys, run: RunConfig, collate: Callable[[list[Any]], Any] | None, device: torch.device
+    samples: Samples[Any],
+    keys: SampleKeys,
+    run: RunConfig,
+    collate: Callable[[list[Any]], Any] | None,
+    device: torch.device,
 ) -> DataLoader[Any]:
     return DataLoader(
         samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone

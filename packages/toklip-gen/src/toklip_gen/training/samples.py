@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import logging
 import random
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import accumulate
-from typing import NamedTuple, Protocol, Required, TypedDict, cast
+from typing import NamedTuple, Required, TypedDict, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from toklip_core.captioned import CaptionedSamples, CaptionedScenes, CaptionSource
 from toklip_core.evaluation import class_folders, distinct, folders_above, folders_of_keys, named, ordered
-from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, Picture, PictureError, Resize
+from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, Picture, Resize, levels_of, random_square
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
-from toklip_core.training import derived_seed, shuffled, window_order
+from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 from torch import Tensor
 
 from toklip_gen.generator import ClassCondition
@@ -73,12 +70,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return batch
 
 
-class _Part(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample: ...
-
-
 class GeneratorSamples:
     """All sources one after another, as :class:`toklip_core.training.Samples`; :func:`collate` goes with it.
 
@@ -110,23 +101,23 @@ class GeneratorSamples:
             self.classes = numbered_classes(labelled, condition)
             if self._stores:
                 self._warn_of_sorted_rows([name for one in labelled for name in one.of_pictures])
-        self._parts: list[_Part] = []
+        parts: list[Samples[Sample]] = []
         for number, source in enumerate(config.data):
             seed = derived_seed(config.run.seed, number)
             if of_class:
                 labels = [self.classes[name] for name in labelled[number].of_pictures]
             if isinstance(source, StoredIds):
-                self._parts.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
+                parts.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
             elif isinstance(source, ClassFolders):
                 pictures = cast(LabelledPictures, labelled[number].pictures).pictures
-                self._parts.append(_Folders(source, pictures, labels, config.image_size, seed))
+                parts.append(_Folders(source, pictures, labels, config.image_size, seed))
             elif of_class:
                 numbers = [self.classes[name] for name in CLASSES]
-                self._parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
+                parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
             else:
                 caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
-                self._parts.append(cast(_Part, caption(source)))
-        self._ends = list(accumulate(len(part) for part in self._parts))
+                parts.append(cast(Samples[Sample], caption(source)))
+        self._samples = Concatenation(parts)
 
     @property
     def stored(self) -> StoreInfo | None:
@@ -134,15 +125,13 @@ class GeneratorSamples:
         return self._stores[0].info if self._stores else None
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._samples)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        part = bisect_right(self._ends, index)
-        sample = self._parts[part][epoch, index - (self._ends[part - 1] if part else 0)]
         # Of the sample, not of the step: so two processes drop what one would.
         drop = random.Random(derived_seed(self._seed, epoch, index, -1)).random() < self._dropout
-        return Sample(**{**sample, "drop": drop})
+        return Sample(**{**self._samples[key], "drop": drop})
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
         """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``."""
@@ -297,26 +286,18 @@ class _Folders:
         return len(self._pictures)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        image, label = self._readable(key[1])
+        pictures, labels = self._pictures, self._labels
+        image, label = first_usable(
+            lambda number: (pictures[number].read(), labels[number]),
+            key[1],
+            len(self),
+            name=lambda number: pictures[number].name,
+            what="pictures",
+        )
         draw = random.Random(derived_seed(self._seed, *key))
         side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
-        left, top = draw.uniform(0, image.width - side), draw.uniform(0, image.height - side)
-        box = (left, top, left + side, top + side)
-        crop = image.resize((self._size, self._size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
-        if self._source.flip and draw.random() < 0.5:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return Sample(pixels=torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous(), label=label)
-
-    def _readable(self, index: int) -> tuple[Image.Image, int]:
-        """The picture of a number, or the next one that can be read: one broken file must not end a week's run."""
-        for offset in range(len(self)):
-            number = (index + offset) % len(self)
-            picture = self._pictures[number]
-            try:
-                return picture.read(), self._labels[number]
-            except PictureError as error:
-                _log.warning("%s is left out: %s", picture.name, error)
-        raise ValueError(f"no picture below {self._source.folder} can be read")
+        crop = random_square(image, side, self._size, draw, flip=self._source.flip)
+        return Sample(pixels=levels_of(crop), label=label)
 
 
 class _Scenes:
@@ -332,8 +313,7 @@ class _Scenes:
         epoch, index = key
         number, source = epoch * len(self) + index, self._source
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
-        pixels = torch.from_numpy(drawn.pixels).permute(2, 0, 1).contiguous()
-        return Sample(pixels=pixels, label=self._numbers[drawn.labels[0]])
+        return Sample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
 
 
 def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:

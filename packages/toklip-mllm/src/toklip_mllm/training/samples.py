@@ -11,8 +11,6 @@ encoder has nothing to do either; they stay in the store, and conversations are 
 from __future__ import annotations
 
 import hashlib
-import logging
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -20,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from toklip_core.pictures import PictureError
-from toklip_core.training import derived_seed, shuffled
+from toklip_core.training import Concatenation, UnusableSampleError, derived_seed, first_usable, shuffled
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPProcessor
@@ -30,8 +27,6 @@ from toklip_mllm.training.sources import TOKEN_MEMORY, Source, Talk
 
 #: Batches that are grouped by length together: more of them give less padding, and an order that is less random.
 _BATCHES = 50
-
-_log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -72,7 +67,7 @@ class TalkSamples:
     ) -> None:
         self._sources, self._processor, self._grid = list(sources), processor, grid
         self._max_length, self._batch_size, self._window = max_length, batch_size, window
-        self._ends = list(accumulate(map(len, sources)))
+        self._talks = Concatenation(self._sources)
 
     @cached_property
     def collate(self) -> Any:  # noqa: ANN401 - a function that can be pickled
@@ -80,7 +75,7 @@ class TalkSamples:
         return partial(collate, pad_id=int(self._processor.tokenizer.pad_token_id or 0))
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return len(self._talks)
 
     def try_templates(self) -> None:
         """Render conversations of each kind, before hours of training come to one; ValueError that names it."""
@@ -91,21 +86,15 @@ class TalkSamples:
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        part = bisect_right(self._ends, index)
-        source, first = self._sources[part], self._ends[part - 1] if part else 0
-        problem = ""
-        for offset in range(len(source)):
-            place = (index - first + offset) % len(source)
-            try:
-                sample = self._sample(source.read((epoch, place)))
-            except PictureError as error:
-                problem = str(error)
-            else:
-                if not isinstance(sample, str):
-                    return sample
-                problem = sample
-            _log.warning("left out: %s", problem)
-        raise ValueError(f"none of {len(source)} conversations can be used; the last: {problem}")
+        number, place = self._talks.place(index)
+        source = self._sources[number]
+        return first_usable(
+            lambda place: self._sample(source[epoch, place]),
+            place,
+            len(source),
+            name=source.name,
+            what="conversations",
+        )
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
         """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``.
@@ -184,8 +173,8 @@ class TalkSamples:
         tokens = self._grid[0] * self._grid[1]
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
-    def _sample(self, talk: Talk) -> Sample | str:
-        """The tokens of a conversation, or why it is left out."""
+    def _sample(self, talk: Talk) -> Sample:
+        """The tokens of a conversation; UnusableSampleError if nothing can be learnt from them."""
         ids = talk.ids
         if ids is None:
             ids = torch.zeros(len(talk.conversation.pictures), *self._grid, dtype=torch.int64)
@@ -193,9 +182,9 @@ class TalkSamples:
         cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
         image = self._processor.image_token_id
         if (cut.input_ids == image).sum() < (example.input_ids == image).sum():
-            return f"{talk.conversation.name}: {self._max_length} tokens end within its pictures"
+            raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
         if (cut.labels[1:] < 0).all():
-            return f"{talk.conversation.name}: {self._max_length} tokens have nothing that the assistant says"
+            raise UnusableSampleError(f"{self._max_length} tokens have nothing that the assistant says")
         return Sample(cut, talk.levels, talk.tokens)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from toklip_core.pictures import PictureError, Resize, key_of, open_picture, resized
+from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
 from toklip_core.scenes import Question, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_other
 from toklip_core.training import derived_seed
@@ -73,8 +73,11 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Conversations of an epoch."""
 
-    def read(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> Talk:
         """Return a conversation with its pictures; PictureError if one of them cannot be read."""
+
+    def name(self, index: int) -> str:
+        """Return what messages call a conversation."""
 
     def texts(self, index: int) -> list[str]:
         """Return what is said in a conversation of epoch 0."""
@@ -174,7 +177,7 @@ class SceneSource:
     def __len__(self) -> int:
         return self._source.count
 
-    def read(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> Talk:
         """Return a conversation about a new scene."""
         drawn = scene(key[0] * len(self) + key[1], seed=self._source.seed, size=self._size)
         draw = random.Random(derived_seed(self._seed, *key))
@@ -189,8 +192,12 @@ class SceneSource:
         ]
         messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
         # No picture in it: its levels are beside it.
-        talk = Conversation(f"scene {drawn.index} of seed {drawn.seed}", tuple(messages), ("",))
-        return Talk(talk, _levels(drawn.pixels)[None], None)
+        talk = Conversation(self.name(drawn.index), tuple(messages), ("",))
+        return Talk(talk, levels_of(drawn.pixels)[None], None)
+
+    def name(self, index: int) -> str:
+        """Return the number of a scene, and the seed."""
+        return f"scene {index} of seed {self._source.seed}"
 
     def texts(self, index: int) -> list[str]:
         """Return all questions, answers and captions of a scene, and the requests."""
@@ -200,7 +207,7 @@ class SceneSource:
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield the first conversation: of all of them, the question comes first."""
-        yield self.read((0, 0)).conversation
+        yield self[0, 0].conversation
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return one length for all."""
@@ -243,7 +250,7 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def read(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> Talk:
         """Return a conversation, with the levels or ids of its pictures."""
         talk = self._talk(key[1])
         if not talk.pictures:
@@ -254,7 +261,7 @@ class FileSource:
         return Talk(talk, torch.stack([self._read(str(picture)) for picture in talk.pictures]), None)
 
     def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
-        """Have :meth:`read` give tokens, too; sources of one store share it, and what it keeps in memory."""
+        """Read tokens, too, from now on; sources of one store share it, and what it keeps in memory."""
         assert self.path is not None and self.stored is not None and self.stored.tokens is not None
         rows, columns = self._picturing.grid
         each = 2 * rows * columns * self.stored.tokens.width
@@ -265,6 +272,10 @@ class FileSource:
         group_of = np.searchsorted(sizes.cumsum(), self._places, side="right")
         of_talks = np.where(self._first < 0, -1, group_of[self._first] if len(group_of) else -1)
         self.groups = Groups(self.path, of_talks, sizes * each)
+
+    def name(self, index: int) -> str:
+        """Return the file and the row, and the id if it has one."""
+        return self._talk(index).name
 
     def texts(self, index: int) -> list[str]:
         """Return what is said in a conversation."""
@@ -296,7 +307,7 @@ class FileSource:
             picture = open_picture(path, max_pixels=self._max_pixels)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
-        return _levels(np.array(resized(picture, self._picturing.image_size, self._picturing.resize)))
+        return levels_of(resized(picture, self._picturing.image_size, self._picturing.resize))
 
 
 def _stored_ids(
@@ -332,7 +343,3 @@ def _stored_ids(
 def _of_ids(info: StoreInfo) -> StoreInfo:
     """What has to agree between stores whose ids are read together."""
     return info.model_copy(update=dict.fromkeys(("augment", "pooled", "tokens", "teacher")))
-
-
-def _levels(picture: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

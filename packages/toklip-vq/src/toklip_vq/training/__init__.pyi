@@ -12,8 +12,8 @@ from .losses import (
     quantize_straight_through as quantize_straight_through,
 )
 from .samples import (
-    Mixture as Mixture,
     held_out_pictures as held_out_pictures,
+    open_sources as open_sources,
 )
 from .settings import (
     RECIPES as RECIPES,

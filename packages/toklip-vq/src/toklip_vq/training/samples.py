@@ -5,19 +5,16 @@ A sample is a function of (seed, epoch, index): workers, processes and resumed r
 
 from __future__ import annotations
 
-import logging
 import random
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from toklip_core.evaluation import refuse_unreadable
-from toklip_core.pictures import Entry, PictureError, entries, find_pictures, found_pictures, normalized, to_pixels
+from toklip_core.pictures import entries, find_pictures, found_pictures, levels_of, normalized, random_square, to_pixels
 from toklip_core.scenes import scene
-from toklip_core.training import derived_seed
+from toklip_core.training import Concatenation, Samples, derived_seed, first_usable
 from torch import Tensor
 
 from toklip_vq.training.settings import FolderSource, HeldOutConfig, PhotographsSource, ScenesSource, Source
@@ -36,34 +33,20 @@ PHOTOGRAPHS = (
     "rocket",
 )
 
-_log = logging.getLogger(__name__)
 
-
-class Mixture:
-    """All sources one after another, as :class:`toklip_core.training.Samples`; a sample is (3, size, size) in [-1, 1].
+def open_sources(sources: Sequence[Source], *, size: int, seed: int) -> Concatenation[Tensor]:
+    """Return the training pictures, one source after another; each is (3, size, size) in [-1, 1].
 
     Args:
         sources: as the settings name them.
-        size: side of a sample.
-        seed: of crops and flips.
+        size: side of a picture.
+        seed: seed of crops and flips.
 
     Raises:
         FileNotFoundError: a folder is not there or has no pictures.
         LookupError: scikit-image is not installed, and photographs are asked for.
     """
-
-    def __init__(self, sources: Sequence[Source], *, size: int, seed: int) -> None:
-        self._parts = [_part(source, size, derived_seed(seed, i)) for i, source in enumerate(sources)]
-        self._ends = list(accumulate(len(part) for part in self._parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        epoch, index = key
-        part = bisect_right(self._ends, index)
-        levels = self._parts[part][epoch, index - (self._ends[part - 1] if part else 0)]
-        return normalized(torch.from_numpy(np.array(levels)).permute(2, 0, 1))
+    return Concatenation([_opened(source, size, derived_seed(seed, i)) for i, source in enumerate(sources)])
 
 
 class _Scenes:
@@ -73,9 +56,10 @@ class _Scenes:
     def __len__(self) -> int:
         return self._source.count
 
-    def __getitem__(self, key: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, index = key
-        return scene(epoch * len(self) + index, seed=self._source.seed, size=self._size).pixels
+        drawn = scene(epoch * len(self) + index, seed=self._source.seed, size=self._size)
+        return normalized(levels_of(drawn.pixels))
 
 
 class _Photographs:
@@ -88,12 +72,12 @@ class _Photographs:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, key: tuple[int, int]) -> Image.Image:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
         draw = random.Random(derived_seed(self._seed, *key))
         image = draw.choice(self._images)
         short = min(image.size)
         side = short * (self._size / short) ** draw.random() if short > self._size else short
-        return _cropped(image, side, self._size, draw, flip=True)
+        return normalized(levels_of(random_square(image, side, self._size, draw, flip=True)))
 
 
 class _Folder:
@@ -104,27 +88,20 @@ class _Folder:
     def __len__(self) -> int:
         return self._source.count or len(self._entries)
 
-    def __getitem__(self, key: tuple[int, int]) -> Image.Image:
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, index = key
-        number = epoch * len(self) + index
         draw = random.Random(derived_seed(self._seed, *key))
-        image = self._readable(number)
+        found = self._entries
+        image = first_usable(
+            lambda number: found[number].image(),
+            epoch * len(self) + index,
+            len(found),
+            name=lambda number: found[number].key,
+            what="pictures",
+        )
         # As LlamaGen's random_crop_arr (dataset/augmentation.py): smallest_crop to 1 of the short side, anywhere.
         side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
-        return _cropped(image, side, self._size, draw, flip=self._source.flip)
-
-    def _readable(self, number: int) -> Image.Image:
-        """The picture of a number, or the next one that can be read: one broken file must not end a week's run."""
-        for entry in self._in_turn(number):
-            try:
-                return entry.image()
-            except PictureError as error:
-                _log.warning("%s is left out: %s", entry.key, error)
-        raise ValueError(f"no picture below {self._source.folder} can be read")
-
-    def _in_turn(self, number: int) -> Iterator[Entry]:
-        for offset in range(len(self._entries)):
-            yield self._entries[(number + offset) % len(self._entries)]
+        return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
 
 
 def photographs() -> list[Image.Image]:
@@ -156,7 +133,7 @@ def held_out_pictures(config: HeldOutConfig, *, size: int) -> Tensor:
     return torch.stack([to_pixels(picture.read(), size) for picture in chosen])
 
 
-def _part(source: Source, size: int, seed: int) -> _Scenes | _Photographs | _Folder:
+def _opened(source: Source, size: int, seed: int) -> Samples[Tensor]:
     match source:
         case ScenesSource():
             return _Scenes(source, size)
@@ -164,12 +141,3 @@ def _part(source: Source, size: int, seed: int) -> _Scenes | _Photographs | _Fol
             return _Photographs(source, size, seed)
         case FolderSource():
             return _Folder(source, size, seed)
-
-
-def _cropped(image: Image.Image, side: float, size: int, draw: random.Random, *, flip: bool) -> Image.Image:
-    left, top = draw.uniform(0, image.width - side), draw.uniform(0, image.height - side)
-    # reducing_gap: a box filter first where the crop is much larger than the sample, as the published loaders do.
-    crop = image.resize(
-        (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side), reducing_gap=2.0
-    )
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and draw.random() < 0.5 else crop

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from toklip_core.evaluation import load_lpips
-from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, fit
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, fit
 from toklip_core.weights import save_model_folder
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -38,7 +38,7 @@ from toklip_vq.training.losses import (
     quantize_by_index,
     quantize_straight_through,
 )
-from toklip_vq.training.samples import Mixture, held_out_pictures
+from toklip_vq.training.samples import held_out_pictures, open_sources
 from toklip_vq.training.settings import LossConfig, VQTrainConfig
 from toklip_vq.vqgan import VQGAN, build_vqgan
 
@@ -58,7 +58,7 @@ def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
         FileNotFoundError: the pictures, or the weights of the perceptual network, are not there.
         ValueError, LookupError, OSError: as ``fit``.
     """
-    samples = Mixture(config.data, size=config.image_size, seed=config.run.seed)
+    samples = open_sources(config.data, size=config.image_size, seed=config.run.seed)
     torch.manual_seed(config.run.seed)
     vqgan = build_vqgan(config.model)
     model = VQTraining(vqgan, config.losses).to(memory_format=torch.channels_last)
@@ -178,7 +178,7 @@ def parameter_groups(model: VQTraining, config: VQTrainConfig) -> list[Parameter
 
 
 @torch.no_grad()
-def start_codebook(vqgan: VQGAN, samples: Mixture, config: VQTrainConfig) -> None:
+def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig) -> None:
     """Set each code to the latent of some patch of a training picture, so that all of them start in use.
 
     Source: https://arxiv.org/abs/2005.08520, section 3.3, where k-means chooses them.

@@ -1,0 +1,56 @@
+"""Several sources as one data set, and the sample that stands for one that cannot be used."""
+
+import logging
+import pickle
+
+import pytest
+from toklip_core.pictures import PictureError
+from toklip_core.training import Concatenation, UnusableSampleError, first_usable
+
+
+class Letters:
+    def __init__(self, letters: str) -> None:
+        self._letters = letters
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    def __getitem__(self, key: tuple[int, int]) -> str:
+        epoch, index = key
+        return f"{epoch}{self._letters[index]}"
+
+
+def test_sources_follow_one_another_in_every_epoch():
+    samples = pickle.loads(pickle.dumps(Concatenation([Letters("abc"), Letters("d"), Letters("ef")])))
+    assert [samples[4, index] for index in range(len(samples))] == ["4a", "4b", "4c", "4d", "4e", "4f"]
+    assert [samples.place(index) for index in range(6)] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    with pytest.raises(IndexError):
+        samples[0, 6]
+
+
+def read(number: int) -> int:
+    if number in (2, 4):
+        raise PictureError("cut short")
+    if number == 3:
+        raise UnusableSampleError("nothing is said")
+    return number
+
+
+def test_the_next_sample_stands_for_what_cannot_be_used_and_the_first_follows_the_last(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = [first_usable(read, index, 5, name="sample {}".format, what="samples") for index in (1, 2, 7)]
+    assert found == [1, 0, 0]
+    assert caplog.messages[:3] == [
+        "left out: sample 2: cut short", "left out: sample 3: nothing is said", "left out: sample 4: cut short"
+    ]  # fmt: skip
+
+
+def test_samples_of_which_none_can_be_used_are_an_error_and_other_errors_pass():
+    with pytest.raises(ValueError, match=r"^none of 2 letters can be used; the last is x1: gone$"):
+        first_usable(lambda _: read_error("gone"), 0, 2, name="x{}".format, what="letters")
+    with pytest.raises(ZeroDivisionError):
+        first_usable(lambda _: 1 // 0, 0, 2, name="x{}".format, what="letters")
+
+
+def read_error(problem: str) -> None:
+    raise PictureError(problem)
