@@ -147,6 +147,11 @@ def load_config(
         LookupError: no recipe has the name.
         FileNotFoundError: there is no such file.
         ValueError: it is not TOML, or a setting is unknown or has a wrong value; one line names each.
+
+    >>> from toklip_core.tasks import ENCODER_RECIPES, EncoderTrainConfig
+    >>> config = load_config("scenes-tiny", EncoderTrainConfig, ["run.steps=100"], ENCODER_RECIPES)
+    >>> config.run.steps, config.tokenizer
+    (100, 'llamagen-tiny')
     """
     path, values = _read(source, recipes)
     for override in overrides:
@@ -181,7 +186,11 @@ def recipe_summaries(recipes: Traversable) -> dict[str, str]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which two settings, as JSON, differ."""
+    """Return the dotted keys in which two settings, as JSON, differ.
+
+    >>> changed_keys({"seed": 0, "run": {"steps": 5}}, {"seed": 0, "run": {"steps": 9}})
+    ['run.steps']
+    """
     changed: list[str] = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)

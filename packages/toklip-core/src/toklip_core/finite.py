@@ -57,7 +57,12 @@ def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice:
 
 
 def refuse_pixels(pixels: Tensor) -> None:
-    """Raise ValueError unless pixels (B, ...) are floating point and finite: 8-bit levels are no pixels in [-1, 1]."""
+    """Raise ValueError unless pixels (B, ...) are floating point and finite: 8-bit levels are no pixels in [-1, 1].
+
+    >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    Traceback (most recent call last):
+    ValueError: got pixels of torch.uint8; wanted floating point in [-1, 1], which ...
+    """
     if not pixels.is_floating_point():
         raise ValueError(
             f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "

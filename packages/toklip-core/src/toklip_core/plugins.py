@@ -45,6 +45,12 @@ class VQTokenizer(Protocol):
     An implementation is a ``torch.nn.Module`` without trainable parameters, on which ``train()``
     has no effect. After ``to(torch.bfloat16)`` its networks run in half precision, the codebook and the
     search do not; pixels may stay float32. All laws are checked by :mod:`toklip_core.testing`.
+
+    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> isinstance(tokenizer, VQTokenizer)
+    True
+    >>> tokenizer.codebook_size, tokenizer.codebook_dim, tokenizer.downsample_factor
+    (1024, 8, 8)
     """
 
     @property
@@ -76,7 +82,13 @@ class VQTokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """What a plugin says about a tokenizer before anything heavy is imported."""
+    """What a plugin says about a tokenizer before anything heavy is imported.
+
+    >>> from toklip_vq.vqgan import load_vqgan
+    >>> spec = TokenizerSpec(name="mine", factory=load_vqgan, summary="VQGAN of my own pictures.", image_size=64)
+    >>> spec.name, spec.image_size
+    ('mine', 64)
+    """
 
     #: The name that users type: words of a-z and 0-9, joined by hyphens.
     name: str
@@ -233,6 +245,12 @@ def load_tokenizer(name: str, weights: Path | str | None = None) -> VQTokenizer:
         LookupError: no plugin registered the name; the message has the nearest names.
         FileNotFoundError: the weights are not there, or cannot be downloaded.
         ValueError: the weights do not fit, or one of them is NaN or infinite.
+
+    >>> import torch
+    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> ids = tokenizer.encode(torch.zeros(1, 3, 64, 64))
+    >>> ids.shape, tokenizer.embed(ids).shape, tokenizer.decode(ids).shape
+    (torch.Size([1, 8, 8]), torch.Size([1, 8, 8, 8]), torch.Size([1, 3, 64, 64]))
     """
     from torch import nn
 

@@ -38,7 +38,13 @@ _REFUSE_PIXELS = "raise ValueError: call toklip_core.finite.refuse_pixels(pixels
 
 
 def tokenizer_checks() -> list[Check]:
-    """Return the laws of a VQ tokenizer, each a function of a tokenizer with a telling ``__name__``."""
+    """Return the laws of a VQ tokenizer, each a function of a tokenizer with a telling ``__name__``.
+
+    >>> from toklip_core.plugins import load_tokenizer
+    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> for check in tokenizer_checks()[:2]:
+    ...     check(tokenizer)
+    """
     return [
         check_is_a_module,
         check_sizes_are_counts,

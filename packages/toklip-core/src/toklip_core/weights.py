@@ -189,6 +189,11 @@ def load_strict(
     Raises:
         ValueError: a tensor is missing, left over, of another shape, no number, or has NaN or infinity in it; the
             message has the names in the file.
+
+    >>> linear = nn.Linear(3, 2)
+    >>> load_strict(linear, {"weight": torch.zeros(2, 3)}, source="linear.safetensors")
+    Traceback (most recent call last):
+    ValueError: 'linear.safetensors' does not fit: missing: bias
     """
     wanted = {name_in_file(name): (name, tensor) for name, tensor in module.state_dict().items()}
     reasons = [re.compile(pattern) for pattern in ignored or {}]
@@ -312,6 +317,9 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
     """Return the sha256 (64 hex digits) of a state dict, or a module's: names, dtypes, shapes, bytes, sorted by name.
 
     It says whether ids of a store belong to a tokenizer; 16 digits are enough to show.
+
+    >>> weights_checksum({"weight": torch.zeros(2, 3)})[:16]
+    '38ccb92d6813bc08'
     """
     digest = hashlib.sha256()
     for name, tensor in sorted((weights.state_dict() if isinstance(weights, nn.Module) else weights).items()):
@@ -343,6 +351,13 @@ def save_model_folder(
 
     Raises:
         OSError: they cannot be written; what was in the folder is as it was.
+
+    >>> from tempfile import mkdtemp
+    >>> folder = mkdtemp()
+    >>> save_model_folder(folder, {"kind": "linear"}, nn.Linear(3, 2))
+    >>> config, tensors = read_model_folder(folder)
+    >>> config, tensors["weight"].shape
+    ({'kind': 'linear'}, torch.Size([2, 3]))
     """
     folder = Path(folder)
     places = {name: place for name, place in (copies or {}).items() if place and not _same(place, folder / name)}

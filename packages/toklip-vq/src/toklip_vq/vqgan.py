@@ -96,6 +96,11 @@ class VQGAN(nn.Module):
     """Encoder, codebook and decoder; trainable. :class:`VQGANTokenizer` is its frozen form.
 
     Args: as :class:`VQGANConfig` explains them.
+
+    >>> vqgan = VQGAN(codebook_size=16, codebook_dim=4, channels=8, channel_multipliers=(1, 2), norm_groups=4)
+    >>> tokenizer = VQGANTokenizer(vqgan)
+    >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 16, 16])
     """
 
     def __init__(
@@ -144,6 +149,11 @@ class Codebook(nn.Module):
 
     Attributes:
         weight: (K, C), as it is trained and saved; not normalised.
+
+    >>> codebook = Codebook(2, 2, "euclidean")
+    >>> codebook.weight.data = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    >>> codebook.nearest(torch.tensor([[0.2, 0.1], [0.9, 0.8]]))
+    tensor([0, 1])
     """
 
     #: Codes scored at a time: what bounds the memory of a search to tokens x chunk scores.

@@ -82,6 +82,21 @@ class SemanticEncoder(nn.Module):
 
     Args:
         config: sizes.
+
+    >>> from toklip_core.model import TrunkConfig
+    >>> trunk = TrunkConfig(width=64, depth=2, heads=4)
+    >>> encoder = SemanticEncoder(EncoderConfig(codebook_dim=8, grid=(4, 4), trunk=trunk)).eval()
+    >>> codes = torch.randn(1, 4, 4, 8)
+    >>> tokens, pooled = encoder(codes)
+    >>> tokens.shape, pooled.shape
+    (torch.Size([1, 16, 64]), torch.Size([1, 64]))
+
+    A generator gets the same tokens one by one:
+
+    >>> first, cache = encoder.prefill(codes[:, 0, :1])
+    >>> second = encoder.step(codes[:, 0, 1], cache)
+    >>> torch.allclose(second, tokens[:, 1], atol=1e-5)
+    True
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -262,7 +277,12 @@ def encoder_from_tower(
 
 
 def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
-    """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled."""
+    """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled.
+
+    >>> from toklip_core.model import load_model
+    >>> resized_encoder(load_model("toklip-tiny").encoder, (12, 12)).pos_embed.shape
+    torch.Size([1, 144, 128])
+    """
     config = EncoderConfig.model_validate(encoder.config.model_dump() | {"grid": grid})
     with torch.device("meta"):
         resized = SemanticEncoder(config)

@@ -84,6 +84,12 @@ class TokLIP(nn.Module):
         tokenizer: the VQ tokenizer; None: then codes can be read, and pictures and ids cannot.
         text_tokenizer: of the text tower; None if it is not there.
         text: build the text tower.
+
+    >>> from toklip_core.scenes import scene
+    >>> model = TokLIP.from_pretrained("toklip-tiny")
+    >>> encoded = model.encode_pictures([Image.fromarray(scene(0).pixels)])
+    >>> encoded.ids.shape, encoded.tokens.shape
+    (torch.Size([1, 8, 8]), torch.Size([1, 64, 128]))
     """
 
     def __init__(
@@ -285,6 +291,14 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
     """Return a TokLIP (see :meth:`TokLIP.from_pretrained`) or a CLIP (see :func:`toklip_core.model.load_clip`).
 
     Both have ``image_features``, ``text_features``, ``logit_scale`` and, in their config, the preprocessing.
+
+    >>> from toklip_core.scenes import scene
+    >>> model = load_model("toklip-tiny")
+    >>> pixels = to_pixels(Image.fromarray(scene(0).pixels), 64)
+    >>> pictures = model.image_features(pixels[None])
+    >>> texts = model.text_features(["a red circle", "a blue square"])
+    >>> (pictures @ texts.T).shape
+    torch.Size([1, 2])
     """
     if str(name).startswith("open_clip:"):
         return load_clip(name)

@@ -40,6 +40,9 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
 
     Raises:
         PictureError: the file is missing, no picture, cut short, too large, or has values without a known white.
+
+    >>> open_picture("docs/examples/photographs/cat.jpg").mode
+    'RGB'
     """
     if isinstance(source, Path | str):
         try:

@@ -25,6 +25,10 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
     twice the size, then bicubic, then cut.
 
     Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
+
+    >>> wide = Image.new("RGB", (300, 100))
+    >>> resized(wide, 64).size, resized(wide, 64, "squash").size
+    ((64, 64), (64, 64))
     """
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -40,12 +44,20 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
 
 
 def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:
-    """Return an RGB picture as pixels (3, size, size), float32 in [-1, 1]. See :func:`resized`."""
+    """Return an RGB picture as pixels (3, size, size), float32 in [-1, 1]. See :func:`resized`.
+
+    >>> to_pixels(Image.new("RGB", (300, 100), "white"), 64)[:, 0, 0]
+    tensor([1., 1., 1.])
+    """
     return normalized(torch.from_numpy(np.array(resized(image, size, resize))).permute(2, 0, 1))
 
 
 def normalized(levels: Tensor) -> Tensor:
-    """Return 8-bit levels (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1."""
+    """Return 8-bit levels (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1.
+
+    >>> normalized(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
     return levels.float() / 127.5 - 1
 
 
@@ -65,7 +77,11 @@ def to_levels(pixels: Tensor) -> Tensor:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Return pixels (3, H, W) as an 8-bit RGB picture; see :func:`to_levels`."""
+    """Return pixels (3, H, W) as an 8-bit RGB picture; see :func:`to_levels`.
+
+    >>> to_picture(to_pixels(Image.new("RGB", (8, 8), "red"), 8)).getpixel((0, 0))
+    (255, 0, 0)
+    """
     return Image.fromarray(to_levels(pixels[None])[0].permute(1, 2, 0).cpu().numpy())
 
 

@@ -38,6 +38,9 @@ def random_crop(width: int, height: int, smallest: float, draw: random.Random) -
     of an allowed ratio.
 
     Source: torchvision, transforms.RandomResizedCrop, which open_clip and TokLIP train with.
+
+    >>> random_crop(300, 200, 1.0, random.Random(0))
+    (16, 0, 283, 200)
     """
     low, high = _ASPECT_RATIOS
     for _ in range(_CROPS_TRIED):

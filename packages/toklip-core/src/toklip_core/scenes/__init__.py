@@ -144,6 +144,12 @@ def scene(
 
     Raises:
         ValueError: an argument is out of its range.
+
+    >>> one = scene(0, objects=1)
+    >>> one.pixels.shape, one.label is not None
+    ((64, 64, 3), True)
+    >>> one.caption
+    'an orange crescent'
     """
     if background not in (None, *BACKGROUNDS):
         raise ValueError(f"got the background {background!r}, but there are {', '.join(BACKGROUNDS)}")
@@ -162,6 +168,10 @@ class Scenes:
 
     Raises:
         ValueError: an argument is out of its range.
+
+    >>> scenes = Scenes(1000, split="validation")
+    >>> len(scenes), len(scenes[7].captions)
+    (1000, 4)
     """
 
     count: int

@@ -29,6 +29,13 @@ def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = F
     Raises:
         FileExistsError: the folder holds something already; nothing is written.
         OSError: the folder cannot be written.
+
+    >>> from tempfile import mkdtemp
+    >>> from toklip_core.scenes import Scenes
+    >>> folder = mkdtemp()
+    >>> write_scenes(Scenes(2), folder)
+    >>> sorted(path.name for path in Path(folder).iterdir())
+    ['000000.png', '000000.txt', '000001.png', '000001.txt', 'captions.jsonl']
     """
     from PIL import Image
     from tqdm import tqdm

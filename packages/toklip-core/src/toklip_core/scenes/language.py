@@ -198,6 +198,9 @@ def parse_caption(caption: str) -> Description:
 
     Raises:
         ValueError: the caption is not one that Scenes could have written.
+
+    >>> parse_caption("a small red circle on a plain background").objects
+    (Phrase(colour='red', shape='circle', size='small'),)
     """
     whole = _WHOLE.fullmatch(caption.strip().rstrip(".").lower())
     for name, form in _FORMS if whole else ():

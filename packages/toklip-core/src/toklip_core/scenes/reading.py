@@ -53,7 +53,15 @@ class Found(NamedTuple):
 
 
 def read_scene(levels: NDArray[np.uint8]) -> list[Found]:
-    """Return the objects of a picture (S, S, 3), uint8, on a plain background, the largest first."""
+    """Return the objects of a picture (S, S, 3), uint8, on a plain background, the largest first.
+
+    >>> from toklip_core.scenes import scene
+    >>> drawn = scene(0, objects=1, background="plain")
+    >>> [(thing.colour, thing.shape) for thing in read_scene(drawn.pixels)] == [
+    ...     (thing.colour, thing.shape) for thing in drawn.objects
+    ... ]
+    True
+    """
     picture = levels.astype(np.float64) / 255
     background = _background(picture)
     apart = np.linalg.norm(picture - background, axis=-1)

@@ -39,6 +39,10 @@ def softmax_contrast(image: Tensor, text: Tensor, logit_scale: Tensor | float) -
         image: (B, D), unit norm; row i belongs to row i of ``text``.
         text: (B, D), unit norm.
         logit_scale: what cosines are multiplied by (the exponential of the parameter).
+
+    >>> features = torch.eye(4)
+    >>> float(softmax_contrast(features, features, 100.0)) < 1e-6
+    True
     """
     with _float32(image):
         image, text = image.float(), text.float()
@@ -74,6 +78,10 @@ def pooled_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: (B, D), unit norm.
         teacher: (B, D), unit norm; no gradient flows into it.
+
+    >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> pooled_distillation(student, teacher)
+    tensor(1.)
     """
     return _mean_squared_error(student, teacher)
 

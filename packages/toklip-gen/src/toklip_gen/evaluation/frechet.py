@@ -99,6 +99,12 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     The trace of the root is that of (R S2 R)^(1/2), R being the root of S1: symmetric, so its eigenvalues are real.
 
     Source: https://arxiv.org/abs/1706.08500, equation 6.
+
+    >>> features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    >>> frechet_distance(moments(features), moments(features)) < 1e-6
+    True
+    >>> round(frechet_distance(moments(features), moments(features + 1)), 3)
+    4.0
     """
     values, vectors = torch.linalg.eigh(one.covariance)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T

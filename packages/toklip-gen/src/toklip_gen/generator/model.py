@@ -81,6 +81,16 @@ class Generator(nn.Module):
     Args:
         config: sizes of the transformer.
         dropout: dropout in training, after the embeddings and after both halves of every block.
+
+    >>> from toklip_gen.generator.config import ClassCondition
+    >>> config = GeneratorConfig(
+    ...     tokenizer="llamagen-tiny", codebook_size=1024, grid=(4, 4), width=64, depth=2, heads=4,
+    ...     condition=ClassCondition(classes=10),
+    ... )
+    >>> generator = Generator(config).eval()
+    >>> inputs = torch.zeros(2, 15, dtype=torch.int64)
+    >>> generator(inputs, Condition(torch.tensor([3, 7]))).shape
+    torch.Size([2, 16, 1024])
     """
 
     def __init__(self, config: GeneratorConfig, *, dropout: float = 0.0) -> None:

@@ -186,6 +186,9 @@ def load_generator(
         LookupError: there is no such generator, tokenizer or TokLIP.
         FileNotFoundError: a file is missing and cannot be downloaded.
         ValueError: weights do not fit, or are not those that the generator was trained with.
+
+    >>> load_generator("toklip-gen-tiny").generator.config.features
+    'concat'
     """
     path = _located(name)
     generator = _of_folder(path, dtype) if path.is_dir() else load_official(path, None, dtype)

@@ -107,6 +107,15 @@ def sample(
 
     Raises:
         ValueError: a value is out of its range, shapes do not fit, or logits are NaN or infinite.
+
+    >>> from toklip_gen.generator.config import ClassCondition, GeneratorConfig
+    >>> config = GeneratorConfig(
+    ...     tokenizer="llamagen-tiny", codebook_size=1024, grid=(4, 4), width=64, depth=2, heads=4,
+    ...     condition=ClassCondition(classes=10),
+    ... )
+    >>> generator = Generator(config).eval()
+    >>> sample(generator, Inputs("ids"), Condition(torch.tensor([3, 7])), seeds=[0, 1]).shape
+    torch.Size([2, 4, 4])
     """
     guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     choice = Choice(temperature, top_k, top_p)

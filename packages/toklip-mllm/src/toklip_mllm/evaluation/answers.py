@@ -92,7 +92,11 @@ def id_of(row: Mapping[str, Any]) -> str:
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> bool:
-    """Say whether an answer is one of the true ones, but for case, spaces, a full stop at the end, and 1.0 for 1."""
+    """Say whether an answer is one of the true ones, but for case, spaces, a full stop at the end, and 1.0 for 1.
+
+    >>> exact_match("A red circle.", ["a red circle", "red"])
+    True
+    """
     return plain(answer) in {plain(truth) for truth in truths}
 
 
@@ -110,6 +114,9 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
         ValueError: there are fewer than two.
 
     Source: Antol et al., VQA, https://arxiv.org/abs/1505.00468, and GT-Vision-Lab/VQA, vqaEval.py.
+
+    >>> vqa_accuracy("two", ["2", "two", "two", "3"])
+    0.75
     """
     if len(truths) < 2:
         raise ValueError(f"got {len(truths)} answers; VQA accuracy compares several people, so it needs at least 2")
@@ -123,6 +130,9 @@ def normalized(answer: str) -> str:
 
     Source: GT-Vision-Lab/VQA, vqaEval.py, processPunctuation and processDigitArticle; "none" is 0 there, too. Its table
     of contractions turns "somebody'd" into "somebodyd", which is left out here.
+
+    >>> normalized("The two dogs, running!")
+    '2 dogs running'
     """
     text = " ".join(answer.split())
     cleaned = text

@@ -53,6 +53,14 @@ def build(
     Raises:
         ValueError: the tokenizer is missing or has no chat template, or the language model reads pictures already.
         OSError: a model is missing and cannot be downloaded.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> words = load("toklip-mllm-tiny")[1].tokenizer
+    >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    >>> language_model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes))
+    >>> model, processor = build(language_model, "toklip-tiny", tokenizer=words)
+    >>> sum(weight.requires_grad for weight in model.vision.parameters())
+    0
     """
     if isinstance(language_model, str | Path):
         with _named(language_model):

@@ -33,6 +33,11 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         image_size: side in pixels of the square that a picture becomes.
         resize: way to make a picture square.
         image_token_id: token of the language model that is replaced by a picture's tokens.
+
+    >>> from toklip_mllm.model.building import load
+    >>> config = load("toklip-mllm-tiny")[0].config
+    >>> config.features, config.tokenizer, config.tokens_per_picture
+    ('concat', 'llamagen-tiny', 64)
     """
 
     model_type = MODEL_TYPE

@@ -68,6 +68,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     Its parts are ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model``; ``vision`` is frozen
     (``requires_grad`` off) unless you turn its training on. Use :func:`toklip_mllm.model.build` to make a model from a
     TokLIP and a language model, and :func:`toklip_mllm.model.load` to load a saved one.
+
+    >>> from toklip_mllm.model import load
+    >>> model, processor = load("toklip-mllm-tiny")
+    >>> ids = torch.zeros(1, 8, 8, dtype=torch.int64)
+    >>> prompt = torch.full((1, model.config.tokens_per_picture), model.config.image_token_id)
+    >>> model(input_ids=prompt, image_ids=ids).logits.shape
+    torch.Size([1, 64, 109])
     """
 
     config_class = TokLIPLMConfig

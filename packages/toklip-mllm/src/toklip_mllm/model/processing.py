@@ -77,6 +77,21 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         tokens_per_picture: number N of tokens per picture.
         image_token: token that stands for a picture in a text.
         chat_template: chat template; None: the tokenizer's own.
+
+    >>> from toklip_core.scenes import scene
+    >>> from toklip_mllm.model import load
+    >>> model, processor = load("toklip-mllm-tiny")
+    >>> picture = Image.fromarray(scene(0).pixels)
+    >>> question = {"type": "text", "text": "how many objects are there?"}
+    >>> messages = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
+    >>> inputs = processor.apply_chat_template(
+    ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ... )
+    >>> inputs["image_ids"].shape
+    torch.Size([1, 8, 8])
+    >>> answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    >>> processor.batch_decode(answer, skip_special_tokens=True)
+    ['3']
     """
 
     # transformers reads the parameters' names: one with "tokenizer" in it would be taken for a second text tokenizer.

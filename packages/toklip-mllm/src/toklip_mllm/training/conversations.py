@@ -76,6 +76,15 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON in UTF-8, a row has neither form, or placeholders and pictures differ in
             number; the message names the row.
+
+    >>> row = {"image": "cat.jpg", "conversations": [
+    ...     {"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "a cat"}
+    ... ]}
+    >>> import json
+    >>> file = Path("conversations.json")
+    >>> _ = file.write_text(json.dumps([row]))
+    >>> [len(conversation.messages) for conversation in read_conversations(file)]
+    [2]
     """
     path = Path(path)
     folder = path.parent if root is None else Path(root)
@@ -139,6 +148,13 @@ def labelled(
         ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; the
             conversation is longer than ``max_length``; or the assistant's turns cannot be told. The message names the
             conversation.
+
+    >>> from toklip_mllm.model import load
+    >>> processor = load("toklip-mllm-tiny")[1]
+    >>> turns = ({"role": "user", "content": "is there a red circle?"}, {"role": "assistant", "content": "yes"})
+    >>> example = labelled(Conversation("an example", turns), processor)
+    >>> processor.tokenizer.decode(example.labels[example.labels != -100])
+    'yes<|end|>'
     """
     number = len(conversation.pictures) if image_ids is None else len(image_ids)
     _refuse_other_number(conversation, number)
