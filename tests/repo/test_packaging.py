@@ -65,6 +65,31 @@ def test_a_package_carries_the_licence_of_the_repository(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=NAMES)
+def test_a_package_says_its_licence_and_where_to_read_more(package):
+    described = project(package)
+    # PEP 639: the expression takes the place of a classifier, and an index refuses both together.
+    assert described["license"] == "Apache-2.0"
+    assert not [classifier for classifier in described["classifiers"] if classifier.startswith("License")]
+    assert described["urls"]["Paper"] == "https://arxiv.org/abs/2505.05422"
+
+
+def test_the_page_of_tested_versions_has_every_library_with_its_lower_bound():
+    page = (ROOT / "docs/reference/tested-versions.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| (toklip.+) \| ([\d.]+) \| (.+) \|$", page, re.MULTILINE)
+    described = {(name, oldest, user) for name, users, oldest, _ in rows for user in users.split(", ")}
+    needed = set()
+    for package in PACKAGES:
+        groups = {"": project(package)["dependencies"], **project(package).get("optional-dependencies", {})}
+        for extra, wanted in groups.items():
+            user = f"{package.name}[{extra}]" if extra else package.name
+            needed |= {(*name.split(">="), user) for name in wanted if ">=" in name}
+    assert described == needed, "change the table in docs/reference/tested-versions.md"
+    for name, _, oldest, tested in rows:
+        numbers = [tuple(map(int, re.findall(r"\d+", version))) for version in (oldest, tested)]
+        assert tested == "not tested" or numbers[0] <= numbers[1], name
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=NAMES)
 def test_a_wheel_holds_every_file_of_its_source(package, tmp_path):
     # The module's own files only: hatchling is called as a build front end would, without a network.
     build = "import sys, hatchling.build; print(hatchling.build.build_wheel(sys.argv[1]))"

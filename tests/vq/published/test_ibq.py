@@ -51,7 +51,7 @@ def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_p
 def test_a_flat_file_of_the_raw_weights_loads(tmp_path):
     tensors = constants("ibq_8192")
     torch.save(tensors, tmp_path / "weights.pt")
-    loaded = load_ibq(tmp_path / "weights.pt", 8192, ema=False).vqgan
+    loaded = load_ibq(tmp_path / "weights.pt", 8192, averaged=False).vqgan
     assert torch.equal(loaded.quant_conv.bias, tensors["quant_conv.bias"])
 
 

@@ -67,11 +67,11 @@ def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Path | N
     return factory
 
 
-def _ibq(codebook_size: int, source: str, *, ema: bool) -> Callable[[Path | None], VQTokenizer]:
+def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Path | None], VQTokenizer]:
     def factory(weights: Path | None) -> VQTokenizer:
         from toklip_vq.published import load_ibq
 
-        return load_ibq(weights or _published(source), codebook_size, ema=ema)
+        return load_ibq(weights or _published(source), codebook_size, averaged=averaged)
 
     return factory
 
@@ -111,12 +111,12 @@ def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str) -> To
     )
 
 
-def _ibq_spec(name: str, size: int, source: str, *, ema: bool) -> TokenizerSpec:
+def _ibq_spec(name: str, size: int, source: str, *, averaged: bool) -> TokenizerSpec:
     data = "200M pictures" if name.endswith("pretrain") else "ImageNet"
     return TokenizerSpec(
-        name=name if ema else f"{name}-raw",
-        factory=_ibq(size, source, ema=ema),
-        summary=f"IBQ, {size} codes, trained on {data}; {'EMA' if ema else 'raw'} weights.",
+        name=name if averaged else f"{name}-raw",
+        factory=_ibq(size, source, averaged=averaged),
+        summary=f"IBQ, {size} codes, trained on {data}; {'averaged' if averaged else 'raw'} weights.",
         source=source,
     )
 
@@ -136,7 +136,7 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
-        *(_ibq_spec(name, size, source, ema=ema) for name, (size, source) in _IBQ.items() for ema in (True, False)),
+        *(_ibq_spec(name, size, source, averaged=averaged) for name, (size, source) in _IBQ.items() for averaged in (True, False)),
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,

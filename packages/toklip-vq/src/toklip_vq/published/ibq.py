@@ -44,13 +44,13 @@ def ibq_config(codebook_size: int) -> VQGANConfig:
     return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, metric="dot", blocks_per_level=4)
 
 
-def load_ibq(weights: Path | str, codebook_size: int, *, ema: bool = True) -> VQGANTokenizer:
+def load_ibq(weights: Path | str, codebook_size: int, *, averaged: bool = True) -> VQGANTokenizer:
     """Return an IBQ tokenizer with the weights of a file: .ckpt as published, or its ``state_dict`` as .safetensors.
 
     Args:
         weights: the file.
         codebook_size: of the file.
-        ema: take the averaged weights (the published figures), or the raw ones (what TokLIP-XL was trained on).
+        averaged: take the averaged weights (the published figures), or the raw ones (what TokLIP-XL was trained on).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,12 +60,12 @@ def load_ibq(weights: Path | str, codebook_size: int, *, ema: bool = True) -> VQ
     tensors = state_dict_in(content, ("state_dict",), source=weights)
     with torch.device("meta"):
         vqgan = build_vqgan(ibq_config(codebook_size))
-    if ema and not any(name.startswith("model_ema.") for name in tensors):
+    if averaged and not any(name.startswith("model_ema.") for name in tensors):
         raise ValueError(
             f"{str(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name with "
-            "-raw, or ema=False"
+            "-raw, or averaged=False"
         )
-    if ema:
+    if averaged:
         load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)
     else:
         load_strict(vqgan, tensors, source=weights, name_in_file=taming_name, ignored=_LOSS | _AVERAGED)
