@@ -136,7 +136,11 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
         ),
         *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
-        *(_ibq_spec(name, size, source, averaged=averaged) for name, (size, source) in _IBQ.items() for averaged in (True, False)),
+        *(
+            _ibq_spec(name, size, source, averaged=averaged)
+            for name, (size, source) in _IBQ.items()
+            for averaged in (True, False)
+        ),
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,
