@@ -1,11 +1,11 @@
 """Settings: files, recipes, overrides, and errors in one line."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field
-from toklip_core.config import Config, RunConfig, changed_keys, load_config, recipe_names
+from toklip_core.config import Config, HeldOut, RunConfig, changed_keys, load_config, recipe_names
 
 
 class Folder(Config):
@@ -119,3 +119,17 @@ def test_changed_keys_are_dotted_and_look_into_lists():
     new = {"a": 1, "b": {"c": [1, {"d": 5}], "e": 4}, "new": 1}
     assert changed_keys(old, new) == ["b.c.1.d", "b.e", "gone", "new"]
     assert changed_keys(old, old) == []
+
+
+class HeldOutLetters(HeldOut):
+    own: ClassVar[tuple[str, ...]] = ("letters", "words")
+
+    letters: Path | None = None
+    words: Path | None = None
+
+
+def test_held_out_data_are_scenes_or_ones_own_and_by_default_none():
+    assert HeldOutLetters().scenes == 0 and HeldOutLetters().letters is None
+    assert HeldOutLetters(letters=Path("a"), words=Path("b")) and HeldOutLetters(scenes=3)
+    with pytest.raises(ValueError, match="give scenes, or letters and words, and not both"):
+        HeldOutLetters(scenes=3, words=Path("b"))

@@ -131,7 +131,8 @@ def test_names_are_printed_and_saved_with_the_run_and_the_model(tmp_path, capsys
     store = encoded(pictures(tmp_path / "cats", *NESTED), into=tmp_path / "store")
     held_out = encoded(pictures(tmp_path / "others", "dog/val", "dog/test", "cat"), into=tmp_path / "held")
     setting = {"kind": "class", "classes": 2}
-    given = values(tmp_path, data=[store], condition=setting, held_out={"store": held_out["store"], "prompts": ["dog"]})
+    stored = {"store": held_out["store"]}
+    given = values(tmp_path, data=[store], condition=setting, held_out=stored, sampling={"prompts": ["dog"]})
     given["run"] |= {"steps": 1}
     train_generator(config(given), tmp_path / "run")
     assert capsys.readouterr().err.startswith("classes: 0 cat, 1 dog\n")

@@ -13,7 +13,7 @@ from toklip_core.tasks import (
     ENCODER_RECIPES,
     TEACHER_RECIPES,
     EncoderTrainConfig,
-    HeldOut,
+    HeldOutPictures,
     TeacherTrainConfig,
     evaluated,
     held_out_set,
@@ -55,13 +55,13 @@ def test_a_run_is_evaluated_on_classes_and_captions_of_ones_own(tmp_path: Path, 
     assert report.figures.keys() == FIGURES
     model = TokLIP.from_pretrained(tmp_path / "run/model")
     for name, expected in (("classes", {"zero_shot_top1"}), ("captions", FIGURES - {"zero_shot_top1"})):
-        found = held_out_set(HeldOut.model_validate({name: held_out[name]}), image_size=SIZE)
+        found = held_out_set(HeldOutPictures.model_validate({name: held_out[name]}), image_size=SIZE)
         assert found is not None
         assert evaluated(model, found).figures == {key: report.figures[key] for key in expected}
 
 
 def test_scenes_are_named_as_their_captions_name_them():
-    found = held_out_set(HeldOut(scenes=2), image_size=SIZE)
+    found = held_out_set(HeldOutPictures(scenes=2), image_size=SIZE)
     assert found is not None and found.labelled is not None
     assert found.templates == ("{}",) and found.labelled.names[0].startswith(("a ", "an "))
 
@@ -80,7 +80,7 @@ def test_a_run_is_refused_before_its_first_step_if_held_out_pictures_cannot_be_r
 
 
 def test_held_out_pictures_that_can_no_longer_be_read_are_reported(folder: Path, caplog: pytest.LogCaptureFixture):
-    found = held_out_set(HeldOut(classes=folder / "classes"), image_size=SIZE)
+    found = held_out_set(HeldOutPictures(classes=folder / "classes"), image_size=SIZE)
     assert found is not None
     (folder / "classes/red_circle/0.png").write_bytes(b"\x89PNG")
     evaluated(small_teacher(1), found)
@@ -88,7 +88,7 @@ def test_held_out_pictures_that_can_no_longer_be_read_are_reported(folder: Path,
 
 
 def test_nothing_held_out_is_no_evaluation(tmp_path: Path, world: Path):
-    assert held_out_set(HeldOut(), image_size=SIZE) is None
+    assert held_out_set(HeldOutPictures(), image_size=SIZE) is None
     report = train_encoder(config(world, stored(world), run={"steps": 1}), tmp_path / "run")
     assert report.figures == {} and len(lines(tmp_path / "run")) == 1
 

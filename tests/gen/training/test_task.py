@@ -33,7 +33,7 @@ from tests.support.processes import run_together
 from tests.support.refusals import last_error
 from tests.support.small_models import SIZE
 
-EVALUATED = {"held_out": {"scenes": 3, "guidance": 2.0}, "run": {"ema_decay": 0.9, "max_grad_norm": 1.0}}
+EVALUATED = {"held_out": {"scenes": 3}, "sampling": {"guidance": 2.0}, "run": {"ema_decay": 0.9, "max_grad_norm": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"condition": TEXT | {"encoder": "x"}, "data": [{"kind": "classes", "folder": "x"}]}, "have no captions"),
     ({"tokenizer": None}, "name the tokenizer"),
     ({"data": [store(Path("x")), {"kind": "classes", "folder": "x"}]}, "encode all of them, or none"),
-    ({"held_out": {"prompts": [7]}}, "numbers from 0 to 2"),
+    ({"sampling": {"prompts": [7]}}, "numbers from 0 to 2"),
 ]
 
 

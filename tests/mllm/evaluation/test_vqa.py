@@ -14,7 +14,7 @@ from toklip_mllm.chat import Chat
 from toklip_mllm.evaluation import (
     Answered,
     Asked,
-    HeldOutTalk,
+    HeldOutQuestions,
     Keys,
     answer_questions,
     evaluate_vqa,
@@ -277,15 +277,15 @@ def test_questions_about_unreadable_pictures_are_named_and_in_no_figure(rows, tm
 
 def test_a_run_is_refused_if_pictures_of_its_held_out_questions_cannot_be_read(rows, tmp_path):
     file = rows(ROW, ROW | {"image": "blue.png"}, ROW | {"image": ["red.png", "blue.png"]})
-    assert len(held_out_questions(HeldOutTalk(questions=file), image_size=32)) == 3
+    assert len(held_out_questions(HeldOutQuestions(questions=file), image_size=32)) == 3
     (tmp_path / "blue.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"^1 of 2 held-out pictures cannot be read, the first is .*blue\.png: "):
-        held_out_questions(HeldOutTalk(questions=file), image_size=32)
+        held_out_questions(HeldOutQuestions(questions=file), image_size=32)
 
 
 def test_pictures_that_can_no_longer_be_read_during_a_run_are_counted_and_named(rows, tmp_path, caplog):
     model, processor = small_mllm(template=MARKED)
-    asked = held_out_questions(HeldOutTalk(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
+    asked = held_out_questions(HeldOutQuestions(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
     (tmp_path / "blue.png").unlink()
     evaluated(model, processor, asked)
     assert re.search(r"1 held-out pictures are in no figure; the first is .*blue\.png", caplog.text)

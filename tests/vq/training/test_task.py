@@ -21,7 +21,7 @@ from toklip_core.config import load_config, recipe_names
 from toklip_vq.training import (
     RECIPES,
     FolderSource,
-    HeldOutConfig,
+    HeldOutFolder,
     PhotographsSource,
     ScenesSource,
     VQTrainConfig,
@@ -188,7 +188,7 @@ def test_thirty_steps_lower_the_loss_and_the_result_is_a_tokenizer(tmp_path: Pat
     losses = [line["loss/reconstruction"] for line in lines(tmp_path / "run") if "loss/reconstruction" in line]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     tokenizer = load_tokenizer("vqgan", tmp_path / "run/model")
-    pixels = held_out_pictures(HeldOutConfig(scenes=6), size=32)
+    pixels = held_out_pictures(HeldOutFolder(scenes=6), size=32)
     rebuilt = tokenizer.decode(tokenizer.encode(pixels)).clamp(-1, 1)
     psnr = -10 * ((rebuilt - pixels) / 2).square().mean((1, 2, 3)).log10().mean()
     assert psnr.item() == pytest.approx(report.figures["psnr"], abs=0.01)
@@ -199,11 +199,11 @@ def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(t
     for number in range(4):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"held-out/{number}.png")
     (tmp_path / "held-out/2.png").write_bytes(b"\x89PNG")
-    settings = load_config(tiny, VQTrainConfig, [f"held_out.folder={tmp_path / 'held-out'}"])
+    settings = load_config(tiny, VQTrainConfig, ["held_out.scenes=0", f"held_out.folder={tmp_path / 'held-out'}"])
     with pytest.raises(ValueError, match=r"^1 of 4 held-out pictures cannot be read, the first is .*2\.png: "):
         train_vq(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    few = HeldOutConfig(folder=tmp_path / "held-out", pictures=2)
+    few = HeldOutFolder(folder=tmp_path / "held-out", pictures=2)
     with pytest.raises(ValueError, match=r"^1 of 2 held-out"):  # the first and the third
         held_out_pictures(few, size=32)
     (tmp_path / "held-out/2.png").unlink()

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,6 +43,21 @@ class Config(BaseModel):
     """The base of all settings: immutable; unknown keys are errors, and so are NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HeldOut(Config):
+    """The data that a run is evaluated on and never trained on: scenes, or data of your own; none by default."""
+
+    #: The settings that name data of your own.
+    own: ClassVar[tuple[str, ...]] = ()
+
+    scenes: int = Field(default=0, ge=0, description="Number of held-out scenes.")
+
+    @model_validator(mode="after")
+    def _scenes_or_own_data(self) -> Self:
+        if self.scenes and any(getattr(self, name) is not None for name in self.own):
+            raise ValueError(f"give scenes, or {' and '.join(self.own)}, and not both")
+        return self
 
 
 class RunConfig(Config):

@@ -15,7 +15,7 @@ from .settings import (
     TEACHER_RECIPES as TEACHER_RECIPES,
     EncoderLosses as EncoderLosses,
     EncoderTrainConfig as EncoderTrainConfig,
-    HeldOut as HeldOut,
+    HeldOutPictures as HeldOutPictures,
     TeacherText as TeacherText,
     TeacherTrainConfig as TeacherTrainConfig,
 )

@@ -16,7 +16,7 @@ from toklip_core.evaluation import (
 from toklip_core.pictures import Captioned, LabelledPictures
 from toklip_core.scenes import Scenes
 from toklip_core.scenes.pictures import labelled_scenes, scene_pairs
-from toklip_core.tasks.settings import HeldOut
+from toklip_core.tasks.settings import HeldOutPictures
 from toklip_core.training import Evaluation
 
 
@@ -29,7 +29,7 @@ class HeldOutSet:
     captioned: list[Captioned]
 
 
-def held_out_set(config: HeldOut, *, image_size: int) -> HeldOutSet | None:
+def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | None:
     """Return what the settings name, or None if that is nothing.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from toklip_core.captioned import CaptionSource
-from toklip_core.config import Config, RunConfig
+from toklip_core.config import Config, HeldOut, RunConfig
 from toklip_core.model import VisionConfig
 
 _RECIPES = files("toklip_core") / "recipes"
@@ -45,15 +45,14 @@ class EncoderLosses(Config):
         return self
 
 
-class HeldOut(Config):
-    """The held-out data that a run is evaluated on: scenes, or your own pictures; none by default."""
+class HeldOutPictures(HeldOut):
+    """Held-out data of encoders and teachers: scenes, or folders of classes and pictures with captions.
 
-    scenes: int = Field(
-        default=0,
-        ge=0,
-        description="Number of held-out scenes: this many of one object for zero-shot accuracy, and this many for "
-        "retrieval.",
-    )
+    ``scenes = N`` takes N scenes of one object for zero-shot accuracy, and N others for retrieval.
+    """
+
+    own: ClassVar[tuple[str, ...]] = ("classes", "captions")
+
     classes: Path | None = Field(
         default=None,
         description="Folder with one folder of pictures per class, for zero-shot accuracy with the single template "
@@ -67,9 +66,7 @@ class HeldOut(Config):
     )
 
     @model_validator(mode="after")
-    def _scenes_or_pictures(self) -> Self:
-        if self.scenes and (self.classes or self.captions):
-            raise ValueError("give scenes, or classes and captions, and not both")
+    def _imagenet_has_a_folder(self) -> Self:
         if self.imagenet and not self.classes:
             raise ValueError("imagenet says what the classes are; give their folder, classes, too")
         return self
@@ -120,7 +117,7 @@ class EncoderTrainConfig(Config):
         "codes, and then no generator can use the model.",
     )
     losses: EncoderLosses = EncoderLosses()
-    held_out: HeldOut = HeldOut()
+    held_out: HeldOutPictures = HeldOutPictures()
     text_cache: int = Field(
         default=1_000_000,
         ge=0,
@@ -187,7 +184,7 @@ class TeacherTrainConfig(Config):
         min_length=1,
         description="Training data with pixels, so no token stores; an epoch is one pass over all sources.",
     )
-    held_out: HeldOut = HeldOut()
+    held_out: HeldOutPictures = HeldOutPictures()
     run: RunConfig
 
     @model_validator(mode="after")

@@ -7,13 +7,14 @@ from .settings import (
     Architecture as Architecture,
     ClassFolders as ClassFolders,
     GeneratorTrainConfig as GeneratorTrainConfig,
-    Sketches as Sketches,
+    HeldOutStore as HeldOutStore,
+    Sampling as Sampling,
     StoredIds as StoredIds,
     TextSetting as TextSetting,
 )
 from .task import (
     Frozen as Frozen,
-    held_out_batch as held_out_batch,
+    held_out_set as held_out_set,
     load_parts as load_parts,
     next_id_loss as next_id_loss,
     parameter_groups as parameter_groups,

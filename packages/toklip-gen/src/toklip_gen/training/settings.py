@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
-from toklip_core.config import Config, RunConfig
+from toklip_core.config import Config, HeldOut, RunConfig
 from toklip_core.ranges import LARGEST_MAX_PIXELS, MAX_PIXELS
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
@@ -111,36 +111,32 @@ class Architecture(Config):
         return SIZES[self.size] if self.size else Size(self.width, self.depth, self.heads)
 
 
-class Sketches(Config):
-    """Held-out data of a run, and the pictures that it samples for TensorBoard."""
+class HeldOutStore(HeldOut):
+    """Held-out data of generators, for the loss: scenes on plain backgrounds, or a token store.
 
-    scenes: int = Field(
-        default=0,
-        ge=0,
-        description="Number of held-out scenes for the loss, each with its class or one caption, on plain backgrounds.",
-    )
-    store: Path | None = Field(default=None, description="Token store for the loss, of pictures not trained on.")
+    Each scene has its class, or one of its captions.
+    """
+
+    own: ClassVar[tuple[str, ...]] = ("store",)
+
+    store: Path | None = Field(default=None, description="Token store of pictures that are not trained on.")
     pictures: int = Field(default=1024, gt=0, description="Maximum number of rows of that store, evenly spaced.")
+
+
+class Sampling(Config):
+    """The pictures that a run samples at each evaluation, for TensorBoard."""
+
     prompts: tuple[int | str, ...] = Field(
-        default=(),
-        description="Classes or texts to sample at each evaluation; by default those of the first 16 held-out scenes.",
+        default=(), description="Classes or texts to sample; by default those of the first 16 held-out pictures."
     )
     guidance: float = Field(
-        default=4.0,
-        ge=0,
-        description="Guidance scale of these samples, also the trained generator's default; 1 turns it off.",
+        default=4.0, ge=0, description="Guidance scale, also the trained generator's default; 1 turns it off."
     )
     top_k: int = Field(
         default=0,
         ge=0,
         description="Number of the likeliest ids to sample from, also the trained generator's default; 0 means all.",
     )
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if self.scenes and self.store:
-            raise ValueError("give scenes or a store, and not both")
-        return self
 
 
 class GeneratorTrainConfig(Config):
@@ -168,7 +164,8 @@ class GeneratorTrainConfig(Config):
     data: tuple[Source, ...] = Field(
         min_length=1, description="Sources of data, one after another: token stores, or pictures."
     )
-    held_out: Sketches = Sketches()
+    held_out: HeldOutStore = HeldOutStore()
+    sampling: Sampling = Sampling()
     run: RunConfig
 
     @model_validator(mode="after")

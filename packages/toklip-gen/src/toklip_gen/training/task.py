@@ -50,7 +50,7 @@ from toklip_gen.generator import (
     toklip_checksum,
 )
 from toklip_gen.training.samples import Batch, GeneratorSamples, classes_of, collate
-from toklip_gen.training.settings import GeneratorTrainConfig, Sketches, TextSetting
+from toklip_gen.training.settings import GeneratorTrainConfig, Sampling, TextSetting
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
     if samples.classes:
         parts = with_names(parts, list(samples.classes))
         say_classes(parts)
-    held_out = held_out_batch(config, parts, samples.classes)
+    held_out = held_out_set(config, parts, samples.classes)
     torch.manual_seed(config.run.seed)
     model = Generator(parts.config, dropout=config.dropout)
     model.grad_checkpointing = config.generator.grad_checkpointing
@@ -173,8 +173,8 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
         feature_width=inputs.width,
         condition=condition,
         condition_keys=config.generator.condition_keys,
-        guidance=config.held_out.guidance,
-        top_k=config.held_out.top_k,
+        guidance=config.sampling.guidance,
+        top_k=config.sampling.top_k,
     )
     if toklip is not None:
         settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
@@ -260,10 +260,12 @@ def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutSet:
     """What a run is evaluated on."""
 
-    config: Sketches
+    sampling: Sampling
+    #: Whether they are scenes, whose captions a text generator's pictures are compared with.
+    scenes: bool
     #: None: no loss is measured.
     ids: Tensor | None
     prompts: list[int] | list[str]
@@ -271,7 +273,7 @@ class HeldOut:
     drawn: list[int] | list[str]
 
 
-def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, int]) -> HeldOut | None:
+def held_out_set(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, int]) -> HeldOutSet | None:
     """Return what the settings name, or None if that is nothing.
 
     Args:
@@ -283,7 +285,7 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str
         FileNotFoundError: the store is not there.
         ValueError: it is of another tokenizer, or has no captions, or a class that the training has not.
     """
-    settings = config.held_out
+    settings, sampling = config.held_out, config.sampling
     of_class = isinstance(config.condition, ClassCondition)
     ids: Tensor | None = None
     prompts: list[int] | list[str] = []
@@ -309,16 +311,16 @@ def held_out_batch(config: GeneratorTrainConfig, parts: Parts, classes: dict[str
             prompts = [numbers[place] for place in places]
         else:
             prompts = [row.caption or "" for row in rows]
-    if ids is None and not settings.prompts:
+    if ids is None and not sampling.prompts:
         return None
-    drawn = list(settings.prompts) or list(prompts[:_DRAWN])
-    if isinstance(parts.conditions, Texts) and settings.prompts:
-        parts.conditions.refuse_cut(list(map(str, settings.prompts)))
+    drawn = list(sampling.prompts) or list(prompts[:_DRAWN])
+    if isinstance(parts.conditions, Texts) and sampling.prompts:
+        parts.conditions.refuse_cut(list(map(str, sampling.prompts)))
     parts.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
-    return HeldOut(settings, ids, prompts, cast(list[str], drawn))
+    return HeldOutSet(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
 
 
-def evaluate(generator: Generator, held_out: HeldOut, parts: Parts, *, batch_size: int = 64) -> Evaluation:
+def evaluate(generator: Generator, held_out: HeldOutSet, parts: Parts, *, batch_size: int = 64) -> Evaluation:
     """Return the loss on held-out pictures, and drawn pictures; of texts in the words of Scenes how far they match.
 
     Of several processes each does all of it: none waits for another's share, and a sharded model is called equally
@@ -335,10 +337,10 @@ def evaluate(generator: Generator, held_out: HeldOut, parts: Parts, *, batch_siz
             batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
             total += len(ids) * float(next_id_loss(generator, read(batch)).losses["next_id"])
         figures["next_id"] = total / len(held_out.ids)
-    drawn = _drawn(generator, parts, held_out.drawn, held_out.config)
-    if held_out.config.scenes and isinstance(parts.conditions, Texts):
+    drawn = _drawn(generator, parts, held_out.drawn, held_out.sampling)
+    if held_out.scenes and isinstance(parts.conditions, Texts):
         of_scenes = scene_prompts(_MATCHED, split="validation", size=drawn.shape[-1])
-        matched = _drawn(generator, parts, [prompt.text for prompt in of_scenes], held_out.config)
+        matched = _drawn(generator, parts, [prompt.text for prompt in of_scenes], held_out.sampling)
         match = match_by_pixels(matched, [prompt.claims for prompt in of_scenes])
         figures |= {f"match_{name}": share for name, share in match.as_json().items() if share is not None}
     return Evaluation(figures, {"drawn": drawn.clamp(-1, 1)})
@@ -357,7 +359,7 @@ def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, parts: Pa
 
 
 def _drawn(
-    generator: Generator, parts: Parts, prompts: Sequence[int] | Sequence[str], settings: Sketches
+    generator: Generator, parts: Parts, prompts: Sequence[int] | Sequence[str], settings: Sampling
 ) -> Tensor:
     """(B, 3, H, W), near [-1, 1]; the same seeds at every evaluation."""
     condition = parts.conditions(prompts).to(next(generator.parameters()).device)

@@ -20,7 +20,7 @@ from .report import (
     Answered as Answered,
     reported as reported,
 )
-from .settings import HeldOutTalk as HeldOutTalk
+from .settings import HeldOutQuestions as HeldOutQuestions
 from .vqa import (
     answer_questions as answer_questions,
     evaluate_vqa as evaluate_vqa,

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from toklip_mllm.chat import GREEDY, room
 from toklip_mllm.evaluation.questions import Asked, Keys, prompt_of, read_questions, scene_questions
 from toklip_mllm.evaluation.report import Answered, VQAReport, reported
-from toklip_mllm.evaluation.settings import HeldOutTalk
+from toklip_mllm.evaluation.settings import HeldOutQuestions
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
 
 #: Of an answer.
@@ -115,7 +115,7 @@ def evaluate_vqa(
     return replace(report, protocol={**protocol, **report.protocol}, unreadable=tuple(unreadable))
 
 
-def held_out_questions(config: HeldOutTalk, *, image_size: int) -> list[Asked]:
+def held_out_questions(config: HeldOutQuestions, *, image_size: int) -> list[Asked]:
     """Return the questions that the settings of a run name, none by default; ValueError if a picture is unreadable."""
     if config.questions is not None:
         asked = read_questions(config.questions, root=config.root)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from toklip_core.config import Config, RunConfig
 from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
-from toklip_mllm.evaluation import HeldOutTalk
+from toklip_mllm.evaluation import HeldOutQuestions
 
 #: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
 RECIPES = files("toklip_mllm") / "recipes"
@@ -143,7 +143,7 @@ class MLLMTrainConfig(Config):
         description="Group conversations of similar length into batches, those without a picture apart. Scenes count "
         "as all of one length.",
     )
-    held_out: HeldOutTalk = HeldOutTalk()
+    held_out: HeldOutQuestions = HeldOutQuestions()
     run: RunConfig
 
     @model_validator(mode="after")

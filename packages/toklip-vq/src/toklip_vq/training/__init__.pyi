@@ -18,7 +18,7 @@ from .samples import (
 from .settings import (
     RECIPES as RECIPES,
     FolderSource as FolderSource,
-    HeldOutConfig as HeldOutConfig,
+    HeldOutFolder as HeldOutFolder,
     LossConfig as LossConfig,
     PhotographsSource as PhotographsSource,
     ScenesSource as ScenesSource,

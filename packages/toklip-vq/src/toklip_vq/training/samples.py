@@ -17,7 +17,7 @@ from toklip_core.scenes import scene
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable
 from torch import Tensor
 
-from toklip_vq.training.settings import FolderSource, HeldOutConfig, PhotographsSource, ScenesSource, Source
+from toklip_vq.training.settings import FolderSource, HeldOutFolder, PhotographsSource, ScenesSource, Source
 
 #: Photographs in the public domain (CC0 or NASA) that come with scikit-image itself, and need no download.
 PHOTOGRAPHS = (
@@ -117,13 +117,15 @@ def photographs() -> list[Image.Image]:
     return [Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS]
 
 
-def held_out_pictures(config: HeldOutConfig, *, size: int) -> Tensor:
-    """Return the pictures that a run is evaluated on, (N, 3, size, size) in [-1, 1].
+def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
+    """Return the pictures that a run is evaluated on, (N, 3, size, size) in [-1, 1], or None if none are named.
 
     Raises:
         FileNotFoundError: the folder is not there or has no pictures.
         ValueError: some of them cannot be read.
     """
+    if config.folder is None and not config.scenes:
+        return None
     if config.folder is None:
         levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
         return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, RunConfig
+from toklip_core.config import Config, HeldOut, RunConfig
 from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
 
 from toklip_vq.vqgan import VQGANConfig
@@ -62,13 +62,12 @@ class FolderSource(Config):
 Source = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discriminator="kind")]
 
 
-class HeldOutConfig(Config):
-    """The held-out pictures that a run is evaluated on."""
+class HeldOutFolder(HeldOut):
+    """Held-out pictures of tokenizers: scenes, or a folder of pictures, centre-cropped."""
 
-    scenes: int = Field(
-        default=256, gt=0, description="Number of scenes of the split 'held-out'; unused if `folder` is given."
-    )
-    folder: Path | None = Field(default=None, description="Folder of pictures to evaluate on instead, centre-cropped.")
+    own: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: Path | None = Field(default=None, description="Folder of pictures, with all its subfolders.")
     pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `folder`, evenly spaced.")
 
 
@@ -144,7 +143,7 @@ class VQTrainConfig(Config):
     model: VQGANConfig = Field(description="Sizes of the tokenizer.")
     image_size: int = Field(default=256, gt=0, description="Side of the training pictures in pixels.")
     data: tuple[Source, ...] = Field(min_length=1, description="Training data; an epoch is one pass over all sources.")
-    held_out: HeldOutConfig = Field(default=HeldOutConfig(), description="Held-out pictures to evaluate on.")
+    held_out: HeldOutFolder = Field(default=HeldOutFolder(scenes=256), description="Held-out pictures to evaluate on.")
     losses: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
     run: RunConfig = Field(description="Length of the run, optimizer, precision and checkpoints.")
 

@@ -85,7 +85,9 @@ def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
         settings=settings,
         export=export,
         product=vqgan,
-        evaluate=lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size),
+        evaluate=None
+        if held_out is None
+        else lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size),
         groups=parameter_groups(model, config),
         unused_parameters=config.losses.discriminator_start > 0 or config.losses.quantize_from > 0,
     )
