@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_core.plugins import registry
-from toklip_vq.sharded_weights import read_part
+from toklip_vq.sharded_weights import read_tokenizer_tensors
 
 from tests.support.pages import ROOT
 
@@ -28,18 +28,18 @@ def write_shards(folder: Path, suffix: str, write) -> None:
     (folder / f"{base}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def same(part) -> bool:
-    found = part.tensors
+def same(own) -> bool:
+    found = own.tensors
     return found.keys() == TOKENIZER.keys() and all(torch.equal(found[name], TOKENIZER[name]) for name in found)
 
 
 @pytest.mark.parametrize(("suffix", "write"), [("safetensors", save_file), ("bin", torch.save)])
 def test_only_the_shards_of_the_tokenizer_are_opened(tmp_path, suffix, write):
     write_shards(tmp_path, suffix, write)
-    part = read_part(tmp_path, ["gone.", "vq."])
-    assert part.prefix == "vq."
-    assert same(part)
-    assert "quant_conv.bias" in part and "vq.quant_conv.bias" not in part
+    own = read_tokenizer_tensors(tmp_path, ["gone.", "vq."])
+    assert own.prefix == "vq."
+    assert same(own)
+    assert "quant_conv.bias" in own and "vq.quant_conv.bias" not in own
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_only_the_shards_of_the_tokenizer_are_opened(tmp_path, suffix, write):
 )
 def test_a_single_file_gives_the_tokenizer_alone(tmp_path, name, write):
     write(TOKENIZER | REST, tmp_path / name)
-    assert same(read_part(tmp_path / name, ["vq."]))
+    assert same(read_tokenizer_tensors(tmp_path / name, ["vq."]))
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -61,24 +61,24 @@ def test_what_wrappers_put_into_names_is_taken_out(tmp_path, suffix, write, pref
     base = "model" if suffix == "safetensors" else "pytorch_model"
     named = {prefix + name: tensor for name, tensor in (TOKENIZER | REST).items()}
     write(named, tmp_path / f"{base}.{suffix}")
-    assert same(read_part(tmp_path, ["vq."]))
+    assert same(read_tokenizer_tensors(tmp_path, ["vq."]))
     (tmp_path / f"{base}.{suffix}.index.json").write_text(
         json.dumps({"weight_map": dict.fromkeys(named, f"{base}.{suffix}")})
     )
-    assert same(read_part(tmp_path, ["vq."]))
+    assert same(read_tokenizer_tensors(tmp_path, ["vq."]))
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path):
     write_shards(tmp_path, "safetensors", save_file)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.safetensors"):
-        read_part(tmp_path, ["vq."])
+        read_tokenizer_tensors(tmp_path, ["vq."])
 
 
 def test_a_tensor_that_its_shard_lacks_is_left_to_strict_loading(tmp_path):
     write_shards(tmp_path, "safetensors", save_file)
     save_file({"other": torch.zeros(1)}, tmp_path / "model-00002-of-00003.safetensors")
-    assert read_part(tmp_path, ["vq."]).tensors.keys() == {"vq.quantize.embedding.weight"}
+    assert read_tokenizer_tensors(tmp_path, ["vq."]).tensors.keys() == {"vq.quantize.embedding.weight"}
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_a_tensor_that_its_shard_lacks_is_left_to_strict_loading(tmp_path):
 def test_an_index_that_is_none_is_refused(tmp_path, index, message):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=message):
-        read_part(tmp_path, ["vq."])
+        read_tokenizer_tensors(tmp_path, ["vq."])
 
 
 def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no weights: none of model\.safetensors\.index\.json"):
-        read_part(tmp_path, ["vq."])
+        read_tokenizer_tensors(tmp_path, ["vq."])
     with pytest.raises(FileNotFoundError, match="there is no weights file"):
-        read_part(tmp_path / "nothing.safetensors", ["vq."])
+        read_tokenizer_tensors(tmp_path / "nothing.safetensors", ["vq."])
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        read_part(tmp_path, ["vq."])
+        read_tokenizer_tensors(tmp_path, ["vq."])
     torch.save({"state_dict": 3}, tmp_path / "number.ckpt")
     with pytest.raises(ValueError, match="holds a int where tensors by name are wanted"):
-        read_part(tmp_path / "number.ckpt", ["vq."])
+        read_tokenizer_tensors(tmp_path / "number.ckpt", ["vq."])
 
 
 class Touch:
@@ -131,7 +131,7 @@ def write_pickle(content, path):
 def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write):
     write(TOKENIZER | {"bad": Touch(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="refused"):
-        read_part(tmp_path, ["vq."])
+        read_tokenizer_tensors(tmp_path, ["vq."])
     assert not (tmp_path / "ran").exists()
 
 

@@ -145,9 +145,9 @@ def test_the_discriminator_is_patchgan(norm, parameters):
     assert logits.shape == (2, 1, 6, 10)
     picture = torch.zeros(1, 3, 160, 160, requires_grad=True)
     with torch.no_grad():
-        for part in discriminator.parts:
-            if isinstance(part, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
-                part.forward = lambda x: x  # a norm looks at the whole picture
+        for layer in discriminator.stack:
+            if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.GroupNorm):
+                layer.forward = lambda x: x  # a norm looks at the whole picture
     centre = discriminator(picture)[0, 0, 9, 9]
     (seen,) = torch.autograd.grad(centre, picture)
     rows = seen.abs().sum((0, 1, 3)).nonzero()

@@ -216,11 +216,11 @@ def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_al
     groups = parameter_groups(model, load_config(tiny, VQTrainConfig))
     weights = [[weight for name, weight in model.named_parameters() if name in group.names] for group in groups]
 
-    def reaches(loss: torch.Tensor, part: list[torch.nn.Parameter]) -> bool:
-        return any(g is not None for g in torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True))
+    def reaches(loss: torch.Tensor, group: list[torch.nn.Parameter]) -> bool:
+        return any(g is not None for g in torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True))
 
-    assert [reaches(losses["generator"], part) for part in weights] == [True, False]
-    assert [reaches(losses["discriminator"] + losses["lecam"], part) for part in weights] == [False, True]
+    assert [reaches(losses["generator"], group) for group in weights] == [True, False]
+    assert [reaches(losses["discriminator"] + losses["lecam"], group) for group in weights] == [False, True]
 
 
 def test_the_codebook_starts_from_latents(tiny: Path):

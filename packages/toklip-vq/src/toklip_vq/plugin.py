@@ -1,4 +1,4 @@
-"""What toklip-vq offers: its tokenizers and its commands. Imports no torch."""
+"""The plugin of toklip-vq: its tokenizers and its commands. It does not import torch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _IBQ: dict[str, tuple[int, str]] = {
     "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt"),
 }
 
-#: Meta's own file, which it gives out on request alone; Anole passes it on unchanged, under Meta's licence.
+#: Meta's own file. Meta gives it out only on request; Anole passes it on unchanged, under Meta's licence.
 _CHAMELEON = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
 _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 
 
-#: Trained by the recipe scenes-tiny; in the package, so that everything works without a network.
+#: Trained by the recipe scenes-tiny. It ships with the package, so that everything works without a network.
 _TINY = Path(__file__).parent / "models" / "llamagen-tiny"
 
 

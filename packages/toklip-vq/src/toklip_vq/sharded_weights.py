@@ -1,7 +1,7 @@
-"""A tokenizer's part of a published model: its tensors alone, out of a file or folder that holds a language model too.
+"""The tokenizer in a published model: reads its tensors out of a file or folder that also holds a language model.
 
-Nothing else is read: safetensors are opened by name, torch files are mapped, and of a sharded folder only the shards
-that its index names for the tokenizer are opened.
+Nothing else is read. Of a safetensors file only the named tensors are read, torch files are memory-mapped, and of a
+sharded folder only the shards that hold tensors of the tokenizer are opened.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from toklip_core.config import is_file_name
 from toklip_core.files import one_line, read_json_object
 from toklip_core.weights import plain_name, read_tensors, state_dict_in
 
-#: What a model folder of the hub can hold; the first that is there counts.
+#: Files of weights in a model folder of the hub; the first one found is used.
 _FOLDER_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-#: Every tokenizer of the taming family has it, under whatever prefix.
+#: A tensor that every tokenizer of the taming family has, after some prefix.
 _MARKER = "quantize.embedding.weight"
 
 
 @dataclass(frozen=True)
-class Part:
-    """The tensors below one prefix, by their whole names, those without what wrappers put into them."""
+class TokenizerTensors:
+    """The tensors below one prefix, by their full names, without the words that wrappers add to names."""
 
     prefix: str
     tensors: dict[str, Any]
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a tensor ``prefix + name``."""
+        """Return whether there is a tensor ``prefix + name``."""
         return self.prefix + name in self.tensors
 
 
-def read_part(path: Path, prefixes: Iterable[str]) -> Part:
+def read_tokenizer_tensors(path: Path, prefixes: Iterable[str]) -> TokenizerTensors:
     """Read the tensors of a tokenizer.
 
     Args:
-        path: a weights file (safetensors, or a torch file, where a ``state_dict`` inside counts), or a folder as the
-            hub has it: one file, or shards with an index.
-        prefixes: where the tokenizer may be; the first one with a codebook below it counts.
+        path: a weights file (safetensors, or a torch file, of which a ``state_dict`` inside is used), or a folder of
+            the hub with one weights file, or with shards and an index.
+        prefixes: candidates for the tokenizer's prefix; the first one with a codebook below it is used.
 
     Raises:
         FileNotFoundError: no such file or folder, no weights in it, or a shard is missing.
@@ -62,7 +62,7 @@ def read_part(path: Path, prefixes: Iterable[str]) -> Part:
     tensors: dict[str, Any] = {}
     for shard, wanted in by_file.items():
         tensors |= _read(shard, wanted)
-    return Part(prefix, state_dict_in(tensors, (), source=path))
+    return TokenizerTensors(prefix, state_dict_in(tensors, (), source=path))
 
 
 def _file_of(path: Path) -> Path:
@@ -75,7 +75,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _shards(file: Path) -> dict[str, Path]:
-    """Return tensor name -> shard, if the file is an index; else nothing."""
+    """Return tensor name -> shard if the file is an index, else an empty table."""
     if file.suffix != ".json":
         return {}
     listed = read_json_object(file).get("weight_map")
@@ -107,7 +107,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _read(file: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Return the tensors of these names; one that is not in the file is left out, for strict loading to name."""
+    """Return the tensors of these names. Missing ones are left out; strict loading reports them later."""
     if _is_safetensors(file):
         with _opened(file) as opened:
             known = set(opened.keys())

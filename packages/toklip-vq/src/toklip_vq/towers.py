@@ -1,9 +1,9 @@
 """The convolutional towers of a VQGAN. Trainable; without gradients they work in place and in stripes.
 
-Most of a tower's time goes into the two or four residual blocks at full resolution, where a tensor is 32 MiB for a
-picture of 256 x 256, and 128 MiB for 512 x 512. Making such tensors costs more than filling them (the system clears
-every page), so where no gradient needs them the steps between two convolutions run in place, and large tensors are
-worked through in stripes of rows that stay in the processor's cache: two large tensors at a time, not five.
+A tower spends most of its time in the two or four residual blocks at full resolution, where a tensor takes 32 MiB for
+a picture of 256 x 256, and 128 MiB for 512 x 512. Allocating such tensors costs more than filling them (the system
+clears every page). So where no gradient needs them, the steps between two convolutions run in place, and large tensors
+are processed in stripes of rows that stay in the processor's cache: two large tensors at a time instead of five.
 
 Shape letters: B batch, C channels, G norm groups, H and W the sides at some resolution.
 """
@@ -16,23 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: From this size on a tensor is worked through in stripes: glibc takes 32 MiB and more from the system each time.
+#: Bytes from which a tensor is processed in stripes: glibc asks the system for 32 MiB and more each time.
 _LARGE = 1 << 25
-#: Elements of a stripe, 2 MiB in float32. Twice as many are 2 % faster and take 15 MiB more, half as many 1 % slower.
+#: Elements of a stripe, 2 MiB in float32. Twice as many are 2 % faster and need 15 MiB more; half as many, 1 % slower.
 _STRIPE = 1 << 19
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) to features (B, z_channels, H/f, W/f).
+    """Tower from pixels (B, 3, H, W) to z (B, z_channels, H/f, W/f).
 
     Args:
-        widths: of the levels, from full resolution down; each but the last halves the sides.
-        channels: of the first convolution.
-        blocks: residual blocks a level.
-        z_channels: of the features.
-        groups: of every norm.
-        attention: after each block of the lowest level.
-        patch_size: p; the first convolution sees p x p pixels as one of 3 p^2 channels.
+        widths: widths of the levels, from full resolution down; every level but the last halves the sides.
+        channels: channels of the first convolution.
+        blocks: number of residual blocks per level.
+        z_channels: channels of the result.
+        groups: groups of every norm.
+        attention: whether attention follows each block of the lowest level.
+        patch_size: p; the first convolution reads p x p pixels as one with 3 p^2 channels.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode."""
+        """Return z (B, z_channels, H/f, W/f) of pixels (B, 3, H, W)."""
         x = self.conv_in(F.pixel_unshuffle(pixels, self.patch_size))
         for level in self.levels:
             x = level(x)
@@ -70,9 +70,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, z_channels, h, w) to pixels (B, 3, f h, f w).
+    """Tower from z (B, z_channels, h, w) to pixels (B, 3, f h, f w).
 
-    Args: as of :class:`Encoder`, with widths from the lowest resolution up, in the order in which the levels run.
+    Args: those of :class:`Encoder`, with widths from the lowest resolution up, in the order in which the levels run.
     """
 
     def __init__(
@@ -91,16 +91,16 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3 * patch_size**2, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Decode."""
-        x = self.middle(self.conv_in(features))
+    def forward(self, z: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w) of z (B, z_channels, h, w)."""
+        x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
         return F.pixel_shuffle(convolve(x, self.norm_out, self.conv_out), self.patch_size)
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where asked, then one change of resolution."""
+    """Residual blocks at one resolution, each followed by attention if asked for, then one change of resolution."""
 
     def __init__(self, width_in: int, width: int, *, blocks: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Level(nn.Module):
         self.upsample: nn.Conv2d | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the level. Without gradients x may be overwritten."""
+        """Return the result of the level for x (B, C, H, W). Without gradients x may be overwritten."""
         for i, block in enumerate(self.blocks):
             x = block(x)
             if self.attentions:
@@ -134,13 +134,13 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block. Without gradients x may be overwritten."""
+        """Return the result of the block for x (B, C, H, W). Without gradients x may be overwritten."""
         h = convolve(x, self.norm1, self.conv1)
         return convolve(h, self.norm2, self.conv2, onto=self.shortcut(x))
 
 
 class Attention(nn.Module):
-    """x + attention over all positions, one head."""
+    """x + attention(norm(x)) over all positions, with one head."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -151,32 +151,36 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
-        tokens = self.norm(x).flatten(2).mT  # as a product: 1 x 1 convolutions leave oneDNN at small sizes
-        q, k, v = (F.linear(tokens, conv.weight.flatten(1), conv.bias) for conv in (self.q, self.k, self.v))
-        tokens = F.scaled_dot_product_attention(q, k, v)
-        return x + F.linear(tokens, self.out.weight.flatten(1), self.out.bias).mT.reshape(x.shape)
+        """Return the result of the block for x (B, C, H, W)."""
+        # Matrix products, because oneDNN does not take 1 x 1 convolutions at small sizes.
+        x_BNC = self.norm(x).flatten(2).mT
+        q, k, v = (F.linear(x_BNC, conv.weight.flatten(1), conv.bias) for conv in (self.q, self.k, self.v))
+        x_BNC = F.scaled_dot_product_attention(q, k, v)
+        return x + F.linear(x_BNC, self.out.weight.flatten(1), self.out.bias).mT.reshape(x.shape)
 
 
 def middle(width: int, groups: int) -> nn.Sequential:
-    """Return what both towers have at the lowest resolution: block, attention, block."""
+    """Return the block, attention and block that both towers have at the lowest resolution."""
     return nn.Sequential(
         ResidualBlock(width, width, groups), Attention(width, groups), ResidualBlock(width, width, groups)
     )
 
 
 def group_norm(groups: int, width: int) -> nn.GroupNorm:
-    """Return the norm of all layers; eps as in taming-transformers."""
+    """Return the group norm that all layers use; its eps is that of taming-transformers."""
     return nn.GroupNorm(groups, width, eps=1e-6)
 
 
 def convolve(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, onto: Tensor | None = None) -> Tensor:
-    """Return conv(swish(norm(x))), plus ``onto`` where given, of x (B, C, H, W).
+    """Return conv(swish(norm(x))) of x (B, C, H, W), plus ``onto`` if given.
 
-    Without gradients the result takes the place of ``onto``, and of a large x no copy is made.
+    Without gradients the result overwrites ``onto``, and a large x is not copied.
 
     Args:
-        conv: 3 x 3, padded by 1.
+        x: (B, C, H, W).
+        norm: group norm over C channels.
+        conv: 3 x 3 convolution, padded by 1.
+        onto: tensor of the result's shape that is added; None: nothing.
     """
     h: Tensor
     if torch.is_grad_enabled():

@@ -95,7 +95,7 @@ def build_vqgan(config: VQGANConfig) -> VQGAN:
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder; trainable. :class:`VQGANTokenizer` is its frozen form.
 
-    Args: as :class:`VQGANConfig` explains them.
+    Args: the fields of :class:`VQGANConfig`.
 
     >>> vqgan = VQGAN(codebook_size=16, codebook_dim=4, channels=8, channel_multipliers=(1, 2), norm_groups=4)
     >>> tokenizer = VQGANTokenizer(vqgan)
@@ -133,7 +133,7 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(widths[::-1], blocks=blocks_per_level + 1, **sizes)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+        """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
         latents: Tensor = self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype)))
         return latents
 
@@ -156,7 +156,7 @@ class Codebook(nn.Module):
     tensor([0, 1])
     """
 
-    #: Codes scored at a time: what bounds the memory of a search to tokens x chunk scores.
+    #: Number of codes that are scored at a time; it limits the memory of a search to latents x chunk scores.
     chunk = 4096
 
     def __init__(self, size: int, dim: int, metric: Metric) -> None:
@@ -167,26 +167,26 @@ class Codebook(nn.Module):
             nn.init.normal_(self.weight)
         else:
             nn.init.uniform_(self.weight, -1 / size, 1 / size)
-        if metric == "cosine":  # rows of 1 / K would have gradients K times as large, through the normalisation
+        if metric == "cosine":  # rows of length 1 / K would get gradients K times as large from the normalisation
             self.weight.data = F.normalize(self.weight.data, dim=-1)
 
     def rows(self) -> Tensor:
-        """Return the codes (K, C) that ids stand for: of unit norm if the metric is cosine."""
+        """Return the codes (K, C) of all ids; they have unit norm if the metric is cosine."""
         return F.normalize(self.weight, dim=-1) if self.metric == "cosine" else self.weight
 
     @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
         """Return the ids (...), int64, of the codes nearest to latents (..., C).
 
-        Float32, also under autocast. The first of equally near codes wins. No gradient.
+        The search runs in float32, also under autocast. Of equally near codes the first wins. No gradient.
         """
         return self.search(latents)[0]
 
     @torch.no_grad()
     def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`nearest` does, and how near they are, (...), float32: the greater the nearer.
+        """Return the ids (...) of :meth:`nearest` and their scores (...), float32, higher for nearer codes.
 
-        A latent, or a code, that is not finite shows there, as NaN or infinity; among the ids it does not.
+        A latent or code that is not finite gives a score of NaN or infinity; the ids do not show it.
         """
         with torch.autocast(latents.device.type, enabled=False):
             queries_NC = latents.detach().reshape(-1, latents.shape[-1]).float()
@@ -203,7 +203,7 @@ class Codebook(nn.Module):
                     scores_NK -= half_squares_K[start : start + self.chunk]
                 score_N, id_N = scores_NK.max(dim=-1)
                 better_N = score_N > best_N
-                best_N = torch.maximum(best_N, score_N)  # which keeps NaN, where a comparison passes over it
+                best_N = torch.maximum(best_N, score_N)  # maximum keeps NaN, a comparison does not
                 ids_N = torch.where(better_N, id_N + start, ids_N)
             return ids_N.reshape(latents.shape[:-1]), best_N.reshape(latents.shape[:-1])
 
@@ -217,13 +217,13 @@ class Codebook(nn.Module):
 
 
 class Autoencoder(Protocol):
-    """What :class:`VQGANTokenizer` freezes: a :class:`VQGAN`, or another ``nn.Module`` with towers of its own."""
+    """Model that :class:`VQGANTokenizer` freezes: a :class:`VQGAN`, or another ``nn.Module`` with its own towers."""
 
     downsample_factor: int
     codebook: Codebook
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+        """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, f h, f w), near [-1, 1], of codes (B, h, w, C)."""
@@ -235,8 +235,8 @@ class Autoencoder(Protocol):
 class VQGANTokenizer(nn.Module):
     """A VQGAN as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
 
-    ``.to(torch.bfloat16)`` halves the precision of the towers; codes and search keep float32. On a GPU torch lets
-    convolutions round to TF32: set ``torch.backends.cudnn.allow_tf32 = False`` where ids must be a CPU's.
+    ``.to(torch.bfloat16)`` halves the precision of the towers; codes and search stay in float32. On a GPU torch lets
+    convolutions round to TF32: set ``torch.backends.cudnn.allow_tf32 = False`` if ids must equal those of a CPU.
     """
 
     def __init__(self, vqgan: Autoencoder) -> None:
@@ -249,21 +249,21 @@ class VQGANTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """K."""
+        """Codebook size K."""
         return self.vqgan.codebook.weight.shape[0]
 
     @property
     def codebook_dim(self) -> int:
-        """C."""
+        """Codebook dimension C."""
         return self.vqgan.codebook.weight.shape[1]
 
     @property
     def downsample_factor(self) -> int:
-        """f."""
+        """Downsampling factor f."""
         return self.vqgan.downsample_factor
 
     def train(self, mode: bool = True) -> Self:
-        """Change nothing: a frozen tokenizer has one mode."""
+        """Return the tokenizer unchanged: it always stays in evaluation mode."""
         return self
 
     @torch.no_grad()
@@ -271,8 +271,8 @@ class VQGANTokenizer(nn.Module):
         """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: H or W is not a multiple of f, pixels has another shape or is of integers, or a number is NaN or
-                infinite, of the pixels or of the latents.
+            ValueError: H or W is not a multiple of f, ``pixels`` has another shape or an integer dtype, or a pixel or a
+                latent is NaN or infinite.
         """
         factor = self.downsample_factor
         if pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -287,7 +287,7 @@ class VQGANTokenizer(nn.Module):
         ids = torch.empty(len(pixels), height, width, dtype=torch.int64, device=pixels.device)
         nearness = torch.empty_like(ids, dtype=torch.float32)
         with torch.autocast(pixels.device.type, enabled=False):
-            # One by one: the same numbers whatever stands beside a picture, and activations stay in cache.
+            # One by one: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
             for i in range(len(pixels)):
                 latents = self.vqgan.latents(pixels[i : i + 1]).movedim(1, -1)
                 ids[i : i + 1], nearness[i : i + 1] = self.vqgan.codebook.search(latents)
@@ -295,7 +295,7 @@ class VQGANTokenizer(nn.Module):
         return ids
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the codes (..., C) of ids (...), bit-exact rows of the codebook."""
+        """Return the codes (..., C) of ids (...), which are bit-exact rows of the codebook."""
         return F.embedding(ids, self.vqgan.codebook.rows())
 
     @torch.no_grad()
@@ -303,7 +303,7 @@ class VQGANTokenizer(nn.Module):
         """Return float32 pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w).
 
         Raises:
-            ValueError: ids has another shape, an id is not in [0, K), or a pixel of a picture is NaN or infinite.
+            ValueError: ``ids`` has another shape, an id is not in [0, K), or a decoded pixel is NaN or infinite.
         """
         if ids.ndim != 3:
             raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w)")
@@ -322,10 +322,10 @@ class VQGANTokenizer(nn.Module):
 
 
 def load_vqgan(folder: Path | str) -> VQGANTokenizer:
-    """Return the tokenizer in a model folder, as ``toklip train vq`` writes it; in float32, also from half precision.
+    """Return the tokenizer in a model folder of ``toklip train vq``, in float32, also from half precision.
 
     Raises:
-        FileNotFoundError: it is no model folder.
+        FileNotFoundError: the folder is no model folder.
         ValueError: the config or the weights do not fit.
     """
     from toklip_core.config import validated

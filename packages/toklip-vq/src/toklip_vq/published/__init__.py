@@ -1,6 +1,6 @@
 """Tokenizers from their published files, one file per family.
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -1,7 +1,8 @@
 """Emu3's vision tokenizer: towers and temporal layers from transformers, search and protocol from here.
 
-It is a tokenizer of video, four frames to one grid of ids; a picture is four equal frames. Ids are those of its own
-codebook, 0 to 32767: Emu3's language model calls id i ``<|visual token {i:06d}|>``, at another number.
+It is a tokenizer of video, which turns four frames into one grid of ids; a picture is four equal frames. Ids are rows
+of its own codebook, 0 to 32767. Emu3's language model uses another number for id i and calls it
+``<|visual token {i:06d}|>``.
 
 Shape letters: B batch, T frames, C codebook and latent dim (both 4), h = H/8, w = W/8.
 
@@ -19,16 +20,16 @@ import torch
 from toklip_core.weights import load_strict
 from torch import Tensor, nn
 
-from toklip_vq.sharded_weights import read_part
+from toklip_vq.sharded_weights import read_tokenizer_tensors
 from toklip_vq.vqgan import Codebook, VQGANTokenizer
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-#: Alone (the published tokenizer), in a model folder of transformers, and in one written before transformers 4.52.
+#: Prefixes in the published tokenizer, in a model folder of transformers, and in one written before transformers 4.52.
 _PREFIXES = ("", "model.vqmodel.", "vqmodel.")
 
-#: Name in transformers -> name in the published tokenizer, which the official remote code reads.
+#: Name in transformers -> name in the published tokenizer, which is for the official remote code.
 _OFFICIAL = (
     (r"\.(down|up)_block\.", "."),
     (r"\.middle_block\.", ".mid."),
@@ -42,12 +43,12 @@ _OFFICIAL = (
 class Emu3Vision(nn.Module):
     """The autoencoder of Emu3 for single pictures.
 
-    All four frames of a picture are equal and the towers treat each alone, so the towers run on one frame; only the
-    temporal layers, which are 4 channels wide, see four. In decoding, too, the first of four frames is all that is
-    kept, so it alone passes the tower. The numbers stay, three quarters of the work go.
+    The four frames of a picture are equal, and the towers treat each frame alone, so the towers run on one frame. Only
+    the temporal layers, which are 4 channels wide, see four. When decoding, only the first of four frames is kept, so
+    only that one goes through the tower. The results are the same, with a quarter of the work.
 
     Args:
-        vqvae: its towers and temporal layers are taken over.
+        vqvae: model whose towers and temporal layers become part of this one.
     """
 
     def __init__(self, vqvae: Emu3VQVAE) -> None:
@@ -63,7 +64,7 @@ class Emu3Vision(nn.Module):
         self.decoder_time_conv, self.decoder_time_blocks = _take_temporal_layers(self.decoder)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return what the codebook is searched with, (B, C, h, w), of pixels (B, 3, H, W) in [-1, 1]."""
+        """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
         frame_B1Chw = self.encoder(pixels[:, None].to(self.quant_conv.conv.weight.dtype))
         x_BCThw = frame_B1Chw.movedim(1, 2).repeat(1, 1, self.frames, 1, 1)
         for conv in self.encoder_time_conv:
@@ -76,7 +77,7 @@ class Emu3Vision(nn.Module):
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, 8h, 8w), near [-1, 1], of codes (B, h, w, C)."""
         codes_BC1hw = codes.movedim(-1, 1)[:, :, None].to(self.post_quant_conv.conv.weight.dtype)
-        # The decoder is steered by the codes themselves as well, and both ways go through the same temporal layers.
+        # The decoder is also conditioned on the codes themselves, and both go through the same temporal layers.
         x_BCThw = torch.cat([self.post_quant_conv(codes_BC1hw), codes_BC1hw])
         for block in self.decoder_time_blocks:
             x_BCThw = block(x_BCThw)
@@ -88,7 +89,7 @@ class Emu3Vision(nn.Module):
 
 
 def _take_temporal_layers(tower: nn.Module) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Return a tower's temporal layers, and leave none in it: what remains treats each frame alone."""
+    """Take the temporal layers out of a tower and return them; the rest treats each frame alone."""
     conv, blocks = tower.time_conv, tower.time_res_stack
     assert isinstance(conv, nn.ModuleList) and isinstance(blocks, nn.ModuleList)
     tower.time_conv, tower.time_res_stack = nn.ModuleList(), nn.ModuleList()
@@ -103,9 +104,9 @@ def load_emu3(weights: Path, config: Emu3VQVAEConfig | None = None) -> VQGANToke
     """Return Emu3's tokenizer.
 
     Args:
-        weights: the file or folder of ``BAAI/Emu3-VisionTokenizer``, or a folder of a whole Emu3 as transformers
-            writes it (``Emu3-Chat-hf``), of which the tokenizer's tensors alone are read.
-        config: the sizes; None takes the published ones.
+        weights: the file or folder of ``BAAI/Emu3-VisionTokenizer``, or a folder of a whole Emu3 in transformers'
+            layout (``Emu3-Chat-hf``), of which only the tokenizer's tensors are read.
+        config: sizes; None: the published ones.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -119,11 +120,11 @@ def load_emu3(weights: Path, config: Emu3VQVAEConfig | None = None) -> VQGANToke
 
     with torch.device("meta"):
         vqvae = Emu3VQVAE(config or Emu3VQVAEConfig())
-    part = read_part(weights, _PREFIXES)
-    tensors, layout = part.tensors, _transformers_name
-    if "encoder.mid.block_1.conv1.weight" in part:
+    own = read_tokenizer_tensors(weights, _PREFIXES)
+    tensors, layout = own.tensors, _transformers_name
+    if "encoder.mid.block_1.conv1.weight" in own:
         tensors, layout = {name: _linear(name, tensor) for name, tensor in tensors.items()}, _official_name
-    load_strict(vqvae, tensors, source=weights, name_in_file=lambda name: part.prefix + layout(name))
+    load_strict(vqvae, tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name))
     return VQGANTokenizer(Emu3Vision(vqvae))
 
 
@@ -138,5 +139,5 @@ def _official_name(name: str) -> str:
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:
-    """Return the weight of a 1 x 1 convolution inside attention, (C, C, 1, 1), as that of a linear layer."""
+    """Return the weight (C, C) of a linear layer that equals a 1 x 1 convolution (C, C, 1, 1) inside attention."""
     return tensor.flatten(1) if re.search(r"\.(q|k|v|proj_out)\.weight$", name) else tensor

@@ -1,7 +1,7 @@
-"""IBQ's tokenizers (codebooks of 1024 to 262144), from the Lightning files that were published.
+"""IBQ's tokenizers (codebooks of 1024 to 262144), from the published Lightning files.
 
-Such a file has the weights twice: the raw ones under their names, and their moving average under ``model_ema.`` and
-the name without its dots. The averaged ones are those that the published figures were measured with.
+Such a file has the weights twice: the raw weights under their names, and their moving average under ``model_ema.``
+and the name without dots. The published figures were measured with the averaged weights.
 
 Source: Shi et al., https://arxiv.org/abs/2412.02692; sizes and names of TencentARC/SEED-Voken, configs/IBQ and
 src/IBQ/modules.
@@ -49,7 +49,7 @@ def load_ibq(weights: Path | str, codebook_size: int, *, averaged: bool = True) 
 
     Args:
         weights: the file.
-        codebook_size: of the file.
+        codebook_size: size of the codebook in the file.
         averaged: take the averaged weights (the published figures), or the raw ones (what TokLIP-XL was trained on).
 
     Raises:
@@ -76,8 +76,9 @@ def taming_name(name: str, levels: int = 5) -> str:
     """Return the name that taming-transformers gives a tensor of :class:`~toklip_vq.vqgan.VQGAN`.
 
     Args:
-        name: ours.
-        levels: of the towers; taming counts the decoder's levels from full resolution down, we in the order they run.
+        name: our name.
+        levels: number of levels of a tower. taming counts the decoder's levels from full resolution down; we count
+            them in the order in which they run.
     """
     name = re.sub(r"^decoder\.levels\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
     for pattern, replacement in _NAMES:

@@ -1,10 +1,10 @@
-"""The tokenizer that Janus and Janus-Pro draw with: LlamaGen's VQ-16, out of the weights of the whole model.
+"""The tokenizer with which Janus and Janus-Pro draw: LlamaGen's VQ-16, read from the weights of the whole model.
 
-On our own towers, although transformers has ``JanusVQVAE``: that class looks for the nearest code among rows and
-latents that are not normalised, while Janus's own code (and decoding in transformers, too) takes the directions
-alone, so that pictures get other ids; and it decodes one size of picture only.
+It uses our own towers, although transformers has ``JanusVQVAE``. That class searches for the nearest code without
+normalising codes and latents, but Janus's own code normalises both (as does decoding in transformers), so pictures
+get other ids. It also decodes only one size of picture.
 
-Ids are those of its own codebook, 0 to 16383; Janus has an embedding of its own for them, at the same numbers.
+Ids are rows of its own codebook, 0 to 16383; Janus has a separate embedding for them, with the same numbers.
 
 Source: Janus-Pro, https://arxiv.org/abs/2501.17811; deepseek-ai/Janus, janus/models/vq_model.py. Pixels are in [-1, 1]
 there too (generation_inference.py).
@@ -19,10 +19,10 @@ import torch
 from toklip_core.weights import load_strict
 
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
-from toklip_vq.sharded_weights import read_part
+from toklip_vq.sharded_weights import read_tokenizer_tensors
 from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
 
-#: In DeepSeek's files, and in those of transformers.
+#: Prefixes in DeepSeek's files, and in those of transformers.
 _PREFIXES = ("gen_vision_model.", "model.vqmodel.")
 
 _IGNORED = {r".*quantize\.codebook_used": "the ids of the last training steps, kept to report the use of the codebook"}
@@ -42,20 +42,21 @@ def load_janus(weights: Path, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGANTo
     """Return Janus's tokenizer.
 
     Args:
-        weights: a file or folder of a whole Janus or Janus-Pro, as DeepSeek (``deepseek-ai/Janus-Pro-1B``) or
-            transformers (``deepseek-community/Janus-Pro-1B``) writes it; the tokenizer's tensors alone are read.
-        config: the sizes.
+        weights: a file or folder of a whole Janus or Janus-Pro in the layout of DeepSeek
+            (``deepseek-ai/Janus-Pro-1B``) or transformers (``deepseek-community/Janus-Pro-1B``). Only the tokenizer's
+            tensors are read.
+        config: sizes.
 
     Raises:
         FileNotFoundError: there are no such weights.
         ValueError: the weights do not fit.
     """
-    part = read_part(weights, _PREFIXES)
-    layout = llamagen_name if part.prefix == _PREFIXES[0] else _transformers_name
+    own = read_tokenizer_tensors(weights, _PREFIXES)
+    layout = llamagen_name if own.prefix == _PREFIXES[0] else _transformers_name
     with torch.device("meta"):
         vqgan = build_vqgan(config)
     load_strict(
-        vqgan, part.tensors, source=weights, name_in_file=lambda name: part.prefix + layout(name), ignored=_IGNORED
+        vqgan, own.tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name), ignored=_IGNORED
     )
     return VQGANTokenizer(vqgan)
 

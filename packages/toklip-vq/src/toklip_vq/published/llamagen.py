@@ -1,4 +1,4 @@
-"""LlamaGen's tokenizers, VQ-16 and VQ-8, from the files that were published.
+"""LlamaGen's tokenizers, VQ-16 and VQ-8, from their published files.
 
 Source: Sun et al., https://arxiv.org/abs/2406.06525; sizes and names of FoundationVision/LlamaGen,
 tokenizer/tokenizer_image/vq_model.py.
@@ -21,7 +21,7 @@ CONFIGS = {
     "VQ-8": VQGANConfig(codebook_size=16384, codebook_dim=8, channel_multipliers=(1, 2, 2, 4)),
 }
 
-#: Where a file keeps its weights, in the order of preference; a file without any of them is flat.
+#: Keys below which a file may keep its weights, the preferred first; a file without any of them is flat.
 _LAYOUTS = ("ema", "model", "state_dict")
 
 _IGNORED = {r"quantize\.codebook_used": "the ids of the last training steps, kept to report the use of the codebook"}
@@ -43,7 +43,7 @@ def load_llamagen(weights: Path | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16")
     """Return a LlamaGen tokenizer with the weights of a file: .pt as published, or .safetensors.
 
     Args:
-        weights: the file; of the layouts ``ema``, ``model``, ``state_dict`` and flat, the first that it has is taken.
+        weights: the file; the first of the layouts ``ema``, ``model``, ``state_dict`` and flat that it has is used.
         size: VQ-16 or VQ-8, the downsampling factor.
 
     Raises:

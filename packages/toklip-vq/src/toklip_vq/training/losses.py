@@ -18,25 +18,25 @@ from torch import Tensor, nn
 
 from toklip_vq.vqgan import Codebook
 
-#: Where the factor beta stands: on the term that the paper puts it on, or on the one that IBQ's public code does.
+#: Term that the factor beta weighs: the one in the paper, or the one in IBQ's public code.
 BetaPlacement = Literal["paper", "code"]
 
 
-class Quantized(NamedTuple):
-    """The outcome of a trainable quantizer."""
+class Quantization(NamedTuple):
+    """The codes and ids of latents, and the loss that trains both."""
 
     #: (N, C): codebook rows, with a gradient to the latents and, for index backpropagation, to the codebook.
     codes: Tensor
     #: (N,), int64.
     ids: Tensor
-    #: A scalar: how far latents and codes are apart.
+    #: Scalar; grows with the distance between latents and codes.
     loss: Tensor
 
 
 def quantize_straight_through(
     latents: Tensor, codebook: Codebook, *, beta: float = 0.25, beta_placement: BetaPlacement = "paper"
-) -> Quantized:
-    """Take the nearest codes; the gradient of the codes goes to the latents unchanged.
+) -> Quantization:
+    """Replace latents by their nearest codes; the gradient of the codes goes to the latents unchanged.
 
     The loss is mean((z_q - sg z)^2) + beta mean((sg z_q - z)^2): "paper" is van den Oord et al.,
     https://arxiv.org/abs/1711.00937, equation 3, and LlamaGen's code; "code" puts beta on the first term, as
@@ -46,55 +46,56 @@ def quantize_straight_through(
     Args:
         latents: (N, C).
         codebook: K rows.
-        beta: weight of one of the two terms.
-        beta_placement: which one.
+        beta: weight of one of the two terms of the loss.
+        beta_placement: the term that ``beta`` weighs.
     """
     latents = comparable(latents, codebook)
     ids = codebook.nearest(latents)
     rows = F.embedding(ids, codebook.rows())
     pull_rows, pull_latents = F.mse_loss(rows, latents.detach()), F.mse_loss(latents, rows.detach())
     loss = pull_rows + beta * pull_latents if beta_placement == "paper" else beta * pull_rows + pull_latents
-    return Quantized(latents + (rows - latents).detach(), ids, loss)
+    return Quantization(latents + (rows - latents).detach(), ids, loss)
 
 
 def quantize_by_index(
     latents: Tensor, codebook: Codebook, *, beta: float = 0.25, beta_placement: BetaPlacement = "paper"
-) -> Quantized:
-    """Index backpropagation: take the nearest codes; the gradient reaches every code through a softmax over all.
+) -> Quantization:
+    """Replace latents by their nearest codes (index backpropagation); the gradient reaches every code by a softmax.
 
     The one-hot vector p of the id is made differentiable by the softmax s of all scores, p + s - sg s, so each
     step moves the whole codebook. With z_q the codes that carry this gradient and e the plain rows, the loss is
     mean((z_q - z)^2) + mean((sg e - z)^2) + beta mean((e - sg z)^2) for "code", which is SEED-Voken's quantize.py;
     "paper" has beta on the second term, where https://arxiv.org/abs/2412.02692 and the usual commitment loss have it.
 
-    Holds the N x K softmax until the backward pass: 4 N K bytes, 67 MB for four pictures of 256 tokens and K = 16384.
+    The N x K softmax stays in memory until the backward pass: 4 N K bytes, which is 67 MB for four pictures of 256 ids
+    each and K = 16384.
 
     Args:
         latents: (N, C).
         codebook: K rows.
-        beta: weight of one of the last two terms.
-        beta_placement: which one.
+        beta: weight of one of the last two terms of the loss.
+        beta_placement: the term that ``beta`` weighs.
     """
     latents = comparable(latents, codebook)
     rows = codebook.rows()
     ids = codebook.nearest(latents)
     plain = F.embedding(ids, rows)
     soft = affinity(latents, codebook).softmax(-1) @ rows.detach()
-    # The plain rows' value; their gradient reaches the codebook, the softmax's reaches the scores.
+    # The value is that of the plain rows. Their gradient reaches the codebook, that of the softmax reaches the scores.
     codes = plain + (soft - soft.detach())
     pull_rows, pull_latents = F.mse_loss(plain, latents.detach()), F.mse_loss(latents, plain.detach())
     pull = pull_rows + beta * pull_latents if beta_placement == "paper" else beta * pull_rows + pull_latents
-    return Quantized(codes, ids, F.mse_loss(codes, latents) + pull)
+    return Quantization(codes, ids, F.mse_loss(codes, latents) + pull)
 
 
 def comparable(latents: Tensor, codebook: Codebook) -> Tensor:
-    """Return latents (..., C) as codes are compared with them: float32, of unit norm if the metric is cosine."""
+    """Return latents (..., C) in the form in which they are compared with codes: float32, unit norm for cosine."""
     latents = latents.float()
     return F.normalize(latents, dim=-1) if codebook.metric == "cosine" else latents
 
 
 def affinity(latents: Tensor, codebook: Codebook) -> Tensor:
-    """Return (N, K) scores, higher is nearer: inner products for the dot metric, else minus squared distances."""
+    """Return scores (N, K), higher for nearer codes: inner products for the dot metric, else minus squared distance."""
     latents, rows = comparable(latents, codebook), codebook.rows()
     products: Tensor = latents @ rows.T
     if codebook.metric == "dot":
@@ -104,13 +105,13 @@ def affinity(latents: Tensor, codebook: Codebook) -> Tensor:
 
 
 def entropy_loss(affinity: Tensor, *, temperature: float = 0.01) -> Tensor:
-    """Return the entropy of the codes of each token, less the entropy of their mean over all tokens of all processes.
+    """Return the mean entropy of each latent's code, minus the entropy of the mean over the latents of all processes.
 
-    Small when every token is sure of its code and all codes are in use.
+    It is small when every latent is sure of its code and all codes are in use.
 
     Args:
-        affinity: (N, K).
-        temperature: what scores are divided by before the softmax.
+        affinity: (N, K) scores.
+        temperature: divisor of the scores before the softmax.
 
     Source: Yu et al., https://arxiv.org/abs/2310.05737, equation 5; the constant 1e-5 as in LlamaGen and SEED-Voken.
     """
@@ -122,7 +123,7 @@ def entropy_loss(affinity: Tensor, *, temperature: float = 0.01) -> Tensor:
 
 
 class CodebookUse(NamedTuple):
-    """How many codes are in use, and how evenly."""
+    """Figures that say how many codes are in use, and how evenly."""
 
     #: Share of the codebook that occurs, in [0, 1].
     used: Tensor
@@ -146,13 +147,13 @@ def count_ids(ids: Tensor, size: int) -> Tensor:
 
 
 class CodeRestart(nn.Module):
-    """Restarts unused codes: every ``period`` steps, a code that occurred in none of them becomes a latent at hand.
+    """Restart of unused codes: every ``period`` steps, each code that did not occur is set to a latent of the batch.
 
     Source: https://arxiv.org/abs/2005.00341, section 3.2 ("random restart").
 
     Args:
-        size: K.
-        period: steps that a code has time to occur.
+        size: codebook size K.
+        period: number of steps between two restarts.
     """
 
     counts: Tensor
@@ -166,43 +167,43 @@ class CodeRestart(nn.Module):
 
     @torch.no_grad()
     def forward(self, codebook: Codebook, latents: Tensor, step: int) -> None:
-        """Restart codes if it is time; call it before the search of each step.
+        """Restart unused codes at every ``period``-th step. Call this before the search of each step.
 
         Args:
-            codebook: gets new rows, the same ones in every process.
-            latents: (N, C) of this process, as codes are compared with them.
-            step: what the choice of latents is a function of.
+            codebook: codebook whose rows are replaced, by the same ones in every process.
+            latents: (N, C) of this process, from :func:`comparable`.
+            step: number of the step; it seeds the choice of latents.
         """
-        if step % self.period or step == self.last:  # the last: another micro-batch of the same step
+        if step % self.period or step == self.last:  # equal to last: another micro-batch of the same step
             return
         self.last.fill_(step)
         unused = (self.counts == 0).nonzero()[:, 0]
-        everywhere = gathered(latents.detach())
+        everywhere = gather(latents.detach())
         choice = torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(step))[: len(unused)]
         codebook.weight[unused[: len(choice)]] = everywhere[choice.to(everywhere.device)]
         self.counts.zero_()
 
     def add(self, counts: Tensor) -> None:
-        """Count the ids of a step, (K,), over all processes."""
+        """Add the occurrences (K,) of a step's ids, summed over all processes."""
         self.counts += counts
 
 
-def gathered(x: Tensor) -> Tensor:
-    """Return x (N, ...) of all processes, in their order; no gradient."""
+def gather(x: Tensor) -> Tensor:
+    """Return the rows (P N, ...) of x (N, ...) from all P processes, in their order. No gradient."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, x.contiguous())
+    return torch.cat(rows)
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: one logit for each overlapping patch of a picture; 70 x 70 pixels with three layers.
+    """PatchGAN: one logit for each overlapping patch of a picture, which is 70 x 70 pixels with three layers.
 
     Args:
-        channels: width of the first convolution; doubles with each layer, at most eightfold.
-        layers: convolutions that halve the picture.
-        norm: "batch" as published, over the pictures of one process; "group" does not depend on who shares the batch.
+        channels: width of the first convolution; each layer doubles it, up to eight times the width.
+        layers: number of convolutions that halve the picture.
+        norm: "batch", as published, normalises over the pictures of one process; "group" treats each picture alone.
 
     Source: Isola et al., https://arxiv.org/abs/1611.07004; initialised from N(0, 0.02) as there.
     """
@@ -210,12 +211,12 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int = 64, layers: int = 3, norm: Literal["batch", "group"] = "batch") -> None:
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        stack: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
             convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=norm == "group")
-            parts += [convolution, _norm(norm, widths[i]), nn.LeakyReLU(0.2)]
-        self.parts = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+            stack += [convolution, _norm(norm, widths[i]), nn.LeakyReLU(0.2)]
+        self.stack = nn.Sequential(*stack, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -223,8 +224,8 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits (B, 1, h, w) of pixels (B, 3, H, W), high where they look real."""
-        logits: Tensor = self.parts(pixels)
+        """Return logits (B, 1, h, w) of pixels (B, 3, H, W), high where the pixels look real."""
+        logits: Tensor = self.stack(pixels)
         return logits
 
 
@@ -236,14 +237,14 @@ def _norm(norm: Literal["batch", "group"], width: int) -> nn.Module:
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's hinge loss of two sets of logits. Source: https://arxiv.org/abs/1705.02894."""
+    """Return the discriminator's hinge loss, a scalar, of its logits for real and fake pictures. Source: https://arxiv.org/abs/1705.02894."""
     return (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
 
 
 def generator_loss(fake: Tensor, kind: Literal["hinge", "non-saturating"]) -> Tensor:
-    """Return what the decoder minimises, of the discriminator's logits (B, 1, h, w) of its pictures.
+    """Return the decoder's adversarial loss, a scalar, from the discriminator's logits (B, 1, h, w) of its pictures.
 
-    "hinge" is -mean(logits), LlamaGen's. "non-saturating" is -log sigmoid of each picture's mean logit, IBQ's
+    "hinge" is -mean(logits), as in LlamaGen. "non-saturating" is -log sigmoid of each picture's mean logit, as in IBQ
     (SEED-Voken, losses/vqperceptual.py).
     """
     if kind == "hinge":
@@ -252,7 +253,7 @@ def generator_loss(fake: Tensor, kind: Literal["hinge", "non-saturating"]) -> Te
 
 
 class LeCam(nn.Module):
-    """LeCam regularisation of a discriminator: keeps logits near the moving averages of the other kind's.
+    """LeCam regularisation of a discriminator: keeps real logits near the average of fake ones, and the reverse.
 
     Source: Tseng et al., https://arxiv.org/abs/2104.03310; rectified, and the averages updated first, as in
     SEED-Voken, losses/vqperceptual.py.
@@ -268,12 +269,12 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Update the averages, over all processes; return the loss of the logits."""
+        """Update the averages over all processes; return the regularisation, a scalar, of real and fake logits."""
         real, fake = real.float(), fake.float()
         with torch.no_grad():
             self.real.lerp_(mean_over_processes(real.mean()), 1 - self.decay)
             self.fake.lerp_(mean_over_processes(fake.mean()), 1 - self.decay)
-        # Copies: the next forward pass changes the buffers before this one's backward pass may have run.
+        # Clones, because the next forward pass may change the buffers before this one's backward pass has run.
         return (
             F.relu(real - self.fake.clone()).square().mean() + F.relu(self.real.clone() - fake).square().mean()
         )

@@ -1,6 +1,6 @@
-"""The pictures that a tokenizer is trained on: scenes, crops of photographs, and folders, mixed.
+"""Training pictures of a tokenizer: scenes, crops of photographs, and folders, mixed.
 
-A sample is a function of (seed, epoch, index): workers, processes and resumed runs see the same.
+A sample is a function of (seed, epoch, index), so workers, processes and resumed runs see the same ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toklip_vq.training.settings import FolderSource, HeldOutFolder, PhotographsSource, ScenesSource, Source
 
-#: Photographs in the public domain (CC0 or NASA) that come with scikit-image itself, and need no download.
+#: Photographs in the public domain (CC0 or NASA) that are part of scikit-image, so they need no download.
 PHOTOGRAPHS = (
     "astronaut",
     "brick",
@@ -38,7 +38,7 @@ def open_sources(sources: Sequence[Source], *, size: int, seed: int) -> Concaten
     """Return the training pictures, one source after another; each is (3, size, size) in [-1, 1].
 
     Args:
-        sources: as the settings name them.
+        sources: settings of the sources.
         size: side of a picture.
         seed: seed of crops and flips.
 
@@ -63,7 +63,7 @@ class _Scenes:
 
 
 class _Photographs:
-    """Square crops at all scales: the logarithm of the side is uniform, from the sample's to the photograph's."""
+    """Square crops at all scales; the logarithm of a crop's side is uniform from the sample's to the photograph's."""
 
     def __init__(self, source: PhotographsSource, size: int, seed: int) -> None:
         self._count, self._size, self._seed = source.count, size, seed
@@ -99,7 +99,7 @@ class _Folder:
             name=lambda number: found[number].key,
             what="pictures",
         )
-        # As LlamaGen's random_crop_arr (dataset/augmentation.py): smallest_crop to 1 of the short side, anywhere.
+        # As in LlamaGen's random_crop_arr (dataset/augmentation.py): a side of smallest_crop to 1 times the short side.
         side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
         return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
 
@@ -118,7 +118,7 @@ def photographs() -> list[Image.Image]:
 
 
 def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
-    """Return the pictures that a run is evaluated on, (N, 3, size, size) in [-1, 1], or None if none are named.
+    """Return the held-out pictures (N, 3, size, size) in [-1, 1] of a run, or None if its settings name none.
 
     Raises:
         FileNotFoundError: the folder is not there or has no pictures.
