@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from toklip_core import weights as checkpoint
-from toklip_core.files import replacing, write_text
+from toklip_core.files import filling, replacing, write_text
 from toklip_core.scenes import Scenes, write_scenes
 from toklip_core.weights import read_model_folder, save_model_folder
 from torch import nn
@@ -95,3 +95,19 @@ def test_killed_scenes_are_whole_pictures_and_texts(tmp_path, monkeypatch):
     assert sorted(path.name for path in shown if path.suffix == ".png") == ["000000.png", "000001.png", "000002.png"]
     for path in shown:
         assert path.read_text() if path.suffix == ".txt" else Image.open(path).load()
+
+
+def test_a_folder_is_filled_at_once_its_last_file_last_and_other_files_stay(tmp_path):
+    folder, beside = tmp_path / "model", tmp_path / ".model.tmp"
+    folder.mkdir()
+    for name in ("config.json", "notes.txt"):
+        (folder / name).write_text("before")
+    with pytest.raises(ZeroDivisionError), filling(folder, beside=beside, last="config.json") as new:
+        (new / "config.json").write_text(f"{1 / 0}")
+    assert names(tmp_path) == ["model"] and (folder / "config.json").read_text() == "before"
+    with filling(folder, beside=beside, last="config.json") as new:
+        (new / "config.json").write_text("after")
+        (new / "vq").mkdir()
+        assert (folder / "config.json").read_text() == "before" and not (folder / "vq").exists()
+    assert (folder / "config.json").read_text() == "after" and (folder / "notes.txt").read_text() == "before"
+    assert names(folder) == ["config.json", "notes.txt", "vq"] and names(tmp_path) == ["model"]

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toklip_core.files import LONGEST, delete, folder_lock, move_into, one_line, read_json_object, refuse_special
+from toklip_core.files import LONGEST, filling, folder_lock, one_line, read_json_object, refuse_special
 from toklip_core.finite import damaged, is_finite
 
 CONFIG_FILE = "config.json"
@@ -369,18 +369,13 @@ def save_model_folder(
         **{name: partial(_save_text, text) for name, text in words.items() if text is not None},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / _UNFINISHED
     with folder_lock(folder):
-        delete(beside)  # what a killed process left
         try:
-            beside.mkdir()
-            for name, write in writes.items():
-                write(beside / name)
-            move_into(beside, folder, last=CONFIG_FILE)
+            with filling(folder, beside=folder / _UNFINISHED, last=CONFIG_FILE) as beside:
+                for name, write in writes.items():
+                    write(beside / name)
         except SafetensorError as error:
             raise OSError(f"cannot write the model into {str(folder)!r} ({error})") from error
-        finally:  # a full disk, or an impatient user, must not keep the half of it
-            delete(beside)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

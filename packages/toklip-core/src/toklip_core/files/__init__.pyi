@@ -1,7 +1,8 @@
 from .atomic import (
     delete as delete,
+    filling as filling,
+    flush_to_disk as flush_to_disk,
     hidden_path as hidden_path,
-    move_into as move_into,
     replacing as replacing,
     write_text as write_text,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from toklip_core.files import replacing
 from toklip_core.store.format import (
     CHECKSUMS_KEY,
     CROPS,
@@ -186,24 +186,17 @@ def _halves(name: str, feature: Tensor) -> np.ndarray[Any, Any]:
 
 def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
     """Write a table as Parquet to the path ``beside``, then rename it to ``path``."""
-    try:
-        with beside.open("wb") as file:
-            rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
-            metadata = {**table.schema.metadata, CHECKSUMS_KEY: checksums(table, rows)}
-            pq.write_table(
-                table.replace_schema_metadata(metadata),
-                file,
-                compression="zstd",
-                row_group_size=rows,
-                use_dictionary=_WITH_DICTIONARY,
-                write_page_checksum=True,
-            )
-            file.flush()
-            os.fsync(file.fileno())  # a rename can outlive a power failure that the data does not
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    beside.replace(path)
+    rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
+    metadata = {**table.schema.metadata, CHECKSUMS_KEY: checksums(table, rows)}
+    with replacing(path, beside=beside, to_disk=True) as beside, beside.open("wb") as file:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            file,
+            compression="zstd",
+            row_group_size=rows,
+            use_dictionary=_WITH_DICTIONARY,
+            write_page_checksum=True,
+        )
 
 
 def _tidied_by(owner: int, rank: int, world_size: int) -> bool:

@@ -32,7 +32,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toklip_core.config import changed_keys
-from toklip_core.files import delete, held_alone, hidden_path, move_into, one_line, read_json_object, write_text
+from toklip_core.files import (
+    delete,
+    filling,
+    flush_to_disk,
+    held_alone,
+    hidden_path,
+    one_line,
+    read_json_object,
+    write_text,
+)
 from toklip_core.finite import is_finite
 from toklip_core.weights import CONFIG_FILE
 
@@ -156,10 +165,10 @@ class RunFolder:
                 for part, tensors in parts.items():
                     save_file(tensors, beside / f"{part}.safetensors")
                 write_text(beside / "progress.json", json.dumps(progress))
-                _to_disk(*beside.iterdir())
+                flush_to_disk(*beside.iterdir())
                 if not final.exists():  # a stop at a step that is saved already
                     beside.rename(final)
-                _to_disk(self._saves)
+                flush_to_disk(self._saves)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
             for old in self._save_steps()[: -self._keep]:
@@ -187,18 +196,12 @@ class RunFolder:
         """
         tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
         place = self.path / "model"
-        beside = hidden_path(place)
 
         def write() -> None:
-            delete(beside)
-            beside.mkdir()
-            try:
+            with filling(place, beside=hidden_path(place), last=CONFIG_FILE) as beside:
                 export(tensors, beside)
                 if refuse_other is not None:
                     refuse_other(beside)
-                move_into(beside, place, last=CONFIG_FILE)
-            finally:
-                delete(beside)
 
         self._in_first_process(write, f"cannot write {place}")
 
@@ -336,16 +339,6 @@ def _damaged(save: Path, reason: object) -> ValueError:
 
 def _save_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _to_disk(*paths: Path) -> None:
-    """Ask for the bytes to be on the disk: a rename may otherwise survive a power cut that they do not."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _step_of(line: str) -> float:
