@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
+from toklip_core.devices import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 
 FEATURES = ("codes", "tokens", "concat")
@@ -55,7 +56,7 @@ def main() -> None:
 
 def figures(model: Path, scenes: int, split: str) -> dict[str, float]:
     """Shares of right answers, of all and by type, and what the most frequent answers reach."""
-    report = evaluate_vqa(model, scenes=scenes, split=split, batch_size=128, progress=True)
+    report = evaluate_vqa(model, f"scenes:{split}?count={scenes}", compute=Compute(batch_size=128, progress=True))
     assert report.exact_match is not None
     shares = {"all": report.exact_match, **report.by_type}
     return {kind: share.right for kind, share in shares.items()} | {

@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from toklip_core.devices import Compute
 from toklip_core.evaluation import class_features, evaluate_reconstruction
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
@@ -143,7 +144,7 @@ def figures(generator: Path, train: Digits, held_out: Digits, drawn: int) -> dic
     """The rows of the table, of one seed."""
     pictures = load_generator(generator)
     toklip = TokLIP.from_pretrained(str(pictures.config.toklip))  # the generator's own has no text tower
-    report = evaluate_reconstruction(toklip.tokenizer, list(held_out.pixels), batch_size=HELD_OUT)
+    report = evaluate_reconstruction(toklip.tokenizer, list(held_out.pixels), compute=Compute(batch_size=HELD_OUT))
     read = {name: features(toklip, of) for name, of in (("train", train), ("held-out", held_out))}
     right = {
         f"linear probe: {name}": probed(read["train"][name], train.labels, read["held-out"][name], held_out.labels)

@@ -35,12 +35,12 @@ from _runs import (
     train_all,
     write_scenes_once,
 )
+from toklip_core.devices import Compute
 from toklip_core.evaluation import Matcher, class_features, measure_retrieval, picture_features
 from toklip_core.model import CLIP, load_clip, load_model
-from toklip_core.pictures import normalized
+from toklip_core.pictures import labelled_scenes, normalized, scene_pairs
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.scenes import CLASSES, Scenes
-from toklip_core.scenes.pictures import labelled_scenes, scene_pairs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -187,17 +187,17 @@ def of_mean_codes(teacher: Path, train: int, held_out: int) -> dict[str, float]:
 @torch.no_grad()
 def figures(model: Matcher, scenes: int) -> dict[str, float]:
     """Zero-shot accuracy, of colour and shape as well, and R@1 both ways, on held-out scenes."""
-    size = model.config.image_size
+    size, compute = model.config.image_size, Compute(batch_size=BATCH_SIZE)
     single = labelled_scenes(Scenes(scenes, split="held-out", size=size, objects=1))
     classes = class_features(model, single.names, ["{}"])
     words = [name.split() for name in CLASSES]
     hits = torch.zeros(3)
-    for places, features in picture_features(model, single.pictures, [], batch_size=BATCH_SIZE):
+    for places, features in picture_features(model, single.pictures, [], compute):
         for place, guess in zip(places, (features @ classes.T).argmax(1).tolist(), strict=True):
             (colour, shape), (true_colour, true_shape) = words[guess], words[single.labels[place]]
             right = colour == true_colour, shape == true_shape
             hits += torch.tensor([all(right), *right])
-    recall = measure_retrieval(model, scene_pairs(Scenes(scenes, split="held-out", size=size)), batch_size=BATCH_SIZE)
+    recall = measure_retrieval(model, scene_pairs(Scenes(scenes, split="held-out", size=size)), compute)
     shares = [*(hits / scenes).tolist(), recall.image_to_text["R@1"], recall.text_to_image["R@1"]]
     return dict(zip(FIGURES, shares, strict=True))
 

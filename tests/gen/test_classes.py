@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
-from toklip_core.store import encode_pictures
 from toklip_gen.generator import ClassCondition, Classes, PictureGenerator, load_generator
 from toklip_gen.training import GeneratorSamples, train_generator
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.generator_runs import SIZE, config, values
 from tests.support.mean_colour import MeanColour
 from tests.support.small_generators import small_generator
@@ -29,7 +29,7 @@ def pictures(folder, *places):
 
 
 def encoded(*folders, into):
-    encode_pictures(list(folders), into, tokenizer="mean-colour", image_size=SIZE)
+    encode_with(list(folders), into, tokenizer="mean-colour", image_size=SIZE)
     return {"kind": "store", "store": str(into)}
 
 

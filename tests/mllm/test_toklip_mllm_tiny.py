@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
+from toklip_core.devices import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import TINY
 
@@ -22,7 +23,7 @@ def test_models_lists_it():
 
 
 def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
-    report = evaluate_vqa("toklip-mllm-tiny", scenes=40, split="validation", batch_size=64)
+    report = evaluate_vqa("toklip-mllm-tiny", "scenes:validation?count=40", compute=Compute(batch_size=64))
     assert report.exact_match is not None
     assert report.exact_match.right > report.exact_match.prior + 0.12
     assert report.by_type["colour"].right > 0.5

@@ -118,8 +118,8 @@ def test_fewer_scenes_are_the_first_of_the_same(tmp_path, asked):
 def test_figures_are_those_of_the_packages():
     model, count = load_model("toklip-tiny").eval(), 24
     found = semantics.figures(model, count)
-    zero_shot = evaluate_zero_shot("toklip-tiny", scenes=count, split="held-out")
-    retrieval = evaluate_retrieval("toklip-tiny", scenes=count, split="held-out")
+    zero_shot = evaluate_zero_shot("toklip-tiny", f"scenes:held-out?count={count}&objects=1")
+    retrieval = evaluate_retrieval("toklip-tiny", f"scenes:held-out?count={count}")
     assert found["top-1"] == pytest.approx(zero_shot.top1)
     assert found["image to text R@1"] == pytest.approx(retrieval.image_to_text["R@1"])
     assert found["text to image R@1"] == pytest.approx(retrieval.text_to_image["R@1"])

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from toklip_core.model import CLIP, CLIPConfig, TextTokenizer, TrunkConfig, VisionConfig
-from toklip_core.store import encode_pictures
 from toklip_core.tasks import EncoderTrainConfig
 from torch import Tensor, nn
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.small_models import SIZE, TRUNK, text_config, words
 
 CAPTIONS = ["a red circle", "a blue square", "a green star above a red square", "the picture of a circle", "a photo"]
@@ -50,7 +50,7 @@ def write_world(folder: Path) -> None:
 def encode(world: Path, store: Path, **changes: Any) -> Source:
     """Write a store of the pictures; return it as a source."""
     settings = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop"} | changes
-    encode_pictures([world / "pictures"], store, **settings)
+    encode_with([world / "pictures"], store, **settings)
     return {"kind": "store", "store": str(store)}
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from toklip_core.store import encode_pictures
 from toklip_gen.training import GeneratorTrainConfig
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.small_models import SIZE, small_toklip
 
 CAPTIONS = ["a red circle", "a blue square", "a green star above a red square", "the picture of a circle", "a photo"]
@@ -33,7 +33,7 @@ def write_world(folder: Path) -> None:
 
 def encode(world: Path, name: str, **changes: Any) -> None:
     settings = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop"} | changes
-    encode_pictures([world / "pictures"], world / name, **settings)
+    encode_with([world / "pictures"], world / name, **settings)
 
 
 def store(world: Path, name: str = "crops") -> dict[str, Any]:

@@ -13,13 +13,13 @@ import warnings
 from pathlib import Path
 
 import pyarrow as pa
-from toklip_core.store import encode_pictures
+from toklip_core.devices import Compute
+from toklip_core.store import EncodeSettings, encode_pictures
 
 
 def encode(folder, store):
-    return encode_pictures(
-        [folder], store, tokenizer="mean-colour-slow", batch_size=16, workers=2, part_rows=64, part_seconds=0.5
-    )
+    settings = EncodeSettings(tokenizer="mean-colour-slow", part_rows=64, part_seconds=0.5)
+    return encode_pictures([folder], store, settings, compute=Compute(batch_size=16, workers=2))
 
 
 def parts(store):

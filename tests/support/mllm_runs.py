@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from toklip_core.store import encode_pictures
 from toklip_mllm.training import MLLMTrainConfig
 from torch import Tensor
 
 from tests.core.conftest import picture
 from tests.support import mean_colour
+from tests.support.encoding import encode_with
 from tests.support.small_mllms import MARKED, language_model, small_mllm, tokenizer
 from tests.support.small_models import SIZE, small_toklip
 
@@ -35,7 +35,7 @@ def write_world(folder: Path) -> None:
     (folder / "captions.json").write_text(json.dumps(rows))
     rows += [{"conversations": said([("human", "yes ?"), ("gpt", "no")])} for _ in range(2)]
     (folder / "talks.json").write_text(json.dumps(rows))
-    encode_pictures(
+    encode_with(
         [folder / "pictures"], folder / "store", tokenizer="mean-colour", image_size=SIZE, resize="crop"
     )
 
@@ -43,7 +43,7 @@ def write_world(folder: Path) -> None:
 def write_tokens(world: Path) -> Path:
     """Write a token store that has the tokens of the world's TokLIP, too: five groups of two pictures."""
     store = world / "tokens"
-    encode_pictures([world / "pictures"], store, model=world / "toklip", tokens=True, batch_size=2, part_rows=2)
+    encode_with([world / "pictures"], store, model=world / "toklip", tokens=True, batch_size=2, part_rows=2)
     return store
 
 

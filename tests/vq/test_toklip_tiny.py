@@ -34,12 +34,12 @@ def test_it_is_whole_and_small():
 
 
 def test_it_names_classes_that_it_has_not_seen():
-    report = evaluate_zero_shot("toklip-tiny", scenes=256)
+    report = evaluate_zero_shot("toklip-tiny", "scenes:held-out?count=256&objects=1")
     assert report.top1 > 0.28 and report.chance_top1 == 1 / 64
 
 
 def test_it_finds_pictures_by_captions_and_captions_by_pictures():
-    report = evaluate_retrieval("toklip-tiny", scenes=256)
+    report = evaluate_retrieval("toklip-tiny", "scenes:held-out?count=256")
     assert report.image_to_text["R@1"] > 0.38 and report.text_to_image["R@1"] > 0.34
 
 

@@ -13,10 +13,11 @@ from toklip_core.captioned import CaptionedDataset, CaptionedPictures, Captioned
 from toklip_core.cli import cli
 from toklip_core.evaluation import search_pictures
 from toklip_core.pictures import PictureError, entries, find_pictures, open_picture
-from toklip_core.store import TokenStore, encode_pictures, reported
+from toklip_core.store import TokenStore, reported
 
 from tests.core.captioned.test_samples import bytes_of, rows_of_pictures  # noqa: F401  (a fixture)
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.small_models import small_toklip
 
 STORED = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -42,7 +43,7 @@ def here(toy, tmp_path, monkeypatch):
 
 
 def encode(*inputs, store="store", **options):
-    return encode_pictures(inputs, store, tokenizer="mean-colour", image_size=32, **options)
+    return encode_with(inputs, store, tokenizer="mean-colour", image_size=32, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -25,9 +25,10 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import RunConfig
 from toklip_core.pictures import open_picture
-from toklip_core.store import TokenStore, encode_pictures
+from toklip_core.store import TokenStore
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.refusals import refused
 
 
@@ -350,7 +351,7 @@ def test_a_million_workers_are_refused_before_any_is_started(here):
     result = encode("a.jpg", "--workers", 10**6)
     assert result.exit_code == 2 and "'--workers': 1000000 is not in the range 0<=x<=256" in result.stderr
     with pytest.raises(ValueError, match="got workers = 1000000; wanted 0 to 256"):
-        encode_pictures(["a.jpg"], "store", tokenizer="mean-colour", workers=10**6)
+        encode_with(["a.jpg"], "store", tokenizer="mean-colour", workers=10**6)
     with pytest.raises(ValueError, match="less than or equal to 256"):
         RunConfig(steps=1, batch_size=1, learning_rate=1, workers=10**6)
 

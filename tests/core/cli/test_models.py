@@ -151,7 +151,7 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
     report = data("evaluate", "retrieval", photos / "pairs.jsonl", "--model", saved)
     assert report["image_to_text"]["R@5"] == 1
     assert (report["protocol"]["pictures"], report["protocol"]["captions"]) == (2, 4)
-    assert "text to image" in toklip("evaluate", "retrieval", "--scenes", 3, "--model", saved).stdout
+    assert "text to image" in toklip("evaluate", "retrieval", "scenes:held-out?count=3", "--model", saved).stdout
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,10 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
         (["explain", "cut.jpg", "a star"], "cut.jpg: "),
         (["explain", "a.jpg", "a star", "--out", "x.gif"], "got --out x.gif; wanted a name that ends in .png"),
         (["explain", "a.jpg", "a star", "--out", "absent/x.png"], "there is no folder"),
-        (["evaluate", "zero-shot"], "name either a folder of classes"),
         (["evaluate", "zero-shot", "absent"], "absent is no folder"),
         (["evaluate", "zero-shot", ".", "--imagenet"], "wanted ImageNet's 1000"),
-        (["evaluate", "zero-shot", "--scenes", 3, "--imagenet"], "got ImageNet's names for scenes"),
-        (["evaluate", "retrieval"], "name either a file of captions"),
+        (["evaluate", "zero-shot", "scenes:held-out?count=3", "--imagenet"], "got ImageNet's names for scenes"),
+        (["evaluate", "zero-shot", "scenes:held-out?count=3"], "name some of one object: scenes:SPLIT?objects=1"),
         (["evaluate", "retrieval", "absent.jsonl"], "absent.jsonl"),
         (["convert", "absent.pt", "out"], "absent.pt"),
         (["convert", "a.jpg", "model"], "is a model folder already"),
@@ -189,7 +188,8 @@ def test_what_cannot_be_done_is_said_in_one_line(saved, photos, monkeypatch, arg
 
 def test_a_model_without_a_text_tokenizer_says_what_to_put_where(saved, photos):
     (saved / "tokenizer.json").unlink()
-    for arguments in (["classify", photos / "a.jpg", "--labels", "red"], ["evaluate", "zero-shot", "--scenes", 2]):
+    measured = ["evaluate", "zero-shot", "scenes:held-out?objects=1"]
+    for arguments in (["classify", photos / "a.jpg", "--labels", "red"], measured):
         result = toklip(*arguments, "--model", saved, status=1)
         assert "the text tokenizer is missing: put its tokenizer.json beside the weights" in result.stderr
 

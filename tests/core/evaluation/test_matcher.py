@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from PIL import Image
+from toklip_core.devices import Compute
 from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
-from toklip_core.pictures import Picture, PictureError
+from toklip_core.pictures import Picture, PictureError, scene_pictures
 from toklip_core.scenes import Scenes
-from toklip_core.scenes.pictures import scene_pictures
 from toklip_core.weights import weights_checksum
 
 from tests.support.mean_colour import MeanColour
@@ -40,8 +40,8 @@ def test_a_hit_is_as_likely_as_in_all_orders_of_the_candidates_that_are_tied():
 @pytest.mark.parametrize("model", [small_toklip(), small_clip()], ids=["TokLIP", "CLIP"])
 def test_features_are_those_of_the_model_whatever_the_batch(model):
     given = pictures()
-    whole = dict(enumerate(next(picture_features(model, given, [], batch_size=5))[1]))
-    for places, features in picture_features(model, given, [], batch_size=2):
+    whole = dict(enumerate(next(picture_features(model, given, [], compute=Compute(batch_size=5)))[1]))
+    for places, features in picture_features(model, given, [], compute=Compute(batch_size=2)):
         for place, feature in zip(places, features, strict=True):
             torch.testing.assert_close(feature, whole[place], rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack([*whole.values()]).norm(dim=1), torch.ones(5))
@@ -50,7 +50,8 @@ def test_features_are_those_of_the_model_whatever_the_batch(model):
 def test_a_picture_that_cannot_be_read_is_named_and_passed_over():
     left_out: list[str] = []
     given = [*pictures(2), unreadable(), *pictures(1)]
-    places = [place for batch, _ in picture_features(small_toklip(), given, left_out, batch_size=2) for place in batch]
+    batches = picture_features(small_toklip(), given, left_out, Compute(batch_size=2))
+    places = [place for batch, _ in batches for place in batch]
     assert places == [0, 1, 3]
     assert left_out == ["broken.jpg: cut short"]
 
@@ -63,7 +64,7 @@ def test_where_no_picture_can_be_read_the_first_is_named():
 def test_a_feature_that_is_no_number_is_refused_with_its_picture():
     model = small_toklip()
     model.encoder.norm.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="feature of 'scene 0 of train' is not finite"):
+    with pytest.raises(ValueError, match=r"feature of 'scenes/train,size=32/000000\.png' is not finite"):
         list(picture_features(model, pictures(), []))
 
 
@@ -82,7 +83,7 @@ def test_no_text_is_refused():
 def test_a_loaded_model_is_the_saved_one_and_named_with_its_checksums(toy, tmp_path):
     saved = small_toklip()
     saved.save_pretrained(tmp_path / "model")
-    model, protocol = load_matcher(tmp_path / "model")
+    model, protocol = load_matcher(tmp_path / "model", checksums=True)
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
     torch.testing.assert_close(model.image_features(pixels), saved.image_features(pixels), rtol=0, atol=0)
     assert protocol == {
@@ -96,8 +97,8 @@ def test_a_loaded_model_is_the_saved_one_and_named_with_its_checksums(toy, tmp_p
 
 def test_half_precision_changes_features_a_little_and_no_checksum(toy, tmp_path):
     small_toklip().save_pretrained(tmp_path / "model")
-    whole, protocol = load_matcher(tmp_path / "model")
-    half, of_half = load_matcher(tmp_path / "model", dtype="bfloat16")
+    whole, protocol = load_matcher(tmp_path / "model", checksums=True)
+    half, of_half = load_matcher(tmp_path / "model", Compute(dtype="bfloat16"), checksums=True)
     [(_, one)], [(_, other)] = (list(picture_features(model, pictures(), [])) for model in (whole, half))
     assert other.dtype == torch.float32
     assert 0.99 < (one * other).sum(1).min() < 1
@@ -107,7 +108,7 @@ def test_half_precision_changes_features_a_little_and_no_checksum(toy, tmp_path)
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match="got the device 'abacus'"):
-        load_matcher("no-such-model", device="abacus")
+        load_matcher("no-such-model", Compute(device="abacus"))
 
 
 def test_a_report_has_figures_in_columns_then_the_protocol_then_what_is_missing():

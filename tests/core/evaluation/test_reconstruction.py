@@ -14,6 +14,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from toklip_core import plugins
 from toklip_core.cli import cli
+from toklip_core.devices import Compute
 from toklip_core.evaluation import codebook_statistics, evaluate_reconstruction, load_fid, load_lpips, perceptual
 from toklip_core.pictures import open_picture, to_pixels
 from toklip_core.plugins import TokenizerSpec
@@ -85,7 +86,7 @@ def test_a_tokenizer_without_loss_has_infinite_psnr_and_ssim_one():
 
 def test_psnr_and_ssim_are_the_formulas_over_8_bit_pictures():
     tokenizer, given = Greys(levels=7), pictures()
-    report = evaluate_reconstruction(tokenizer, given, batch_size=2)
+    report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
     psnr, ssim = [], []
     for picture in given:
         back = tokenizer.decode(tokenizer.encode(picture[None]))[0]
@@ -101,10 +102,9 @@ def test_psnr_and_ssim_are_the_formulas_over_8_bit_pictures():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_the_batch_size_changes_no_figure(batch_size):
-    tokenizer = Greys(levels=7)
-    assert evaluate_reconstruction(tokenizer, pictures(), batch_size=batch_size) == evaluate_reconstruction(
-        tokenizer, pictures(), batch_size=5
-    )
+    tokenizer, sizes = Greys(levels=7), (batch_size, 5)
+    one, other = (evaluate_reconstruction(tokenizer, pictures(), compute=Compute(batch_size=size)) for size in sizes)
+    assert one == other
 
 
 def test_values_beyond_the_range_are_clipped_as_a_file_would():
@@ -122,7 +122,7 @@ def test_rows_used_evenly_have_a_perplexity_of_their_number():
 
 def test_usage_and_perplexity_are_those_of_all_ids():
     tokenizer, given = Greys(levels=300), pictures(grey=True)
-    report = evaluate_reconstruction(tokenizer, given, batch_size=2)
+    report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
     ids = tokenizer.encode(torch.stack(given))
     p = ids.flatten().bincount().double() / ids.numel()
     assert report.codebook_usage == len(ids.unique()) / 300
@@ -149,8 +149,8 @@ def test_every_backbone_of_lpips_is_looked_for_under_its_published_name(net, fil
 
 def test_lpips_is_a_number_and_its_checksum_is_in_the_protocol(squeezenet):
     given = pictures(height=32, width=48)
-    report = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", batch_size=2)
-    whole = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", batch_size=5)
+    report = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", compute=Compute(batch_size=2))
+    whole = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", compute=Compute(batch_size=5))
     assert report.lpips == pytest.approx(whole.lpips, rel=1e-5)
     assert report.lpips > 0
     said = report.protocol["lpips network"]
@@ -212,7 +212,7 @@ def test_rfid_is_the_frechet_distance_between_inputs_and_reconstructions(monkeyp
     (hub / INCEPTION).write_bytes(b"")
     monkeypatch.setattr(perceptual, "load_fid", lambda: FrechetInceptionDistance(MeanColour()))
     tokenizer, given = Greys(levels=3), pictures(count=9, height=16)
-    report = evaluate_reconstruction(tokenizer, given, batch_size=4)
+    report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=4))
     back = tokenizer.decode(tokenizer.encode(torch.stack(given)))
     features = [((x + 1) * 127.5).round().mean((2, 3)).double().numpy() / 255 for x in (torch.stack(given), back)]
     (mean, cov), (mean2, cov2) = ((f.mean(0), np.cov(f.T)) for f in features)
@@ -326,22 +326,24 @@ def test_how_a_picture_becomes_a_square_is_in_the_protocol_and_in_the_figures(gr
 
 
 def test_scenes_stand_in_for_pictures(greys):
-    result = reconstruction("--scenes", 4, "--split", "validation", "--json")
+    result = reconstruction("scenes:validation?count=4&size=48", "--json")
     report = json.loads(result.stdout)
     given = [torch.from_numpy(s.pixels).movedim(-1, 0) / 127.5 - 1 for s in Scenes(4, split="validation", size=48)]
     assert report["psnr"] == evaluate_reconstruction(Greys(levels=7), given).psnr
-    assert report["protocol"]["inputs"] == "4 scenes of validation, seed 0"
+    assert report["protocol"]["inputs"] == "scenes:validation?count=4&size=48"
+
+
+SCENES = "scenes:held-out?count=2"
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "Error: got 0 inputs and 0 scenes; name pictures or a number of scenes"),
-        (["absent.png", "--scenes", 2], "Error: got 1 inputs and 2 scenes; name pictures or a number of scenes"),
         (["absent.png"], "Error: absent.png is not there"),
-        (["--scenes", 2, "--tokenizer", "grays"], "Error: no VQ tokenizer is named 'grays'. Did you mean 'greys'?"),
-        (["--scenes", 2, "--size", 8], "Error: got pictures of 8 px; SSIM needs 11 px"),
-        (["--scenes", 2, "--device", "abacus"], "Error: got the device 'abacus': "),
+        (["scenes:up?count=2"], "Error: got 'scenes:up?count=2': no split 'up'; wanted scenes:SPLIT?count=N"),
+        ([SCENES, "--tokenizer", "grays"], "Error: no VQ tokenizer is named 'grays'. Did you mean 'greys'?"),
+        ([SCENES, "--size", 8], "Error: got pictures of 8 px; SSIM needs 11 px"),
+        ([SCENES, "--device", "abacus"], "Error: got the device 'abacus': "),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(greys, arguments, line):
@@ -352,7 +354,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(greys, arguments, line):
 
 def test_a_size_that_does_not_fit_the_tokenizer_is_refused(greys, monkeypatch):
     monkeypatch.setattr(Greys, "downsample_factor", 16)
-    result = reconstruction("--scenes", 2, "--size", 40)
+    result = reconstruction(SCENES, "--size", 40)
     assert result.stderr == "Error: got size 40; greys needs a multiple of 16\n"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from toklip_core.devices import Compute
 from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, retrieval, table_pairs
-from toklip_core.pictures import Captioned, Picture, PictureError
+from toklip_core.pictures import Captioned, Picture, PictureError, scene_pairs
 from toklip_core.scenes import Scenes
-from toklip_core.scenes.pictures import scene_pairs
 
 from tests.support.small_models import small_clip, small_toklip
 
@@ -120,8 +121,8 @@ def test_a_picture_that_cannot_be_read_is_left_out_with_its_captions():
 @pytest.mark.parametrize("model", [small_toklip(), small_clip()], ids=["TokLIP", "CLIP"])
 def test_scenes_have_four_captions_each(toy, tmp_path, model):
     model.save_pretrained(tmp_path / "model")
-    report = evaluate_retrieval(tmp_path / "model", scenes=8, split="validation", batch_size=3)
-    assert report.protocol["inputs"] == "8 scenes of validation, seed 0"
+    report = evaluate_retrieval(tmp_path / "model", "scenes:validation?count=8&size=32", compute=Compute(batch_size=3))
+    assert report.protocol["inputs"] == "scenes:validation?count=8&size=32"
     expected = sum(len(scene.captions) for scene in Scenes(8, split="validation"))
     assert (report.protocol["pictures"], report.protocol["captions"]) == (8, expected)
     data = json.loads(json.dumps(report.as_json()))
@@ -190,14 +191,7 @@ def test_what_is_no_karpathy_file_or_has_no_such_split_or_no_pictures_is_refused
         karpathy_pairs(file, "test", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        ({}, "got the file None and None scenes; name either"),
-        ({"pairs": "x.jsonl", "scenes": 4}, r"got the file x\.jsonl and 4 scenes; name either"),
-        ({"pairs": "x.jsonl", "karpathy_split": "test"}, r"got a Karpathy split for x\.jsonl"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(arguments, problem):
-    with pytest.raises(ValueError, match=problem):
-        evaluate_retrieval("no-model", **arguments)
+@pytest.mark.parametrize("pairs", ["x.jsonl", "scenes:held-out?count=4"])
+def test_a_karpathy_split_of_another_file_is_refused(pairs):
+    with pytest.raises(ValueError, match=f"got a Karpathy split for {re.escape(pairs)}"):
+        evaluate_retrieval("no-model", pairs, karpathy_split="test")

@@ -8,10 +8,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.devices import Compute
 from toklip_core.evaluation import draw_search, search_pictures
 from toklip_core.pictures import PANEL_SIDE, open_picture, to_pixels
-from toklip_core.store import TokenStore, encode_pictures
+from toklip_core.store import TokenStore
 
+from tests.support.encoding import encode_with
 from tests.support.mean_colour import MeanColour
 from tests.support.small_models import SIZE, small_clip, small_toklip
 
@@ -26,7 +28,7 @@ def saved(toy, tmp_path):
 @pytest.fixture
 def store(toy, photos, tmp_path):
     """The ids of the photos, and nothing else."""
-    encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
+    encode_with([photos], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
     return tmp_path / "store"
 
 
@@ -46,7 +48,7 @@ def cosines(search):
 
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_pictures_come_by_their_cosine_with_the_text_greatest_first(saved, photos, batch_size):
-    found = cosines(search_pictures(saved, [photos], "a red star", top=3, batch_size=batch_size))
+    found = cosines(search_pictures(saved, [photos], "a red star", top=3, compute=Compute(batch_size=batch_size)))
     wanted = expected(photos, "a red star")
     best = sorted(wanted, key=lambda name: -wanted[name])[:3]
     assert list(found) == best
@@ -62,16 +64,18 @@ def test_equal_pictures_come_in_the_order_in_which_they_are_listed(saved, tmp_pa
     for name in "abcd":
         Image.new("RGB", (40, 40), (90, 20, 30)).save(tmp_path / f"{name}.png")
     files = [tmp_path / f"{name}.png" for name in "dbac"]
-    assert list(cosines(search_pictures(saved, files, "a star", top=3, batch_size=1))) == ["d.png", "b.png", "a.png"]
+    found = search_pictures(saved, files, "a star", top=3, compute=Compute(batch_size=1))
+    assert list(cosines(found)) == ["d.png", "b.png", "a.png"]
 
 
 def test_a_store_is_searched_by_its_ids_alone(saved, photos, store):
     from_files = cosines(search_pictures(saved, [photos], "a blue heart"))
-    assert cosines(search_pictures(saved, [store], "a blue heart", batch_size=2)) == pytest.approx(from_files, abs=1e-5)
+    from_store = cosines(search_pictures(saved, [store], "a blue heart", compute=Compute(batch_size=2)))
+    assert from_store == pytest.approx(from_files, abs=1e-5)
 
 
 def test_stored_features_are_taken_if_they_are_the_models_own(saved, photos, tmp_path, monkeypatch):
-    encode_pictures([photos], tmp_path / "features", model=saved)
+    encode_with([photos], tmp_path / "features", model=saved)
     from_files = cosines(search_pictures(saved, [photos], "a blue heart"))
     small_toklip(seed=1).save_pretrained(tmp_path / "other")
     of_other = cosines(search_pictures(tmp_path / "other", [photos], "a blue heart"))
@@ -89,7 +93,7 @@ def test_a_group_of_a_store_is_read_once_to_search_it_and_once_for_the_hits(save
     for place, level in enumerate(random.Random(0).sample(range(0, 240, 12), 20)):
         Image.new("RGB", (40, 40), (level, level, level)).save(folder / f"{place:02d}.png")
     monkeypatch.setattr("toklip_core.store.writer._ROWS_PER_GROUP", 2)
-    encode_pictures([folder], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
+    encode_with([folder], tmp_path / "store", tokenizer="mean-colour", image_size=SIZE)
     reads = []
     read = TokenStore._read
     monkeypatch.setattr(TokenStore, "_read", lambda *arguments: reads.append(arguments[1:]) or read(*arguments))
@@ -106,8 +110,8 @@ def test_what_a_store_gives_back_is_the_picture_of_its_ids(saved, photos, store)
 
 
 def test_the_best_are_kept_whatever_the_batches_are(saved, store):
-    found = search_pictures(saved, [store], "a star", top=4, batch_size=1).hits
-    again = search_pictures(saved, [store], "a star", top=5, batch_size=5).hits
+    found = search_pictures(saved, [store], "a star", top=4, compute=Compute(batch_size=1)).hits
+    again = search_pictures(saved, [store], "a star", top=5, compute=Compute(batch_size=5)).hits
     assert [hit.picture.name for hit in found] == [hit.picture.name for hit in again[:4]]
     assert [hit.cosine for hit in again] == sorted((hit.cosine for hit in again), reverse=True)
 
@@ -129,7 +133,7 @@ def test_a_store_of_other_ids_than_the_models_is_refused(saved, photos, tmp_path
     if "weights" in change:
         change = {"weights": tmp_path / "gamma.txt"}
         change["weights"].write_text("0.5")
-    encode_pictures([photos], tmp_path / "other", **{"tokenizer": "mean-colour", "image_size": SIZE} | change)
+    encode_with([photos], tmp_path / "other", **{"tokenizer": "mean-colour", "image_size": SIZE} | change)
     with pytest.raises(ValueError, match=problem):
         search_pictures(saved, [tmp_path / "other"], "a star")
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image
+from toklip_core.devices import Compute
 from toklip_core.evaluation import (
     class_features,
     class_folders,
@@ -20,9 +21,8 @@ from toklip_core.evaluation import (
     measure_zero_shot,
     read_labels,
 )
-from toklip_core.pictures import LabelledPictures, Picture, open_picture, to_pixels
+from toklip_core.pictures import LabelledPictures, Picture, labelled_scenes, open_picture, to_pixels
 from toklip_core.scenes import CLASSES, Scenes
-from toklip_core.scenes.pictures import labelled_scenes
 
 from tests.support.small_models import small_clip, small_toklip
 
@@ -95,15 +95,17 @@ def test_of_two_classes_with_one_name_each_counts_half():
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_changes_no_figure(batch_size):
     labelled = labelled_scenes(Scenes(12, size=32, objects=1))
-    reports = [measure_zero_shot(small_toklip(), labelled, ["{}"], batch_size=size) for size in (batch_size, 12)]
-    assert reports[0] == reports[1]
+    one, other = (
+        measure_zero_shot(small_toklip(), labelled, ["{}"], Compute(batch_size=size)) for size in (batch_size, 12)
+    )
+    assert one == other
 
 
 def test_a_teacher_and_its_student_are_measured_alike(toy, tmp_path):
     for model in (small_toklip(), small_clip()):
         path = tmp_path / type(model).__name__
         model.save_pretrained(path)
-        report = evaluate_zero_shot(path, scenes=10, split="validation")
+        report = evaluate_zero_shot(path, "scenes:validation?count=10&size=32&objects=1")
         scenes = Scenes(10, split="validation", size=32, objects=1)
         pixels = torch.stack([to_pixels(Image.fromarray(scene.pixels), 32) for scene in scenes])
         names = [f"an {name}" if name.startswith("orange") else f"a {name}" for name in CLASSES]
@@ -112,7 +114,7 @@ def test_a_teacher_and_its_student_are_measured_alike(toy, tmp_path):
         assert report.top1 == (scores.argmax(1) == labels).double().mean()
         assert report.top5 == (scores.topk(5).indices == labels[:, None]).any(1).double().mean()
         assert report.protocol["model"] == str(path)
-        assert report.protocol["inputs"] == "10 one-object scenes of validation, seed 0"
+        assert report.protocol["inputs"] == "scenes:validation?count=10&size=32&objects=1"
         assert (report.protocol["pictures"], report.protocol["classes"]) == (10, 64)
         assert ("tokenizer" in report.protocol) == (path.name == "TokLIP")
 

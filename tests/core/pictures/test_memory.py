@@ -11,9 +11,9 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.pictures import PictureError, open_picture
 from toklip_core.ranges import MAX_PIXELS
-from toklip_core.store import encode_pictures
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 
 #: Prints the bytes a pixel that reading and squaring a picture takes beyond what a small one takes.
 MEASURED = """
@@ -83,9 +83,9 @@ def test_a_webp_of_a_few_bytes_and_many_pixels_is_refused_before_it_is_decoded(t
 
 def test_the_limit_holds_for_every_picture_of_an_encode_in_files_and_tars(toy, photos, tmp_path):
     picture(9, (100, 100)).save(photos / "large.png")
-    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", max_pixels=48 * 40)
+    report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour", max_pixels=48 * 40)
     assert (report.pictures, report.unreadable) == (5, 1) and "100 x 100 pixels" in report.first_unreadable
-    again = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", max_pixels=10**4)
+    again = encode_with([photos], tmp_path / "s", tokenizer="mean-colour", max_pixels=10**4)
     assert (again.pictures, again.unreadable) == (1, 0)
 
 

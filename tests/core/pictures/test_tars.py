@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from toklip_core.captioned import CaptionedPictures, CaptionedSamples
 from toklip_core.pictures import PICTURE_SUFFIXES, PictureError, entries, find_pictures, tar_pictures
-from toklip_core.store import TokenStore, encode_pictures, reported
+from toklip_core.store import TokenStore, reported
 
 from tests.core.pictures.test_find import jpeg, png, tar
+from tests.support.encoding import encode_with
 
 FAULTS = Path(__file__).parents[2] / "faults"
 
@@ -131,7 +132,7 @@ def test_a_text_beside_a_picture_is_read_in_the_encoding_of_its_byte_order_mark(
     (tmp_path / "folder/a.jpg").write_bytes(jpeg(0))
     (tmp_path / "folder/a.txt").write_bytes(data)
     tar(tmp_path / "b.tar", [("b.jpg", jpeg(1)), ("b.txt", data)])
-    encode_pictures([tmp_path / "folder", tmp_path / "b.tar"], tmp_path / "s", tokenizer="mean-colour")
+    encode_with([tmp_path / "folder", tmp_path / "b.tar"], tmp_path / "s", tokenizer="mean-colour")
     assert [row.caption for row in TokenStore(tmp_path / "s")] == ["a r\u00f6d circle \U0001f534"] * 2
 
 
@@ -167,7 +168,7 @@ def test_a_malformed_header_is_reported_and_the_other_tars_are_read(toy, tmp_pat
     monkeypatch.chdir(tmp_path)
     malformed(Path("0.tar"), HEADERS[kind])
     tar(Path("1.tar"), [("fine.png", png()), ("fine.txt", b"another")])
-    report = encode_pictures(["0.tar", "1.tar"], "store", tokenizer="mean-colour", image_size=32)
+    report = encode_with(["0.tar", "1.tar"], "store", tokenizer="mean-colour", image_size=32)
     assert report.pictures >= 2
     assert [row.caption for row in TokenStore("store") if row.caption] == ["a caption", "another"]
     for key, row in reported(Path("store")).items():

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from toklip_core.captioned import CaptionedSamples, CaptionedStore
 from toklip_core.cli import cli
 from toklip_core.pictures import VIEWS
-from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, encode_pictures
+from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
 
+from tests.support.encoding import encode_with
 from tests.support.small_models import SIZE, small_toklip
 
 MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
@@ -396,7 +397,7 @@ def commands(toy, photos, tmp_path, monkeypatch):
     small_toklip().save_pretrained("model")
     for number, path in enumerate(sorted(Path("photos").rglob("*.*"))):
         path.with_suffix(".txt").write_text(f"caption {number}")
-    encode_pictures(["photos"], "store", tokenizer="mean-colour", image_size=SIZE, resize="squash")
+    encode_with(["photos"], "store", tokenizer="mean-colour", image_size=SIZE, resize="squash")
     encode = ["encode", "photos", "--out", "store", "--tokenizer", "mean-colour", "--size", str(SIZE)]
 
     def said():

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.pictures import open_picture
-from toklip_core.store import PartWriter, TokenStore, decode_store, encode_pictures, picture_path
+from toklip_core.store import PartWriter, TokenStore, decode_store, picture_path
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.processes import locked_elsewhere
 
 
@@ -21,7 +22,7 @@ def store_of(toy, tmp_path):
 
     def make(*keys):
         picture(0).save(tmp_path / "a.jpg")
-        encode_pictures([tmp_path / "a.jpg"], tmp_path / "good", tokenizer="mean-colour")
+        encode_with([tmp_path / "a.jpg"], tmp_path / "good", tokenizer="mean-colour")
         good = TokenStore(tmp_path / "good")
         writer = PartWriter(tmp_path / "store", good.info)
         for key in keys:
@@ -74,7 +75,7 @@ def test_a_name_as_long_as_a_file_can_have_is_encoded_and_decoded(toy, tmp_path,
     Path("in").mkdir()
     for name in ("a.png", "b" * 249 + ".png", "c.png"):
         picture(0).save(Path("in", name), "PNG")
-    encode_pictures(["in"], "s", tokenizer="mean-colour")
+    encode_with(["in"], "s", tokenizer="mean-colour")
     for written in (3, 0):  # the second call finds them all
         result = CliRunner().invoke(cli, ["decode", "s", "--out", "out", "--json"])
         report = json.loads(result.stdout)

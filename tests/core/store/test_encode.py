@@ -28,12 +28,12 @@ from toklip_core.store import (
     TokenStore,
     decode_store,
     encode as encoding,
-    encode_pictures,
 )
 from toklip_core.weights import weights_checksum
 
 from tests.core.conftest import picture
 from tests.support import kill_often
+from tests.support.encoding import encode_with
 from tests.support.small_models import small_clip, small_toklip
 
 
@@ -88,10 +88,10 @@ def test_ids_do_not_depend_on_workers_batches_or_ranks(toy, photos, tmp_path, mo
     }
     stores = []
     for name, way in ways.items():
-        encode_pictures(["photos"], tmp_path / name, tokenizer="mean-colour", **way)
+        encode_with(["photos"], tmp_path / name, tokenizer="mean-colour", **way)
         stores.append(contents(tmp_path / name))
     for rank in range(2):
-        encode_pictures(["photos"], tmp_path / "ranks", tokenizer="mean-colour", rank=rank, world_size=2)
+        encode_with(["photos"], tmp_path / "ranks", tokenizer="mean-colour", rank=rank, world_size=2)
     assert {path.name[:10] for path in (tmp_path / "ranks").glob("part-*")} == {f"part-{rank:05d}" for rank in range(2)}
     assert all(store == stores[0] for store in [*stores[1:], contents(tmp_path / "ranks")])
 
@@ -104,15 +104,15 @@ def test_shuffled_every_part_has_pictures_of_all_folders_and_the_rows_are_the_sa
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(number).save(path)
     settings = {"tokenizer": "mean-colour", "part_rows": 12, "batch_size": 4}
-    encode_pictures(["pictures"], "sorted", **settings)
-    encode_pictures(["pictures"], "shuffled", shuffle=True, **settings)
+    encode_with(["pictures"], "sorted", **settings)
+    encode_with(["pictures"], "shuffled", shuffle=True, **settings)
     folders = [[Path(key).parent.name for key in TokenStore(store).keys()] for store in ("sorted", "shuffled")]
     assert [len(set(found[:12])) for found in folders] == [1, 4]
-    stopped = encode_pictures(["pictures"], "stopped", shuffle=True, stop=lambda: True, **settings)
+    stopped = encode_with(["pictures"], "stopped", shuffle=True, stop=lambda: True, **settings)
     assert stopped.pictures == 4
-    encode_pictures(["pictures"], "stopped", shuffle=True, workers=2, **settings)
+    encode_with(["pictures"], "stopped", shuffle=True, workers=2, **settings)
     for rank in range(2):
-        encode_pictures(["pictures"], "ranks", shuffle=True, rank=rank, world_size=2, **settings)
+        encode_with(["pictures"], "ranks", shuffle=True, rank=rank, world_size=2, **settings)
     assert contents("sorted") == contents("shuffled") == contents("stopped") == contents("ranks")
     again = run("encode", "pictures", "--out", "shuffled", "--tokenizer", "mean-colour", "--shuffle", "--workers", 0)
     assert again.exit_code == 0 and "48 were there before" in again.stderr
@@ -176,8 +176,8 @@ def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, p
 
 def test_another_number_of_ranks_goes_on_where_the_first_ended(toy, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = encode_pictures(["photos"], tmp_path / "s", tokenizer="mean-colour", rank=1, world_size=2)
-    second = encode_pictures(["photos"], tmp_path / "s", tokenizer="mean-colour")
+    first = encode_with(["photos"], tmp_path / "s", tokenizer="mean-colour", rank=1, world_size=2)
+    second = encode_with(["photos"], tmp_path / "s", tokenizer="mean-colour")
     assert second.skipped == first.pictures > 0 and second.pictures == 5 - first.pictures > 0
     assert len(set(TokenStore(tmp_path / "s").keys())) == len(TokenStore(tmp_path / "s")) == 5
 
@@ -188,8 +188,8 @@ def test_every_one_of_many_keys_is_known_again(toy, tmp_path):
     (tmp_path / "many").mkdir()
     for number in range(1500):
         line.save(tmp_path / f"many/{number}.bmp")
-    encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
-    again = encode_pictures([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    encode_with([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
+    again = encode_with([tmp_path / "many"], tmp_path / "s", tokenizer="mean-colour", image_size=4)
     assert (again.pictures, again.skipped) == (0, 1500)
 
 
@@ -256,8 +256,10 @@ def slow_encode(toy, tmp_path):
     for seed in range(400):
         picture(seed, (32, 32)).save(folder / f"{seed}.bmp")
     encode = (
-        "import sys, toklip_core.store.encode as e; from toklip_core.cli import cli; from functools import partial\n"
-        "e.encode_pictures = partial(e.encode_pictures, part_seconds=0); cli(sys.argv[1:])"
+        "import sys, toklip_core.store.encode as e; from dataclasses import replace; from toklip_core.cli import cli\n"
+        "encode = e.encode_pictures\n"
+        "def often(i, s, settings, **more): return encode(i, s, replace(settings, part_seconds=0), **more)\n"
+        "e.encode_pictures = often; cli(sys.argv[1:])"
     )
     arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour-slow", "--batch-size", 4]
     return python(toy, "-c", encode, *arguments, "--workers", 2, start_new_session=True), store
@@ -340,7 +342,7 @@ def test_what_waits_is_written_where_a_batch_fails(toy, photos, tmp_path, monkey
 
     monkeypatch.setattr(PartWriter, "add", failing)
     with pytest.raises(ValueError, match="the fourth"):
-        encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1)
+        encode_with([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1)
     assert len(TokenStore(tmp_path / "s")) == 3
 
 
@@ -355,7 +357,7 @@ def test_a_store_that_no_file_can_be_renamed_into_has_its_unfinished_parts_insid
 
     monkeypatch.setattr(Path, "replace", within)
     (photos / "broken.png").write_bytes(b"broken")
-    report = encode_pictures([photos], store, tokenizer="mean-colour")
+    report = encode_with([photos], store, tokenizer="mean-colour")
     assert report.pictures == 5 and f"see {store / '.unreadable'}" in report.as_text()
     assert len(TokenStore(store)) == 5 and len(TokenStore(store).unreadable()) == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "store"))) == ["store"]
@@ -372,7 +374,7 @@ def test_what_is_named_like_something_of_a_store_and_is_not_is_left_alone(toy, p
     for path in mine:
         path.write_text("mine")
     for seen in (0, 5):
-        report = encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+        report = encode_with([photos], tmp_path / "store", tokenizer="mean-colour")
         assert (report.pictures, report.skipped, report.unreadable) == (5 - seen, seen, 1)
     assert [path.read_text() for path in mine] == ["mine"] * len(mine)
     assert len(TokenStore(tmp_path / "store").unreadable()) == 1
@@ -383,7 +385,7 @@ def test_a_report_that_cannot_be_written_costs_no_encode(toy, photos, tmp_path, 
     for name in ("a", "b"):
         (photos / f"broken-{name}.png").write_bytes(b"broken")
     (tmp_path / at).write_text("mine")
-    report = encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+    report = encode_with([photos], tmp_path / "store", tokenizer="mean-colour")
     assert (report.pictures, report.unreadable) == (5, 2) and (tmp_path / at).read_text() == "mine"
     written = at == "store.unreadable"
     assert len(TokenStore(tmp_path / "store").unreadable()) == 2 * written
@@ -399,7 +401,7 @@ def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tm
 
     monkeypatch.setattr(encoding, "resized", starved)
     picture(9, (9, 9)).save(photos / "huge.png")
-    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour")
     assert (report.pictures, report.unreadable) == (5, 1)
     assert report.first_unreadable.endswith("huge.png: there was not enough memory to read it")
 
@@ -416,7 +418,7 @@ def test_more_workers_than_cores_are_no_matter_for_a_warning(toy, photos, tmp_pa
     many = (os.cpu_count() or 1) + 3
     for number in range(many):
         picture(number).save(photos / f"{number}.png")
-    report = encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1, workers=many)
+    report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1, workers=many)
     assert report.pictures == 5 + many
 
 
@@ -427,9 +429,9 @@ def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(OSError, match=r"another process is encoding into .* as rank 0"):
-        encode_pictures([photos], held.parent, tokenizer="mean-colour")
+        encode_with([photos], held.parent, tokenizer="mean-colour")
     other.communicate(b"\n")
-    assert encode_pictures([photos], held.parent, tokenizer="mean-colour").pictures == 5
+    assert encode_with([photos], held.parent, tokenizer="mean-colour").pictures == 5
 
 
 WRITER = """
@@ -459,12 +461,12 @@ def test_an_encode_by_another_number_of_ranks_waits_for_the_end_of_the_first(toy
     half_written = tmp_path / ".store.part-00001-000001.parquet.tmp"
     half_written.touch()
     with pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1, which would"):
-        encode_pictures([photos], store, tokenizer="mean-colour")
+        encode_with([photos], store, tokenizer="mean-colour")
     assert half_written.exists() and not list(store.glob("part-*"))
-    first = encode_pictures([photos], store, tokenizer="mean-colour", rank=0, world_size=2)
+    first = encode_with([photos], store, tokenizer="mean-colour", rank=0, world_size=2)
     assert half_written.exists()
     other.communicate("\n")
-    assert encode_pictures([photos], store, tokenizer="mean-colour").pictures == 5 - first.pictures
+    assert encode_with([photos], store, tokenizer="mean-colour").pictures == 5 - first.pictures
     assert not half_written.exists() and len(set(TokenStore(store).keys())) == len(TokenStore(store)) == 5
 
 
@@ -474,11 +476,11 @@ def test_a_killed_encode_leaves_no_lock(toy, photos, tmp_path):
         other = writer(tmp_path / "store", 0, world_size)
         assert other.stdout.readline() == f"{world_size}\n"
         with pytest.raises(OSError, match=f"an encode by {world_size} processes is at work in"):
-            encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour")
+            encode_with([photos], tmp_path / "store", tokenizer="mean-colour")
         other.kill()
         other.communicate()
     assert len(list((tmp_path / "store").glob(".*.lock"))) >= 3
-    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
+    assert encode_with([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
 
 
 def test_writers_that_start_at_one_moment_are_the_ranks_of_one_encode(tmp_path):
@@ -496,7 +498,7 @@ def test_a_file_system_without_locks_is_written_without_them(toy, photos, tmp_pa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    assert encode_pictures([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
+    assert encode_with([photos], tmp_path / "store", tokenizer="mean-colour").pictures == 5
 
 
 @pytest.mark.slow
@@ -506,7 +508,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):
     folder.mkdir()
     for seed in range(8):
         picture(seed, (32, 32)).save(folder / f"{seed}.png")
-    encode_pictures([folder], store, tokenizer="mean-colour", image_size=512)
+    encode_with([folder], store, tokenizer="mean-colour", image_size=512)
     before = {path.name: path.read_bytes() for path in store.glob("part-*")}
     for seed in range(8, 40):
         picture(seed, (32, 32)).save(folder / f"{seed}.png")
@@ -521,11 +523,11 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):
     assert f"no room to write in {store}" in errors and "make room, run it again" in errors
     assert {path.name: path.read_bytes() for path in store.glob("part-*")} == before
     assert not list(store.glob(".part-*"))
-    assert encode_pictures([folder], store, tokenizer="mean-colour", image_size=512).pictures == 32
+    assert encode_with([folder], store, tokenizer="mean-colour", image_size=512).pictures == 32
 
 
 def test_decode_completes_what_is_there_and_leaves_no_half_picture(toy, photos, tmp_path):
-    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour")
+    encode_with([photos], tmp_path / "s", tokenizer="mean-colour")
     assert decode_store(tmp_path / "s", tmp_path / "out").pictures == 5
     written = sorted((tmp_path / "out").rglob("*.png"))
     written[0].unlink()
@@ -538,7 +540,7 @@ def test_decode_completes_what_is_there_and_leaves_no_half_picture(toy, photos, 
 
 @pytest.mark.parametrize("key", ["../out.jpg", "/elsewhere/out.jpg", "a/../../out.jpg", "link/out.jpg", ""])
 def test_a_store_cannot_make_decode_write_elsewhere(toy, tmp_path, key):
-    encode_pictures([save(tmp_path / "a.jpg")], tmp_path / "good", tokenizer="mean-colour")
+    encode_with([save(tmp_path / "a.jpg")], tmp_path / "good", tokenizer="mean-colour")
     good = TokenStore(tmp_path / "good")
     writer = PartWriter(tmp_path / "evil", good.info)
     writer.add([key], good[0].ids[None], [None])
@@ -561,7 +563,7 @@ def save(path):
 def test_decode_refuses_other_weights_than_the_stores(toy, photos, tmp_path):
     for name, number in (("one", "0.5"), ("other", "0.7")):
         (tmp_path / name).write_text(number)
-    encode_pictures([photos], tmp_path / "s", tokenizer="mean-colour", weights=tmp_path / "one")
+    encode_with([photos], tmp_path / "s", tokenizer="mean-colour", weights=tmp_path / "one")
     assert decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "one").pictures == 5
     with pytest.raises(ValueError, match=r"checksum [0-9a-f]{16}, but .* was made with [0-9a-f]{16}"):
         decode_store(tmp_path / "s", tmp_path / "out", weights=tmp_path / "other")
@@ -584,7 +586,7 @@ def test_bfloat16_and_squash_are_kept_in_the_store(toy, photos, tmp_path):
     assert (info.dtype, info.resize, info.image_size) == ("bfloat16", "squash", 32)
     assert (
         info.weights_checksum
-        == TokenStore(encode_pictures([photos], tmp_path / "t", tokenizer="mean-colour").store).info.weights_checksum
+        == TokenStore(encode_with([photos], tmp_path / "t", tokenizer="mean-colour").store).info.weights_checksum
     )  # of the weights, whatever they are computed in
 
 
@@ -617,7 +619,7 @@ def test_features_of_models_are_stored_beside_the_ids(models, photos, tmp_path, 
     arguments = ["--workers", 1, "--model", "toklip", "--tokens", "--teacher", "teacher"]
     assert run("encode", "photos", "--out", "s", *arguments).exit_code == 0
     store, model, teacher = TokenStore("s"), TokLIP.from_pretrained("toklip"), load_clip(tmp_path / "teacher")
-    plain = encode_pictures(["photos"], "ids", tokenizer="mean-colour")
+    plain = encode_with(["photos"], "ids", tokenizer="mean-colour")
     assert contents("s") == contents(plain.store)
     assert (store.info.image_size, store.info.resize, store.info.tokenizer) == (32, "crop", "mean-colour")
     with torch.no_grad():
@@ -629,7 +631,7 @@ def test_features_of_models_are_stored_beside_the_ids(models, photos, tmp_path, 
 
 
 def test_a_store_says_whose_features_it_has(models, photos, tmp_path):
-    encode_pictures([photos], tmp_path / "s", **models, tokens=True)
+    encode_with([photos], tmp_path / "s", **models, tokens=True)
     info = TokenStore(tmp_path / "s").info
     model, teacher = TokLIP.from_pretrained(models["model"]), load_clip(models["teacher"])
     assert info.pooled == FeatureInfo(model="toklip", weights_checksum=weights_checksum(model.encoder), width=32)
@@ -640,9 +642,9 @@ def test_a_store_says_whose_features_it_has(models, photos, tmp_path):
 
 def test_an_encode_with_features_goes_on_where_it_ended(models, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = encode_pictures(["photos"], tmp_path / "whole", **models)
-    first = encode_pictures(["photos"], tmp_path / "s", **models, batch_size=2, stop=lambda: True)
-    shares = [encode_pictures(["photos"], tmp_path / "s", **models, rank=rank, world_size=2) for rank in range(2)]
+    whole = encode_with(["photos"], tmp_path / "whole", **models)
+    first = encode_with(["photos"], tmp_path / "s", **models, batch_size=2, stop=lambda: True)
+    shares = [encode_with(["photos"], tmp_path / "s", **models, rank=rank, world_size=2) for rank in range(2)]
     assert first.pictures == 2 and sum(share.pictures for share in shares) == 3
     expected = {row.key: row for row in TokenStore(whole.store)}
     rows = list(TokenStore(tmp_path / "s"))
@@ -653,9 +655,9 @@ def test_an_encode_with_features_goes_on_where_it_ended(models, photos, tmp_path
 
 def test_loaded_models_serve_as_well_as_their_folders(models, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    encode_pictures(["photos"], "folders", **models)
+    encode_with(["photos"], "folders", **models)
     loaded = {"model": TokLIP.from_pretrained(models["model"]), "teacher": load_clip(models["teacher"])}
-    encode_pictures(["photos"], "objects", **loaded)
+    encode_with(["photos"], "objects", **loaded)
     for mine, theirs in zip(TokenStore("objects"), TokenStore("folders"), strict=True):
         assert mine.key == theirs.key and torch.equal(mine.pooled, theirs.pooled)
         assert torch.equal(mine.teacher, theirs.teacher)
@@ -666,7 +668,7 @@ def test_features_in_bfloat16_point_where_those_in_float32_do(models, photos, tm
     monkeypatch.chdir(tmp_path)
     model = TokLIP.from_pretrained(models["model"])
     for dtype in ("float32", "bfloat16"):
-        encode_pictures(["photos"], dtype, model=model, teacher=models["teacher"], dtype=dtype)
+        encode_with(["photos"], dtype, model=model, teacher=models["teacher"], dtype=dtype)
     half, full = (list(TokenStore(dtype)) for dtype in ("bfloat16", "float32"))
     for name in ("pooled", "teacher"):
         cosines = [getattr(a, name) @ getattr(b, name) for a, b in zip(half, full, strict=True)]
@@ -679,7 +681,7 @@ def test_features_in_bfloat16_point_where_those_in_float32_do(models, photos, tm
 def test_the_teacher_says_how_pictures_become_squares_unless_somebody_else_does(models, photos, tmp_path):
     def resize(**arguments):
         path = tmp_path / f"s{len(list(tmp_path.iterdir()))}"
-        return TokenStore(encode_pictures([photos], path, **arguments).store).info.resize
+        return TokenStore(encode_with([photos], path, **arguments).store).info.resize
 
     assert load_clip(models["teacher"]).config.resize == "squash"
     assert resize(tokenizer="mean-colour", teacher=models["teacher"]) == "squash"
@@ -690,15 +692,15 @@ def test_the_teacher_says_how_pictures_become_squares_unless_somebody_else_does(
 
 def test_a_store_takes_no_other_features(models, photos, tmp_path):
     store = tmp_path / "s"
-    encode_pictures([photos], store, tokenizer="mean-colour", teacher=models["teacher"], resize="crop")
+    encode_with([photos], store, tokenizer="mean-colour", teacher=models["teacher"], resize="crop")
     with pytest.raises(ValueError, match=r"it has teacher.model None \(the store: 'teacher'\)"):
-        encode_pictures([photos], store, tokenizer="mean-colour")
+        encode_with([photos], store, tokenizer="mean-colour")
     with pytest.raises(ValueError, match=r"it has pooled.model 'toklip' \(the store: None\)"):
-        encode_pictures([photos], store, **models)
+        encode_with([photos], store, **models)
     small_clip(seed=1).save_pretrained(tmp_path / "other/teacher")
     other = {"tokenizer": "mean-colour", "teacher": tmp_path / "other/teacher", "resize": "crop"}
     with pytest.raises(ValueError, match=r"it has teacher.weights_checksum '[0-9a-f]+' \(the store: '[0-9a-f]+'\); t"):
-        encode_pictures([photos], store, **other)
+        encode_with([photos], store, **other)
 
 
 @pytest.mark.parametrize(
@@ -726,12 +728,12 @@ def test_models_that_do_not_fit_are_one_line(models, photos, tmp_path, arguments
 
 def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):
     with pytest.raises(ValueError, match="got neither a tokenizer nor a model"):
-        encode_pictures([photos], tmp_path / "s")
+        encode_with([photos], tmp_path / "s")
 
 
 def test_large_rows_are_written_in_more_parts(models, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "_PART_BYTES", 5000)  # of a picture 4.3 kB
-    encode_pictures([photos], tmp_path / "s", model=models["model"], tokens=True, batch_size=1)
+    encode_with([photos], tmp_path / "s", model=models["model"], tokens=True, batch_size=1)
     assert [path.name for path in sorted((tmp_path / "s").glob("part-*"))] == [
         f"part-00000-00000{n}.parquet" for n in (1, 2, 3)
     ]

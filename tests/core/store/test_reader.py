@@ -12,7 +12,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, Unreadable, UnreadableLog, encode_pictures
+from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, Unreadable, UnreadableLog
+
+from tests.support.encoding import encode_with
 
 INFO = StoreInfo(
     tokenizer="mean-colour",
@@ -100,7 +102,7 @@ def test_a_store_is_read_as_a_folder_while_it_is_written_and_after_a_kill(toy, p
     monkeypatch.setattr(pq, "write_table", looked_at)
     monkeypatch.setattr("pathlib.Path.unlink", lambda *arguments, **options: None)  # as a kill leaves it
     with pytest.raises(KeyboardInterrupt):
-        encode_pictures([photos], store, tokenizer="mean-colour", batch_size=1, part_rows=1)
+        encode_with([photos], store, tokenizer="mean-colour", batch_size=1, part_rows=1)
     monkeypatch.undo()
     assert [set(found.values()) for found in seen] == [{1}, {2}, {3}]
     assert set(rows_by_reader(store, tmp_path / "after").values()) == {3}

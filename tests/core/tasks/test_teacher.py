@@ -15,7 +15,6 @@ from toklip_core.cli import cli
 from toklip_core.config import recipe_names, validated
 from toklip_core.model import CLIP, CLIPConfig, TokLIP, TrunkConfig, VisionConfig, build_vision_tower, load_clip
 from toklip_core.scenes import Scenes, write_scenes
-from toklip_core.store import encode_pictures
 from toklip_core.tasks import (
     TEACHER_RECIPES,
     EncoderTrainConfig,
@@ -31,6 +30,8 @@ from toklip_core.tasks import (
 )
 from toklip_core.training import FitReport
 from torch import nn
+
+from tests.support.encoding import encode_with
 
 SCENES = {"kind": "scenes", "count": 40, "objects": 1}
 
@@ -141,7 +142,7 @@ def test_of_a_table_no_more_captions_are_taken_than_are_asked_for(tmp_path: Path
 
 def test_a_token_store_is_refused(tmp_path: Path, toy: Path):
     write_scenes(Scenes(2, size=32), tmp_path / "pictures")
-    encode_pictures([tmp_path / "pictures"], tmp_path / "store", tokenizer="mean-colour", image_size=32)
+    encode_with([tmp_path / "pictures"], tmp_path / "store", tokenizer="mean-colour", image_size=32)
     with pytest.raises(ValueError, match=r"a teacher sees pixels, and the data is a token store; read the pictures"):
         train_teacher(config({"kind": "store", "store": str(tmp_path / "store")}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

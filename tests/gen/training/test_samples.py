@@ -7,10 +7,11 @@ import pytest
 import torch
 from toklip_core.pictures import UPRIGHT
 from toklip_core.scenes import CLASSES, scene
-from toklip_core.store import TokenStore, encode_pictures
+from toklip_core.store import TokenStore
 from toklip_gen.training import GeneratorSamples, held_out_set, load_parts, samples as data
 
 from tests.core.conftest import picture
+from tests.support.encoding import encode_with
 from tests.support.generator_runs import concat, config, encode, store, values
 from tests.support.small_models import SIZE
 
@@ -88,7 +89,7 @@ def sorted_stores(world):
         picture(number).save(path)
     settings = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop", "part_rows": 16, "batch_size": 16}
     for name, shuffle in (("in order", False), ("shuffled", True)):
-        encode_pictures([world / "many"], world / name, shuffle=shuffle, **settings)
+        encode_with([world / "many"], world / name, shuffle=shuffle, **settings)
     return world
 
 
@@ -127,12 +128,12 @@ def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path)
         path = tmp_path / "held out" / name / "x.png"
         path.parent.mkdir(parents=True)
         picture(20).save(path)
-    encode_pictures([tmp_path / "held out"], tmp_path / "ids", tokenizer="mean-colour", image_size=SIZE)
+    encode_with([tmp_path / "held out"], tmp_path / "ids", tokenizer="mean-colour", image_size=SIZE)
     settings = config(values(world, held_out={"store": str(tmp_path / "ids")}))
     held_out = held_out_set(settings, load_parts(settings), GeneratorSamples(settings).classes)
     assert held_out.prompts == [1, 2]
     (tmp_path / "held out/class 1").rename(tmp_path / "held out/class 7")
-    encode_pictures([tmp_path / "held out"], tmp_path / "other", tokenizer="mean-colour", image_size=SIZE)
+    encode_with([tmp_path / "held out"], tmp_path / "other", tokenizer="mean-colour", image_size=SIZE)
     settings = config(values(world, held_out={"store": str(tmp_path / "other")}))
     with pytest.raises(ValueError, match="lies in the folder 'class 7', which is no class of the training"):
         held_out_set(settings, load_parts(settings), GeneratorSamples(settings).classes)

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.devices import Compute
 from toklip_core.scenes import Scenes
 from toklip_mllm.chat import Chat
 from toklip_mllm.evaluation import (
@@ -59,7 +60,7 @@ def test_scenes_have_all_their_questions_and_each_picture_is_its_scene():
     found = scene_questions(scenes)
     mine = [(one.question, one.truths[0], one.kind) for one in found]
     assert mine == [question for scene in scenes for question in scene.questions]
-    assert [one.pictures[0].name for one in found][-1] == "scene 2 of held-out"
+    assert [one.pictures[0].name for one in found][-1] == "scenes/held-out,size=32/000002.png"
     assert found[-1].pictures[0].read().tobytes() == scenes[2].pixels.tobytes()
 
 
@@ -233,9 +234,10 @@ def test_answers_do_not_depend_on_the_batch_and_a_picture_of_it_is_encoded_once(
         return encode(self, pictures, *rest)
 
     monkeypatch.setattr(TokLIPProcessor, "encode", counted)
-    together = [*answer_questions(model, processor, questions, [], batch_size=len(questions), max_new_tokens=3)]
+    whole = Compute(batch_size=len(questions))
+    together = [*answer_questions(model, processor, questions, [], compute=whole, max_new_tokens=3)]
     assert encoded == [3]
-    alone = [*answer_questions(model, processor, questions, [], batch_size=1, max_new_tokens=3)]
+    alone = [*answer_questions(model, processor, questions, [], compute=Compute(batch_size=1), max_new_tokens=3)]
     assert [one.answer for one in together] == [one.answer for one in alone]
 
 
@@ -306,14 +308,15 @@ def run(*words: str):
 
 def test_the_command_measures_scenes_and_writes_the_answers(model, tmp_path):
     answers = tmp_path / "answers.jsonl"
-    done = run("--scenes", "2", "--model", model, "--json", "--answers", str(answers), "--max-new-tokens", "2")
+    options = ("--answers", str(answers), "--max-new-tokens", "2")
+    done = run("scenes:held-out?count=2", "--model", model, "--json", *options)
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     written = [json.loads(line) for line in answers.read_text().splitlines()]
     assert report["exact_match"]["questions"] == len(written) == report["protocol"]["questions"]
     right = [exact_match(row["said"], row["truths"]) for row in written]
     assert right == [row["right"] for row in written] and report["exact_match"]["right"] == sum(right) / len(right)
-    assert report["protocol"]["inputs"] == "2 scenes of held-out, seed 0"
+    assert report["protocol"]["inputs"] == "scenes:held-out?count=2"
     assert report["protocol"]["decoding"] == "greedy, up to 2 tokens"
 
 
@@ -339,13 +342,14 @@ def test_answers_are_in_the_file_batch_by_batch(rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr("toklip_mllm.evaluation.vqa._said", said)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_vqa("toklip-mllm-tiny", file, answers=out, batch_size=1)
+        evaluate_vqa("toklip-mllm-tiny", file, answers=out, compute=Compute(batch_size=1))
     assert calls[0] == "of another model" and [len(text.splitlines()) for text in calls[1:]] == [1, 2]
     assert [json.loads(line)["said"] for line in out.read_text().splitlines()] == ["red", "red"]
 
 
 def test_half_precision_leaves_the_codebook_and_says_so(model):
-    done = run("--scenes", "1", "--model", model, "--dtype", "bfloat16", "--max-new-tokens", "1", "--device", "cpu")
+    options = ("--dtype", "bfloat16", "--max-new-tokens", "1", "--device", "cpu")
+    done = run("scenes:held-out?count=1", "--model", model, *options)
     assert done.exit_code == 0, done.output
     assert "in bfloat16 on cpu" in done.stdout and torch.get_default_dtype() == torch.float32
 
@@ -391,8 +395,7 @@ def test_a_long_value_of_a_malformed_row_is_cut_in_its_message(row, rows):
 
 def test_bad_arguments_are_one_line(rows, model):
     for words, message in [
-        ([], "name either a file, or a number"),
-        ([str(rows(ROW)), "--scenes", "3"], "name either a file, or a number"),
+        (["scenes:held-out?count=none"], "'count=none' does not fit; wanted scenes:SPLIT?count=N"),
         (["missing.jsonl"], "there is no file 'missing.jsonl'"),
         ([str(rows())], "holds no question"),
         ([str(rows(ROW)), "--prompt", "say"], "put {} where the question goes"),

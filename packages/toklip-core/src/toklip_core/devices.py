@@ -1,16 +1,65 @@
-"""Devices, data types, worker processes and progress bars: what every command asks for."""
+"""Devices, data types, worker processes and progress bars: what every command asks for. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-import torch
-from tqdm import tqdm
+from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_counts, refuse_outside
+
+if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
+Dtype = Literal["float32", "bfloat16"]
 
 _LINE_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how something is computed: one value for encoding, decoding and every evaluation.
+
+    A dataclass and no pydantic model: commands import it at the start of ``toklip``, which pydantic would slow down.
+
+    Args:
+        device: device to compute on.
+        dtype: precision of the networks; codes are searched in float32 in any case.
+        batch_size: number of pictures, or questions, at a time.
+        workers: number of processes that read pictures, at most 256; 0 reads in this one. Encoding uses them.
+        max_pixels: largest width times height of a picture that is read, see
+            :func:`toklip_core.pictures.open_picture`.
+        progress: show bars on stderr; see :func:`progress_bar`.
+
+    Raises:
+        ValueError: a number is out of its range, or there is no such dtype.
+
+    >>> Compute(batch_size=64).device
+    'cpu'
+    """
+
+    device: torch.device | str = "cpu"
+    dtype: Dtype = "float32"
+    batch_size: int = 32
+    workers: int = 0
+    max_pixels: int = MAX_PIXELS
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_counts(batch_size=self.batch_size)
+        refuse_outside("workers", self.workers, 0 <= self.workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
+        refuse_outside("dtype", self.dtype, self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
 def default_device() -> str:
@@ -18,12 +67,16 @@ def default_device() -> str:
 
     LOCAL_RANK, which torchrun sets, says which of several it is.
     """
+    import torch
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else f"{accelerator.type}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def refuse_missing_device(device: torch.device | str) -> None:
     """ValueError unless there is such a device, and it holds numbers: torch's "meta" holds none."""
+    import torch
+
     try:
         if torch.device(device).type == "meta":
             raise ValueError("got the device 'meta', which computes nothing; name another one, such as cpu")
@@ -39,11 +92,10 @@ def default_workers() -> int:
 
 def progress_bar(total: int | None, *, shown: bool) -> tqdm[NoReturn]:
     """Return a bar of pictures on stderr; where that is no terminal, it is a line every half a minute, for a log."""
+    from tqdm import tqdm
+
     bar = partial(tqdm, total=total, unit=" pictures", disable=not shown)
     if sys.stderr.isatty():
         return bar()
     line = "{n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} to go\n"
     return bar(bar_format=line, delay=_LINE_SECONDS, mininterval=_LINE_SECONDS, miniters=1)
-
-
-Dtype = Literal["float32", "bfloat16"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.cli import COUNT, TrainTask, max_pixels, names_of_kind, names_or_files, train_command
+from toklip_core.cli import COUNT, TrainTask, compute_of, max_pixels, names_of_kind, names_or_files, train_command
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
@@ -42,15 +42,7 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 
 
 @click.command("vqa")
-@click.argument("questions", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Number of procedural scenes to ask about, instead of QUESTIONS.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "held-out"]),
-    default="held-out",
-    show_default=True,
-    help="Split that the scenes come from.",
-)
+@click.argument("questions", type=click.Path())
 @click.option(
     "--root", type=click.Path(), help="Folder that picture paths are relative to; by default that of QUESTIONS."
 )
@@ -93,21 +85,18 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 )
 @click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def vqa(
-    image: str, question: str, answer: str, kind: str, device: str | None, as_json: bool, **options: Any  # noqa: ANN401
-) -> None:
+def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Evaluate how well a model answers questions about pictures.
 
     QUESTIONS is a JSONL file with {"image": PATH, "question": TEXT, "answer": TEXT} in each line, optionally with
-    "type" and "choices"; leave it out with --scenes. Reports exact match, multiple-choice accuracy, VQA accuracy where
-    several people answered, POPE's metrics where the answers are yes or no, and the protocol.
+    "type" and "choices"; or scenes:SPLIT?count=N, generated scenes with all their questions. Reports exact match,
+    multiple-choice accuracy, VQA accuracy where several people answered, POPE's metrics where the answers are yes or
+    no, and the protocol.
     """
-    from toklip_core.devices import default_device
-
     from toklip_mllm.evaluation import Keys, evaluate_vqa
 
     keys = Keys(image, question, answer, kind)
-    report = evaluate_vqa(keys=keys, device=device or default_device(), progress=True, **options)
+    report = evaluate_vqa(keys=keys, compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 

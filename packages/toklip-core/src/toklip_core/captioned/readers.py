@@ -27,6 +27,7 @@ from toklip_core.pictures import (
     Entry,
     ParquetRow,
     PictureError,
+    ScenePlace,
     Span,
     TarMember,
     data_and_path,
@@ -83,6 +84,8 @@ class PictureFiles:
             member = entry.member
             if isinstance(member, ParquetRow):
                 raise ValueError(f"{entry.path} is read with kind = 'dataset', which knows its columns")
+            if isinstance(member, ScenePlace):
+                raise ValueError(f"{entry.path} is read with kind = 'scenes', which has new ones in every epoch")
             if problem := _why_left_out(entry):
                 first = first or f"{entry.key}: {problem}"
                 continue
@@ -304,7 +307,7 @@ def _first_null(captions: pa.ChunkedArray) -> tuple[int, int]:
 def _why_left_out(entry: Entry) -> str:
     """Say why a picture is none to train on, as far as that shows unopened; empty if it may be one."""
     member = entry.member
-    assert not isinstance(member, ParquetRow)
+    assert not isinstance(member, ParquetRow | ScenePlace)
     if member is None:
         beside = any(entry.path.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
         return "" if beside or entry.listed_captions() else "no caption"

@@ -5,6 +5,7 @@ from .options import (
     NUMBER as NUMBER,
     SEED as SEED,
     SIDE as SIDE,
+    compute_of as compute_of,
     max_pixels as max_pixels,
     names_of_kind as names_of_kind,
     names_or_files as names_or_files,

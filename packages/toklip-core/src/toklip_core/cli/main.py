@@ -17,6 +17,7 @@ from toklip_core.cli.options import (
     SEED,
     SIDE,
     WORKERS,
+    compute_of,
     max_pixels,
     names_or_files,
     tokenizer_names,
@@ -47,7 +48,7 @@ def evaluate() -> None:
 
 
 @evaluate.command()
-@click.argument("inputs", nargs=-1)
+@click.argument("inputs", nargs=-1, required=True)
 @click.option(
     "--tokenizer",
     default="llamagen-tiny",
@@ -56,14 +57,6 @@ def evaluate() -> None:
     help="VQ tokenizer to evaluate; `toklip tokenizers` lists them.",
 )
 @click.option("--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own.")
-@click.option("--scenes", type=COUNT, help="Evaluate on this many generated scenes instead of INPUTS.")
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "held-out"]),
-    default="held-out",
-    show_default=True,
-    help="Split that the scenes are drawn from.",
-)
 @click.option(
     "--size", "image_size", type=SIDE, help="Side of the square pictures in pixels. [default: the tokenizer's own]"
 )
@@ -82,7 +75,7 @@ def evaluate() -> None:
     help="Backbone network of LPIPS.",
 )
 @max_pixels
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of pictures per batch.")
+@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16"]),
@@ -92,17 +85,16 @@ def evaluate() -> None:
 )
 @click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure how well a VQ tokenizer reconstructs INPUTS (files, folders, globs, tars) or generated scenes.
+def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Measure how well a VQ tokenizer reconstructs INPUTS: files, folders, globs, tars or scenes:SPLIT?count=N.
 
     Reports PSNR, SSIM, LPIPS, rFID, codebook usage, codebook perplexity and the protocol. LPIPS and rFID need networks
     that the package does not contain and that are never downloaded: if the torch hub cache lacks one, the report names
     the missing file and where to put it. The evaluation runs in one process.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_tokenizer
 
-    report = evaluate_tokenizer(tokenizer, device=device or default_device(), progress=True, **options)
+    report = evaluate_tokenizer(tokenizer, inputs, compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
@@ -177,26 +169,34 @@ def reconstruction(tokenizer: str, device: str | None, as_json: bool, **options:
     help="Total number of processes that share the work.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def encode(workers: int | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def encode(
+    inputs: tuple[str, ...],
+    store: str,
+    rank: int,
+    world_size: int,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Encode INPUTS into a token store: the ids of every picture and, on request, its features.
 
-    INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json) and Parquet files with a column of
-    pictures. An encode that was killed continues when the same command is started again. Pictures that cannot be read
-    are listed in .STORE.unreadable. Under torchrun or accelerate the processes share the work.
+    INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json), Parquet files with a column of
+    pictures, and scenes:SPLIT?count=N, the folder that `toklip scenes` writes. An encode that was killed continues when
+    the same command is started again. Pictures that cannot be read are listed in .STORE.unreadable. Under torchrun or
+    accelerate the processes share the work.
 
     A picture's key is its path as typed, without a leading / or `..`; another picture with the same key, typed from
     another folder, is skipped as already stored: use another store for it, or type a longer path.
     """
-    from toklip_core.devices import default_device, default_workers
-    from toklip_core.store import encode_pictures
+    from toklip_core.store import EncodeSettings, encode_pictures
     from toklip_core.training import stop_on_signals
 
-    workers = default_workers() if workers is None else workers
+    compute = compute_of(options, progress=rank == 0)
     if options["tokenizer"] is None and options["model"] is None:
         options["tokenizer"] = "llamagen-tiny"
+    settings = EncodeSettings(**options)
     with stop_on_signals() as stop:
         report = encode_pictures(
-            workers=workers, device=device or default_device(), progress=options["rank"] == 0, stop=stop, **options
+            inputs, store, settings, compute=compute, rank=rank, world_size=world_size, stop=stop
         )
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
     raise SystemExit(stop.exit_status)
@@ -211,14 +211,14 @@ def encode(workers: int | None, device: str | None, as_json: bool, **options: An
 @click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
 @click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def decode(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Decode a token STORE into pictures; existing files are skipped."""
-    from toklip_core.devices import default_device
     from toklip_core.store import decode_store
     from toklip_core.training import stop_on_signals
 
+    compute = compute_of(options)
     with stop_on_signals() as stop:
-        report = decode_store(device=device or default_device(), progress=True, stop=stop, **options)
+        report = decode_store(store, out, compute=compute, stop=stop, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
     raise SystemExit(stop.exit_status)
 

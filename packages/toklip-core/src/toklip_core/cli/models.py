@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toklip_core.cli.options import COUNT, max_pixels, names_or_files, toklip_names
+from toklip_core.cli.options import COUNT, compute_of, max_pixels, names_or_files, toklip_names
 
 if TYPE_CHECKING:
     from toklip_core.model import ModelSpec
@@ -36,13 +36,6 @@ _DTYPE = click.option(
     default="float32",
     show_default=True,
     help="Precision of both towers; the VQ tokenizer always computes in float32.",
-)
-_SPLIT = click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "held-out"]),
-    default="held-out",
-    show_default=True,
-    help="Split that the scenes are drawn from.",
 )
 
 
@@ -149,25 +142,19 @@ def classify(
     pictures: tuple[str, ...],
     labels: str | None,
     labels_file: str | None,
-    device: str | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Classify PICTURES (files, folders, globs, tars) by the labels you give.
+    """Classify PICTURES (files, folders, globs, tars or scenes:SPLIT?count=N) by the labels you give.
 
     The percentages are a softmax over the labels at the model's trained temperature. They say which of these labels
     fits best, not whether any of them fits.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import classify_pictures, read_labels
 
-    report = classify_pictures(
-        inputs=pictures,
-        labels=read_labels(labels, labels_file),
-        device=device or default_device(),
-        progress=True,
-        **options,
-    )
+    compute = compute_of(options)
+    found = read_labels(labels, labels_file)
+    report = classify_pictures(inputs=pictures, labels=found, compute=compute, **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if not as_json:
         click.echo("\n".join([*_unread(report.unreadable), str(report.protocol["probability"])]), err=True)
@@ -194,7 +181,6 @@ def explain(
     picture: str,
     texts: tuple[str, ...],
     out: Path | None,
-    device: str | None,
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
@@ -204,7 +190,6 @@ def explain(
     panel; all panels share one scale. With --json the cosines are printed, and a picture is written only if --out names
     one. A token has seen its own patch, the rows above it and what is left of it in its row.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import draw_explanation, explain_picture
     from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
     from toklip_core.pictures import save_picture
@@ -213,7 +198,7 @@ def explain(
         out = Path(f"{Path(picture).stem}-explained.png")
     if out is not None:
         refuse_output(out, [picture], suffixes=WRITTEN_SUFFIXES)
-    explanation = explain_picture(picture=picture, texts=texts, device=device or default_device(), **options)
+    explanation = explain_picture(picture=picture, texts=texts, compute=compute_of(options), **options)
     if out is not None:
         save_picture(draw_explanation(explanation), out)
         click.echo(f"written: {out}", err=True)
@@ -231,14 +216,13 @@ def explain(
 @_BATCH
 @_DEVICE
 @_JSON
-def search(out: Path | None, device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Search WHERE for the pictures that match TEXT best.
 
-    WHERE is pictures (files, folders, globs, tars), or a token store, which is searched by its ids. Prints one line per
-    picture, best first: its cosine with the text, and its name. The cosines rank the pictures; they do not say whether
-    any of them matches.
+    WHERE is pictures (files, folders, globs, tars, scenes:SPLIT?count=N), or a token store, which is searched by its
+    ids. Prints one line per picture, best first: its cosine with the text, and its name. The cosines rank the pictures;
+    they do not say whether any of them matches.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import draw_search, search_pictures
     from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
     from toklip_core.pictures import save_picture
@@ -247,7 +231,7 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
         raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
     if out is not None:
         refuse_output(out, options["where"], suffixes=WRITTEN_SUFFIXES)
-    report = search_pictures(device=device or default_device(), progress=True, **options)
+    report = search_pictures(compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
     if not as_json:
         click.echo("\n".join([*_unread(report.unreadable), f"cosines; {report.searched} pictures searched"]), err=True)
@@ -257,36 +241,32 @@ def search(out: Path | None, device: str | None, as_json: bool, **options: Any) 
 
 
 @click.command("zero-shot")
-@click.argument("folder", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Evaluate on this many scenes of one object each instead of FOLDER.")
-@_SPLIT
+@click.argument("folder", type=click.Path())
 @click.option(
     "--imagenet", is_flag=True, help="Read FOLDER as ImageNet: 1000 folders named n01440764 and so on, or 0 to 999."
 )
-@_templates("[default: 'a photo of a {}.'; openai with --imagenet; {} with --scenes]")
+@_templates("[default: 'a photo of a {}.'; openai with --imagenet; {} for scenes]")
 @_MODEL
 @max_pixels
 @_BATCH
 @_DTYPE
 @_DEVICE
 @_JSON
-def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure zero-shot classification accuracy.
 
-    FOLDER contains one folder of pictures per class, named after the class; _ is read as a space. With --scenes no
-    folder is needed. Reports top-1 and top-5 accuracy, chance level and the protocol.
+    FOLDER contains one folder of pictures per class, named after the class; _ is read as a space. It may also be
+    scenes:SPLIT?count=N&objects=1, generated scenes of one object each. Reports top-1 and top-5 accuracy, chance level
+    and the protocol.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_zero_shot
 
-    report = evaluate_zero_shot(device=device or default_device(), progress=True, **options)
+    report = evaluate_zero_shot(compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
 @click.command()
-@click.argument("pairs", required=False, type=click.Path())
-@click.option("--scenes", type=COUNT, help="Evaluate on this many captioned scenes instead of PAIRS.")
-@_SPLIT
+@click.argument("pairs", type=click.Path())
 @click.option(
     "--root", type=click.Path(), help="Folder that the picture paths are relative to. [default: the folder of PAIRS]"
 )
@@ -301,17 +281,16 @@ def zero_shot(device: str | None, as_json: bool, **options: Any) -> None:  # noq
 @_DTYPE
 @_DEVICE
 @_JSON
-def retrieval(device: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure image-text retrieval: recall of pictures by captions and of captions by pictures.
 
-    PAIRS is a JSONL, CSV or TSV file with {"image": PATH, "captions": [...]} in each row, or Karpathy's
-    dataset_coco.json. Reports R@1, R@5 and R@10 in both directions, chance level and the protocol. Any caption of a
-    picture counts as a hit.
+    PAIRS is a JSONL, CSV or TSV file with {"image": PATH, "captions": [...]} in each row, Karpathy's dataset_coco.json,
+    or scenes:SPLIT?count=N, generated scenes with their captions. Reports R@1, R@5 and R@10 in both directions, chance
+    level and the protocol. Any caption of a picture counts as a hit.
     """
-    from toklip_core.devices import default_device
     from toklip_core.evaluation import evaluate_retrieval
 
-    report = evaluate_retrieval(device=device or default_device(), progress=True, **options)
+    report = evaluate_retrieval(compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 

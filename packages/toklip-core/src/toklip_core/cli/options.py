@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from toklip_core.devices import Compute, default_device, default_workers
 from toklip_core.ranges import LARGEST_COUNT, LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, MOST_WORKERS
 
 #: How many: from 1 on.
@@ -27,6 +30,21 @@ max_pixels = click.option(
     show_default=True,
     help="Largest width times height of a picture that is read; reading takes up to 19 bytes per pixel.",
 )
+
+
+
+def compute_of(options: dict[str, Any], *, progress: bool = True) -> Compute:
+    """Take the options of a command that say where and how it computes out of the others, and return them.
+
+    What was not typed is what this machine has: its accelerator, and a process per core.
+    """
+    named = {field.name: options.pop(field.name) for field in fields(Compute) if field.name in options}
+    if named.get("device", "") is None:
+        named["device"] = default_device()
+    if named.get("workers", 0) is None:
+        named["workers"] = default_workers()
+    return Compute(progress=progress, **named)
+
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 

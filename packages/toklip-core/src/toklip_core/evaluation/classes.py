@@ -8,8 +8,16 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from toklip_core.files import read_text, replace_lone_surrogates
-from toklip_core.pictures import ARCHIVE_SUFFIXES, LabelledPictures, Picture, find_pictures, found_pictures
+from toklip_core.pictures import (
+    ARCHIVE_SUFFIXES,
+    LabelledPictures,
+    Picture,
+    find_pictures,
+    found_pictures,
+    labelled_scenes,
+)
 from toklip_core.ranges import MAX_PIXELS
+from toklip_core.scenes import parse_scenes
 
 #: Names that stand for the templates of open_clip: 80, and 7.
 TEMPLATE_SETS = ("openai", "simple")
@@ -58,14 +66,19 @@ def class_folders(
     Files beside the folders of classes are not looked at, nor is what begins with a dot.
 
     Args:
-        folder: FOLDER/CLASS/PICTURE, and deeper; a tar of pictures is a folder of them.
+        folder: FOLDER/CLASS/PICTURE, and deeper; a tar of pictures is a folder of them. Or scenes, such as
+            ``scenes:held-out?count=256&objects=1``: see :func:`toklip_core.pictures.labelled_scenes`.
         imagenet: the 1000 folders are ImageNet's, named n01440764 and so on, or 0 to 999; the names are open_clip's.
         max_pixels: see :func:`toklip_core.pictures.open_picture`.
 
     Raises:
         FileNotFoundError: there is no such folder, no folder in it, or no picture.
-        ValueError: two classes have one name, or the folders are not those of ImageNet.
+        ValueError: two classes have one name, the folders are not those of ImageNet, or scenes have several objects.
     """
+    if (scenes := parse_scenes(folder)) is not None:
+        if imagenet:
+            raise ValueError("got ImageNet's names for scenes, which have classes of their own; name a folder")
+        return labelled_scenes(scenes)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; wanted one with a folder of pictures for each class")

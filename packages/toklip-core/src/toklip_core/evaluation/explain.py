@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from toklip_core.devices import Compute
 from toklip_core.evaluation.classes import distinct
 from toklip_core.evaluation.matcher import load_matcher, refuse_cut_texts, text_features
 from toklip_core.finite import refuse_not_finite, rows_named
@@ -39,7 +40,6 @@ from toklip_core.pictures import (
     wrapped_lines,
     write_lines,
 )
-from toklip_core.ranges import MAX_PIXELS
 
 _BAR = 18
 _SMALL = 15
@@ -87,8 +87,7 @@ def explain_picture(
     texts: Sequence[str],
     *,
     relative: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    device: torch.device | str = "cpu",
+    compute: Compute = Compute(),
 ) -> Explanation:
     """Return how each token of a picture agrees with texts: what ``toklip explain`` draws.
 
@@ -97,8 +96,7 @@ def explain_picture(
         picture: a file.
         texts: one or more.
         relative: subtract from each token's cosines their mean over the texts, which shows where they differ.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        device: where to compute.
+        compute: where, and the largest picture that is read.
 
     Raises:
         FileNotFoundError: a file of the model is not there.
@@ -110,10 +108,10 @@ def explain_picture(
     if relative and len(texts) < 2:
         raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
     try:
-        image = open_picture(picture, max_pixels=max_pixels)
+        image = open_picture(picture, max_pixels=compute.max_pixels)
     except PictureError as error:
         raise PictureError(f"{picture}: {error}") from error
-    model, protocol = load_matcher(name, device=device)
+    model, protocol = load_matcher(name, compute)
     if not isinstance(model, TokLIP):
         raise ValueError(f"{name} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP")
     refuse_cut_texts(model, texts)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toklip_core.devices import Dtype, refuse_missing_device
+from toklip_core.devices import Compute, refuse_missing_device
 from toklip_core.files import one_line
 from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
@@ -69,23 +69,32 @@ class Matcher(Protocol):
 
 
 def load_matcher(
-    name: Path | str, *, device: torch.device | str = "cpu", dtype: Dtype = "float32"
+    name: Path | str, compute: Compute = Compute(), *, checksums: bool = False
 ) -> tuple[Matcher, dict[str, str]]:
-    """Return a model (see :func:`toklip_core.model.load_model`) on a device, and what a protocol says of it.
+    """Return a model (see :func:`toklip_core.model.load_model`) on its device, and what a protocol says of it.
+
+    Args:
+        name: of the model, or its folder.
+        compute: says on which device, and in which dtype.
+        checksums: whether the protocol has the checksums of the weights, as the report of an evaluation does. They
+            take about as long as loading the model: nobody who asks a question waits for them.
 
     Raises:
         ValueError: there is no such device, or the weights do not fit.
         LookupError, FileNotFoundError: as ``load_model``.
     """
-    refuse_missing_device(device)
+    refuse_missing_device(compute.device)
     model = load_model(name).eval()
-    # Before the dtype changes, so that it is the checksum of the file.
-    protocol = {"model": str(name), "weights": f"sha256 {weights_checksum(model)}"}
+    protocol = {"model": str(name)}
+    if checksums:  # before the dtype changes, so that they are those of the file
+        protocol["weights"] = f"sha256 {weights_checksum(model)}"
     if isinstance(model, TokLIP):
-        protocol["tokenizer"] = f"{model.config.tokenizer}, sha256 {weights_checksum(cast(nn.Module, model.tokenizer))}"
+        of_tokenizer = f", sha256 {weights_checksum(cast(nn.Module, model.tokenizer))}" if checksums else ""
+        protocol["tokenizer"] = f"{model.config.tokenizer}{of_tokenizer}"
     size = model.config.image_size
-    protocol |= {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}, resize {model.config.resize}"}
-    return model.to(device, getattr(torch, dtype)), protocol
+    protocol["computed"] = f"in {compute.dtype} on {compute.device}"
+    protocol["size"] = f"{size} x {size}, resize {model.config.resize}"
+    return model.to(compute.device, compute.torch_dtype), protocol
 
 
 def refuse_unreadable(pictures: Iterable[Picture]) -> None:
@@ -123,9 +132,7 @@ def picture_features(
     model: Matcher,
     pictures: Sequence[Picture],
     unreadable: list[str],
-    *,
-    batch_size: int = 32,
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the places in ``pictures`` of a batch, and their unit features (B, E), float32, on the model's device.
 
@@ -133,8 +140,8 @@ def picture_features(
         model: its config says how a picture is resized.
         pictures: read one batch at a time.
         unreadable: those that cannot be read are added here, "name: reason".
-        batch_size: pictures at a time. It changes no feature beyond the rounding of floats.
-        progress: show a bar on stderr if that is a terminal.
+        compute: says how many pictures are taken at a time, which changes no feature beyond the rounding of floats, and
+            whether a bar is shown.
 
     Raises:
         ValueError: no picture can be read, or a feature is not finite.
@@ -149,7 +156,7 @@ def picture_features(
         return places, features
 
     seen = 0
-    for place, picture in enumerate(tqdm(pictures, unit=" pictures", disable=None if progress else True)):
+    for place, picture in enumerate(tqdm(pictures, unit=" pictures", disable=None if compute.progress else True)):
         try:
             pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
         except PictureError as error:
@@ -157,7 +164,7 @@ def picture_features(
             continue
         places.append(place)
         seen += 1
-        if len(places) == batch_size:
+        if len(places) == compute.batch_size:
             yield batch()
             places, pixels = [], []
     if places:

@@ -13,19 +13,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toklip_core.devices import refuse_missing_device
+from toklip_core.devices import Compute, refuse_missing_device
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.finite import refuse_pixels
-from toklip_core.pictures import PictureError, Resize, Source, entries, find_pictures, normalized, to_levels, to_pixels
+from toklip_core.pictures import PictureError, Resize, Source, count_of, entries, find_pictures, to_levels, to_pixels
 from toklip_core.plugins import load_tokenizer, tokenizer_spec
-from toklip_core.ranges import MAX_PIXELS
-from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
 
 if TYPE_CHECKING:
@@ -99,68 +97,51 @@ class ReconstructionReport:
 
 def evaluate_tokenizer(
     name: str,
-    inputs: Iterable[Path | str] = (),
+    inputs: Iterable[Path | str],
     *,
-    scenes: int | None = None,
-    split: str = "held-out",
     weights: Path | str | None = None,
     image_size: int | None = None,
     resize: Resize = "crop",
     lpips: LPIPSNet = "alex",
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 16,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> ReconstructionReport:
-    """Measure a registered tokenizer on pictures, or on generated scenes: what ``toklip evaluate reconstruction`` does.
+    """Measure a registered tokenizer on pictures: what ``toklip evaluate reconstruction`` does.
 
     Pictures that cannot be read are listed in the report and left out.
 
     Args:
         name: of the tokenizer.
-        inputs: files, folders, globs, tars, as for ``toklip encode``; or none, with ``scenes``.
-        scenes: how many scenes of seed 0 to measure on.
-        split: of the scenes.
+        inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
         weights: a file or folder in place of the published or shipped weights.
         image_size: side of the pictures; None: what the tokenizer was trained at.
         resize: how a picture becomes a square.
         lpips: the backbone of LPIPS.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        dtype: what the tokenizer's towers compute in; codes are searched in float32 in any case.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        compute: where, and how many pictures at a time; its dtype is that of the tokenizer's towers.
 
     Raises:
         FileNotFoundError: an input or the weights are not there.
         LookupError: no tokenizer has the name, or the extra is not installed.
-        ValueError: there are inputs and scenes or neither, no picture can be read, or the size does not fit.
+        ValueError: no picture can be read, or the size does not fit.
     """
     inputs = list(inputs)
-    if bool(inputs) == bool(scenes):
-        raise ValueError(f"got {len(inputs)} inputs and {scenes or 0} scenes; name pictures or a number of scenes")
     require_evaluate_extra()
-    refuse_missing_device(device)
+    refuse_missing_device(compute.device)
     size = tokenizer_spec(name).image_size if image_size is None else image_size
     unreadable: list[str] = []
-    if inputs:
-        pictures = _pictures(find_pictures(inputs, max_pixels=max_pixels), size, resize, unreadable)
-        source = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
-    else:
-        pictures = _drawn(Scenes(scenes or 0, split=split, size=size))
-        source = {"inputs": f"{scenes} scenes of {split}, seed 0", "reference set": "the scenes, drawn at this size"}
+    sources = find_pictures(inputs, max_pixels=compute.max_pixels)
+    read = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
     tokenizer = load_tokenizer(name, weights)
     if size % tokenizer.downsample_factor:
         raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
     module = cast(nn.Module, tokenizer)
     # Before the dtype changes, so that it is the checksum in token stores too.
     named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
-    module.to(device, getattr(torch, dtype))
-    computed = {"computed": f"in {dtype} on {device}", "size": f"{size} x {size}"}
-    with tqdm(pictures, unit=" pictures", total=scenes, disable=None if progress else True) as seen:
-        report = evaluate_reconstruction(tokenizer, seen, lpips=lpips, batch_size=batch_size, device=device)
-    return replace(report, protocol={**named, **computed, **source, **report.protocol}, unreadable=tuple(unreadable))
+    module.to(compute.device, compute.torch_dtype)
+    computed = {"computed": f"in {compute.dtype} on {compute.device}", "size": f"{size} x {size}"}
+    pictures = _pictures(sources, size, resize, unreadable)
+    with tqdm(pictures, unit=" pictures", total=count_of(sources), disable=None if compute.progress else True) as seen:
+        report = evaluate_reconstruction(tokenizer, seen, lpips=lpips, compute=compute)
+    return replace(report, protocol={**named, **computed, **read, **report.protocol}, unreadable=tuple(unreadable))
 
 
 def evaluate_reconstruction(
@@ -168,8 +149,7 @@ def evaluate_reconstruction(
     pictures: Iterable[Tensor],
     *,
     lpips: LPIPSNet = "alex",
-    batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    compute: Compute = Compute(),
 ) -> ReconstructionReport:
     """Encode and decode pictures, and compare what comes back with what went in.
 
@@ -177,11 +157,11 @@ def evaluate_reconstruction(
     would hold them. LPIPS and rFID are left out where their networks are not in the torch hub cache.
 
     Args:
-        tokenizer: on ``device``.
+        tokenizer: on its device.
         pictures: each (3, H, W) in [-1, 1], all of one size.
         lpips: the backbone of LPIPS.
-        batch_size: pictures at a time. It changes no figure beyond what it changes in the floats of the networks.
-        device: where to compute.
+        compute: the device of the tokenizer, and how many pictures at a time, which changes no figure beyond what it
+            changes in the floats of the networks.
 
     Raises:
         LookupError: the extra is not installed.
@@ -194,12 +174,12 @@ def evaluate_reconstruction(
     perceptual: PerceptualFigures | None = None
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     seen, psnr, ssim = 0, 0.0, 0.0
-    for batch in _batches(pictures, batch_size):
+    for batch in _batches(pictures, compute.batch_size):
         refuse_pixels(batch)
-        perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), device)
-        ids = tokenizer.encode(batch.to(device))
+        perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), compute.device)
+        ids = tokenizer.encode(batch.to(compute.device))
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
-        inputs, outputs = to_levels(batch.to(device)), to_levels(tokenizer.decode(ids))
+        inputs, outputs = to_levels(batch.to(compute.device)), to_levels(tokenizer.decode(ids))
         # One by one: on a CPU quicker than a batch, and a sum cannot depend on the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
             psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
@@ -234,10 +214,6 @@ def _pictures(sources: list[Source], size: int, resize: Resize, unreadable: list
             yield to_pixels(entry.image(), size, resize)
         except PictureError as error:
             unreadable.append(f"{entry.key}: {error}")
-
-
-def _drawn(scenes: Scenes) -> Iterator[Tensor]:
-    return (normalized(torch.from_numpy(scene.pixels).movedim(-1, 0)) for scene in scenes)
 
 
 def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:

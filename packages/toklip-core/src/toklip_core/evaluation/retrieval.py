@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toklip_core.captioned import CaptionedTable, PictureTable
-from toklip_core.devices import Dtype
+from toklip_core.devices import Compute
 from toklip_core.evaluation.matcher import (
     TIES,
     Matcher,
@@ -32,10 +32,9 @@ from toklip_core.evaluation.matcher import (
 )
 from toklip_core.evaluation.report import report_text, software
 from toklip_core.files import captions_in, nulls_in, parsed, read_text, warn_of_nulls
-from toklip_core.pictures import Captioned, Entry, Picture
+from toklip_core.pictures import Captioned, Entry, Picture, scene_pairs
 from toklip_core.ranges import MAX_PIXELS
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.pictures import scene_pairs
+from toklip_core.scenes import parse_scenes
 
 RANKS = (1, 5, 10)
 
@@ -79,73 +78,59 @@ class RetrievalReport:
 
 def evaluate_retrieval(
     name: Path | str,
-    pairs: Path | str | None = None,
+    pairs: Path | str,
     *,
-    scenes: int | None = None,
-    split: str = "held-out",
     root: Path | str | None = None,
     image: str = "image",
     captions: str = "captions",
     karpathy_split: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    dtype: Dtype = "float32",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> RetrievalReport:
     """Measure a model on captioned pictures, or on scenes: what ``toklip evaluate retrieval`` does.
 
     Args:
         name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
-        pairs: a JSONL, CSV or TSV file with a picture in each row, or Karpathy's dataset_coco.json (NAME.json).
-        scenes: in place of a file, how many scenes of seed 0, each with its four captions.
-        split: of the scenes.
+        pairs: a JSONL, CSV or TSV file with a picture in each row, or Karpathy's dataset_coco.json (NAME.json); or
+            scenes, such as ``scenes:held-out?count=256``, each with its four captions.
         root: the folder that paths of pictures start from; None: that of the file.
         image: key of the picture's path in a row.
         captions: key of its captions, a list, or one text.
         karpathy_split: of a Karpathy file; None: "test".
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        dtype: of both towers; a VQ tokenizer stays in float32.
-        device: where to compute.
-        progress: show bars on stderr if that is a terminal.
+        compute: where, and how many pictures at a time; its dtype is that of both towers, a VQ tokenizer stays in
+            float32.
 
     Raises:
         FileNotFoundError: the file, its pictures, or a file of the model is not there.
         LookupError: there is no such model, or it has no text tower.
-        ValueError: there is both a file and scenes or neither, the file is malformed, or no picture can be read.
+        ValueError: the file is malformed, or no picture can be read.
     """
-    if (pairs is None) == (scenes is None):
-        raise ValueError(f"got the file {pairs} and {scenes} scenes; name either a file of captions, or a number")
-    found, inputs = None, f"{scenes} scenes of {split}, seed 0"
-    if pairs is not None:
-        path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
-        inputs = str(path)
-        if path.suffix.lower() == ".json":
-            found = karpathy_pairs(path, karpathy_split or "test", folder, max_pixels=max_pixels)
-            inputs += f", Karpathy's split {karpathy_split or 'test'}"
-        elif karpathy_split is not None:
-            raise ValueError(f"got a Karpathy split for {path}; it belongs to a file such as dataset_coco.json")
-        else:
-            found = table_pairs(path, folder, image=image, captions=captions, max_pixels=max_pixels)
-    model, protocol = load_matcher(name, device=device, dtype=dtype)
-    if found is None:
-        found = scene_pairs(Scenes(scenes or 0, split=split, size=model.config.image_size))
-    report = measure_retrieval(model, found, batch_size=batch_size, progress=progress)
+    path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
+    inputs, karpathy = str(pairs), path.suffix.lower() == ".json"
+    if karpathy_split is not None and not karpathy:
+        raise ValueError(f"got a Karpathy split for {pairs}; it belongs to a file such as dataset_coco.json")
+    if (scenes := parse_scenes(pairs)) is not None:
+        found = scene_pairs(scenes)
+    elif karpathy:
+        found = karpathy_pairs(path, karpathy_split or "test", folder, max_pixels=compute.max_pixels)
+        inputs += f", Karpathy's split {karpathy_split or 'test'}"
+    else:
+        found = table_pairs(path, folder, image=image, captions=captions, max_pixels=compute.max_pixels)
+    model, protocol = load_matcher(name, compute, checksums=True)
+    report = measure_retrieval(model, found, compute)
     return replace(report, protocol={**protocol, "inputs": inputs, **report.protocol})
 
 
 def measure_retrieval(
-    model: Matcher, pairs: Sequence[Captioned], *, batch_size: int = 32, progress: bool = False
+    model: Matcher, pairs: Sequence[Captioned], compute: Compute = Compute()
 ) -> RetrievalReport:
     """Return the recall of a model over captioned pictures; arguments and errors as :func:`evaluate_retrieval`."""
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair.captions))
-    texts = text_features(model, distinct, progress=progress).cpu()
+    texts = text_features(model, distinct, progress=compute.progress).cpu()
     unreadable: list[str] = []
     read: list[int] = []
     features = []
     pictures = [pair.picture for pair in pairs]
-    for places, batch in picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress):
+    for places, batch in picture_features(model, pictures, unreadable, compute):
         read += places
         features.append(batch.cpu())
     place = {text: i for i, text in enumerate(distinct)}

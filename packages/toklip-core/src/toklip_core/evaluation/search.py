@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from toklip_core.devices import Compute
 from toklip_core.evaluation.classes import distinct
 from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
 from toklip_core.evaluation.report import software
@@ -37,7 +38,6 @@ from toklip_core.pictures import (
     resized,
     to_picture,
 )
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.store import TokenStore, part_paths
 from toklip_core.weights import weights_checksum
 
@@ -86,22 +86,16 @@ def search_pictures(
     text: str,
     *,
     top: int = 5,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> Search:
     """Return the pictures whose features have the greatest cosine with that of a text.
 
     Args:
         name: of a model, or its folder; for a store a TokLIP over the tokenizer that the store was made with.
-        where: files, folders, globs, tars (see :func:`toklip_core.pictures.find_pictures`), or one token store.
+        where: files, folders, globs, tars, scenes (see :func:`toklip_core.pictures.find_pictures`), or one token store.
         text: as it is; a model that was trained on captions wants a caption.
         top: how many pictures.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        compute: where, and how many pictures at a time.
 
     Raises:
         FileNotFoundError: there is no picture, or a file of the model is not there.
@@ -113,16 +107,16 @@ def search_pictures(
     stores = [path for path in map(Path, where) if part_paths(path)]
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
-    pictures = [] if stores else found_pictures(find_pictures(where, max_pixels=max_pixels))
+    pictures = [] if stores else found_pictures(find_pictures(where, max_pixels=compute.max_pixels))
     tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
-    model, protocol = load_matcher(name, device=device)
+    model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, [text])
     unreadable: list[str] = []
     if tokens is None:
-        batches = picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress)
+        batches = picture_features(model, pictures, unreadable, compute)
     else:
         reader = _reader_of(tokens, model, name)
-        batches = _store_features(reader, tokens, batch_size=batch_size, progress=progress)
+        batches = _store_features(reader, tokens, compute)
     wanted = text_features(model, [text])[0]
     best = heapq.nsmallest(
         top,
@@ -177,15 +171,13 @@ def _ids_of(tokenizer: str, checksum: str, size: int) -> str:
 
 
 @torch.no_grad()
-def _store_features(
-    model: TokLIP, tokens: TokenStore, *, batch_size: int, progress: bool
-) -> Iterator[tuple[list[int], Tensor]]:
+def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iterator[tuple[list[int], Tensor]]:
     """Yield row numbers of a batch, and unit features (B, E)."""
     pooled = tokens.info.pooled
     stored = pooled is not None and pooled.weights_checksum == weights_checksum(model.encoder)
     device = model.logit_scale.device
-    rows = enumerate(tqdm(tokens, unit=" pictures", disable=None if progress else True))
-    while batch := list(islice(rows, batch_size)):
+    rows = enumerate(tqdm(tokens, unit=" pictures", disable=None if compute.progress else True))
+    while batch := list(islice(rows, compute.batch_size)):
         with rows_named([row.key for _, row in batch]):
             if stored:
                 features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toklip_core.devices import Dtype
+from toklip_core.devices import Compute
 from toklip_core.evaluation.classes import class_folders, described_templates, distinct, known_templates
 from toklip_core.evaluation.matcher import (
     TIES,
@@ -33,9 +33,7 @@ from toklip_core.evaluation.matcher import (
 )
 from toklip_core.evaluation.report import report_text, software
 from toklip_core.pictures import LabelledPictures, find_pictures, found_pictures
-from toklip_core.ranges import MAX_PIXELS
-from toklip_core.scenes import Scenes
-from toklip_core.scenes.pictures import labelled_scenes
+from toklip_core.scenes import parse_scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,72 +99,49 @@ class Classification:
 
 def evaluate_zero_shot(
     name: Path | str,
-    folder: Path | str | None = None,
+    folder: Path | str,
     *,
-    scenes: int | None = None,
-    split: str = "held-out",
     imagenet: bool = False,
     templates: Sequence[str] = (),
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    dtype: Dtype = "float32",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> ZeroShotReport:
     """Measure a model on a folder of classes, or on scenes: what ``toklip evaluate zero-shot`` does.
 
     Args:
         name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
-        folder: see :func:`class_folders`.
-        scenes: in place of a folder, how many one-object scenes of seed 0; the candidates are all 64 CLASSES.
-        split: of the scenes.
+        folder: see :func:`class_folders`; or scenes of one object, such as ``scenes:held-out?count=256&objects=1``:
+            the candidates are all 64 CLASSES.
         imagenet: the folders are the 1000 classes of ImageNet, and have open_clip's names.
         templates: see :func:`known_templates`; by default '{}' for scenes, the 80 for ImageNet, else
             'a photo of a {}.'.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        dtype: of both towers; a VQ tokenizer stays in float32.
-        device: where to compute.
-        progress: show bars on stderr if that is a terminal.
+        compute: where, and how many pictures at a time; its dtype is that of both towers, a VQ tokenizer stays in
+            float32.
 
     Raises:
         FileNotFoundError: the folder or a file of the model is not there, or there is no picture.
         LookupError: there is no such model, or it has no text tower.
-        ValueError: there is both a folder and scenes or neither, an argument does not fit, or no picture can be read.
+        ValueError: an argument does not fit, or no picture can be read.
     """
-    if (folder is None) == (scenes is None):
-        raise ValueError(f"got the folder {folder} and {scenes} scenes; name either a folder of classes, or a number")
-    if folder is None and imagenet:
-        raise ValueError("got ImageNet's names for scenes, which have classes of their own; name a folder")
-    usual = "openai" if imagenet else "{}" if folder is None else "a photo of a {}."
+    found = class_folders(folder, imagenet=imagenet, max_pixels=compute.max_pixels)
+    usual = "openai" if imagenet else "{}" if parse_scenes(folder) else "a photo of a {}."
     chosen = known_templates(templates or [usual])
-    found = None if folder is None else class_folders(folder, imagenet=imagenet, max_pixels=max_pixels)
-    model, protocol = load_matcher(name, device=device, dtype=dtype)
-    protocol["inputs"] = f"{scenes} one-object scenes of {split}, seed 0" if folder is None else str(folder)
-    if found is None:
-        found = labelled_scenes(Scenes(scenes or 0, split=split, size=model.config.image_size, objects=1))
-    report = measure_zero_shot(model, found, chosen, batch_size=batch_size, progress=progress)
-    return replace(report, protocol={**protocol, **report.protocol})
+    model, protocol = load_matcher(name, compute, checksums=True)
+    report = measure_zero_shot(model, found, chosen, compute)
+    return replace(report, protocol={**protocol, "inputs": str(folder), **report.protocol})
 
 
 def measure_zero_shot(
-    model: Matcher,
-    labelled: LabelledPictures,
-    templates: Sequence[str],
-    *,
-    batch_size: int = 32,
-    progress: bool = False,
+    model: Matcher, labelled: LabelledPictures, templates: Sequence[str], compute: Compute = Compute()
 ) -> ZeroShotReport:
     """Return the accuracy of a model over labelled pictures; arguments and errors as :func:`evaluate_zero_shot`."""
     names = list(dict.fromkeys(labelled.names))
     column = {name: place for place, name in enumerate(names)}
     columns = torch.tensor([column[name] for name in labelled.names])
-    classes = class_features(model, names, templates, progress=progress)
+    classes = class_features(model, names, templates, progress=compute.progress)
     labels, every = torch.tensor(labelled.labels), torch.arange(len(columns))
     unreadable: list[str] = []
     hits = []
-    batches = picture_features(model, labelled.pictures, unreadable, batch_size=batch_size, progress=progress)
-    for places, features in batches:
+    for places, features in picture_features(model, labelled.pictures, unreadable, compute):
         # Columns are copied, so that equal names have scores that are equal to the last bit.
         scores = (features @ classes.T).cpu()[:, columns]
         hits.append(hit_chances(scores, labels[places, None] == every, (1, 5)))
@@ -195,10 +170,7 @@ def classify_pictures(
     *,
     templates: Sequence[str] = (),
     top: int = 5,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> Classification:
     """Say which labels pictures have: what ``toklip classify`` does.
 
@@ -206,14 +178,11 @@ def classify_pictures(
 
     Args:
         name: of a model, or its folder.
-        inputs: files, folders, globs, tars; see :func:`toklip_core.pictures.find_pictures`.
+        inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
         labels: any texts, no two alike.
         templates: see :func:`known_templates`; by default labels are taken as they are.
         top: how many labels of each picture.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        device: where to compute.
-        progress: show bars on stderr if that is a terminal.
+        compute: where, and how many pictures at a time.
 
     Raises:
         FileNotFoundError: an input or a file of the model is not there.
@@ -223,10 +192,10 @@ def classify_pictures(
     """
     labels = distinct(labels, "label")
     chosen = known_templates(templates or ["{}"])
-    pictures = found_pictures(find_pictures(inputs, max_pixels=max_pixels))
-    model, protocol = load_matcher(name, device=device)
+    pictures = found_pictures(find_pictures(inputs, max_pixels=compute.max_pixels))
+    model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, _in_templates(labels, chosen))
-    classes = class_features(model, labels, chosen, progress=progress)
+    classes = class_features(model, labels, chosen, progress=compute.progress)
     for row, label in enumerate(labels):
         for other in range(row):
             if torch.equal(classes[row], classes[other]):
@@ -234,7 +203,7 @@ def classify_pictures(
     scale = model.logit_scale.detach().float().exp()
     unreadable: list[str] = []
     found: dict[str, tuple[Guess, ...]] = {}
-    for places, features in picture_features(model, pictures, unreadable, batch_size=batch_size, progress=progress):
+    for places, features in picture_features(model, pictures, unreadable, compute):
         cosines = features @ classes.T
         for place, row, shares in zip(places, cosines, (scale * cosines).softmax(1), strict=True):
             best = shares.topk(min(top, len(labels)))

@@ -2,7 +2,9 @@ from .find import (
     ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES,
     PICTURE_SUFFIXES as PICTURE_SUFFIXES,
     Entry as Entry,
+    ScenePlace as ScenePlace,
     Source as Source,
+    count_of as count_of,
     entries as entries,
     find_pictures as find_pictures,
     key_of as key_of,
@@ -38,6 +40,11 @@ from .pixels import (
 from .random_crops import (
     random_crop as random_crop,
     random_square as random_square,
+)
+from .scenes import (
+    labelled_scenes as labelled_scenes,
+    scene_pairs as scene_pairs,
+    scene_pictures as scene_pictures,
 )
 from .sheet import (
     PANEL_GAP as PANEL_GAP,

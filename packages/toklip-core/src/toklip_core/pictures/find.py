@@ -1,4 +1,4 @@
-"""Pictures: read whatever people have, bring it to one shape, and find it in files, folders, globs and tar shards.
+"""Pictures: read whatever people have, bring it to one shape, and find it in files, folders, globs, tars and scenes.
 
 One convention everywhere: pixels (3, H, W), float32, x / 127.5 - 1, so in [-1, 1].
 
@@ -23,6 +23,7 @@ from toklip_core.pictures.open import PictureError, open_picture
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 from toklip_core.ranges import MAX_PIXELS
+from toklip_core.scenes import Scene, Scenes, parse_scenes
 
 #: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)
 #: are listed so that they are reported, and not passed over in silence.
@@ -38,8 +39,20 @@ _TARS_PER_RANK = 32
 
 
 @dataclass(frozen=True, slots=True)
+class ScenePlace:
+    """Which one of some scenes a picture is; it is drawn when it is read."""
+
+    scenes: Scenes
+    index: int
+
+    def scene(self) -> Scene:
+        """Return the scene."""
+        return self.scenes[self.index]
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A picture file, or an archive of pictures: of its keys that are ``rank``'s every ``step``-th from ``start``."""
+    """A picture file, a scene, or an archive: of its keys that are ``rank``'s every ``step``-th from ``start``."""
 
     path: Path
     key: str
@@ -47,6 +60,7 @@ class Source:
     is_archive: bool
     #: The table of the imagefolder that a picture file is in.
     metadata: Path | None = None
+    scene: ScenePlace | None = None
     rank: int = 0
     world_size: int = 1
     start: int = 0
@@ -60,9 +74,9 @@ class Entry:
 
     #: Its name in a store: a posix path without a leading "/" or "..", the same whatever machine reads it.
     key: str
-    #: The file it lies in: its own, a tar, or a Parquet file.
+    #: The file it lies in: its own, a tar, or a Parquet file; of a scene, the input that names it.
     path: Path
-    member: TarMember | ParquetRow | None = None
+    member: TarMember | ParquetRow | ScenePlace | None = None
     #: The table of the imagefolder that it is in.
     metadata: Path | None = None
     #: Width times height above which it is not read.
@@ -76,6 +90,10 @@ class Entry:
             if _is_compressed_tar(self.path):
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
             return open_picture(self.path, max_pixels=self.max_pixels)
+        if isinstance(self.member, ScenePlace):
+            if self.member.scenes.size**2 > self.max_pixels:
+                raise PictureError(f"a scene of {self.member.scenes.size} px has more than {self.max_pixels} pixels")
+            return Image.fromarray(self.member.scene().pixels)
         if self.member.problem:
             raise PictureError(self.member.problem)
         try:
@@ -96,6 +114,8 @@ class Entry:
         """
         if isinstance(self.member, ParquetRow):
             return list(self.member.captions)
+        if isinstance(self.member, ScenePlace):
+            return list(self.member.scene().captions)
         try:
             if self.member is not None:
                 text = self.member.caption(self.path)
@@ -117,21 +137,23 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
     """Return the picture files and archives that inputs mean, each once, in a fixed order.
 
     An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
-    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), a Parquet file with a column of pictures, or a glob of any of
-    these. A file that is named itself is taken whatever its suffix, except the .txt and .json of a picture beside it,
-    and the metadata.csv or metadata.jsonl of an imagefolder. In a folder Parquet files are left out: token stores have
-    such, too. ``max_pixels``: see :func:`open_picture`.
+    (img2dataset's layout: KEY.jpg, KEY.txt, KEY.json), a Parquet file with a column of pictures, a glob of any of
+    these, or scenes, which come last: see :func:`toklip_core.scenes.parse_scenes`. A file that is named itself is taken
+    whatever its suffix, except the .txt and .json of a picture beside it, and the metadata.csv or metadata.jsonl of an
+    imagefolder. In a folder Parquet files are left out: token stores have such, too. ``max_pixels``: see
+    :func:`open_picture`.
 
     Raises:
         FileNotFoundError: an input is not there, or there is no picture in any of them.
         OSError: an input is a pipe, a socket or a device.
-        ValueError: two different files have one key, or a tar is compressed.
+        ValueError: two different files have one key, a tar is compressed, or scenes are named wrongly.
     """
     inputs = list(inputs)
+    scenes = {str(item): named for item in inputs if (named := parse_scenes(item)) is not None}
     found: dict[str, Source] = {}
     seen: set[str] = set()
     tables: dict[Path, Path | None] = {}
-    for path, root in _files(inputs):
+    for path, root in _files([item for item in inputs if str(item) not in scenes]):
         absolute = os.path.abspath(path)  # noqa: PTH100  (a path that keeps its symlinks, but loses "..")
         if absolute in seen:
             continue
@@ -144,6 +166,14 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
         else:
             table = _metadata(path.parent, root, tables)
             found[key] = Source(path, key, is_archive=False, metadata=table, max_pixels=max_pixels)
+    for text, of_text in scenes.items():
+        for index in range(len(of_text)):
+            key = of_text.key(index)
+            if key in found and found[key].scene is None:
+                raise ValueError(f"{found[key].path} has the key of a scene, {key!r}; encode into two stores")
+            # What two inputs name is one scene.
+            place = ScenePlace(of_text, index)
+            found[key] = Source(Path(text), key, is_archive=False, scene=place, max_pixels=max_pixels)
     if not found:
         held = next((path for item in inputs for path in sorted(Path(item).glob("**/*.parquet"))), None)
         hint = "" if held is None else f"; name its Parquet files themselves, such as {held}"
@@ -191,7 +221,13 @@ def entries(sources: Iterable[Source]) -> Iterator[Entry]:
             mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
             yield from islice(mine, source.start, None, source.step)
         else:
-            yield Entry(source.key, source.path, metadata=source.metadata, max_pixels=source.max_pixels)
+            yield Entry(source.key, source.path, source.scene, source.metadata, source.max_pixels)
+
+
+def count_of(sources: Iterable[Source]) -> int | None:
+    """Return the number of pictures in sources, or None if an archive hides it."""
+    sources = list(sources)
+    return None if any(source.is_archive for source in sources) else len(sources)
 
 
 def key_of(path: Path | str) -> str:

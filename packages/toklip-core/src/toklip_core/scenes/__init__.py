@@ -9,13 +9,13 @@ depends on (split, seed, index) alone: no files, no downloads, no order. The spl
 
     picture.py   objects, backgrounds, and the renderer      draws.py     random numbers
     drawing.py   objects and backgrounds at random           language.py  captions, their parser, questions
-    folder.py    scenes as files
+    folder.py    scenes as files                             inputs.py    scenes:held-out?count=256
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from toklip_core.scenes.drawing import colour_name, draw_background, draw_objects
 from toklip_core.scenes.draws import SPLITS, Draws
 from toklip_core.scenes.folder import write_scenes
+from toklip_core.scenes.inputs import parse_scenes
 from toklip_core.scenes.language import Description, Phrase, Question, ask, describe, parse_caption
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
@@ -58,6 +59,7 @@ __all__ = [
     "colour_name",
     "holds",
     "parse_caption",
+    "parse_scenes",
     "render",
     "scene",
     "write_scenes",
@@ -198,6 +200,17 @@ class Scenes:
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[i] for i in range(self.count))
+
+    def key(self, index: int) -> str:
+        """Return the key of a scene in a token store: it depends on what the scene depends on, and not on the count.
+
+        >>> Scenes(256, split="held-out", objects=1).key(3)
+        'scenes/held-out,objects=1/000003.png'
+        """
+        defaults = {field.name: field.default for field in fields(self) if field.name not in ("count", "split")}
+        others = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        folder = ",".join([self.split, *(f"{name}={value}" for name, value in others.items())])
+        return f"scenes/{folder}/{index:06d}.png"
 
     def _scene(self, index: int) -> Scene:
         return scene(

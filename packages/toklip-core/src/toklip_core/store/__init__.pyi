@@ -20,6 +20,7 @@ from .format import (
 )
 from .locks import writing as writing
 from .reader import TokenStore as TokenStore
+from .settings import EncodeSettings as EncodeSettings
 from .writer import (
     PartWriter as PartWriter,
     UnreadableLog as UnreadableLog,

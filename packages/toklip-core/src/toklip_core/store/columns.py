@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toklip_core.devices import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
-from toklip_core.pictures import Resize, all_views, normalized
+from toklip_core.pictures import all_views, normalized
 from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
 from toklip_core.store.format import FeatureInfo, StoreInfo
+from toklip_core.store.settings import EncodeSettings
 from toklip_core.weights import weights_checksum
 
 
@@ -101,35 +103,26 @@ class RowMaker:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half)
 
 
-def row_maker(
-    *,
-    tokenizer: str | None = None,
-    weights: Path | str | None = None,
-    model: TokLIP | Path | str | None = None,
-    tokens: bool = False,
-    teacher: CLIP | Path | str | None = None,
-    image_size: int | None = None,
-    resize: Resize | None = None,
-    augment: Literal["ten-crop"] | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-) -> RowMaker:
-    """Load what a store is made by; :func:`toklip_core.store.encode_pictures` says what the arguments mean.
+def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker:
+    """Load what a store is made by.
 
     Raises:
         FileNotFoundError: weights are not there.
         LookupError: no tokenizer or model has the name.
-        ValueError: the arguments do not fit one another.
+        ValueError: the settings do not fit one another.
     """
+    model, teacher = settings.model, settings.teacher
     toklip = TokLIP.from_pretrained(model, text=False, dtype=torch.float32) if isinstance(model, str | Path) else model
     clip = load_clip(teacher).float() if isinstance(teacher, str | Path) else teacher
-    if tokens and toklip is None:
+    if settings.tokens and toklip is None:
         raise ValueError("tokens are those of a model; name one (--model)")
     if toklip is None:
-        if tokenizer is None:
+        if settings.tokenizer is None:
             raise ValueError("got neither a tokenizer nor a model; name one of them (--tokenizer, --model)")
-        vq = load_tokenizer(tokenizer, weights)
+        tokenizer, image_size, resize = settings.tokenizer, settings.image_size, settings.resize
+        vq = load_tokenizer(tokenizer, settings.weights)
     else:
-        vq = _of_model(toklip, tokenizer, weights, image_size, resize)
+        vq = _of_model(toklip, settings)
         tokenizer, image_size, resize = toklip.config.tokenizer, toklip.config.image_size, toklip.config.resize
     info = StoreInfo(
         tokenizer=tokenizer,
@@ -140,13 +133,13 @@ def row_maker(
         # The teacher sees what the ids show.
         resize=resize or (clip.config.resize if clip is not None else "crop"),
         dtype=dtype,
-        augment=augment,
+        augment=settings.augment,
     )
     if toklip is not None:
         trunk, checksum = toklip.config.encoder.trunk, weights_checksum(toklip.encoder)
         pooled = FeatureInfo(model=_name(model), weights_checksum=checksum, width=_joint_width(trunk))
         info = info.model_copy(update={"pooled": pooled})
-        if tokens:
+        if settings.tokens:
             info = info.model_copy(update={"tokens": pooled.model_copy(update={"width": trunk.width})})
     if clip is not None:
         width = _joint_width(clip.config.vision.trunk)
@@ -155,13 +148,16 @@ def row_maker(
     return RowMaker(info, vq, toklip, clip)
 
 
-def _of_model(
-    model: TokLIP, tokenizer: str | None, weights: Path | str | None, image_size: int | None, resize: Resize | None
-) -> VQTokenizer:
+def _of_model(model: TokLIP, settings: EncodeSettings) -> VQTokenizer:
     """Return the model's tokenizer; ValueError if something else than the model's own was asked for."""
     config = model.config
     own = {"tokenizer": config.tokenizer, "size": config.image_size, "resize": config.resize, "weights": None}
-    asked = {"tokenizer": tokenizer, "size": image_size, "resize": resize, "weights": weights}
+    asked = {
+        "tokenizer": settings.tokenizer,
+        "size": settings.image_size,
+        "resize": settings.resize,
+        "weights": settings.weights,
+    }
     for name, value in asked.items():
         if value not in (None, own[name]):
             has = f"{own[name]!r}" if own[name] else "those of its tokenizer"

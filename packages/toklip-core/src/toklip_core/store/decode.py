@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from toklip_core.devices import progress_bar, refuse_missing_device
+from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import held_alone, replacing
 from toklip_core.pictures import to_picture
 from toklip_core.plugins import VQTokenizer, load_tokenizer
@@ -83,9 +83,7 @@ def decode_store(
     out: Path | str,
     *,
     weights: Path | str | None = None,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
     stop: Callable[[], bool] | None = None,
 ) -> DecodeReport:
     """Write the pictures of a token store as ``OUT/KEY.png``, those that are not there yet.
@@ -97,7 +95,7 @@ def decode_store(
         store: what :func:`encode_pictures` made.
         out: a folder; made if it is not there. Nothing is written outside of it, whatever the store's keys are.
         weights: see :func:`toklip_core.plugins.load_tokenizer`; they must be those the store was made with.
-        progress: see :func:`toklip_core.devices.progress_bar`.
+        compute: where, and how many pictures at a time; the tokenizer computes in float32.
         stop: asked after every batch; once it says True the call returns.
 
     Raises:
@@ -107,7 +105,7 @@ def decode_store(
         OSError: the folder cannot be written, or another process decodes into it.
     """
     started = time.perf_counter()
-    refuse_missing_device(device)
+    refuse_missing_device(compute.device)
     tokens, folder = TokenStore(store), Path(out)
     try:
         model = load_tokenizer(tokens.info.tokenizer, weights)
@@ -119,7 +117,7 @@ def decode_store(
             f"the weights of {tokens.info.tokenizer!r} have the checksum {got[:16]}, but {store} was made with "
             f"{tokens.info.weights_checksum[:16]}; pass those as weights (--weights PATH)"
         )
-    module.to(device)
+    module.to(compute.device)
     folder.mkdir(parents=True, exist_ok=True)
     problem = f"another process decodes into {folder}; wait for its end, or name another folder"
     counts = _Counts(folder)
@@ -127,11 +125,11 @@ def decode_store(
     with (
         held_alone(folder / _LOCK, problem),
         fullness_explained(folder),
-        progress_bar(len(tokens), shown=progress) as bar,
+        progress_bar(len(tokens), shown=compute.progress) as bar,
     ):
         for _, rows in groupby(tokens, key=lambda row: row.ids.shape):
-            while batch := list(islice(rows, batch_size)):
-                _write_pictures(model, counts.missing(batch), device, counts)
+            while batch := list(islice(rows, compute.batch_size)):
+                _write_pictures(model, counts.missing(batch), compute.device, counts)
                 bar.update(len(batch))
                 if stopped := stop is not None and stop():
                     break

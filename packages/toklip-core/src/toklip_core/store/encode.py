@@ -23,18 +23,17 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from toklip_core.devices import progress_bar, refuse_missing_device
-from toklip_core.model import CLIP, TokLIP
+from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.pictures import (
     PictureError,
     Resize,
     Source,
+    count_of,
     entries,
     find_pictures,
     read_metadata,
@@ -43,11 +42,11 @@ from toklip_core.pictures import (
     share_of_worker,
     upright_crops,
 )
-from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_outside
 from toklip_core.store.columns import row_maker
 from toklip_core.store.format import StoreInfo, Unreadable, part_paths, refuse_other, report_paths
 from toklip_core.store.locks import writing
 from toklip_core.store.reader import TokenStore
+from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
 from toklip_core.training import held_back, leave_signals_to_the_parent
 
@@ -95,26 +94,11 @@ class EncodeReport:
 def encode_pictures(
     inputs: Iterable[Path | str],
     store: Path | str,
+    settings: EncodeSettings,
     *,
-    tokenizer: str | None = None,
-    weights: Path | str | None = None,
-    model: TokLIP | Path | str | None = None,
-    tokens: bool = False,
-    teacher: CLIP | Path | str | None = None,
-    image_size: int | None = None,
-    resize: Resize | None = None,
-    augment: Literal["ten-crop"] | None = None,
-    shuffle: bool = False,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 32,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
+    compute: Compute = Compute(),
     rank: int = 0,
     world_size: int = 1,
-    part_rows: int = 10_000,
-    part_seconds: float = 30,
-    max_pixels: int = MAX_PIXELS,
-    progress: bool = False,
     stop: Callable[[], bool] | None = None,
 ) -> EncodeReport:
     """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
@@ -122,30 +106,13 @@ def encode_pictures(
     Pictures that cannot be read are named in ``.STORE.unreadable``, beside it, and tried again by the next call.
 
     Args:
-        inputs: files, folders, globs, tars; see :func:`toklip_core.pictures.find_pictures`.
+        inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
         store: a folder; made if it is not there.
-        tokenizer: a registered name; may be left out beside a model, which has its own.
-        weights: of the tokenizer, see :func:`toklip_core.plugins.load_tokenizer`; a model has its own.
-        model: a TokLIP, or what :meth:`TokLIP.from_pretrained` takes: the store gets the column ``pooled``, the unit
-            feature of each picture. One that is passed is brought to the device and into eval mode.
-        tokens: the column ``tokens``, too: all tokens of the model, 0.6 MB for a picture of 256 tokens.
-        teacher: a CLIP, or what :func:`toklip_core.model.load_clip` takes: the store gets the column ``teacher``, its
-            unit feature of the picture, at the teacher's own size.
-        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: the model's, else what the
-            tokenizer was trained at.
-        resize: see :func:`toklip_core.pictures.resized`; None: the model's, else the teacher's, else "crop".
-        augment: the column ``crops``, too: ids of 20 more views of each picture, see
-            :mod:`toklip_core.pictures.ten_crop`.
-        shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
-            folders; tars, too, though what is in one stays in its order.
-        dtype: what tokenizer and models compute in. bfloat16 is quicker and changes some ids.
-        workers: processes that read pictures, at most 256; 0 reads in this one.
+        settings: what the store is to hold.
+        compute: where, with how many processes that read pictures, and how many pictures at a time; with the dtype
+            bfloat16 it is quicker, and some ids are others.
         rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
             waits for another.
-        part_rows: a part is written when it has so many pictures.
-        part_seconds: and at the latest after so long: what a kill can lose.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        progress: see :func:`progress_bar`.
         stop: asked after every batch; once it says True, what is encoded is written and the call returns.
 
     Raises:
@@ -157,32 +124,24 @@ def encode_pictures(
     """
     started = time.perf_counter()
     path = Path(store)
-    refuse_missing_device(device)
-    refuse_outside("workers", workers, 0 <= workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
-    found = find_pictures(inputs, max_pixels=max_pixels)
+    refuse_missing_device(compute.device)
+    found = find_pictures(inputs, max_pixels=compute.max_pixels)
     read_metadata(found, said=rank == 0)
-    sources = share_of_rank(sorted(found, key=_place) if shuffle else found, rank, world_size)
-    maker = row_maker(
-        tokenizer=tokenizer,
-        weights=weights,
-        model=model,
-        tokens=tokens,
-        teacher=teacher,
-        image_size=image_size,
-        resize=resize,
-        augment=augment,
-        dtype=dtype,
-    )
+    sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)
+    maker = row_maker(settings, dtype=compute.dtype)
     info = maker.info
     with fullness_explained(path), writing(path, rank, world_size):
-        done, cropped = _Keys(_held_keys(path, info)), augment is not None
-        work = _Work(sources, done, maker.sizes, cropped, info.resize, batch_size, max_pixels)
-        maker.to(device)
+        done, cropped = _Keys(_held_keys(path, info)), info.augment is not None
+        work = _Work(sources, done, maker.sizes, cropped, info.resize, compute.batch_size, compute.max_pixels)
+        maker.to(compute.device)
         writer = PartWriter(path, info, rank=rank, world_size=world_size)
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()
         written = time.perf_counter()
-        with progress_bar(_total(sources), shown=progress) as bar, closing(_batches(work, workers)) as batches:
+        with (
+            progress_bar(count_of(sources), shown=compute.progress) as bar,
+            closing(_batches(work, compute.workers)) as batches,
+        ):
             try:
                 for batch in batches:
                     if batch.keys:
@@ -191,8 +150,8 @@ def encode_pictures(
                     for row in batch.unreadable:
                         log.add(row)
                     bar.update(counts.add(batch))
-                    late = time.perf_counter() - written >= part_seconds
-                    if len(writer) >= part_rows or writer.nbytes >= _PART_BYTES or late:
+                    late = time.perf_counter() - written >= settings.part_seconds
+                    if len(writer) >= settings.part_rows or writer.nbytes >= _PART_BYTES or late:
                         writer.flush()
                         written = time.perf_counter()
                     if stopped := stop is not None and stop():
@@ -350,7 +309,7 @@ def _batches(work: _Work, workers: int) -> Generator[_Batch]:
 
     If one of them ends before its work does, that is a _WorkerDied, which names the picture.
     """
-    total = _total(work.sources)
+    total = count_of(work.sources)
     if total is not None:  # a process for less than a batch takes longer to start than to work
         workers = min(workers, math.ceil(total / work.batch_size))
     if workers == 0:
@@ -472,12 +431,6 @@ def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
 def _place(source: Source) -> bytes:
     """Where a shuffled encode reads it: a function of its key alone, as for every rank and every later call."""
     return blake2b(source.key.encode(), digest_size=8, person=b"order").digest()
-
-
-def _total(sources: Iterable[Source]) -> int | None:
-    """Return the number of pictures if no tar hides it."""
-    sources = list(sources)
-    return None if any(source.is_archive for source in sources) else len(sources)
 
 
 def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:

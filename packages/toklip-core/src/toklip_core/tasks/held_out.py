@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toklip_core.devices import Compute
 from toklip_core.evaluation import (
     Matcher,
     class_folders,
@@ -13,9 +14,8 @@ from toklip_core.evaluation import (
     table_pairs,
     warn_of_unreadable,
 )
-from toklip_core.pictures import Captioned, LabelledPictures
+from toklip_core.pictures import Captioned, LabelledPictures, labelled_scenes, scene_pairs
 from toklip_core.scenes import Scenes
-from toklip_core.scenes.pictures import labelled_scenes, scene_pairs
 from toklip_core.tasks.settings import HeldOutPictures
 from toklip_core.training import Evaluation
 
@@ -69,11 +69,11 @@ def evaluated(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> 
     figures: dict[str, float] = {}
     unreadable: tuple[str, ...] = ()
     if held_out.labelled is not None:
-        report = measure_zero_shot(model, held_out.labelled, held_out.templates, batch_size=batch_size)
+        report = measure_zero_shot(model, held_out.labelled, held_out.templates, Compute(batch_size=batch_size))
         figures["zero_shot_top1"] = report.top1
         unreadable += report.unreadable
     if held_out.captioned:
-        recall = measure_retrieval(model, held_out.captioned, batch_size=batch_size)
+        recall = measure_retrieval(model, held_out.captioned, Compute(batch_size=batch_size))
         figures["image_to_text_r1"] = recall.image_to_text["R@1"]
         figures["text_to_image_r1"] = recall.text_to_image["R@1"]
         unreadable += recall.unreadable

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from toklip_core.devices import Compute
 from toklip_core.evaluation import described_inception, load_inception, load_matcher
 from toklip_core.finite import refuse_not_finite
 from toklip_core.pictures import normalized
@@ -68,7 +69,7 @@ def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") ->
         network = load_inception().to(device)
         how = "Inception v3 of 2015, resize of TensorFlow 1"
         return Extractor(name, described_inception(), how, lambda levels: Seen(*network(levels.to(device))))
-    model, protocol = load_matcher(name, device=device)
+    model, protocol = load_matcher(name, Compute(device=device), checksums=True)
     size = model.config.image_size
 
     def see(levels: Tensor) -> Seen:

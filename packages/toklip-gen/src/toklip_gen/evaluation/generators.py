@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from toklip_core.devices import refuse_missing_device
+from toklip_core.devices import Compute, refuse_missing_device
 from toklip_core.evaluation import load_matcher
 from toklip_core.outputs import refuse_output
 from toklip_core.pictures import to_levels
@@ -107,7 +107,7 @@ def evaluate_on_scenes(
     pictures = load_generator(generator, toklip=toklip, dtype=dtype, device=device)
     if isinstance(pictures.config.condition, ClassCondition):
         raise ValueError(f"{generator!r} draws classes, and Scenes have captions; leave out --scenes, or name another")
-    matcher, of_judge = (None, {}) if judge is None else load_matcher(judge, device=device)
+    matcher, of_judge = (None, {}) if judge is None else load_matcher(judge, Compute(device=device), checksums=True)
     extractor = None if features is None else load_extractor(features, device)
     sampling = (sampling or Sampling()).of(pictures.config)
     side = pictures.config.grid[0] * pictures.tokenizer.downsample_factor

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from toklip_core.devices import refuse_missing_device
+from toklip_core.devices import Compute, refuse_missing_device
 from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.files import refuse_special
 from toklip_core.outputs import refuse_output
@@ -270,7 +270,7 @@ def evaluate_pictures(
         refuse_output(npz, read, option="--npz", suffixes=[".npz"])
     extractor = load_extractor(features, device)
     known = None if reference is None else load_reference(reference, extractor)
-    matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, device=device)
+    matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, Compute(device=device), checksums=True)
     unreadable: list[str] = []
     found = read_pictures(inputs, unreadable, max_pixels=max_pixels)
     pictures = tqdm(found, unit=" pictures", disable=None if progress else True)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from toklip_core.files import json_rows, one_line, refuse_special
-from toklip_core.pictures import Picture, open_picture
+from toklip_core.pictures import Picture, open_picture, scene_pictures
 from toklip_core.ranges import MAX_PIXELS
-from toklip_core.scenes import Scenes
+from toklip_core.scenes import Scenes, parse_scenes
 
 from toklip_mllm.evaluation.answers import id_of, missing, plain, text_of
 
@@ -47,7 +47,7 @@ class Keys(NamedTuple):
 def read_questions(
     path: Path | str, *, root: Path | str | None = None, keys: Keys | None = None, max_pixels: int = MAX_PIXELS
 ) -> list[Asked]:
-    """Return the questions of a JSONL file, one in each line, or of a JSON list.
+    """Return the questions of a JSONL file, one in each line, of a JSON list, or about scenes.
 
     ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
     [TEXT, ...], with the answer as one of them, as its letter, or as its number from 0; "type": of which figures are
@@ -56,7 +56,7 @@ def read_questions(
     another choice says this number.
 
     Args:
-        path: the file.
+        path: the file; or scenes, such as ``scenes:held-out?count=64``, of which all questions are asked.
         root: where the pictures' paths start from; None: the file's own folder.
         keys: other names of the columns.
         max_pixels: see :func:`toklip_core.pictures.open_picture`.
@@ -66,6 +66,8 @@ def read_questions(
         ValueError: it is not JSON in UTF-8, it holds no question, or a row is malformed or has no answer; the message
             names it.
     """
+    if (scenes := parse_scenes(path)) is not None:
+        return scene_questions(scenes)
     path = Path(path)
     refuse_special(path)
     if not path.is_file():
@@ -87,14 +89,9 @@ def read_questions(
 
 def scene_questions(scenes: Scenes) -> list[Asked]:
     """Return all questions about scenes; a picture is drawn when it is read."""
-
-    def drawn(index: int) -> Callable[[], Image.Image]:
-        return lambda: Image.fromarray(scenes[index].pixels)
-
     return [
         Asked(picture.name, (picture,), question.text, (question.answer,), question.kind)
-        for index, scene in enumerate(scenes)
-        for picture in [Picture(f"scene {index} of {scenes.split}", drawn(index))]
+        for picture, scene in zip(scene_pictures(scenes), scenes, strict=True)
         for question in scene.questions
     ]
 

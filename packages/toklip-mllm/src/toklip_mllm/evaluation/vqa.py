@@ -15,12 +15,12 @@ from typing import IO, Any
 
 import torch
 from PIL import Image
-from toklip_core.devices import Dtype, refuse_missing_device
+from toklip_core.devices import Compute, refuse_missing_device
 from toklip_core.evaluation import refuse_unreadable, warn_of_unreadable
 from toklip_core.files import replace_lone_surrogates
 from toklip_core.outputs import refuse_output
 from toklip_core.pictures import PictureError
-from toklip_core.ranges import MAX_PIXELS, refuse_counts
+from toklip_core.ranges import refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from toklip_core.weights import weights_checksum
@@ -38,77 +38,55 @@ MAX_NEW_TOKENS = 32
 
 def evaluate_vqa(
     name: Path | str,
-    questions: Path | str | None = None,
+    questions: Path | str,
     *,
-    scenes: int | None = None,
-    split: str = "held-out",
     root: Path | str | None = None,
     keys: Keys | None = None,
     prompt: str = "{}",
     answers: Path | None = None,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    dtype: Dtype = "float32",
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> VQAReport:
     """Evaluate a model on a file of questions or on scenes, as ``toklip evaluate vqa`` does.
 
     Args:
         name: model, see :func:`toklip_mllm.model.load`.
-        questions: file of questions, see :func:`toklip_mllm.evaluation.read_questions`.
-        scenes: number of scenes of seed 0 to ask all questions about, instead of a file.
-        split: split that the scenes come from.
+        questions: file of questions, or scenes, such as ``scenes:held-out?count=64``; see
+            :func:`toklip_mllm.evaluation.read_questions`.
         root: folder that picture paths are relative to; None: that of the file.
         keys: names of the file's columns.
         prompt: prompt for the model; {} stands for the question.
         answers: JSONL file to write each question and the model's answer to, batch by batch.
-        max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
-        batch_size: number of questions answered at once.
         max_new_tokens: maximum number of new tokens per answer.
-        dtype: dtype of the model; its VQ tokenizer stays in float32.
-        device: device to compute on.
-        progress: show a progress bar on stderr if that is a terminal.
+        compute: where, and how many questions at a time; its dtype is that of the model, whose VQ tokenizer stays in
+            float32.
 
     Raises:
         FileNotFoundError: the file, the model, or the folder of ``answers`` is missing.
         LookupError: the model's VQ tokenizer is not installed.
-        ValueError: both a file and scenes are given or neither, the prompt has no {}, the file is malformed, or no
-            picture can be read.
+        ValueError: the prompt has no {}, the file is malformed, or no picture can be read.
     """
-    if (questions is None) == (scenes is None):
-        raise ValueError(f"got the questions {questions} and {scenes} scenes; name either a file, or a number")
-    refuse_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    refuse_counts(max_new_tokens=max_new_tokens)
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
     prompt = replace_lone_surrogates(prompt)
-    asked = None if questions is None else read_questions(questions, root=root, keys=keys, max_pixels=max_pixels)
+    asked = read_questions(questions, root=root, keys=keys, max_pixels=compute.max_pixels)
     if answers is not None:
-        shown = {picture.name for one in asked or () for picture in one.pictures}
-        refuse_output(answers, [*([] if questions is None else [questions]), *sorted(shown)], option="--answers")
-    refuse_missing_device(device)
+        shown = {picture.name for one in asked for picture in one.pictures}
+        refuse_output(answers, [questions, *sorted(shown)], option="--answers")
+    refuse_missing_device(compute.device)
     model, processor = load(name)
     protocol = {
         **_of_model(model, name),
-        "computed": f"in {dtype} on {device}",
-        "inputs": f"{scenes} scenes of {split}, seed 0" if asked is None else str(questions),
+        "computed": f"in {compute.dtype} on {compute.device}",
+        "inputs": str(questions),
         "prompt": prompt,
         "decoding": f"greedy, up to {max_new_tokens} tokens",
     }
-    if asked is None:
-        asked = scene_questions(Scenes(scenes or 0, split=split, size=model.config.image_size))
-    cast_weights(model.to(device), getattr(torch, dtype))
+    cast_weights(model.to(compute.device), compute.torch_dtype)
     unreadable: list[str] = []
     said = answer_questions(
-        model,
-        processor,
-        asked,
-        unreadable,
-        prompt=prompt,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        progress=progress,
+        model, processor, asked, unreadable, prompt=prompt, max_new_tokens=max_new_tokens, compute=compute
     )
     answered = [*(said if answers is None else _written(said, answers))]
     report = reported(answered)
@@ -147,9 +125,8 @@ def answer_questions(
     unreadable: list[str],
     *,
     prompt: str = "{}",
-    batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> Iterator[Answered]:
     """Yield the questions with what the model says, by greedy search.
 
@@ -159,17 +136,16 @@ def answer_questions(
         asked: the questions; a picture that several of a batch are about is encoded once.
         unreadable: questions whose pictures cannot be read are added here, "name: reason".
         prompt: what the model is asked, with {} where the question goes.
-        batch_size: questions at a time.
-        max_new_tokens: of an answer.
-        progress: show a bar on stderr if that is a terminal.
+        max_new_tokens: maximum number of new tokens per answer.
+        compute: says how many questions are answered at a time, and whether a bar is shown.
 
     Raises:
         ValueError: no picture can be read.
     """
     count = 0
-    with tqdm(total=len(asked), unit=" questions", disable=None if progress else True) as bar:
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
+    with tqdm(total=len(asked), unit=" questions", disable=None if compute.progress else True) as bar:
+        for start in range(0, len(asked), compute.batch_size):
+            batch = asked[start : start + compute.batch_size]
             pictures = _read(batch, unreadable)
             readable = [one for one in batch if all(picture.name in pictures for picture in one.pictures)]
             if readable:

@@ -6,11 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from toklip_core.pictures import (
-    Captioned,
-    LabelledPictures,
-    Picture,
-)
+from toklip_core.pictures.lazy import Captioned, LabelledPictures, Picture
 from toklip_core.scenes import CLASSES, Scenes
 
 
@@ -20,7 +16,7 @@ def scene_pictures(scenes: Scenes) -> list[Picture]:
     def drawn(index: int) -> Callable[[], Image.Image]:
         return lambda: Image.fromarray(scenes[index].pixels)
 
-    return [Picture(f"scene {index} of {scenes.split}", drawn(index)) for index in range(len(scenes))]
+    return [Picture(scenes.key(index), drawn(index)) for index in range(len(scenes))]
 
 
 def scene_pairs(scenes: Scenes) -> list[Captioned]:
@@ -30,6 +26,12 @@ def scene_pairs(scenes: Scenes) -> list[Captioned]:
 
 
 def labelled_scenes(scenes: Scenes) -> LabelledPictures:
-    """Return scenes of one object, and all 64 CLASSES as captions name them: 'a red circle', 'an orange star'."""
+    """Return scenes of one object, and all 64 CLASSES as captions name them: 'a red circle', 'an orange star'.
+
+    Raises:
+        ValueError: the scenes may have several objects.
+    """
+    if scenes.objects != 1:
+        raise ValueError("scenes of several objects have no class; name some of one object: scenes:SPLIT?objects=1")
     names = [f"an {name}" if name[0] in "aeiou" else f"a {name}" for name in CLASSES]
     return LabelledPictures(names, scene_pictures(scenes), [scene.labels[0] for scene in scenes])
