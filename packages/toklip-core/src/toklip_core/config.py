@@ -20,18 +20,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from toklip_core.files import one_line, read_text, refuse_special
 from toklip_core.ranges import LARGEST_SEED, MOST_WORKERS
 
-#: What a config may name as a file or folder beside it: no path, and nothing that begins with a dot.
+#: Names that a config may give to a file or folder beside it: no path, and nothing that begins with a dot.
 _FILE_NAME = r"^[\w-][\w.-]*$"
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 
-#: Settings that one message names.
+#: Number of settings that one message names.
 _NAMED = 3
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def is_file_name(name: object) -> bool:
-    """Whether a config that names this file means one beside itself, as :data:`FileName` wants it.
+    """Return whether a name is one that a config may give to a file beside it; see :data:`FileName`.
 
     >>> is_file_name("vq.safetensors"), is_file_name(".."), is_file_name("../model.safetensors")
     (True, False, False)
@@ -40,7 +40,7 @@ def is_file_name(name: object) -> bool:
 
 
 class Config(BaseModel):
-    """The base of all settings: immutable; unknown keys are errors, and so are NaN and infinity."""
+    """Base of all settings: immutable, and unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -61,7 +61,7 @@ class HeldOut(Config):
 
 
 class RunConfig(Config):
-    """A training run: its length, optimizer and precision, and how often it logs, evaluates and saves."""
+    """Settings of a training run: its length, optimizer and precision, and how often it logs, evaluates and saves."""
 
     steps: int = Field(gt=0, description="Number of optimizer steps.")
     batch_size: int = Field(
@@ -150,18 +150,19 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def load_config(
     source: str | Path, model: type[_Model], overrides: Sequence[str] = (), recipes: Traversable | None = None
 ) -> _Model:
-    """Return the settings of a TOML file or recipe, validated.
+    """Return the validated settings of a TOML file or recipe.
 
     Args:
-        source: the path of a TOML file (it ends in .toml or exists), or the name of a recipe.
-        overrides: ``key=value`` each; the key is dotted (``run.steps``, ``data.0.folder``), the value is TOML, or
-            a string if it is not TOML.
-        recipes: the folder of NAME.toml files that names are looked up in.
+        source: path of a TOML file (it ends in .toml or exists), or name of a recipe.
+        model: class of the settings.
+        overrides: changes of the form ``key=value``; the key is dotted (``run.steps``, ``data.0.folder``), and the
+            value is TOML, or a string if it is not TOML.
+        recipes: folder with the recipes, files NAME.toml.
 
     Raises:
         LookupError: no recipe has the name.
-        FileNotFoundError: there is no such file.
-        ValueError: it is not TOML, or a setting is unknown or has a wrong value; one line names each.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not TOML, or a setting is unknown or has a wrong value; one line names the first ones.
 
     >>> from toklip_core.tasks import ENCODER_RECIPES, EncoderTrainConfig
     >>> config = load_config("scenes-tiny", EncoderTrainConfig, ["run.steps=100"], ENCODER_RECIPES)
@@ -178,7 +179,7 @@ def load_config(
 
 
 def validated(model: type[_Model], values: Mapping[str, Any], source: str | Path) -> _Model:
-    """Return settings; ValueError with the source and a phrase for each of the first settings that are wrong."""
+    """Return validated settings; the ValueError names the source and says what is wrong with the first settings."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -193,7 +194,7 @@ def recipe_names(recipes: Traversable) -> list[str]:
 
 
 def recipe_summaries(recipes: Traversable) -> dict[str, str]:
-    """Return name -> the first line, a comment, of each recipe in a folder."""
+    """Return name -> summary of each recipe in a folder; the summary is the comment in its first line."""
     return {
         name: (recipes / f"{name}.toml").read_text("utf-8").splitlines()[0].lstrip("# ")
         for name in recipe_names(recipes)
@@ -201,7 +202,7 @@ def recipe_summaries(recipes: Traversable) -> dict[str, str]:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which two settings, as JSON, differ.
+    """Return the dotted keys in which two settings, given as JSON data, differ.
 
     >>> changed_keys({"seed": 0, "run": {"steps": 5}}, {"seed": 0, "run": {"steps": 9}})
     ['run.steps']
@@ -212,7 +213,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changed += [f"{key}.{inner}" for inner in changed_keys(before, after)]
         elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-            # A list as a mapping from its positions, so that one changed entry is named alone.
+            # Lists are compared entry by entry, so that only the changed entries are named.
             nested = changed_keys(*({str(i): item for i, item in enumerate(items)} for items in (before, after)))
             changed += [f"{key}.{inner}" for inner in nested]
         elif before != after or (key in old) != (key in new):
@@ -271,7 +272,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: object, whole: str) 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+        where = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_beside(model, problem["loc"]), n=1)
             yield f"{where} is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -287,25 +288,25 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table of a misspelt key has: found by walking the model's own JSON schema."""
+    """Return the valid keys beside a misspelt one, from the JSON schema of the model."""
     schema = model.model_json_schema()
     nodes: list[dict[str, Any]] = [schema]
-    for part in location[:-1]:
-        nodes = [child for node in nodes for child in _children(_resolve(node, schema), part)]
+    for key in location[:-1]:
+        nodes = [child for node in nodes for child in _children(_resolve(node, schema), key)]
     return [key for node in nodes for variant in _variants(node, schema) for key in variant.get("properties", {})]
 
 
-def _children(node: dict[str, Any], part: int | str) -> Iterable[dict[str, Any]]:
-    if isinstance(part, int):
+def _children(node: dict[str, Any], key: int | str) -> Iterable[dict[str, Any]]:
+    if isinstance(key, int):
         if "items" in node:
             yield node["items"]
-    elif part in node.get("properties", {}):
-        yield node["properties"][part]
+    elif key in node.get("properties", {}):
+        yield node["properties"][key]
     else:
-        # The tag of a union: pydantic puts it into the location, the schema has it in no property.
+        # The tag of a union: pydantic adds it to the location, but it is no property in the schema.
         mapping = node.get("discriminator", {}).get("mapping", {})
-        if part in mapping:
-            yield {"$ref": mapping[part]}
+        if key in mapping:
+            yield {"$ref": mapping[key]}
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Devices, data types, worker processes and progress bars: what every command asks for. Imports nothing heavy."""
+"""Devices, data types, worker processes and progress bars, which all commands share. Importing it costs nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Compute:
 def default_device() -> str:
     """Return the accelerator of this process, such as "cuda:0" or "mps:0", or "cpu" if there is none.
 
-    LOCAL_RANK, which torchrun sets, says which of several it is.
+    The environment variable LOCAL_RANK, which torchrun sets, chooses among several accelerators.
     """
     import torch
 
@@ -74,24 +74,24 @@ def default_device() -> str:
 
 
 def refuse_missing_device(device: torch.device | str) -> None:
-    """ValueError unless there is such a device, and it holds numbers: torch's "meta" holds none."""
+    """Raise ValueError if the device is missing, or if it is torch's "meta", which holds no numbers."""
     import torch
 
     try:
         if torch.device(device).type == "meta":
             raise ValueError("got the device 'meta', which computes nothing; name another one, such as cpu")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+    except (RuntimeError, AssertionError) as error:  # either, depending on the build of torch
         raise ValueError(f"got the device {str(device)!r}: {str(error).splitlines()[0]}") from error
 
 
 def default_workers() -> int:
-    """Return one process per core, shared among the processes that torchrun started on this machine; at most 16."""
+    """Return the number of worker processes: one per core, divided among torchrun's processes here, at most 16."""
     return min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def progress_bar(total: int | None, *, shown: bool) -> tqdm[NoReturn]:
-    """Return a bar of pictures on stderr; where that is no terminal, it is a line every half a minute, for a log."""
+    """Return a progress bar of pictures on stderr; if stderr is no terminal, it prints a line every half minute."""
     from tqdm import tqdm
 
     bar = partial(tqdm, total=total, unit=" pictures", disable=not shown)

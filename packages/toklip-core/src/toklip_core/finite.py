@@ -1,7 +1,7 @@
-"""NaN and infinity are refused where numbers come in or go out, in one line: silently they become id 0 everywhere.
+"""Checks that refuse NaN and infinity in inputs and results; unchecked, they would silently become id 0.
 
-Under ``torch.compile``, and while a CUDA graph is recorded, nothing is checked: to look at a number would break the
-graph.
+Under ``torch.compile``, and while a CUDA graph is recorded, nothing is checked, because reading a number would break
+the graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-#: What to do about it, where weights or dtype are what can be wrong.
+#: Advice for results, where the weights or the dtype may be at fault.
 _DAMAGED = "the weights are damaged, or numbers too large for the dtype; load other weights, or compute in float32"
 
 
@@ -20,10 +20,10 @@ class NotFiniteError(ValueError):
     """A number of a picture, a text or another row of a batch is NaN or infinite.
 
     Args:
-        what: what is not finite of the row.
-        name: of the row.
-        row: its place in the batch, counted from 0.
-        advice: why that may be, and what to do.
+        what: the quantity that is not finite.
+        name: name of the row.
+        row: place of the row in the batch, counted from 0.
+        advice: possible cause, and what to do.
     """
 
     def __init__(self, what: str, name: str, row: int, advice: str) -> None:
@@ -32,23 +32,23 @@ class NotFiniteError(ValueError):
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers of a tensor are finite, in one pass and without a copy; integers always are."""
+    """Return whether all numbers of a tensor are finite, in one pass and without a copy. Integers always are."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     tensor = tensor.detach()
-    # Least and greatest number are NaN if any number is. isfinite().all() takes fifty times as long, and four copies.
+    # Minimum and maximum are NaN if any number is. isfinite().all() takes fifty times as long, and four copies.
     ends = torch.stack(torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float()))
     return bool(ends.isfinite().all())
 
 
 def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice: str = _DAMAGED) -> None:
-    """Raise NotFiniteError, naming the first row that is to blame, unless all of ``rows`` (B, ...) is finite.
+    """Raise NotFiniteError, which names the first row at fault, unless all numbers of ``rows`` (B, ...) are finite.
 
     Args:
-        rows: one for each picture or text.
-        what: what is looked at, such as "the model's feature".
-        kind: what a row is of.
-        advice: why a number may be none, and what to do.
+        rows: tensor with one row for each picture or text.
+        what: name of the quantity, such as "the model's feature".
+        kind: "picture", "text" or another word for a row.
+        advice: possible cause, and what to do.
     """
     if not _can_look(rows) or is_finite(rows):
         return
@@ -57,7 +57,7 @@ def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice:
 
 
 def refuse_pixels(pixels: Tensor) -> None:
-    """Raise ValueError unless pixels (B, ...) are floating point and finite: 8-bit levels are no pixels in [-1, 1].
+    """Raise ValueError unless pixels (B, ...) are finite floating-point numbers; 8-bit levels are not pixels.
 
     >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     Traceback (most recent call last):
@@ -73,7 +73,7 @@ def refuse_pixels(pixels: Tensor) -> None:
 
 @contextmanager
 def rows_named(names: Sequence[str]) -> Iterator[None]:
-    """Call a row that is not finite by its name, where the names of a batch's rows are known."""
+    """Name the row of a NotFiniteError raised inside, for a caller that knows the names of a batch's rows."""
     try:
         yield
     except NotFiniteError as error:
@@ -83,13 +83,13 @@ def rows_named(names: Sequence[str]) -> Iterator[None]:
 
 
 def refuse_damaged(module: nn.Module, source: object) -> None:
-    """Raise ValueError with the name of the first weight of a module that has NaN or infinity in it.
+    """Raise ValueError if a weight of a module contains NaN or infinity; the message names the first one.
 
-    -inf in a buffer is no damage: masks are made of it.
+    -inf in a buffer is allowed, because masks contain it.
 
     Args:
-        module: its parameters and buffers are looked at, but for those of the meta device.
-        source: the file or name that it is from, for the message.
+        module: module whose parameters and buffers are checked, except those on the meta device.
+        source: file or name that the module was loaded from, for the message.
     """
     for name, weight in module.named_parameters():
         if not weight.is_meta and not is_finite(weight):
@@ -100,7 +100,7 @@ def refuse_damaged(module: nn.Module, source: object) -> None:
 
 
 def damaged(source: object, name: str) -> str:
-    """Return the message that a tensor of a file is not finite."""
+    """Return the error message for a tensor of a file that is not finite."""
     return f"the tensor {name!r} of {str(source)!r} has NaN or infinity in it: it is damaged; fetch or train it again"
 
 

@@ -1,4 +1,4 @@
-"""Where a command writes: looked at before any work, so that it neither fails at the end nor writes over an input."""
+"""Checks of output files before any work, so that a command neither fails at the end nor overwrites an input."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 from toklip_core.pictures import find_pictures
 
-#: What a picture that is written may end in.
+#: Suffixes of pictures that are written.
 WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def refuse_output(
     out: Path | str, inputs: Iterable[Path | str] = (), *, option: str = "--out", suffixes: Sequence[str] = ()
 ) -> None:
-    """Refuse a file that cannot be written, or that is one of the inputs by whatever name.
+    """Refuse an output file that cannot be written, or that is one of the inputs, under whatever name.
 
     Args:
-        out: the file that is to be written; what is there before is written over.
-        inputs: files, folders, globs or tars that are read; what is not there is left for their reader to say.
-        option: that names ``out``.
-        suffixes: what its name must end in; none: anything.
+        out: file to write; an existing file is allowed and will be overwritten.
+        inputs: files, folders, globs or tars that are read; missing ones are left to their reader to report.
+        option: option that named ``out``, for the message.
+        suffixes: suffixes that are allowed; none: all.
 
     Raises:
-        FileNotFoundError, PermissionError: its folder is not there, or nothing can be written into it.
-        ValueError: its name ends otherwise, or it is a folder, or one of the inputs.
+        FileNotFoundError, PermissionError: the folder of ``out`` is missing or not writable.
+        ValueError: ``out`` has another suffix, is a folder, or is one of the inputs.
     """
     out = Path(out)
     if suffixes and out.suffix.lower() not in suffixes:
@@ -42,7 +42,7 @@ def refuse_output(
 
 
 def refuse_folder(folder: Path, name: str) -> None:
-    """FileNotFoundError or PermissionError unless something of this name can be written into a folder."""
+    """Raise FileNotFoundError or PermissionError unless a file of this name can be written into a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to write {name} into; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -50,12 +50,12 @@ def refuse_folder(folder: Path, name: str) -> None:
 
 
 def _files(inputs: Iterable[Path | str]) -> Iterator[Path]:
-    """The files that are read, tars as they are."""
+    """Yield the files that are read; a tar counts as one file."""
     for item in inputs:
         if Path(item).is_file():
             yield Path(item)
             continue
         try:
             yield from (source.path for source in find_pictures([item]))
-        except (FileNotFoundError, ValueError):  # said by the reader, in its own words
+        except (FileNotFoundError, ValueError):  # the reader of the inputs reports these
             continue

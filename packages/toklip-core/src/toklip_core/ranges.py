@@ -1,32 +1,32 @@
-"""Ranges of numbers that people give: how tokens and ids are drawn, seeds, counts."""
+"""Ranges of numbers that users give: seeds, counts, sizes, and settings of sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Seeds go from 0 to this one: what fits into 64 bits, signed or not.
+#: Largest seed, the largest number that fits into 64 bits with and without a sign.
 LARGEST_SEED = 2**63 - 1
-#: Counts, such as of pictures at a time, go up to this one: what fits into 32 bits.
+#: Largest count, such as pictures per batch: it fits into 32 bits.
 LARGEST_COUNT = 2**31 - 1
-#: Sides of pictures and patches in pixels, and of grids of ids.
+#: Largest side of pictures and patches in pixels, and of grids of ids.
 LARGEST_SIDE = 2**14
-#: Widths, heads and lengths in the config of a model: products of a few of them still fit into 64 bits.
+#: Largest width, number of heads or length in the config of a model; products of a few of them fit into 64 bits.
 LARGEST_WIDTH = 2**20
-#: Layers or blocks in the config of a model.
+#: Largest number of layers or blocks in the config of a model.
 MOST_LAYERS = 2**12
-#: Hidden width over width in the config of a model.
+#: Largest ratio of hidden width to width in the config of a model.
 LARGEST_RATIO = 2**10
-#: Processes that read or prepare pictures are at most so many: each takes memory, and a moment to start.
+#: Largest number of processes that read or prepare pictures; each takes memory, and a moment to start.
 MOST_WORKERS = 256
-#: Width times height of a picture above which it is not read, unless a caller says otherwise: 67 million. Reading one
-#: takes 7 to 19 bytes a pixel, by its format: 16 processes at once survive on a machine of 32 GB.
+#: Width times height above which a picture is not read by default: 67 million. Reading takes 7 to 19 bytes per pixel,
+#: depending on the format, so 16 processes at once fit on a machine with 32 GB.
 MAX_PIXELS = 2**26
-#: What that limit may be raised to.
+#: Largest value that this limit may be set to.
 LARGEST_MAX_PIXELS = 2**34
-#: Temperatures and guidance scales go up to this one: times a logit it is a float32 still.
+#: Largest temperature and guidance scale; its product with a logit still fits into float32.
 LARGEST_SCALE = 1e30
-#: A lower temperature takes the likeliest: logits that differ by 1e-3 differ in probability by exp(1000), and a logit
-#: divided by much less is no float32 any more.
+#: Temperature below which the likeliest id is always taken: here a difference of 1e-3 between logits is a factor of
+#: exp(1000) between probabilities, and much smaller temperatures overflow float32.
 LEAST_TEMPERATURE = 1e-6
 
 
@@ -38,17 +38,17 @@ def refuse_drawing(
     most: float = LARGEST_COUNT,
     seeds: Iterable[int] = (),
 ) -> None:
-    """Refuse what tokens or ids cannot be drawn by.
+    """Refuse settings of sampling that are out of range.
 
     Args:
-        temperature: 0 takes the likeliest; so does one below ``LEAST_TEMPERATURE``.
-        top_p: draw among the likeliest of this probability together; 1 is all.
-        top_k: draw among so many of the likeliest; 0 is all.
-        most: what ``top_k`` may be: the number of ids, where it is known.
-        seeds: of what is drawn.
+        temperature: divisor of the logits; 0, or less than ``LEAST_TEMPERATURE``, always takes the likeliest id.
+        top_p: total probability of the likeliest ids to sample from; 1 means all.
+        top_k: number of the likeliest ids to sample from; 0 means all.
+        most: largest allowed ``top_k``, which is the number of ids if that is known.
+        seeds: seeds of the samples.
 
     Raises:
-        ValueError: a value is out of its range, or no number.
+        ValueError: a value is out of its range or NaN.
     """
     for seed in seeds:
         refuse_outside("seed", seed, 0 <= seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}")
@@ -59,10 +59,10 @@ def refuse_drawing(
 
 
 def refuse_counts(**counts: int) -> None:
-    """Refuse what is no count from 1 on, by name.
+    """Refuse counts below 1 or above ``LARGEST_COUNT``.
 
     Raises:
-        ValueError: it is less than 1, or more than ``LARGEST_COUNT``.
+        ValueError: a count is out of range; the message has its name.
 
     >>> refuse_counts(batch_size=0)
     Traceback (most recent call last):
@@ -73,6 +73,6 @@ def refuse_counts(**counts: int) -> None:
 
 
 def refuse_outside(name: str, value: object, fits: bool, wanted: str) -> None:
-    """ValueError that says what was got and wanted, unless it fits."""
+    """Raise ValueError unless ``fits``; the message has the name, the value and what was wanted."""
     if not fits:
         raise ValueError(f"got {name} = {value}; wanted {wanted}")

@@ -1,7 +1,7 @@
 """Weights on disk: safe reading, strict loading, the hub, checksums, and model folders.
 
-A model folder is ``config.json`` beside ``model.safetensors``. Every other file is somebody else's: it is read
-without running code from it, and it fits completely or it raises, with the names that the file itself uses.
+A model folder holds ``config.json`` and ``model.safetensors``. Files of other projects are read without running code
+from them. Their tensors must fit a module completely; errors use the names in the file.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from toklip_core.finite import damaged, is_finite
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: Where in a model folder its files are written, before they take their places.
+#: Subfolder in which the files of a model folder are written before they are moved to their places.
 _UNFINISHED = ".unfinished"
 
-#: What published .pt files hold beside tensors, all of it data: numpy scalars (a loss, a learning rate), under the
-#: module names of numpy 1 and 2, and the arguments of the training script. Nothing else is unpickled.
+#: Types that published .pt files hold beside tensors; all of them are plain data. They are numpy scalars (a loss, a
+#: learning rate), under the module names of numpy 1 and 2, and arguments of the training script. Nothing else is
+#: unpickled.
 _HARMLESS: list[Any] = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
@@ -49,23 +50,23 @@ _HARMLESS: list[Any] = [
 ]
 
 
-#: Parts of names that wrappers of modules add, wherever they stand.
+#: Words that wrappers of modules insert anywhere into names.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-#: What torch's reader may trip over in a file whose bytes are not what it wrote.
+#: Errors that torch's reader may raise for a damaged file.
 _TORN = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError)
 
 
 def read_tensors(path: Path | str) -> dict[str, Any]:
     """Read a weights file without running code from it.
 
-    A safetensors file gives its tensors by name. A torch file (.pt, .pth, .ckpt, .bin) gives the object that it
-    holds, with tensors mapped from the disk, not read, until they are used.
+    A safetensors file gives its tensors by name. A torch file (.pt, .pth, .ckpt, .bin) gives its object, whose tensors
+    are memory-mapped and read from the disk when they are used.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file is missing.
         OSError: it is a pipe, a socket or a device.
-        ValueError: the file is damaged, or is not weights, or holds code; the message says which.
+        ValueError: the file is damaged, has no weights or contains code; the message says which.
     """
     path = Path(path)
     if path.is_dir():
@@ -73,7 +74,7 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
     refuse_special(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
-    path.open("rb").close()  # a file that may not be read says so itself
+    path.open("rb").close()  # raises PermissionError for an unreadable file
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
@@ -89,9 +90,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> dict[str, Any]:
     _refuse_inflating(path)
     try:
-        # What torch warns of (another pickle protocol) either loads or is refused below.
+        # torch warns of another pickle protocol; such a file either loads or is refused below.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_HARMLESS):
-            # Files of torch < 1.6 are no zip archives and cannot be mapped.
+            # Files of torch < 1.6 are not zip archives and cannot be memory-mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest of the message is a page of advice
@@ -108,11 +109,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _refuse_inflating(path: Path) -> None:
-    """ValueError if a torch file is compressed, which torch never does: 13 MB on the disk may be 8 GB in memory."""
+    """Raise ValueError for a compressed torch file, where 13 MB may become 8 GB in memory; torch never compresses."""
     with path.open("rb") as file:
         begins = file.read(4)
     if begins != b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        return  # of torch < 1.6, or damaged, which torch's own reader sees
+        return  # a file of torch < 1.6, or a damaged one, which torch's own reader reports
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -127,13 +128,13 @@ def _refuse_inflating(path: Path) -> None:
 
 
 def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> dict[str, Any]:
-    """Return the tensors by name that a file holds under the first of ``layouts`` that it has, or at its top.
+    """Return name -> tensor from the first of the keys ``layouts`` that a file has, or from its top level.
 
-    A layout that is None or empty, as an average that was never taken, counts as not there. What DDP, FSDP and
-    ``torch.compile`` put into names is taken out, see :func:`plain_name`.
+    A key whose value is None or empty, such as an average that was never updated, counts as missing. Words that DDP,
+    FSDP and ``torch.compile`` add to names are removed, see :func:`plain_name`.
 
     Raises:
-        ValueError: what is there is no table of tensors by name, or two names are one without what was put into them.
+        ValueError: the value is no table of tensors, or two names become equal.
     """
     there = [content[layout] for layout in layouts if layout in content]
     full = [tensors for tensors in there if tensors is not None and not (isinstance(tensors, Mapping) and not tensors)]
@@ -150,10 +151,10 @@ def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor without what wrappers put into it.
+    """Return the name of a tensor without the words that wrappers add.
 
-    DDP and DataParallel put ``module.`` before names, ``torch.compile`` puts ``_orig_mod.`` before what it compiles,
-    activation checkpointing and FSDP have words of their own.
+    DDP and DataParallel put ``module.`` before names, ``torch.compile`` inserts ``_orig_mod.``, and activation
+    checkpointing and FSDP insert words of their own.
 
     >>> plain_name("module._orig_mod.encoder._orig_mod.conv_in.weight")
     'encoder.conv_in.weight'
@@ -173,22 +174,22 @@ def load_strict(
     ignored: Mapping[str, str] | None = None,
     mapped: bool = False,
 ) -> None:
-    """Copy tensors into a module: all of them, into all of it, or raise.
+    """Copy tensors into a module, or raise if they do not fit it completely.
 
-    Values keep the module's dtype. A module that was built on the meta device gets its memory here.
+    The module keeps its dtype. A module that was built on the meta device gets its memory here.
 
     Args:
-        module: its state dict is what must be filled.
-        tensors: as the file has them.
+        module: module whose whole state dict is filled.
+        tensors: tensors by their names in the file.
         source: the file, for messages.
-        name_in_file: a name of the module's state dict -> the name of that tensor in the file.
-        ignored: regular expression that matches a whole name in the file -> why it is not needed.
-        mapped: a module on the meta device takes the tensors themselves, which a file may be mapped into: nothing is
-            read before it is used, and the file must stay as it is.
+        name_in_file: name in the module's state dict -> name of that tensor in the file.
+        ignored: regular expression that matches a whole name in the file -> why that tensor is not needed.
+        mapped: whether a module on the meta device takes the tensors themselves instead of copies. If they are
+            memory-mapped, nothing is read before it is used, and the file must not change.
 
     Raises:
-        ValueError: a tensor is missing, left over, of another shape, no number, or has NaN or infinity in it; the
-            message has the names in the file.
+        ValueError: a tensor is missing or left over, has another shape or an integer dtype, or contains NaN or
+            infinity; the message has the names in the file.
 
     >>> linear = nn.Linear(3, 2)
     >>> load_strict(linear, {"weight": torch.zeros(2, 3)}, source="linear.safetensors")
@@ -218,7 +219,7 @@ def load_strict(
 
 
 def _shape(value: object, wanted: Tensor) -> tuple[int, ...] | str:
-    """Return the shape of a tensor that can be taken, or what it is: integers are no weights, but codes of them."""
+    """Return the shape of a tensor that can be loaded, else a word for its kind: integers are codes of weights."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     if value.is_meta or value.is_quantized or value.layout != torch.strided:
@@ -229,7 +230,7 @@ def _shape(value: object, wanted: Tensor) -> tuple[int, ...] | str:
 
 
 def _misfit(source: Path | str, problems: Mapping[str, list[str]]) -> str:
-    """Say what does not fit, with as many names as there is room for."""
+    """Return a message that says what does not fit, with as many names as there is room for."""
     for most in (5, 3, 2, 1):
         said = [f"{words}: {_some(names, most)}" for words, names in problems.items() if names]
         message = f"{str(source)!r} does not fit: {'; '.join(said)}"
@@ -244,15 +245,16 @@ def _some(names: list[str], most: int) -> str:
 
 
 def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
-    """Return a file of the Hugging Face hub: from its cache, else downloaded.
+    """Return the path of a file of the Hugging Face hub, from its cache or by downloading it.
 
     Args:
         repository: owner/name.
-        filename: in it.
-        way_out: what to do with a file that was fetched by hand; {} is its name.
+        filename: name of the file in the repository.
+        way_out: advice for a user who downloads the file by hand; {} stands for its name.
 
     Raises:
-        FileNotFoundError: it is neither cached nor to be had; the message says what to fetch, and where to put it.
+        FileNotFoundError: it is not cached and cannot be downloaded; the message says what to download, and where to
+            put it.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
@@ -261,7 +263,7 @@ def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weigh
         return Path(cached)
     url = hf_hub_url(repository, filename)
     try:
-        get_hf_file_metadata(url)  # fails at once without a network, where the download would try for half a minute
+        get_hf_file_metadata(url)  # fails at once without a network; the download would try for half a minute
         return Path(hf_hub_download(repository, filename))
     except Exception as error:  # of requests or httpx, as the release of huggingface_hub has it
         raise FileNotFoundError(
@@ -271,15 +273,15 @@ def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weigh
 
 
 def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Path], bool]) -> Path:
-    """Return a repository of the Hugging Face hub as a folder: from its cache, else downloaded.
+    """Return the folder of a repository of the Hugging Face hub, from its cache or by downloading it.
 
     Args:
         repository: owner/name.
-        patterns: of the names of the files to download.
-        complete: whether a folder has all that is wanted.
+        patterns: glob patterns of the files to download.
+        complete: function that says whether a folder has all the files that are needed.
 
     Raises:
-        FileNotFoundError: it is neither cached nor to be had.
+        FileNotFoundError: it is not cached and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -295,7 +297,7 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
             f"be downloaded ({why_not_fetched(error)}); fetch https://huggingface.co/{repository} to a folder and name "
             "that"
         ) from error
-    if not complete(fetched):  # without a network, what is cached counts as fetched
+    if not complete(fetched):  # without a network, huggingface_hub returns an incomplete cache
         raise FileNotFoundError(
             f"the hub's repository {repository!r} is no whole model folder, or not all of it is in the cache "
             f"({str(fetched)!r}) and there is no network"
@@ -304,7 +306,7 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
 
 
 def why_not_fetched(error: Exception) -> str:
-    """Say in a phrase why the hub did not give a file: the first sentence of what its library says."""
+    """Return a phrase that says why a download failed: the first sentence of the library's message."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -314,9 +316,9 @@ def why_not_fetched(error: Exception) -> str:
 
 
 def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """Return the sha256 (64 hex digits) of a state dict, or a module's: names, dtypes, shapes, bytes, sorted by name.
+    """Return the sha256 (64 hex digits) of a state dict or of a module's: names, dtypes, shapes and bytes, by name.
 
-    It says whether ids of a store belong to a tokenizer; 16 digits are enough to show.
+    It tells whether ids of a store belong to a tokenizer. Messages show 16 digits of it.
 
     >>> weights_checksum({"weight": torch.zeros(2, 3)})[:16]
     '38ccb92d6813bc08'
@@ -337,20 +339,20 @@ def save_model_folder(
     tensors: Mapping[str, Mapping[str, Tensor] | None] | None = None,
     copies: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors``; all is written beside, then renamed, the config last.
+    """Write ``config.json``, ``model.safetensors`` and further files; they are moved into place when all are written.
 
-    Processes that write into one folder wait for each other.
+    The config is moved last. Processes that write into one folder wait for each other.
 
     Args:
-        folder: made if it is not there; files of these names in it are replaced.
+        folder: folder to write into; it is created if missing, and files of these names in it are replaced.
         config: JSON data.
-        module: its state dict is saved as it is, dtypes included.
-        texts: further files, name -> what it holds; None is left out.
-        tensors: further safetensors files, likewise.
-        copies: further files and folders, name -> where it is now, likewise.
+        module: module whose state dict is saved, with its dtypes.
+        texts: name -> text of further text files; None is left out.
+        tensors: name -> tensors of further safetensors files; None is left out.
+        copies: name -> path of further files and folders to copy; None is left out.
 
     Raises:
-        OSError: they cannot be written; what was in the folder is as it was.
+        OSError: the files cannot be written; the folder is unchanged.
 
     >>> from tempfile import mkdtemp
     >>> folder = mkdtemp()
@@ -382,7 +384,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    path.chmod(mode)  # safetensors lets the owner alone read what it writes
+    path.chmod(mode)  # safetensors writes files that only the owner can read
 
 
 def _save_text(text: str, path: Path) -> None:
@@ -401,7 +403,7 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
     """Return the config and the tensors of a model folder.
 
     Raises:
-        FileNotFoundError: the folder, or one of its two files, is not there.
+        FileNotFoundError: the folder or one of its two files is missing.
         ValueError: ``config.json`` is not a JSON object, or the weights are damaged.
     """
     folder = Path(folder)
@@ -413,5 +415,5 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what ``config.json`` of a folder holds; FileNotFoundError without it, ValueError if it is no object."""
+    """Return the JSON object in ``config.json`` of a folder; FileNotFoundError if it is missing."""
     return read_json_object(folder / CONFIG_FILE)

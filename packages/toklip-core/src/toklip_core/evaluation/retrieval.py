@@ -31,7 +31,7 @@ from toklip_core.evaluation.matcher import (
     text_features,
 )
 from toklip_core.evaluation.report import report_text, software
-from toklip_core.files import captions_in, nulls_in, parsed, read_text, warn_of_nulls
+from toklip_core.files import captions_in, nulls_in, parse_json, read_text, warn_of_nulls
 from toklip_core.pictures import Captioned, Entry, Picture, scene_pairs
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
@@ -208,7 +208,7 @@ def karpathy_pairs(
     """
     text = read_text(file)
     try:
-        rows = parsed(text, str(file))["images"]
+        rows = parse_json(text, str(file))["images"]
         splits = sorted({row["split"] for row in rows})
         texts: dict[Path, list[str]] = {}
         nulls = 0

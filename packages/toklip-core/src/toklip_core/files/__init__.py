@@ -1,10 +1,10 @@
-"""Files that are whole or not there, locks, JSON and text.
+"""Atomic writing, locks, JSON, tables and text files.
 
-    atomic.py        written beside, then renamed        locks.py  locks that end with their process
-    json_objects.py  JSON files that hold one object     text.py   text as files, tokenizers and messages hold it
-    tables.py        CSV, TSV and JSONL of pictures      special.py  pipes, sockets and devices are refused
+    atomic.py   files that are whole or missing      locks.py    locks that end with their process
+    text.py     text and JSON files, and messages    special.py  refuses pipes, sockets and devices
+    tables.py   CSV, TSV and JSONL of pictures
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

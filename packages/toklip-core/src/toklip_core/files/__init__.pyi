@@ -28,7 +28,7 @@ from .text import (
     LONGEST as LONGEST,
     json_rows as json_rows,
     one_line as one_line,
-    parsed as parsed,
+    parse_json as parse_json,
     read_json as read_json,
     read_json_object as read_json_object,
     read_text as read_text,

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: they are written beside, under a hidden name, then renamed.
+"""Atomic writing: a file is written under a hidden name in the same folder, then renamed.
 
-The hidden name depends on the final one alone, so that what a killed process left is written over by the next that
-writes the same, and is never taken for the thing itself.
+The hidden name depends only on the final one. So whatever a killed process left is overwritten by the next process
+that writes the same file, and is never taken for the file itself.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
-# Bytes of a file's name, on most file systems.
+# Largest number of bytes in a file's name on most file systems.
 _LONGEST_NAME = 255
 
 
 @contextmanager
 def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) -> Iterator[Path]:
-    """Yield where to write a file; at the end it takes the place of ``path``.
+    """Yield a path to write a file to; at the end that file replaces ``path``.
 
-    Until then what was at ``path`` stays as it is, and for good if the writing fails. Two processes must not write one
-    path at one time.
+    If writing fails, ``path`` stays unchanged. Two processes must not write the same path at the same time.
 
     Args:
         path: final path of the file.
@@ -30,7 +29,7 @@ def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) 
         to_disk: wait until the bytes are on the disk; see :func:`flush_to_disk`.
 
     Raises:
-        OSError: it cannot be put there.
+        OSError: the file cannot be written or renamed.
     """
     beside = hidden_path(path) if beside is None else beside
     delete(beside)
@@ -39,24 +38,24 @@ def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) 
         if to_disk:
             flush_to_disk(beside)
         beside.replace(path)
-    except BaseException:  # a full disk, or an impatient user, must not keep the half of it
+    except BaseException:  # such as a full disk or Ctrl-C, which must not leave half a file
         delete(beside)
         raise
 
 
 @contextmanager
 def filling(folder: Path, *, beside: Path, last: str) -> Iterator[Path]:
-    """Yield a new folder to write files in; at the end they take the place of those with the same names in ``folder``.
+    """Yield a new folder to write files in; at the end they move to ``folder``, over files of the same names.
 
-    Until then what is in ``folder`` stays as it is, and for good if the writing fails.
+    If writing fails, ``folder`` stays unchanged.
 
     Args:
-        folder: made if it is missing; other files in it are left alone.
-        beside: path of the new folder, on the same file system; what a killed process left there is deleted.
-        last: name of the file that is moved last, whose presence says that the others are there.
+        folder: folder to fill; it is created if missing, and its other files stay.
+        beside: path of the new folder, on the same file system; leftovers of a killed process there are deleted.
+        last: name of the file that is moved last; if it exists, so do the others.
 
     Raises:
-        OSError: the files cannot be put there.
+        OSError: the files cannot be written or moved.
     """
     delete(beside)
     try:
@@ -67,12 +66,12 @@ def filling(folder: Path, *, beside: Path, last: str) -> Iterator[Path]:
             if path.is_dir():
                 delete(folder / path.name)
             path.replace(folder / path.name)
-    finally:  # a full disk, or an impatient user, must not keep the half of it
+    finally:  # also after a full disk or Ctrl-C, which must not leave half of the files
         delete(beside)
 
 
 def flush_to_disk(*paths: Path) -> None:
-    """Wait until files or folders are on the disk: a rename can outlive a power failure that the bytes do not."""
+    """Wait until files or folders are on the disk, because a rename may survive a power cut that loses the bytes."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -82,13 +81,13 @@ def flush_to_disk(*paths: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8; OSError if that fails, and what was there before is left."""
+    """Write a text in UTF-8. If that fails, raise OSError and leave the old file unchanged."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def hidden_path(path: Path) -> Path:
-    """Return the place beside a path where it is written first."""
+    """Return the hidden path, in the same folder, where a file is written before it is renamed."""
     name = f".{path.name}.tmp"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = f".{blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.tmp"
@@ -96,7 +95,7 @@ def hidden_path(path: Path) -> Path:
 
 
 def delete(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there."""
+    """Delete a file, or a folder with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

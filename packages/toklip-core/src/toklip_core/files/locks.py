@@ -1,6 +1,6 @@
-"""Locks on open files: they end with the process that holds them, however it ends, and its workers do not inherit them.
+"""Locks on open files. A lock ends with the process that holds it, however it ends; workers do not inherit it.
 
-Where the file system knows no locks there are none, and the caller must take care.
+On a file system without locks nothing is locked, and users must see to it that only one process writes.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-# What mounts say that know no locks, or none of a folder: some of NFS, FUSE and Lustre.
+# Errors of mounts without locks, or without locks on folders: some kinds of NFS, FUSE and Lustre.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 
 
 def lock_exclusively(file: IO[Any]) -> bool:
-    """Lock a file, open for writing, for this process only; False if another holds it."""
+    """Lock a file, open for writing, for this process only; return False if another process holds a lock."""
     if os.name != "posix":
         return True
     import fcntl
 
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the system's choice
+    except (BlockingIOError, PermissionError):  # which of them depends on the system
         return False
     except OSError as error:
         _refuse_unknown(error)
@@ -33,7 +33,7 @@ def lock_exclusively(file: IO[Any]) -> bool:
 
 @contextmanager
 def held_alone(path: Path, problem: str) -> Iterator[None]:
-    """Lock a file, made if it is missing, for this process only while inside; OSError(problem) if another holds it."""
+    """Lock a file for this process only while inside, creating it if missing; OSError(problem) if it is locked."""
     with path.open("a") as file:
         if not lock_exclusively(file):
             raise OSError(problem)
@@ -41,7 +41,7 @@ def held_alone(path: Path, problem: str) -> Iterator[None]:
 
 
 def lock_shared(file: IO[Any]) -> None:
-    """Lock a file, open for reading, beside others that do the same; wait while a process holds it alone."""
+    """Lock a file, open for reading, together with other readers; wait while a process holds it exclusively."""
     if os.name != "posix":
         return
     import fcntl
@@ -54,7 +54,7 @@ def lock_shared(file: IO[Any]) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Be the only one that is inside of this for a folder, which has to be there; wait for the others."""
+    """Let only one process at a time be inside this for an existing folder; wait for the others."""
     if os.name != "posix":
         yield
         return

@@ -1,4 +1,4 @@
-"""What has a path and is no file: pipes, sockets and devices, whose reading would wait, or never end."""
+"""Refusal of pipes, sockets and devices, because reading them would wait or never end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KINDS = {
 
 
 def refuse_special(path: Path | str) -> None:
-    """OSError if a pipe, a socket or a device is at a path; what is not there is left to those who open it."""
+    """Raise OSError if a path is a pipe, a socket or a device. A missing path is left to whoever opens it."""
     try:
         kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))  # noqa: PTH116  (a str as well)
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Tables that name pictures and their captions: CSV, TSV and JSONL, of which no row is merged, cut or lost.
+"""Tables of pictures and captions in CSV, TSV and JSONL; no row is merged, cut or lost.
 
-In a CSV a quote that begins a field encloses it; one that is never closed, or closed in the middle of a field, is an
-error, as is a row with another number of fields than the header. In a TSV a row is a line and a quote is a character
-like any other, as most TSVs are written; only a field that is quoted as a whole loses its quotes.
+In a CSV a quote at the beginning of a field encloses it. It is an error if the quote is never closed, or closed in the
+middle of a field, or if a row and the header differ in their number of fields. In a TSV every line is a row, and a
+quote is an ordinary character; only a field that is quoted as a whole loses its quotes.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from toklip_core.files.text import one_line, open_text, parsed, replace_lone_surrogates
+from toklip_core.files.text import one_line, open_text, parse_json, replace_lone_surrogates
 
-#: What ends the name of a table.
+#: Suffixes of tables.
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-#: Columns of a caption, where nobody has named one: the first that is there.
+#: Columns of captions if no other is named; the first that exists is used.
 CAPTION_COLUMNS = ("caption", "text")
 
-#: What the table of an imagefolder is called, and its column of a picture's path.
+#: Names of an imagefolder's table, and its column with the path of a picture.
 METADATA = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
 
-# A field of a TSV as pandas and spreadsheets write one that holds quotes.
+# A field of a TSV that contains quotes, as pandas and spreadsheets write it.
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
-# What ends a row of a CSV; splitlines() knows more.
+# Line ends of a CSV; splitlines() knows more of them.
 _LINE_END = re.compile(r"\r\n?|\n")
 _SPACE_AT_END = re.compile(r"^\s|\s$")
 
@@ -42,21 +42,21 @@ _log = logging.getLogger(__name__)
 def captions_by_picture(
     table: Path, root: Path, *, image: str, caption: str, suffixes: Iterable[str] = (), required: bool = True
 ) -> dict[str, list[str]]:
-    """Return path -> captions of the pictures of a table: rows that name one picture belong together.
+    """Return path -> captions of the pictures of a table; rows that name the same picture are merged.
 
-    Rows without a caption are left out, as are nulls in a list of captions; a warning counts both.
+    Rows without a caption and nulls in lists of captions are left out; a warning counts them.
 
     Args:
         table: NAME.csv, NAME.tsv or NAME.jsonl.
-        root: where paths start from; the result has them joined to it, in the order of their first rows.
-        image: column of the path.
-        caption: column of a caption, or in JSONL of a list.
-        suffixes: of pictures, by which a row is known inside a caption that an open quote has made of it.
+        root: folder that paths are relative to. The result has full paths, in the order of their first rows.
+        image: column with the path.
+        caption: column with a caption, or in JSONL also with a list of captions.
+        suffixes: suffixes of pictures, which reveal rows that an open quote has swallowed into a caption.
         required: whether a table without any caption is an error.
 
     Raises:
-        FileNotFoundError: the table is not there.
-        ValueError: it is no such table, a column is missing, a row is malformed, or none has a caption.
+        FileNotFoundError: the table is missing.
+        ValueError: the file has another suffix, a column is missing, a row is malformed, or no row has a caption.
     """
     found: dict[str, list[str]] = {}
     rows = left_out = nulls = 0
@@ -80,13 +80,13 @@ def captions_by_picture(
 
 
 def metadata_captions(metadata: Path, suffixes: frozenset[str] = frozenset()) -> Mapping[str, list[str]]:
-    """Return path -> captions of the table of an imagefolder, which is read once in a process, unless it changes.
+    """Return path -> captions from the table of an imagefolder. It is read again only if the file changes.
 
-    Paths are in its column ``file_name`` and start from its own folder; captions in the first of ``CAPTION_COLUMNS``
-    that it has. A table without such columns has no captions.
+    Paths are in the column ``file_name``, relative to the table's folder; captions are in the first existing column of
+    ``CAPTION_COLUMNS``. A table without such columns has no captions.
 
     Raises:
-        ValueError: it is malformed, as for :func:`captions_by_picture`.
+        ValueError: the table is malformed, see :func:`captions_by_picture`.
     """
     facts = metadata.stat()
     return _metadata_captions(metadata, suffixes, facts.st_mtime_ns, facts.st_size)
@@ -104,10 +104,10 @@ def _metadata_captions(metadata: Path, suffixes: frozenset[str], *changed: int) 
 
 
 def captions_in(value: object, where: str) -> list[str]:
-    """Return the captions in a cell, none for an empty one; nulls in a list are passed over.
+    """Return the captions in a cell; an empty cell has none, and nulls in a list are skipped.
 
     Raises:
-        ValueError: it is neither a text nor a list of texts; the message begins with ``where``.
+        ValueError: the cell is neither a text nor a list of texts; the message begins with ``where``.
     """
     texts = value if isinstance(value, list) else [value]
     wrong = [type(text).__name__ for text in texts if not (_is_null(text) or isinstance(text, str))]
@@ -118,12 +118,12 @@ def captions_in(value: object, where: str) -> list[str]:
 
 
 def nulls_in(value: object) -> int:
-    """Return the number of nulls in a list of captions; 0 for what is no list."""
+    """Return the number of nulls in a list of captions; 0 for any other value."""
     return sum(map(_is_null, value)) if isinstance(value, list) else 0
 
 
 def warn_of_nulls(count: int, first: str) -> None:
-    """Say in the log how many captions are null, and where the first is; nothing if there is none."""
+    """Log how many captions are null, and where the first one is, if there are any."""
     if count:
         _log.warning(
             "%d caption%s null and left out; the first: %s", count, " is" if count == 1 else "s are", first
@@ -131,7 +131,7 @@ def warn_of_nulls(count: int, first: str) -> None:
 
 
 def warn_of_several_captions(count: int, where: str) -> None:
-    """Say in the log how many pictures of a file have captions that a store does not keep; nothing if none has."""
+    """Log how many pictures of a file have further captions, which a store does not keep, if there are any."""
     if count:
         what = f"1 picture of {where} has" if count == 1 else f"{count} pictures of {where} have"
         _log.warning("%s several captions; a store keeps the first of each", what)
@@ -140,11 +140,16 @@ def warn_of_several_captions(count: int, where: str) -> None:
 def table_rows(
     table: Path, columns: Sequence[str], *, suffixes: Iterable[str] = ()
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield (line, row) of a table that has these columns, the picture's first; the line is where the row begins.
+    """Yield (line, row) of a table; the line is the number of the row's first line.
+
+    Args:
+        table: NAME.csv, NAME.tsv or NAME.jsonl.
+        columns: columns that the table must have, that of the picture first.
+        suffixes: suffixes of pictures, as for :func:`captions_by_picture`.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is no such table, has no such column, or a row is malformed.
+        FileNotFoundError: the table is missing.
+        ValueError: the file has another suffix, a column is missing, or a row is malformed.
     """
     kind = table.suffix.lower()
     if kind not in TABLE_SUFFIXES:
@@ -179,7 +184,7 @@ def _split_rows(
             raise ValueError(f"{table}, {lines}: {problem}; {hint}") from error
         if fields is None:
             return
-        if not any(map(str.strip, fields)):  # a blank line, or one of the empty rows at the end of a spreadsheet
+        if not any(map(str.strip, fields)):  # a blank line, or an empty row at the end of a spreadsheet
             continue
         fields = list(map(_unquoted, fields)) if tabs else fields
         if not header:
@@ -195,18 +200,18 @@ def _split_rows(
 
 
 def _refuse_swallowed_rows(row: Sequence[str], place: int, suffixes: tuple[str, ...], where: str) -> None:
-    """ValueError if a field goes on over the end of a row: one of its lines, read as a row, names a picture.
+    """Raise ValueError if a field contains further rows, that is, if one of its lines, read as a row, names a picture.
 
-    ``place`` is the column of the picture. The first line is read as the rest of a row, from the field's own column,
-    and the last one as its beginning. A name of no known suffix counts only in a table of such names, where the line
-    has the fields of a row and, unlike most sentences, no space beside a comma.
+    ``place`` is the column of the picture. The first line is read as the rest of a row, from the field's own column
+    on, and the last one as the beginning of a row. A name with an unknown suffix counts only if the table has such
+    names and the line has as many fields as a row and, unlike most sentences, no space beside a comma.
     """
     for column, cell in enumerate(row):
         lines = _LINE_END.split(cell)
         for number, line in enumerate(lines if len(lines) > 1 else ()):
             start = column if number == 0 else 0
             end = column + 1 if number == len(lines) - 1 else len(row)
-            # Inside of quotes two quotes are one, so that "a, b" and an empty field, "", are no longer what they were.
+            # Inside quotes two quotes stand for one, which has changed fields such as "a, b" and ""; try both readings.
             for fields in (line.split(","), next(csv.reader([line]))) if start <= place < end else ():
                 is_row = len(fields) == end - start > 1 and not any(map(_SPACE_AT_END.search, fields))
                 names = len(fields) >= end - start and _suffix(fields[place - start]) in suffixes
@@ -219,7 +224,7 @@ def _refuse_swallowed_rows(row: Sequence[str], place: int, suffixes: tuple[str, 
 
 
 def _suffix(name: str) -> str:
-    """Return the suffix of a path or an address, without what an address is asked."""
+    """Return the suffix of a path or an address, without the query of an address."""
     return PurePosixPath(name.strip().split("?")[0]).suffix.lower()
 
 
@@ -231,12 +236,12 @@ def _unquoted(cell: str) -> str:
 def _json_rows(file: Iterable[str], table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(file, start=1):
         if text.strip():
-            row = parsed(text, f"{table}, line {line}")
+            row = parse_json(text, f"{table}, line {line}")
             if not isinstance(row, dict):
                 raise ValueError(f"{table}, line {line} is a {type(row).__name__}; it must be an object")
             yield line, row
 
 
 def _is_null(value: object) -> bool:
-    """Whether it is None, or NaN, which is what pandas makes of None."""
+    """Return whether a value is None, or NaN, which pandas writes for None."""
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,4 +1,4 @@
-"""Text as a file, a tokenizer and a terminal can hold it."""
+"""Text and JSON files, and text that files, tokenizers and terminals can hold."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from toklip_core.files.special import refuse_special
 
 
 def replace_lone_surrogates(text: str) -> str:
-    r"""Return a text with U+FFFD in place of each half of a character; two halves in a row become their character.
+    r"""Return a text with U+FFFD in place of each lone surrogate; two that belong together become their character.
 
-    JSON can spell half a character, and what is typed in another encoding than UTF-8 arrives as halves. No file, no
-    tokenizer and no column of Arrow takes one. Call it where a text enters.
+    JSON can contain lone surrogates, and input that is not UTF-8 arrives with them. Files, tokenizers and columns of
+    Arrow refuse them. Call this function where a text enters.
 
     >>> replace_lone_surrogates("caf\udce9"), replace_lone_surrogates("\ud83d\ude00") == "\U0001f600"
     ('caf\ufffd', True)
@@ -24,12 +24,12 @@ def replace_lone_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-#: Three lines of a terminal.
+#: Largest number of characters of a message: three lines of a terminal.
 LONGEST = 360
 
 
 def one_line(text: object, *, longest: int = LONGEST) -> str:
-    """Return a text, such as an error's, as one line of at most ``longest`` characters; more is cut from the middle."""
+    """Return a text, such as an error's, as one line of at most ``longest`` characters, cut in the middle."""
     line = " ".join(str(text).split())
     if len(line) <= longest:
         return line
@@ -39,16 +39,16 @@ def one_line(text: object, *, longest: int = LONGEST) -> str:
 
 @contextmanager
 def open_text(path: Path | str, *, newline: str | None = None) -> Iterator[IO[str]]:
-    """Open a text file for reading; a byte-order mark of UTF-8 at its beginning is no part of the text.
+    """Open a text file for reading, and skip the byte-order mark of UTF-8 at its beginning.
 
     Args:
         path: the file.
-        newline: as for ``open``.
+        newline: argument of ``open``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file is missing.
         OSError: it is a pipe, a socket or a device.
-        ValueError: what is read of it is not UTF-8; the message names the file.
+        ValueError: the text is not UTF-8; the message names the file.
     """
     refuse_special(path)
     with Path(path).open(encoding="utf-8-sig", newline=newline) as file:
@@ -60,18 +60,18 @@ def open_text(path: Path | str, *, newline: str | None = None) -> Iterator[IO[st
 
 
 def read_text(path: Path | str) -> str:
-    """Return the text of a file; errors as :func:`open_text`."""
+    """Return the text of a file; for errors see :func:`open_text`."""
     with open_text(path) as file:
         return file.read()
 
 
 def read_json(path: Path | str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return what a JSON file holds; ValueError that names the file if it holds none."""
-    return parsed(read_text(path), str(path))
+    """Return the value of a JSON file; ValueError with the file's name if it is not JSON."""
+    return parse_json(read_text(path), str(path))
 
 
 def read_json_object(path: Path | str) -> dict[str, Any]:
-    """Return what a JSON file holds that is an object, such as a config; errors as :func:`read_json`."""
+    """Return the object in a JSON file, such as a config; for errors see :func:`read_json`."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} holds a {type(found).__name__}, not an object; fetch or make it again")
@@ -81,11 +81,11 @@ def read_json_object(path: Path | str) -> dict[str, Any]:
 def json_rows(path: Path | str) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of the entries of a JSON list, counted from 1, or of the lines of a JSONL file.
 
-    A line's number is its place in the file; empty lines have no value.
+    The number of a line is its place in the file; empty lines are skipped.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8, or not JSON; the message names the file, and the line of a JSONL file.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not UTF-8 or not JSON; the message names the file, and the line of a JSONL file.
     """
     with open_text(path) as file:
         blank, first = 0, ""
@@ -94,20 +94,20 @@ def json_rows(path: Path | str) -> Iterator[tuple[int, Any]]:
                 break
             blank += 1
         if first.lstrip().startswith("["):
-            yield from enumerate(parsed(first + file.read(), str(path)), start=1)
+            yield from enumerate(parse_json(first + file.read(), str(path)), start=1)
             return
         for number, line in enumerate(chain([first], file), start=blank + 1):
             if line.strip():
-                yield number, parsed(line, f"{path}, row {number}")
+                yield number, parse_json(line, f"{path}, row {number}")
 
 
-def parsed(text: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return the value of a JSON text, its strings of whole characters; ValueError that begins with ``name``."""
+def parse_json(text: str, name: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return the value of a JSON text, without lone surrogates; the ValueError begins with ``name``."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # [[[[...
         raise ValueError(f"{name} is not JSON: {error}") from error
-    # Read from UTF-8, half a character can only be spelt out.
+    # Text read from UTF-8 has lone surrogates only if it spells them out as escapes.
     return _whole(value) if "\\ud" in text.lower() else value
 
 

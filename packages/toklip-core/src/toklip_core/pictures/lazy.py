@@ -1,4 +1,4 @@
-"""Pictures that are opened only when they are read, with the captions or labels that go with them."""
+"""Pictures that are read only when they are needed, with their captions or labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture file into an upright 8-bit RGB picture."""
+"""Reading of picture files as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
 from toklip_core.ranges import MAX_PIXELS
 
-# Readers of pixel data only. Pillow's list has others: its EPS reader starts Ghostscript on the file.
+# Readers that only decode pixels. Pillow has others, such as its EPS reader, which starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-# Held while Pillow's own limit is another: it is one for all threads.
+# Held while Pillow's own limit is changed, because all threads share that limit.
 _PILLOW = threading.Lock()
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read, and why."""
+    """A picture cannot be read; the message says why."""
 
 
 def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as people see it: upright, 8-bit RGB, its first frame, on white where it is transparent.
 
-    What is white in pictures of more than eight bits, :func:`toklip_core.pictures.upright_rgb` says. Colour profiles
-    are not applied, as in torchvision and in the published tokenizers' own loaders.
+    :func:`toklip_core.pictures.upright_rgb` says which value is white in pictures of more than eight bits. Colour
+    profiles are not applied, as in torchvision and in the published tokenizers' own loaders.
 
     Args:
-        source: a path, or a file open for reading bytes.
+        source: path, or file open for reading bytes.
         max_pixels: width times height above which the picture is refused before it is decoded.
 
     Raises:
-        PictureError: the file is missing, no picture, cut short, too large, or has values without a known white.
+        PictureError: the file is missing, is no picture, is cut short or too large, or its values have no known white.
 
     >>> open_picture("docs/examples/photographs/cat.jpg").mode
     'RGB'
@@ -50,10 +50,10 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         except OSError as error:
             raise PictureError(str(error)) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on sizes that max_pixels judges
-        # What decoders raise on a stranger's bytes cannot be listed: OSError, SyntaxError, struct.error, ...
+        warnings.simplefilter("ignore")  # about odd metadata, and about sizes, which max_pixels limits
+        # Decoders raise too many kinds of errors to list: OSError, SyntaxError, struct.error, ...
         try:
-            # Not by its path: Pillow would map some files into memory, and so scramble a TIFF that lies on its side.
+            # Not by its path: Pillow would memory-map some files, and so scramble a rotated TIFF.
             with nullcontext(source) if not isinstance(source, Path | str) else Path(source).open("rb") as file:
                 try:
                     return _read(file, max_pixels)
@@ -85,7 +85,7 @@ def _read(file: IO[bytes], max_pixels: int) -> Image.Image:
 
 @contextmanager
 def _pillows_limit(max_pixels: int) -> Iterator[None]:
-    """Let Pillow open what a caller allows: it refuses by itself what is above twice its own number."""
+    """Set Pillow's own limit, above twice of which it refuses pictures, to ``max_pixels`` while inside."""
     with _PILLOW:
         before = Image.MAX_IMAGE_PIXELS
         if before is not None:

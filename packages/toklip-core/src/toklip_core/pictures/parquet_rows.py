@@ -1,6 +1,6 @@
 """Pictures in a column of a Parquet file, as the library `datasets` stores them or as bytes.
 
-Rows that hold one picture, byte by byte, are one picture with the captions of all of them, as in training.
+Rows whose pictures are equal byte for byte are merged into one picture with the captions of all of them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from toklip_core.files import (
     warn_of_several_captions,
 )
 
-#: The column of the picture; without it, the only one that looks like those of the library `datasets`.
+#: Column of the picture. Without it, the only column that looks like those of the library `datasets` is used.
 IMAGE_COLUMN = "image"
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetRow:
-    """Where a picture lies in a Parquet file, and its captions; or why it cannot be read."""
+    """Place of a picture in a Parquet file, and its captions; or the reason why it cannot be read."""
 
     column: str = IMAGE_COLUMN
     group: int = 0
@@ -38,7 +38,7 @@ class ParquetRow:
     problem: str = ""
 
     def data(self, path: Path) -> bytes:
-        """Return the bytes of the picture; OSError if there are none, or the file is damaged there."""
+        """Return the bytes of the picture; OSError if there are none, or if the file is damaged there."""
         facts = path.stat()
         column = _group(path, self.group, self.column, facts.st_mtime_ns, facts.st_size)
         data, beside = data_and_path(column[self.place].as_py())
@@ -49,18 +49,18 @@ class ParquetRow:
         return Path(beside).read_bytes()
 
     def caption(self, path: Path) -> str | None:
-        """Return the first of its captions; None if it has none."""
+        """Return the first caption; None if there is none."""
         return next(iter(self.captions), None)
 
 
 def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, ParquetRow]]:
     """Yield (number of its first row, row) of each picture of a Parquet file, in order.
 
-    What is wrong with the file comes last, with the name "".
+    If the file itself is damaged, a last row with the name "" says so.
 
     Args:
         path: the file.
-        said: whether the log says what is left out: one of several processes that read the file says it.
+        said: whether to log which rows are left out; only one of several processes that read the file should.
     """
     found: dict[bytes, ParquetRow] = {}
     names: dict[bytes, int] = {}
@@ -91,14 +91,14 @@ def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, Pa
 
 
 def data_and_path(value: object) -> tuple[bytes | None, str | None]:
-    """Return what a cell of a column of pictures holds: bytes, or without them the path of a file, or neither."""
+    """Return (bytes, path) of a cell in a column of pictures; without bytes it may have the path of a file."""
     facts = value if isinstance(value, dict) else {"bytes": value}
     data, path = facts.get("bytes"), facts.get("path")
     return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of a type holds texts, or lists of texts, however Arrow writes either of them."""
+    """Return whether an Arrow type is one of texts or of lists of texts."""
     if is_list(kind):
         kind = kind.value_type
     if pa.types.is_dictionary(kind):  # as pandas and Polars write categories
@@ -107,7 +107,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of a type holds lists."""
+    """Return whether an Arrow type is one of lists."""
     of = pa.types
     tests = (of.is_list, of.is_large_list, of.is_fixed_size_list, of.is_list_view, of.is_large_list_view)
     return any(test(kind) for test in tests)
@@ -127,7 +127,7 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str | None]:
 
 
 def _is_stored(field: pa.Field) -> bool:
-    """Whether a column is as the library `datasets` stores pictures."""
+    """Return whether a column has the layout of pictures in the library `datasets`."""
     names = {inner.name for inner in field.type} if pa.types.is_struct(field.type) else set()
     return {"bytes", "path"} <= names
 
@@ -141,7 +141,7 @@ def _digest(cell: object, row: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _group(path: Path, group: int, column: str, *changed: int) -> pa.ChunkedArray:
-    """Return a column of a row group; the last one is kept, as pictures are read in order, unless the file changes."""
+    """Return a column of a row group. The last one is cached until the file changes, as pictures are read in order."""
     try:
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)

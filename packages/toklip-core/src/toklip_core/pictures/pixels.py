@@ -1,4 +1,4 @@
-"""RGB pictures into squares and pixels, and back."""
+"""Conversion of RGB pictures to squares and pixels, and back."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from toklip_core.finite import refuse_not_finite
 
 Resize = Literal["crop", "squash"]
 
-# Beyond this ratio of the sides, what a centre crop will throw away is thrown away before the picture is enlarged.
+# Ratio of the sides above which the far ends, which a centre crop discards, are cut off before resizing.
 _LONGEST_CROPPED = 8
 
 
 def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
-    """Return an RGB picture as a square of ``size``.
+    """Return an RGB picture as a square of side ``size``.
 
-    ``crop`` takes the centre square, ``squash`` the whole picture with its sides changed. ``crop`` is ADM's, which
-    LlamaGen, IBQ and most published figures use: halve with a box filter while the short side is at least
-    twice the size, then bicubic, then cut.
+    ``crop`` takes the centre square, and ``squash`` changes the ratio of the sides. ``crop`` is ADM's method, which
+    LlamaGen, IBQ and most published figures use: it halves with a box filter while the short side is at least
+    twice the size, then resizes bicubically, then cuts.
 
     Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
 

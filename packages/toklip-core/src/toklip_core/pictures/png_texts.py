@@ -1,4 +1,4 @@
-"""PNG files without their long texts and profiles, which Pillow refuses to inflate above 1 MB."""
+"""Removal of long texts and profiles from PNG files; Pillow refuses files that have more than 1 MB of them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import IO
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
 _SIGNATURE = 8
-# The texts that may say how a picture lies: Exif as ImageMagick writes it, and XMP.
+# Texts that may contain the orientation: Exif as ImageMagick writes it, and XMP.
 _ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 
 def refused_for_its_texts(error: Exception) -> bool:
-    """Whether Pillow refuses a PNG for what is written beside its pixels."""
+    """Return whether an error is Pillow's refusal of a PNG with too much text."""
     return isinstance(error, ValueError) and "MAX_TEXT_" in str(error)  # MAX_TEXT_CHUNK of one, MAX_TEXT_MEMORY of all
 
 
 def without_texts(file: IO[bytes]) -> BytesIO:
-    """Return a PNG without its colour profile, and without all texts but those that say how it lies.
+    """Return a PNG without its colour profile and texts, except for texts that contain the orientation.
 
-    Of these, too, one that is above Pillow's limit is left out. What is damaged stays as it is, for Pillow to judge.
+    A text above Pillow's limit is always removed. Damaged data is kept for Pillow to report.
     """
     kept = BytesIO()
     kept.write(file.read(_SIGNATURE))
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        data = file.read(length + 4)  # and its checksum
+        data = file.read(length + 4)  # with its checksum
         if kind == b"iCCP" or (kind in (b"tEXt", b"zTXt", b"iTXt") and not _says_how_it_lies(kind, data)):
             continue
         kept.write(head + data)

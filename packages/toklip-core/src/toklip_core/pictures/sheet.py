@@ -1,4 +1,4 @@
-"""Pictures with titles above them, side by side and in rows: what commands draw where a person would rather look."""
+"""Sheets of pictures with titles, side by side and in rows, which commands draw for people to look at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toklip_core.files import replacing
 
 #: Side of each panel, in pixels.
 PANEL_SIDE = 512
-#: Between panels, and around them; between a title and its panel.
+#: Gap between and around panels, and gap between a title and its panel.
 MARGIN, PANEL_GAP = 24, 8
 
 _COLUMNS = 3
@@ -24,14 +24,14 @@ _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 def picture_sheet(
     titles: Sequence[str], panels: Sequence[Image.Image], *, below: Image.Image | None = None
 ) -> Image.Image:
-    """Return panels in rows of three, four of them in a square, and a strip below them.
+    """Return a sheet of panels in rows of three (four panels in a square), and a strip below them.
 
-    Each panel is a square of PANEL_SIDE with its title above it.
+    Each panel is a square of side PANEL_SIDE with its title above it.
 
     Args:
-        titles: one for each panel; long ones are broken into lines.
-        panels: one or more.
-        below: such as a legend; :func:`sheet_width` says how wide it may be.
+        titles: title of each panel; long ones are broken into lines.
+        panels: one or more pictures.
+        below: strip such as a legend, at most as wide as :func:`sheet_width`.
     """
     columns, width = _columns(len(panels)), sheet_width(len(panels))
     parts = [
@@ -49,7 +49,7 @@ def picture_sheet(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of the path's suffix: beside, then renamed, so that none is ever half there."""
+    """Write a picture atomically, in the format of the path's suffix."""
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"got {str(path)!r}; wanted the name of a picture, such as {path.stem}.png")
@@ -58,12 +58,12 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def sheet_width(panels: int) -> int:
-    """Return the width of a sheet of so many panels, without its margins."""
+    """Return the width in pixels of a sheet with this number of panels, without margins."""
     return _columns(panels) * (PANEL_SIDE + MARGIN) - MARGIN
 
 
 def wrapped_lines(text: str, font: _Font, width: int) -> list[str]:
-    """Lines that are no wider; a word that is, is broken."""
+    """Return a text as lines of at most ``width`` pixels; words that are longer are broken."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".lstrip()
@@ -81,19 +81,19 @@ def wrapped_lines(text: str, font: _Font, width: int) -> list[str]:
 def write_lines(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], lines: Sequence[str], font: _Font, ink: tuple[int, int, int]
 ) -> None:
-    """Write lines, one below the other."""
+    """Write lines below each other, from a place on."""
     for number, line in enumerate(lines):
         pen.text((place[0], place[1] + number * line_height(font)), line, ink, font)
 
 
 def line_height(font: _Font) -> int:
-    """Return the distance of two lines."""
+    """Return the distance between two lines in pixels."""
     _, top, _, bottom = font.getbbox("Åg")
     return int(bottom - min(top, 0)) + 4
 
 
 def _row(titles: Sequence[str], panels: Sequence[Image.Image], width: int) -> Image.Image:
-    """Panels side by side, each below its title."""
+    """Return panels side by side, each below its title."""
     font = ImageFont.load_default(_FONT)
     lines = [wrapped_lines(title, font, PANEL_SIDE) for title in titles]
     above = max(map(len, lines)) * line_height(font) + PANEL_GAP

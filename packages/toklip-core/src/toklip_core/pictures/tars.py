@@ -1,7 +1,7 @@
-"""Pictures inside a tar, found by reading its headers once and read where they lie: nothing is extracted.
+"""Pictures in a tar. Its headers are read once, and pictures are read in place; nothing is extracted.
 
-The layout is img2dataset's and WebDataset's: KEY.jpg, and with it KEY.txt and KEY.json. KEY ends at the first dot of a
-name, so that KEY.input.jpg has KEY.txt; in a folder of files it ends at the last one.
+The layout is that of img2dataset and WebDataset: KEY.jpg with KEY.txt and KEY.json. In a tar, KEY ends at the first dot
+of a name, so KEY.txt belongs to KEY.input.jpg; in a folder of files it ends at the last dot.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from toklip_core.files import one_line, refuse_special, replace_lone_surrogates
 
-# A picture is read into memory whole, and a header can claim any size.
+# A picture is read into memory as a whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
 
-#: Bytes of a text beside a picture: one that is longer is no caption.
+#: Largest number of bytes of a caption's file; a longer one is ignored.
 LARGEST_TEXT = 2**20
 
-# UTF-32's mark begins with UTF-16's.
+# UTF-32 comes first, because its mark begins with that of UTF-16.
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -34,7 +34,7 @@ _ENCODINGS = {
 
 
 class Span(NamedTuple):
-    """Where a member's bytes lie in a tar."""
+    """Place of a member's bytes in a tar."""
 
     offset: int = 0
     size: int = 0
@@ -42,7 +42,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """Where a picture and its texts lie in a tar, or why it cannot be read."""
+    """Places of a picture and its texts in a tar, or the reason why it cannot be read."""
 
     span: Span = field(default_factory=Span)
     text: Span | None = None
@@ -54,15 +54,15 @@ class TarMember:
         return _read(path, self.span)
 
     def caption(self, path: Path) -> str | None:
-        """Return KEY.txt, else "caption" of KEY.json; None if there is neither; OSError if the tar ends before it."""
+        """Return KEY.txt, else "caption" in KEY.json, else None; OSError if the tar ends before its end."""
         return caption_of(*(None if span is None else _read(path, span) for span in (self.text, self.facts)))
 
 
 def caption_of(text: bytes | None, facts: bytes | None) -> str | None:
-    """Return the caption that a .txt file or, in its absence, a .json object with "caption" holds.
+    """Return the caption in a .txt file or, without that, in a .json object with "caption"; None if there is none.
 
-    A text is UTF-8, or UTF-16 or UTF-32 if it begins with the byte-order mark of one.
-    The picture is what matters: what is no text or no JSON, or is longer than ``LARGEST_TEXT``, is no caption.
+    The text is UTF-8, or UTF-16 or UTF-32 if it begins with their byte-order mark. Files that are not text or JSON, or
+    longer than ``LARGEST_TEXT``, are ignored, because the picture can be used without them.
     """
     text, facts = (None if data is None or len(data) > LARGEST_TEXT else data for data in (text, facts))
     if text is not None and (caption := _decoded(text).strip()):
@@ -85,28 +85,28 @@ def _decoded(text: bytes) -> str:
 
 
 class _Member(NamedTuple):
-    """A member of a tar: a picture, a text, or another file, which only tells where a name comes again."""
+    """A member of a tar: a picture, a text, or another file, which only shows where a name is repeated."""
 
-    #: Which one of them it is.
+    #: Number of the member in the tar.
     place: int
-    #: Its suffix is in lower case if it is a text.
+    #: Name; the suffix of a text is in lower case.
     name: str
-    #: Where it lies; None if it is not to be read.
+    #: Place of its bytes; None if it must not be read.
     span: Span | None
-    #: The suffix of a text, else "".
+    #: Suffix of a text; "" for other members.
     text: str
     is_picture: bool
     problem: str
 
 
 def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, TarMember]]:
-    """Yield (name, member) of each picture of a tar in order. What is wrong comes as a member with a problem.
+    """Yield (name, member) of each picture of a tar, in order; a picture that cannot be used has a problem.
 
-    A picture's texts are those of its own name without its suffix, else of its key: what stands before the first dot. A
-    name that comes again begins a second sample of its key.
+    The texts of a picture have its own name without the suffix, or else its key, which ends at the first dot. A
+    repeated name begins a second sample of the same key.
 
-    A name that climbs out of the tar, a link, and what is not for certain of the first sample of its key are such
-    problems. If the tar itself is broken, that comes last, with the name "": the pictures before the break are good.
+    Problems are names that lead out of the tar, links, and pictures that may not belong to the first sample of their
+    key. If the tar is damaged, the last member has the name "" and says so; the pictures before the damage are good.
     """
     members: list[_Member] = []
     broken = ""
@@ -115,7 +115,7 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
             member = _member(info, len(members), suffixes)
             if member.is_picture or member.text or info.isreg():
                 members.append(member)
-    except Exception as error:  # what tarfile raises on a stranger's headers cannot be listed
+    except Exception as error:  # tarfile raises too many kinds of errors to list
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     own = {_stem(member) for member in members if member.text}
     keys: dict[str, list[_Member]] = {}
@@ -144,13 +144,13 @@ def _member(info: tarfile.TarInfo, place: int, suffixes: Container[str]) -> _Mem
 
 
 def _pictures_of(members: Sequence[_Member]) -> Iterator[tuple[int, TarMember]]:
-    """Yield (place, picture) of the members of one key, in order; only the pictures of its first sample are good."""
+    """Yield (place, picture) of the members of one key, in order. Pictures of its first sample have no problem."""
     first: dict[str, int] = {}
     again = next((at for at, member in enumerate(members) if first.setdefault(member.name, at) != at), len(members))
-    # The second sample begins behind every name that comes again, and at the latest where one does.
+    # The second sample begins after the first mention of every repeated name, at the latest at the first repetition.
     last = max((first[member.name] for member in members[again:] if member.name in first), default=len(members) - 1)
-    # What stands between the two goes with the first if it follows it at once, unless the second follows at once, too:
-    # of a.jpg, a.txt, a.png, a.txt nobody knows whether a.png has the first text or the second.
+    # Members between the two belong to the first sample if they follow it directly, unless the second one also follows
+    # directly: in a.jpg, a.txt, a.png, a.txt, either text may belong to a.png.
     end = next((at for at in range(last + 1, again) if not _adjoin(members, at)), again)
     sure = last + 1 if end == again < len(members) and _adjoin(members, again) else end
     texts = {member.text: member.span for member in members[:end] if member.text and member.span}
@@ -171,7 +171,7 @@ def _pictures_of(members: Sequence[_Member]) -> Iterator[tuple[int, TarMember]]:
 
 
 def _adjoin(members: Sequence[_Member], at: int) -> bool:
-    """Whether no member of another key stands before this one."""
+    """Return whether the member before this one has the same key."""
     return members[at].place == members[at - 1].place + 1
 
 
@@ -180,7 +180,7 @@ def _stem(member: _Member) -> str:
 
 
 def _key(name: str) -> str:
-    """Return what stands before the first dot of a member's name, its folders included: WebDataset's rule."""
+    """Return a member's name up to the first dot of its last part, as in WebDataset."""
     folder, base = posixpath.split(name)
     dot = base.find(".", 1)
     return posixpath.join(folder, base if dot < 0 else base[:dot])
@@ -192,11 +192,11 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
         raise OSError("no file, or a link to none")
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
-            if info.size < 0:  # the next header would be looked for before this one, again and again
+            if info.size < 0:  # the next header would be before this one, in an endless loop
                 raise tarfile.ReadError(f"a member of {info.size} bytes")
             yield info
-            tar.members.clear()  # type: ignore[attr-defined]  # else it keeps a kilobyte for each
-        # tarfile takes a header that it cannot read for the end of the tar, and says nothing.
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps a kilobyte per member
+        # tarfile silently takes an unreadable header for the end of the tar.
         file.seek(tar.offset)
         if (header := file.read(tarfile.BLOCKSIZE)).strip(b"\0"):
             what = "no header" if len(header) == tarfile.BLOCKSIZE else "half a header"

@@ -1,7 +1,8 @@
-"""Ten crops of a picture at two sizes each: the augmentation that LlamaGen's generators were trained on, stored as ids.
+"""Ten crops of a picture at each of two sizes: the augmentation of LlamaGen's generators, stored as ids.
 
-A picture is resized to 1.1 and to 1.05 times the side; of each, the four corners and the centre are cut, and each of
-these ten is mirrored: 20 views. LlamaGen draws one of the two sizes, and then one of its ten crops, with each visit.
+A picture is resized to 1.1 and to 1.05 times the side. The four corners and the centre of each are cut out, and each
+of these ten crops is mirrored, which gives 20 views. At each visit LlamaGen draws one of the two sizes, then one of its
+ten crops.
 
 Source: FoundationVision/LlamaGen, autoregressive/train/extract_codes_c2i.py (--ten-crop, --crop-range) and
 dataset/imagenet.py; the order within ten is torchvision's, transforms.TenCrop.
@@ -18,21 +19,21 @@ from torch import Tensor
 
 from toklip_core.pictures.pixels import Resize, resized
 
-#: Sides, over that of the crop, that a picture is resized to.
+#: Sides that a picture is resized to, as multiples of the crop's side.
 RANGES = (1.1, 1.05)
-#: Views of a picture: five crops and their mirror images, of each range.
+#: Number of views of a picture: five crops and their mirror images at each size.
 VIEWS = 10 * len(RANGES)
-#: Those that are not mirrored: captions say left and right.
+#: Views that are not mirrored, for captions that say left and right.
 UPRIGHT = tuple(view for view in range(VIEWS) if view % 10 < 5)
 
 
 def upright_crops(image: Image.Image, size: int, resize: Resize) -> np.ndarray[Any, Any]:
-    """Return the views that are not mirrored, (VIEWS / 2, size, size, 3) uint8, of an RGB picture.
+    """Return the views (VIEWS / 2, size, size, 3), uint8, of an RGB picture that are not mirrored.
 
     Args:
-        image: of any size.
+        image: RGB picture of any size.
         size: side of a crop.
-        resize: how the picture becomes a square; see :func:`toklip_core.pictures.resized`.
+        resize: way to make the picture square; see :func:`toklip_core.pictures.resized`.
     """
     found = []
     for share in RANGES:
@@ -45,9 +46,9 @@ def upright_crops(image: Image.Image, size: int, resize: Resize) -> np.ndarray[A
 
 
 def all_views(crops: Tensor) -> Tensor:
-    """Return all views, (B, VIEWS, 3, S, S), of upright crops (B, VIEWS / 2, 3, S, S): each five, then their mirrors.
+    """Return all views (B, VIEWS, 3, S, S) of upright crops (B, VIEWS / 2, 3, S, S): five, then their mirror images.
 
-    torchvision mirrors the picture before it cuts, so that its second centre lies one pixel aside if the margin is odd.
+    torchvision mirrors the picture before cutting, so if the margin is odd, its second centre crop is one pixel aside.
     """
     fives = torch.split(crops, 5, dim=1)
     return torch.cat([view for five in fives for view in (five, five.flip(-1))], dim=1)

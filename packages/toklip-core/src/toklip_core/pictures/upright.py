@@ -1,4 +1,4 @@
-"""Pictures of any mode as 8-bit RGB: orientation, transparency, and more than eight bits."""
+"""Conversion of pictures of any mode to upright 8-bit RGB: orientation, transparency, and more than eight bits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from toklip_core.pictures.png_texts import refused_for_its_texts
 
 _EXIF_ORIENTATION = 0x0112
-# Exif 2.32, table "Orientation": what brings the stored rows and columns back upright. Not ImageOps.exif_transpose: it
-# copies pictures that need no turn, and leaves them unturned if another tag of theirs cannot be written again.
+# Exif 2.32, table "Orientation": the transposition that makes the stored rows and columns upright. This is not
+# ImageOps.exif_transpose, which copies upright pictures, and fails to turn one if another tag cannot be written again.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,35 +23,34 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pixels that are converted at a time: what an intermediate copy costs.
+# Number of pixels that are converted at a time; it limits the memory of intermediate copies.
 _STRIPE = 2**18
-# How many levels of eight bits lie between two of a PNG of so few bits, which Pillow spreads, but not the level that
-# the file calls transparent.
+# Eight-bit levels per level of a PNG with fewer bits. Pillow multiplies the pixels by it, not the transparent level.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture upright, 8-bit RGB, on white where it is transparent; itself if it is that already.
+    """Return a picture upright, in 8-bit RGB, on white where it is transparent; the same object if it is so already.
 
-    White is 65535 in 16 bits and 1 in floats. 32-bit integers do not tell theirs, unless their format does: it is 255
-    if no value is above, else 65535.
+    White is 65535 in 16 bits and 1 in floats. For 32-bit integers, unless the format says so, it is 255 if no value is
+    larger, else 65535.
 
-    Pass a TIFF that lies on its side before it is loaded: Pillow 13.0.0 scrambles some as it loads them by their path.
+    Pass a rotated TIFF before it is loaded, because Pillow 13.0.0 scrambles some when it loads them by their path.
 
-    Beside the picture that Pillow decoded this takes 4 bytes a pixel, and as much again if it is turned.
+    The conversion takes 4 bytes per pixel beside the decoded picture, and 4 more if the picture is turned.
 
     Raises:
-        ValueError: values that are not in the range from black to white, or the picture's file was closed before its
-            pixels were read. A damaged file raises what Pillow's decoders raise.
+        ValueError: values are outside the range from black to white, or the file was closed before its pixels were
+            read. A damaged file raises the errors of Pillow's decoders.
     """
     try:
-        load_pixels(image)  # first: from then on a TIFF is upright and says so
+        load_pixels(image)  # first, because a TIFF is upright, and says so, once it is loaded
     except ValueError as error:
         if not refused_for_its_texts(error):
             raise
-        image.load()  # the pixels are there: the text came behind them
+        image.load()  # the pixels have been read, since the text comes after them
     clear = image.info.get("transparency")
-    tells_white = image.mode != "I" or image.format not in (None, "TIFF")  # Pillow makes 16 bits of other formats' "I"
+    tells_white = image.mode != "I" or image.format not in (None, "TIFF")  # Pillow reads 16 bits as "I"
     image = _upright(image)
     if image.mode.startswith("I"):
         return _scaled(image, 65535, or_less=65535 if tells_white else 255, clear=clear)
@@ -63,26 +62,26 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_pixels(image: Image.Image) -> None:
-    """Read a picture's pixels, if they are not read yet, and correct the level that it calls transparent.
+    """Read the pixels of a picture, unless they have been read, and correct its transparent level.
 
     Raises:
-        ValueError: the picture's file was closed; and what Pillow's decoders raise.
+        ValueError: the file was closed. Pillow's decoders raise other errors too.
     """
     if (clear := _clear_level(image)) is not None:
         image.info["transparency"] = clear
     try:
         with _read_not_mapped(image):
             image.load()
-    except (AssertionError, AttributeError) as error:  # Pillow looks for a file where there is none
+    except (AssertionError, AttributeError) as error:  # Pillow's errors if the file is closed
         closed = "its file was closed before its pixels were read; call load() before, or give its path"
         raise ValueError(closed) from error
 
 
 @contextmanager
 def _read_not_mapped(image: Image.Image) -> Iterator[None]:
-    """Have Pillow read a TIFF's pixels, where it would map its file into memory by its name.
+    """Make Pillow read the pixels of a TIFF instead of memory-mapping the file by its name.
 
-    It would map rows of the size that the picture has when it is turned, and then turn them (Pillow 13.0.0).
+    Pillow 13.0.0 would map rows with the width of the turned picture, and then turn them.
     """
     if not isinstance(image, TiffImageFile):
         yield
@@ -95,9 +94,9 @@ def _read_not_mapped(image: Image.Image) -> Iterator[None]:
 
 
 def _clear_level(image: Image.Image) -> int | tuple[int, ...] | None:
-    """The level or colour that a picture's file calls transparent, as the pixels have it; None if there is none."""
+    """Return the transparent level or colour of a picture, in the scale of its pixels; None if there is none."""
     clear = image.info.get("transparency")
-    tile = getattr(image, "tile", None)  # only a picture that is not loaded yet says of how many bits its file is
+    tile = getattr(image, "tile", None)  # only an unloaded picture tells the number of bits in its file
     raw = tile[0].args if image.format == "PNG" and tile else ""
     if isinstance(clear, int):
         return clear * _SPREAD.get(raw, 1)
@@ -109,12 +108,12 @@ def _clear_level(image: Image.Image) -> int | tuple[int, ...] | None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken metadata of a picture that can be seen: viewers show it as it is stored
+    except Exception:  # broken metadata: viewers show such a picture as it is stored
         return image
     if orientation not in _UPRIGHT:
         return image
     turned = image.transpose(_UPRIGHT[orientation])
-    # Not with the metadata that asked for it: who passes the picture on would turn it again.
+    # The orientation tag is dropped, or the picture would be turned again later.
     turned.info = {name: value for name, value in image.info.items() if name == "transparency"}
     return turned
 
@@ -134,7 +133,8 @@ def _in_stripes(image: Image.Image, rgb_of: Callable[[Image.Image], Image.Image]
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")  # no way leads from La to colours
+    # Pillow converts La to colours only by way of LA.
+    image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
 
@@ -144,12 +144,12 @@ def _scaled(
 ) -> Image.Image:
     """Return a grey picture of more than eight bits as RGB, on white where it has the level ``clear``.
 
-    ``convert`` would clip it at 255. White is the lesser number if no value is above it. float32 rounds as exact
-    arithmetic does: a 16-bit level lies at least 1 / 514 from a tie.
+    ``convert`` would clip it at 255. White is ``or_less`` if no value is larger. float32 rounds like exact arithmetic,
+    because a 16-bit level is at least 1 / 514 away from a tie.
     """
     ends = [(levels.min(), levels.max()) for _, stripe in _stripes(image) for levels in [np.asarray(stripe)]]
     least, most = np.min(ends), np.max(ends)
-    if not (least >= 0 and most <= white):  # so written, NaN is refused too
+    if not (least >= 0 and most <= white):  # written this way, NaN is refused too
         raise ValueError(f"values from {least:g} to {most:g}; wanted 0 to {white}")
     scale = np.float32(255 / (or_less if most <= or_less else white))
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from toklip_core.config import Config
-from toklip_core.files import parsed
+from toklip_core.files import parse_json
 
 #: Under which key of a part's metadata its :class:`StoreInfo` lies.
 METADATA_KEY = b"toklip"
@@ -126,7 +126,7 @@ def reported(store: Path) -> dict[str, Unreadable]:
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
             if not line.endswith("}"):  # a kill can cut the last
                 continue
-            row = parsed(line, f"{path}, row {number}")
+            row = parse_json(line, f"{path}, row {number}")
             if not isinstance(row, dict) or row.keys() != {*Unreadable._fields}:
                 wanted = ", ".join(Unreadable._fields)
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")

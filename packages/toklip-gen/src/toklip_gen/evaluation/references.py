@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from toklip_core.config import Config, validated
-from toklip_core.files import one_line, parsed, refuse_special, replacing
+from toklip_core.files import one_line, parse_json, refuse_special, replacing
 from toklip_core.finite import damaged, is_finite
 from torch import Tensor
 
@@ -112,7 +112,7 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
         raise ValueError(f"{path} is damaged: its sha256 is {checksum}, not {named.sha256}; fetch {named.url} again")
     arrays = _arrays(path)
     if _INFO in arrays:
-        info = validated(ReferenceInfo, parsed(str(arrays[_INFO]), str(path)), path)
+        info = validated(ReferenceInfo, parse_json(str(arrays[_INFO]), str(path)), path)
     elif {"mu", "sigma"} <= arrays.keys() and named is not None:
         _refuse_impostor(path, arrays, named)
         info = ReferenceInfo(
