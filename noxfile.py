@@ -117,7 +117,7 @@ def newest(session: nox.Session) -> None:
 def weights(session: nox.Session) -> None:
     """Run the tests that need published weights; they are taken from the hub's cache or downloaded."""
     install(session, PACKAGES, "--group", "test")
-    session.run("pytest", "tests/weights", "-m", "weights", *session.posargs)
+    session.run("pytest", "tests/weights", "-m", "weights", *session.posargs, env={"HF_HUB_OFFLINE": "0"})
 
 
 @nox.session

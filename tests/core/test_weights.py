@@ -343,7 +343,8 @@ def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, how):
         ("", "OSError"),
     ],
 )
-def test_why_a_file_was_not_fetched_is_a_whole_sentence(said, reason):
+def test_why_a_file_was_not_fetched_is_a_whole_sentence(said, reason, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert why_not_fetched(OSError(said)) == reason
 
 

@@ -196,8 +196,7 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         "too long",
     ],
 )
-def test_bad_input_gets_one_line(words, line, folder, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_bad_input_gets_one_line(words, line, folder):
     result = CliRunner().invoke(cli, ["ask", "--model", "model", "--device", "cpu", *words], obj=registry())
     refused(result, line)
 

@@ -73,7 +73,7 @@ def run(block: Block, where: str, variables: dict, commands_folder: Path) -> Non
         path = os.pathsep.join([str(commands_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands(block)],
-            env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "PATH": path},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
