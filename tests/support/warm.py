@@ -52,10 +52,7 @@ def warm_python() -> list[str]:
     if sys.platform != "linux":  # elsewhere libraries do not survive a fork
         return [sys.executable]
     path = str(Path(tempfile.mkdtemp(prefix="warm-"), "socket"))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen(
-        [sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    server = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(server.communicate)  # closes its stdin, at which it ends
     assert server.stdout is not None and server.stdout.readline() == b"ready\n"
     return [sys.executable, "-IS", "-c", CLIENT, path]

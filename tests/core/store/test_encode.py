@@ -35,6 +35,7 @@ from tests.core.conftest import picture
 from tests.support import kill_often
 from tests.support.encoding import encode_with
 from tests.support.small_models import small_clip, small_toklip
+from tests.support.warm import warm_python
 
 
 def run(*arguments):
@@ -47,8 +48,8 @@ def environment(toy):
     return os.environ | {"PYTHONPATH": str(toy), "OMP_NUM_THREADS": "1"}
 
 
-def python(toy, *arguments, **options):
-    command = [sys.executable, *map(str, arguments)]
+def python(toy, *arguments, command=(sys.executable,), **options):
+    command = [*command, *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -265,10 +266,9 @@ def slow_encode(toy, tmp_path):
     return python(toy, "-c", encode, *arguments, "--workers", 2, start_new_session=True), store
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path, number):
+def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path):
     process, store = slow_encode(toy, tmp_path)
-    for _ in range(5):
+    for number in 2 * [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
         for worker in workers_of(process):
             os.kill(worker, number)
         time.sleep(0.05)
@@ -302,7 +302,7 @@ def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy,
     )
     picture(9).save(photos / "deep/huge.png")
     arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--batch-size", 1]
-    process = python(toy, "-c", dies, *arguments, "--workers", 1)
+    process = python(toy, "-c", dies, *arguments, "--workers", 1, command=warm_python())
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.count("\n") == 1, errors
     assert "while it read " in errors and "photos/deep/huge.png, mostly for want" in errors
@@ -322,7 +322,7 @@ def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos
         "encode.entries = failing; cli(sys.argv[1:])"
     )
     arguments = ["encode", photos, "--out", tmp_path / "s", "--tokenizer", "mean-colour", "--batch-size", 1]
-    process = python(toy, "-c", fails, *arguments, "--workers", workers, start_new_session=True)
+    process = python(toy, "-c", fails, *arguments, "--workers", workers, command=warm_python(), start_new_session=True)
     try:
         _, errors = process.communicate(timeout=60)
     finally:
@@ -517,7 +517,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_complete(toy, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); cli(sys.argv[1:])"
     )
     arguments = ["encode", folder, "--out", store, "--tokenizer", "mean-colour", "--size", 512, "--workers", 0]
-    process = python(toy, "-c", limited, *arguments)
+    process = python(toy, "-c", limited, *arguments, command=warm_python())
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.count("\n") == 1
     assert f"no room to write in {store}" in errors and "make room, run it again" in errors
