@@ -72,6 +72,14 @@ def tests(session: nox.Session) -> None:
     session.run(*PYTEST, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Run ruff, and the tests that take no time: for whoever is editing."""
+    install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--group", "lint")
+    session.run("ruff", "check")
+    session.run(*PYTEST, "-m", "not slow and not weights and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @cache
 def wheels() -> Path:
     """Build the wheels of all packages, once for all sessions of a run; return their folder."""

@@ -14,6 +14,7 @@ from tests.support.refusals import refusing
 from tests.support.small_models import small_clip
 
 
+@pytest.mark.slow
 def test_a_toklip(tmp_path):
     assert loaded_after_every_damage(TINY, tmp_path, load_model) == []
 

@@ -33,6 +33,7 @@ WANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", str(-(10**40)), str(10**40)])
 @pytest.mark.parametrize(("words", "option"), NUMERIC, ids=[" ".join([*words, option]) for words, option in NUMERIC])
 def test_what_is_no_number_for_an_option_is_refused_by_its_name(words, option, value, tmp_path, monkeypatch):

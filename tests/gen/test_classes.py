@@ -158,6 +158,7 @@ def named(tmp_path):
     return tmp_path / "named"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("dog", 1), ("red fox", 2), ("red_fox", 2)])
 def test_a_class_is_drawn_by_its_name_as_by_its_number(name, number, named, tmp_path):
     for one in (name, number):

@@ -19,6 +19,7 @@ def draw(generator, **options):
     return sample(generator, small_inputs(), some_condition("class", 3), seeds=[1, 2, 3], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])

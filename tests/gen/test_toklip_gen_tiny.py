@@ -23,6 +23,7 @@ def test_models_lists_it():
     assert found["image_size"] == 64 and found["tokens"] == 64 and found["package"] == "toklip-gen"
 
 
+@pytest.mark.slow
 def test_it_draws_colours_and_numbers_that_it_is_asked_for():
     report = evaluate_on_scenes("toklip-gen-tiny", 64, split="validation", batch_size=64)
     drawn = report.match["pixels"]["drawn"]

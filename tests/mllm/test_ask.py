@@ -169,6 +169,7 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         Chat(*shared()).ask("what ?", **numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -20,6 +20,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("what", ["empty", "a list", "null", "cut", "deep"])
 def test_a_file_that_is_none(folder, file, what):

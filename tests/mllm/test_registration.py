@@ -16,6 +16,7 @@ def python(script):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_classes_are_registered_when_transformers_is_imported_later(tmp_path):
     model, processor = small_mllm()
     model.save_pretrained(tmp_path)

@@ -22,6 +22,7 @@ def test_models_lists_it():
     assert found["image_size"] == 64 and found["tokens"] == 64 and found["package"] == "toklip-mllm"
 
 
+@pytest.mark.slow
 def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
     report = evaluate_vqa("toklip-mllm-tiny", "scenes:validation?count=40", compute=Compute(batch_size=64))
     assert report.exact_match is not None

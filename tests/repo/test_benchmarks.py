@@ -25,6 +25,7 @@ def here(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", benchmarks.NAMES)
 def test_every_row_has_a_peer_or_a_floor(name, here):
     rows = list(importlib.import_module(f"benchmarks.{name}").rows(QUICK))

@@ -53,6 +53,7 @@ def pixels(file):
         return picture.convert("RGB").tobytes()
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_elsewhere(shown):
     page = (shown / "demo.html").read_text()
     tags = Tags(page).found
@@ -77,6 +78,7 @@ def test_every_chapter_shows_its_pictures_its_commands_and_its_python(shown):
     assert "absent" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_from_the_stored_ids_gives_the_pictures_of_the_commands(shown, variables):
     work = shown / "work"
     for python, command in [

@@ -83,6 +83,7 @@ def run(block: Block, where: str, variables: dict, commands_folder: Path) -> Non
         exec(compile(block.code, where, "exec"), variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)
 def test_every_block_of_a_page_runs_as_typed(page, folder, commands_folder):
     variables: dict = {"__name__": "__page__"}

@@ -52,6 +52,7 @@ def toklip(environment, *words):
     return run(environment, Path(sys.executable).with_name("toklip"), *words)
 
 
+@pytest.mark.slow
 def test_the_installed_example_passes_its_own_tests(installed, tmp_path):
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, TOY / "tests"]
     assert "passed" in run(installed, *words, cwd=tmp_path)

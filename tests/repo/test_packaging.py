@@ -89,6 +89,7 @@ def test_the_page_of_tested_versions_has_every_library_with_its_lower_bound():
         assert tested == "not tested" or numbers[0] <= numbers[1], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=NAMES)
 def test_a_wheel_holds_every_file_of_its_source(package, tmp_path):
     # The module's own files only: hatchling is called as a build front end would, without a network.

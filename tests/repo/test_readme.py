@@ -31,6 +31,7 @@ def test_the_first_command_installs_every_package_that_it_needs_from_this_reposi
     assert all((ROOT / package / "pyproject.toml").exists() for package in installed)
 
 
+@pytest.mark.slow
 def test_after_its_installation_the_first_command_turns_photographs_into_tokens_and_back(tmp_path):
     from PIL import Image
 

@@ -115,6 +115,7 @@ def test_fewer_scenes_are_the_first_of_the_same(tmp_path, asked):
         assert len(few) == 4 and few.items() <= many.items()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_packages():
     model, count = load_model("toklip-tiny").eval(), 24
     found = semantics.figures(model, count)
@@ -132,6 +133,7 @@ def test_least_squares_find_a_linear_map_and_its_intercept():
     torch.testing.assert_close(found, weights, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_each(tmp_path):
     old, new = tmp_path / "old.json", tmp_path / "new.json"
     old.write_text('{"of": 2}')

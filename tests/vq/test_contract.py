@@ -27,6 +27,7 @@ TWINS = {
 TWINS = {name: other for name, other in TWINS.items() if name != other}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in [*SHIPPED, *PUBLISHED] if name not in TWINS])
 def test_contract(name, tmp_path):
     weights = write_published(name, tmp_path) if name in PUBLISHED else None
@@ -44,6 +45,7 @@ def design(tokenizer):
     return repr(tokenizer), told, [(key, t.shape, t.dtype) for key, t in tokenizer.state_dict().items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), TWINS.items())
 def test_a_tokenizer_of_the_same_design_differs_in_numbers_alone(name, other, tmp_path):
     weights = write_published(other, tmp_path)

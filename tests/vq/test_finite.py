@@ -13,6 +13,7 @@ METRICS = ["cosine", "dot", "euclidean"]
 BROKEN = [math.nan, math.inf, -math.inf]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("metric", METRICS)
 def test_pixels_that_are_no_numbers_have_no_ids(metric, value):
@@ -48,6 +49,7 @@ def test_one_picture_among_others_is_named():
         tokenizer.encode(given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 40, 63])
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("metric", METRICS)

@@ -66,10 +66,12 @@ def check_goldens(model):
         torch.testing.assert_close(mine, golden[name], rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 def test_an_official_file_gives_the_numbers_of_the_official_code(small):
     check_goldens(TokLIP.from_pretrained(small, config=SMALL))
 
 
+@pytest.mark.slow
 def test_a_converted_file_gives_the_numbers_of_the_official_code(small, tmp_path):
     TokLIP.from_pretrained(small, config=SMALL, tokenizer=False).save_pretrained(tmp_path / "small")
     assert {file.name for file in (tmp_path / "small").iterdir()} == {
@@ -80,6 +82,7 @@ def test_a_converted_file_gives_the_numbers_of_the_official_code(small, tmp_path
     check_goldens(TokLIP.from_pretrained(tmp_path / "small"))
 
 
+@pytest.mark.slow
 def test_a_file_of_the_published_shapes_is_recognised_by_them(tmp_path):
     write_official(tmp_path / "TokLIP_S_256.pt", constants("toklip_s_256"))
     model = TokLIP.from_pretrained(tmp_path / "TokLIP_S_256.pt", text=False)

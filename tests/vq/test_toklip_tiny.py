@@ -33,11 +33,13 @@ def test_it_is_whole_and_small():
     assert models()["toklip-tiny"].source == ""
 
 
+@pytest.mark.slow
 def test_it_names_classes_that_it_has_not_seen():
     report = evaluate_zero_shot("toklip-tiny", "scenes:held-out?count=256&objects=1")
     assert report.top1 > 0.28 and report.chance_top1 == 1 / 64
 
 
+@pytest.mark.slow
 def test_it_finds_pictures_by_captions_and_captions_by_pictures():
     report = evaluate_retrieval("toklip-tiny", "scenes:held-out?count=256")
     assert report.image_to_text["R@1"] > 0.38 and report.text_to_image["R@1"] > 0.34
@@ -48,6 +50,7 @@ def test_words_that_it_does_not_know_are_named(red_circle: Path, caplog: pytest.
     assert "does not know, and takes for one another: zebra" in caplog.text
 
 
+@pytest.mark.slow
 def test_labels_that_it_cannot_tell_apart_are_refused(red_circle: Path):
     done = CliRunner().invoke(cli, ["classify", str(red_circle), "--labels", "a cat,a dog"])
     assert done.exit_code == 1

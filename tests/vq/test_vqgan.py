@@ -37,6 +37,7 @@ def pixels(batch: int = 3, height: int = 40, width: int = 24) -> torch.Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("large", [1 << 40, 1 << 12], ids=["in place", "in stripes"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_without_gradients_the_towers_give_the_numbers_of_training(monkeypatch, large, attention):

@@ -46,6 +46,7 @@ def encode(*inputs, store="store", **options):
     return encode_with(inputs, store, tokenizer="mean-colour", image_size=32, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("image", "name"), [(STORED, "image"), (pa.binary(), "image"), (STORED, "img")])
 def test_the_pictures_of_a_parquet_file_are_encoded_with_their_captions(here, workers, image, name):

@@ -388,6 +388,7 @@ def test_what_cannot_be_decoded_ends_with_one_line(here, kind):
     refused(CliRunner().invoke(cli, ["decode", "--out", "out", *arguments]), line)
 
 
+@pytest.mark.slow
 def test_a_store_whose_tokenizer_is_not_installed_says_so(here, toy):
     picture(0).save("a.jpg")
     assert encode("a.jpg").exit_code == 0

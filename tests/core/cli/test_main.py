@@ -299,6 +299,7 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
     assert done.stdout.startswith("acme-0-0") and done.stderr == ""
 
 
+@pytest.mark.slow
 def test_help_starts_quickly():
     """The promise is 0.3 s on an idle machine. Processor time is counted, so that a busy machine may wait."""
     seconds = []

@@ -234,6 +234,7 @@ def inception(hub, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_inception_is_read_from_its_file_and_sees_pictures_of_any_size(inception):
     fid = load_fid()
     fid.update(torch.zeros(2, 3, 24, 40, dtype=torch.uint8), real=True)

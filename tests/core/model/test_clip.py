@@ -50,6 +50,7 @@ def test_a_model_like_siglip_is_the_same_function(monkeypatch, tmp_path):
     check_same_function(mine, theirs, tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"quick_gelu": True}, {"nonscalar_logit_scale": True}, {"custom_text": True}])
 def test_a_model_like_clip_is_the_same_function(monkeypatch, changes):
     """It is given pictures that are normalised as OpenAI's were; ours takes pixels in [-1, 1]."""

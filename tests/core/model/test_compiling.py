@@ -19,6 +19,7 @@ TRUNKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trunk", "backend"), [("attention", "aot_eager"), ("class token", "aot_eager"), ("attention", "inductor")]
 )

@@ -33,6 +33,7 @@ def load(path, **options):
     return TokLIP.from_pretrained(path, config=small_toklip().config, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "golden"), [("toklip-s-256", "toklip_s_256"), ("toklip-l-384", "toklip_l_384")])
 def test_every_name_of_a_published_file_is_loaded_or_ignored_with_a_reason(name, golden):
     with torch.device("meta"):

@@ -85,6 +85,7 @@ def test_padding_is_the_tokenizers_own(monkeypatch, tmp_path):
     assert mine.ids(["a"])[0].tolist() == [4] + [2] * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quick_gelu", [True, False])
 @pytest.mark.parametrize("changes", [{}, {"custom_text": True}])
 def test_a_text_tower_like_that_of_clip_is_the_same_function(monkeypatch, quick_gelu, changes):

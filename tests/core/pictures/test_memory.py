@@ -113,6 +113,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_that_reads_pictures_has_the_limit(toy, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)

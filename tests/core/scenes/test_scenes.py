@@ -141,6 +141,7 @@ def test_held_out_takes_every_colour_and_every_shape_once():
     assert sorted(shape for _, shape in HELD_OUT) == sorted(SHAPES)
 
 
+@pytest.mark.slow
 def test_train_shows_everything_else_in_all_sizes_on_all_backgrounds():
     found = [*Scenes(6 * MANY)]
     assert len(set().union(*map(pairs, found))) == len(CLASSES) - len(HELD_OUT)

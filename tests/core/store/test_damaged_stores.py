@@ -74,6 +74,7 @@ def is_right_or_one_line(part, right):
     return "right"
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_a_part_gives_the_right_rows_or_one_line(tmp_path):
     part = write(tmp_path)
     right, good = contents(tmp_path), part.read_bytes()
@@ -86,6 +87,7 @@ def test_a_flipped_bit_anywhere_in_a_part_gives_the_right_rows_or_one_line(tmp_p
     assert outcomes.count("one line") > 200  # and the others lie where nobody reads, as in statistics of columns
 
 
+@pytest.mark.slow
 def test_any_byte_written_over_and_any_cut_give_the_right_rows_or_one_line(tmp_path):
     part = write(tmp_path)
     right, good = contents(tmp_path), part.read_bytes()
@@ -248,6 +250,7 @@ EDITED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", EDITED)
 @pytest.mark.parametrize("checksums", [False, True], ids=["older", "with checksums"])
 def test_an_edited_column_is_named_with_its_row(tmp_path, what, checksums):

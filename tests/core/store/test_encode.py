@@ -144,6 +144,7 @@ def test_the_default_device_is_this_process_s_accelerator_of_whatever_make(monke
     assert devices.default_device() == "cpu"
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_work(toy, photos, tmp_path):
     arguments = ["encode", "photos", "--out", "s", "--tokenizer", "mean-colour", "--workers", 0]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "toklip_core"]
@@ -218,6 +219,7 @@ def test_ten_kills_lose_and_repeat_nothing(toy, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_an_encode_with_everything_written(toy, tmp_path, number, status):
     folder, store = tmp_path / "pictures", tmp_path / "store"
@@ -266,6 +268,7 @@ def slow_encode(toy, tmp_path):
     return python(toy, "-c", encode, *arguments, "--workers", 2, start_new_session=True), store
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path):
     process, store = slow_encode(toy, tmp_path)
     for number in 2 * [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
@@ -277,6 +280,7 @@ def test_a_signal_to_the_workers_ends_none_of_them(toy, tmp_path):
     assert len(TokenStore(store)) == 400
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy, tmp_path):
     process, store = slow_encode(toy, tmp_path)
     while not list(store.glob("part-*")):
@@ -292,6 +296,7 @@ def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy,
     assert run(*arguments, "--workers", 1).exit_code == 0 and len(TokenStore(store)) == 400
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy, photos, tmp_path):
     """As where the system ends it for want of memory: at that picture, whichever worker it is."""
     dies = (
@@ -309,6 +314,7 @@ def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy,
     assert len(TokenStore(tmp_path / "s")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos, tmp_path, workers):
     """Whichever error, and though the workers leave signals to this process: none of them may be waited for."""

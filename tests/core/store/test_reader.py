@@ -194,6 +194,7 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
     assert (row.pooled, row.tokens, row.teacher) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_a_group_of_large_features_is_small_enough_to_read_for_one_row(tmp_path):
     tokens = MODEL.model_copy(update={"width": 18_750})
     writer = PartWriter(tmp_path, INFO.model_copy(update={"tokens": tokens}))

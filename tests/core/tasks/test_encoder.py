@@ -62,6 +62,7 @@ def stopped_after(steps: int, settings: EncoderTrainConfig, out: Path) -> FitRep
         return train_encoder(settings, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "changes"),
     [
@@ -129,6 +130,7 @@ def uninterrupted(interrupted: dict[int, Interrupted], tmp_path_factory: pytest.
     return out
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_steps_since_the_last_save(interrupted: dict[int, Interrupted], uninterrupted: Path):
     run = interrupted[signal.SIGKILL]
     assert run.status == -signal.SIGKILL, run.error
@@ -253,6 +255,7 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["", "sharded-"], ids=["ddp", "fsdp2"])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_two_processes_train_as_one(alone: Path, pair: Path, kind: str, sharded: str):

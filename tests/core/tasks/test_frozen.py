@@ -65,6 +65,7 @@ def test_random_initial_values_are_not_the_towers(world: Path):
     assert starts[0].config == starts[1].config
 
 
+@pytest.mark.slow
 def test_an_encoder_that_is_trained_without_the_causal_mask_is_loaded_without(tmp_path: Path, world: Path):
     train_encoder(config(world, stored(world), causal=False, initial_values="random"), tmp_path / "run")
     model = TokLIP.from_pretrained(tmp_path / "run/model")
@@ -74,6 +75,7 @@ def test_an_encoder_that_is_trained_without_the_causal_mask_is_loaded_without(tm
     assert not torch.equal(model.encode_ids(ids).tokens[0, 0], model.encode_ids(changed).tokens[0, 0])
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path, world: Path):
     run = {"steps": 60, "batch_size": 12, "learning_rate": 3e-3, "log_every": 5, "warmup_steps": 10}
     train_encoder(config(world, stored(world), run=run, losses={"pooled_weight": 100.0}), tmp_path / "run")
@@ -292,6 +294,7 @@ def test_a_teacher_may_have_another_size(tmp_path: Path, world: Path):
     assert TokLIP.from_pretrained(tmp_path / "run/model").encoder.pos_embed.shape == (1, 144, 32)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_a_class_token_teaches_as_well(tmp_path: Path, world: Path):
     """It has as many tokens beside it as the encoder, whose class token comes last."""
     small_teacher(3, trunk=CLASS_TOKEN).save_pretrained(tmp_path / "teacher")

@@ -73,6 +73,7 @@ def stopped_after(steps: int, settings: TeacherTrainConfig, out: Path) -> FitRep
         return train_teacher(settings, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"contrast": "sigmoid", "run": {"accumulate": 2, "workers": 1}}])
 def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, changes: dict[str, Any]):
     settings = config(held_out={"scenes": 4}, **changes)
@@ -93,6 +94,7 @@ def test_the_exported_teacher_is_the_one_that_was_evaluated(tmp_path: Path):
     assert report.figures.keys() == {"zero_shot_top1", "image_to_text_r1", "text_to_image_r1"}
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path):
     write_scenes(Scenes(16, size=32, objects=1), tmp_path / "pictures")
     run = {"steps": 30, "batch_size": 16, "log_every": 10, "warmup_steps": 5}

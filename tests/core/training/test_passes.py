@@ -340,6 +340,7 @@ def shards(pair: Path) -> Path:
     return pair
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_have_every_gradient_and_loss_of_one(pair: Path, accumulate: int, whole: Path):
     assert_gradients_agree(gradients(pair / f"replicated-{accumulate}"), gradients(whole))

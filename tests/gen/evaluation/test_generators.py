@@ -64,6 +64,7 @@ def test_another_size_than_the_references_is_refused_before_anything_is_drawn(
     assert "--size 20" in refused.stderr and not list(tmp_path.glob("*s.npz*"))
 
 
+@pytest.mark.slow
 def test_a_toklip_that_moved_and_a_precision_can_be_named(tmp_path):
     toklip = small_toklip()
     toklip.save_pretrained(tmp_path / "moved")

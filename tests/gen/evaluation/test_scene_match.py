@@ -45,6 +45,7 @@ def thing(colour="red", shape="circle", x=0.5, y=0.5, radius=0.15, rgb=(0.9, 0.1
 GREY = Background(kind="plain", colours=((0.45, 0.45, 0.5), (0.4, 0.4, 0.4)), light=(0.95, 0.2, -0.2))
 
 
+@pytest.mark.slow
 def test_scenes_on_plain_backgrounds_are_read_without_an_error():
     prompts = scene_prompts(60, split="validation")
     assert match_by_pixels(pixels_of(prompts), [prompt.claims for prompt in prompts]) == ALL_RIGHT

@@ -32,6 +32,7 @@ def test_no_position_sees_ids_after_it(features, condition):
     assert not torch.allclose(first[:, 21:], second[:, 21:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["class", "text"])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("known", [0, 5])
@@ -59,6 +60,7 @@ def test_a_stream_sees_what_the_whole_pass_sees(features):
     torch.testing.assert_close(torch.cat([read, *steps], dim=1), inputs(ids), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
 def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(features):
@@ -178,6 +180,7 @@ def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
         Inputs("concat", tokenizer=MeanColour(), encoder=toklip.encoder)
 
 
+@pytest.mark.slow
 def test_published_sizes_have_the_published_numbers_of_parameters():
     # Of 1000 classes and 16384 ids; LlamaGen's paper, table 2, in millions; 7B of its code.
     published = {"B": 111, "L": 343, "XL": 775, "XXL": 1411, "XXXL": 3893, "1B": 1200, "3B": 3097, "7B": 6615}

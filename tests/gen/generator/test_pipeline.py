@@ -261,6 +261,7 @@ def test_each_batch_is_written_as_it_is_finished(interrupted, tmp_path):
     assert (grid[-32:, -32:] == 255).all() and not (grid[-32:, :32] == 255).all()
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
     call, drawn = interrupted
     before = (tmp_path / "folder" / "0000.png").stat().st_mtime_ns
@@ -276,6 +277,7 @@ def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
         call("folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"seed": 6}, {"temperature": 0.5}, {"guidance": 2.0}, {"number": 4}, {"top_k": 3}])
 def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupted(interrupted, change):
     call, drawn = interrupted

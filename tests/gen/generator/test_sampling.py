@@ -14,6 +14,7 @@ def drawn(features="ids", condition="class", count=3, seeds=(7, 8, 9), **options
     return sample(small_generator(features, condition), small_inputs(features), what, seeds=seeds[:count], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["class", "text"])
 @pytest.mark.parametrize("features", FEATURES)
 def test_a_batch_is_its_pictures_one_by_one(features, condition):
@@ -77,6 +78,7 @@ def test_a_picture_goes_on_from_its_own_beginning_as_it_did():
     assert torch.equal(drawn("concat", prefix=whole.flatten(1)[:, :25]), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", FEATURES)
 def test_compiled_it_draws_the_same(features, monkeypatch):
     from toklip_gen.generator import sampling
@@ -89,6 +91,7 @@ def test_compiled_it_draws_the_same(features, monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("features", "condition"), [("ids", "class"), ("concat", "text")])
 def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condition, monkeypatch):
     from toklip_gen.generator import sampling

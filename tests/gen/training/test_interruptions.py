@@ -31,6 +31,7 @@ def uninterrupted(world, settings):
     return world / "uninterrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, tmp_path, number):
     """A kill loses at most the steps since the last save."""

@@ -43,6 +43,7 @@ def whole(world) -> Path:
     return world / "whole"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_steps_are_steps_then_resume_then_steps_bit_for_bit(world, whole, tmp_path, monkeypatch, stop_at):
     settings = config(concat(world, **EVALUATED))
@@ -84,6 +85,7 @@ def test_two_processes_agree_with_one_within_rounding(world, tmp_path):
         torch.testing.assert_close(last(tmp_path / "run")[name], weight, rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", ["ids", "codes", "concat"])
 def test_forty_steps_lower_the_loss_and_the_result_draws(world, tmp_path, features):
     more = {"toklip": str(world / "toklip")} if features == "concat" else {}
@@ -284,6 +286,7 @@ def evaluated(*arguments: Any) -> Any:
     return CliRunner().invoke(cli, ["evaluate", "generation", *map(str, arguments), "--device", "cpu"])
 
 
+@pytest.mark.slow
 def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
     judge = ["--clip", world / "toklip", "--features", world / "toklip"]
     arguments = ["--generator", whole / "model", "--scenes", 5, "--split", "validation", *judge]

@@ -22,6 +22,7 @@ def refuse_releases_that_cannot_compile_their_own_check():
         pytest.skip("this release of transformers cannot compile the check that its models have")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("features", ["concat", "tokens", "codes"])
 def test_the_model_compiles_into_one_graph(features):
@@ -34,6 +35,7 @@ def test_the_model_compiles_into_one_graph(features):
     torch.testing.assert_close(compiled(**batch).logits, expected, **CLOSE)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_exported_model_refuses_another_number_of_pictures_than_places():
     model, processor = shared()
@@ -45,6 +47,7 @@ def test_an_exported_model_refuses_another_number_of_pictures_than_places():
         program(**batch)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("features", ["concat", "codes"])
 def test_an_exported_model_gives_the_logits_of_other_pictures_too(features):

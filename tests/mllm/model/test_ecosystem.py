@@ -29,6 +29,7 @@ def examples(processor):
     ] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_the_trainer_of_transformers_trains_saves_and_evaluates(tmp_path):
     model, processor = small_mllm()

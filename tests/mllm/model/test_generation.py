@@ -58,6 +58,7 @@ def answers(tokens, batch):
     return tokens[:, batch["input_ids"].shape[1] :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options",
@@ -72,6 +73,7 @@ def test_every_cache_gives_the_tokens_of_no_cache(family, options):
     assert torch.equal(model.generate(**batch, **PLAIN, **options), by_hand(model, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_a_batch_gives_each_prompt_the_tokens_that_it_has_alone(family, options):

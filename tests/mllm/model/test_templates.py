@@ -118,6 +118,7 @@ def test_what_is_learnt_of_one_turn_are_its_words_and_its_end(kind):
     assert learnt(kind, ASK, SAY).strip() == f"a red circle{KINDS[kind][3]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2", "llama3", "gemma", "mistral", "parts", "both"])
 def test_what_is_learnt_of_several_turns_are_the_words_and_the_ends_of_each(kind):
     end = KINDS[kind][3]

@@ -64,6 +64,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "tied", "targets"), CASES)
 def test_the_exported_model_has_the_logits_of_the_adapted_one(family, tied, targets, toy, tmp_path):
     lora = LoRA(rank=3, alpha=5, dropout=0.0, targets=tuple(targets.split()))
@@ -114,6 +115,7 @@ def test_adapters_stay_out_of_the_semantic_encoder_and_the_connector(world, targ
     assert layers and all(name.startswith("language_model.") for name in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -128,6 +130,7 @@ def test_a_run_ends_with_a_model_that_says_what_it_says(world, tmp_path, changes
     assert (tmp_path / "run/model/config.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_dtype", ["float32", "bfloat16"])
 def test_an_export_that_says_something_else_than_the_run_is_no_end_of_it(world, tmp_path, monkeypatch, saved_dtype):
     """As before adapters of embeddings were merged: they were left out, and nothing showed it."""
@@ -192,6 +195,7 @@ def test_peft_leaves_encoder_and_connector_alone_and_the_checksum_stays(family, 
 ADAPTER_TARGETS = ["all-linear", ["q_proj", "qkv", "fc1"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("excluded", [None, ["v_proj"], r".*\.v_proj"])
 @pytest.mark.parametrize("targets", ADAPTER_TARGETS)
 def test_a_second_adapter_is_left_out_of_encoder_and_connector_as_the_first_is(

@@ -41,6 +41,7 @@ def train_adapters_in_a_process(folder: Path) -> None:
     train_mllm(adapters(folder), folder / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
@@ -59,6 +60,7 @@ def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeyp
         torch.testing.assert_close(theirs[name], mine[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
     plugins.registry.cache_clear()

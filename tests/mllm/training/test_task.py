@@ -72,6 +72,7 @@ def batch_of(processor, *turns):
 TURNS = [("<image> what is it ?", "red circle"), ("<image> how many red circle is it ?", "two ."), ("yes ?", "no")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_each_save_is_a_place_to_go_on_from_bit_for_bit(step, world, whole, tmp_path):
     out = tmp_path / "run"
@@ -96,6 +97,7 @@ def test_the_log_has_the_shares_of_right_answers_by_type(whole):
     assert {"evaluate/exact_match", "evaluate/colour", "evaluate/existence"} <= last.keys()
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss(world, tmp_path):
     longer = {"steps": 40, "learning_rate": 1e-2, "batch_size": 6, "save_every": 40}
     train_mllm(config(world, talks(world), run=longer), tmp_path / "run")
@@ -144,6 +146,7 @@ def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_later_stage_reads_the_tokens_too_unless_the_encoder_was_trained(world, tmp_path, encoder_calls):
     stored = talks(world, store=str(world / "tokens"))
     for name, parts, calls in (("frozen", ["connector"], False), ("trained", ["connector", "encoder"], True)):

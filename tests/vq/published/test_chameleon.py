@@ -30,6 +30,7 @@ def small_weights(prefix=""):
     return {prefix + taming_name(name, levels=2): torch.randn_like(tensor) / 8 for name, tensor in weights.items()}
 
 
+@pytest.mark.slow
 def test_ids_and_pictures_are_those_of_metas_code(tmp_path):
     """Golden: facebookresearch/chameleon, chameleon/inference/vqgan.py, published sizes, float32 on a CPU."""
     tokenizer = load_chameleon(chameleon_file(tmp_path / "vqgan.ckpt"))

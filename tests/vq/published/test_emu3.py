@@ -51,6 +51,7 @@ def test_ids_and_pictures_are_those_of_the_official_code(tmp_path):
     torch.testing.assert_close(ours.decode(numbers["indices"]), numbers["reconstruction"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.vqmodel.", "vqmodel."])
 def test_equals_transformers_which_runs_all_four_frames(tmp_path, prefix):
     theirs = small_transformers()
@@ -65,6 +66,7 @@ def test_equals_transformers_which_runs_all_four_frames(tmp_path, prefix):
     torch.testing.assert_close(ours.decode(ids), pictures, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_is_named_as_in_the_file(tmp_path):
     model = small_transformers()
     weights = named_weights(official_shapes(model))

@@ -24,6 +24,7 @@ def lightning(raw: dict[str, torch.Tensor], average: dict[str, torch.Tensor]) ->
     return content
 
 
+@pytest.mark.slow
 def test_ibq_gives_the_numbers_of_the_official_code(tmp_path):
     golden = arrays("ibq_8192")
     torch.save(lightning(constants("ibq_8192"), weights("ibq_8192")), tmp_path / "weights.ckpt")
@@ -37,6 +38,7 @@ def test_ibq_gives_the_numbers_of_the_official_code(tmp_path):
     torch.testing.assert_close(tokenizer.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ibq-8192", "ibq-8192-raw"])
 def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_path, name):
     raw = constants("ibq_8192")

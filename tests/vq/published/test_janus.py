@@ -38,6 +38,7 @@ def write_small(model, path, prefix="model.vqmodel."):
     return path
 
 
+@pytest.mark.slow
 def test_ids_and_pictures_are_those_of_the_official_code(tmp_path):
     """Golden: LlamaGen's VQ-16, whose names, shapes and ids deepseek-ai/Janus, janus/models/vq_model.py shares."""
     tokenizer = load_janus(janus_file(tmp_path / "pytorch_model.bin").parent)

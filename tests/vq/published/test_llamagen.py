@@ -22,6 +22,7 @@ def vq16(tmp_path_factory):
     path.unlink()
 
 
+@pytest.mark.slow
 def test_vq16_gives_the_numbers_of_the_official_code(vq16):
     golden = arrays("llamagen_vq16")
     with torch.no_grad():
@@ -33,6 +34,7 @@ def test_vq16_gives_the_numbers_of_the_official_code(vq16):
     torch.testing.assert_close(vq16.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16, monkeypatch):
     """As a picture of 256 x 256 and more is encoded."""
     monkeypatch.setattr("toklip_vq.towers._LARGE", 1 << 16)
@@ -45,6 +47,7 @@ def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16, monkeypatc
     torch.testing.assert_close(vq16.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("golden", "name"), [("llamagen_vq16", "llamagen-vq16-t2i"), ("llamagen_vq8", "llamagen-vq8-c2i")]
 )
@@ -56,6 +59,7 @@ def test_every_name_of_the_published_files_finds_its_place(tmp_path, golden, nam
     assert all(torch.equal(tensor, tensors[llamagen_name(ours)]) for ours, tensor in loaded.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ema", "model", "state_dict", "flat", "safetensors"])
 def test_every_layout_loads_the_weights_that_are_preferred(tmp_path, layout):
     tensors = constants("llamagen_vq8")
@@ -70,6 +74,7 @@ def test_every_layout_loads_the_weights_that_are_preferred(tmp_path, layout):
     assert torch.equal(loaded.quant_conv.bias, tensors["quant_conv.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_of_a_training_in_several_processes_or_compiled_are_read(tmp_path, prefix):
     """An average that was not taken is None beside the weights."""

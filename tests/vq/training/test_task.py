@@ -121,6 +121,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_losses_set_in_at_their_steps(whole: Path):
     steps = [{name for name in line if name.startswith("loss/")} for line in lines(whole)[:5]]
     plain = {"loss/reconstruction"}
@@ -129,6 +130,7 @@ def test_losses_set_in_at_their_steps(whole: Path):
     assert steps == [plain, quantized, everything, everything, everything]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, tiny: Path, whole: Path):
     out = tmp_path / "run"
     process = start([str(tiny), "--out", str(out)])
@@ -143,6 +145,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, tiny: P
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path, whole: Path):
     """Before, at and after the steps where quantization and discriminator set in."""
     for step in range(1, 5):
@@ -154,6 +157,7 @@ def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path, whole: 
         assert_same(out, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path):
     """Losses, gradients and averages of gradients, with entropy, LeCam and discriminator on.
 
@@ -179,6 +183,7 @@ def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path
         torch.testing.assert_close(theirs[name].float(), mine[name].float(), rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_thirty_steps_lower_the_loss_and_the_result_is_a_tokenizer(tmp_path: Path, tiny: Path):
     run = {"steps": 30, "batch_size": 16, "save_every": 30, "evaluate_every": 30, "learning_rate": 3e-3}
     other = {"losses.quantize_from": 20, "losses.discriminator_start": 99, "model.patch_size": 2, "model.channels": 16}
@@ -223,6 +228,7 @@ def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_al
     assert [reaches(losses["discriminator"] + losses["lecam"], group) for group in weights] == [False, True]
 
 
+@pytest.mark.slow
 def test_the_codebook_starts_from_latents(tiny: Path):
     config = load_config(tiny, VQTrainConfig)
     vqgan = build_vqgan(config.model)
@@ -277,6 +283,7 @@ def test_every_recipe_parses_and_builds(name: str):
     assert size == {"llamagen-vq16-imagenet": 71_883_403}.get(name, size), "as the published file"
 
 
+@pytest.mark.slow
 def test_samples_depend_on_seed_epoch_and_index_alone():
     sources = [ScenesSource(kind="scenes", count=3), PhotographsSource(kind="photographs", count=2)]
     samples = [open_sources(sources, size=24, seed=seed) for seed in (1, 1, 2)]
