@@ -1,8 +1,8 @@
-"""Captioned pictures into training samples.
+"""Training samples from captioned pictures.
 
     settings.py  where they come from    readers.py  folders, shards, tables    samples.py  samples and batches
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 from .readers import (
-    Captioned as Captioned,
     CaptionReader as CaptionReader,
+    PictureAndCaptions as PictureAndCaptions,
     PictureDataset as PictureDataset,
     PictureFiles as PictureFiles,
     PictureTable as PictureTable,

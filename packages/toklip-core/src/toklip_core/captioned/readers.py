@@ -1,7 +1,7 @@
-"""Captioned pictures by number, from what people have: files and tars, tables, data sets.
+"""Readers of captioned pictures in files and tars, tables, and data sets, by number.
 
-Each reader holds what it has found as arrays: workers that are forked share them, while Python objects would be copied,
-page by page, as their references are counted.
+Readers keep what they know about the pictures in arrays, which forked workers share. Python objects would be copied
+page by page, because counting references writes to them.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ from toklip_core.pictures import (
     open_picture,
 )
 
-Captioned = tuple[Image.Image, Sequence[str]]
+PictureAndCaptions = tuple[Image.Image, Sequence[str]]
 
-# First bytes of a picture that are compared, before all of them are.
+# Number of first bytes by which pictures are compared before all of their bytes are.
 _COMPARED = 4096
 
-# So many pictures of a table are looked for before its root is taken to be wrong.
+# Number of a table's pictures that must be missing before its root counts as wrong.
 _LOOKED_FOR = 100
 
 _log = logging.getLogger(__name__)
 
 
 class CaptionReader(Protocol):
-    """Pictures with captions, by number; picklable, for workers."""
+    """Pictures with captions, by number. Readers can be pickled, for workers."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of pictures."""
 
-    def __getitem__(self, number: int) -> Captioned:
+    def __getitem__(self, number: int) -> PictureAndCaptions:
         """Return an RGB picture and its captions, one or more; PictureError if either is missing or cannot be read."""
 
     def place(self, number: int) -> str:
-        """Return where a picture lies, for messages."""
+        """Return the place of a picture, for messages."""
 
     def all_captions(self) -> Iterator[str] | None:
-        """Yield every caption, once or more often, as it is wanted; None where that would mean to read every file."""
+        """Yield every caption at least once; None if that would mean reading every file."""
 
 
 class PictureFiles:
-    """Files and members of tars with a .txt or .json beside them, and files that an imagefolder's metadata lists.
+    """Files and members of tars with a .txt or .json beside them, and files listed in an imagefolder's metadata.
 
-    Finding the members of a tar means to read its headers, 0.1 ms for a picture; each then takes 64 bytes.
+    Finding the members of a tar takes 0.1 ms per picture, to read its headers, and 64 bytes of memory.
 
     Raises:
-        FileNotFoundError: an input is not there, or there is no picture.
+        FileNotFoundError: an input is missing, or there is no picture.
         ValueError: no picture has a caption.
     """
 
@@ -105,7 +105,7 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, number: int) -> Captioned:
+    def __getitem__(self, number: int) -> PictureAndCaptions:
         entry = self._entry(number)
         captions = entry.captions()
         if not captions:
@@ -113,13 +113,13 @@ class PictureFiles:
         return entry.image(), captions
 
     def place(self, number: int) -> str:
-        """Return the file, and where in it."""
+        """Return the file, and the place in it."""
         entry = self._entry(number)
         member = entry.member
         return f"{entry.path}, byte {member.span.offset}" if isinstance(member, TarMember) else str(entry.path)
 
     def all_captions(self) -> None:
-        """Return None: each is a file."""
+        """Return None, since each caption is a file."""
 
     def _entry(self, number: int) -> Entry:
         file, table, is_member, *numbers = self._rows[number].tolist()
@@ -133,11 +133,11 @@ class PictureFiles:
 
 
 class PictureTable:
-    """The pictures of a CSV, TSV or JSONL file that have a caption, each once: rows that name it give its captions.
+    """Pictures with captions in a CSV, TSV or JSONL file; rows that name the same picture are merged.
 
     Raises:
-        FileNotFoundError: the table is not there, or the pictures are not where it says.
-        ValueError: it is no such table, a column is missing, or no row has a caption.
+        FileNotFoundError: the table is missing, or its pictures are.
+        ValueError: the file has another suffix, a column is missing, or no row has a caption.
     """
 
     def __init__(self, source: CaptionedTable) -> None:
@@ -157,7 +157,7 @@ class PictureTable:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, number: int) -> Captioned:
+    def __getitem__(self, number: int) -> PictureAndCaptions:
         path = Path(self.place(number))
         return Entry(path.name, path, max_pixels=self._max_pixels).image(), self._captions[number].as_py()
 
@@ -166,7 +166,7 @@ class PictureTable:
         return str(self._paths[number].as_py())
 
     def captions(self, number: int) -> list[str]:
-        """Return the captions of a picture, which is not read."""
+        """Return the captions of a picture without reading the picture."""
         return list(self._captions[number].as_py())
 
     def all_captions(self) -> Iterator[str]:
@@ -175,9 +175,9 @@ class PictureTable:
 
 
 class PictureDataset:
-    """The pictures of Parquet files or of a data set of the hub, mapped into memory by the library `datasets`.
+    """Pictures of Parquet files or of a data set of the hub, memory-mapped by the library `datasets`.
 
-    Rows that hold one picture, byte by byte, are one picture with all their captions.
+    Rows whose pictures are equal byte for byte are merged into one picture with all their captions.
 
     Raises:
         LookupError: the library is not installed.
@@ -196,14 +196,14 @@ class PictureDataset:
                 f"{self._name} has no column {sorted(missing)[0]!r} (image and caption name them); its columns: "
                 f"{one_line(', '.join(rows.column_names), longest=120)}"
             )
-        # As Arrow: the library would decode pictures by itself, whatever their size and their turn.
+        # As Arrow, because the library would decode pictures without limiting their size or turning them upright.
         self._rows = rows.select_columns([source.image, source.caption]).with_format("arrow")
         self._texts = rows.select_columns([source.caption]).with_format("arrow")
         if not len(rows):
             raise ValueError(f"{self._name} has no rows")
         self._look_through(self._texts.data.column(source.caption))
         first = _first_rows(rows.select_columns([source.image]).data.column(source.image))
-        #: Rows of each picture, one picture after another; and where each begins.
+        #: Rows of each picture, one picture after another, and the begin of each picture's rows.
         self._order = np.argsort(first, kind="stable")
         self._starts = np.flatnonzero(first == np.arange(len(first)))
         self._starts = np.searchsorted(first[self._order], self._starts)
@@ -211,7 +211,7 @@ class PictureDataset:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, number: int) -> Captioned:
+    def __getitem__(self, number: int) -> PictureAndCaptions:
         rows = self._rows_of(number)
         cells = self._texts[rows][self._caption].to_pylist()
         captions = [text for row, cell in zip(rows, cells, strict=True) for text in captions_in(cell, f"row {row}")]
@@ -227,7 +227,7 @@ class PictureDataset:
         return rows
 
     def _look_through(self, captions: pa.ChunkedArray) -> None:
-        """Refuse what is no caption before the first step, and say how many captions are missing."""
+        """Refuse values that are no captions, before training starts, and log how many captions are missing."""
         kind = captions.type.value_type if is_list(captions.type) else captions.type
         if not (is_text(captions.type) or pa.types.is_null(kind)):
             raise ValueError(
@@ -242,7 +242,7 @@ class PictureDataset:
         return f"{self._name}, row {self._rows_of(number)[0]}"
 
     def all_captions(self) -> None:
-        """Return None: there may be any number."""
+        """Return None, since there may be any number of captions."""
 
     def _picture(self, value: object) -> io.BytesIO | str:
         data, path = data_and_path(value)
@@ -261,9 +261,9 @@ def _present(span: Span) -> Span | None:
 
 
 def _first_rows(pictures: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return, for each row of a column of pictures, the first row that holds the same picture.
+    """Return the first row (N,) with the same picture, for each of N rows of a column of pictures.
 
-    All rows are compared by their size and first bytes, and those that agree there by all of their bytes.
+    Rows are compared by size and first bytes, and those that agree by all of their bytes.
     """
     short = np.array([key for chunk in pictures.chunks for key in _short_keys(chunk)], np.int64)
     _, place, count = np.unique(short, return_inverse=True, return_counts=True)
@@ -279,7 +279,7 @@ def _first_rows(pictures: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]
 
 
 def _short_keys(pictures: pa.Array) -> list[int]:
-    """Return a number for each picture, the same for the same ones, without reading more than its first bytes."""
+    """Return a number for each picture, equal for equal pictures, from its size and first bytes."""
     if not pa.types.is_struct(pictures.type):
         pictures = pa.StructArray.from_arrays([pictures], ["bytes"])
     known = {field.name for field in pictures.type}
@@ -305,7 +305,7 @@ def _first_null(captions: pa.ChunkedArray) -> tuple[int, int]:
 
 
 def _why_left_out(entry: Entry) -> str:
-    """Say why a picture is none to train on, as far as that shows unopened; empty if it may be one."""
+    """Return why a picture cannot be used, as far as that is known without opening it, else an empty text."""
     member = entry.member
     assert not isinstance(member, ParquetRow | ScenePlace)
     if member is None:

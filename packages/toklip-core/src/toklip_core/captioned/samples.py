@@ -1,10 +1,10 @@
-"""Captioned pictures, or stored ids with captions: what a semantic encoder is trained on.
+"""Training samples of semantic encoders: captioned pictures, or stored ids with captions.
 
-A sample is a function of (seed, epoch, index): workers, processes and resumed runs see the same.
+A sample is a function of (seed, epoch, index), so workers, processes and resumed runs see the same ones.
 
     sources -CaptionedSamples-> {"pixels" or "ids" (and "teacher"), "caption"} -collate-> batch
 
-Nothing is mirrored: captions say left and right.
+Pictures are not mirrored, because captions say left and right.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from toklip_core.store import StoreInfo, TokenStore, refuse_other
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 
 
-class Sample(TypedDict, total=False):
-    """One picture and one of its captions: pixels, or ids and the teacher's feature if the store has it."""
+class CaptionSample(TypedDict, total=False):
+    """A picture with one of its captions: pixels, or ids and, if the store has it, the teacher's pooled vector."""
 
-    #: (3, S, S), uint8: see :func:`toklip_core.pictures.normalized`.
+    #: (3, S, S), uint8; see :func:`toklip_core.pictures.normalized`.
     pixels: Tensor
     #: (h, w), int64.
     ids: Tensor
-    #: (E,), float32, unit norm within the rounding of float16.
+    #: (E,), float32, of unit norm up to the rounding of float16.
     teacher: Tensor
     caption: Required[str]
 
 
 class Batch(TypedDict, total=False):
-    """Samples together: each tensor has the batch in front."""
+    """Samples of a batch; the first dimension of each tensor is B."""
 
     pixels: Tensor
     ids: Tensor
@@ -54,10 +54,10 @@ class Batch(TypedDict, total=False):
     captions: Required[list[str]]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Return a batch: pixels (B, 3, S, S) uint8, ids (B, h, w), teacher (B, E), captions a list of B.
+def collate(samples: Sequence[CaptionSample]) -> Batch:
+    """Return a batch of pixels (B, 3, S, S) uint8, ids (B, h, w), teacher (B, E) and a list of B captions.
 
-    Pixels stay bytes, so that a worker sends a quarter of what floats would be; ``normalized`` is for the device.
+    Pixels stay bytes, a quarter of the size of floats, until ``normalized`` converts them on the device.
     """
     batch = Batch(captions=[sample["caption"] for sample in samples])
     for name in ("pixels", "ids", "teacher"):
@@ -67,23 +67,24 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class CaptionedSamples:
-    """All sources one after another, as :class:`toklip_core.training.Samples`; :func:`collate` goes with it.
+    """Samples of all sources, one source after another; batch them with :func:`collate`.
 
-    What cannot be read, or turns out to have no caption, is logged, and the next picture takes its place.
+    A picture that cannot be read or has no caption is logged and replaced by the next one.
 
     Args:
-        sources: as the settings name them: pixels, or token stores, not both.
-        image_size: side of the square.
-        resize: how a picture becomes it: see :func:`toklip_core.pictures.resized`.
-        seed: of captions and crops.
-        smallest_crop: below 1, the square is a random crop of a share of the picture's area from this to 1, its sides
-            3:4 to 4:3, stretched: :func:`random_crop`. The published TokLIP has 0.9.
-        window: rows of token stores that are shuffled together; see :meth:`order`.
+        sources: settings of the sources, either pictures or token stores.
+        image_size: side of the square that a picture becomes.
+        resize: way to make a picture square; see :func:`toklip_core.pictures.resized`.
+        seed: seed of captions and crops.
+        smallest_crop: smallest share of the picture's area that a random crop has (:func:`random_crop`); 1 means no
+            cropping. Crops have sides from 3:4 to 4:3 and are stretched to a square. The published TokLIP has 0.9.
+        window: number of rows of token stores that are shuffled together; see :meth:`order`.
 
     Raises:
-        FileNotFoundError: what a source names is not there.
-        LookupError: the library for data sets is not installed.
-        ValueError: a source has no captions, stores do not fit one another or the size, or pixels and stores are mixed.
+        FileNotFoundError: files of a source are missing.
+        LookupError: the library `datasets` is not installed.
+        ValueError: a source has no captions, stores do not fit one another or the size, or pictures and stores are
+            mixed.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class CaptionedSamples:
                 "to 1, or read the pictures themselves"
             )
         self._window = window
-        self._parts: list[_Part] = []
+        self._parts: list[_SourceSamples] = []
         for number, source in enumerate(sources):
             if isinstance(source, CaptionedStore):
                 self._parts.append(_Stored(source, image_size, resize, window))
@@ -127,21 +128,21 @@ class CaptionedSamples:
 
     @property
     def stored(self) -> StoreInfo | None:
-        """What the ids mean, and whose feature ``teacher`` is; None where samples have pixels."""
+        """Info of the stores, with the tokenizer of the ids and the teacher; None if samples have pixels."""
         return self._stores[0].info if self._stores else None
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> CaptionSample:
         return self._samples[key]
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
-        """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``.
+        """Return the permutation in which an epoch visits the samples.
 
-        A row of a store is read with its group of 1,000. So groups are shuffled, and then the rows within windows of
-        ``window`` rows of consecutive groups, which is what each reading process keeps in memory: with a teacher of
-        width 1152, and ids of 256, 190 MB. Stores up to that size, and pixels, are shuffled as one.
+        A row of a store is read together with its group of 1,000 rows. So first the groups are shuffled, then the rows
+        within windows of ``window`` rows of consecutive groups. Each reading process keeps a window in memory: 190 MB
+        with a teacher of width 1152 and 256 ids per picture. Smaller stores, and pictures, are shuffled as a whole.
         """
         if not self._stores:
             return shuffled(size, seed, epoch)
@@ -149,9 +150,9 @@ class CaptionedSamples:
         return window_order(groups, self._window, seed=seed, epoch=epoch)
 
     def distinct_captions(self, *, most: int = 2**20) -> list[str] | None:
-        """Return all captions, each once and sorted; None if they are more than ``most`` or not cheap to know.
+        """Return all distinct captions, sorted; None if there are more than ``most``, or if reading them is expensive.
 
-        Cheap are stores and tables: their captions are read, no picture, and no further than to one too many.
+        Reading them is cheap for stores and tables, where no picture is read, and reading stops after ``most``.
         """
         known = [captions for part in self._parts if (captions := part.all_captions()) is not None]
         if len(known) < len(self._parts):
@@ -164,7 +165,7 @@ class CaptionedSamples:
         return sorted(found)
 
 
-class _Part(Samples[Sample], Protocol):
+class _SourceSamples(Samples[CaptionSample], Protocol):
     def all_captions(self) -> Iterator[str] | None: ...
 
 
@@ -175,7 +176,7 @@ class _Scenes:
     def __len__(self) -> int:
         return self._source.count
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> CaptionSample:
         epoch, index = key
         number = epoch * len(self) + index
         source = self._source
@@ -183,7 +184,7 @@ class _Scenes:
             number, seed=source.seed, size=self._size, objects=source.objects, background=source.background
         )
         caption = random.Random(derived_seed(self._seed, *key)).choice(drawn.captions)
-        return Sample(pixels=levels_of(drawn.pixels), caption=caption)
+        return CaptionSample(pixels=levels_of(drawn.pixels), caption=caption)
 
     def all_captions(self) -> None:
         return None
@@ -208,21 +209,21 @@ class _Pictures:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> CaptionSample:
         reader = self._reader
         image, captions = first_usable(
             reader.__getitem__, key[1], len(reader), name=reader.place, what="captioned pictures"
         )
         draw = random.Random(derived_seed(self._seed, *key))
         caption = draw.choice(captions)
-        return Sample(pixels=levels_of(self._crop(image, draw)), caption=caption)
+        return CaptionSample(pixels=levels_of(self._crop(image, draw)), caption=caption)
 
     def all_captions(self) -> Iterator[str] | None:
         return self._reader.all_captions()
 
 
 class _Stored:
-    """Rows of a token store, each with its caption."""
+    """Rows of a token store with their captions."""
 
     def __init__(self, source: CaptionedStore, size: int, resize: Resize, window: int) -> None:
         self.store = TokenStore(source.store, cached_rows=window, features=("teacher",))
@@ -241,10 +242,10 @@ class _Stored:
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> CaptionSample:
         row = self.store[key[1]]
         assert row.caption is not None
-        sample = Sample(ids=row.ids, caption=row.caption)
+        sample = CaptionSample(ids=row.ids, caption=row.caption)
         if row.teacher is not None:
             sample["teacher"] = row.teacher
         return sample
@@ -264,5 +265,5 @@ def _reader(source: CaptionedPictures | CaptionedTable | CaptionedDataset) -> Ca
 
 
 def _of_training(info: StoreInfo) -> StoreInfo:
-    """What has to agree between stores that are read together."""
+    """Return the settings that must agree between stores that are read together."""
     return info.model_copy(update={"pooled": None, "tokens": None})

@@ -1,4 +1,4 @@
-"""The settings that name captioned pictures: entries of ``data`` in the TOML files of `toklip train encoder`."""
+"""Settings of captioned pictures: entries of ``data`` in the TOML files of `toklip train encoder`."""
 
 from __future__ import annotations
 

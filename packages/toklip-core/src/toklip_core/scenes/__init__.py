@@ -1,10 +1,10 @@
-"""Scenes: procedural captioned pictures, the data behind the tiny models, the tests and the tutorials.
+"""Scenes: procedural captioned pictures, the data of the tiny models, the tests and the tutorials.
 
-One to three coloured shapes on a background, with captions, class labels, and questions with answers. Everything
-depends on (split, seed, index) alone: no files, no downloads, no order. The splits:
+A scene shows one to three coloured shapes on a background, and has captions, class labels, and questions with answers.
+Everything depends on (split, seed, index) alone, so there are no files and no downloads. The splits:
 
     train        combinations of colour and shape outside HELD_OUT
-    validation   the same combinations, other scenes
+    validation   the same combinations in other scenes
     held-out     every scene shows at least one combination of HELD_OUT
 
     picture.py   objects, backgrounds, and the renderer      draws.py     random numbers
@@ -73,14 +73,14 @@ _CLASS_IDS = {name: i for i, name in enumerate(CLASSES)}
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A scene: objects and background are drawn when it is made, its picture and its words when they are asked for."""
+    """A scene. Its objects and background are drawn at once, its picture, captions and questions when needed."""
 
     index: int
     seed: int
     split: str
-    #: Side of `pixels`.
+    #: Side of ``pixels``.
     size: int
-    #: One to three objects, in no order that means anything.
+    #: One to three objects; their order has no meaning.
     objects: tuple[SceneObject, ...]
     background: Background
 
@@ -89,32 +89,32 @@ class Scene:
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
-        """The picture: (size, size, 3), uint8."""
+        """The picture (size, size, 3), uint8."""
         return render(self.objects, self.background, self.size)
 
     @cached_property
     def captions(self) -> tuple[str, ...]:
-        """Four captions, all true, in different words; each names every object."""
+        """Four true captions in different words; each names every object."""
         return describe(self._draws("captions"), self.objects, self.background)
 
     @property
     def caption(self) -> str:
-        """The first of the captions."""
+        """The first caption."""
         return self.captions[0]
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """Questions with their answers: one of each kind for which the scene allows one."""
+        """Questions with answers, one of each kind that the scene allows."""
         return ask(self._draws("questions"), self.objects, self.split)
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The class of each object: an index into CLASSES."""
+        """The class of each object, as an index into CLASSES."""
         return tuple(_CLASS_IDS[f"{thing.colour} {thing.shape}"] for thing in self.objects)
 
     @property
     def label(self) -> int | None:
-        """The class of the only object; None where there are several: then none of them is the class of the picture."""
+        """The class of the only object, as an index into CLASSES; None if there are several objects."""
         return self.labels[0] if len(self.objects) == 1 else None
 
     def at(self, size: int) -> Scene:
@@ -134,15 +134,15 @@ def scene(
     objects: int | None = None,
     background: str | None = None,
 ) -> Scene:
-    """Return the scene of an index.
+    """Return one scene of a split.
 
     Args:
-        index: any number from 0 on: a split has no end.
-        seed: another seed gives other scenes.
+        index: number of the scene, from 0 on; a split has no end.
+        seed: seed of the whole split.
         split: "train", "validation" or "held-out".
-        size: side of the picture in pixels; the scene does not depend on it.
-        objects: how many, 1 to 3; drawn if None. One object makes a scene for classification.
-        background: its kind, one of BACKGROUNDS; drawn if None.
+        size: side of the picture in pixels; the scene itself does not depend on it.
+        objects: number of objects, 1 to 3; None: random. Classification needs one object.
+        background: kind of background, one of BACKGROUNDS; None: random.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -166,7 +166,7 @@ def scene(
 
 @dataclass(frozen=True)
 class Scenes:
-    """The first `count` scenes of a split as a sequence, as a torch DataLoader takes it.
+    """The first ``count`` scenes of a split, as a sequence that a torch DataLoader accepts.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -180,9 +180,9 @@ class Scenes:
     seed: int = 0
     split: str = "train"
     size: int = 64
-    #: How many objects a scene has; drawn if None.
+    #: Number of objects per scene; None: random.
     objects: int | None = None
-    #: The kind of their backgrounds; drawn if None.
+    #: Kind of background; None: random.
     background: str | None = None
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Scenes:
         return (self[i] for i in range(self.count))
 
     def key(self, index: int) -> str:
-        """Return the key of a scene in a token store: it depends on what the scene depends on, and not on the count.
+        """Return the key of a scene in a token store. It depends on everything that the scene depends on.
 
         >>> Scenes(256, split="held-out", objects=1).key(3)
         'scenes/held-out,objects=1/000003.png'

@@ -1,4 +1,4 @@
-"""How the objects and the background of a scene are drawn from random numbers."""
+"""Random objects and backgrounds of scenes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from toklip_core.scenes.picture import (
 
 
 class _Palette(NamedTuple):
-    """Hue in degrees and how far it varies to either side; saturation and value from and to."""
+    """A hue in degrees, how far it may vary to either side, and the ranges of saturation and value."""
 
     hue: float
     jitter: float
@@ -43,13 +43,13 @@ _PALETTES = {
     "pink": _Palette(328, 9, (0.35, 0.65), (0.9, 1.0)),
 }
 
-#: Radii as shares of the side: at 64 px the smallest shape has the area of a disc 13 px across, the largest 29 px.
+#: Radii as shares of the side. At 64 px the smallest shape has the area of a disc of 13 px diameter, the largest 29 px.
 _RADII = {"small": (0.1, 0.115), "medium": (0.14, 0.16), "large": (0.2, 0.225)}
 
-#: Shapes are turned by this much at most, in radians: a square must not become a diamond.
+#: Largest turn of a shape in radians; a square must not become a diamond.
 _TURN = math.radians(35)
 
-#: An object is at least this far, in RGB, from both colours of the background.
+#: Smallest distance in RGB between an object and both colours of the background.
 _CONTRAST = 0.4
 
 _ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
@@ -59,15 +59,15 @@ Pair = tuple[str, str]
 
 
 def allowed_pairs(split: str) -> tuple[Pair, ...]:
-    """Return the (colour, shape) combinations that scenes, captions and questions of a split may name."""
+    """Return the (colour, shape) combinations that may occur in scenes, captions and questions of a split."""
     return _ALL_PAIRS if split == "held-out" else _SEEN_PAIRS
 
 
 def draw_objects(draws: Draws, split: str, count: int) -> tuple[SceneObject, ...]:
-    """Draw objects that do not overlap, no two of one colour and shape, each wholly within the picture."""
+    """Return random objects that lie inside the picture, do not overlap, and differ in colour or shape."""
     pairs = _draw_pairs(draws, split, count)
     while True:
-        # Three large shapes do not fit, so sizes are drawn anew along with the places.
+        # Three large shapes do not fit, so each attempt draws new sizes as well as places.
         things = [_draw_object(draws, pair, count) for pair in pairs]
         for _ in range(12):
             placed = [_place(draws, thing) for thing in things]
@@ -80,7 +80,7 @@ def _draw_pairs(draws: Draws, split: str, count: int) -> list[Pair]:
     pairs: list[Pair] = [draws.pick(HELD_OUT if split == "held-out" else allowed)]
     while len(pairs) < count:
         choices: Sequence[Pair] = allowed
-        # Only shapes that share something make a question about colour or a count a question.
+        # Questions about colours and numbers need shapes that share a colour or a shape.
         if draws.chance(0.45):
             axis = draws.below(2)
             choices = [pair for pair in allowed if pair[axis] == pairs[0][axis]]
@@ -119,11 +119,11 @@ def _place(draws: Draws, thing: SceneObject) -> SceneObject:
 
 
 def _is_clear(things: Sequence[SceneObject]) -> bool:
-    """Say whether no two objects overlap, and each pair has a relation that holds."""
+    """Return whether no two objects overlap and a relation holds for each pair."""
     for i, first in enumerate(things):
         for second in things[:i]:
             dx, dy = first.x - second.x, first.y - second.y
-            # Tips rarely meet, rings and circles would: measured, shapes touch in 1 scene of 500, by less than a pixel.
+            # Tips rarely touch, but rings and circles would. Measured: 1 scene of 500 has shapes that touch.
             apart = max(0.9 * (reach(first) + reach(second)), 1.17 * (first.radius + second.radius)) + 0.02
             if dx * dx + dy * dy < apart * apart or max(abs(dx), abs(dy)) < RELATION_MARGIN:
                 return False
@@ -131,7 +131,7 @@ def _is_clear(things: Sequence[SceneObject]) -> bool:
 
 
 def draw_background(draws: Draws, objects: Sequence[SceneObject], kind: str | None = None) -> Background:
-    """Draw a background from which every object stands out, of a kind if that is given."""
+    """Return a random background from which every object stands out, of the given kind if there is one."""
     drawn = draws.pick(BACKGROUNDS)
     kind = kind or drawn
     while True:
@@ -150,7 +150,7 @@ def draw_background(draws: Draws, objects: Sequence[SceneObject], kind: str | No
 
 
 def colour_name(rgb: Colour) -> str:
-    """Return the name of the colour whose hues are nearest to that of ``rgb``; brightness does not count."""
+    """Return the name of the colour whose hue is nearest to that of ``rgb``; brightness does not count."""
     hue = colorsys.rgb_to_hsv(*rgb)[0] * 360
 
     def apart(name: str) -> float:
@@ -161,7 +161,7 @@ def colour_name(rgb: Colour) -> str:
 
 
 def _draw_two_colours(draws: Draws) -> tuple[Colour, Colour]:
-    """Draw colours of any hue, those of shapes among them, near enough to each other for a tokenizer of few bits."""
+    """Return two random colours of any hue, close enough to each other for a small tokenizer to keep."""
     hue, saturation, value = draws.share(), draws.between(0, 0.75), draws.between(0.25, 0.95)
     first = colorsys.hsv_to_rgb(hue, saturation, value)
     value += draws.pick((-1, 1)) * draws.between(0.1, 0.22)

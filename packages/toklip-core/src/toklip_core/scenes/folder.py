@@ -1,4 +1,4 @@
-"""Scenes as files: pictures with their captions beside them, as ``toklip encode`` reads them."""
+"""Scenes as files: pictures with captions beside them, in the layout that ``toklip encode`` reads."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from toklip_core.files import replacing, write_text
 if TYPE_CHECKING:
     from toklip_core.scenes import Scene
 
-#: One line a picture: file, captions, objects, label, questions. Written last: a folder that has it is complete.
+#: File with a line per picture: file, captions, objects, label, questions. It is written last, so it marks a complete
+#: folder.
 CAPTIONS_FILE = "captions.jsonl"
 
 
 def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = False) -> None:
     """Write scenes into a folder: ``000000.png`` beside ``000000.txt`` (the caption), ..., and ``captions.jsonl``.
 
-    Stopped or killed in between, every file with such a name is whole, and there is no ``captions.jsonl``.
+    If it is stopped or killed, the files with these names are whole, and ``captions.jsonl`` is missing.
 
     Args:
-        scenes: such as ``Scenes(1000, split="validation")``.
-        out: a folder; made if it is not there.
-        progress: show a bar on stderr if that is a terminal.
+        scenes: scenes such as ``Scenes(1000, split="validation")``.
+        out: folder to write into; it is created if missing.
+        progress: show a progress bar on stderr if that is a terminal.
 
     Raises:
-        FileExistsError: the folder holds something already; nothing is written.
+        FileExistsError: the folder is not empty; nothing is written.
         OSError: the folder cannot be written.
 
     >>> from tempfile import mkdtemp

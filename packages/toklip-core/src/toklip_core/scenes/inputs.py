@@ -1,4 +1,4 @@
-"""Scenes as an input: ``scenes:held-out?count=256`` stands where a folder of pictures may."""
+"""Scenes as an input: ``scenes:held-out?count=256`` can be given wherever a folder of pictures can."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toklip_core.scenes.picture import BACKGROUNDS
 if TYPE_CHECKING:
     from toklip_core.scenes import Scenes
 
-#: What such an input begins with; a file of that name is reached as ``./scenes:...``, typed with its whole path.
+#: Prefix of such an input. For a file whose name begins like that, type a path such as ``./scenes:...``.
 SCHEME = "scenes:"
 
 _RANGES = {"count": (1, LARGEST_COUNT), "seed": (0, LARGEST_SEED), "size": (8, LARGEST_SIDE), "objects": (1, 3)}
@@ -21,14 +21,14 @@ _COUNT = 100
 
 
 def parse_scenes(item: Path | str) -> Scenes | None:
-    """Return the scenes that an input names, or None if it names files.
+    """Return the scenes of an input, or None if it names files.
 
     The form is ``scenes:SPLIT?NAME=VALUE&...`` with the options of ``toklip scenes``, and their defaults: count (100),
-    seed (0), size in pixels (64), objects (1 to 3; drawn for each scene) and background (drawn for each scene). The
-    input is the folder that ``toklip scenes`` writes with these options.
+    seed (0), size in pixels (64), objects (1 to 3; random by default) and background (random by default). The input
+    equals the folder that ``toklip scenes`` writes with these options.
 
     Raises:
-        ValueError: it begins with "scenes:" and is not of this form, or a value is out of its range.
+        ValueError: the input begins with "scenes:" and has another form, or a value is out of its range.
 
     >>> parse_scenes("scenes:held-out?count=256&objects=1").split
     'held-out'

@@ -1,4 +1,4 @@
-"""The words of a scene: captions, the parser that reads them back, and questions with their answers."""
+"""Captions of scenes and their parser, and questions with answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toklip_core.scenes.picture import (
     holds,
 )
 
-#: How many captions a scene has.
+#: Number of captions per scene.
 CAPTIONS = 4
 
 _SIZE_WORDS = {
@@ -51,21 +51,21 @@ _GROUNDS = ("on a {} background", "against a {} background")
 _OPPOSITES = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 _PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
 
-#: Where the left third of the picture ends and where the right third begins.
+#: End of the left third and begin of the right third of a picture.
 _THIRDS = (0.41, 0.59)
 
 
 class Phrase(NamedTuple):
-    """An object as a caption names it."""
+    """An object named in a caption."""
 
     colour: str
     shape: str
-    #: One of SIZES, or None if the caption does not say.
+    #: One of SIZES, or None if the caption does not mention it.
     size: str | None
 
 
 class Question(NamedTuple):
-    """A question about a picture."""
+    """A question about a picture, with its answer."""
 
     text: str
     answer: str
@@ -75,18 +75,18 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption claims."""
+    """The claims of a caption."""
 
     objects: tuple[Phrase, ...]
     #: (i, relation, j): object i is above, below, left of or right of object j.
     relations: tuple[tuple[int, str, int], ...] = ()
-    #: Where the only object is, as a caption says it.
+    #: Place of the only object in the words of captions, or None.
     place: str | None = None
-    #: One of BACKGROUNDS.
+    #: One of BACKGROUNDS, or None if the caption does not mention it.
     background: str | None = None
 
     def is_true_of(self, objects: Sequence[SceneObject], background: Background) -> bool:
-        """Say whether a scene shows exactly the objects that are named, each as it is claimed."""
+        """Return whether a scene shows exactly the named objects and all claims are true."""
         if len(objects) != len(self.objects) or self.background not in (None, background.kind):
             return False
         by_name = {(thing.colour, thing.shape): thing for thing in objects}
@@ -101,7 +101,7 @@ class Description:
 
 
 def place_of(thing: SceneObject) -> str:
-    """Return where an object lies, in words: "in the upper left", "at the top", ..."""
+    """Return the place of an object in words, such as "in the upper left" or "at the top"."""
     low, high = _THIRDS
     column = "left" if thing.x < low else "right" if thing.x > high else "middle"
     row = "top" if thing.y < low else "bottom" if thing.y > high else "middle"
@@ -109,7 +109,7 @@ def place_of(thing: SceneObject) -> str:
 
 
 def describe(draws: Draws, objects: Sequence[SceneObject], background: Background) -> tuple[str, ...]:
-    """Return CAPTIONS captions of a scene."""
+    """Return CAPTIONS random captions of a scene."""
     return tuple(_caption(draws, objects, background) for _ in range(CAPTIONS))
 
 
@@ -194,10 +194,10 @@ _FORMS = tuple(
 
 
 def parse_caption(caption: str) -> Description:
-    """Read a caption back.
+    """Return the claims of a caption.
 
     Raises:
-        ValueError: the caption is not one that Scenes could have written.
+        ValueError: the caption is not in the words of Scenes.
 
     >>> parse_caption("a small red circle on a plain background").objects
     (Phrase(colour='red', shape='circle', size='small'),)
@@ -213,29 +213,29 @@ def parse_caption(caption: str) -> Description:
     )
 
 
-Parts = tuple[str, ...]
+Groups = tuple[str, ...]
 
 
-def _read_one(parts: Parts, ground: str | None) -> Description:
-    return Description((_phrase(parts[0]),), place=parts[1], background=ground)
+def _read_one(groups: Groups, ground: str | None) -> Description:
+    return Description((_phrase(groups[0]),), place=groups[1], background=ground)
 
 
-def _read_list(parts: Parts, ground: str | None) -> Description:
-    return Description(tuple(_phrase(part) for part in parts), background=ground)
+def _read_list(groups: Groups, ground: str | None) -> Description:
+    return Description(tuple(map(_phrase, groups)), background=ground)
 
 
-def _read_with(parts: Parts, ground: str | None) -> Description:
-    first, second, word = parts
+def _read_with(groups: Groups, ground: str | None) -> Description:
+    first, second, word = groups
     return Description((_phrase(first), _phrase(second)), ((1, _RELATION_OF[word], 0),), background=ground)
 
 
-def _read_two(parts: Parts, ground: str | None) -> Description:
-    first, word, second = parts
+def _read_two(groups: Groups, ground: str | None) -> Description:
+    first, word, second = groups
     return Description((_phrase(first), _phrase(second)), ((0, _RELATION_OF[word], 1),), background=ground)
 
 
-def _read_three(parts: Parts, ground: str | None) -> Description:
-    first, word, second, third, other_word, other = parts
+def _read_three(groups: Groups, ground: str | None) -> Description:
+    first, word, second, third, other_word, other = groups
     phrases = (_phrase(first), _phrase(second), _phrase(third))
     names = [f"{phrase.colour} {phrase.shape}" for phrase in phrases[:2]]
     if other not in names:
@@ -244,7 +244,7 @@ def _read_three(parts: Parts, ground: str | None) -> Description:
     return Description(phrases, relations, background=ground)
 
 
-_READERS: dict[str, Callable[[Parts, str | None], Description]] = {
+_READERS: dict[str, Callable[[Groups, str | None], Description]] = {
     "one": _read_one,
     "two": _read_list,
     "two, with": _read_with,
@@ -260,7 +260,7 @@ def _phrase(text: str) -> Phrase:
 
 
 def ask(draws: Draws, objects: Sequence[SceneObject], split: str) -> tuple[Question, ...]:
-    """Return one question of each kind that the scene allows; only those of "held-out" name a held-out combination."""
+    """Return a question of each kind that the scene allows; held-out combinations are only named in "held-out"."""
     kinds = (_ask_colour, _ask_shape, _ask_count, _ask_relation, _ask_size)
     questions = [kind(draws, objects) for kind in kinds]
     questions.insert(3, _ask_existence(draws, objects, split))
@@ -305,7 +305,7 @@ def _ask_existence(draws: Draws, objects: Sequence[SceneObject], split: str) -> 
     colour, shape = draws.pick(pairs)
     is_there = draws.chance(0.5)
     if not is_there:
-        # Something that shares its colour or its shape with an object: half an answer must not do.
+        # A combination that shares its colour or shape with an object, so that both have to be recognised.
         near = [p for p in allowed_pairs(split) if p not in pairs and (p[0] == colour) != (p[1] == shape)]
         colour, shape = draws.pick(near)
     form = draws.pick(("is there {}?", "do you see {}?"))
@@ -318,7 +318,7 @@ def _ask_relation(draws: Draws, objects: Sequence[SceneObject]) -> Question | No
     first, second, *_ = _shuffled(draws, objects)
     relation = draws.pick([r for r in RELATIONS if holds(first, r, second)])
     if draws.chance(0.5):
-        # The axis along which they are farther apart, if that is clear: else both words would be right.
+        # The axis along which the objects are farther apart, if it is clear; otherwise two answers would be right.
         across, down = abs(first.x - second.x), abs(first.y - second.y)
         if max(across, down) > 1.5 * min(across, down):
             relation = max(RELATIONS, key=lambda r: distance(first, r, second))

@@ -1,10 +1,10 @@
-"""What a scene holds, and how it is drawn.
+"""Objects and backgrounds of scenes, and their renderer.
 
-Every number of a picture comes from additions, products, quotients, square roots, minima and maxima of float32 arrays,
-which IEEE 754 rounds in one way only: no sine, no matrix product. So the bytes are the same on every machine.
+Pictures are computed only by additions, products, quotients, square roots, minima and maxima of float32 arrays, which
+IEEE 754 rounds in exactly one way; there are no sines and no matrix products. So the bytes are the same everywhere.
 
 Coordinates are shares of the picture's side, x to the right and y downwards. Shapes are described around their own
-centre, in units of their radius, and all have the area of the unit circle, so that area does not tell the shape.
+centre, in units of their radius. All have the area of the unit circle, so that the area does not reveal the shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Always float32; the stubs of numpy widen it to float64 beside a Python float, which numpy itself does not do.
+#: Array of float32. The type is wider because numpy's stubs, unlike numpy, widen it to float64 beside a Python float.
 Plane = NDArray[np.floating[Any]]
 Colour = tuple[float, float, float]
 
@@ -31,10 +31,10 @@ RELATIONS = ("above", "below", "left of", "right of")
 #: Combinations that only the split "held-out" shows: every colour and every shape once.
 HELD_OUT = tuple((colour, SHAPES[(3 * i + 1) % len(SHAPES)]) for i, colour in enumerate(COLOURS))
 
-#: How far apart two centres must lie before one is said to be above, below, left or right of the other.
+#: Smallest distance between two centres at which one counts as above, below, left or right of the other.
 RELATION_MARGIN = 0.12
 
-#: Knots of a cloudy background along each side.
+#: Number of knots of a cloudy background along each side.
 CLOUD_KNOTS = 5
 
 #: The smallest side of a picture, in pixels.
@@ -47,13 +47,13 @@ class SceneObject:
 
     Attributes:
         shape: one of SHAPES.
-        colour: one of COLOURS: the name; `rgb` is the colour itself.
-        size: one of SIZES: the word; `radius` is the size itself.
-        x, y: the centre, in (0, 1).
-        radius: of the circle that has the same area.
-        turn: clockwise, in radians.
+        colour: name of the colour, one of COLOURS; ``rgb`` has its values.
+        size: word for the size, one of SIZES; ``radius`` has its value.
+        x, y: centre, in (0, 1).
+        radius: radius of the circle with the same area.
+        turn: clockwise turn in radians.
         rgb: red, green, blue in [0, 1], before the light.
-        shade: how much brighter the shape gets per radius along its own vertical axis.
+        shade: gain of brightness per radius along the shape's own vertical axis.
     """
 
     shape: str
@@ -69,16 +69,16 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """What lies behind the shapes, and the light that falls on all of the picture.
+    """The background behind the shapes, and the light on the whole picture.
 
     Attributes:
         kind: one of BACKGROUNDS.
-        colours: the two colours that the pattern mixes; a plain background shows the first.
+        colours: the two colours of the pattern; a plain background shows the first.
         turn: direction of stripes, squares and gradients, in radians.
-        period: of stripes and squares, as a share of the side.
-        phase: where the pattern starts along both of its axes, in periods.
-        knots: CLOUD_KNOTS ** 2 shares of the second colour in [0, 1], row by row; only a cloudy background has them.
-        light: brightness in the middle, and what it gains per side to the right and downwards.
+        period: period of stripes and squares, as a share of the side.
+        phase: start of the pattern along both of its axes, in periods.
+        knots: CLOUD_KNOTS ** 2 shares of the second colour in [0, 1], row by row; only for a cloudy background.
+        light: brightness in the middle, and its gains per side to the right and downwards.
     """
 
     kind: str
@@ -91,7 +91,7 @@ class Background:
 
 
 def distance(first: SceneObject, relation: str, second: SceneObject) -> float:
-    """Return by how much of the side ``first`` is above, below, left of or right of ``second``.
+    """Return how far ``first`` is above, below, left of or right of ``second``, as a share of the side.
 
     Raises:
         LookupError: the relation is not one of RELATIONS.
@@ -108,7 +108,7 @@ def distance(first: SceneObject, relation: str, second: SceneObject) -> float:
 
 
 def holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """Say whether ``first`` is above, below, left of or right of ``second``, by RELATION_MARGIN at least.
+    """Return whether ``first`` is above, below, left of or right of ``second`` by at least RELATION_MARGIN.
 
     Raises:
         LookupError: the relation is not one of RELATIONS.
@@ -123,9 +123,9 @@ def refuse_small(size: int) -> None:
 
 
 def render(objects: Sequence[SceneObject], background: Background, size: int = 64) -> NDArray[np.uint8]:
-    """Draw a picture: pixels (size, size, 3), uint8, edges antialiased; later objects lie on top.
+    """Return the picture (size, size, 3), uint8, of a scene, with antialiased edges; later objects lie on top.
 
-    Another size gives the same picture larger or smaller.
+    Another size gives the same picture, larger or smaller.
 
     Raises:
         ValueError: the size is below SMALLEST.
@@ -148,7 +148,7 @@ def render(objects: Sequence[SceneObject], background: Background, size: int = 6
 
 @cache
 def _centres(size: int) -> Plane:
-    """Where the centres of the pixels lie along a side: (size,)."""
+    """Return the positions (size,) of pixel centres along a side."""
     return (np.arange(size, dtype=np.float32) + 0.5) / size
 
 
@@ -166,7 +166,7 @@ def _background(background: Background, size: int) -> Plane:
 
 
 def _axes(background: Background, size: int) -> tuple[Plane, Plane]:
-    """Coordinates along and across the direction of a pattern, from the middle of the picture."""
+    """Return coordinates along and across the direction of a pattern, measured from the middle of the picture."""
     x = _centres(size) - 0.5
     cos, sin = math.cos(background.turn), math.sin(background.turn)
     return x * cos + (x * sin)[:, None], (x * cos)[:, None] - x * sin
@@ -194,7 +194,7 @@ def _checks(background: Background, size: int) -> Plane:
 
 
 def _clouds(background: Background, size: int) -> Plane:
-    """Knots with a smooth step between neighbours: value noise."""
+    """Return value noise: knots, interpolated with a smooth step."""
     knots = np.array(background.knots, np.float32).reshape(CLOUD_KNOTS, CLOUD_KNOTS)
     place = _centres(size) * (CLOUD_KNOTS - 1)
     below = place.astype(np.int64)
@@ -214,7 +214,7 @@ _PATTERNS: dict[str, Callable[[Background, int], Plane]] = {
 
 
 def _wave(place: Plane) -> Plane:
-    """Rise from 0 to 1 and fall back once per unit, with soft edges."""
+    """Return a wave that rises from 0 to 1 and falls back once per unit, with soft edges."""
     return _smooth(np.abs(2 * (place - np.floor(place)) - 1) * 2 - 0.5)
 
 
@@ -224,7 +224,7 @@ def _smooth(share: Plane) -> Plane:
 
 
 def _paint(canvas: Plane, thing: SceneObject, size: int) -> None:
-    """Lay a shape over its window of the canvas (3, size, size), in place."""
+    """Draw a shape on the canvas (3, size, size), in place."""
     outline, reach = _outline(thing.shape)
     extent = reach * thing.radius + 1 / size
     rows, columns = _window(thing.y, extent, size), _window(thing.x, extent, size)
@@ -243,7 +243,7 @@ def _window(centre: float, extent: float, size: int) -> slice:
 
 
 def _outline(shape: str) -> tuple[Callable[[Plane, Plane], Plane], float]:
-    """Return the signed distance of a shape, negative inside, and how far it reaches from its centre."""
+    """Return the signed distance function of a shape, negative inside, and its largest distance from the centre."""
     if shape not in _OUTLINES:
         raise LookupError(f"got the shape {shape!r}, but there are {', '.join(SHAPES)}")
     return _OUTLINES[shape]
@@ -281,7 +281,7 @@ _STAR_NORMALS = tuple((math.sin(math.radians(72 * k)), math.cos(math.radians(72 
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    """Return the second largest distance from the five lines: a point of a pentagram is outside of one at most."""
+    """Return the second largest distance from the five lines; a point of a pentagram lies outside at most one."""
     largest = second = np.full_like(u, -np.inf)
     for right, down in _STAR_NORMALS:
         side = u * right + v * down
@@ -310,7 +310,7 @@ def _ring(u: Plane, v: Plane) -> Plane:
 
 #: A heart is a square on its tip with half a circle on each of its upper sides: half of the square's side.
 _HEART_HALF = math.sqrt(math.pi / (1 + math.pi / 4)) / 2
-#: Puts the centroid into the origin.
+#: Shift of a heart that moves its centroid to the origin.
 _HEART_LOWERED = 0.294
 
 
@@ -323,7 +323,7 @@ def _heart(u: Plane, v: Plane) -> Plane:
     return heart
 
 
-#: A disc from which another is cut: their radii, how far apart they are, and what puts the centroid into the origin.
+#: A crescent is a disc without another: their radii, their distance, and the shift of the centroid to the origin.
 _CRESCENT_DISC, _CRESCENT_CUT, _CRESCENT_APART, _CRESCENT_SHIFT = 1.404, 1.134, 0.778, 0.528
 
 

@@ -1,9 +1,9 @@
-"""Reads a scene on a plain background from its pixels: where objects are, their colours and shapes, by no network.
+"""Detects the objects of a scene on a plain background, with their colours and shapes, without a network.
 
-    levels -> background, a plane a channel -> what is not it -> connected parts -> colour by hue, shape by the renderer
+    levels -> background plane -> foreground -> connected components -> colour by hue, shape by comparing with drawings
 
-Exact where the background is plain, which is why captions say so. Measured on scenes themselves, and on what a
-tokenizer makes of them: docs/results/generation.md.
+It is exact only if the background is plain. docs/results/generation.md has its accuracy on scenes and on what a
+tokenizer makes of them.
 
 Shape letters: S picture side, n pixels.
 """
@@ -24,27 +24,27 @@ from toklip_core.scenes.picture import SHAPES, Background, SceneObject, render
 Plane = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
-#: An object lies at least 0.4 from the background in RGB, before the light, which may take half of it.
+#: Distance from the background in RGB above which a pixel is foreground: 0.4 as drawn, of which light may take half.
 _CONTRAST = 0.15
-#: Of what the smallest object covers: parts below it are specks.
+#: Share of the smallest object's area below which a component is a speck.
 _SPECK = 0.25
 _SMALLEST_RADIUS = 0.1
-#: Of the middle contrast of a part: thresholds at which it may fall apart.
+#: Thresholds, as shares of the median contrast of a component, at which it may separate into several.
 _SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-#: Shapes are turned by 35 degrees at most.
+#: Turns to compare with; shapes are turned by at most 35 degrees.
 _TURNS = tuple(math.radians(degrees) for degrees in range(-35, 36, 7))
 _BLACK = Background(kind="plain", colours=((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
-#: The renderer's shapes are compared in a window four radii wide, a little larger and smaller, sharp and blurred, as a
-#: tokenizer may give them back.
+#: Drawings to compare with: the side of their window, which is four radii wide, and their sizes and blurs, as a
+#: tokenizer may change both.
 _WINDOW, _SIZES, _BLURS = 32, (0.8, 0.9, 1.0, 1.1), (0.0, 1.5, 3.0)
-#: What is black has no hue, and any colour's name.
+#: Brightness that counts as black, which has no hue.
 _DARK = 1e-3
-#: Reweighted least squares: rounds, and the residual beyond which a pixel counts little.
+#: Rounds of reweighted least squares, and the residual beyond which a pixel counts little.
 _ROUNDS, _SCALE = 12, 0.03
 
 
-class Found(NamedTuple):
-    """An object that was found: what it looks like, and its centre as shares of the side."""
+class Detection(NamedTuple):
+    """A detected object: its colour and shape, and its centre in shares of the picture's side."""
 
     colour: str
     shape: str
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     y: float
 
 
-def read_scene(levels: NDArray[np.uint8]) -> list[Found]:
+def read_scene(levels: NDArray[np.uint8]) -> list[Detection]:
     """Return the objects of a picture (S, S, 3), uint8, on a plain background, the largest first.
 
     >>> from toklip_core.scenes import scene
@@ -68,19 +68,19 @@ def read_scene(levels: NDArray[np.uint8]) -> list[Found]:
     side = len(picture)
     least = _SPECK * math.pi * (_SMALLEST_RADIUS * side) ** 2
     found = list(_separate(apart, apart > _CONTRAST, least))
-    found.sort(key=lambda part: -int(part.sum()))
-    return [_object(picture, background, apart, part) for part in found]
+    found.sort(key=lambda component: -int(component.sum()))
+    return [_object(picture, background, apart, component) for component in found]
 
 
 def _background(picture: Plane) -> Plane:
-    """The plane of each channel that most pixels lie on: a colour under a light that falls off along the sides."""
+    """Return the plane of each channel that fits most pixels: a colour under a light that falls off along a side."""
     side = len(picture)
     places = (np.arange(side) + 0.5) / side - 0.5
     x, y = np.meshgrid(places, places)
     terms = np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
     values = picture.reshape(-1, 3)
     rim = (np.maximum(np.abs(x), np.abs(y)) > 0.5 - 2.5 / side).reshape(-1)
-    # From the rim, most of which is background, to the whole picture.
+    # Fitted to the rim first, most of which is background, then to the whole picture.
     planes = _fitted(terms[rim], values[rim], np.ones(int(rim.sum())))
     distances = np.linalg.norm(values - terms @ planes, axis=-1)
     planes = _fitted(terms, values, 1 / (1 + (distances / _SCALE) ** 2))
@@ -88,7 +88,7 @@ def _background(picture: Plane) -> Plane:
 
 
 def _fitted(terms: Plane, values: Plane, weights: Plane) -> Plane:
-    """Planes (3, 3) by least squares, reweighted as for a Cauchy distribution: what is far off counts little."""
+    """Return planes (3, 3) fitted by least squares; Cauchy weights make outliers count little."""
     planes: Plane = np.zeros((3, values.shape[-1]))
     for _ in range(_ROUNDS):
         weighted = terms * weights[:, None]
@@ -99,76 +99,78 @@ def _fitted(terms: Plane, values: Plane, weights: Plane) -> Plane:
 
 
 def _separate(apart: Plane, mask: Mask, least: float) -> Iterator[Mask]:
-    """Parts of a mask; those that a blurred edge joins are taken apart, where a higher threshold leaves two objects."""
-    for part in _parts(mask):
-        if part.sum() < least:
+    """Yield the components of a mask; one that a higher threshold separates into several objects is split."""
+    for component in _components(mask):
+        if component.sum() < least:
             continue
-        middle = float(np.median(apart[part]))
+        middle = float(np.median(apart[component]))
         for share in _SHARES:
-            cores = [core for core in _parts(part & (apart > share * middle)) if core.sum() >= least]
+            cores = [core for core in _components(component & (apart > share * middle)) if core.sum() >= least]
             if len(cores) > 1:
                 yield from cores
                 break
         else:
-            yield part
+            yield component
 
 
-def _parts(mask: Mask) -> Iterator[Mask]:
-    """Parts of a mask that hang together by the sides of their pixels."""
+def _components(mask: Mask) -> Iterator[Mask]:
+    """Yield the connected components of a mask; pixels are connected along their sides."""
     left = mask.copy()
     height, width = mask.shape
     for start in zip(*np.nonzero(mask), strict=True):
         if not left[start]:
             continue
-        part = np.zeros_like(mask)
+        component = np.zeros_like(mask)
         waiting = [start]
         left[start] = False
         while waiting:
             row, column = waiting.pop()
-            part[row, column] = True
+            component[row, column] = True
             for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
                 if 0 <= near[0] < height and 0 <= near[1] < width and left[near]:
                     left[near] = False
                     waiting.append(near)
-        yield part
+        yield component
 
 
-def _object(picture: Plane, background: Plane, apart: Plane, part: Mask) -> Found:
+def _object(picture: Plane, background: Plane, apart: Plane, component: Mask) -> Detection:
     side = len(picture)
-    inner = part & (apart > np.median(apart[part]) * 0.85)  # without its edges, where the background shines through
+    # Without the edges, which are mixed with background.
+    inner = component & (apart > np.median(apart[component]) * 0.85)
     light = background[inner].mean(axis=-1) / max(background.mean(), _DARK)
     colours = picture[inner]
-    # What the light has driven to white has lost its hue; the picture's darker half has not.
+    # Pixels that light has saturated have lost their hue, so darker ones are used if there are enough.
     unclipped = colours.max(axis=-1) < 0.98
     chosen = unclipped if unclipped.sum() >= 8 else np.ones_like(unclipped)
     colour = (colours[chosen] / np.maximum(light[chosen], 0.2)[:, None]).mean(axis=0)
-    covered = np.clip(apart / np.median(apart[inner]), 0, 1) * _grown(part)
+    covered = np.clip(apart / np.median(apart[inner]), 0, 1) * _grown(component)
     rows, columns = np.mgrid[:side, :side]
     total = covered.sum()
     x, y = ((covered * (axis + 0.5)).sum() / total / side for axis in (columns, rows))
     radius = math.sqrt(total / math.pi) / side
-    return Found(colour_name(tuple((colour / max(colour.max(), _DARK)).tolist())), _shape(covered, x, y, radius), x, y)
+    name = colour_name(tuple((colour / max(colour.max(), _DARK)).tolist()))
+    return Detection(name, _shape(covered, x, y, radius), x, y)
 
 
-def _grown(part: Mask) -> Mask:
-    """A mask and the pixels beside it: edges are partly covered."""
-    grown = part.copy()
-    grown[1:] |= part[:-1]
-    grown[:-1] |= part[1:]
-    grown[:, 1:] |= part[:, :-1]
-    grown[:, :-1] |= part[:, 1:]
+def _grown(component: Mask) -> Mask:
+    """Return a mask with the pixels beside it, because an object covers its edge pixels in part."""
+    grown = component.copy()
+    grown[1:] |= component[:-1]
+    grown[:-1] |= component[1:]
+    grown[:, 1:] |= component[:, :-1]
+    grown[:, :-1] |= component[:, 1:]
     return grown
 
 
 def _shape(covered: Plane, x: float, y: float, radius: float) -> str:
-    """The shape whose drawing is most like what is covered, by their cosine: faintness is no matter."""
+    """Return the shape whose drawing has the largest cosine with the covered area, whatever its contrast."""
     near = _resampled(covered, x, y, radius).reshape(-1)
     shapes, drawings = _drawings()
     return shapes[int((drawings @ near).argmax())]
 
 
 def _resampled(covered: Plane, x: float, y: float, radius: float) -> Plane:
-    """What is covered around a place, (_WINDOW, _WINDOW), the radius being a quarter of its side."""
+    """Return the covered area around a centre as (_WINDOW, _WINDOW); a radius is a quarter of its side."""
     places = ((np.arange(_WINDOW) + 0.5) / _WINDOW - 0.5) * 4 * radius
     side = len(covered)
     rows, columns = ((centre + places) * side - 0.5 for centre in (y, x))
@@ -176,7 +178,7 @@ def _resampled(covered: Plane, x: float, y: float, radius: float) -> Plane:
 
 
 def _between(values: Plane, rows: Plane) -> Plane:
-    """Rows of an array at places between them, 0 beyond its ends."""
+    """Return rows of an array at fractional positions, interpolated, and 0 beyond its ends."""
     padded = np.pad(values, ((1, 1), (0, 0)))
     place = np.clip(rows + 1, 0, len(padded) - 1.001)
     below = place.astype(np.int64)
@@ -186,7 +188,7 @@ def _between(values: Plane, rows: Plane) -> Plane:
 
 @cache
 def _drawings() -> tuple[tuple[str, ...], Plane]:
-    """The renderer's shapes, turned, a little larger and smaller, sharp and blurred: their names, and unit rows."""
+    """Return the names of shapes and their drawings as unit rows: turned, at several sizes, sharp and blurred."""
     names: list[str] = []
     rows: list[Plane] = []
     for shape in SHAPES:

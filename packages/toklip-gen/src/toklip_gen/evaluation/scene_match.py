@@ -22,7 +22,7 @@ from toklip_core.evaluation import Matcher
 from toklip_core.pictures import normalized, to_levels
 from toklip_core.plugins import VQTokenizer
 from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
-from toklip_core.scenes.reading import Found, read_scene
+from toklip_core.scenes.reading import Detection, read_scene
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -202,18 +202,18 @@ class _Tally:
         return Match(**{kind: shares.get(kind) for kind in Match.__dataclass_fields__})
 
 
-def _best_assignment(found: Sequence[Found], named: Sequence[Phrase]) -> list[Found | None]:
+def _best_assignment(found: Sequence[Detection], named: Sequence[Phrase]) -> list[Detection | None]:
     """For each named object the found one that stands for it: together with most colours and shapes right."""
-    padded: list[Found | None] = [*found[:6], *[None] * len(named)]
+    padded: list[Detection | None] = [*found[:6], *[None] * len(named)]
 
-    def right(chosen: Iterable[Found | None]) -> int:
+    def right(chosen: Iterable[Detection | None]) -> int:
         pairs = zip(chosen, named, strict=True)
         return sum((a.colour == b.colour) + (a.shape == b.shape) for a, b in pairs if a is not None)
 
     return list(max(permutations(padded, len(named)), key=right))
 
 
-def _is_seen(first: Found | None, relation: str, second: Found | None) -> bool:
+def _is_seen(first: Detection | None, relation: str, second: Detection | None) -> bool:
     if first is None or second is None:
         return False
     across, down = second.x - first.x, second.y - first.y
