@@ -251,14 +251,15 @@ def test_a_level_that_a_caller_calls_transparent_lies_on_white(mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
-def test_a_picture_of_many_stripes_is_that_of_one(monkeypatch, mode):
-    noise = np.random.default_rng(0).integers(0, 256, (37, 5, 4), np.uint8)
+def test_a_picture_of_many_stripes_is_that_of_its_pieces(mode):
+    """A picture of 550,000 pixels is converted in three stripes, each piece of it in one."""
+    noise = np.random.default_rng(0).integers(0, 256, (1100, 500, 4), np.uint8)
     image = {
         "I;16": lambda: Image.fromarray(noise.view(np.uint16)[..., 0].copy()),
         "F": lambda: Image.fromarray(noise[..., 0] / np.float32(255)),
     }.get(mode, lambda: Image.fromarray(noise).convert(mode))()
     if mode == "P":
         image.info["transparency"] = 3
-    whole = levels(upright_rgb(image))
-    monkeypatch.setattr("toklip_core.pictures.upright._STRIPE", 23)
-    assert np.array_equal(levels(upright_rgb(image)), whole)
+    pieces = [image.crop((0, top, 500, top + 220)) for top in range(0, 1100, 220)]
+    expected = np.concatenate([levels(upright_rgb(piece)) for piece in pieces])
+    assert np.array_equal(levels(upright_rgb(image)), expected)
