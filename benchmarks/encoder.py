@@ -26,12 +26,11 @@ from toklip_core.model import (
     TrunkConfig,
     VisionConfig,
     build_vision_tower,
-    encoder_from_tower,
     official_name,
     word_tokenizer,
 )
 from toklip_core.pictures import normalized
-from toklip_core.tasks import EncoderTrainConfig, EncoderTraining, Frozen, contrast
+from toklip_core.tasks import EncoderTask, EncoderTrainConfig
 from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGAN, VQGANTokenizer
 from torch import Tensor, nn
@@ -175,15 +174,15 @@ def training_rows(options: Options) -> Iterator[Row]:
     """Forward and backward pass of the training of TokLIP-S on two pictures of 256 px, from pixels and from a store."""
     config = published("toklip-s-256", options)
     side = config.image_size
-    training, frozen, tokenizer = training_of(config.encoder.trunk, side, options)
+    task = task_of(config.encoder.trunk, side, options)
     pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, device=options.device)
     with torch.no_grad():
-        features = frozen(cast(Any, {"pixels": pixels, "captions": CAPTIONS})).pooled
-        stored = {"ids": tokenizer.encode(normalized(pixels)), "teacher": features}
+        features = task.prepare(cast(Any, {"pixels": pixels, "captions": CAPTIONS})).pooled
+        stored = {"ids": task.tokenizer.encode(normalized(pixels)), "teacher": features}
     for precision, dtype in DTYPES.items():
         contestants = {
-            "pixels": step_of(training, frozen, {"pixels": pixels}, dtype),
-            "store": step_of(training, frozen, stored, dtype),
+            "pixels": step_of(task, task.model, {"pixels": pixels}, dtype),
+            "store": step_of(task, task.model, stored, dtype),
         }
         seconds, losses = race(contestants, options.repeats)
         yield Row(
@@ -198,8 +197,8 @@ def training_rows(options: Options) -> Iterator[Row]:
         )
 
 
-def training_of(trunk: TrunkConfig, side: int, options: Options) -> tuple[EncoderTraining, Frozen, VQGANTokenizer]:
-    """Return the training of an encoder of some sizes by a random teacher, what is frozen in it, and its tokenizer."""
+def task_of(trunk: TrunkConfig, side: int, options: Options) -> EncoderTask:
+    """Return the task of training an encoder of some sizes by a random teacher."""
     json, words = word_tokenizer(CAPTIONS)
     # The text tower reads each caption once, in the first turn of each side, which is not the quickest: a small one.
     text = TextConfig(
@@ -207,8 +206,6 @@ def training_of(trunk: TrunkConfig, side: int, options: Options) -> tuple[Encode
     )
     vision = VisionConfig(trunk=trunk, patch_size=16)
     teacher = CLIP(CLIPConfig(image_size=side, vision=vision, text=text), TextTokenizer(text, json))
-    teacher.requires_grad_(False).eval().to(options.device)
-    tokenizer = VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options))
     config = EncoderTrainConfig.model_validate(
         {
             "tokenizer": "llamagen-vq16-t2i",
@@ -218,22 +215,25 @@ def training_of(trunk: TrunkConfig, side: int, options: Options) -> tuple[Encode
             "run": {"steps": 1, "batch_size": 2, "learning_rate": 1e-5},
         }
     )
-    encoder = encoder_from_tower(teacher.vision, codebook_dim=8, grid=(side // 16, side // 16))
-    training = EncoderTraining(encoder, teacher, config.losses).train().to(options.device)
-    return training, Frozen(tokenizer, teacher, config), tokenizer
+    task = EncoderTask(config, VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)), teacher)
+    task.model.train().to(options.device)
+    return task
 
 
 def step_of(
-    training: nn.Module, frozen: Frozen, batch: dict[str, Any], dtype: torch.dtype = torch.float32
+    task: EncoderTask, model: nn.Module, batch: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> Callable[[], float]:
-    """Return the call of a forward and a backward pass, which gives the loss."""
+    """Return the call of a forward and a backward pass of the task's model, wrapped or not, which gives the loss."""
 
     def run() -> float:
-        training.zero_grad(set_to_none=True)
-        device = next(training.parameters()).device.type
+        model.zero_grad(set_to_none=True)
+        device = next(model.parameters()).device.type
         with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            losses = training(*frozen(cast(Any, {"captions": CAPTIONS} | batch)))
-        total = sum(losses.losses.values()) + sum(contrast(losses.features, "softmax", 1.0).losses.values())
+            with torch.no_grad():
+                prepared = task.prepare(cast(Any, {"captions": CAPTIONS} | batch))
+            losses = task.objective(model, prepared, 0)
+        assert task.contrast is not None
+        total = sum(losses.losses.values()) + sum(task.contrast(losses.features).losses.values())
         total.backward()
         return float(total.detach())
 

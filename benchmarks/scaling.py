@@ -20,7 +20,7 @@ from toklip_vq.vqgan import Codebook, VQGANTokenizer
 from torch import nn
 
 from benchmarks._race import Options, Row, elsewhere, floor, noise, operation_count, race, vqgan, weight_bytes
-from benchmarks.encoder import step_of, timm_contestants, training_of
+from benchmarks.encoder import step_of, task_of, timm_contestants
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -135,15 +135,15 @@ def share(rank: int, count: int, port: int, options: Options) -> Iterator[float]
     side = 32 if options.quick else 256
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
     try:
-        training, frozen, tokenizer = training_of(trunk(options), side, options)
+        task = task_of(trunk(options), side, options)
         pixels = noise(4 // count, side, options)
         with torch.no_grad():
-            ids = tokenizer.encode(pixels)
+            ids = task.tokenizer.encode(pixels)
         batch = {"ids": ids, "teacher": torch.randn(len(ids), trunk(options).width)}
-        model = cast(nn.Module, nn.parallel.DistributedDataParallel(training) if count > 1 else training)
+        model = cast(nn.Module, nn.parallel.DistributedDataParallel(task.model) if count > 1 else task.model)
         captions = ["a red circle on a blue ground", "two green stars"] * 2
-        step = step_of(model, frozen, batch | {"captions": captions[: len(ids)]})
-        for run in (lambda: tokenizer.encode(pixels), step):
+        step = step_of(task, model, batch | {"captions": captions[: len(ids)]})
+        for run in (lambda: task.tokenizer.encode(pixels), step):
             dist.barrier()
             seconds, _ = race({"": cast(Callable[[], Any], run)}, options.repeats)
             yield seconds[""]

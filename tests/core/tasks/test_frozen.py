@@ -13,7 +13,8 @@ from toklip_core.config import validated
 from toklip_core.model import CLIP, SemanticEncoder, TextTower, TokLIP, TrunkConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
 from toklip_core.plugins import load_tokenizer
-from toklip_core.tasks import EncoderTrainConfig, EncoderTraining, Frozen, parameter_groups, started, train_encoder
+from toklip_core.tasks import EncoderTask, EncoderTrainConfig, EncoderTraining, initial_encoder, train_encoder
+from toklip_core.training import parameter_groups
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def test_stored_ids_and_features_train_as_pixels_do(tmp_path: Path, world: Path,
 def test_random_initial_values_are_not_the_towers(world: Path):
     teacher = load_clip(world / "teacher")
     starts = [
-        started(config(world, pictures(world), initial_values=of), load_tokenizer("mean-colour"), teacher)
+        initial_encoder(config(world, pictures(world), initial_values=of), load_tokenizer("mean-colour"), teacher)
         for of in ("teacher", "random")
     ]
     tower = teacher.vision.state_dict()["blocks.0.attn.qkv.weight"]
@@ -206,9 +207,9 @@ def test_a_batch_that_passes_twice_is_read_once(tmp_path: Path, world: Path, mon
 
 def test_the_inputs_are_what_tokenizer_and_teacher_say(world: Path):
     settings = config(world, pictures(world), losses={"token_weight": 1.0})
-    teacher, tokenizer = load_clip(world / "teacher").requires_grad_(False).eval(), load_tokenizer("mean-colour")
+    teacher, tokenizer = load_clip(world / "teacher"), load_tokenizer("mean-colour")
     levels = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
-    inputs = Frozen(tokenizer, teacher, settings)({"pixels": levels, "captions": CAPTIONS[:3]})
+    inputs = EncoderTask(settings, tokenizer, teacher).prepare({"pixels": levels, "captions": CAPTIONS[:3]})
     pixels = normalized(levels)
     assert torch.equal(inputs.codes, tokenizer.embed(tokenizer.encode(pixels)))
     assert torch.equal(inputs.pooled, teacher.image_features(pixels))

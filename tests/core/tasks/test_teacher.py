@@ -22,13 +22,12 @@ from toklip_core.tasks import (
     TeacherTraining,
     evaluated,
     held_out_set,
-    parameter_groups,
     teacher as teaching,
     text_tokenizer,
     train_encoder,
     train_teacher,
 )
-from toklip_core.training import FitReport
+from toklip_core.training import FitReport, parameter_groups
 from torch import nn
 
 from tests.support.encoding import encode_with
@@ -184,8 +183,8 @@ def test_what_is_trained_is_what_is_exported(clip: CLIP):
     training = TeacherTraining(clip, "softmax").eval()
     pixels, captions = torch.rand(3, 3, 32, 32) * 2 - 1, ["a red circle", "a star", "a blue ring"]
     features = training(pixels, clip.text.ids(captions)).features
-    assert torch.equal(features["image"], training.assembled().image_features(pixels))
-    assert torch.equal(features["text"], training.assembled().text_features(captions))
+    assert torch.equal(features["image"], training.assemble().image_features(pixels))
+    assert torch.equal(features["text"], training.assemble().text_features(captions))
     assert not torch.allclose(pixels, clip._normalised(pixels), atol=0.1)
 
 

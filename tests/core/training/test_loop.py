@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from toklip_core.config import RunConfig
 from toklip_core.training import (
     Evaluation,
@@ -30,6 +30,7 @@ from toklip_core.training import (
 from torch import Tensor, nn
 
 from tests.support.refusals import refusing
+from tests.support.toy_tasks import ToyTask
 
 
 class Numbers:
@@ -89,12 +90,8 @@ def train(
         ),
     ]
 
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / "model.safetensors")
-
-    arguments = {"settings": {"task": "toy"}, "export": export, "groups": groups, "evaluate": evaluate} | more
-    return fit(model, Numbers(), objective, run or run_config(), out, **arguments), model
+    members = {"settings": {"task": "toy"}, "groups": groups, "evaluate": evaluate} | more
+    return fit(ToyTask(model, Numbers(), objective, **members), run or run_config(), out), model
 
 
 def evaluate(product: nn.Module) -> Evaluation:
@@ -231,20 +228,16 @@ def test_the_average_is_the_average_of_the_weights_and_is_what_is_exported(tmp_p
 
 
 def test_a_part_of_the_model_can_be_the_result(tmp_path: Path):
-    torch.manual_seed(0)
-    model = Toy()
     exported: dict[str, Tensor] = {}
-    fit(
-        model,
+    task = ToyTask(
+        Toy(),
         Numbers(),
         objective,
-        run_config(steps=1),
-        tmp_path / "run",
-        settings={},
         export=lambda tensors, folder: exported.update(tensors),
-        product=model.head,
+        product="head",
         evaluate=lambda head: Evaluation({"width": head.in_features}),
     )
+    fit(task, run_config(steps=1), tmp_path / "run")
     assert exported.keys() == {"weight", "bias"}
 
 
@@ -312,7 +305,7 @@ class Broken(Numbers):
 
 def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers(tmp_path: Path):
     with pytest.raises(ValueError, match="no picture at"):
-        fit(Toy(), Broken(), objective, run_config(workers=1), tmp_path / "run", settings={}, export=lambda *_: None)
+        fit(ToyTask(Toy(), Broken(), objective), run_config(workers=1), tmp_path / "run")
     assert not multiprocessing.active_children()
 
 
@@ -515,7 +508,7 @@ def test_batches_walk_through_epochs_and_drop_nothing(tmp_path: Path):
             return super().__getitem__(key)
 
     torch.manual_seed(0)
-    fit(Toy(), Noting(10), objective, run_config(steps=5), tmp_path / "run", settings={}, export=lambda *_: None)
+    fit(ToyTask(Toy(), Noting(10), objective), run_config(steps=5), tmp_path / "run")
     assert keys == Counter({(epoch, index): 1 for epoch in (0, 1) for index in range(10)})
 
 
@@ -559,7 +552,7 @@ def test_muon_moves_a_matrix_by_its_own_rate_in_every_direction(tmp_path: Path):
     [
         ({"precision": "fp16"}, {}, "with precision 'fp16'; use 'bf16' or 'no'"),
         ({}, {"sharded": True}, "with FSDP, whose shards are no matrices"),
-        ({}, {"groups": []}, "has no matrices for Muon; leave it out"),
+        ({}, {"groups": [ParameterGroup(names=frozenset({"weight"}))]}, "has no matrices for Muon; leave it out"),
     ],
 )
 def test_muon_is_refused_where_it_does_nothing_or_harm(run: dict[str, Any], more: dict[str, Any], message: str):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from toklip_core.config import RunConfig
 from toklip_core.training import (
     Evaluation,
@@ -27,6 +27,7 @@ from toklip_core.training import (
 from torch import Tensor, nn
 
 from tests.support.processes import run_together
+from tests.support.toy_tasks import ToyTask
 
 pytestmark = pytest.mark.slow
 
@@ -100,19 +101,19 @@ def contrast(features: Mapping[str, Tensor]) -> Losses:
 
 
 def train(
-    out: Path, *, dropout: float = 0.0, objective: Any = objective, after_step: Any = None, **changes: Any
+    out: Path,
+    *,
+    dropout: float = 0.0,
+    objective: Any = objective,
+    members: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[FitReport, nn.Module]:
     torch.manual_seed(0)
     model = TwoTowers(dropout)
     values = {"steps": 1, "batch_size": 16, "learning_rate": 1e-3, "log_every": 1, "save_every": 1}
 
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / "model.safetensors")
-
-    run, data = RunConfig(**(values | changes)), Captioned()
-    more = {"contrast": contrast, "after_step": after_step, "evaluate": evaluate}
-    return fit(model, data, objective, run, out, settings={}, export=export, **more), model
+    task = ToyTask(model, Captioned(), objective, contrast=contrast, evaluate=evaluate, **(members or {}))
+    return fit(task, RunConfig(**(values | changes)), out), model
 
 
 def evaluate(model: nn.Module) -> Evaluation:
@@ -212,6 +213,27 @@ def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, accu
         assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_each_micro_batch_is_prepared_once_without_gradients_under_autocast(tmp_path: Path, accumulate: int):
+    """Though a contrast with micro-batches has two passes: both get what was prepared, in its order."""
+    made: list[dict[str, Tensor]] = []
+    taken: list[dict[str, Tensor]] = []
+
+    def prepare(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        made.append({**batch})
+        return made[-1]
+
+    def noting(model: nn.Module, batch: dict[str, Tensor], step: int) -> Losses:
+        taken.append(batch)
+        return objective(model, batch, step)
+
+    train(tmp_path / "run", objective=noting, members={"prepare": prepare}, accumulate=accumulate, precision="bf16")
+    assert [len(batch["picture"]) for batch in made] == [16 // accumulate] * accumulate
+    passes = 1 if accumulate == 1 else 2
+    assert [*map(id, taken)] == [*map(id, made)] * passes
+
+
 def test_buffers_count_a_sample_once(tmp_path: Path):
     train(tmp_path / "run", accumulate=4)
     assert last(tmp_path / "run", "model")["seen"] == 16
@@ -260,7 +282,7 @@ def test_without_a_contrast_a_step_is_objective_backward_and_adamw(tmp_path: Pat
 
     run = RunConfig(steps=3, batch_size=8, learning_rate=1e-3, accumulate=accumulate)
     model, other = unshared(), unshared()
-    fit(model, Captioned(), plain, run, tmp_path / "run", settings={}, export=lambda *_: None)
+    fit(ToyTask(model, Captioned(), plain), run, tmp_path / "run")
     assert len(batches) == 3 * accumulate
 
     weights = [weight for weight in other.parameters() if weight.requires_grad]
@@ -281,7 +303,7 @@ def clamp(model: nn.Module) -> None:
 
 
 def test_after_each_step_a_parameter_can_be_clamped(tmp_path: Path):
-    _, model = train(tmp_path / "run", after_step=clamp)
+    _, model = train(tmp_path / "run", members={"after_step": clamp})
     limit = torch.tensor([math.log(10) - 0.1])
     assert torch.equal(model.logit_scale, limit)
     assert torch.equal(last(tmp_path / "run", "model")["logit_scale"], limit), "in the save too"
@@ -292,13 +314,13 @@ def in_two_processes(folder: Path) -> None:
     from torch.distributed.tensor import DTensor
 
     for accumulate in (1, 2):
-        train(folder / f"replicated-{accumulate}", accumulate=accumulate, after_step=clamp)
+        train(folder / f"replicated-{accumulate}", accumulate=accumulate, members={"after_step": clamp})
     if not knows_fsdp2():
         return
     os.environ.update(FSDP2)
     shard_on_cpus()
     for accumulate in (1, 2):
-        _, model = train(folder / f"sharded-{accumulate}", accumulate=accumulate, after_step=clamp)
+        _, model = train(folder / f"sharded-{accumulate}", accumulate=accumulate, members={"after_step": clamp})
         assert all(isinstance(weight, DTensor) for weight in model.parameters())
     for name, steps in (("whole", 3), ("parts", 1), ("parts", 3)):
         train(folder / name, steps=steps, accumulate=2, dropout=0.3, ema_decay=0.9, save_every=9)
@@ -363,7 +385,7 @@ def assert_losses_agree(mine: list[dict[str, float]], theirs: list[dict[str, flo
 
 
 def test_a_sharded_run_clamps_evaluates_and_exports_what_one_process_does(tmp_path: Path, shards: Path):
-    train(tmp_path / "run", after_step=clamp)
+    train(tmp_path / "run", members={"after_step": clamp})
     mine, theirs = (load_file(out / "model/model.safetensors") for out in (shards / "sharded-1", tmp_path / "run"))
     assert {name: x.shape for name, x in mine.items()} == {name: x.shape for name, x in theirs.items()}
     assert mine["logit_scale"] == theirs["logit_scale"]

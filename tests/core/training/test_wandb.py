@@ -12,6 +12,7 @@ from toklip_core.training import Losses, fit
 from torch import nn
 
 from tests.core.training.test_loop import Numbers, Toy as Model, lines, objective, run_config
+from tests.support.toy_tasks import ToyTask
 
 
 class Library:
@@ -43,7 +44,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 def train(out: Path, run: RunConfig, objective: Any = objective) -> None:
-    fit(Model(), Numbers(), objective, run, out, settings={}, export=lambda *_: None)
+    fit(ToyTask(Model(), Numbers(), objective), run, out)
 
 
 def test_the_log_goes_there_too(tmp_path: Path, library: Library):

@@ -17,13 +17,13 @@ from toklip_core.config import load_config, recipe_names
 from toklip_gen.generator import Generator, GeneratorConfig, load_generator
 from toklip_gen.training import (
     RECIPES,
-    Frozen,
     GeneratorSamples,
+    GeneratorTask,
     GeneratorTrainConfig,
     collate,
     load_parts,
     next_id_loss,
-    parameter_groups,
+    read_batch,
     task as training,
     train_generator,
 )
@@ -127,7 +127,7 @@ def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
     ids = config(concat(world, data=[store(world, "store")]))
     parts = load_parts(ids)
     batches = [collate([GeneratorSamples(settings)[0, i] for i in range(3)]) for settings in (pixels, ids)]
-    reads = [Frozen(parts)(batch) for batch in batches]
+    reads = [read_batch(batch, parts) for batch in batches]
     assert torch.equal(reads[0].ids, reads[1].ids)
     torch.testing.assert_close(reads[0].inputs, reads[1].inputs)
     torch.testing.assert_close(reads[0].condition.values, reads[1].condition.values)
@@ -139,15 +139,14 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
     torch.manual_seed(0)
     model = Generator(parts.config)
     torch.nn.init.normal_(model.head.weight)
-    whole = next_id_loss(model, Frozen(parts)(collate([samples[0, i] for i in range(6)]))).losses["next_id"]
+    whole = next_id_loss(model, read_batch(collate([samples[0, i] for i in range(6)]), parts)).losses["next_id"]
     parted = [collate([samples[0, i] for i in part]) for part in ((0, 1, 2), (3, 4, 5))]
-    halves = [next_id_loss(model, Frozen(parts)(batch)) for batch in parted]
+    halves = [next_id_loss(model, read_batch(batch, parts)) for batch in parted]
     torch.testing.assert_close(sum(half.losses["next_id"] for half in halves) / 2, whole)
 
 
 def test_vectors_are_not_decayed_and_only_matrices_of_blocks_are_muons(world):
-    model = Generator(load_parts(config(values(world))).config)
-    rest, matrices, vectors = parameter_groups(model)
+    rest, matrices, vectors = GeneratorTask(config(values(world))).parameter_groups()
     assert {name.split(".")[0] for name in rest.names} == {"condition", "input", "head"}
     assert matrices.matrices and all(name.startswith("blocks.") for name in matrices.names)
     assert vectors.weight_decay == 0 and all("norm" in name for name in vectors.names)

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from toklip_core import plugins
 from toklip_mllm.model import build, encoder_checksum, load
-from toklip_mllm.training import LoRA, add_adapters, learn, save, task as training, train_mllm
+from toklip_mllm.training import LoRA, add_adapters, freeze, save, task as training, train_mllm
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_module
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -110,7 +110,7 @@ def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the
 @pytest.mark.parametrize("targets", [[], ["all-linear"], ["lm_head", "embed_tokens"]])
 def test_adapters_stay_out_of_the_semantic_encoder_and_the_connector(world, targets):
     model, _ = build(language_model(), small_toklip(), tokenizer=tokenizer(MARKED))
-    learn(model, config(world, SCENES, train=["language_model"], lora={"rank": 2, "targets": targets}))
+    freeze(model, config(world, SCENES, train=["language_model"], lora={"rank": 2, "targets": targets}))
     layers = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert layers and all(name.startswith("language_model.") for name in layers)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from toklip_core import plugins
 from toklip_core.model import SemanticEncoder
+from toklip_core.training import parameter_groups
 from toklip_mllm.model import load
-from toklip_mllm.training import Conversation, MLLMTraining, collate, labelled, learn, parameter_groups, train_mllm
+from toklip_mllm.training import Conversation, MLLMTraining, collate, freeze, labelled, train_mllm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support import mean_colour
@@ -187,7 +188,7 @@ def test_lora_is_merged_into_what_is_exported(world, tmp_path):
 
 def test_adapters_are_all_that_lora_trains(world):
     model, _ = small_mllm()
-    learn(model, config(world, SCENES, train=["language_model"], lora={"rank": 2}))
+    freeze(model, config(world, SCENES, train=["language_model"], lora={"rank": 2}))
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert trained and all(".lora_" in name and name.startswith("language_model.") for name in trained)
     assert not [name for name in trained if "lm_head" in name]
@@ -195,7 +196,7 @@ def test_adapters_are_all_that_lora_trains(world):
 
 def test_an_encoder_that_is_trained_leaves_its_pooling_out(world):
     model, processor = small_mllm()
-    learn(model, config(world, SCENES, train=["encoder"]))
+    freeze(model, config(world, SCENES, train=["encoder"]))
     MLLMTraining(model).train()(batch_of(processor, *TURNS)).losses["text"].backward()
     wanted = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert wanted == {name for name, weight in model.named_parameters() if weight.grad is not None}
@@ -236,21 +237,21 @@ def test_a_language_model_that_gives_all_logits_has_the_same_loss():
 @pytest.mark.parametrize("part", ["connector", "encoder"])
 def test_a_batch_without_a_picture_comes_by_all_that_is_trained(part, world):
     model, processor = small_mllm()
-    learn(model, config(world, SCENES, train=[part, "language_model"]))
+    freeze(model, config(world, SCENES, train=[part, "language_model"]))
     MLLMTraining(model).train()(batch_of(processor, TURNS[2])).losses["text"].backward()
     assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
 
 
 def test_a_frozen_language_model_is_checkpointed_too(world):
     model, processor = small_mllm()
-    learn(model, config(world, SCENES, train=["connector"], grad_checkpointing=True))
+    freeze(model, config(world, SCENES, train=["connector"], grad_checkpointing=True))
     training = MLLMTraining(model).train()
     model.language_model.eval()  # as fit does with what is frozen
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         loss = training(batch_of(processor, *TURNS)).losses["text"]
     plain, _ = small_mllm()
-    learn(plain, config(world, SCENES, train=["connector"]))
+    freeze(plain, config(world, SCENES, train=["connector"]))
     every: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: every.append(x.numel()) or x, lambda x: x):
         other = MLLMTraining(plain).train()(batch_of(processor, *TURNS)).losses["text"]
@@ -261,7 +262,7 @@ def test_a_frozen_language_model_is_checkpointed_too(world):
 def test_weights_that_are_frozen_have_the_dtype_of_the_settings(world):
     model, _ = small_mllm()
     half = {"frozen_dtype": "bfloat16", "run": {"precision": "bf16"}}
-    learn(model, config(world, SCENES, train=["connector"], **half))
+    freeze(model, config(world, SCENES, train=["connector"], **half))
     dtypes = {weight.requires_grad: weight.dtype for weight in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert model.vision.codebook.dtype == torch.float32
@@ -283,8 +284,8 @@ def test_a_language_model_that_rests_in_half_precision_is_read_in_it(changes, re
     def spy(model, settings):
         dtypes.append({weight.dtype for weight in model.parameters()})
 
-    monkeypatch.setattr("toklip_mllm.training.task.learn", spy)
-    monkeypatch.setattr("toklip_mllm.training.task.fit", lambda *given, **named: None)
+    monkeypatch.setattr("toklip_mllm.training.task.freeze", spy)
+    monkeypatch.setattr("toklip_mllm.training.task.fit", lambda *given: None)
     half = {"frozen_dtype": "bfloat16", "run": {"precision": "bf16"}}
     train_mllm(config(world, SCENES, **half, **changes), tmp_path / "run")
     assert dtypes == [{read}]
@@ -294,8 +295,8 @@ def test_a_later_stage_reads_a_model_as_it_is_stored_and_loses_nothing(world, tm
     train_mllm(config(world, SCENES, train=["connector"], run={"steps": 1}), tmp_path / "one")
     stored, kept = exported(tmp_path / "one"), {}
 
-    def beginning(training, *given, **named):
-        kept.update({name: weight for name, weight in training.model.named_parameters() if weight.requires_grad})
+    def beginning(task, *given):
+        kept.update({name: weight for name, weight in task.model.model.named_parameters() if weight.requires_grad})
 
     monkeypatch.setattr("toklip_mllm.training.task.fit", beginning)
     half = {"frozen_dtype": "bfloat16", "run": {"precision": "bf16"}}
@@ -311,8 +312,8 @@ def test_conversations_longer_than_the_context_are_refused_before_the_first_step
 
 def test_norms_biases_and_embeddings_are_not_decayed_and_the_connector_has_its_rate(world):
     model, _ = small_mllm()
-    learn(model, config(world, SCENES))
-    groups = parameter_groups(model, 0.1)
+    freeze(model, config(world, SCENES))
+    groups = parameter_groups(MLLMTraining(model), {"connector": 0.1})
     decayed = {name for group in groups if group.weight_decay is None for name in group.names}
     assert "model.connector.0.weight" in decayed and "model.connector.0.bias" not in decayed
     assert not [name for name in decayed if "embed_tokens" in name or "norm" in name]
@@ -323,8 +324,9 @@ def test_norms_biases_and_embeddings_are_not_decayed_and_the_connector_has_its_r
 
 def test_muon_is_for_the_matrices_of_blocks(world):
     model, _ = small_mllm()
-    learn(model, config(world, SCENES, train=["connector", "language_model", "encoder"]))
-    hidden = {name for group in parameter_groups(model, 1.0) if group.matrices for name in group.names}
+    freeze(model, config(world, SCENES, train=["connector", "language_model", "encoder"]))
+    groups = parameter_groups(MLLMTraining(model))
+    hidden = {name for group in groups if group.matrices for name in group.names}
     assert "model.language_model.model.layers.0.mlp.up_proj.weight" in hidden
     assert "model.vision.encoder.blocks.0.attn.qkv.weight" in hidden
     assert not [name for name in hidden if "connector" in name or "embed" in name or "norm" in name or "bias" in name]

@@ -24,12 +24,11 @@ from toklip_vq.training import (
     HeldOutFolder,
     PhotographsSource,
     ScenesSource,
+    VQTask,
     VQTrainConfig,
-    VQTraining,
     evaluate_vqgan,
     held_out_pictures,
     open_sources,
-    parameter_groups,
     start_codebook,
     train_vq,
 )
@@ -216,9 +215,9 @@ def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(t
 
 
 def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_alone(tiny: Path):
-    model = VQTraining(build_vqgan(load_config(tiny, VQTrainConfig).model), load_config(tiny, VQTrainConfig).losses)
+    task = VQTask(load_config(tiny, VQTrainConfig))
+    model, groups = task.model, task.parameter_groups()
     losses = model(torch.rand(2, 3, 32, 32) * 2 - 1, 3).losses
-    groups = parameter_groups(model, load_config(tiny, VQTrainConfig))
     weights = [[weight for name, weight in model.named_parameters() if name in group.names] for group in groups]
 
     def reaches(loss: torch.Tensor, group: list[torch.nn.Parameter]) -> bool:

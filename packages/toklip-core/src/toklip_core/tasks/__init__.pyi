@@ -1,9 +1,8 @@
 from .encoder import (
+    EncoderTask as EncoderTask,
     EncoderTraining as EncoderTraining,
-    Frozen as Frozen,
     contrast as contrast,
-    parameter_groups as parameter_groups,
-    started as started,
+    initial_encoder as initial_encoder,
     train_encoder as train_encoder,
 )
 from .held_out import (
@@ -20,6 +19,7 @@ from .settings import (
     TeacherTrainConfig as TeacherTrainConfig,
 )
 from .teacher import (
+    TeacherTask as TeacherTask,
     TeacherTraining as TeacherTraining,
     text_tokenizer as text_tokenizer,
     train_teacher as train_teacher,

@@ -35,7 +35,9 @@ from toklip_core.training import (
     FitReport,
     Losses,
     ParameterGroup,
+    Task,
     fit,
+    parameter_groups,
     pooled_distillation,
     sigmoid_contrast,
     softmax_contrast,
@@ -48,80 +50,137 @@ _log = logging.getLogger(__name__)
 #: CLIP's bound of the temperature: cosines are never multiplied by more than 100.
 LARGEST_LOGIT_SCALE = math.log(100)
 
-#: Modules and parameters that are no matrices of a product, and not decayed, though they have two dimensions and more.
-#: Embeddings of words neither: rows of words that a batch lacks get no gradient, and decay would shrink the rare ones.
-_NOT_DECAYED = {"pos_embed", "cls_token", "class_token", "latent", "positional_embedding", "token_embedding"}
-#: Where the matrices of hidden layers are: blocks of timm, of open_clip.
-_HIDDEN = {"blocks", "resblocks"}
-
 #: Captions that the text tower is given at a time, where they are read before the first step.
 _CAPTIONS = 4096
 
 
 def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
-    """Train an encoder into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+    """Train an encoder into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
     The model folder ``out/model`` is a TokLIP: :meth:`toklip_core.model.TokLIP.from_pretrained` takes it.
 
     Raises:
         FileNotFoundError: data, tokenizer or teacher are not there.
-        ValueError: they do not fit one another, or as ``fit``.
-        LookupError, OSError: as ``fit``.
+        ValueError: they do not fit one another, or ``fit`` raises it.
+        LookupError, OSError: raised by ``fit``.
     """
     tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
-    teacher = load_clip(config.teacher).requires_grad_(False).eval()
-    refuse_misfits(config, tokenizer, teacher)  # before the data, which may take minutes to look through
-    held_out = held_out_set(config.held_out, image_size=config.image_size)
-    samples = CaptionedSamples(
-        config.data,
-        image_size=config.image_size,
-        resize=config.resize,
-        seed=config.run.seed,
-        smallest_crop=config.smallest_crop,
-    )
-    checksums = {"tokenizer": weights_checksum(cast(nn.Module, tokenizer)), "teacher": weights_checksum(teacher)}
-    if samples.stored is not None:
-        refuse_other_store(config, samples.stored, checksums)
-    torch.manual_seed(config.run.seed)
-    losses = config.losses
-    between = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
-    model = EncoderTraining(started(config, tokenizer, teacher), teacher, losses)
-    frozen = Frozen(tokenizer, teacher, config, samples.distinct_captions(most=config.text_cache))
-
-    def assembled(trained: nn.Module) -> TokLIP:
-        return _assembled(config, cast(EncoderTraining, trained), tokenizer, teacher, checksums["tokenizer"])
-
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        result = EncoderTraining(SemanticEncoder(model.encoder.config), teacher, losses)
-        result.load_state_dict(tensors)
-        assembled(result).save_pretrained(folder)
-
-    report = fit(
-        model,
-        samples,
-        lambda model, batch, step: cast(Losses, model(*frozen(batch))),
-        config.run,
-        out,
-        settings={
-            **config.model_dump(mode="json", exclude={"run"}),
-            "checksums": checksums,
-            "samples": len(samples),  # with another number of them their order is another
-        },
-        export=export,
-        evaluate=None if held_out is None else lambda product: evaluated(assembled(product), held_out),
-        groups=parameter_groups(model, {"projector": config.projector_learning_rate_factor}),
-        order=samples.order,
-        collate=collate,
-        contrast=between if losses.contrast_weight else None,
-        after_step=clamp_logit_scale,
-        unused_parameters=not (losses.contrast_weight or losses.pooled_weight),  # tokens alone leave the pooling out
-    )
-    warn_of_cut_captions(frozen.cut, teacher.config.text.context_length)
+    task = EncoderTask(config, tokenizer, load_clip(config.teacher))
+    report = fit(task, config.run, out)
+    warn_of_cut_captions(task.captions.cut, task.teacher.config.text.context_length)
     return report
 
 
-class Inputs(NamedTuple):
-    """A batch as the encoder's training takes it."""
+class EncoderTask(Task):
+    """Learn the tokens of a picture from its codes: an encoder, distilled from a teacher and contrasted with captions.
+
+    Tokenizer and teacher are frozen: :meth:`prepare` has them read pictures and captions.
+
+    Args:
+        config: settings of the run.
+        tokenizer: VQ tokenizer whose codes the encoder reads.
+        teacher: CLIP whose features are distilled, and whose text tower reads the captions.
+
+    Raises:
+        FileNotFoundError: data are not there.
+        ValueError: data, tokenizer and teacher do not fit one another.
+    """
+
+    model: EncoderTraining
+    collate = staticmethod(collate)
+
+    def __init__(self, config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> None:
+        refuse_misfits(config, tokenizer, teacher)  # before the data, which may take minutes to look through
+        losses = config.losses
+        self.config, self.tokenizer, self.teacher = config, tokenizer, teacher.requires_grad_(False).eval()
+        held_out = held_out_set(config.held_out, image_size=config.image_size)
+        self.samples = CaptionedSamples(
+            config.data,
+            image_size=config.image_size,
+            resize=config.resize,
+            seed=config.run.seed,
+            smallest_crop=config.smallest_crop,
+        )
+        self.order = self.samples.order
+        checksums = {"tokenizer": weights_checksum(cast(nn.Module, tokenizer)), "teacher": weights_checksum(teacher)}
+        if self.samples.stored is not None:
+            refuse_other_store(config, self.samples.stored, checksums)
+        self.settings = {**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums}
+        torch.manual_seed(config.run.seed)
+        self.model = EncoderTraining(initial_encoder(config, tokenizer, teacher), teacher, losses)
+        if losses.contrast_weight:
+            self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
+        if held_out is not None:
+            self.evaluate = lambda product: evaluated(self.assemble(cast(EncoderTraining, product)), held_out)
+        # Tokens alone leave the pooling out.
+        self.unused_parameters = not (losses.contrast_weight or losses.pooled_weight)
+        self.captions = CaptionFeatures(teacher, self.samples.distinct_captions(most=config.text_cache))
+        self._device: torch.device | None = None
+
+    def prepare(self, batch: Batch) -> EncoderInputs:
+        """Have tokenizer and teacher read a batch, as far as it does not carry ids and features of its own."""
+        losses = self.config.losses
+        self._move((batch["pixels"] if "pixels" in batch else batch["ids"]).device, sees="pixels" in batch)
+        text = self.captions(batch["captions"]) if losses.contrast_weight else None
+        if "pixels" not in batch:
+            pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
+            return EncoderInputs(self.tokenizer.embed(batch["ids"]), text, pooled, None)
+        pixels = normalized(batch["pixels"])
+        codes = self.tokenizer.embed(self.tokenizer.encode(pixels))
+        if not (losses.pooled_weight or losses.token_weight):
+            return EncoderInputs(codes, text, None, None)
+        tokens, pooled = self.teacher.image_tokens(_resampled(pixels, self.teacher.config.image_size))
+        unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
+        return EncoderInputs(codes, text, unit, tokens if losses.token_weight else None)
+
+    def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:
+        """Return the losses of distillation, and what the contrast compares."""
+        return cast(Losses, model(*prepared))
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write a TokLIP."""
+        result = EncoderTraining(SemanticEncoder(self.model.encoder.config), self.teacher, self.config.losses)
+        result.load_state_dict(tensors)
+        self.assemble(result).save_pretrained(folder)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return groups of the encoder and the temperature; the projector has its own learning rate."""
+        return parameter_groups(self.model, {"projector": self.config.projector_learning_rate_factor})
+
+    def after_step(self, model: nn.Module) -> None:
+        """Keep the temperature in CLIP's bounds."""
+        clamp_logit_scale(model)
+
+    def assemble(self, trained: EncoderTraining) -> TokLIP:
+        """Return the trained and the frozen modules as a TokLIP; nothing is copied but temperature and bias."""
+        config = self.config
+        settings = TokLIPConfig(
+            tokenizer=config.tokenizer,
+            tokenizer_checksum=self.settings["checksums"]["tokenizer"],
+            image_size=config.image_size,
+            resize=config.resize,
+            encoder=trained.encoder.config,
+            text=self.teacher.config.text,
+        )
+        with torch.device("meta"):
+            model = TokLIP(settings, tokenizer=self.tokenizer)
+        model.encoder, model.text = trained.encoder, self.teacher.text
+        model.tokenizer_weights = config.tokenizer_weights
+        model.logit_scale = nn.Parameter(trained.logit_scale.detach()[0].clone())
+        bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
+        model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
+        return model
+
+    def _move(self, device: torch.device, *, sees: bool) -> None:
+        """Move what is frozen to the training's device; of a teacher that sees no picture, its text tower alone."""
+        if device != self._device:
+            (self.teacher if sees else self.teacher.text).to(device)
+            cast(nn.Module, self.tokenizer).to(device)
+            self._device = device
+
+
+class EncoderInputs(NamedTuple):
+    """A batch as :class:`EncoderTraining` takes it."""
 
     #: (B, h, w, C).
     codes: Tensor
@@ -152,7 +211,7 @@ class EncoderTraining(nn.Module):
         self.config = config
 
     def forward(self, codes: Tensor, text: Tensor | None, pooled: Tensor | None, tokens: Tensor | None) -> Losses:
-        """Return the losses of a batch; see :class:`Inputs` for the shapes."""
+        """Return the losses of a batch; see :class:`EncoderInputs` for the shapes."""
         seen = self.encoder(codes)
         image = F.normalize(seen.pooled.float(), dim=-1)
         losses: dict[str, Tensor] = {}
@@ -170,77 +229,38 @@ class EncoderTraining(nn.Module):
         return Losses(losses, metrics, features)
 
 
-class Frozen:
-    """What stays as it is: tokenizer and teacher turn a batch of the data into the inputs of the training.
+class CaptionFeatures:
+    """Features of captions by a teacher's text tower.
+
+    Features are not kept as captions come: after a resume they would come in other batches, and the last bit of a
+    feature depends on its batch.
 
     Args:
-        tokenizer: of the ids.
-        teacher: of pictures and captions.
-        config: what is asked of them.
-        captions: all captions of the data, where they are known: the text tower reads each of them once, when the first
-            batch comes. None: a caption is read with its batch. Features are not kept as captions come: after a resume
-            they would come in other batches, of which the last bit of a feature depends.
+        teacher: its text tower reads the captions.
+        known: all captions of the data, where they are known: the text tower reads each of them once, at the first
+            call. None: a caption is read with its batch.
     """
 
-    def __init__(
-        self, tokenizer: VQTokenizer, teacher: CLIP, config: EncoderTrainConfig, captions: Sequence[str] | None = None
-    ) -> None:
-        self._tokenizer, self._teacher, self._losses = tokenizer, teacher, config.losses
-        self._size = teacher.config.image_size
-        self._captions = captions
+    def __init__(self, teacher: CLIP, known: Sequence[str] | None = None) -> None:
+        self._teacher = teacher
+        self._known = known
         self._rows: dict[str, int] = {}
-        self._texts = torch.empty(0)
-        self._device: torch.device | None = None
+        self._kept = torch.empty(0)
         #: Captions that were longer than the text tower reads.
         self.cut = 0
-        self._kept: dict[int, tuple[Batch, Inputs]] = {}
 
-    def __call__(self, batch: Batch) -> Inputs:
-        """Return the inputs of a batch that is on the training's device.
-
-        A batch that comes twice, without gradients and then with them (see ``contrast`` of
-        :func:`toklip_core.training.fit`), is read once.
-        """
-        if torch.is_grad_enabled():
-            return self._kept.pop(id(batch))[1] if id(batch) in self._kept else self._read(batch)
-        inputs = self._read(batch)
-        self._kept[id(batch)] = batch, inputs
-        return inputs
-
-    @torch.no_grad()
-    def _read(self, batch: Batch) -> Inputs:
-        losses = self._losses
-        self._to((batch["pixels"] if "pixels" in batch else batch["ids"]).device, sees="pixels" in batch)
-        text = self._text(batch["captions"]) if losses.contrast_weight else None
-        if "pixels" not in batch:
-            pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
-            return Inputs(self._tokenizer.embed(batch["ids"]), text, pooled, None)
-        pixels = normalized(batch["pixels"])
-        codes = self._tokenizer.embed(self._tokenizer.encode(pixels))
-        if not (losses.pooled_weight or losses.token_weight):
-            return Inputs(codes, text, None, None)
-        tokens, pooled = self._teacher.image_tokens(_resampled(pixels, self._size))
-        unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
-        return Inputs(codes, text, unit, tokens if losses.token_weight else None)
-
-    def _to(self, device: torch.device, *, sees: bool) -> None:
-        if device == self._device:
-            return
-        self._device = device
-        (self._teacher if sees else self._teacher.text).to(device)
-        cast(nn.Module, self._tokenizer).to(device)
-        if self._captions is not None and self._losses.contrast_weight:
-            self._rows = {caption: row for row, caption in enumerate(self._captions)}
-            parts = [self._captions[i : i + _CAPTIONS] for i in range(0, len(self._captions), _CAPTIONS)]
-            self._texts = torch.cat([self._features(part).cpu() for part in parts])
-
-    def _text(self, captions: Sequence[str]) -> Tensor:
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Return unit features (B, E), on the device of the text tower."""
+        if self._known is None:
+            return self._read(captions)
         if not self._rows:
-            return self._features(captions)
-        return self._texts[[self._rows[caption] for caption in captions]].to(self._device)
+            self._rows = {caption: row for row, caption in enumerate(self._known)}
+            parts = [self._known[i : i + _CAPTIONS] for i in range(0, len(self._known), _CAPTIONS)]
+            self._kept = torch.cat([self._read(part).cpu() for part in parts])
+        device = next(self._teacher.text.parameters()).device
+        return self._kept[[self._rows[caption] for caption in captions]].to(device)
 
-
-    def _features(self, captions: Sequence[str]) -> Tensor:
+    def _read(self, captions: Sequence[str]) -> Tensor:
         tokenizer = self._teacher.text.tokenizer
         before = 0 if tokenizer is None else tokenizer.cut
         features = self._teacher.text_features(captions)
@@ -265,31 +285,6 @@ def warn_of_cut_captions(count: int, limit: int) -> None:
 def clamp_logit_scale(model: nn.Module) -> None:
     """Keep the temperature in CLIP's bounds, 1 to 100."""
     cast(Any, model).logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
-
-
-def parameter_groups(model: nn.Module, factors: Mapping[str, float] | None = None) -> list[ParameterGroup]:
-    """Return groups without weight decay for norms, biases, positions, learnt tokens and the temperature.
-
-    The matrices of the blocks are groups of their own, for Muon (https://kellerjordan.github.io/posts/muon/).
-
-    Args:
-        model: what is trained.
-        factors: name of a part -> factor of the learning rate of the parameters that have it in their names.
-    """
-    groups: dict[tuple[float, bool, bool], set[str]] = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            parts = {*name.split(".")}
-            factor = next((factor for part, factor in (factors or {}).items() if part in parts), 1.0)
-            decayed = weight.ndim > 1 and not _NOT_DECAYED & parts
-            matrix = decayed and weight.ndim == 2 and bool(_HIDDEN & parts)
-            groups.setdefault((factor, decayed, matrix), set()).add(name)
-    return [
-        ParameterGroup(
-            names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0, matrices=matrix
-        )
-        for (factor, decayed, matrix), names in groups.items()
-    ]
 
 
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> None:
@@ -334,34 +329,13 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: 
             )
 
 
-def started(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
+def initial_encoder(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
     """Return the encoder as a run begins with it."""
     grid, width = (config.image_size // tokenizer.downsample_factor,) * 2, tokenizer.codebook_dim
     encoder = encoder_from_tower(teacher.vision, codebook_dim=width, grid=grid, causal=config.causal)
     encoder = SemanticEncoder(encoder.config) if config.initial_values == "random" else encoder
     encoder.grad_checkpointing = config.grad_checkpointing
     return encoder
-
-
-def _assembled(
-    config: EncoderTrainConfig, trained: EncoderTraining, tokenizer: VQTokenizer, teacher: CLIP, checksum: str
-) -> TokLIP:
-    """The parts of a run as a TokLIP; nothing is copied but temperature and bias."""
-    settings = TokLIPConfig(
-        tokenizer=config.tokenizer,
-        tokenizer_checksum=checksum,
-        image_size=config.image_size,
-        resize=config.resize,
-        encoder=trained.encoder.config,
-        text=teacher.config.text,
-    )
-    with torch.device("meta"):
-        model = TokLIP(settings, tokenizer=tokenizer)
-    model.encoder, model.text, model.tokenizer_weights = trained.encoder, teacher.text, config.tokenizer_weights
-    model.logit_scale = nn.Parameter(trained.logit_scale.detach()[0].clone())
-    bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
-    model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
-    return model
 
 
 def _one(scalar: Tensor) -> Tensor:

@@ -14,72 +14,97 @@ from torch import Tensor, nn
 from toklip_core.captioned import Batch, CaptionedSamples, collate
 from toklip_core.model import CLIP, EOS_ID, PAD_ID, CLIPConfig, TextConfig, TextTokenizer, word_tokenizer
 from toklip_core.pictures import normalized
-from toklip_core.tasks.encoder import clamp_logit_scale, contrast, parameter_groups, warn_of_cut_captions
+from toklip_core.tasks.encoder import clamp_logit_scale, contrast, warn_of_cut_captions
 from toklip_core.tasks.held_out import evaluated, held_out_set
 from toklip_core.tasks.settings import TeacherTrainConfig
-from toklip_core.training import FitReport, Losses, fit
+from toklip_core.training import FitReport, Losses, ParameterGroup, Task, fit, parameter_groups
 
 
 def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
-    """Train a CLIP into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+    """Train a CLIP into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
     The model folder ``out/model`` is a teacher: :func:`toklip_core.model.load_clip` takes it.
 
     Raises:
         FileNotFoundError: data are not there.
-        ValueError: they are a token store, or as ``fit``.
-        LookupError, OSError: as ``fit``.
+        ValueError: they are a token store, or ``fit`` raises it.
+        LookupError, OSError: raised by ``fit``.
     """
-    held_out = held_out_set(config.held_out, image_size=config.image_size)
-    samples = CaptionedSamples(
-        config.data,
-        image_size=config.image_size,
-        resize=config.resize,
-        seed=config.run.seed,
-        smallest_crop=config.smallest_crop,
-    )
-    if samples.stored is not None:
-        raise ValueError("a teacher sees pixels, and the data is a token store; read the pictures themselves")
-    tokenizer = text_tokenizer(config, samples)
-    settings = CLIPConfig(
-        image_size=config.image_size, resize=config.resize, vision=config.vision, text=tokenizer.config
-    )
-    torch.manual_seed(config.run.seed)
-    model = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
-
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        result = TeacherTraining(CLIP(settings, tokenizer), config.contrast)
-        result.load_state_dict(tensors)
-        result.assembled().save_pretrained(folder)
-
-    cut = 0
-
-    def objective(model: nn.Module, batch: Batch, step: int) -> Losses:
-        nonlocal cut
-        pixels, ids = normalized(batch["pixels"]), tokenizer(batch["captions"])
-        if torch.is_grad_enabled():  # a batch may come before without gradients
-            cut += tokenizer.warn_of_cut(batch["captions"], ids)
-        return cast(Losses, model(pixels, ids.to(pixels.device)))
-
-    report = fit(
-        model,
-        samples,
-        objective,
-        config.run,
-        out,
-        settings={**config.model_dump(mode="json", exclude={"run"}), "samples": len(samples)},
-        export=export,
-        evaluate=None
-        if held_out is None
-        else lambda product: evaluated(cast(TeacherTraining, product).assembled(), held_out),
-        groups=parameter_groups(model),
-        order=samples.order,
-        collate=collate,
-        contrast=partial(contrast, kind=config.contrast, weight=1.0),
-        after_step=clamp_logit_scale,
-    )
-    warn_of_cut_captions(cut, tokenizer.config.context_length)
+    task = TeacherTask(config)
+    report = fit(task, config.run, out)
+    warn_of_cut_captions(task.cut, task.tokenizer.config.context_length)
     return report
+
+
+class TeacherTask(Task):
+    """Learn what pictures and captions have in common: both towers of a CLIP, from nothing, by contrast.
+
+    Nothing is frozen but the text tokenizer, whose vocabulary is taken from the captions.
+
+    Args:
+        config: settings of the run.
+
+    Raises:
+        FileNotFoundError: data are not there.
+        ValueError: data are a token store, or do not fit the settings.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, config: TeacherTrainConfig) -> None:
+        held_out = held_out_set(config.held_out, image_size=config.image_size)
+        self.samples = CaptionedSamples(
+            config.data,
+            image_size=config.image_size,
+            resize=config.resize,
+            seed=config.run.seed,
+            smallest_crop=config.smallest_crop,
+        )
+        if self.samples.stored is not None:
+            raise ValueError("a teacher sees pixels, and the data is a token store; read the pictures themselves")
+        self.order = self.samples.order
+        self.settings = config.model_dump(mode="json", exclude={"run"})
+        self.config, self.tokenizer = config, text_tokenizer(config, self.samples)
+        torch.manual_seed(config.run.seed)
+        self.model = self._beginning()
+        self.contrast = partial(contrast, kind=config.contrast, weight=1.0)
+        if held_out is not None:
+            self.evaluate = lambda product: evaluated(cast(TeacherTraining, product).assemble(), held_out)
+        #: Captions of this process that were longer than the text tower reads.
+        self.cut = 0
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return pixels (B, 3, S, S), uint8, and ids (B, L) of the captions."""
+        ids = self.tokenizer(batch["captions"])
+        self.cut += self.tokenizer.warn_of_cut(batch["captions"], ids)
+        return batch["pixels"], ids.to(batch["pixels"].device)
+
+    def objective(self, model: nn.Module, prepared: tuple[Tensor, Tensor], step: int) -> Losses:
+        """Return what the contrast compares."""
+        pixels, ids = prepared
+        return cast(Losses, model(normalized(pixels), ids))
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write a CLIP."""
+        result = self._beginning()
+        result.load_state_dict(tensors)
+        result.assemble().save_pretrained(folder)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return groups of both towers and the temperature."""
+        return parameter_groups(self.model)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Keep the temperature in CLIP's bounds."""
+        clamp_logit_scale(model)
+
+    def _beginning(self) -> TeacherTraining:
+        """The model with initial weights."""
+        config = self.config
+        settings = CLIPConfig(
+            image_size=config.image_size, resize=config.resize, vision=config.vision, text=self.tokenizer.config
+        )
+        return TeacherTraining(CLIP(settings, self.tokenizer), config.contrast)
 
 
 class TeacherTraining(nn.Module):
@@ -110,7 +135,7 @@ class TeacherTraining(nn.Module):
             features["logit_bias"] = self.logit_bias[0]
         return Losses({}, {"logit_scale": self.logit_scale.detach().exp().mean()}, features)
 
-    def assembled(self) -> CLIP:
+    def assemble(self) -> CLIP:
         """Return the parts as a CLIP; nothing is copied but temperature and bias."""
         clip = self._clip[0]
         clip.logit_scale = nn.Parameter(self.logit_scale.detach()[0].clone())

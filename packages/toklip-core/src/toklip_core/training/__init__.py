@@ -1,9 +1,10 @@
 """Training: one loop for every package.
 
-    loop.py        fit(), read top to bottom       optimizers.py  AdamW and Muon, their groups
-    order.py       which sample comes when         losses.py      contrasts and distillation
+    task.py        Task, the value that is fitted  optimizers.py  AdamW and Muon, their groups
+    loop.py        fit(), read top to bottom       losses.py      contrasts and distillation
     passes.py      micro-batches of a step         run_folder.py  saves, logs, resume
-    signals.py     SIGTERM ends a run with a save  sources.py     several sources, one after another
+    order.py       which sample comes when         sources.py     several sources, one after another
+    signals.py     SIGTERM ends a run with a save
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

@@ -1,5 +1,4 @@
 from .loop import (
-    Evaluation as Evaluation,
     FitReport as FitReport,
     fit as fit,
     learning_rate_factor as learning_rate_factor,
@@ -14,13 +13,13 @@ from .losses import (
 from .optimizers import (
     ParameterGroup as ParameterGroup,
     build_optimizers as build_optimizers,
+    parameter_groups as parameter_groups,
 )
 from .order import (
     derived_seed as derived_seed,
     shuffled as shuffled,
     window_order as window_order,
 )
-from .passes import Losses as Losses
 from .run_folder import (
     RunFolder as RunFolder,
     TrainState as TrainState,
@@ -35,4 +34,9 @@ from .sources import (
     Samples as Samples,
     UnusableSampleError as UnusableSampleError,
     first_usable as first_usable,
+)
+from .task import (
+    Evaluation as Evaluation,
+    Losses as Losses,
+    Task as Task,
 )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,23 +31,14 @@ from torch.utils.data import DataLoader
 
 from toklip_core.config import RunConfig
 from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
+from toklip_core.training.order import SampleKeys
+from toklip_core.training.passes import Passes
 from toklip_core.training.run_folder import RunFolder, TrainState, whole
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
-from toklip_core.training.sources import Samples
+from toklip_core.training.task import Losses, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-from toklip_core.training.order import SampleKeys, shuffled
-from toklip_core.training.passes import Contrast, Losses, Passes
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation during the run gives to the log."""
-
-    figures: dict[str, float]
-    #: Name -> (N, 3, H, W) in [-1, 1].
-    pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FitReport(NamedTuple):
@@ -55,86 +46,49 @@ class FitReport(NamedTuple):
 
     #: Finished steps.
     step: int
-    #: Of the last evaluation.
+    #: Figures of the last evaluation.
     figures: dict[str, float]
     #: The signal that stopped the run after a save; 0 if it reached its last step.
     signal: int
 
 
-def fit(
-    model: nn.Module,
-    samples: Samples[Any],
-    objective: Callable[[nn.Module, Any, int], Losses],
-    run: RunConfig,
-    out: Path,
-    *,
-    settings: Mapping[str, Any],
-    export: Callable[[dict[str, Tensor], Path], None],
-    product: nn.Module | None = None,
-    evaluate: Callable[[nn.Module], Evaluation] | None = None,
-    groups: Sequence[ParameterGroup] = (),
-    order: Callable[[int, int, int], Tensor] | None = None,
-    collate: Callable[[list[Any]], Any] | None = None,
-    contrast: Contrast | None = None,
-    after_step: Callable[[nn.Module], None] | None = None,
-    unused_parameters: bool = False,
-    comparison: Callable[[nn.Module], Callable[[Path], None]] | None = None,
-) -> FitReport:
-    """Train ``model`` into the folder ``out``; go on from its last save if it holds this very run.
+def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
+    """Train a task into the folder ``out``, or resume the run there.
 
     SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so.
 
     Args:
-        model: all trainable weights. Parameters without ``requires_grad`` stay frozen, and out of the saves.
-        samples: the data; batches of it, collated, reach the objective on the model's device.
-        objective: (model, batch, step) -> losses that are means over samples, and features. It calls ``model(...)``,
-            so that hooks of DDP and FSDP run; the autocast of ``run.precision`` is on.
-        run: length, optimizer, and so on.
+        task: what is trained, on which data and by which losses.
+        run: length, optimizer, precision, and how often the run logs, evaluates and saves.
         out: absent, empty, or the folder of this run.
-        settings: JSON data, everything else that the run depends on. With other settings a resume is an error.
-        export: (state dict, folder) -> writes the model folder at the end; called in the first process.
-        product: the part of ``model`` that is the result: averaged, evaluated, exported. None: all of it.
-        evaluate: (product, in eval mode with averaged weights) -> figures; called in every process.
-        groups: None: one group. Else every trainable parameter is in exactly one.
-        order: (size, seed, epoch) -> permutation of the samples. None: :func:`shuffled`.
-        collate: samples -> batch. None: the default of torch.
-        contrast: features -> losses between samples, see :mod:`toklip_core.training.losses`. It sees the features of
-            all micro-batches of this process, in float32, and gathers over processes itself. Exact with
-            ``run.accumulate``
-            too, for one more forward pass, without gradients, where the objective may leave out its losses. Inputs and
-            features of the whole batch are held, activations of one micro-batch at a time.
-        after_step: called with the model, without gradients, after each step of the optimizer, to clamp a parameter.
-            FSDP 2 makes it a DTensor, and takes none without a dimension: (1,) for a scalar.
-        unused_parameters: tell DDP that some parameters may get no gradient in some steps.
-        comparison: (product, as ``evaluate`` gets it) -> what raises a ValueError unless the model in the folder that
-            ``export`` wrote computes the same. The first is called in every process, the second in the first one.
 
     Raises:
         LookupError: the extra is not installed.
         ValueError: a loss is not finite, or ``out`` holds something else, or the settings do not fit.
         OSError: a save failed, and the one before it is kept; or another process trains into ``out``.
     """
-    accelerator = _accelerator(run, unused_parameters)
+    accelerator = _accelerator(run, task.unused_parameters)
     folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
-    with folder.opened({"run": run.model_dump(mode="json"), **settings}, harmless=_harmless(run)):
+    # With another number of samples their order is another.
+    settings = {"run": run.model_dump(mode="json"), "samples": len(task.samples), **task.settings}
+    with folder.opened(settings, harmless=_harmless(run)):
         torch.manual_seed(run.seed)
 
         sharded = accelerator.distributed_type.value == "FSDP"
-        optimizers = build_optimizers(trainable(model), run, groups, fused=_fuses(accelerator.device), sharded=sharded)
-        product = model if product is None else product
-        product_name = _name_of(product, model)
-        model, *optimizers = accelerator.prepare(model, *optimizers)
+        groups, fused = task.parameter_groups(), _fuses(accelerator.device)
+        optimizers = build_optimizers(trainable(task.model), run, groups, fused=fused, sharded=sharded)
+        model, *optimizers = accelerator.prepare(task.model, *optimizers)
         core = accelerator.unwrap_model(model)
-        product = core.get_submodule(product_name)
+        product = core.get_submodule(task.product)
         average = _average(product) if run.ema_decay else {}
         state = TrainState(core, tuple(optimizer.optimizer for optimizer in optimizers), average, accelerator.scaler)
         start, figures = folder.load(state, steps=run.steps)
         clips = _clips(core, run, groups)
-        passes = Passes(accelerator, model, objective, contrast, run)
+        passes = Passes(accelerator, model, task, run)
 
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        keys = SampleKeys(len(samples), run, start, rank, world_size, order or shuffled)
-        loader = _loader(samples, keys, run, collate, accelerator.device)
+        keys = SampleKeys(len(task.samples), run, start, rank, world_size, task.order)
+        loader = _loader(task, keys, run, accelerator.device)
         window = _Window(accelerator, folder)
         _train_mode(model)
         with (
@@ -146,10 +100,10 @@ def fit(
                 due, last = step > start, step == run.steps
                 stop = _anywhere(accelerator, request.signal)
 
-                if due and evaluate is not None and (last or step % run.evaluate_every == 0):
+                if due and task.evaluate is not None and (last or step % run.evaluate_every == 0):
                     window.refuse_not_finite()  # what is wrong is said with its step, and not by the evaluation
                     with _averaged(product, average), _unsharded(model), torch.no_grad():
-                        evaluation = evaluate(product.eval())
+                        evaluation = task.evaluate(product.eval())
                     _train_mode(model)
                     figures = evaluation.figures
                     folder.log(
@@ -173,9 +127,8 @@ def fit(
                         group["lr"] = rate * group["factor"]
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                if after_step is not None:
-                    with torch.no_grad():
-                        after_step(core)
+                with torch.no_grad():
+                    task.after_step(core)
                 if average:
                     weights = trainable(product)
                     torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
@@ -188,7 +141,7 @@ def fit(
         stopped = 0 if step == run.steps else stop
         if not stopped:
             with _averaged(product, average):
-                folder.export(product, export, comparison and _compared(comparison, product, model))
+                folder.export(product, task.export, _compared(task, product, model))
         return FitReport(step, figures, stopped)
 
 
@@ -243,7 +196,7 @@ def _clips(
     """Label -> the parameters that are clipped together, and their limit; inf where only the norm is logged."""
     weights = trainable(model)
     clips: dict[str, tuple[list[nn.Parameter], float]] = {}
-    for group in groups or [ParameterGroup(names=frozenset(weights))]:
+    for group in groups:
         limit = (run.max_grad_norm if group.max_grad_norm is None else group.max_grad_norm) or math.inf
         clips.setdefault(group.clip_with, ([], limit))[0].extend(weights[name] for name in sorted(group.names))
     return clips
@@ -253,16 +206,11 @@ def _fuses(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
-def _name_of(part: nn.Module, whole: nn.Module) -> str:
-    names: dict[nn.Module, str] = {module: name for name, module in whole.named_modules()}
-    return names[part]
-
-
-def _compared(
-    comparison: Callable[[nn.Module], Callable[[Path], None]], product: nn.Module, model: nn.Module
-) -> Callable[[Path], None]:
+def _compared(task: Task, product: nn.Module, model: nn.Module) -> Callable[[Path], None] | None:
+    if task.comparison is None:
+        return None
     with _unsharded(model), torch.no_grad():
-        return comparison(product.eval())
+        return task.comparison(product.eval())
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -318,18 +266,12 @@ def _anywhere(accelerator: Accelerator, number: int) -> int:
     return int(numbers.item())
 
 
-def _loader(
-    samples: Samples[Any],
-    keys: SampleKeys,
-    run: RunConfig,
-    collate: Callable[[list[Any]], Any] | None,
-    device: torch.device,
-) -> DataLoader[Any]:
+def _loader(task: Task, keys: SampleKeys, run: RunConfig, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
-        samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone
+        task.samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone
         batch_sampler=keys,
         num_workers=run.workers,
-        collate_fn=collate,
+        collate_fn=task.collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_parent,
     )

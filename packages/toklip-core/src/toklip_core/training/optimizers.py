@@ -14,6 +14,11 @@ from torch import nn
 
 from toklip_core.config import RunConfig
 
+#: Parameters of two dimensions and more that no input is multiplied by.
+_NO_PRODUCT = {"pos_embed", "cls_token", "class_token", "latent", "positional_embedding"}
+#: Modules that hold the matrices of hidden layers: blocks of timm, of open_clip, of transformers.
+_BLOCKS = {"blocks", "resblocks", "layers", "h"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
@@ -33,6 +38,36 @@ class ParameterGroup:
     clip_with: str = "model"
 
 
+def parameter_groups(
+    model: nn.Module, factors: Mapping[str, float] | None = None, *, decay_embeddings: bool = False
+) -> list[ParameterGroup]:
+    """Return groups in which only matrices are decayed, and those of blocks are for Muon.
+
+    Norms, biases, positions, learnt tokens and scalars are not decayed.
+
+    Args:
+        model: what is trained; frozen parameters are left out.
+        factors: name of a module, such as "projector" -> factor on the learning rate of the parameters in it.
+        decay_embeddings: decay embeddings of words or ids, too. A row that a batch lacks gets no gradient, and decay
+            shrinks the rare ones.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[float, bool, bool], set[str]] = {}
+    for name, weight in trainable(model).items():
+        parts = {*name.split(".")}
+        factor = next((factor for part, factor in (factors or {}).items() if part in parts), 1.0)
+        product = weight.ndim > 1 and not _NO_PRODUCT & parts
+        decayed = product and (decay_embeddings or id(weight) not in embeddings)
+        matrix = decayed and weight.ndim == 2 and bool(_BLOCKS & parts)
+        groups.setdefault((factor, decayed, matrix), set()).add(name)
+    return [
+        ParameterGroup(
+            names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0, matrices=matrix
+        )
+        for (factor, decayed, matrix), names in groups.items()
+    ]
+
+
 def build_optimizers(
     weights: Mapping[str, nn.Parameter],
     run: RunConfig,
@@ -48,7 +83,7 @@ def build_optimizers(
     Args:
         weights: what is trained, by name.
         run: learning rates, betas and weight decay.
-        groups: every weight is in exactly one; none: all in one.
+        groups: every weight is in exactly one.
         fused: use AdamW's fused kernel.
         sharded: the weights will be shards, of FSDP.
 
@@ -56,7 +91,6 @@ def build_optimizers(
         LookupError: the run wants Muon, and torch has none.
         ValueError: it wants Muon for shards, for fp16, or where no group is for it.
     """
-    groups = groups or [ParameterGroup(names=frozenset(weights))]
     listed = sorted(name for group in groups for name in group.names)
     assert listed == sorted(weights), f"not in exactly one group: {sorted({*listed} ^ {*weights})[:5]}"
     settings: dict[bool, list[dict[str, Any]]] = {True: [], False: []}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch.utils.data import Sampler
 
 from toklip_core.config import RunConfig
 
-if TYPE_CHECKING:
-    pass
 
 def window_order(groups: Sequence[int], window: int, *, seed: int, epoch: int) -> Tensor:
     """Return a permutation of the rows of groups: groups are shuffled, then rows within windows of whole groups.

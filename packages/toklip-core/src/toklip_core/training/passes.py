@@ -6,31 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from toklip_core.config import RunConfig
+from toklip_core.training.order import derived_seed
+from toklip_core.training.task import Losses, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-from toklip_core.training.order import derived_seed
-
-
-class Losses(NamedTuple):
-    """What an objective, or a contrast, returns: scalars by name, and what a contrast needs."""
-
-    #: Their sum is minimised. A value that is not finite stops the run.
-    losses: Mapping[str, Tensor]
-    #: Logged beside the losses.
-    metrics: Mapping[str, Tensor] = {}
-    #: For the contrast: (b, ...) with a row for each sample of the micro-batch, or 0-dim, the same for all samples.
-    features: Mapping[str, Tensor] = {}
-
-
-#: The features of the whole batch of this process -> losses between its samples.
-Contrast = Callable[[Mapping[str, Tensor]], Losses]
 
 
 @dataclass(frozen=True)
@@ -39,42 +25,52 @@ class Passes:
 
     accelerator: Accelerator
     model: nn.Module
-    objective: Callable[[nn.Module, Any, int], Losses]
-    contrast: Contrast | None
+    task: Task
     run: RunConfig
 
     def backward(self, batches: Iterator[Any], step: int) -> Iterator[Losses]:
         """Add the gradients of a step to the parameters; yield what there is to log."""
-        count = self.run.accumulate
-        batches = (_to_device(batch, self.accelerator.device) for batch in islice(batches, count))
+        count, contrast = self.run.accumulate, self.task.contrast
+        inputs: Iterator[Any] = (self._prepare(x, step, micro) for micro, x in enumerate(islice(batches, count)))
         cached: list[dict[str, Tensor]] = []
-        if self.contrast is not None and count > 1:
-            kept = [*batches]
-            between, cached = self._cache(self.contrast, kept, step)
-            batches = iter(kept)
+        if contrast is not None and count > 1:
+            kept = [*inputs]  # for both passes: frozen networks work once
+            between, cached = self._cache(contrast, kept, step)
+            inputs = iter(kept)
             yield between
-        for micro, batch in enumerate(batches):
+        for micro, prepared in enumerate(inputs):
             with nullcontext() if micro == count - 1 else self.accelerator.no_sync(self.model):
-                result = self._forward(batch, step, micro)
+                result = self._forward(prepared, step, micro)
             losses = [loss / count for loss in result.losses.values()]
             if cached:
                 # Of these products the gradient alone matters: it is that of the contrast through this micro-batch.
                 features, gradients = _float32(result.features), cached[micro]
                 losses += [(features[name] * x).sum() for name, x in gradients.items() if features[name].requires_grad]
-            elif self.contrast is not None:
-                between = self.contrast(_float32(result.features))
+            elif contrast is not None:
+                between = contrast(_float32(result.features))
                 losses += between.losses.values()
                 yield between
             self.accelerator.backward(torch.stack(losses).sum())
             yield result
 
-    def _forward(self, batch: Any, step: int, micro: int) -> Losses:  # noqa: ANN401 - whatever the collate made
+    def _prepare(self, batch: Any, step: int, micro: int) -> Any:  # noqa: ANN401 - whatever the collate made
+        batch = _to_device(batch, self.accelerator.device)
+        self._seed(step, micro)
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.task.prepare(batch)
+
+    def _forward(self, prepared: Any, step: int, micro: int) -> Losses:  # noqa: ANN401 - whatever the task prepared
+        self._seed(step, micro)
+        with self.accelerator.autocast():
+            return self.task.objective(self.model, prepared, step)
+
+    def _seed(self, step: int, micro: int) -> None:
         # After the data, which may have drawn from the global generator: a DataLoader does.
         torch.manual_seed(derived_seed(self.run.seed, step, micro, self.accelerator.process_index))
-        with self.accelerator.autocast():
-            return self.objective(self.model, batch, step)
 
-    def _cache(self, contrast: Contrast, batches: Sequence[Any], step: int) -> tuple[Losses, list[dict[str, Tensor]]]:
+    def _cache(
+        self, contrast: Callable[[Mapping[str, Tensor]], Losses], inputs: Sequence[Any], step: int
+    ) -> tuple[Losses, list[dict[str, Tensor]]]:
         """Return the contrast of the whole batch, and its gradients to the features of each micro-batch.
 
         GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
@@ -82,7 +78,7 @@ class Passes:
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
-            parts = [self._forward(batch, step, micro).features for micro, batch in enumerate(batches)]
+            parts = [self._forward(prepared, step, micro).features for micro, prepared in enumerate(inputs)]
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
         whole_batch = {n: torch.cat([part[n] for part in parts]) if x.ndim else x for n, x in parts[-1].items()}

@@ -1,6 +1,6 @@
 """The folder of a training run: its settings, saves, log and result. Rank 0 writes, every rank reads.
 
-    OUT/run.json                  settings; a resume must have the same
+    OUT/run.json                  number of the format, and settings; a resume must have the same
     OUT/saves/step-00001000/      model, optimizer, average: safetensors; progress.json. Whole, or not there
     OUT/metrics.jsonl             one JSON object a line, for programs
     OUT/tensorboard/              the same, and pictures
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+#: Version of a run folder, and of what a number of steps computes. It changes when an older run cannot be resumed.
+FORMAT = 1
 #: Locked by the process that trains into the folder.
 _LOCK = ".run.lock"
 
@@ -93,7 +95,8 @@ class RunFolder:
         """Make the folder, or check that it holds this run; be the only one that trains into it, while inside.
 
         Raises:
-            ValueError: it holds something else, or settings beyond the ``harmless`` (dotted keys) have changed.
+            ValueError: it holds something else, or a run of another format, or settings beyond the ``harmless``
+                (dotted keys) have changed.
             OSError: another process trains into it.
         """
 
@@ -104,6 +107,7 @@ class RunFolder:
             for leftover in (*self._saves.glob(".*"), hidden_path(self.path / "model")):
                 delete(leftover)
 
+        settings = {"format": FORMAT, **settings}
         self._refuse_other(settings, harmless)
         with ExitStack() as held:
             self._in_first_process(lambda: self._take(held), f"cannot train into {self.path}")
@@ -248,7 +252,7 @@ class RunFolder:
     def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
         file = self.path / "run.json"
         if file.is_file():
-            before = read_json_object(file)
+            before = _read_settings(file)
             changed = [key for key in changed_keys(before, settings) if key not in harmless]
             if changed:
                 more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
@@ -330,6 +334,24 @@ def _read_save(save: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]
             if not is_finite(tensor):
                 raise _damaged(save, f"{name!r} of {part}.safetensors has NaN or infinity in it")
     return progress, parts
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Return the settings of a run of this format; ValueError if it is of another, or they cannot be read."""
+    try:
+        settings = read_json_object(file)
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged, it holds no JSON object; copy the run.json that the same command writes into another "
+            "folder, or choose another folder"
+        ) from error
+    if settings.get("format") != FORMAT:
+        found = one_line(repr(settings["format"]), longest=40) if "format" in settings else "none"
+        raise ValueError(
+            f"{file.parent} holds a run of another release (format {found}, and this one resumes {FORMAT}); finish it "
+            "with that release, or choose another folder"
+        )
+    return settings
 
 
 def _damaged(save: Path, reason: object) -> ValueError:

@@ -13,10 +13,10 @@ from .settings import (
     TextSetting as TextSetting,
 )
 from .task import (
-    Frozen as Frozen,
+    GeneratorTask as GeneratorTask,
     held_out_set as held_out_set,
     load_parts as load_parts,
     next_id_loss as next_id_loss,
-    parameter_groups as parameter_groups,
+    read_batch as read_batch,
     train_generator as train_generator,
 )

@@ -28,7 +28,16 @@ from toklip_core.pictures import normalized
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.scenes import Scenes
 from toklip_core.store import StoreInfo, TokenStore
-from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, derived_seed, fit
+from toklip_core.training import (
+    Evaluation,
+    FitReport,
+    Losses,
+    ParameterGroup,
+    Task,
+    derived_seed,
+    fit,
+    parameter_groups,
+)
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
@@ -74,47 +83,77 @@ def train_generator(config: GeneratorTrainConfig, out: Path) -> FitReport:
         ValueError: data and models do not fit one another, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
-    parts = load_parts(config)
-    samples = GeneratorSamples(config)
-    if samples.stored is not None:
-        refuse_other_store(samples.stored, config, parts)
-    if samples.classes:
-        parts = with_names(parts, list(samples.classes))
-        say_classes(parts)
-    held_out = held_out_set(config, parts, samples.classes)
-    torch.manual_seed(config.run.seed)
-    model = Generator(parts.config, dropout=config.dropout)
-    model.grad_checkpointing = config.generator.grad_checkpointing
-    frozen = Frozen(parts)
+    task = GeneratorTask(config)
+    report = fit(task, config.run, out)
+    if task.cut:
+        _log.warning("%d captions were cut: they are longer than the generator reads", task.cut)
+    return report
 
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        result = Generator(parts.config)
-        result.load_state_dict(tensors)
-        pictures = PictureGenerator(result, tokenizer=parts.tokenizer, toklip=parts.toklip)
-        pictures.tokenizer_weights = parts.tokenizer_weights
-        pictures.save(folder)
 
-    report = fit(
-        model,
-        samples,
-        lambda model, batch, step: next_id_loss(model, frozen(batch)),
-        config.run,
-        out,
-        settings={
+class GeneratorTask(Task):
+    """Learn to predict the next id of a picture, from the ids before it and a class or a caption.
+
+    Tokenizer, TokLIP and text encoder are frozen: :meth:`prepare` has them read pictures and captions.
+
+    Args:
+        config: settings of the run.
+
+    Raises:
+        FileNotFoundError, LookupError: data, tokenizer, TokLIP or text encoder are missing.
+        ValueError: data and models do not fit one another.
+    """
+
+    model: Generator
+    collate = staticmethod(collate)
+
+    def __init__(self, config: GeneratorTrainConfig) -> None:
+        parts = load_parts(config)
+        self.samples = GeneratorSamples(config)
+        self.order = self.samples.order
+        self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {"tokenizer": parts.config.tokenizer_checksum, "toklip": parts.config.toklip_checksum},
-            "samples": len(samples),  # with another number of them their order is another
-            **({"condition": parts.config.condition.model_dump(mode="json")} if samples.classes else {}),
-        },
-        export=export,
-        evaluate=None if held_out is None else lambda product: evaluate(cast(Generator, product), held_out, parts),
-        groups=parameter_groups(model),
-        order=samples.order,
-        collate=collate,
-    )
-    if frozen.cut:
-        _log.warning("%d captions were cut: they are longer than the generator reads", frozen.cut)
-    return report
+        }
+        if self.samples.stored is not None:
+            refuse_other_store(self.samples.stored, config, parts)
+        if self.samples.classes:
+            parts = with_names(parts, list(self.samples.classes))
+            print_classes(parts)
+            self.settings["condition"] = parts.config.condition.model_dump(mode="json")
+        held_out = held_out_set(config, parts, self.samples.classes)
+        torch.manual_seed(config.run.seed)
+        self.model = Generator(parts.config, dropout=config.dropout)
+        self.model.grad_checkpointing = config.generator.grad_checkpointing
+        if held_out is not None:
+            self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, parts)
+        self.parts = parts
+        #: Captions of this process that were longer than the generator reads.
+        self.cut = 0
+
+    def prepare(self, batch: Batch) -> GeneratorBatch:
+        """Have tokenizer, TokLIP and text encoder read a batch."""
+        texts = self.parts.conditions if isinstance(self.parts.conditions, Texts) else None
+        before = texts.cut if texts else 0
+        read = read_batch(batch, self.parts)
+        self.cut += texts.cut - before if texts else 0
+        return read
+
+    def objective(self, model: nn.Module, prepared: GeneratorBatch, step: int) -> Losses:
+        """Return the cross entropy of the next id."""
+        return next_id_loss(model, prepared)
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write a generator."""
+        result = Generator(self.parts.config)
+        result.load_state_dict(tensors)
+        pictures = PictureGenerator(result, tokenizer=self.parts.tokenizer, toklip=self.parts.toklip)
+        pictures.tokenizer_weights = self.parts.tokenizer_weights
+        pictures.save(folder)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return embeddings and head, matrices of blocks, vectors; all but vectors are decayed, as in LlamaGen."""
+        groups = parameter_groups(self.model, decay_embeddings=True)
+        return sorted(groups, key=lambda group: group.weight_decay is not None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +230,7 @@ def with_names(parts: Parts, names: Sequence[str]) -> Parts:
     return replace(parts, config=config, conditions=Classes(condition))
 
 
-def say_classes(parts: Parts) -> None:
+def print_classes(parts: Parts) -> None:
     """Print which class is which, to stderr, in the first process."""
     names = cast(ClassCondition, parts.config.condition).names or ()
     if os.environ.get("RANK", "0") == "0":
@@ -200,7 +239,7 @@ def say_classes(parts: Parts) -> None:
         print(f"classes: {shown}{rest}", file=sys.stderr)
 
 
-class Read(NamedTuple):
+class GeneratorBatch(NamedTuple):
     """A batch as the generator takes it."""
 
     #: (B, N), int64.
@@ -212,51 +251,24 @@ class Read(NamedTuple):
     drop: Tensor
 
 
-class Frozen:
-    """Tokenizer, TokLIP and text encoder: they turn a batch of the data into what the generator reads."""
-
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._device: torch.device | None = None
-        #: Captions that were longer than the generator reads.
-        self.cut = 0
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Read:
-        """Return the inputs of a batch that is on the training's device."""
-        parts = self._parts
-        device = batch["drop"].device
-        if device != self._device:
-            self._device = device
-            parts.conditions.to(device)
-            for module in (parts.tokenizer, parts.inputs.encoder):
-                if module is not None:
-                    cast(nn.Module, module).to(device)
-        ids = batch["ids"] if "ids" in batch else parts.tokenizer.encode(normalized(batch["pixels"]))
-        texts = parts.conditions if isinstance(parts.conditions, Texts) else None
-        before = texts.cut if texts else 0
-        condition = parts.conditions(batch["prompts"]).to(device)
-        self.cut += texts.cut - before if texts else 0
-        return Read(ids.flatten(1), parts.inputs(ids)[:, :-1], condition, batch["drop"])
+@torch.no_grad()
+def read_batch(batch: Batch, parts: Parts) -> GeneratorBatch:
+    """Return what the generator reads of a batch; what is frozen moves to the device of the batch."""
+    device = batch["drop"].device
+    parts.conditions.to(device)
+    for module in (parts.tokenizer, parts.inputs.encoder):
+        if module is not None:
+            cast(nn.Module, module).to(device)
+    ids = batch["ids"] if "ids" in batch else parts.tokenizer.encode(normalized(batch["pixels"]))
+    condition = parts.conditions(batch["prompts"]).to(device)
+    return GeneratorBatch(ids.flatten(1), parts.inputs(ids)[:, :-1], condition, batch["drop"])
 
 
-def next_id_loss(model: nn.Module, read: Read) -> Losses:
+def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
     """Return the cross entropy of the next id, the mean over pictures and positions, and the share that is guessed."""
-    logits: Tensor = model(read.inputs, read.condition, read.drop)
-    loss = F.cross_entropy(logits.flatten(0, 1), read.ids.flatten())
-    return Losses({"next_id": loss}, {"accuracy": (logits.detach().argmax(-1) == read.ids).float().mean()})
-
-
-def parameter_groups(model: nn.Module) -> list[ParameterGroup]:
-    """Return three groups: vectors, which are not decayed, as in LlamaGen; matrices of blocks, for Muon; the rest."""
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    vectors = frozenset(name for name, weight in weights.items() if weight.ndim < 2)
-    matrices = frozenset(name for name in weights if "blocks" in name.split(".")) - vectors
-    return [
-        ParameterGroup(names=frozenset(weights) - vectors - matrices),
-        ParameterGroup(names=matrices, matrices=True),
-        ParameterGroup(names=vectors, weight_decay=0.0),
-    ]
+    logits: Tensor = model(batch.inputs, batch.condition, batch.drop)
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
+    return Losses({"next_id": loss}, {"accuracy": (logits.detach().argmax(-1) == batch.ids).float().mean()})
 
 
 @dataclass(frozen=True)
@@ -329,13 +341,12 @@ def evaluate(generator: Generator, held_out: HeldOutSet, parts: Parts, *, batch_
     device = next(generator.parameters()).device
     figures: dict[str, float] = {}
     if held_out.ids is not None:
-        read = Frozen(parts)
         total = 0.0
         for start in range(0, len(held_out.ids), batch_size):
             ids = held_out.ids[start : start + batch_size].to(device)
             prompts = held_out.prompts[start : start + batch_size]
             batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
-            total += len(ids) * float(next_id_loss(generator, read(batch)).losses["next_id"])
+            total += len(ids) * float(next_id_loss(generator, read_batch(batch, parts)).losses["next_id"])
         figures["next_id"] = total / len(held_out.ids)
     drawn = _drawn(generator, parts, held_out.drawn, held_out.sampling)
     if held_out.scenes and isinstance(parts.conditions, Texts):

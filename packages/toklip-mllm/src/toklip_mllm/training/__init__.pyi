@@ -31,9 +31,9 @@ from .sources import (
     words_of as words_of,
 )
 from .task import (
+    MLLMTask as MLLMTask,
     MLLMTraining as MLLMTraining,
-    learn as learn,
-    parameter_groups as parameter_groups,
+    freeze as freeze,
     plain as plain,
     save as save,
     train_mllm as train_mllm,

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
-from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, fit
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Task, fit, parameter_groups
 from toklip_core.weights import load_strict, weights_checksum
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -36,8 +36,6 @@ from toklip_mllm.training.sources import Picturing, Source, open_sources, use_st
 
 #: What of the semantic encoder tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
-#: Where the matrices of hidden layers are: blocks of language models in transformers, and of the semantic encoder.
-_BLOCKS = {"layers", "h", "blocks"}
 #: Conversations that the written model and the trained one are compared on.
 _COMPARED = 2
 #: How far their logits may be apart, as a share of their spread: by rounding in float32, and in bfloat16 (8 bits).
@@ -61,58 +59,110 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
         ValueError: data and models do not fit one another, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
-    torch.manual_seed(config.run.seed)
-    model, processor, sources, picturing = _beginning(config)
-    _refuse_past_context(config.max_length, model.context)
-    _refuse_other_store(sources, model)
-    if model.vision.encoder is not None and "encoder" not in config.train:
-        use_stored_tokens(sources, model.config.encoder_checksum)
-    learn(model, config)
-    samples = TalkSamples(
-        sources,
-        processor if config.template == "chat" else plain(processor),
-        picturing.grid,
-        max_length=config.max_length,
-        batch_size=config.run.batch_size if config.group_by_length else None,
-    )
-    samples.try_templates()
-    held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
-    trained = MLLMTraining(model)
+    return fit(MLLMTask(config), config.run, out)
 
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        save(model, processor, tensors, folder, lora=config.lora, dtype=getattr(torch, config.saved_dtype))
 
-    def evaluate(product: nn.Module) -> Evaluation:
-        device = next(product.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.frozen_dtype == "bfloat16"):
-            return evaluated(
-                cast(TokLIPForConditionalGeneration, product), processor, held_out, config.held_out.prompt
-            )
+class MLLMTask(Task):
+    """Learn to answer about pictures: the connector, and the language model, whole or by adapters, or the encoder.
 
-    return fit(
-        trained,
-        samples,
-        lambda module, batch, step: cast(Losses, module(with_ids(batch, processor))),
-        config.run,
-        out,
-        settings={
+    What the settings do not train is frozen inside of the model, which transformers saves as a whole. The VQ tokenizer
+    stands outside: :meth:`prepare` has it read pictures.
+
+    Args:
+        config: settings of the run.
+
+    Raises:
+        FileNotFoundError: data or a model are missing.
+        ValueError: data and models do not fit one another.
+    """
+
+    model: MLLMTraining
+    samples: TalkSamples
+    product = "model"
+
+    def __init__(self, config: MLLMTrainConfig) -> None:
+        torch.manual_seed(config.run.seed)
+        model, processor, sources, picturing = _beginning(config)
+        _refuse_past_context(config.max_length, model.context)
+        _refuse_other_store(sources, model)
+        if model.vision.encoder is not None and "encoder" not in config.train:
+            use_stored_tokens(sources, model.config.encoder_checksum)
+        freeze(model, config)
+        self.config, self.processor, self.model = config, processor, MLLMTraining(model)
+        self.samples = TalkSamples(
+            sources,
+            processor if config.template == "chat" else plain(processor),
+            picturing.grid,
+            max_length=config.max_length,
+            batch_size=config.run.batch_size if config.group_by_length else None,
+        )
+        self.samples.try_templates()
+        self.order, self.collate = self.samples.order, self.samples.collate
+        self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_checksum},
-            "samples": len(samples),  # with another number of them their order is another
-            **({} if samples.layout is None else {"layout": samples.layout}),
-        },
-        export=export,
-        product=model,
-        evaluate=evaluate if held_out else None,
-        groups=parameter_groups(model, config.connector_learning_rate_factor),
-        order=samples.order,
-        collate=samples.collate,
-        comparison=lambda product: comparison(product, samples, processor, config),
-    )
+            **({} if self.samples.layout is None else {"layout": self.samples.layout}),
+        }
+        self._held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
+        self.evaluate = self._evaluate if self._held_out else None
+
+    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a batch with image_ids (P, h, w) in place of pixels (P, 3, S, S), uint8."""
+        if "pixels" not in batch:
+            return batch
+        pixels = normalized(batch["pixels"])
+        tokenizer = self.processor.vq_tokenizer
+        cast(nn.Module, tokenizer).to(pixels.device)
+        rest = {name: tensor for name, tensor in batch.items() if name != "pixels"}
+        return {**rest, "image_ids": tokenizer.encode(pixels)}
+
+    def objective(self, model: nn.Module, prepared: dict[str, Tensor], step: int) -> Losses:
+        """Return the cross entropy of what the assistant says."""
+        return cast(Losses, model(prepared))
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write model and processor, adapters merged."""
+        dtype = getattr(torch, self.config.saved_dtype)
+        save(self.model.model, self.processor, tensors, folder, lora=self.config.lora, dtype=dtype)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return groups of what is trained; the connector has its own learning rate."""
+        return parameter_groups(self.model, {"connector": self.config.connector_learning_rate_factor})
+
+    def comparison(self, product: nn.Module) -> Callable[[Path], None]:
+        """Return what refuses the folder of another model than this one, by their logits on a few conversations."""
+        device = next(product.parameters()).device
+        samples = [self.samples[0, index] for index in range(min(_COMPARED, len(self.samples)))]
+        batch = self.prepare({name: tensor.to(device) for name, tensor in self.samples.collate(samples).items()})
+        with self._autocast(device):
+            logits = answers(cast(TokLIPForConditionalGeneration, product), batch)[0].cpu()
+        batch = {name: tensor.cpu() for name, tensor in batch.items()}
+        rounded = "bfloat16" in (self.config.frozen_dtype, self.config.saved_dtype)
+
+        @torch.no_grad()
+        def refuse_other(folder: Path) -> None:
+            theirs, _ = answers(load(folder, dtype=torch.float32)[0], batch)
+            error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
+            if not error <= (_ROUNDED if rounded else _EXACT) * spread:
+                raise ValueError(
+                    f"what was written is not the trained model: its logits are off by {error:.2g} (root mean square), "
+                    f"and those of the run have a spread of {spread:.2g}; the saves of the run are whole"
+                )
+
+        return refuse_other
+
+    def _evaluate(self, product: nn.Module) -> Evaluation:
+        model = cast(TokLIPForConditionalGeneration, product)
+        with self._autocast(next(product.parameters()).device):
+            return evaluated(model, self.processor, self._held_out, self.config.held_out.prompt)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Let weights of both dtypes meet where some are frozen in bfloat16."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.frozen_dtype == "bfloat16")
 
 
 class MLLMTraining(nn.Module):
-    """The model; the forward pass gives the loss of a batch that :func:`with_ids` made."""
+    """The model; the forward pass gives the loss of a batch that :meth:`MLLMTask.prepare` returned."""
 
     def __init__(self, model: TokLIPForConditionalGeneration) -> None:
         super().__init__()
@@ -170,52 +220,8 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     return logits[wanted].float(), labels[wanted]
 
 
-def comparison(
-    product: nn.Module, samples: TalkSamples, processor: TokLIPProcessor, config: MLLMTrainConfig
-) -> Callable[[Path], None]:
-    """Return what refuses the folder of another model than this one: it compares their logits on a few conversations.
-
-    Args:
-        product: the model, in eval mode.
-        samples: the first of them are said to both.
-        processor: of the model.
-        config: the dtypes of what was trained and of what is written.
-    """
-    device = next(product.parameters()).device
-    batch = samples.collate([samples[0, index] for index in range(min(_COMPARED, len(samples)))])
-    batch = with_ids({name: tensor.to(device) for name, tensor in batch.items()}, processor)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.frozen_dtype == "bfloat16"):
-        logits = answers(cast(TokLIPForConditionalGeneration, product), batch)[0].cpu()
-    batch = {name: tensor.cpu() for name, tensor in batch.items()}
-    rounded = "bfloat16" in (config.frozen_dtype, config.saved_dtype)
-
-    @torch.no_grad()
-    def refuse_other(folder: Path) -> None:
-        theirs, _ = answers(load(folder, dtype=torch.float32)[0], batch)
-        error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
-        if not error <= (_ROUNDED if rounded else _EXACT) * spread:
-            raise ValueError(
-                f"what was written is not the trained model: its logits are off by {error:.2g} (root mean square), and "
-                f"those of the run have a spread of {spread:.2g}; the saves of the run are whole"
-            )
-
-    return refuse_other
-
-
-@torch.no_grad()
-def with_ids(batch: dict[str, Tensor], processor: TokLIPProcessor) -> dict[str, Tensor]:
-    """Return a batch with image_ids (P, h, w) in place of pixels (P, 3, S, S), uint8."""
-    if "pixels" not in batch:
-        return batch
-    pixels = normalized(batch["pixels"])
-    tokenizer = processor.vq_tokenizer
-    cast(nn.Module, tokenizer).to(pixels.device)
-    rest = {name: tensor for name, tensor in batch.items() if name != "pixels"}
-    return {**rest, "image_ids": tokenizer.encode(pixels)}
-
-
-def learn(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
-    """Freeze what is not trained, in its dtype, add adapters, and switch checkpointing."""
+def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
+    """Freeze what is not trained, in its dtype, add adapters, and turn on gradient checkpointing."""
     model.requires_grad_(False)
     if config.lora is not None:
         add_adapters(model.language_model, config.lora)
@@ -283,27 +289,6 @@ def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -
     return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
 
 
-def parameter_groups(model: TokLIPForConditionalGeneration, connector_factor: float) -> list[ParameterGroup]:
-    """Return groups of what is trained: without weight decay for norms, biases, positions and embeddings.
-
-    The matrices of blocks are groups of their own, for Muon. Names are those of :class:`MLLMTraining`.
-    """
-    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    groups: dict[tuple[float, bool, bool], set[str]] = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            factor = connector_factor if name.startswith("connector.") else 1.0
-            decayed = weight.ndim > 1 and id(weight) not in embeddings and "pos_embed" not in name
-            matrix = decayed and weight.ndim == 2 and bool(_BLOCKS & {*name.split(".")})
-            groups.setdefault((factor, decayed, matrix), set()).add(f"model.{name}")
-    return [
-        ParameterGroup(
-            names=frozenset(names), learning_rate_factor=factor, weight_decay=None if decayed else 0.0, matrices=matrix
-        )
-        for (factor, decayed, matrix), names in groups.items()
-    ]
-
-
 def plain(processor: TokLIPProcessor) -> TokLIPProcessor:
     """Return the processor with a template of pictures and the assistant's words alone, a new line after them.
 
@@ -330,7 +315,7 @@ def _beginning(
     """Model and processor before the first step, in float32, and the data, opened."""
     half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
-        # As it is stored nothing is lost, and `learn` brings each weight to its dtype.
+        # As it is stored nothing is lost, and `freeze` brings each weight to its dtype.
         model, processor = load(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
         return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing

@@ -25,9 +25,9 @@ from .settings import (
     VQTrainConfig as VQTrainConfig,
 )
 from .task import (
+    VQTask as VQTask,
     VQTraining as VQTraining,
     evaluate_vqgan as evaluate_vqgan,
-    parameter_groups as parameter_groups,
     start_codebook as start_codebook,
     train_vq as train_vq,
 )

@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from toklip_core.evaluation import load_lpips
-from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, fit
+from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, Task, fit
 from toklip_core.weights import save_model_folder
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -50,47 +51,67 @@ _log = logging.getLogger(__name__)
 
 
 def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
-    """Train a VQGAN into ``out``, or go on with the run there; see :func:`toklip_core.training.fit`.
+    """Train a VQGAN into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
     The model folder ``out/model`` loads with ``--tokenizer vqgan --weights out/model``.
 
     Raises:
         FileNotFoundError: the pictures, or the weights of the perceptual network, are not there.
-        ValueError, LookupError, OSError: as ``fit``.
+        ValueError, LookupError, OSError: raised by ``fit``.
     """
-    samples = open_sources(config.data, size=config.image_size, seed=config.run.seed)
-    torch.manual_seed(config.run.seed)
-    vqgan = build_vqgan(config.model)
-    model = VQTraining(vqgan, config.losses).to(memory_format=torch.channels_last)
-    held_out = held_out_pictures(config.held_out, size=config.image_size)
+    return fit(VQTask(config), config.run, out)
 
-    def export(tensors: dict[str, Tensor], folder: Path) -> None:
-        result = build_vqgan(config.model)
+
+class VQTask(Task):
+    """Learn to rebuild pictures from ids: a VQGAN, with the discriminator that judges what it rebuilds.
+
+    Nothing is frozen but the perceptual network. The VQGAN alone is the product.
+
+    Args:
+        config: settings of the run.
+
+    Raises:
+        FileNotFoundError: the pictures, or the weights of the perceptual network, are not there.
+        ValueError: a held-out picture cannot be read.
+    """
+
+    model: VQTraining
+    samples: Samples[Tensor]
+    product = "vqgan"
+
+    def __init__(self, config: VQTrainConfig) -> None:
+        self.config = config
+        self.samples = open_sources(config.data, size=config.image_size, seed=config.run.seed)
+        self.settings = config.model_dump(mode="json", exclude={"run"})
+        torch.manual_seed(config.run.seed)
+        self.model = VQTraining(build_vqgan(config.model), config.losses).to(memory_format=torch.channels_last)
+        self.unused_parameters = config.losses.discriminator_start > 0 or config.losses.quantize_from > 0
+        held_out = held_out_pictures(config.held_out, size=config.image_size)
+        if held_out is not None:
+            self.evaluate = lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size)
+
+    def objective(self, model: nn.Module, prepared: Tensor, step: int) -> Losses:
+        """Return the losses of pixels (B, 3, H, W) in [-1, 1]; the codebook starts at its first step."""
+        if step == self.config.losses.quantize_from > 0:
+            start_codebook(self.model.vqgan, self.samples, self.config)
+        return cast(Losses, model(prepared, step))
+
+    def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write a tokenizer."""
+        result = build_vqgan(self.config.model)
         result.load_state_dict(tensors)
-        save_model_folder(folder, config.model.model_dump(mode="json"), result)
+        save_model_folder(folder, self.config.model.model_dump(mode="json"), result)
 
-    def objective(model: nn.Module, pixels: Tensor, step: int) -> Losses:
-        if step == config.losses.quantize_from > 0:
-            start_codebook(vqgan, samples, config)
-        losses: Losses = model(pixels, step)
-        return losses
-
-    settings = config.model_dump(mode="json", exclude={"run"})
-    return fit(
-        model,
-        samples,
-        objective,
-        config.run,
-        out,
-        settings=settings,
-        export=export,
-        product=vqgan,
-        evaluate=None
-        if held_out is None
-        else lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size),
-        groups=parameter_groups(model, config),
-        unused_parameters=config.losses.discriminator_start > 0 or config.losses.quantize_from > 0,
-    )
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return one group for the VQGAN and one for the discriminator, each clipped by itself."""
+        names = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+        judge = frozenset(name for name in names if name.startswith("discriminator."))
+        groups = [ParameterGroup(names=frozenset(names - judge), clip_with="vqgan")]
+        if judge:
+            # Where only the tokenizer is clipped, as in SEED-Voken, the discriminator is not.
+            limit = self.config.run.max_grad_norm if self.config.losses.clip_discriminator else 0.0
+            groups.append(ParameterGroup(names=judge, clip_with="discriminator", max_grad_norm=limit))
+        return groups
 
 
 class VQTraining(nn.Module):
@@ -165,18 +186,6 @@ class VQTraining(nn.Module):
         if self.lecam is not None:
             losses["lecam"] = config.discriminator_loss_weight * config.lecam_weight * self.lecam(real, fake)
         return losses
-
-
-def parameter_groups(model: VQTraining, config: VQTrainConfig) -> list[ParameterGroup]:
-    """Return one group for the VQGAN and one for the discriminator, each clipped by itself."""
-    names = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    judge = frozenset(name for name in names if name.startswith("discriminator."))
-    groups = [ParameterGroup(names=frozenset(names - judge), clip_with="vqgan")]
-    if judge:
-        # Where only the tokenizer is clipped, as in SEED-Voken, the discriminator is not.
-        limit = config.run.max_grad_norm if config.losses.clip_discriminator else 0.0
-        groups.append(ParameterGroup(names=judge, clip_with="discriminator", max_grad_norm=limit))
-    return groups
 
 
 @torch.no_grad()
