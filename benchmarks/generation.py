@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from toklip_core.drawing import Drawing, Guidance, Sampler
 from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig
 from toklip_gen.generator import (
     SIZES,
@@ -21,9 +22,9 @@ from toklip_gen.generator import (
     Condition,
     Generator,
     GeneratorConfig,
+    IdPredictor,
     Inputs,
     official_name,
-    sample,
 )
 from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGANTokenizer
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks._race import DTYPES, Options, Row, floor, race, vqgan, weight_bytes
 
-GUIDANCE = 2.0
+GUIDANCE = Guidance(2.0)
 #: Official / ours that is wanted, by precision and batch, on two cores.
 WANTED = {("float32", 1): "2.5x", ("float32", 8): "1.5x", ("bfloat16", 1): "1.5x", ("bfloat16", 8): "1.5x"}
 
@@ -76,10 +77,11 @@ def beside_official(generator: Generator, dtype: str, batch: int, options: Optio
     """Race the two sides."""
     condition = Condition(torch.arange(batch, device=options.device))
     count = generator.config.positions
+    sampler = Sampler(IdPredictor(generator, Inputs("ids")))
 
     def ours(temperature: float = 1.0) -> Tensor:
-        words: dict[str, Any] = {"guidance": GUIDANCE, "temperature": temperature, "compiled": options.on_gpu}
-        return sample(generator, Inputs("ids"), condition, seeds=range(batch), **words).flatten(1)
+        drawing = Drawing(GUIDANCE, temperature)
+        return sampler.draw(condition, seeds=range(batch), drawing=drawing, compiled=options.on_gpu).flatten(1)
 
     contestants: dict[str, Callable[[], Any]] = {"ours": ours}
     note = ""
@@ -117,7 +119,7 @@ def with_semantics(plain: Generator, dtype: str, options: Options) -> Row:
     condition = Condition(torch.zeros(1, dtype=torch.int64))
 
     def draw(model: Generator, read: Inputs) -> Callable[[], Tensor]:
-        return lambda: sample(model, read, condition, seeds=[0], guidance=GUIDANCE)
+        return lambda: Sampler(IdPredictor(model, read)).draw(condition, seeds=[0], drawing=Drawing(GUIDANCE))
 
     contestants = {"concat": draw(generator, inputs), "ids": draw(plain, Inputs("ids"))}
     seconds, _ = race(contestants, options.repeats)
@@ -163,7 +165,7 @@ def official_generator(path: Path, generator: Generator, compiled: bool) -> Call
         with warnings.catch_warnings(action="ignore"):
             arguments = {"top_k": 0, "top_p": 1.0, "temperature": temperature or 1.0}
             ids: Tensor = generate(
-                model, classes, count, cfg_scale=GUIDANCE, sample_logits=temperature > 0, **arguments
+                model, classes, count, cfg_scale=GUIDANCE.scale, sample_logits=temperature > 0, **arguments
             )
         return ids
 

@@ -32,7 +32,8 @@ from _runs import (
     write_scenes_once,
 )
 from toklip_core.scenes import Scenes
-from toklip_gen.evaluation import evaluate_on_scenes
+from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
+from toklip_gen.generator import Checkpoint
 
 FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")
@@ -117,7 +118,10 @@ def plain_store(out: Path) -> Path:
 
 def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[str, float]:
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
-    report = evaluate_on_scenes(str(generator), captions, split=split, features=teacher, batch_size=64, progress=True)
+    measures, sampling = Measures(features=teacher), SamplingSettings(batch_size=64)
+    report = evaluate_on_scenes(
+        Checkpoint(generator), captions, measures, split=split, sampling=sampling, progress=True
+    )
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))
     return {

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from toklip_core.drawing import Drawing, Guidance, Sampler
 from toklip_core.weights import save_model_folder
-from toklip_gen.generator import PictureGenerator, load_generator, sample, sampling
+from toklip_gen.generator import IdPredictor, PictureGenerator, load_generator
 
 from tests.support.mean_colour import MeanColour
 from tests.support.refusals import refusing
-from tests.support.small_generators import small_config, small_generator, small_inputs, some_condition
+from tests.support.small_generators import sample, small_config, small_generator, small_inputs, some_condition
 
 BROKEN = [math.nan, math.inf, -math.inf]
 CHOICES = {"greedy": {"temperature": 0}, "drawn": {}, "top-k": {"top_k": 5}, "top-p": {"top_p": 0.5}}
@@ -23,12 +24,12 @@ def draw(generator, **options):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_no_id_is_chosen_by_logits_that_are_no_numbers(monkeypatch, choice, value, compiled):
-    monkeypatch.setattr(sampling, "_compiled", lambda device: sampling._advance)
+def test_no_id_is_chosen_by_logits_that_are_no_numbers(choice, value, compiled):
+    compiler = (lambda step, **how: step) if compiled else None
     generator = small_generator()
     generator.norm.weight.data[3] = value
     with refusing("a logit of picture 1 of 3 is not finite", "lower the guidance"):
-        draw(generator, compiled=compiled, **CHOICES[choice])
+        draw(generator, compiler=compiler, **CHOICES[choice])
 
 
 def test_one_picture_among_others_is_named():
@@ -45,10 +46,21 @@ def test_a_guidance_too_large_for_the_numbers_is_refused():
         draw(generator, guidance=1e30)
 
 
-def test_an_id_that_is_ruled_out_is_no_fault(monkeypatch):
-    ruled_out = torch.tensor([7])
-    monkeypatch.setattr(sampling, "_guided", lambda logits, *rest: logits[:3].index_fill(1, ruled_out, -math.inf))
-    assert not (draw(small_generator()) == 7).any()
+class WithoutSeven(IdPredictor):
+    """Rules an id out, as a model may."""
+
+    def prefill(self, condition, ids, **how):
+        logits, cache = super().prefill(condition, ids, **how)
+        return logits.index_fill(1, torch.tensor([7]), -math.inf), cache
+
+    def step(self, ids, cache):
+        return super().step(ids, cache).index_fill(1, torch.tensor([7]), -math.inf)
+
+
+def test_an_id_that_is_ruled_out_is_no_fault():
+    sampler = Sampler(WithoutSeven(small_generator(), small_inputs()))
+    drawing = Drawing(guidance=Guidance(1.0))
+    assert not (sampler.draw(some_condition("class", 3), seeds=[1, 2, 3], drawing=drawing) == 7).any()
 
 
 class Blind(MeanColour):

@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
-from toklip_gen.evaluation import evaluate_on_scenes
+from toklip_gen.evaluation import SamplingSettings, evaluate_on_scenes
 from toklip_gen.generate import generate
+from toklip_gen.generator import Checkpoint
 from toklip_gen.published import TINY
 
 pytest.importorskip("toklip_vq")
@@ -25,7 +26,8 @@ def test_models_lists_it():
 
 @pytest.mark.slow
 def test_it_draws_colours_and_numbers_that_it_is_asked_for():
-    report = evaluate_on_scenes("toklip-gen-tiny", 64, split="validation", batch_size=64)
+    sampling = SamplingSettings(batch_size=64)
+    report = evaluate_on_scenes(Checkpoint("toklip-gen-tiny"), 64, split="validation", sampling=sampling)
     drawn = report.match["pixels"]["drawn"]
     assert drawn.colour is not None and drawn.count is not None
     # By chance one colour in eight, and one number in three.

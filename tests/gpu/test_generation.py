@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from toklip_gen.generator import sample
+from toklip_core.drawing import Sampler
+from toklip_gen.generator import IdPredictor
 
-from tests.support.small_generators import FEATURES, small_generator, small_inputs, some_condition
+from tests.support.small_generators import FEATURES, asked, sample, small_generator, small_inputs, some_condition
 
 pytestmark = pytest.mark.gpu
 
@@ -16,7 +17,8 @@ def test_compiled_draws_are_those_of_the_plain_step_batch_after_batch(features):
     if inputs.encoder is not None:
         inputs.encoder.cuda()
     what = some_condition().to("cuda")
+    sampler = Sampler(IdPredictor(generator, inputs))
     for seeds in ((7, 8, 9), (1, 2, 3)):
-        options = {"seeds": seeds, "guidance": 2.0, "top_k": 50}
-        compiled = sample(generator, inputs, what, compiled=True, **options)
-        assert torch.equal(compiled, sample(generator, inputs, what, **options))
+        settings = {"guidance": 2.0, "top_k": 50}
+        compiled = sampler.draw(what, seeds=seeds, drawing=asked(**settings), compiled=True)
+        assert torch.equal(compiled, sample(generator, inputs, what, seeds=seeds, **settings))

@@ -17,8 +17,8 @@ from tests.support.pages import ROOT
 FLOORS = {
     "toklip_core": [
         {"files", "finite", "ranges"},
-        {"config", "devices", "plugins", "scenes", "weights"},
-        {"pictures"},
+        {"config", "devices", "drawing", "scenes", "weights"},
+        {"pictures", "plugins"},
         {"model", "outputs", "testing", "training"},
         {"store"},
         {"captioned", "demo"},

@@ -1,7 +1,16 @@
 """Small generators of random weights over the tokenizer and the small TokLIP of the core's tests."""
 
 import torch
-from toklip_gen.generator import ClassCondition, Condition, Generator, GeneratorConfig, Inputs, TextCondition
+from toklip_core.drawing import Drawing, Guidance, Sampler
+from toklip_gen.generator import (
+    ClassCondition,
+    Condition,
+    Generator,
+    GeneratorConfig,
+    IdPredictor,
+    Inputs,
+    TextCondition,
+)
 from torch import nn
 
 from tests.support.mean_colour import LEVELS, MeanColour
@@ -61,3 +70,20 @@ def some_condition(condition="class", count=3):
 def some_ids(count=3, seed=0):
     """Ids of whole pictures, (count, h, w)."""
     return torch.randint(LEVELS, (count, *GRID), generator=torch.Generator().manual_seed(seed))
+
+
+def asked(guidance=None, **settings):
+    """Settings of drawing; guidance may be the scale alone, or all of its fields."""
+    if isinstance(guidance, dict):
+        guidance = Guidance(**guidance)
+    elif isinstance(guidance, int | float):
+        guidance = Guidance(guidance)
+    return Drawing(guidance, **settings)
+
+
+def sample(generator, inputs, condition, *, seeds, prefix=None, compiler=None, **settings):
+    """Draw with a new sampler; compiled, if a compiler is given."""
+    how = {} if compiler is None else {"compiler": compiler}
+    sampler = Sampler(IdPredictor(generator, inputs), **how)
+    drawing = asked(**settings)
+    return sampler.draw(condition, seeds=seeds, drawing=drawing, prefix=prefix, compiled=compiler is not None)

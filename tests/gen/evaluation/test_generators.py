@@ -7,9 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
+from toklip_core.drawing import Drawing, Guidance
 from toklip_core.training import derived_seed
-from toklip_gen.evaluation import evaluate_on_classes, generators as drawing
-from toklip_gen.generator import Generator, PictureGenerator, load_generator
+from toklip_gen.evaluation import Measures, evaluate_on_classes, generators
+from toklip_gen.generator import Checkpoint, Generator, PictureGenerator, load_generator
 from torch.nn import functional as F
 
 from tests.core.conftest import picture
@@ -40,14 +41,15 @@ def run(*words):
 def test_drawn_pictures_are_resized_as_llamagen_resizes_them_and_the_protocol_says_so(tmp_path, generator, teacher):
     """sample_c2i_ddp.py: F.interpolate, bicubic, not antialiased; then 127.5 x + 128, cut to a byte."""
     npz = tmp_path / "drawn.npz"
-    report = evaluate_on_classes(generator, 1, features=teacher, size=20, npz=npz)
+    report = evaluate_on_classes(Checkpoint(generator), 1, Measures(teacher), size=20, npz=npz)
     assert report.protocol["resized"] == "from 32 x 32 to 20 x 20, bicubic without antialiasing, as LlamaGen does"
     loaded = load_generator(generator)
-    ids = loaded.draw(list(range(CLASSES)), seeds=[derived_seed(0, n) for n in range(CLASSES)], guidance=4.0)
+    seeds = [derived_seed(0, n) for n in range(CLASSES)]
+    ids = loaded.draw(list(range(CLASSES)), seeds=seeds, drawing=Drawing(guidance=Guidance(4.0)))
     official = F.interpolate(loaded.tokenizer.decode(ids), size=(20, 20), mode="bicubic")
     levels = torch.clamp(127.5 * official + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
     assert np.abs(np.load(npz)["arr_0"].astype(int) - levels).max() <= 1  # a tie is rounded
-    assert "resized" not in evaluate_on_classes(generator, 1, features=teacher).protocol
+    assert "resized" not in evaluate_on_classes(Checkpoint(generator), 1, Measures(teacher)).protocol
 
 
 def test_another_size_than_the_references_is_refused_before_anything_is_drawn(
@@ -58,7 +60,7 @@ def test_another_size_than_the_references_is_refused_before_anything_is_drawn(
     run(*tmp_path.glob("*.png"), "--write-reference", tmp_path / "r.npz", "--features", teacher)
     arguments = ["--generator", generator, "--per-class", 1, "--reference", tmp_path / "r.npz", "--features", teacher]
     assert json.loads(run(*arguments, "--size", 20, "--json").stdout)["frechet"] > 0
-    monkeypatch.setattr(drawing, "_pixels", None)
+    monkeypatch.setattr(generators, "_pixels", None)
     refused = run(*arguments, "--npz", tmp_path / "s.npz")
     assert refused.exit_code == 1 and "got pictures of 32 x 32, and the reference is of 20 x 20" in refused.stderr
     assert "--size 20" in refused.stderr and not list(tmp_path.glob("*s.npz*"))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from toklip_gen.generator import Condition, Inputs, llamagen_config, load_official, prefix_mask, sample
+from toklip_gen.generator import Condition, Inputs, llamagen_config, load_official, prefix_mask
 
 from tests.support.official_generators import GOLDENS, saved
+from tests.support.small_generators import sample
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.drawing import Drawing, Guidance
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 from toklip_core.weights import weights_checksum
-from toklip_gen.generate import generate
-from toklip_gen.generator import Guidance, PictureGenerator, load_generator, toklip_checksum
+from toklip_gen.generate import GenerateSettings, generate
+from toklip_gen.generator import Checkpoint, PictureGenerator, load_generator, toklip_checksum
 
 from tests.support.mean_colour import MeanColour
 from tests.support.processes import locked_elsewhere
@@ -132,8 +133,11 @@ def test_without_settings_a_generator_draws_with_its_own(tmp_path):
     config = small_config(guidance=2.0, top_k=5)
     pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=MeanColour())
     assert pictures.config == config
-    own, asked = pictures.draw([3], seeds=[0]), pictures.draw([3], seeds=[0], guidance=2.0, top_k=5)
-    assert torch.equal(own, asked) and not torch.equal(own, pictures.draw([3], seeds=[0], guidance=4.0, top_k=0))
+    own, asked, other = (
+        pictures.draw([3], seeds=[0], drawing=drawing)
+        for drawing in (Drawing(), Drawing(Guidance(2.0), top_k=5), Drawing(Guidance(4.0), top_k=0))
+    )
+    assert torch.equal(own, asked) and not torch.equal(own, other)
     pictures.save(tmp_path / "own")
     settings = json.loads(run("--class", 3, "--model", tmp_path / "own", "--json", "--out", tmp_path / "a.png").stdout)
     assert (settings["settings"]["guidance"], settings["settings"]["top_k"]) == (2.0, 5)
@@ -174,13 +178,26 @@ def test_generate_keeps_the_upper_rows_of_a_prefix(tmp_path, of_classes):
     assert difference[:, :4].max() <= 1 < difference[:, 4:].max()  # a file has 256 levels, the tokenizer 300 ids
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_a_prefix_is_made_square_as_in_training(tmp_path, resize):
+    PictureGenerator(small_generator(resize=resize), tokenizer=MeanColour()).save(tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["resize"] == resize
+    wide = Image.linear_gradient("L").rotate(90).resize((96, 32)).convert("RGB")
+    wide.save(tmp_path / "wide.png")
+    words = ["--class", 1, "--model", tmp_path / "model", "--prefix", tmp_path / "wide.png", "--prefix-rows", 8]
+    run(*words, "--out", tmp_path / "out.png")
+    kept = {way: MeanColour().encode(to_pixels(wide, 32, way)[None]) for way in ("crop", "squash")}
+    away = {way: (MeanColour().encode(pixels(tmp_path / "out.png")) - ids).abs().max() for way, ids in kept.items()}
+    assert away.pop(resize) <= 1 < away.popitem()[1]  # a file has 256 levels, the tokenizer 300 ids
+
+
 def test_generate_takes_the_schedule_of_guidance(tmp_path, of_classes):
     words = ["--class", 3, "--guidance", 6, "--guidance-power", 1.5, "--guidance-last", 40]
     report = json.loads(run(*words, "--model", of_classes, "--out", tmp_path / "out.png", "--json").stdout)
     assert report["settings"] | {"guidance": 6.0, "guidance_power": 1.5, "guidance_last": 40} == report["settings"]
     assert "guidance_first" not in report["settings"]
     pictures = load_generator(of_classes)
-    ids = pictures.draw([3], seeds=[0], guidance=Guidance(6.0, last=40, power=1.5))
+    ids = pictures.draw([3], seeds=[0], drawing=Drawing(Guidance(6.0, last=40, power=1.5)))
     assert to_picture(pictures.pixels(ids)[0]).tobytes() == open_picture(tmp_path / "out.png").tobytes()
 
 
@@ -244,8 +261,8 @@ def interrupted(of_classes, tmp_path, monkeypatch):
     monkeypatch.setattr(PictureGenerator, "draw", counted)
 
     def call(out, **change):
-        options = {"model": of_classes, "number": 3, "seed": 5, "batch_size": 2, **change}
-        return generate([1, 2], tmp_path / out, **options)
+        options = {"number": 3, "seed": 5, "batch_size": 2, **change}
+        return generate([1, 2], tmp_path / out, GenerateSettings(checkpoint=Checkpoint(of_classes), **options))
 
     for out in ("folder", "grid.png"):
         drawn.clear()
@@ -277,8 +294,13 @@ def test_the_same_call_goes_on_where_it_was_interrupted(interrupted, tmp_path):
         call("folder")
 
 
+OTHER_DRAWINGS = [Drawing(temperature=0.5), Drawing(guidance=Guidance(2.0)), Drawing(top_k=3)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [{"seed": 6}, {"temperature": 0.5}, {"guidance": 2.0}, {"number": 4}, {"top_k": 3}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 6}, {"number": 4}, *({"drawing": drawing} for drawing in OTHER_DRAWINGS)]
+)
 def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupted(interrupted, change):
     call, drawn = interrupted
     with pytest.raises(ValueError, match="has pictures already; name another one"):
@@ -314,12 +336,12 @@ def test_a_record_that_is_gone_already_does_not_end_a_call(of_classes, tmp_path,
 
     drawn = PictureGenerator.pixels
     monkeypatch.setattr(PictureGenerator, "pixels", pixels)
-    assert len(generate([1], tmp_path / "new", model=of_classes).pictures) == 1
+    assert len(generate([1], tmp_path / "new", GenerateSettings(checkpoint=Checkpoint(of_classes))).pictures) == 1
 
 
 def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):
     with pytest.raises(ValueError, match=r"a grid of 1000000 pictures would have .*; name a folder"):
-        generate([1], tmp_path / "x.png", model=of_classes, number=10**6)
+        generate([1], tmp_path / "x.png", GenerateSettings(checkpoint=Checkpoint(of_classes), number=10**6))
 
 
 def test_models_lists_generators_beside_the_others():

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
+from toklip_core.drawing import Drawing, Guidance
 from toklip_gen.generator import Generator, GeneratorConfig, load_generator
 from toklip_gen.training import (
     RECIPES,
@@ -94,7 +95,7 @@ def test_forty_steps_lower_the_loss_and_the_result_draws(world, tmp_path, featur
     losses = [line["loss/next_id"] for line in lines(tmp_path / "run")]
     assert losses[-1] < 0.95 * losses[0]
     generator = load_generator(tmp_path / "run/model")
-    ids = generator.draw([0, 2], seeds=[1, 2], guidance=2.0)
+    ids = generator.draw([0, 2], seeds=[1, 2], drawing=Drawing(guidance=Guidance(2.0)))
     assert ids.shape == (2, 8, 8) and generator.tokenizer.decode(ids).shape == (2, 3, SIZE, SIZE)
 
 
@@ -189,6 +190,10 @@ def test_settings_that_do_not_fit_are_one_line(world, tmp_path, changes, message
 def test_a_text_tower_is_read_only_where_texts_are(world):
     for changes, read in (({}, True), ({"condition": {"kind": "class", "classes": 3}}, False)):
         assert (load_parts(config(concat(world, **changes))).toklip.text is not None) is read
+
+
+def test_the_config_says_how_pictures_were_made_square(world):
+    assert load_parts(config(values(world, resize="squash"))).config.resize == "squash"
 
 
 def test_a_store_of_other_weights_is_refused(world, tmp_path):

@@ -4,7 +4,8 @@ A package takes part by naming a module in the entry point group ``toklip``; tha
 implements one hook of this file or more. Hooks return descriptions (:class:`TokenizerSpec`, :class:`NamedModel`);
 torch is imported by the factories, so ``toklip --help`` stays quick however many plugins there are.
 
-Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim.
+Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim, n ids of a
+prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -25,7 +26,11 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+    import torch
     from torch import Tensor
+
+    from toklip_core.drawing import Drawing
+    from toklip_core.pictures import Resize
 
 ENTRY_POINT_GROUP = "toklip"
 
@@ -80,6 +85,70 @@ class VQTokenizer(Protocol):
         """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
 
 
+class PictureModel(Protocol):
+    """A model that draws pictures: classes or texts in, ids of a VQ tokenizer out, and pixels of these.
+
+    ``toklip generate`` and ``toklip evaluate generation`` use these members; :attr:`NamedModel.load` returns such a
+    model. Its ``draw`` can leave the loop to :class:`toklip_core.drawing.Sampler`.
+    """
+
+    @property
+    def tokenizer(self) -> VQTokenizer:
+        """VQ tokenizer whose ids are drawn."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height H and width W of the pictures in pixels."""
+
+    @property
+    def resize(self) -> Resize:
+        """Way in which pictures were made square in training, and in which a prefix is."""
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that the model draws; None: it draws texts."""
+
+    @property
+    def drawing(self) -> Drawing:
+        """The model's own settings, for what a caller leaves open."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model is on."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision that the model predicts ids in, for reports."""
+
+    def checksums(self) -> list[str]:
+        """Return all that the pictures depend on beside prompt, seed and settings: an interrupted call compares it."""
+
+    def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
+        """ValueError for a prompt that the model cannot draw, or would cut; draws nothing."""
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts of which the model reads the first words alone."""
+
+    def draw(
+        self,
+        prompts: Sequence[int | str],
+        *,
+        seeds: Sequence[int],
+        drawing: Drawing = ...,
+        prefix: Tensor | None = None,
+        compiled: bool = False,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return ids (B, h, w), int64, one picture per prompt; prefix (B, n) are the ids that they start with.
+
+        A picture depends on its prompt, prefix and seed, not on the rest of the batch. Settings that are None are the
+        model's own. See :meth:`toklip_core.drawing.Sampler.draw`.
+        """
+
+    def pixels(self, ids: Tensor) -> Tensor:
+        """Return pixels (B, 3, H, W), float32 in [-1, 1], for ids (B, h, w)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
     """What a plugin says about a tokenizer before anything heavy is imported.
@@ -127,6 +196,10 @@ class NamedModel:
     #: Side of the pictures that it reads or draws, and tokens of one; None where it has none.
     image_size: int | None = None
     tokens: int | None = None
+    #: Loads a model that draws, for ``toklip generate --model NAME``: called with the keywords ``device`` and ``dtype``
+    #: (None: as stored), and with ``toklip``, the path of its TokLIP, if the user names one. Import torch inside it.
+    #: None: the model does not draw.
+    load: Callable[..., PictureModel] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):

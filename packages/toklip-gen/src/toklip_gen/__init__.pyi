@@ -1,3 +1,4 @@
+from .generator.checkpoint import Checkpoint as Checkpoint
 from .generator.config import GeneratorConfig as GeneratorConfig
 from .generator.inputs import Inputs as Inputs
 from .generator.model import (
@@ -8,7 +9,4 @@ from .generator.pipeline import (
     PictureGenerator as PictureGenerator,
     load_generator as load_generator,
 )
-from .generator.sampling import (
-    Guidance as Guidance,
-    sample as sample,
-)
+from .generator.predictor import IdPredictor as IdPredictor

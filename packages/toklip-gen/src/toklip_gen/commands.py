@@ -22,10 +22,12 @@ from toklip_core.cli import (
     toklip_names,
     train_command,
 )
+from toklip_core.devices import Compute, default_device
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
+    from toklip_gen.generator import Checkpoint
     from toklip_gen.training import GeneratorTrainConfig
 
 @click.command()
@@ -108,6 +110,7 @@ def generate(
     texts: tuple[str, ...],
     classes: tuple[str, ...],
     out: Path,
+    model: str,
     dtype: str | None,
     device: str | None,
     as_json: bool,
@@ -129,24 +132,34 @@ def generate(
     if guidance is None and schedule != (0, None, None):
         raise click.UsageError("a schedule of guidance goes with --guidance, the scale that it leads to")
     if sys.stderr.isatty():
-        click.echo(f"loading {options['model']}", err=True)
-    import torch
-    from toklip_core.devices import default_device
+        click.echo(f"loading {model}", err=True)
+    from toklip_core.drawing import Drawing, Guidance
 
-    from toklip_gen.generate import generate as draw
-    from toklip_gen.generator import Guidance
+    from toklip_gen.generate import GenerateSettings, Prefix, generate as draw
 
-    report = draw(
-        texts or [int(one) if re.fullmatch(r"-?\d+", one, re.ASCII) else one for one in classes],
-        out,
-        of_classes=bool(classes),
+    prefix, rows, pixels = (options.pop(name) for name in ("prefix", "prefix_rows", "max_pixels"))
+    drawing = Drawing(
         guidance=None if guidance is None else Guidance(guidance, *schedule),
-        dtype=None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype],
-        device=device or default_device(),
-        progress=sys.stderr.isatty(),
+        **{name: options.pop(name) for name in ("temperature", "top_k", "top_p")},
+    )
+    settings = GenerateSettings(
+        checkpoint=_checkpoint(model, options.pop("toklip"), dtype, device),
+        drawing=drawing,
+        of_classes=bool(classes),
+        prefix=None if prefix is None else Prefix(prefix, rows, pixels),
         **options,
     )
+    prompts = texts or [int(one) if re.fullmatch(r"-?\d+", one, re.ASCII) else one for one in classes]
+    report = draw(prompts, out, settings, progress=sys.stderr.isatty())
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
+
+
+def _checkpoint(model: str, toklip: str | None, dtype: str | None, device: str | None) -> Checkpoint:
+    import torch
+
+    from toklip_gen.generator import Checkpoint
+
+    return Checkpoint(model, toklip, None if dtype is None else getattr(torch, dtype), device or default_device())
 
 
 @train_command("generator")
@@ -269,13 +282,16 @@ def evaluate_generation(
     includes the protocol of every figure. References for reconstruction are refused. Inception's weights are never
     downloaded: if they are not in the torch hub cache, the error names the file and where to put it.
     """
-    from toklip_core.devices import default_device
-
     drawn = [name for name in ("scenes", "per_class") if options[name] is not None]
     if bool(inputs) == bool(options["generator"]) or len(drawn) != bool(options["generator"]):
         raise click.UsageError("name INPUTS, or --generator with either --scenes or --per-class")
     _refuse_unused(ctx, options)
-    run = {"batch_size": options["batch_size"], "device": options["device"] or default_device(), "progress": True}
+    compute = Compute(
+        device=options["device"] or default_device(),
+        batch_size=options["batch_size"],
+        max_pixels=options["max_pixels"],
+        progress=True,
+    )
     if inputs and options["write_reference"]:
         from toklip_gen.evaluation import write_reference_of
 
@@ -285,38 +301,41 @@ def evaluate_generation(
             options["write_reference"],
             purpose=options["purpose"],
             features=features,
-            max_pixels=options["max_pixels"],
-            **run,
+            compute=compute,
         )
         text = f"{options['write_reference']}: {info.pictures} pictures"
         click.echo(info.model_dump_json(indent=2) if as_json else text)
         return
-    report = _of_files(inputs, options, run) if inputs else _of_generator(options, run)
+    report = _of_files(inputs, options, compute) if inputs else _of_generator(options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
-def _of_files(inputs: tuple[str, ...], options: dict[str, Any], run: dict[str, Any]) -> Any:  # noqa: ANN401
-    from toklip_gen.evaluation import evaluate_pictures
+def _of_files(inputs: tuple[str, ...], options: dict[str, Any], compute: Compute) -> Any:  # noqa: ANN401
+    from toklip_gen.evaluation import Measures, evaluate_pictures
 
-    chosen = {name: options[name] for name in ("reference", "clip", "npz", "max_pixels")}
-    return evaluate_pictures(inputs, features=options["features"] or "inception", **chosen, **run)
+    measures = Measures(options["features"] or "inception", options["reference"], options["clip"])
+    return evaluate_pictures(inputs, measures, npz=options["npz"], compute=compute)
 
 
-def _of_generator(options: dict[str, Any], run: dict[str, Any]) -> Any:  # noqa: ANN401
-    import torch
+def _of_generator(options: dict[str, Any]) -> Any:  # noqa: ANN401
+    from toklip_core.drawing import Drawing, Guidance
 
-    from toklip_gen.evaluation import Sampling, evaluate_on_classes, evaluate_on_scenes
+    from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_classes, evaluate_on_scenes
 
-    how = Sampling(**{name: options[name] for name in Sampling._fields})
-    name = options["generator"]
-    dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
-    run |= {"toklip": options["toklip"], "dtype": dtype}
+    scale, choice = options["guidance"], {name: options[name] for name in ("temperature", "top_k", "top_p")}
+    drawing = Drawing(guidance=None if scale is None else Guidance(scale), **choice)
+    sampling = SamplingSettings(drawing, **{name: options[name] for name in ("seed", "compiled", "batch_size")})
+    checkpoint = _checkpoint(*(options[name] for name in ("generator", "toklip", "dtype", "device")))
     if options["scenes"]:
-        chosen = {"split": options["split"], "judge": options["clip"], "features": options["features"]}
-        return evaluate_on_scenes(name, options["scenes"], sampling=how, **chosen, **run)
-    chosen = {key: options[key] for key in ("reference", "size", "npz")}
-    features = options["features"] or "inception"
-    return evaluate_on_classes(name, options["per_class"], sampling=how, features=features, **chosen, **run)
+        measures = Measures(options["features"], clip=options["clip"])
+        return evaluate_on_scenes(
+            checkpoint, options["scenes"], measures, split=options["split"], sampling=sampling, progress=True
+        )
+    measures = Measures(options["features"] or "inception", options["reference"])
+    chosen = {key: options[key] for key in ("size", "npz")}
+    return evaluate_on_classes(
+        checkpoint, options["per_class"], measures, sampling=sampling, progress=True, **chosen
+    )
 
 
 def _refuse_unused(ctx: click.Context, options: dict[str, Any]) -> None:

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from PIL import Image
 from toklip_core.devices import refuse_missing_device
-from toklip_core.evaluation import warn_of_unknown_words
+from toklip_core.drawing import Drawing
 from toklip_core.files import held_alone, replace_lone_surrogates, write_text
 from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_folder, refuse_output
 from toklip_core.pictures import PictureError, open_picture, save_picture, to_picture, to_pixels
+from toklip_core.plugins import PictureModel
 from toklip_core.ranges import MAX_PIXELS, refuse_counts, refuse_drawing
-from toklip_core.weights import weights_checksum
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from toklip_gen.generator import (
-    TOKLIP,
-    Choice,
-    Classes,
-    Guidance,
-    PictureGenerator,
-    Texts,
-    load_generator,
-    refuse_guidance,
-)
-
-_log = logging.getLogger(__name__)
+from toklip_gen.generator import Checkpoint
 
 #: Beside the pictures of a call that has not ended: what they are of.
 _RECORD = ".generate.json"
@@ -65,7 +52,7 @@ class GenerateReport:
 
     pictures: tuple[Picture, ...]
     seconds: float
-    #: Settings of the sampling.
+    #: Model, prefix and settings of drawing.
     settings: dict[str, Any]
     #: Number of pictures that an earlier, interrupted run of the same call had written.
     found: int = 0
@@ -83,86 +70,94 @@ class GenerateReport:
         return f"written: {shown} ({count}, {self.seconds:.1f} s)"
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Picture whose upper rows are kept, while the rest is drawn."""
+
+    picture: Path | str
+    #: Number of rows of ids to keep; None: the upper half.
+    rows: int | None = None
+    #: Maximum pixels of the picture, see :func:`toklip_core.pictures.open_picture`.
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Settings of :func:`generate`.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    #: Model that draws.
+    checkpoint: Checkpoint = Checkpoint()
+    #: Settings of drawing; those that are None are the model's own.
+    drawing: Drawing = Drawing()
+    #: Number of pictures per prompt.
+    number: int = 1
+    #: Seed of the first picture of each prompt; each further picture adds one.
+    seed: int = 0
+    #: Take prompts as classes, and refuse a model of texts, which would read the name of a class as a text.
+    of_classes: bool = False
+    #: Picture that all pictures begin like.
+    prefix: Prefix | None = None
+    #: Number of pictures sampled at once.
+    batch_size: int = 16
+    #: Run with ``torch.compile``, see :meth:`toklip_core.drawing.Sampler.draw`.
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_counts(number=self.number, batch_size=self.batch_size)
+        refuse_drawing(seeds=(self.seed, self.seed + self.number - 1))
+
+
 def generate(
     prompts: Sequence[int | str],
     out: Path | str,
+    settings: GenerateSettings = GenerateSettings(),
     *,
-    model: str | Path = "toklip-gen-tiny",
-    toklip: str | Path | None = None,
-    number: int = 1,
-    seed: int = 0,
-    guidance: Guidance | float | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    of_classes: bool = False,
-    prefix: Path | str | None = None,
-    prefix_rows: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 16,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    compiled: bool = False,
     progress: bool = False,
 ) -> GenerateReport:
     """Generate pictures and write them to a file or folder.
 
     Args:
-        prompts: classes, by number or name, or texts, depending on the generator.
+        prompts: classes, by number or name, or texts, depending on the model.
         out: picture file for one grid of all pictures, one row per prompt if there are several; or folder, created if
             it is missing, for one file each. The folder must have no pictures, except those of an interrupted run of
             the same call, which is then resumed. Each batch is written as soon as it is finished.
-        model: generator, see :func:`toklip_gen.generator.load_generator`, also for ``toklip``, ``dtype`` and
-            ``device``.
-        number: number of pictures per prompt.
-        seed: seed of the first picture of each prompt; each further picture adds one.
-        guidance: see :func:`toklip_gen.generator.sample`, also for the next three and ``compiled``; None, here and for
-            ``top_k``: the generator's own.
-        of_classes: take prompts as classes, and refuse a generator of texts, which would read a class name as a text.
-        prefix: picture whose upper rows are kept.
-        prefix_rows: number of rows of ids to keep; None: the upper half.
-        max_pixels: maximum pixels of the prefix, see :func:`toklip_core.pictures.open_picture`.
-        batch_size: number of pictures sampled at once.
+        settings: which model draws, how, and how many pictures.
         progress: show progress bars on stderr.
 
     Raises:
-        LookupError: there is no such generator.
+        LookupError: there is no such model.
         OSError: a file cannot be read or written, or another process generates into the folder.
-        ValueError: a setting is out of its range, or the generator does not know a prompt.
+        ValueError: a setting is out of its range, or the model does not know a prompt.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> settings = GenerateSettings(number=2, drawing=Drawing(top_k=50))
+    >>> with TemporaryDirectory() as folder:
+    ...     report = generate(["a red circle"], f"{folder}/circles.png", settings)
+    >>> len(report.pictures), report.settings["top_k"]
+    (2, 50)
     """
     started = time.perf_counter()
-    refuse_missing_device(device)
-    guidance = Guidance(guidance) if isinstance(guidance, int | float) else guidance
-    _refuse_numbers(guidance, Choice(temperature, top_k or 0, top_p), seed, number, batch_size)
-    out = Path(out)
+    refuse_missing_device(settings.checkpoint.device)
+    out, prefix = Path(out), settings.prefix
     _refuse_place(out, prefix)
-    if not prompts:
-        raise ValueError("got no prompt; say what is to be drawn")
-    prompts = [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    if not all(str(prompt).strip() for prompt in prompts):
-        raise ValueError("got an empty text; say what is to be drawn")
-    pictures = load_generator(model, toklip=toklip, dtype=dtype, device=device)
-    if of_classes and isinstance(pictures.conditions, Texts):
+    prompts = _readable(prompts)
+    model = settings.checkpoint.load()
+    if settings.of_classes and model.classes is None:
         raise ValueError(f"got the class {prompts[0]!r}, but the generator draws texts, not classes; say what to draw")
-    if isinstance(pictures.conditions, Classes):
-        pictures.conditions(prompts)  # what is no class leaves nothing behind
-        _warn_of_names(pictures.conditions, [prompt for prompt in prompts if isinstance(prompt, int)])
-    tower = pictures.config.condition.kind == "text" and pictures.config.condition.encoder == TOKLIP
-    if tower and pictures.toklip is not None and pictures.toklip.text is not None:
-        warn_of_unknown_words(pictures.toklip.text, [prompt for prompt in prompts if isinstance(prompt, str)])
-    if isinstance(pictures.conditions, Texts):
-        pictures.conditions.refuse_cut([prompt for prompt in prompts if isinstance(prompt, str)])
-    begun = None if prefix is None else _prefix(pictures, prefix, prefix_rows, max_pixels)
-    guidance = Guidance(pictures.config.guidance) if guidance is None else guidance
-    top_k = pictures.config.top_k if top_k is None else top_k
-    how = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    wanted = Wanted(prompts, number, seed)
-    ids = [] if begun is None else begun[0].tolist()
-    with _opened(out, wanted, pictures, {**how, "prefix": ids, "computed": str(device)}) as place:
-        _draw(pictures, wanted, place, how, begun=begun, batch_size=batch_size, compiled=compiled, progress=progress)
+    model.refuse_prompts(prompts)  # what is none of its prompts leaves nothing behind
+    begun = None if prefix is None else _ids_of(prefix, model)
+    drawing = settings.drawing.completed(model.drawing)
+    wanted = Wanted(prompts, settings.number, settings.seed)
+    how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
+    with _opened(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
+        _draw(model, wanted, place, replace(settings, drawing=drawing), begun=begun, progress=progress)
     report = tuple(Picture(*wanted[number], place.file(number)) for number in range(len(wanted)))
-    begins = None if prefix is None else str(prefix)
-    shown = {"model": str(model), **how, "guidance": guidance.scale, **_schedule(guidance), "prefix": begins}
+    begins = None if prefix is None else str(prefix.picture)
+    shown = {"model": str(settings.checkpoint.model), **drawing.as_json(), "prefix": begins}
     return GenerateReport(report, time.perf_counter() - started, shown, found=place.found)
 
 
@@ -182,30 +177,29 @@ class Wanted:
 
 
 def _draw(
-    pictures: PictureGenerator,
+    model: PictureModel,
     wanted: Wanted,
     place: _Grid | _Folder,
-    how: dict[str, Any],
+    settings: GenerateSettings,
     *,
     begun: Tensor | None,
-    batch_size: int,
-    compiled: bool,
     progress: bool,
 ) -> None:
     """Draw what is not there, and write each batch as it is finished."""
-    several = len(wanted) - place.found > batch_size
-    starts = range(place.found, len(wanted), batch_size)
+    size = settings.batch_size
+    several = len(wanted) - place.found > size
+    starts = range(place.found, len(wanted), size)
     for start in tqdm(starts, desc="batches", disable=not (progress and several)):
-        batch = [wanted[number] for number in range(start, min(start + batch_size, len(wanted)))]
-        ids = pictures.draw(
+        batch = [wanted[number] for number in range(start, min(start + size, len(wanted)))]
+        ids = model.draw(
             [prompt for prompt, _ in batch],
             seeds=[own for _, own in batch],
+            drawing=settings.drawing,
             prefix=None if begun is None else begun.expand(len(batch), -1),
-            compiled=compiled,
+            compiled=settings.compiled,
             progress=progress and not several,
-            **how,
         )
-        place.add(start, list(map(to_picture, pictures.pixels(ids).cpu())))
+        place.add(start, list(map(to_picture, model.pixels(ids).cpu())))
     place.close()
 
 
@@ -283,72 +277,45 @@ class _Folder:
 
 
 @contextmanager
-def _opened(
-    out: Path, wanted: Wanted, pictures: PictureGenerator, how: dict[str, Any]
-) -> Iterator[_Grid | _Folder]:
+def _opened(out: Path, wanted: Wanted, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
     """Yield where the pictures go; a folder is this process's alone while inside, and OSError if it is another's."""
     if out.suffix:
-        yield _Grid(out, wanted, pictures.image_size)
+        yield _Grid(out, wanted, model.image_size)
         return
     out.mkdir(parents=True, exist_ok=True)
     with held_alone(out / _LOCK, f"another process generates into {out}; wait for its end, or name another folder"):
-        yield _Folder(out, wanted, {**how, "weights": _weights(pictures)})
+        yield _Folder(out, wanted, {**how, "weights": model.checksums()})
 
 
-def _weights(pictures: PictureGenerator) -> list[str]:
-    """What the pictures of two calls depend on beside their settings: the weights, and their type."""
-    parts = [pictures.generator, pictures.tokenizer, *([] if pictures.toklip is None else [pictures.toklip.encoder])]
-    if pictures.toklip is not None and pictures.toklip.text is not None:
-        parts.append(pictures.toklip.text)
-    # A T5 is named by the config.
-    config = pictures.config.model_dump_json()
-    return [*(weights_checksum(cast(nn.Module, part)) for part in parts), config]
+def _readable(prompts: Sequence[int | str]) -> list[int | str]:
+    """Return prompts with half characters replaced; ValueError if there is none, or an empty one."""
+    if not prompts:
+        raise ValueError("got no prompt; say what is to be drawn")
+    readable = [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    if not all(str(prompt).strip() for prompt in readable):
+        raise ValueError("got an empty text; say what is to be drawn")
+    return readable
 
 
-def _schedule(guidance: Guidance) -> dict[str, int | float | None]:
-    """What of it is not the default, for a report."""
-    usual = Guidance(guidance.scale)._asdict()
-    return {f"guidance_{name}": value for name, value in guidance._asdict().items() if value != usual[name]}
-
-
-def _refuse_numbers(guidance: Guidance | None, choice: Choice, seed: int, number: int, batch_size: int) -> None:
-    """ValueError for what would be refused later anyhow, before a generator is loaded."""
-    refuse_counts(number=number, batch_size=batch_size)
-    refuse_drawing(**choice._asdict(), seeds=(seed, seed + number - 1))
-    if guidance is not None:
-        refuse_guidance(guidance)
-
-
-def _warn_of_names(classes: Classes, numbers: Sequence[int]) -> None:
-    """Name, in the log, the numbers that are names of other classes: a folder may be called 3, and not be class 3."""
-    for number in numbers:
-        if str(number) in classes.names and (other := classes.number(str(number))) != number:
-            own = classes.names[number]
-            _log.warning(
-                "class %d is drawn, which is named %r; the class that is named '%d' is number %d",
-                *(number, own, number, other),
-            )
-
-
-def _prefix(pictures: PictureGenerator, source: Path | str, rows: int | None, max_pixels: int) -> Tensor:
+def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
     """(1, n): the ids of the upper rows of a picture."""
-    height, width = pictures.image_size
-    all_rows = pictures.config.grid[0]
-    rows = all_rows // 2 if rows is None else rows
+    height, width = model.image_size
+    all_rows = height // model.tokenizer.downsample_factor
+    rows = all_rows // 2 if prefix.rows is None else prefix.rows
     if not 0 <= rows <= all_rows:
         raise ValueError(f"got {rows} rows of the prefix; wanted 0 to {all_rows}, which the picture has")
     if height != width:
         raise ValueError(f"the generator draws {height} x {width} pixels; a prefix is read for square pictures alone")
     try:
-        pixels = to_pixels(open_picture(source, max_pixels=max_pixels), height)
+        pixels = to_pixels(open_picture(prefix.picture, max_pixels=prefix.max_pixels), height, model.resize)
     except PictureError as error:
-        raise PictureError(f"the prefix {str(source)!r} cannot be read: {error}") from error
-    return pictures.tokenizer.encode(pixels[None].to(pictures.device))[:, :rows].flatten(1)
+        raise PictureError(f"the prefix {str(prefix.picture)!r} cannot be read: {error}") from error
+    return model.tokenizer.encode(pixels[None].to(model.device))[:, :rows].flatten(1)
 
 
-def _refuse_place(out: Path, prefix: Path | str | None) -> None:
+def _refuse_place(out: Path, prefix: Prefix | None) -> None:
     if out.suffix.lower() in WRITTEN_SUFFIXES:
-        refuse_output(out, [] if prefix is None else [prefix])
+        refuse_output(out, [] if prefix is None else [prefix.picture])
     elif out.suffix:
         raise ValueError(f"got --out {out}; wanted a folder, or a name that ends in {', '.join(WRITTEN_SUFFIXES)}")
     elif _pictures_in(out) and not (out / _RECORD).is_file():

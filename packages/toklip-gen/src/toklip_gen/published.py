@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from toklip_core.plugins import NamedModel
 
 if TYPE_CHECKING:
-    pass
+    import torch
+
+    from toklip_gen.generator import PictureGenerator
 
 #: The generator that is in the package.
 TINY = Path(__file__).parent / "models" / "toklip-gen-tiny"
@@ -59,6 +61,14 @@ def unknown(name: str) -> str:
     return f"no generator is named {name!r}, and no folder or file.{hint} Named: {', '.join(known)}."
 
 
+def _load(
+    name: str, *, device: torch.device | str, dtype: torch.dtype | None, toklip: Path | str | None = None
+) -> PictureGenerator:
+    from toklip_gen.generator import load_generator
+
+    return load_generator(name, toklip=toklip, dtype=dtype, device=device)
+
+
 def _named(name: str, file: _File) -> NamedModel:
     what = "ImageNet classes" if "c2i" in name else "texts (read by flan-t5-xl)"
     return NamedModel(
@@ -70,6 +80,7 @@ def _named(name: str, file: _File) -> NamedModel:
         source=file.source,
         image_size=file.image_size,
         tokens=(file.image_size // 16) ** 2,
+        load=partial(_load, name),
     )
 
 
@@ -84,4 +95,5 @@ def _tiny() -> NamedModel:
         package="toklip-gen",
         image_size=8 * rows,  # llamagen-tiny: 8 px an id
         tokens=rows * columns,
+        load=partial(_load, "toklip-gen-tiny"),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,8 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
 def models(ctx: click.Context, as_json: bool) -> None:
     """List the models that can be used by name.
 
-    Each is printed with its size, source and licence, and whether it is in the cache of the hub. Nothing is downloaded.
+    Each is printed with its size, source and licence, and whether it is in the cache of the hub. `toklip generate
+    --model NAME` takes those that draw. Nothing is downloaded.
     """
     from toklip_core.model import models as specs
     from toklip_core.plugins import Registry, registry
@@ -69,7 +69,8 @@ def models(ctx: click.Context, as_json: bool) -> None:
         size = f"{row['size'] / 1e9:.1f} GB" if row["size"] >= 1e8 else f"{row['size'] / 1e6:.1f} MB"
         also = f" (also {', '.join(row['aliases'])})" if row["aliases"] else ""
         click.echo(f"{row['name']}{also}: {row['summary']}")
-        click.echo(f"    {row['kind']}, {size}, {row['status']}; {row['source'] or row['package']}")
+        kind = f"{row['kind']} that draws" if row["draws"] else row["kind"]
+        click.echo(f"    {kind}, {size}, {row['status']}; {row['source'] or row['package']}")
         click.echo(f"    {row['licence']}")
 
 
@@ -312,12 +313,14 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
         "tokens": None if config is None else config.encoder.grid[0] * config.encoder.grid[1],
         "source": spec.source,
         "licence": spec.licence,
+        "draws": False,
         "status": _status(spec),
     }
 
 
 def _plugin_row(model: NamedModel) -> dict[str, Any]:
-    return {**asdict(model), "aliases": [], "status": _status(model)}
+    shown = {name: value for name, value in vars(model).items() if name != "load"}
+    return {**shown, "draws": model.load is not None, "aliases": [], "status": _status(model)}
 
 
 def _status(spec: ModelSpec | NamedModel) -> str:

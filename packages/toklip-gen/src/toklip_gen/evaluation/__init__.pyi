@@ -12,12 +12,13 @@ from .frechet import (
     precision_recall as precision_recall,
 )
 from .generators import (
-    Sampling as Sampling,
+    SamplingSettings as SamplingSettings,
     evaluate_on_classes as evaluate_on_classes,
     evaluate_on_scenes as evaluate_on_scenes,
 )
 from .pictures import (
     Drawn as Drawn,
+    Measures as Measures,
     evaluate_pictures as evaluate_pictures,
     measure_pictures as measure_pictures,
     write_reference_of as write_reference_of,

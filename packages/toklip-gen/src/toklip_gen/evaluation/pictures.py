@@ -236,47 +236,74 @@ def read_pictures(
             unreadable.append(f"{entry.key}: {error}")
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What pictures are measured with."""
+
+    #: Extractor of features, see :func:`toklip_gen.evaluation.load_extractor`; None: only the CLIP is asked.
+    features: str | None = INCEPTION
+    #: Statistics of real pictures, see :func:`toklip_gen.evaluation.load_reference`; they need the extractor.
+    reference: Path | str | None = None
+    #: CLIP or TokLIP that judges captions, see :func:`toklip_core.evaluation.load_matcher`.
+    clip: str | None = None
+
+    @property
+    def files(self) -> list[Path | str]:
+        """Files that are read, and not to be written over."""
+        return [] if self.reference is None else [self.reference]
+
+    def loaded(self, device: torch.device | str) -> tuple[Extractor | None, Reference | None]:
+        """Load the extractor and the reference.
+
+        Raises:
+            FileNotFoundError, LookupError: one is not there.
+            ValueError: they do not fit one another.
+        """
+        if self.features is None:
+            if self.reference is not None:
+                raise ValueError("got a reference, but no features to compare pictures with it by; name an extractor")
+            return None, None
+        extractor = load_extractor(self.features, device)
+        return extractor, None if self.reference is None else load_reference(self.reference, extractor)
+
+    def judge(self, device: torch.device | str) -> tuple[Matcher | None, dict[str, str]]:
+        """Load the CLIP or TokLIP, if there is one, and return it with what a protocol says of it.
+
+        Raises:
+            FileNotFoundError, LookupError, ValueError: see :func:`toklip_core.evaluation.load_matcher`.
+        """
+        return (None, {}) if self.clip is None else load_matcher(self.clip, Compute(device=device), checksums=True)
+
+
 def evaluate_pictures(
     inputs: Sequence[Path | str],
+    measures: Measures = Measures(),
     *,
-    reference: Path | str | None = None,
-    features: str = INCEPTION,
-    clip: str | None = None,
     npz: Path | str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> GenerationReport:
     """Measure pictures that lie in files: what ``toklip evaluate generation INPUTS`` does.
 
     Args:
         inputs: files, folders, globs, tars, or .npz files of ADM's evaluator.
-        reference: see :func:`toklip_gen.evaluation.load_reference`.
-        features: see :func:`toklip_gen.evaluation.load_extractor`.
-        clip: a model that judges captions, see :func:`toklip_core.evaluation.load_matcher`.
+        measures: what the pictures are measured with.
         npz: write the pictures there, too, for ADM's evaluator.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
-        batch_size: pictures at a time.
-        device: where to compute.
-        progress: show a bar on stderr if that is a terminal.
+        compute: where and how it is computed; networks always compute in float32.
 
     Raises:
         FileNotFoundError, LookupError, ValueError: an input, the reference or a network is not there, or does not fit.
     """
-    refuse_missing_device(device)
+    refuse_missing_device(compute.device)
     if npz is not None:
-        read = [*inputs] if reference is None else [*inputs, reference]
-        refuse_output(npz, read, option="--npz", suffixes=[".npz"])
-    extractor = load_extractor(features, device)
-    known = None if reference is None else load_reference(reference, extractor)
-    matcher, of_clip = (None, {}) if clip is None else load_matcher(clip, Compute(device=device), checksums=True)
+        refuse_output(npz, [*inputs, *measures.files], option="--npz", suffixes=[".npz"])
+    extractor, known = measures.loaded(compute.device)
+    matcher, of_clip = measures.judge(compute.device)
     unreadable: list[str] = []
-    found = read_pictures(inputs, unreadable, max_pixels=max_pixels)
-    pictures = tqdm(found, unit=" pictures", disable=None if progress else True)
+    found = read_pictures(inputs, unreadable, max_pixels=compute.max_pixels)
+    pictures = tqdm(found, unit=" pictures", disable=None if compute.progress else True)
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(
-            pictures, extractor=extractor, reference=known, clip=matcher, npz=writer, batch_size=batch_size
+            pictures, extractor=extractor, reference=known, clip=matcher, npz=writer, batch_size=compute.batch_size
         )
     protocol = {"inputs": " ".join(map(str, inputs)), **report.protocol}
     if of_clip:
@@ -290,23 +317,20 @@ def write_reference_of(
     *,
     purpose: Purpose = "generation",
     features: str = INCEPTION,
-    max_pixels: int = MAX_PIXELS,
-    batch_size: int = 32,
-    device: torch.device | str = "cpu",
-    progress: bool = False,
+    compute: Compute = Compute(),
 ) -> ReferenceInfo:
     """Write the statistics of real pictures: what ``toklip evaluate generation INPUTS --write-reference`` does.
 
     Raises:
         FileNotFoundError, LookupError, ValueError: as :func:`evaluate_pictures`.
     """
-    refuse_missing_device(device)
+    refuse_missing_device(compute.device)
     refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
-    extractor = load_extractor(features, device)
+    extractor = load_extractor(features, compute.device)
     unreadable: list[str] = []
-    read = read_pictures(inputs, unreadable, max_pixels=max_pixels)
-    with closing(tqdm(read, unit=" pictures", disable=None if progress else True)) as bar:
-        found = gather(bar, extractor=extractor, batch_size=batch_size)
+    read = read_pictures(inputs, unreadable, max_pixels=compute.max_pixels)
+    with closing(tqdm(read, unit=" pictures", disable=None if compute.progress else True)) as bar:
+        found = gather(bar, extractor=extractor, batch_size=compute.batch_size)
     if unreadable:
         raise ValueError(f"{len(unreadable)} pictures cannot be read, the first is {unreadable[0]}; leave them out")
     if found.size[0] != found.size[1]:

@@ -1,7 +1,7 @@
 """The generator: pictures drawn id by id.
 
     model.py    the transformer          conditions.py  classes and texts
-    inputs.py   ids, codes, tokens       sampling.py    next-id drawing
+    inputs.py   ids, codes, tokens       predictor.py   what a sampler draws with
     config.py   sizes and conditions     pipeline.py    prompts -> pictures
     blocks.py   its blocks               llamagen.py    LlamaGen's published generators
     t5.py       words of T5              packed_linear.py  weights as the processor reads them best

@@ -1,4 +1,5 @@
 from .blocks import prefix_mask as prefix_mask
+from .checkpoint import Checkpoint as Checkpoint
 from .conditions import (
     TOKLIP as TOKLIP,
     Classes as Classes,
@@ -37,13 +38,7 @@ from .pipeline import (
     PictureGenerator as PictureGenerator,
     load_generator as load_generator,
 )
-from .sampling import (
-    Choice as Choice,
-    Guidance as Guidance,
-    chosen as chosen,
-    refuse_guidance as refuse_guidance,
-    sample as sample,
-)
+from .predictor import IdPredictor as IdPredictor
 from .t5 import (
     T5Words as T5Words,
     cleaned as cleaned,

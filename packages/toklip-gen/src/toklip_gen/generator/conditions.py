@@ -88,6 +88,15 @@ class Classes:
             known = f"{', '.join(near)}{', ...' * (len(near) < self._count)}, or {known}"
         raise ValueError(f"got {prompt!r}, but the generator draws classes, not texts: {known}")
 
+    def warn_of_names(self, numbers: Sequence[int]) -> None:
+        """Name, in the log, the numbers that are names of other classes: a folder called 3 need not be class 3."""
+        for number in numbers:
+            if str(number) in self.names and (other := self.number(str(number))) != number:
+                _log.warning(
+                    "class %d is drawn, which is named %r; the class that is named '%d' is number %d",
+                    *(number, self.names[number], number, other),
+                )
+
     def to(self, device: torch.device | str) -> None:
         """Do nothing: there are no weights."""
 
@@ -122,13 +131,7 @@ class Texts:
         Raises:
             ValueError: one is no text.
         """
-        if isinstance(prompts, str):  # which would be read letter by letter
-            raise ValueError(f"got one text, {prompts[:50]!r}; wanted a list of texts")
-        texts = []
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise ValueError(f"got {prompt!r}, but the generator draws texts, not classes; say what it is to draw")
-            texts.append(replace_lone_surrogates(prompt))
+        texts = as_texts(prompts)
         features, mask = self._encoder(texts)
         full = mask.sum(1) >= min(self._length, mask.shape[1])
         cut = self.cut_texts([text for text, is_full in zip(texts, full.tolist(), strict=True) if is_full])
@@ -176,6 +179,22 @@ def build_conditions(config: ClassCondition | TextCondition, toklip: TokLIP | No
     if toklip is None or toklip.text is None:
         raise LookupError("the generator reads texts by the text tower of its TokLIP: load that with text=True")
     return Texts(config, TowerWords(toklip.text))
+
+
+def as_texts(prompts: Sequence[int | str]) -> list[str]:
+    """Return prompts as texts, half characters of them replaced.
+
+    Raises:
+        ValueError: one is no text.
+    """
+    if isinstance(prompts, str):  # which would be read letter by letter
+        raise ValueError(f"got one text, {prompts[:50]!r}; wanted a list of texts")
+    texts = []
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"got {prompt!r}, but the generator draws texts, not classes; say what it is to draw")
+        texts.append(replace_lone_surrogates(prompt))
+    return texts
 
 
 def left_padded(features: Tensor, mask: Tensor, length: int) -> Condition:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import Config, FileName
+from toklip_core.drawing import Drawing, Guidance
 from toklip_core.ranges import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
 
 Features = Literal["ids", "codes", "concat"]
@@ -84,6 +85,9 @@ class GeneratorConfig(Config):
     )
     codebook_size: int = Field(gt=0, le=LARGEST_COUNT, description="Codebook size K: the number of ids to choose from.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
+    resize: Literal["crop", "squash"] = Field(
+        default="crop", description="Way in which pictures were made square in training, and in which a prefix is."
+    )
     width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width W of the transformer.")
     depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
     heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width.")
@@ -136,6 +140,11 @@ class GeneratorConfig(Config):
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU."""
         return self.hidden_width or -(-(8 * self.width // 3) // 256) * 256
+
+    @property
+    def drawing(self) -> Drawing:
+        """Default settings of drawing."""
+        return Drawing(guidance=Guidance(self.guidance), top_k=self.top_k)
 
     @property
     def needs_toklip(self) -> bool:

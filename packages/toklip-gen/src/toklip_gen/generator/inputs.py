@@ -130,10 +130,6 @@ class Stream:
         """Return the tensors of the cache, whose memory stays where it is."""
         return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
 
-    def reads_as(self, other: Stream) -> bool:
-        """Return whether both streams use the same tokenizer and encoder."""
-        return self._table is other._table and self._encoder is other._encoder
-
     def packed(self) -> Stream:
         """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.packed`."""
         return self if self._encoder is None else Stream(self._table, packed(self._encoder), self._cache)

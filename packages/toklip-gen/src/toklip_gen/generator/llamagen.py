@@ -119,6 +119,7 @@ def llamagen_config(name: str) -> GeneratorConfig:
         tokenizer=f"llamagen-vq16-{'c2i' if of_class else 't2i'}",
         codebook_size=16384,
         grid=(side, side),
+        resize="crop",  # center_crop_arr in its extract_codes_c2i.py
         width=width,
         depth=depth,
         heads=heads,

@@ -1,6 +1,6 @@
 """A generator with all that it needs: from classes or texts to pictures.
 
-    prompts --conditions--> condition --sampling, over generator and inputs--> ids --tokenizer--> pixels
+    prompts --conditions--> condition --sampler, over generator and inputs--> ids --tokenizer--> pixels
 
 Shape letters: B pictures, h and w grid, n ids of a prefix, f downsampling factor.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from toklip_core.config import validated
+from toklip_core.drawing import Drawing, Sampler
+from toklip_core.evaluation import warn_of_unknown_words
 from toklip_core.finite import refuse_not_finite
 from toklip_core.model import TokLIP
+from toklip_core.pictures import Resize
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.weights import (
     CONFIG_FILE,
@@ -25,19 +28,21 @@ from toklip_core.weights import (
     save_model_folder,
     weights_checksum,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from toklip_gen.generator.conditions import Classes, Texts, build_conditions
-from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.generator.conditions import TOKLIP, Classes, Texts, as_texts, build_conditions
+from toklip_gen.generator.config import ClassCondition, GeneratorConfig
 from toklip_gen.generator.inputs import Inputs, toklip_checksum
 from toklip_gen.generator.llamagen import load_official
 from toklip_gen.generator.model import Generator
-from toklip_gen.generator.sampling import Guidance, sample
+from toklip_gen.generator.predictor import IdPredictor
 from toklip_gen.published import TINY, generators, unknown
 
 
 class PictureGenerator:
     """Generator with everything that it needs to turn classes or texts into pictures.
+
+    It is a :class:`toklip_core.drawing.PictureModel`.
 
     Args:
         generator: the transformer.
@@ -76,6 +81,7 @@ class PictureGenerator:
         if self.inputs.encoder is not None and self.inputs.encoder.config.grid != config.grid:
             grid = self.inputs.encoder.config.grid
             raise ValueError(f"the generator draws a grid of {config.grid}, and its encoder reads one of {grid}")
+        self._sampler = Sampler(IdPredictor(generator, self.inputs))
 
     @cached_property
     def conditions(self) -> Classes | Texts:
@@ -90,9 +96,29 @@ class PictureGenerator:
         return self.generator.config
 
     @property
+    def resize(self) -> Resize:
+        """Way in which pictures were made square in training, and in which a prefix is."""
+        return self.config.resize
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that the generator draws; None: it draws texts."""
+        return self.config.condition.classes if isinstance(self.config.condition, ClassCondition) else None
+
+    @property
+    def drawing(self) -> Drawing:
+        """Settings that the generator's config recommends."""
+        return self.config.drawing
+
+    @property
     def device(self) -> torch.device:
         """Device that the generator is on."""
         return self.generator.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the generator."""
+        return self.generator.head.weight.dtype
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -109,35 +135,65 @@ class PictureGenerator:
             self.conditions.to(device)
         return self
 
+    def checksums(self) -> list[str]:
+        """Return the SHA-256 of the weights that the pictures depend on, and the config."""
+        parts = [self.generator, self.tokenizer, *([] if self.toklip is None else [self.toklip.encoder])]
+        if self.toklip is not None and self.toklip.text is not None:
+            parts.append(self.toklip.text)
+        # A T5 is named by the config.
+        return [*(weights_checksum(cast(nn.Module, part)) for part in parts), self.config.model_dump_json()]
+
+    def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
+        """Check prompts before anything is drawn; what is known of them but not drawn is named in the log.
+
+        Raises:
+            ValueError: one is no class of the generator, or no text, or a text of which it reads only the first words.
+        """
+        if isinstance(self.conditions, Classes):
+            self.conditions(prompts)
+            self.conditions.warn_of_names([prompt for prompt in prompts if isinstance(prompt, int)])
+            return
+        texts = as_texts(prompts)
+        condition = self.config.condition
+        reads_tower = condition.kind == "text" and condition.encoder == TOKLIP
+        if reads_tower and self.toklip is not None and self.toklip.text is not None:
+            warn_of_unknown_words(self.toklip.text, texts)
+        self.conditions.refuse_cut(texts)
+
+    def cut_texts(self, texts: Sequence[str]) -> list[str]:
+        """Return those of the texts of which the generator reads the first words alone."""
+        return self.conditions.cut_texts(texts) if isinstance(self.conditions, Texts) else []
+
     def draw(
         self,
         prompts: Sequence[int | str],
         *,
         seeds: Sequence[int],
-        guidance: Guidance | float | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
+        drawing: Drawing = Drawing(),
         prefix: Tensor | None = None,
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Sample one picture per prompt, a class or a text; return ids (B, h, w). See :func:`toklip_gen.sample`.
+        """Draw one picture per prompt, a class or a text; return ids (B, h, w).
 
-        If ``guidance`` or ``top_k`` is None, the value of the generator's config is used.
+        Args:
+            prompts: B classes, by number or name, or texts.
+            seeds: see :meth:`toklip_core.drawing.Sampler.draw`, also for the rest.
+            drawing: settings; those that are None are the generator's own.
+            prefix: (B, n) ids that the pictures start with, in raster order.
+            compiled: run with ``torch.compile``, for GPUs.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: a prompt is none of the generator's, or as in ``Sampler.draw``.
         """
         was_training = self.generator.training
         self.generator.eval()
         try:
-            return sample(
-                self.generator,
-                self.inputs,
+            return self._sampler.draw(
                 self.conditions(prompts).to(self.device),
                 seeds=seeds,
-                guidance=self.config.guidance if guidance is None else guidance,
-                temperature=temperature,
-                top_k=self.config.top_k if top_k is None else top_k,
-                top_p=top_p,
+                drawing=drawing,
                 prefix=None if prefix is None else prefix.to(self.device),
                 compiled=compiled,
                 progress=progress,

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
 from toklip_core.config import Config, HeldOut, RunConfig
+from toklip_core.drawing import Drawing, Guidance
 from toklip_core.ranges import LARGEST_MAX_PIXELS, MAX_PIXELS
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
@@ -137,6 +138,11 @@ class Sampling(Config):
         ge=0,
         description="Number of the likeliest ids to sample from, also the trained generator's default; 0 means all.",
     )
+
+    @property
+    def drawing(self) -> Drawing:
+        """Settings of drawing these samples."""
+        return Drawing(guidance=Guidance(self.guidance), top_k=self.top_k)
 
 
 class GeneratorTrainConfig(Config):

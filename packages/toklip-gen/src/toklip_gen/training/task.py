@@ -23,6 +23,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.drawing import Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
 from toklip_core.plugins import VQTokenizer, load_tokenizer
@@ -49,13 +50,13 @@ from toklip_gen.generator import (
     Condition,
     Generator,
     GeneratorConfig,
+    IdPredictor,
     Inputs,
     PictureGenerator,
     TextCondition,
     Texts,
     build_conditions,
     load_t5,
-    sample,
     toklip_checksum,
 )
 from toklip_gen.training.samples import Batch, GeneratorSamples, classes_of, collate
@@ -203,6 +204,7 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
         toklip=config.toklip,
         codebook_size=tokenizer.codebook_size,
         grid=(side, side),
+        resize=config.resize,
         width=sizes.width,
         depth=sizes.depth,
         heads=sizes.heads,
@@ -375,9 +377,8 @@ def _drawn(
     """(B, 3, H, W), near [-1, 1]; the same seeds at every evaluation."""
     condition = parts.conditions(prompts).to(next(generator.parameters()).device)
     seeds = [derived_seed(place) for place in range(len(prompts))]
-    ids = sample(
-        generator, parts.inputs, condition, seeds=seeds, guidance=settings.guidance, top_k=settings.top_k
-    )
+    sampler = Sampler(IdPredictor(generator, parts.inputs))
+    ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing)
     return parts.tokenizer.decode(ids).float()
 
 

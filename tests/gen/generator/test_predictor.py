@@ -1,12 +1,22 @@
-"""Laws of drawing: seeds, guidance, prefix, choice, ranges; the same with packed weights and compiled."""
+"""Laws of drawing with a generator: seeds, guidance, prefix, ranges; the same with packed weights and compiled."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from toklip_gen.generator import Choice, Guidance, PackedLinear, chosen, packed, refuse_guidance, sample
+from toklip_core.drawing import Guidance, Sampler
+from toklip_gen.generator import IdPredictor, PackedLinear, packed, predictor
 
-from tests.support.small_generators import FEATURES, small_generator, small_inputs, some_condition, some_ids
+from tests.support.small_generators import (
+    FEATURES,
+    asked,
+    sample,
+    small_generator,
+    small_inputs,
+    some_condition,
+    some_ids,
+)
 
 
 def drawn(features="ids", condition="class", count=3, seeds=(7, 8, 9), **options):
@@ -60,13 +70,6 @@ def test_guidance_ends_and_the_ids_before_are_as_with_it():
     assert torch.equal(tail, ids)
 
 
-def test_a_cosine_schedule_grows_from_1_towards_the_scale():
-    scales = Guidance(scale=5.0, power=2.0).scales(64)
-    assert scales[0] == 1 and scales == sorted(scales) and 4.9 < scales[-1] < 5
-    assert scales[32] == pytest.approx(1 + 4 * 0.5 * (1 - math.cos(math.pi / 4)))
-    assert Guidance(scale=5.0, first=2, last=3).scales(6) == [1, 1, 5, 5, 1, 1]
-
-
 @pytest.mark.parametrize("known", [0, 1, 30, 64])
 def test_a_prefix_is_kept_to_the_last_id(known):
     prefix = some_ids().flatten(1)[:, :known]
@@ -80,37 +83,31 @@ def test_a_picture_goes_on_from_its_own_beginning_as_it_did():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("features", FEATURES)
-def test_compiled_it_draws_the_same(features, monkeypatch):
-    from toklip_gen.generator import sampling
-
-    compile_eagerly = torch.compile(sampling._advance, backend="eager", fullgraph=True)
-    monkeypatch.setattr(sampling, "_compiled", lambda device: compile_eagerly)
+def test_compiled_it_draws_the_same(features):
     prefix = some_ids().flatten(1)[:, :58]
     options = {"guidance": Guidance(2.0, last=61), "prefix": prefix, "top_k": 50, "top_p": 0.9}
-    assert torch.equal(drawn(features, compiled=True, **options), drawn(features, **options))
+    eagerly = partial(torch.compile, backend="eager")
+    assert torch.equal(drawn(features, compiler=eagerly, **options), drawn(features, **options))
     torch.compiler.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("features", "condition"), [("ids", "class"), ("concat", "text")])
-def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condition, monkeypatch):
-    from toklip_gen.generator import sampling
-
+def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condition):
     graphs = []
 
     def counting(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(sampling._advance, backend=counting, fullgraph=True)
-    monkeypatch.setattr(sampling, "_compiled", lambda device: compiled)
     generator, inputs = small_generator(features, condition), small_inputs(features)
+    sampler = Sampler(IdPredictor(generator, inputs), compiler=partial(torch.compile, backend=counting))
     prefix = some_ids().flatten(1)[:, :60]
-    for seeds in ((7, 8, 9), (1, 2, 3)):
+    for seeds, guidance in (((7, 8, 9), 2.0), ((1, 2, 3), Guidance(3.0, power=2.0))):
         what = some_condition(condition)
-        options = {"seeds": seeds, "guidance": 2.0, "prefix": prefix}
-        compiled_ids = sample(generator, inputs, what, compiled=True, **options)
-        assert torch.equal(compiled_ids, sample(generator, inputs, what, **options))
+        options = {"seeds": seeds, "prefix": prefix}
+        ids = sampler.draw(what, drawing=asked(guidance=guidance), compiled=True, **options)
+        assert torch.equal(ids, sample(generator, inputs, what, guidance=guidance, **options))
     assert len(graphs) == 1
     torch.compiler.reset()
 
@@ -125,46 +122,8 @@ def test_a_step_asks_the_tokenizer_for_nothing(monkeypatch):
 
 
 def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
-    from toklip_gen.generator import sampling
-
-    monkeypatch.setattr(sampling, "packed", None)
+    monkeypatch.setattr(predictor, "packed", None)
     drawn(prefix=some_ids().flatten(1)[:, :61])
-
-
-def test_ids_come_as_often_as_their_probabilities_say():
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
-    luck = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    shares = chosen(logits, luck, Choice()).bincount(minlength=4) / 4000
-    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("choice", "possible"),
-    [
-        (Choice(top_k=2), {0, 1}),
-        (Choice(top_p=0.7), {0, 1}),
-        (Choice(top_p=0.85), {0, 1, 2}),
-        (Choice(top_p=1e-6), {0}),
-        (Choice(top_k=3, top_p=0.6), {0, 1}),
-        (Choice(temperature=1e-30), {0}),
-        (Choice(temperature=1e-60), {0}),
-        (Choice(temperature=1e-45, top_p=0.5), {0}),
-        (Choice(temperature=1e30), {0, 1, 2, 3}),
-        (Choice(temperature=0.0), {0}),
-        (Choice(top_k=1), {0}),
-        (Choice(top_k=4), {0, 1, 2, 3}),
-    ],
-)
-def test_only_ids_that_the_choice_leaves_are_drawn(choice, possible):
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1)
-    luck = torch.linspace(0, 1 - 2**-24, 500)
-    assert set(chosen(logits, luck, choice).tolist()) == possible
-
-
-def test_an_id_of_no_probability_is_never_drawn():
-    logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    luck = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert chosen(logits, luck, Choice()).tolist() == [0, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -184,8 +143,8 @@ def test_packed_weights_give_the_same_but_for_rounding(dtype):
     [
         ({"guidance": -1.0}, r"got guidance = -1.0; wanted 0 or more; 1 is none"),
         ({"guidance": math.nan}, r"got guidance = nan"),
-        ({"guidance": Guidance(2.0, first=5, last=4)}, r"got last id of guidance = 4; wanted 5, its first, or more"),
-        ({"guidance": Guidance(2.0, power=0.0)}, r"got power of guidance = 0.0; wanted more than 0"),
+        ({"guidance": {"scale": 2.0, "first": 5, "last": 4}}, r"last id of guidance = 4; wanted 5, its first, or more"),
+        ({"guidance": {"scale": 2.0, "power": 0.0}}, r"got power of guidance = 0.0; wanted more than 0"),
         ({"temperature": -0.1}, r"got temperature = -0.1; wanted 0 \(the likeliest id\) or more"),
         ({"top_k": 301}, r"got top_k = 301; wanted 0 \(all\) to 300"),
         ({"top_p": 0.0}, r"got top_p = 0.0; wanted more than 0, up to 1 \(all\)"),
@@ -198,8 +157,3 @@ def test_packed_weights_give_the_same_but_for_rounding(dtype):
 def test_values_out_of_range_are_refused_with_the_range(options, message):
     with pytest.raises(ValueError, match=message):
         drawn(**options)
-
-
-def test_a_power_of_guidance_that_is_too_large_is_told_the_largest():
-    with pytest.raises(ValueError, match=r"got power of guidance = 1e\+300; wanted more than 0, up to 1e\+30$"):
-        refuse_guidance(Guidance(2.0, power=1e300))

@@ -1,0 +1,8 @@
+from .choice import choose_ids as choose_ids
+from .guidance import Guidance as Guidance
+from .models import (
+    CompilableModel as CompilableModel,
+    NextIdModel as NextIdModel,
+)
+from .sampler import Sampler as Sampler
+from .settings import Drawing as Drawing

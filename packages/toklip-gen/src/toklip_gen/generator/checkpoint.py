@@ -1,0 +1,50 @@
+"""Which model draws, and how it is loaded, as one value."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from toklip_core.devices import refuse_missing_device
+from toklip_core.plugins import PictureModel, registry
+
+from toklip_gen.generator.pipeline import load_generator
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Model that draws, by name or path, with its precision and device.
+
+    >>> Checkpoint("toklip-gen-tiny").load().image_size
+    (64, 64)
+    """
+
+    #: Name that ``toklip models`` lists, of any plugin; or a folder or file, see
+    #: :func:`toklip_gen.generator.load_generator`.
+    model: str | Path = "toklip-gen-tiny"
+    #: Path or name of the TokLIP, overriding the one recorded in the model.
+    toklip: str | Path | None = None
+    #: Precision of the model; None: as stored.
+    dtype: torch.dtype | None = None
+    device: torch.device | str = "cpu"
+
+    def load(self) -> PictureModel:
+        """Load the model; this may download what its name stands for.
+
+        Raises:
+            LookupError: there is no such model, or what it needs is not there.
+            OSError: a file is missing, or the device is.
+            ValueError: the model does not draw, or does not fit.
+        """
+        refuse_missing_device(self.device)
+        spec = registry().models.get(str(self.model))
+        if spec is None:
+            return load_generator(self.model, toklip=self.toklip, dtype=self.dtype, device=self.device)
+        if spec.load is None:
+            raise ValueError(f"{spec.name!r} is a {spec.kind} and does not draw; `toklip models` says which models do")
+        named = {} if self.toklip is None else {"toklip": self.toklip}
+        if named and "toklip" not in inspect.signature(spec.load).parameters:
+            raise ValueError(f"{spec.name!r} is loaded without a TokLIP of yours; leave out toklip (--toklip)")
+        return spec.load(device=self.device, dtype=self.dtype, **named)

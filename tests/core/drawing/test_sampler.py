@@ -1,0 +1,90 @@
+"""Laws of drawing with any model that can prefill and step, here one without weights."""
+
+from functools import partial
+
+import pytest
+import torch
+from toklip_core.drawing import CompilableModel, Drawing, Guidance, NextIdModel, Sampler
+
+from tests.support.sums import Sums, SumsThatCompile
+
+GREEDY = Drawing(temperature=0)
+
+
+def drawn(model=None, conditions=(1, 2, 3), seeds=(7, 8, 9), **options):
+    sampler = Sampler(model or Sums())
+    return sampler.draw(torch.tensor(conditions), seeds=seeds[: len(conditions)], **options)
+
+
+def test_the_models_of_these_tests_are_what_the_protocols_say():
+    assert isinstance(Sums(), NextIdModel) and not isinstance(Sums(), CompilableModel)
+    assert isinstance(SumsThatCompile(), CompilableModel)
+
+
+def test_the_likeliest_id_follows_from_all_ids_before():
+    """The likeliest next id of Sums is the condition and all ids so far, modulo K."""
+    assert drawn(drawing=GREEDY).flatten(1).tolist() == [[c * 2**i % 11 for i in range(6)] for c in (1, 2, 3)]
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch():
+    together = drawn()
+    for row, (condition, seed) in enumerate(zip((1, 2, 3), (7, 8, 9), strict=True)):
+        assert torch.equal(drawn(conditions=(condition,), seeds=(seed,))[0], together[row])
+
+
+def test_a_prefix_is_kept_and_a_picture_goes_on_from_its_own_beginning():
+    whole = drawn()
+    for known in (0, 1, 4, 6):
+        assert torch.equal(drawn(prefix=whole.flatten(1)[:, :known]), whole)
+
+
+def test_a_model_is_told_how_many_steps_follow_and_whether_it_is_guided():
+    model = Sums()
+    drawn(model, prefix=torch.zeros(3, 2, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
+    assert model.calls == [("prefill", True, 3), ("step", 6), ("step", 3), ("step", 3)]
+    assert model.kept == [3, 3]
+
+
+def test_guidance_that_has_ended_within_the_prefix_asks_for_no_second_rows():
+    model = Sums()
+    drawn(model, prefix=torch.zeros(3, 4, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
+    assert model.calls == [("prefill", False, 1), ("step", 3)]
+
+
+def test_guidance_0_draws_without_the_condition():
+    without = drawn(conditions=(1,), drawing=Drawing(Guidance(0.0), temperature=0))
+    assert torch.equal(without, drawn(conditions=(0,), drawing=GREEDY))
+
+
+def test_what_a_caller_leaves_open_is_the_models_own():
+    own = Sums(drawing=Drawing(top_k=1))
+    assert torch.equal(drawn(own), drawn(drawing=GREEDY))
+    assert torch.equal(drawn(own, drawing=Drawing(top_k=0)), drawn())
+
+
+def test_a_compiled_sampler_draws_the_same_and_finds_its_graph_again():
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    sampler = Sampler(SumsThatCompile(), compiler=partial(torch.compile, backend=counting))
+    for seeds in ((7, 8, 9), (1, 2, 3)):
+        options = {"seeds": seeds, "drawing": Drawing(guidance=Guidance(2.0), top_k=5)}
+        assert torch.equal(sampler.draw(torch.tensor([1, 2, 3]), compiled=True, **options), drawn(**options))
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_two_samplers_do_not_share_their_caches():
+    plain = partial(Sampler, SumsThatCompile(), compiler=lambda step, **how: step)
+    one, other = plain(), plain()
+    first = one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True)
+    other.draw(torch.tensor([2]), seeds=[0], drawing=GREEDY, compiled=True)
+    assert torch.equal(one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True), first)
+
+
+def test_what_cannot_be_compiled_is_said():
+    with pytest.raises(ValueError, match="Sums has no step that can be compiled; draw without compiled"):
+        drawn(compiled=True)
