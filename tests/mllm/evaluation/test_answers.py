@@ -1,7 +1,7 @@
 """When an answer is right: laws of the figures, and the formulas of VQA and POPE by hand."""
 
 import pytest
-from toklip_mllm.evaluation import chosen, exact_match, is_yes, normalized, vqa_accuracy, yes_no
+from toklip_mllm.evaluation import exact_match, find_choice, is_yes, normalize_answer, vqa_accuracy, yes_no
 
 
 @pytest.mark.parametrize("answer", ["red", "Red", " red ", "RED.", "red ."])
@@ -57,7 +57,7 @@ NORMALIZED = {
 
 @pytest.mark.parametrize("answer", NORMALIZED)
 def test_answers_are_normalized_as_the_official_evaluation_does(answer):
-    assert normalized(answer) == NORMALIZED[answer]
+    assert normalize_answer(answer) == NORMALIZED[answer]
 
 
 @pytest.mark.parametrize("answer", ["yes", "Yes, it is.", "it is red", "known", "Yes. No other"])
@@ -93,4 +93,4 @@ CHOICES = ("a dog", "a cat", "an A")
      ("D", None), ("a bird", None), ("", None)],
 )  # fmt: skip
 def test_a_choice_is_named_by_its_letter_or_its_words(answer, number):
-    assert chosen(answer, CHOICES) == number
+    assert find_choice(answer, CHOICES) == number

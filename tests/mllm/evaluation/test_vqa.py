@@ -13,18 +13,18 @@ from toklip_core.devices import Compute
 from toklip_core.scenes import Scenes
 from toklip_mllm.chat import Chat
 from toklip_mllm.evaluation import (
-    Answered,
-    Asked,
+    Columns,
     HeldOutQuestions,
-    Keys,
+    VQAAnswer,
+    VQAQuestion,
     answer_questions,
+    evaluate_answers,
     evaluate_vqa,
-    evaluated,
     exact_match,
     held_out_questions,
     prompt_of,
     read_questions,
-    reported,
+    report_answers,
     scene_questions,
 )
 from toklip_mllm.model import TokLIPProcessor
@@ -33,8 +33,8 @@ from tests.support.refusals import last_error
 from tests.support.small_mllms import MARKED, shared, small_mllm
 
 
-def asked(*truths: str, kind: str = "all", choices: tuple[str, ...] = ()) -> Asked:
-    return Asked("row", (), "what?", truths, kind, choices)
+def question(*truths: str, kind: str = "all", choices: tuple[str, ...] = ()) -> VQAQuestion:
+    return VQAQuestion("row", (), "what?", truths, kind, choices)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ ROW = {"image": "red.png", "question": "what is it ?", "answer": "red"}
 def test_scenes_have_all_their_questions_and_each_picture_is_its_scene():
     scenes = Scenes(3, split="held-out", size=32)
     found = scene_questions(scenes)
-    mine = [(one.question, one.truths[0], one.kind) for one in found]
+    mine = [(one.text, one.truths[0], one.kind) for one in found]
     assert mine == [question for scene in scenes for question in scene.questions]
     assert [one.pictures[0].name for one in found][-1] == "scenes/held-out,size=32/000002.png"
     assert found[-1].pictures[0].read().tobytes() == scenes[2].pixels.tobytes()
@@ -66,8 +66,8 @@ def test_scenes_have_all_their_questions_and_each_picture_is_its_scene():
 
 def test_a_file_of_pope_is_read_by_the_names_of_its_columns(rows):
     file = rows({"question_id": 1, "image": "red.png", "text": "Is it red?", "label": "yes"})
-    [one] = read_questions(file, keys=Keys(question="text", answer="label"))
-    assert (one.question, one.truths, one.kind) == ("Is it red?", ("yes",), "all")
+    [one] = read_questions(file, columns=Columns(question="text", answer="label"))
+    assert (one.text, one.truths, one.kind) == ("Is it red?", ("yes",), "all")
     assert one.pictures[0].read().getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -75,7 +75,7 @@ def test_a_file_of_pope_is_read_by_the_names_of_its_columns(rows):
 def test_a_choice_is_right_by_text_letter_or_number(answer, rows):
     [one] = read_questions(rows(ROW | {"choices": ["a dog", "a cat"], "answer": answer}))
     assert one.truths == ("a cat",)
-    assert Answered(one, "B.").right and Answered(one, "the cat").right and not Answered(one, "A").right
+    assert VQAAnswer(one, "B.").right and VQAAnswer(one, "the cat").right and not VQAAnswer(one, "A").right
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_a_number_that_is_one_choice_and_counts_to_another_is_refused_with_what_
 
 
 def test_texts_that_a_table_made_of_numbers_are_right_with_and_without_the_point(rows):
-    asked = read_questions(rows(*(ROW | {"answer": answer} for answer in ("1", "1.0", 1, 1.0, ["1.0"] * 4))))
-    report = reported([Answered(one, said) for one in asked for said in ("1", "1.0")])
+    questions = read_questions(rows(*(ROW | {"answer": answer} for answer in ("1", "1.0", 1, 1.0, ["1.0"] * 4))))
+    report = report_answers([VQAAnswer(one, said) for one in questions for said in ("1", "1.0")])
     assert report.exact_match.right == 1 and report.vqa_accuracy == 1
     [nan] = read_questions(rows(ROW | {"answer": "nan"}))
-    assert nan.truths == ("nan",) and Answered(nan, "NaN").right
+    assert nan.truths == ("nan",) and VQAAnswer(nan, "NaN").right
 
 
 def test_answers_of_several_people_are_read_as_vqa_has_them(rows):
@@ -119,7 +119,7 @@ def test_answers_of_several_people_are_read_as_vqa_has_them(rows):
 def test_answers_that_a_table_made_floats_are_the_same_as_before(tmp_path):
     found = read_questions(FAULTS / "answers-as-floats.jsonl", root=tmp_path)
     assert [one.truths for one in found] == [("1",)] * 3
-    report = reported([Answered(one, "1") for one in found])
+    report = report_answers([VQAAnswer(one, "1") for one in found])
     assert report.exact_match is not None and report.exact_match.right == 1
 
 
@@ -183,32 +183,32 @@ def test_a_byte_order_mark_is_read_over_and_another_encoding_refused_by_name(enc
 
 def test_half_a_character_in_a_question_or_an_answer_is_replaced(rows):
     [one] = read_questions(rows(ROW | {"question": "what \ud83d?", "answer": "red\udc00"}))
-    assert (one.question, one.truths) == ("what \ufffd?", ("red\ufffd",))
+    assert (one.text, one.truths) == ("what \ufffd?", ("red\ufffd",))
 
 
 def test_a_line_ends_where_json_lines_end(rows):
     row = ROW | {"question": "what\u2028is it ?"}
     file = rows(ROW)
     file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_questions(file)[0].question == row["question"]
+    assert read_questions(file)[0].text == row["question"]
 
 
 def test_choices_are_asked_with_letters_and_other_questions_by_the_prompt():
-    one = asked("a cat", choices=("a dog", "a cat"))
+    one = question("a cat", choices=("a dog", "a cat"))
     assert prompt_of(one, "{} Briefly.").splitlines()[:3] == ["what?", "A. a dog", "B. a cat"]
-    assert prompt_of(asked("red"), "{} Briefly.") == "what? Briefly."
+    assert prompt_of(question("red"), "{} Briefly.") == "what? Briefly."
 
 
 def test_figures_are_of_the_questions_that_they_are_for():
     answered = [
-        Answered(asked("red", kind="colour"), "Red."),
-        Answered(asked("red", kind="colour"), "blue"),
-        Answered(asked("yes", kind="existence"), "yes"),
-        Answered(asked("no", kind="existence"), "yes"),
-        Answered(asked("a cat", kind="choice", choices=("a dog", "a cat")), "B"),
-        Answered(asked(*["two"] * 3, *["three"] * 7, kind="number"), "2"),
+        VQAAnswer(question("red", kind="colour"), "Red."),
+        VQAAnswer(question("red", kind="colour"), "blue"),
+        VQAAnswer(question("yes", kind="existence"), "yes"),
+        VQAAnswer(question("no", kind="existence"), "yes"),
+        VQAAnswer(question("a cat", kind="choice", choices=("a dog", "a cat")), "B"),
+        VQAAnswer(question(*["two"] * 3, *["three"] * 7, kind="number"), "2"),
     ]
-    report = reported(answered)
+    report = report_answers(answered)
     assert report.exact_match.questions == 5 and report.exact_match.right == pytest.approx(2 / 5)
     assert report.multiple_choice == (1, 1.0, 1.0)
     assert report.by_type["colour"] == (2, 0.5, 1.0) and report.by_type["existence"] == (2, 0.5, 0.5)
@@ -219,7 +219,7 @@ def test_figures_are_of_the_questions_that_they_are_for():
 
 
 def test_a_figure_without_questions_is_none():
-    report = reported([Answered(asked("red"), "red")])
+    report = report_answers([VQAAnswer(question("red"), "red")])
     assert report.multiple_choice is None and report.vqa_accuracy is None and report.yes_no is None
 
 
@@ -256,7 +256,7 @@ def test_answers_are_greedy_whatever_the_models_own_generation_config_has():
     assert bare == [one.answer for one in answer_questions(model, processor, questions, [], max_new_tokens=8)]
     chat = Chat(model, processor)
     chat.show([questions[0].pictures[0].read()])
-    assert chat.ask(questions[0].question, max_new_tokens=8).text == bare[0]
+    assert chat.ask(questions[0].text, max_new_tokens=8).text == bare[0]
 
 
 def test_an_answer_ends_where_the_context_does(rows):
@@ -287,9 +287,9 @@ def test_a_run_is_refused_if_pictures_of_its_held_out_questions_cannot_be_read(r
 
 def test_pictures_that_can_no_longer_be_read_during_a_run_are_counted_and_named(rows, tmp_path, caplog):
     model, processor = small_mllm(template=MARKED)
-    asked = held_out_questions(HeldOutQuestions(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
+    questions = held_out_questions(HeldOutQuestions(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
     (tmp_path / "blue.png").unlink()
-    evaluated(model, processor, asked)
+    evaluate_answers(model, processor, questions)
     assert re.search(r"1 held-out pictures are in no figure; the first is .*blue\.png", caplog.text)
 
 
@@ -334,11 +334,11 @@ def test_answers_are_in_the_file_batch_by_batch(rows, tmp_path, monkeypatch):
     file, out, calls = rows(ROW, ROW, ROW), tmp_path / "answers.jsonl", []
     out.write_text("of another model")
 
-    def said(model, processor, asked, *_):
+    def said(model, processor, questions, *_):
         calls.append(out.read_text())
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return ["red"] * len(asked)
+        return ["red"] * len(questions)
 
     monkeypatch.setattr("toklip_mllm.evaluation.vqa._said", said)
     with pytest.raises(KeyboardInterrupt):

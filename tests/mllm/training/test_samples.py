@@ -15,8 +15,8 @@ from toklip_mllm.training import (
     SceneTalk,
     TalkSamples,
     open_sources,
-    plain,
     use_stored_tokens,
+    with_plain_template,
     words_of,
 )
 
@@ -91,7 +91,7 @@ def test_each_sequence_of_speakers_is_tried_once(tmp_path):
 
 @pytest.mark.parametrize("bos", [None, "<s>"])
 def test_plain_texts_begin_as_those_of_the_tokenizer_do(bos, world):
-    words = plain(small_mllm(bos=bos)[1])
+    words = with_plain_template(small_mllm(bos=bos)[1])
     example = samples(words, file_source(world, file=str(world / "captions.json")))[0, 0].example
     first = words.tokenizer("red")["input_ids"][0] if bos else words.image_token_id
     assert example.input_ids[0] == first and example.input_ids[int(bool(bos))] == words.image_token_id
@@ -216,7 +216,7 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_the_plain_template_has_pictures_and_what_the_assistant_says(processor, world):
-    example = samples(plain(processor), file_source(world, file=world / "captions.json"))[0, 1].example
+    example = samples(with_plain_template(processor), file_source(world, file=world / "captions.json"))[0, 1].example
     assert (example.input_ids[:PLACES] == processor.image_token_id).all()
     assert processor.tokenizer.decode(example.input_ids[PLACES:]).split() == ["blue", "square"]
     assert torch.equal(example.labels[PLACES:], example.input_ids[PLACES:])

@@ -1,4 +1,4 @@
-"""Asking a model about pictures, once or in a conversation."""
+"""Questions to a model about pictures, once or in a conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toklip_mllm.model import Picture, TokLIPForConditionalGeneration, TokLIPPro
 
 _log = logging.getLogger(__name__)
 
-#: Options of ``generate``: the likeliest token each time, whatever the language model's own generation config has.
+#: Options of ``generate`` for greedy search, which override the language model's own generation config.
 GREEDY: dict[str, Any] = {
     "do_sample": False,
     "temperature": None,
@@ -30,38 +30,38 @@ GREEDY: dict[str, Any] = {
 
 
 class Answer(NamedTuple):
-    """What the model said, and what it took."""
+    """An answer of the model, with its cost."""
 
     text: str
-    #: With the places of pictures.
+    #: Number of tokens of the prompt, including those of pictures.
     prompt_tokens: int
     new_tokens: int
     seconds: float
 
 
 class Chat:
-    """A conversation. A picture is encoded once, when it is shown, however many questions follow.
+    """A conversation with a model. Each picture is encoded once, when it is shown.
 
     Args:
-        model: in evaluation mode.
-        processor: of the model.
+        model: model in evaluation mode.
+        processor: processor of the model.
     """
 
     def __init__(self, model: TokLIPForConditionalGeneration, processor: TokLIPProcessor) -> None:
         self.model = model
         self.processor = processor
-        #: What was asked and answered, as the chat template takes it.
+        #: Messages so far, in the form of chat templates.
         self.messages: list[dict[str, str]] = []
         self._features: list[Tensor] = []
         self._shown = 0
 
     def start_over(self) -> None:
-        """Forget what was asked and answered; all pictures come before the next question."""
+        """Forget all messages; the pictures stay and come before the next question."""
         self.messages, self._shown = [], len(self._features)
 
     @torch.inference_mode()
     def show(self, pictures: Sequence[Picture], *, max_pixels: int = MAX_PIXELS) -> None:
-        """Put pictures before the next question; ValueError that names the one that cannot be read."""
+        """Add pictures before the next question; the ValueError names a picture that cannot be read."""
         ids = self.processor.encode(pictures, self.model.device, max_pixels=max_pixels)
         self._features += list(self.model.get_image_features(ids, return_dict=True).pooler_output)
         self._shown += len(ids)
@@ -76,18 +76,18 @@ class Chat:
         top_p: float = 1.0,
         streamer: Any = None,  # noqa: ANN401
     ) -> Answer:
-        """Ask, and remember question and answer; what raises is not remembered.
+        """Ask a question and return the answer; both are added to the messages unless an error is raised.
 
         Args:
-            question: about the pictures that were shown.
-            max_new_tokens: the longest answer; the context may end before.
-            temperature: of what is drawn; 0 takes the likeliest token, and so does less than 1e-6.
-            top_p: draw among the likeliest tokens of this probability together.
-            streamer: of transformers, given the answer as it comes.
+            question: question about the pictures shown so far.
+            max_new_tokens: maximum number of new tokens; the context may end before.
+            temperature: sampling temperature; 0, or less than 1e-6, always takes the likeliest token.
+            top_p: total probability of the likeliest tokens to sample from.
+            streamer: streamer of transformers that receives the answer as it is generated.
 
         Raises:
             ContextError: the conversation is longer than the language model's context.
-            ValueError: its chat template refuses it, or a number is out of its range.
+            ValueError: the chat template refuses the messages, or a number is out of its range.
         """
         refuse_drawing(temperature=temperature, top_p=top_p)
         refuse_counts(max_new_tokens=max_new_tokens)
@@ -115,13 +115,13 @@ class Chat:
 
 
 def room(model: TokLIPForConditionalGeneration, prompt: int, wanted: int) -> int:
-    """Return how many tokens an answer may have: those wanted, but no more than the context holds after the prompt."""
+    """Return the number of tokens that an answer may have: ``wanted``, or fewer if the context ends before."""
     context = model.context
     return wanted if context is None else max(1, min(wanted, context - prompt))
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
-    """Return the words that the tokenizer has no token for, each once; none if it reads all, as those of bytes do."""
+    """Return the distinct words for which the tokenizer has no token; byte-level tokenizers read all words."""
     if tokenizer.unk_token_id is None or not tokenizer.is_fast:
         return []
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -131,7 +131,7 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
 
 
 def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the files among the words of ``toklip ask``, and the question, the last word unless it is a file.
+    """Return the picture files and the question of ``toklip ask``; the question is the last word unless it is a file.
 
     Raises:
         ValueError: there is no picture, or the question is empty.
@@ -139,7 +139,7 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
     *pictures, last = words or ("",)
     if pictures and not last.strip():
         raise ValueError("the question is empty; ask something, or leave it out for a conversation")
-    # A question may be longer than a name of a file can be, and may end as one: "what is in b.png".
+    # A question may be too long for a file's name, and may end like one: "what is in b.png".
     if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
         return [*pictures, last], None
     if not pictures:
@@ -148,7 +148,7 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
-    """Options of generate; those that a model's own generation config may have for sampling are taken out."""
+    """Return options of ``generate`` that override the sampling options of the model's own generation config."""
     if temperature >= LEAST_TEMPERATURE:
         return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     return GREEDY

@@ -93,10 +93,10 @@ def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **opti
     multiple-choice accuracy, VQA accuracy where several people answered, POPE's metrics where the answers are yes or
     no, and the protocol.
     """
-    from toklip_mllm.evaluation import Keys, evaluate_vqa
+    from toklip_mllm.evaluation import Columns, evaluate_vqa
 
-    keys = Keys(image, question, answer, kind)
-    report = evaluate_vqa(keys=keys, compute=compute_of(options), **options)
+    columns = Columns(image, question, answer, kind)
+    report = evaluate_vqa(columns=columns, compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 

@@ -1,4 +1,4 @@
-"""What toklip-mllm offers: its model and its commands. Imports no torch."""
+"""The plugin of toklip-mllm: its model and its commands. It does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toklip_mllm.published import tiny
 
 @hookimpl
 def toklip_register_models() -> list[NamedModel]:
-    """Return the language model that is in the package."""
+    """Return the language model that ships with the package."""
     return [tiny()]
 
 

@@ -1,4 +1,4 @@
-"""The model that is in the package. Light: imports no torch."""
+"""The model that ships with the package. This module does not import torch."""
 
 from __future__ import annotations
 

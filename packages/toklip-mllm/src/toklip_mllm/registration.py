@@ -1,8 +1,8 @@
-"""Registering with transformers' Auto classes, without importing transformers.
+"""Registration with transformers' Auto classes, without importing transformers.
 
 ``import toklip_mllm`` must be enough for ``AutoModel.from_pretrained``, and ``toklip --help``, which imports every
-plugin, must stay quick. So each module of ours is imported, and registers its class, when the Auto class that needs it
-is imported: now, if it has been.
+plugin, must stay fast. So each of our modules is imported, and registers its class, right after the Auto class that
+needs it; at once, if that has been imported already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def register() -> None:
-    """Register the classes, each at once or as soon as its Auto class is imported."""
+    """Register the classes, at once or as soon as their Auto classes are imported."""
     later = _Finder()
     for theirs, ours in _MODULES.items():
         if theirs in sys.modules:
@@ -36,7 +36,7 @@ def register() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: it puts our import after that of the modules that wait."""
+    """Finder that adds the import of our modules after that of transformers' modules."""
 
     def __init__(self) -> None:
         self.waiting: set[str] = set()
@@ -51,12 +51,12 @@ class _Finder(MetaPathFinder):
             sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, _MODULES[fullname])
+            spec.loader = _ImportAfter(spec.loader, _MODULES[fullname])
         return spec
 
 
-class _Then(Loader):
-    """Another loader, and an import after it."""
+class _ImportAfter(Loader):
+    """Loader that imports a module of ours after another loader has finished."""
 
     def __init__(self, loader: Loader, ours: str) -> None:
         self._loader = loader

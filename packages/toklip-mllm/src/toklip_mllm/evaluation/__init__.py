@@ -1,6 +1,6 @@
 """Questions about pictures: `toklip evaluate vqa`, and the plugin for lmms-eval.
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -1,29 +1,29 @@
 from .answers import (
-    chosen as chosen,
     exact_match as exact_match,
+    find_choice as find_choice,
     id_of as id_of,
+    is_missing as is_missing,
     is_yes as is_yes,
-    missing as missing,
-    normalized as normalized,
+    normalize_answer as normalize_answer,
     vqa_accuracy as vqa_accuracy,
     yes_no as yes_no,
 )
 from .lmms_eval import TokLIPLM as TokLIPLM
 from .questions import (
-    Asked as Asked,
-    Keys as Keys,
+    Columns as Columns,
+    VQAQuestion as VQAQuestion,
     prompt_of as prompt_of,
     read_questions as read_questions,
     scene_questions as scene_questions,
 )
 from .report import (
-    Answered as Answered,
-    reported as reported,
+    VQAAnswer as VQAAnswer,
+    report_answers as report_answers,
 )
 from .settings import HeldOutQuestions as HeldOutQuestions
 from .vqa import (
     answer_questions as answer_questions,
+    evaluate_answers as evaluate_answers,
     evaluate_vqa as evaluate_vqa,
-    evaluated as evaluated,
     held_out_questions as held_out_questions,
 )

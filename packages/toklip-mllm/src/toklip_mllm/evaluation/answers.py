@@ -1,6 +1,6 @@
-"""When an answer is right: exact match, VQA accuracy, yes and no, the letters of a choice.
+"""Rules for right answers: exact match, VQA accuracy, yes and no, letters of choices.
 
-A number in a file becomes a text here. This module is about texts only; vqa.py beside it asks the questions.
+Numbers in files become texts here, and this module compares texts only. vqa.py asks the questions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from toklip_core.files import one_line
 
-#: Written with all their apostrophes; a word that lacks one of them is put right.
+#: Contractions with all their apostrophes; a word that lacks one is corrected.
 _CONTRACTIONS = (
     "'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
     "haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've "
@@ -37,42 +37,42 @@ _ARTICLES = {"a", "an", "the"}
 _MARKS = ";/[]\"{}()=+\\_-><@`,?!"
 _NUMBER_COMMA = re.compile(r"\d,\d")
 _POINT = re.compile(r"\.(?!\d)")
-#: What a table of texts makes of a whole number.
+#: A whole number as tables may write it.
 _WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 
-#: So many people must have given an answer for it to be all right.
+#: Number of people whose agreement makes an answer fully right.
 _AGREEING = 3
 
 
 class YesNo(NamedTuple):
-    """Figures over questions whose answer is yes or no; "yes" is the positive class, as POPE has it."""
+    """Figures over questions whose answer is yes or no; "yes" is the positive class, as in POPE."""
 
     questions: int
     accuracy: float
-    #: 0 where nothing was answered with yes, or where nothing is yes.
+    #: Precision, recall and F1 are 0 if no answer is yes, or if yes is never right.
     precision: float
     recall: float
     f1: float
-    #: Share of the answers that were read as yes.
+    #: Share of answers that count as yes.
     yes_share: float
-    #: Share of the answers with neither word in them: they were read as yes, as POPE reads them.
+    #: Share of answers without yes, no or not; they count as yes, as in POPE.
     unclear_share: float
 
 
-def missing(value: object) -> bool:
-    """Say whether a cell is empty: null, or the NaN that a table makes of it."""
+def is_missing(value: object) -> bool:
+    """Return whether a cell is empty: null, or NaN, which tables write for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_of(value: object, what: str = "answer or choice") -> str:
-    """Return an answer, a choice or a type as a text: a number that is whole as one, for tables make 1.0 of 1.
+    """Return an answer, a choice or a type as a text; 1.0 becomes "1", because tables write 1.0 for 1.
 
     Args:
-        value: of a row.
-        what: it is, for the message.
+        value: value in a row.
+        what: word for the value, for the message.
 
     Raises:
-        ValueError: it is neither a text nor a finite number.
+        ValueError: the value is neither a text nor a finite number.
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -83,8 +83,8 @@ def text_of(value: object, what: str = "answer or choice") -> str:
 
 
 def id_of(row: Mapping[str, Any]) -> str:
-    """Return " (id ID)" of a row that has one, for messages; it has no other use."""
-    found = next((row[key] for key in ("id", "question_id") if not missing(row.get(key))), None)
+    """Return " (id ID)" for messages, or an empty text if a row has no id."""
+    found = next((row[key] for key in ("id", "question_id") if not is_missing(row.get(key))), None)
     if found is None:
         return ""
     whole = isinstance(found, float) and found.is_integer()
@@ -92,26 +92,26 @@ def id_of(row: Mapping[str, Any]) -> str:
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> bool:
-    """Say whether an answer is one of the true ones, but for case, spaces, a full stop at the end, and 1.0 for 1.
+    """Return whether an answer is a right one, ignoring case, spaces and a final full stop, and reading 1.0 as 1.
 
     >>> exact_match("A red circle.", ["a red circle", "red"])
     True
     """
-    return plain(answer) in {plain(truth) for truth in truths}
+    return simplify(answer) in {simplify(truth) for truth in truths}
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
-    """Return the accuracy of an answer where several people were asked, in [0, 1].
+    """Return the accuracy, in [0, 1], of an answer to a question that several people answered.
 
-    It is the mean, over the people, of min(1, n / 3), n being how many of the others gave the answer. Both sides are
-    :func:`normalized` first, and 1.0 is 1.
+    It is the mean over the people of min(1, n / 3), where n is the number of other people who gave this answer. All
+    answers go through :func:`normalize_answer` first, and 1.0 counts as 1.
 
     Args:
-        answer: what the model said.
-        truths: an answer of each of the people: ten in VQA and TextVQA. With fewer than four nobody reaches 1.
+        answer: answer of the model.
+        truths: answers of the people, ten in VQA and TextVQA. With fewer than four no answer reaches 1.
 
     Raises:
-        ValueError: there are fewer than two.
+        ValueError: there are fewer than two people.
 
     Source: Antol et al., VQA, https://arxiv.org/abs/1505.00468, and GT-Vision-Lab/VQA, vqaEval.py.
 
@@ -120,18 +120,18 @@ def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """
     if len(truths) < 2:
         raise ValueError(f"got {len(truths)} answers; VQA accuracy compares several people, so it needs at least 2")
-    given = plain(normalized(answer))
-    agree = [plain(normalized(truth)) == given for truth in truths]
+    given = simplify(normalize_answer(answer))
+    agree = [simplify(normalize_answer(truth)) == given for truth in truths]
     return sum(min(1.0, (sum(agree) - own) / _AGREEING) for own in agree) / len(agree)
 
 
-def normalized(answer: str) -> str:
-    """Return an answer in the words that VQA accuracy compares: punctuation, digits, articles, contractions.
+def normalize_answer(answer: str) -> str:
+    """Return an answer in VQA's normal form of punctuation, numbers, articles and contractions.
 
     Source: GT-Vision-Lab/VQA, vqaEval.py, processPunctuation and processDigitArticle; "none" is 0 there, too. Its table
-    of contractions turns "somebody'd" into "somebodyd", which is left out here.
+    of contractions turns "somebody'd" into "somebodyd"; that entry is left out here.
 
-    >>> normalized("The two dogs, running!")
+    >>> normalize_answer("The two dogs, running!")
     '2 dogs running'
     """
     text = " ".join(answer.split())
@@ -144,7 +144,7 @@ def normalized(answer: str) -> str:
 
 
 def is_yes(answer: str) -> bool:
-    """Read an answer as POPE does: its first sentence is no if it has the word no or not, and else yes.
+    """Return whether POPE reads an answer as yes, that is, unless its first sentence contains no or not.
 
     Source: RUCAIBox/POPE, evaluate.py.
     """
@@ -155,13 +155,13 @@ def yes_no(answers: Sequence[str], truths: Sequence[str]) -> YesNo:
     """Return the figures of POPE.
 
     Args:
-        answers: what the model said.
-        truths: "yes" or "no" for each.
+        answers: answers of the model.
+        truths: right answers, "yes" or "no".
 
     Source: Li et al., POPE, https://arxiv.org/abs/2305.10355, section 5.
     """
     said = [is_yes(answer) for answer in answers]
-    is_so = [plain(truth) == "yes" for truth in truths]
+    is_so = [simplify(truth) == "yes" for truth in truths]
     both = sum(a and b for a, b in zip(said, is_so, strict=True))
     precision = both / sum(said) if any(said) else 0.0
     recall = both / sum(is_so) if any(is_so) else 0.0
@@ -177,22 +177,22 @@ def yes_no(answers: Sequence[str], truths: Sequence[str]) -> YesNo:
     )
 
 
-def chosen(answer: str, choices: Sequence[str]) -> int | None:
-    """Return which of some choices an answer names, by its letter or in its words; None if it names none.
+def find_choice(answer: str, choices: Sequence[str]) -> int | None:
+    """Return the index of the choice that an answer names by its letter or its text; None if it names none.
 
-    A letter stands alone ("B"), in brackets ("(B)"), or before a mark ("B. a dog"). "A dog" is words.
+    A letter stands alone ("B"), in brackets ("(B)"), or before a punctuation mark ("B. a dog"). "A dog" is a text.
     """
     text = answer.strip()
     if match := re.match(r"\(?([A-Za-z])(?:[).:,]|$)", text):
         number = string.ascii_uppercase.index(match[1].upper())
         return number if number < len(choices) else None
-    words = normalized(text)
-    same = [number for number, choice in enumerate(choices) if words and normalized(choice) == words]
+    words = normalize_answer(text)
+    same = [number for number, choice in enumerate(choices) if words and normalize_answer(choice) == words]
     return same[0] if len(same) == 1 else None
 
 
-def plain(text: str) -> str:
-    """Return a text as exact match compares it: "a cat" of " A  cat.", and "1" of "1.0"."""
+def simplify(text: str) -> str:
+    """Return a text in the form that exact match compares: " A  cat." becomes "a cat", and "1.0" becomes "1"."""
     words = " ".join(text.lower().split()).removesuffix(".").rstrip()
     return found[1] if (found := _WHOLE.fullmatch(words)) else words
 

@@ -20,24 +20,24 @@ from tqdm import tqdm
 from toklip_mllm.chat import GREEDY, room
 from toklip_mllm.model import load
 
-#: Of an answer, where a task does not say.
+#: Maximum number of new tokens per answer, if a task does not set it.
 MAX_NEW_TOKENS = 1024
 
 
 def manifest() -> ModelManifest:
-    """Return what lmms-eval asks its plugins for."""
+    """Return the description that lmms-eval asks its plugins for."""
     return ModelManifest(model_id="toklip", chat_class_path=f"{__name__}.TokLIPLM")
 
 
 class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
-    """A saved model, for tasks that ask for generated text.
+    """A saved model for tasks that ask for generated text.
 
     Args:
-        pretrained: see :func:`toklip_mllm.model.load`.
-        device: None: this process's GPU if there is one.
-        dtype: of the model; its VQ tokenizer stays in float32.
-        batch_size: questions at a time.
-        max_batch_size: given by lmms-eval, and not used.
+        pretrained: model, see :func:`toklip_mllm.model.load`.
+        device: device of the model; None: this process's GPU if there is one.
+        dtype: dtype of the model; its VQ tokenizer stays in float32.
+        batch_size: number of questions at a time.
+        max_batch_size: unused; lmms-eval passes it.
     """
 
     is_simple = False
@@ -63,11 +63,11 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return torch.device(self.model.device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return what the model says to each request: greedily, unless its task asks for sampling or beams."""
+        """Return the model's answers to requests, by greedy search unless a task asks for sampling or beams."""
         found = [""] * len(requests)
         with tqdm(total=len(requests), unit=" questions", disable=self.rank != 0) as bar:
             for numbers in self._batches(requests):
@@ -81,15 +81,15 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: NotImplementedError, with the way out."""
+        """Raise NotImplementedError, with advice."""
         raise NotImplementedError("tasks of likelihoods are not offered; take the variant that generates an answer")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse: NotImplementedError, with the way out."""
+        """Raise NotImplementedError, with advice."""
         raise NotImplementedError("tasks of several rounds are not offered; take one that asks once")
 
     def _batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
-        """Numbers of requests that are decoded alike."""
+        """Yield the indices of requests that are decoded with the same options."""
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(number)
@@ -98,7 +98,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
                 yield numbers[start : start + self.batch_size]
 
     def _messages(self, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
-        """A document as messages of the processor."""
+        """Return a document as messages for the processor."""
         _, messages_of, _, document, task, split = arguments
         talk = []
         for message in messages_of(self.task_dict[task][split][document]):
@@ -107,7 +107,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
                 if part["type"] == "image":
                     parts.append({"type": "image", "image": part["url"]})
                 elif part["type"] == "text":
-                    # What a question writes in place of a picture is no place for one: the pictures have theirs.
+                    # Image tokens in a question are removed, because the pictures already have their places.
                     parts.append({"type": "text", "text": part["text"].replace(self.processor.image_token, "")})
                 else:
                     raise ValueError(f"the task {task!r} asks about a {part['type']}; this model reads pictures alone")

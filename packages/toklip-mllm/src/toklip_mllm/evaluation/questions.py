@@ -1,4 +1,4 @@
-"""Questions about pictures, with the answers that are right: from JSONL files, and about scenes."""
+"""Questions about pictures with their right answers, from JSONL files or about scenes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from toklip_core.pictures import Picture, open_picture, scene_pictures
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes, parse_scenes
 
-from toklip_mllm.evaluation.answers import id_of, missing, plain, text_of
+from toklip_mllm.evaluation.answers import id_of, is_missing, simplify, text_of
 
-#: Of the letters of choices there are so many.
+#: Number of letters for choices.
 _MOST_CHOICES = len(string.ascii_uppercase)
 
 
-class Asked(NamedTuple):
-    """A question, and what is right."""
+class VQAQuestion(NamedTuple):
+    """A question with its right answers."""
 
-    #: Of the row, for messages.
+    #: Name of the row, for messages.
     name: str
-    #: In the order in which the model sees them; unread.
+    #: Unread pictures, in the order in which the model sees them.
     pictures: tuple[Picture, ...]
-    question: str
-    #: One or more; of a question with choices the text of the right one.
+    text: str
+    #: Right answers, at least one; for a question with choices, the text of the right choice.
     truths: tuple[str, ...]
+    #: Type of the question; figures are also given per type.
     kind: str
-    #: Empty if the answer is free.
+    #: Choices; empty for a free answer.
     choices: tuple[str, ...] = ()
 
 
-class Keys(NamedTuple):
-    """Names of a row's columns."""
+class Columns(NamedTuple):
+    """Names of the columns of a file of questions."""
 
     image: str = "image"
     question: str = "question"
@@ -45,26 +46,26 @@ class Keys(NamedTuple):
 
 
 def read_questions(
-    path: Path | str, *, root: Path | str | None = None, keys: Keys | None = None, max_pixels: int = MAX_PIXELS
-) -> list[Asked]:
-    """Return the questions of a JSONL file, one in each line, of a JSON list, or about scenes.
+    path: Path | str, *, root: Path | str | None = None, columns: Columns | None = None, max_pixels: int = MAX_PIXELS
+) -> list[VQAQuestion]:
+    """Return the questions of a JSONL file with one question per line, of a JSON list, or about scenes.
 
-    ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``, and optionally "choices":
-    [TEXT, ...], with the answer as one of them, as its letter, or as its number from 0; "type": of which figures are
-    given apart; and "id" or "question_id". Of several people's answers each may be ``{"answer": TEXT}``, as VQA has
-    them. A number of JSON is the text of it, 1.0 that of 1, and beside choices the number of one, which is refused if
-    another choice says this number.
+    A row is ``{"image": PATH or [PATH, ...], "question": TEXT, "answer": TEXT or [TEXT, ...]}``. Answers of several
+    people may also be ``{"answer": TEXT}`` each, as in VQA. Optional columns are "choices": [TEXT, ...], "type", for
+    figures per type, and "id" or "question_id". With choices, the answer is the text of a choice, its letter, or its
+    number, counted from 0; a number that is also the text of another choice is refused. Numbers become texts, and 1.0
+    becomes 1.
 
     Args:
-        path: the file; or scenes, such as ``scenes:held-out?count=64``, of which all questions are asked.
-        root: where the pictures' paths start from; None: the file's own folder.
-        keys: other names of the columns.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        path: the file; or scenes, such as ``scenes:held-out?count=64``, for all questions about them.
+        root: folder that picture paths are relative to; None: the file's own folder.
+        columns: names of the columns, if others than the usual ones.
+        max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON in UTF-8, it holds no question, or a row is malformed or has no answer; the message
-            names it.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not JSON in UTF-8 or has no question, or a row is malformed or has no answer; the
+            message names the row.
     """
     if (scenes := parse_scenes(path)) is not None:
         return scene_questions(scenes)
@@ -79,7 +80,8 @@ def read_questions(
         try:
             if not isinstance(row, Mapping):
                 raise ValueError(f"got a {type(row).__name__}; wanted an object")
-            found.append(_asked(row, name, partial(open_picture, max_pixels=max_pixels), folder, keys or Keys()))
+            read = partial(open_picture, max_pixels=max_pixels)
+            found.append(_question_of(row, name, read, folder, columns or Columns()))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     if not found:
@@ -87,49 +89,49 @@ def read_questions(
     return found
 
 
-def scene_questions(scenes: Scenes) -> list[Asked]:
-    """Return all questions about scenes; a picture is drawn when it is read."""
+def scene_questions(scenes: Scenes) -> list[VQAQuestion]:
+    """Return all questions about scenes; their pictures are drawn when they are read."""
     return [
-        Asked(picture.name, (picture,), question.text, (question.answer,), question.kind)
+        VQAQuestion(picture.name, (picture,), question.text, (question.answer,), question.kind)
         for picture, scene in zip(scene_pictures(scenes), scenes, strict=True)
         for question in scene.questions
     ]
 
 
-def prompt_of(asked: Asked, prompt: str) -> str:
-    """Return what the model is asked: the prompt with the question for its {}; choices as LLaVA's evaluation has them.
+def prompt_of(question: VQAQuestion, prompt: str) -> str:
+    """Return the text for the model: the prompt with the question in place of {}, or choices in LLaVA's form.
 
     Source: LLaVA, https://github.com/haotian-liu/LLaVA, docs/Evaluation.md.
     """
-    if not asked.choices:
-        return prompt.replace("{}", asked.question)
-    options = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, asked.choices, strict=False)]
+    if not question.choices:
+        return prompt.replace("{}", question.text)
+    options = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, question.choices, strict=False)]
     directly = "Answer with the option's letter from the given choices directly."
-    return "\n".join([asked.question, *options, directly])
+    return "\n".join([question.text, *options, directly])
 
 
-def _asked(
-    row: Mapping[str, Any], name: str, read: Callable[[Path], Image.Image], folder: Path, keys: Keys
-) -> Asked:
-    for key in (keys.image, keys.question, keys.answer):
+def _question_of(
+    row: Mapping[str, Any], name: str, read: Callable[[Path], Image.Image], folder: Path, columns: Columns
+) -> VQAQuestion:
+    for key in (columns.image, columns.question, columns.answer):
         if key not in row:
             raise ValueError(f"it has no {key!r}; it has {one_line(', '.join(row), longest=120) or 'nothing'}")
-    pictures = row[keys.image] if isinstance(row[keys.image], list) else [row[keys.image]]
-    if not all(isinstance(picture, str) for picture in pictures) or not isinstance(row[keys.question], str):
-        raise ValueError(f"wanted paths in {keys.image!r} and a text in {keys.question!r}")
+    pictures = row[columns.image] if isinstance(row[columns.image], list) else [row[columns.image]]
+    if not all(isinstance(picture, str) for picture in pictures) or not isinstance(row[columns.question], str):
+        raise ValueError(f"wanted paths in {columns.image!r} and a text in {columns.question!r}")
     paths = [folder / picture for picture in pictures]
     choices = row.get("choices") or ()
-    choices = () if missing(choices) else choices
+    choices = () if is_missing(choices) else choices
     if not isinstance(choices, list | tuple):
         raise ValueError(f"got the choices {one_line(repr(choices), longest=120)}; wanted a list")
     choices = tuple(map(text_of, choices))
-    kind = row.get(keys.kind)
-    return Asked(
+    kind = row.get(columns.kind)
+    return VQAQuestion(
         name + id_of(row),
         tuple(Picture(str(path), partial(read, path)) for path in paths),
-        row[keys.question],
-        _truths(row[keys.answer], choices),
-        "all" if missing(kind) else text_of(kind, "type"),
+        row[columns.question],
+        _truths(row[columns.answer], choices),
+        "all" if is_missing(kind) else text_of(kind, "type"),
         choices,
     )
 
@@ -137,10 +139,10 @@ def _asked(
 def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: ANN401 - whatever JSON holds
     answers = answer if isinstance(answer, list) else [answer]
     answers = [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in answers]
-    if not answers or any(map(missing, answers)):
+    if not answers or any(map(is_missing, answers)):
         raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
     truths = tuple(map(text_of, answers))
-    if not any(truth.strip() for truth in truths):  # of several people some may have said nothing
+    if not any(truth.strip() for truth in truths):  # some of several people may have given no answer
         raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
     if not choices:
         return truths
@@ -152,12 +154,12 @@ def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: AN
 
 
 def _right_choice(answer: str, choices: Sequence[str], *, is_number: bool) -> str:
-    """The choice that an answer is: a text by its words first, a number by counting from 0."""
-    text = plain(answer)
+    """Return the choice that an answer names; a text is compared with the choices first, a number counts from 0."""
+    text = simplify(answer)
     letters = dict(zip(string.ascii_uppercase, choices, strict=False))
     counted = next((choice for number, choice in enumerate(choices) if str(number) == text), None)
     if is_number:
-        letter = next((letter for letter, choice in letters.items() if plain(choice) == text), None)
+        letter = next((letter for letter, choice in letters.items() if simplify(choice) == text), None)
         if letter is not None and choices[string.ascii_uppercase.index(letter)] != counted:
             raise ValueError(
                 f"the answer {text} is a number, which counts from 0, but choice {letter} says {text}, too; write its "
@@ -165,7 +167,7 @@ def _right_choice(answer: str, choices: Sequence[str], *, is_number: bool) -> st
             )
         found = counted
     else:
-        same = [choice for choice in choices if plain(choice) == text]
+        same = [choice for choice in choices if simplify(choice) == text]
         found = answer if answer in choices else letters.get(answer.strip(), same[0] if len(same) == 1 else counted)
     if found is None:
         said, offered = one_line(repr(answer), longest=80), one_line(", ".join(choices), longest=120)

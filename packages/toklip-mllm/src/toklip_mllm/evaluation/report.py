@@ -1,4 +1,4 @@
-"""Figures over questions that a model answered; :mod:`toklip_mllm.evaluation.answers` says when an answer is right."""
+"""Figures over questions that a model answers; :mod:`toklip_mllm.evaluation.answers` says when an answer is right."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any, NamedTuple
 
 from toklip_core.evaluation import report_text
 
-from toklip_mllm.evaluation.answers import YesNo, chosen, exact_match, plain, vqa_accuracy, yes_no
-from toklip_mllm.evaluation.questions import Asked
+from toklip_mllm.evaluation.answers import YesNo, exact_match, find_choice, simplify, vqa_accuracy, yes_no
+from toklip_mllm.evaluation.questions import VQAQuestion
 
 
 class Share(NamedTuple):
-    """How many of some questions are answered rightly."""
+    """Share of right answers among some questions."""
 
     questions: int
     right: float
-    #: What is reached by always giving the most frequent answer: of each type, where there are several types.
+    #: Share of right answers if the most frequent answer, of each type, is always given.
     prior: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQAReport:
-    """Figures over questions, and the protocol that they were taken by. A figure without questions is None."""
+    """Figures over questions, with the protocol of their measurement. A figure without questions is None."""
 
-    #: Of the questions whose answer is free.
+    #: Questions with free answers.
     exact_match: Share | None
-    #: Of the questions with choices.
+    #: Questions with choices.
     multiple_choice: Share | None
-    #: Of both, by the type of question.
+    #: Both kinds of questions, by type.
     by_type: dict[str, Share]
-    #: Mean over the questions that several people answered.
+    #: Mean over the questions with answers of several people.
     vqa_accuracy: float | None
-    #: Of the questions whose answer is yes or no.
+    #: Questions whose answer is yes or no.
     yes_no: YesNo | None
-    #: How the figures were taken.
+    #: Protocol of the measurement.
     protocol: dict[str, str | int]
-    #: Questions whose pictures cannot be read, each with the reason: they are in no figure.
+    #: Questions whose pictures cannot be read, with the reason; no figure includes them.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         shares = {
             name: None if (share := getattr(self, name)) is None else share._asdict()
             for name in ("exact_match", "multiple_choice", "yes_no")
@@ -51,7 +51,7 @@ class VQAReport:
         return asdict(self) | shares | {"by_type": {kind: share._asdict() for kind, share in self.by_type.items()}}
 
     def as_text(self) -> str:
-        """Return a table for people."""
+        """Return the report as a table for people."""
         rows = [("exact match", self.exact_match), ("multiple choice", self.multiple_choice)]
         rows += [(f"  {kind}", share) for kind, share in self.by_type.items() if len(self.by_type) > 1]
         figures = [
@@ -70,33 +70,33 @@ class VQAReport:
         return report_text(figures, self.protocol, self.unreadable)
 
 
-class Answered(NamedTuple):
-    """A question, and what the model said."""
+class VQAAnswer(NamedTuple):
+    """A question with the model's answer."""
 
-    asked: Asked
+    question: VQAQuestion
     answer: str
 
     @property
     def right(self) -> bool:
-        """Whether it is right: by exact match, or by the choice that it names."""
-        choices = self.asked.choices
+        """Whether the answer is right, by exact match or by the choice that it names."""
+        choices = self.question.choices
         if not choices:
-            return exact_match(self.answer, self.asked.truths)
-        number = chosen(self.answer, choices)
-        return number is not None and choices[number] == self.asked.truths[0]
+            return exact_match(self.answer, self.question.truths)
+        number = find_choice(self.answer, choices)
+        return number is not None and choices[number] == self.question.truths[0]
 
 
-def reported(answered: Sequence[Answered]) -> VQAReport:
-    """Return the figures of answers, with what of the protocol they tell themselves."""
-    kinds = sorted({one.asked.kind for one in answered})
-    by_type = {kind: _share([one for one in answered if one.asked.kind == kind]) for kind in kinds}
-    free = [one for one in answered if not one.asked.choices]
-    of_choices = [one for one in answered if one.asked.choices]
-    by_many = [one for one in free if len(one.asked.truths) > 1]
-    yes = [one for one in free if {truth.strip().lower() for truth in one.asked.truths} in ({"yes"}, {"no"})]
-    people = [len(one.asked.truths) for one in by_many]
-    accuracies = [vqa_accuracy(one.answer, one.asked.truths) for one in by_many]
-    protocol: dict[str, str | int] = {"questions": len(answered)}
+def report_answers(answers: Sequence[VQAAnswer]) -> VQAReport:
+    """Return the figures of answers; the protocol has only the entries that follow from the answers."""
+    kinds = sorted({one.question.kind for one in answers})
+    by_type = {kind: _share([one for one in answers if one.question.kind == kind]) for kind in kinds}
+    free = [one for one in answers if not one.question.choices]
+    of_choices = [one for one in answers if one.question.choices]
+    by_many = [one for one in free if len(one.question.truths) > 1]
+    yes = [one for one in free if {truth.strip().lower() for truth in one.question.truths} in ({"yes"}, {"no"})]
+    people = [len(one.question.truths) for one in by_many]
+    accuracies = [vqa_accuracy(one.answer, one.question.truths) for one in by_many]
+    protocol: dict[str, str | int] = {"questions": len(answers)}
     if free:
         protocol["exact match"] = "but for case, spaces, a full stop at the end, and 1.0 for 1"
     if people:
@@ -109,17 +109,17 @@ def reported(answered: Sequence[Answered]) -> VQAReport:
         multiple_choice=_share(of_choices) if of_choices else None,
         by_type=by_type,
         vqa_accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
-        yes_no=yes_no([one.answer for one in yes], [one.asked.truths[0] for one in yes]) if yes else None,
+        yes_no=yes_no([one.answer for one in yes], [one.question.truths[0] for one in yes]) if yes else None,
         protocol=protocol,
     )
 
 
-def _share(answered: Sequence[Answered]) -> Share:
+def _share(answers: Sequence[VQAAnswer]) -> Share:
     kinds: dict[str, Counter[str]] = {}
-    for one in answered:
-        truths, choices = one.asked.truths, one.asked.choices
-        # Of choices it is the letter that a model without eyes would always give.
-        right = {str(choices.index(truths[0]))} if choices else {*map(plain, truths)}
-        kinds.setdefault(one.asked.kind, Counter()).update(right)
+    for one in answers:
+        truths, choices = one.question.truths, one.question.choices
+        # For choices this is the letter that a blind model would always give.
+        right = {str(choices.index(truths[0]))} if choices else {*map(simplify, truths)}
+        kinds.setdefault(one.question.kind, Counter()).update(right)
     frequent = sum(counts.most_common(1)[0][1] for counts in kinds.values())
-    return Share(len(answered), sum(one.right for one in answered) / len(answered), frequent / len(answered))
+    return Share(len(answers), sum(one.right for one in answers) / len(answers), frequent / len(answers))

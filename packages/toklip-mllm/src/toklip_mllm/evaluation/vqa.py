@@ -1,7 +1,7 @@
-"""How well a model answers questions about pictures: ``toklip evaluate vqa``.
+"""``toklip evaluate vqa``: measures how well a model answers questions about pictures.
 
-Every figure is about texts that the model generated greedily, and comes with the protocol that it was taken by. When
-an answer is right is said in :mod:`toklip_mllm.evaluation.answers`.
+The model answers by greedy search, and every figure comes with the protocol of its measurement.
+:mod:`toklip_mllm.evaluation.answers` defines when an answer is right.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from toklip_core.weights import weights_checksum
 from tqdm import tqdm
 
 from toklip_mllm.chat import GREEDY, room
-from toklip_mllm.evaluation.questions import Asked, Keys, prompt_of, read_questions, scene_questions
-from toklip_mllm.evaluation.report import Answered, VQAReport, reported
+from toklip_mllm.evaluation.questions import Columns, VQAQuestion, prompt_of, read_questions, scene_questions
+from toklip_mllm.evaluation.report import VQAAnswer, VQAReport, report_answers
 from toklip_mllm.evaluation.settings import HeldOutQuestions
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
 
-#: Of an answer.
+#: Default maximum number of new tokens per answer.
 MAX_NEW_TOKENS = 32
 
 
@@ -41,7 +41,7 @@ def evaluate_vqa(
     questions: Path | str,
     *,
     root: Path | str | None = None,
-    keys: Keys | None = None,
+    columns: Columns | None = None,
     prompt: str = "{}",
     answers: Path | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -54,7 +54,7 @@ def evaluate_vqa(
         questions: file of questions, or scenes, such as ``scenes:held-out?count=64``; see
             :func:`toklip_mllm.evaluation.read_questions`.
         root: folder that picture paths are relative to; None: that of the file.
-        keys: names of the file's columns.
+        columns: names of the file's columns.
         prompt: prompt for the model; {} stands for the question.
         answers: JSONL file to write each question and the model's answer to, batch by batch.
         max_new_tokens: maximum number of new tokens per answer.
@@ -70,7 +70,7 @@ def evaluate_vqa(
     if "{}" not in prompt:
         raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
     prompt = replace_lone_surrogates(prompt)
-    asked = read_questions(questions, root=root, keys=keys, max_pixels=compute.max_pixels)
+    asked = read_questions(questions, root=root, columns=columns, max_pixels=compute.max_pixels)
     if answers is not None:
         shown = {picture.name for one in asked for picture in one.pictures}
         refuse_output(answers, [questions, *sorted(shown)], option="--answers")
@@ -89,28 +89,31 @@ def evaluate_vqa(
         model, processor, asked, unreadable, prompt=prompt, max_new_tokens=max_new_tokens, compute=compute
     )
     answered = [*(said if answers is None else _written(said, answers))]
-    report = reported(answered)
+    report = report_answers(answered)
     return replace(report, protocol={**protocol, **report.protocol}, unreadable=tuple(unreadable))
 
 
-def held_out_questions(config: HeldOutQuestions, *, image_size: int) -> list[Asked]:
-    """Return the questions that the settings of a run name, none by default; ValueError if a picture is unreadable."""
+def held_out_questions(config: HeldOutQuestions, *, image_size: int) -> list[VQAQuestion]:
+    """Return the held-out questions of a run's settings, none by default; ValueError if a picture cannot be read."""
     if config.questions is not None:
-        asked = read_questions(config.questions, root=config.root)
-        refuse_unreadable(picture for one in asked for picture in one.pictures)
-        return asked
+        questions = read_questions(config.questions, root=config.root)
+        refuse_unreadable(picture for one in questions for picture in one.pictures)
+        return questions
     return scene_questions(Scenes(config.scenes, split="held-out", size=image_size))
 
 
-def evaluated(
-    model: TokLIPForConditionalGeneration, processor: TokLIPProcessor, asked: Sequence[Asked], prompt: str = "{}"
+def evaluate_answers(
+    model: TokLIPForConditionalGeneration,
+    processor: TokLIPProcessor,
+    questions: Sequence[VQAQuestion],
+    prompt: str = "{}",
 ) -> Evaluation:
-    """Return the shares of right answers, of all and of each type, for the log of a run.
+    """Return the shares of right answers, in all and by type, for the log of a run.
 
-    Of several processes each measures all of it: a sharded model is called equally often in all of them.
+    Every process answers all questions, because a sharded model must be called equally often in all processes.
     """
     unreadable: list[str] = []
-    report = reported([*answer_questions(model, processor, asked, unreadable, prompt=prompt)])
+    report = report_answers([*answer_questions(model, processor, questions, unreadable, prompt=prompt)])
     warn_of_unreadable(unreadable)
     shares = {"exact_match": report.exact_match, "multiple_choice": report.multiple_choice}
     shares |= report.by_type if len(report.by_type) > 1 else {}
@@ -121,41 +124,41 @@ def evaluated(
 def answer_questions(
     model: TokLIPForConditionalGeneration,
     processor: TokLIPProcessor,
-    asked: Sequence[Asked],
+    questions: Sequence[VQAQuestion],
     unreadable: list[str],
     *,
     prompt: str = "{}",
     max_new_tokens: int = MAX_NEW_TOKENS,
     compute: Compute = Compute(),
-) -> Iterator[Answered]:
-    """Yield the questions with what the model says, by greedy search.
+) -> Iterator[VQAAnswer]:
+    """Yield questions with the model's answers by greedy search.
 
     Args:
-        model: in eval mode, on its device.
-        processor: of the model.
-        asked: the questions; a picture that several of a batch are about is encoded once.
-        unreadable: questions whose pictures cannot be read are added here, "name: reason".
-        prompt: what the model is asked, with {} where the question goes.
+        model: model in evaluation mode, on its device.
+        processor: processor of the model.
+        questions: the questions; a picture shared by several questions of a batch is encoded once.
+        unreadable: list to which questions with unreadable pictures are added, as "name: reason".
+        prompt: text for the model, with {} in place of the question.
         max_new_tokens: maximum number of new tokens per answer.
-        compute: says how many questions are answered at a time, and whether a bar is shown.
+        compute: number of questions at a time, and whether to show a progress bar.
 
     Raises:
         ValueError: no picture can be read.
     """
     count = 0
-    with tqdm(total=len(asked), unit=" questions", disable=None if compute.progress else True) as bar:
-        for start in range(0, len(asked), compute.batch_size):
-            batch = asked[start : start + compute.batch_size]
+    with tqdm(total=len(questions), unit=" questions", disable=None if compute.progress else True) as bar:
+        for start in range(0, len(questions), compute.batch_size):
+            batch = questions[start : start + compute.batch_size]
             pictures = _read(batch, unreadable)
             readable = [one for one in batch if all(picture.name in pictures for picture in one.pictures)]
             if readable:
                 prompts = [prompt_of(one, prompt) for one in readable]
                 answers = _said(model, processor, readable, prompts, pictures, max_new_tokens)
-                yield from map(Answered, readable, answers)
+                yield from map(VQAAnswer, readable, answers)
             count += len(readable)
             bar.update(len(batch))
     if not count:
-        raise ValueError(f"the pictures of none of {len(asked)} questions can be read; the first: {unreadable[0]}")
+        raise ValueError(f"the pictures of none of {len(questions)} questions can be read; the first: {unreadable[0]}")
 
 
 def _of_model(model: TokLIPForConditionalGeneration, name: Path | str) -> dict[str, str | int]:
@@ -168,9 +171,9 @@ def _of_model(model: TokLIPForConditionalGeneration, name: Path | str) -> dict[s
     }
 
 
-def _read(asked: Sequence[Asked], unreadable: list[str]) -> dict[str, Image.Image]:
+def _read(questions: Sequence[VQAQuestion], unreadable: list[str]) -> dict[str, Image.Image]:
     found: dict[str, Image.Image] = {}
-    for one in asked:
+    for one in questions:
         for picture in one.pictures:
             try:
                 found[picture.name] = found.get(picture.name) or picture.read()
@@ -183,21 +186,21 @@ def _read(asked: Sequence[Asked], unreadable: list[str]) -> dict[str, Image.Imag
 def _said(
     model: TokLIPForConditionalGeneration,
     processor: TokLIPProcessor,
-    asked: Sequence[Asked],
+    questions: Sequence[VQAQuestion],
     prompts: Sequence[str],
     pictures: dict[str, Image.Image],
     max_new_tokens: int,
 ) -> list[str]:
-    """What the model says to some prompts, whose pictures come first."""
+    """Return the model's answers to prompts; pictures come before each prompt."""
     rows = {name: row for row, name in enumerate(pictures)}
-    order = [rows[picture.name] for one in asked for picture in one.pictures]
+    order = [rows[picture.name] for one in questions for picture in one.pictures]
     image_ids = processor.encode([*pictures.values()], model.device)[order] if order else None
     token = processor.image_token
-    # What a question writes in place of a picture is no place for one: the pictures have theirs.
+    # Image tokens in a question are removed, because the pictures already have their places.
     prompts = [text.replace(token, "").strip() if token in text else text for text in prompts]
     talks = [
         [{"role": "user", "content": "\n".join([*[token] * len(one.pictures), text])}]
-        for one, text in zip(asked, prompts, strict=True)
+        for one, text in zip(questions, prompts, strict=True)
     ]
     inputs = processor.apply_chat_template(
         talks,
@@ -213,18 +216,19 @@ def _said(
     return [text.strip() for text in processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
 
 
-def _row(asked: Asked) -> dict[str, Any]:
-    names = [picture.name for picture in asked.pictures]
-    return {"name": asked.name, "pictures": names, **asked._asdict()} | {"pictures": names}
+def _row(question: VQAQuestion) -> dict[str, Any]:
+    """Return the columns of a question in the file of answers."""
+    rest = {"question": question.text, "truths": question.truths, "kind": question.kind, "choices": question.choices}
+    return {"name": question.name, "pictures": [picture.name for picture in question.pictures], **rest}
 
 
-def _written(answered: Iterator[Answered], path: Path) -> Iterator[Answered]:
-    """Pass answers on, each written into a file as it comes: what was said before a kill is not lost."""
+def _written(answers: Iterator[VQAAnswer], path: Path) -> Iterator[VQAAnswer]:
+    """Yield answers, and write each to a file at once, so that none is lost if the process is killed."""
     with ExitStack() as stack:
         file: IO[str] | None = None
-        for one in answered:
-            if file is None:  # what was there before goes with the first answer, not with a model that does not load
+        for one in answers:
+            if file is None:  # an old file is only overwritten once there is an answer
                 file = stack.enter_context(path.open("w", encoding="utf-8"))
-            file.write(json.dumps({**_row(one.asked), "said": one.answer, "right": one.right}) + "\n")
+            file.write(json.dumps({**_row(one.question), "said": one.answer, "right": one.right}) + "\n")
             file.flush()
             yield one

@@ -34,7 +34,7 @@ from .task import (
     MLLMTask as MLLMTask,
     MLLMTraining as MLLMTraining,
     freeze as freeze,
-    plain as plain,
     save as save,
     train_mllm as train_mllm,
+    with_plain_template as with_plain_template,
 )

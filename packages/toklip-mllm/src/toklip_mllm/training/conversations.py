@@ -17,7 +17,7 @@ import torch
 from toklip_core.files import json_rows, replace_lone_surrogates
 from torch import Tensor
 
-from toklip_mllm.evaluation import id_of, missing
+from toklip_mllm.evaluation import id_of, is_missing
 from toklip_mllm.model import MARKS_TURNS, Picture, TokLIPProcessor, flattened
 
 #: What has no label.
@@ -274,6 +274,6 @@ def _pictures(row: Mapping[str, Any]) -> list[Picture]:
     for key in ("image", "images"):
         value = row.get(key)
         listed: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-        if found := [one for one in listed if one != "" and not missing(one)]:
+        if found := [one for one in listed if one != "" and not is_missing(one)]:
             return found
     return []

@@ -26,7 +26,7 @@ from toklip_core.weights import load_strict, weights_checksum
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from toklip_mllm.evaluation import evaluated, held_out_questions
+from toklip_mllm.evaluation import evaluate_answers, held_out_questions
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, TokLIPProcessor, build, cast_weights, load
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import TalkSamples
@@ -91,7 +91,7 @@ class MLLMTask(Task):
         self.config, self.processor, self.model = config, processor, MLLMTraining(model)
         self.samples = TalkSamples(
             sources,
-            processor if config.template == "chat" else plain(processor),
+            processor if config.template == "chat" else with_plain_template(processor),
             picturing.grid,
             max_length=config.max_length,
             batch_size=config.run.batch_size if config.group_by_length else None,
@@ -154,7 +154,7 @@ class MLLMTask(Task):
     def _evaluate(self, product: nn.Module) -> Evaluation:
         model = cast(TokLIPForConditionalGeneration, product)
         with self._autocast(next(product.parameters()).device):
-            return evaluated(model, self.processor, self._held_out, self.config.held_out.prompt)
+            return evaluate_answers(model, self.processor, self._held_out, self.config.held_out.prompt)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         """Let weights of both dtypes meet where some are frozen in bfloat16."""
@@ -289,7 +289,7 @@ def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -
     return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
 
 
-def plain(processor: TokLIPProcessor) -> TokLIPProcessor:
+def with_plain_template(processor: TokLIPProcessor) -> TokLIPProcessor:
     """Return the processor with a template of pictures and the assistant's words alone, a new line after them.
 
     Where the tokenizer begins texts with a token, such as Llama 3's, so do these.
