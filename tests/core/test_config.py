@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import Field
-from toklip_core.config import Config, HeldOut, RunConfig, changed_keys, load_config, recipe_names
+from toklip_core.config import Config, HeldOut, RunConfig, changed_keys, load_config, recipe_names, validated
 
 
 class Folder(Config):
@@ -90,6 +90,11 @@ def test_a_missing_setting_is_named(recipes: Path):
     (recipes / "short.toml").write_text("[run]\nsteps = 1\nlearning_rate = 1")
     with pytest.raises(ValueError, match=r"run.batch_size is missing; set it in the file or with --set"):
         load_config("short", Training, recipes=recipes)
+
+
+def test_a_missing_setting_of_a_model_folder_is_named_without_an_option_that_its_readers_lack():
+    with pytest.raises(ValueError, match=r"^config\.json: run is missing; set it in the file$"):
+        validated(Training, {}, "config.json")
 
 
 def test_an_unknown_recipe_lists_the_known_ones(recipes: Path):

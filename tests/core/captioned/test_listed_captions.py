@@ -226,6 +226,13 @@ def test_several_captions_are_said_once_by_all_ranks_and_not_where_each_has_one(
     assert not any("several" in message for message in caplog.messages)
 
 
+def test_a_table_that_names_none_of_the_pictures_is_named_in_the_log(imagefolder, caplog):
+    (imagefolder / "metadata.csv").write_text("file_name,text\nimages/0.png,zero\nimages/1.png,one\n")
+    encode("photos")
+    line = "no row of photos/metadata.csv names one of its pictures; the first names photos/images/0.png"
+    assert caplog.messages.count(line) == 1
+
+
 def test_training_on_an_imagefolder_reads_the_same_captions(imagefolder):
     source = CaptionedPictures(kind="pictures", inputs=("photos",))
     data = CaptionedSamples([source], image_size=32, resize="crop", seed=0)

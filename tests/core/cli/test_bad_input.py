@@ -277,7 +277,11 @@ def test_a_pipe_and_a_dangling_link_in_a_folder_are_named_and_not_waited_for(her
     Path("in/link.jpg").symlink_to("nowhere.jpg")
     picture(0).save("in/good.jpg")
     assert json.loads(encode("in", "--json").stdout)["unreadable"] == 2
-    assert {row.reason for row in TokenStore("store").unreadable()} == {"no file, or a link to none"}
+    reasons = {row.key: row.reason for row in TokenStore("store").unreadable()}
+    named = encode("in/pipe.jpg").stderr  # the pipe itself: the same words
+    assert named == f"Error: {reasons['in/pipe.jpg']}\n"
+    assert reasons["in/pipe.jpg"].startswith("in/pipe.jpg is a pipe, not a file; ")
+    assert reasons["in/link.jpg"] == "no file, or a link to none"
 
 
 @pytest.fixture

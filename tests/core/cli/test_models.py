@@ -11,6 +11,7 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.model import TokLIP, official_name
 from toklip_core.plugins import Registry
+from toklip_core.weights import weights_checksum
 
 from tests.support.mean_colour import MeanColour
 from tests.support.refusals import last_error
@@ -192,6 +193,25 @@ def test_a_model_without_a_text_tokenizer_says_what_to_put_where(saved, photos):
     for arguments in (["classify", photos / "a.jpg", "--labels", "red"], measured):
         result = toklip(*arguments, "--model", saved, status=1)
         assert "the text tokenizer is missing: put its tokenizer.json beside the weights" in result.stderr
+
+
+def test_an_answer_waits_for_no_checksum_of_the_whole_model_and_an_evaluation_reports_it(saved, photos, monkeypatch):
+    hashed = []
+
+    def counted(weights):
+        hashed.append(weights)
+        return weights_checksum(weights)
+
+    monkeypatch.setattr("toklip_core.evaluation.matcher.weights_checksum", counted)
+    photo = photos / "a.jpg"
+    for asked in (["classify", "--labels", "red,blue", photo], ["explain", photo, "a star"]):
+        report = data(*asked, "--model", saved)
+        assert report["protocol"]["model"] == str(saved)
+    data("search", photos, "a star", "--model", saved)
+    assert not hashed
+    scenes = "scenes:held-out?count=2&objects=1"
+    report = data("evaluate", "zero-shot", scenes, "--model", saved)
+    assert len(hashed) == 2 and report["protocol"]["weights"] == f"sha256 {weights_checksum(hashed[0])}"
 
 
 def test_features_that_are_no_numbers_are_named_with_the_first_picture(saved, photos):

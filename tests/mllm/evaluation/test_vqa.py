@@ -11,6 +11,7 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.devices import Compute
 from toklip_core.scenes import Scenes
+from toklip_core.weights import weights_checksum
 from toklip_mllm.chat import Chat
 from toklip_mllm.evaluation import (
     Columns,
@@ -27,7 +28,7 @@ from toklip_mllm.evaluation import (
     report_answers,
     scene_questions,
 )
-from toklip_mllm.model import TokLIPProcessor
+from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor
 
 from tests.support.refusals import last_error
 from tests.support.small_mllms import MARKED, shared, small_mllm
@@ -345,6 +346,13 @@ def test_answers_are_in_the_file_batch_by_batch(rows, tmp_path, monkeypatch):
         evaluate_vqa("toklip-mllm-tiny", file, answers=out, compute=Compute(batch_size=1))
     assert calls[0] == "of another model" and [len(text.splitlines()) for text in calls[1:]] == [1, 2]
     assert [json.loads(line)["said"] for line in out.read_text().splitlines()] == ["red", "red"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_checksum_is_that_of_the_stored_weights_whatever_the_model_computes_in(model, dtype):
+    report = evaluate_vqa(model, "scenes:held-out?count=1", max_new_tokens=1, compute=Compute(dtype=dtype))
+    stored = TokLIPForConditionalGeneration.from_pretrained(model)
+    assert report.protocol["weights"] == f"sha256 {weights_checksum(stored)}"
 
 
 def test_half_precision_leaves_the_codebook_and_says_so(model):

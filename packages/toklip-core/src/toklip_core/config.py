@@ -175,15 +175,24 @@ def load_config(
         if not equals or not key:
             raise ValueError(f"got --set {override!r}, but it needs the form key=value, such as run.steps=100")
         _assign(values, key.strip().split("."), _toml_value(text.strip()), key)
-    return validated(model, values, path)
+    return validated(model, values, path, typed=True)
 
 
-def validated(model: type[_Model], values: Mapping[str, Any], source: str | Path) -> _Model:
-    """Return validated settings; the ValueError names the source and says what is wrong with the first settings."""
+def validated(
+    model: type[_Model], values: Mapping[str, Any], source: str | Path, *, typed: bool = False
+) -> _Model:
+    """Return validated settings; the ValueError names the source and says what is wrong with the first settings.
+
+    Args:
+        model: class of the settings.
+        values: settings, as they were read.
+        source: where they come from, for messages.
+        typed: whether ``--set`` changes them, so that messages may advise it.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = list(_explain(error, model))
+        problems = list(_explain(error, model, typed))
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise ValueError(one_line(f"{source}: {'; '.join(problems[:_NAMED])}{more}")) from error
 
@@ -270,14 +279,14 @@ def _assign(values: dict[str, Any], keys: list[str], value: object, whole: str) 
             raise ValueError(f"got --set {whole}, but {'.'.join(keys[:position])} is a value and has no {key!r}")
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> Iterable[str]:
+def _explain(error: ValidationError, model: type[BaseModel], typed: bool) -> Iterable[str]:
     for problem in error.errors():
         where = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_beside(model, problem["loc"]), n=1)
             yield f"{where} is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
         elif problem["type"] == "missing":
-            yield f"{where} is missing; set it in the file or with --set {where}=..."
+            yield f"{where} is missing; set it in the file" + (f" or with --set {where}=..." if typed else "")
         elif problem["type"] == "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             yield f"{where}: {message}" if where else message

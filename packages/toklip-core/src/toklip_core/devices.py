@@ -90,11 +90,11 @@ def default_workers() -> int:
     return min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def progress_bar(total: int | None, *, shown: bool) -> tqdm[NoReturn]:
-    """Return a progress bar of pictures on stderr; if stderr is no terminal, it prints a line every half minute."""
+def progress_bar(total: int | None, *, shown: bool, unit: str = "pictures") -> tqdm[NoReturn]:
+    """Return a progress bar on stderr; if stderr is no terminal, it prints a line every half minute."""
     from tqdm import tqdm
 
-    bar = partial(tqdm, total=total, unit=" pictures", disable=not shown)
+    bar = partial(tqdm, total=total, unit=f" {unit}", disable=not shown)
     if sys.stderr.isatty():
         return bar()
     line = "{n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} to go\n"

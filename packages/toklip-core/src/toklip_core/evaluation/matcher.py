@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toklip_core.devices import Compute, refuse_missing_device
+from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import one_line
 from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
@@ -156,19 +156,21 @@ def picture_features(
         return places, features
 
     seen = 0
-    for place, picture in enumerate(tqdm(pictures, unit=" pictures", disable=None if compute.progress else True)):
-        try:
-            pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
-        except PictureError as error:
-            unreadable.append(f"{picture.name}: {error}")
-            continue
-        places.append(place)
-        seen += 1
-        if len(places) == compute.batch_size:
+    with progress_bar(len(pictures), shown=compute.progress) as bar:
+        for place, picture in enumerate(pictures):
+            bar.update()
+            try:
+                pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
+            except PictureError as error:
+                unreadable.append(f"{picture.name}: {error}")
+                continue
+            places.append(place)
+            seen += 1
+            if len(places) == compute.batch_size:
+                yield batch()
+                places, pixels = [], []
+        if places:
             yield batch()
-            places, pixels = [], []
-    if places:
-        yield batch()
     if not seen:
         first = f"; the first is {unreadable[0]}" if unreadable else ""
         raise ValueError(f"none of {len(pictures)} pictures can be read{first}")

@@ -9,7 +9,7 @@ Shape letters: B batch, H and W picture sides, K codebook size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from toklip_core.devices import Compute, refuse_missing_device
+from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.finite import refuse_pixels
 from toklip_core.pictures import PictureError, Resize, Source, count_of, entries, find_pictures, to_levels, to_pixels
@@ -138,9 +137,9 @@ def evaluate_tokenizer(
     named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
     module.to(compute.device, compute.torch_dtype)
     computed = {"computed": f"in {compute.dtype} on {compute.device}", "size": f"{size} x {size}"}
-    pictures = _pictures(sources, size, resize, unreadable)
-    with tqdm(pictures, unit=" pictures", total=count_of(sources), disable=None if compute.progress else True) as seen:
-        report = evaluate_reconstruction(tokenizer, seen, lpips=lpips, compute=compute)
+    with progress_bar(count_of(sources), shown=compute.progress) as bar:
+        pictures = _pictures(sources, size, resize, unreadable, bar.update)
+        report = evaluate_reconstruction(tokenizer, pictures, lpips=lpips, compute=compute)
     return replace(report, protocol={**named, **computed, **read, **report.protocol}, unreadable=tuple(unreadable))
 
 
@@ -208,8 +207,11 @@ def codebook_statistics(counts: Tensor) -> tuple[float, float]:
     return len(used) / len(counts), math.exp(-(frequencies * frequencies.log()).sum().item())
 
 
-def _pictures(sources: list[Source], size: int, resize: Resize, unreadable: list[str]) -> Iterator[Tensor]:
+def _pictures(
+    sources: list[Source], size: int, resize: Resize, unreadable: list[str], seen: Callable[[], object]
+) -> Iterator[Tensor]:
     for entry in entries(sources):
+        seen()
         try:
             yield to_pixels(entry.image(), size, resize)
         except PictureError as error:

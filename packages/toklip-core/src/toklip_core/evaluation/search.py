@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from toklip_core.devices import Compute
+from toklip_core.devices import Compute, progress_bar
 from toklip_core.evaluation.classes import distinct
 from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
 from toklip_core.evaluation.report import software
@@ -107,7 +106,8 @@ def search_pictures(
     stores = [path for path in map(Path, where) if part_paths(path)]
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
-    pictures = [] if stores else found_pictures(find_pictures(where, max_pixels=compute.max_pixels))
+    sources = [] if stores else find_pictures(where, max_pixels=compute.max_pixels)
+    pictures = found_pictures(sources, progress=compute.progress and not stores)
     tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, [text])
@@ -176,16 +176,18 @@ def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iter
     pooled = tokens.info.pooled
     stored = pooled is not None and pooled.weights_checksum == weights_checksum(model.encoder)
     device = model.logit_scale.device
-    rows = enumerate(tqdm(tokens, unit=" pictures", disable=None if compute.progress else True))
-    while batch := list(islice(rows, compute.batch_size)):
-        with rows_named([row.key for _, row in batch]):
-            if stored:
-                features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)
-            else:
-                features = model.encode_ids(torch.stack([row.ids for _, row in batch]).to(device)).pooled
-            features = F.normalize(features.float(), dim=-1)
-            refuse_not_finite(features, "the feature")
-        yield [place for place, _ in batch], features
+    rows = enumerate(tokens)
+    with progress_bar(len(tokens), shown=compute.progress) as bar:
+        while batch := list(islice(rows, compute.batch_size)):
+            with rows_named([row.key for _, row in batch]):
+                if stored:
+                    features = torch.stack([cast(Tensor, row.pooled) for _, row in batch]).to(device)
+                else:
+                    features = model.encode_ids(torch.stack([row.ids for _, row in batch]).to(device)).pooled
+                features = F.normalize(features.float(), dim=-1)
+                refuse_not_finite(features, "the feature")
+            bar.update(len(batch))
+            yield [place for place, _ in batch], features
 
 
 def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> Picture:

@@ -192,7 +192,7 @@ def classify_pictures(
     """
     labels = distinct(labels, "label")
     chosen = known_templates(templates or ["{}"])
-    pictures = found_pictures(find_pictures(inputs, max_pixels=compute.max_pixels))
+    pictures = found_pictures(find_pictures(inputs, max_pixels=compute.max_pixels), progress=compute.progress)
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=compute.progress)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from PIL import Image
 
@@ -32,6 +34,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 #: Files that hold pictures: in the key of one of these, the archive stands where a folder would.
 ARCHIVE_SUFFIXES = frozenset([".tar", ".parquet"])
+_log = logging.getLogger(__name__)
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 # With so many tars a rank, whole ones are shared: no rank need read the headers of all.
@@ -86,7 +89,7 @@ class Entry:
         """Read it; see :func:`open_picture`."""
         if self.member is None:
             if not self.path.is_file():  # a pipe would be waited for
-                raise PictureError("no file, or a link to none")
+                _refuse_no_file(self.path)
             if _is_compressed_tar(self.path):
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
             return open_picture(self.path, max_pixels=self.max_pixels)
@@ -242,15 +245,19 @@ def read_metadata(sources: Iterable[Source], *, said: bool = True) -> None:
 
     Args:
         sources: all that are encoded.
-        said: whether the log says of how many pictures a store keeps one caption of several.
+        said: whether the log says of how many pictures a store keeps one caption of several, and which table names no
+            picture.
     """
     of_table: dict[Path, list[Source]] = {}
     for source in sources:
         if source.metadata is not None:
             of_table.setdefault(source.metadata, []).append(source)
     for metadata, listed in of_table.items():
-        metadata_captions(metadata, PICTURE_SUFFIXES)
+        rows = metadata_captions(metadata, PICTURE_SUFFIXES)
         if said:
+            if rows and not any(os.path.normpath(source.path) in rows for source in listed):
+                first = next(iter(rows))
+                _log.warning("no row of %s names one of its pictures; the first names %s", metadata, first)
             warn_of_several_captions(sum(map(_has_several_captions, listed)), str(metadata))
 
 
@@ -275,6 +282,14 @@ def _members(source: Source) -> Iterator[Entry]:
 
 def _rank_of(key: str, world_size: int) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % world_size
+
+
+def _refuse_no_file(path: Path) -> NoReturn:
+    try:
+        refuse_special(path)
+    except OSError as error:
+        raise PictureError(str(error)) from error
+    raise PictureError("no file, or a link to none")
 
 
 def _text(name: str) -> str:

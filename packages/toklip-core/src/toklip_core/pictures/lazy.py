@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from PIL import Image
 
-from toklip_core.pictures.find import Source, entries
+from toklip_core.devices import progress_bar
+from toklip_core.pictures.find import Source, count_of, entries
 
 
 class LabelledPictures(NamedTuple):
@@ -28,10 +29,19 @@ class Picture(NamedTuple):
     read: Callable[[], Image.Image]
 
 
-def found_pictures(sources: Iterable[Source]) -> list[Picture]:
-    """Return the pictures of files and tars, unread."""
-    found = entries(sources)
-    return [Picture(entry.key if entry.member else str(entry.path), entry.image) for entry in found]
+def found_pictures(sources: Sequence[Source], *, progress: bool = False) -> list[Picture]:
+    """Return the pictures of files, archives and scenes, unread.
+
+    Args:
+        sources: what :func:`find_pictures` returned.
+        progress: show a bar on stderr; the headers of a large tar take a while to read.
+    """
+    found: list[Picture] = []
+    with progress_bar(count_of(sources), shown=progress, unit="pictures found") as bar:
+        for entry in entries(sources):
+            found.append(Picture(entry.key if entry.member else str(entry.path), entry.image))
+            bar.update()
+    return found
 
 
 class Captioned(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 import torch
 from PIL import Image
-from toklip_core.devices import Compute, refuse_missing_device
+from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation import refuse_unreadable, warn_of_unreadable
 from toklip_core.files import replace_lone_surrogates
 from toklip_core.outputs import refuse_output
@@ -24,7 +25,6 @@ from toklip_core.ranges import refuse_counts
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from toklip_core.weights import weights_checksum
-from tqdm import tqdm
 
 from toklip_mllm.chat import GREEDY, room
 from toklip_mllm.evaluation.questions import Columns, VQAQuestion, prompt_of, read_questions, scene_questions
@@ -76,20 +76,24 @@ def evaluate_vqa(
         refuse_output(answers, [questions, *sorted(shown)], option="--answers")
     refuse_missing_device(compute.device)
     model, processor = load(name)
-    protocol = {
-        **_of_model(model, name),
-        "computed": f"in {compute.dtype} on {compute.device}",
-        "inputs": str(questions),
-        "prompt": prompt,
-        "decoding": f"greedy, up to {max_new_tokens} tokens",
-    }
+    weights = model.state_dict()  # those of the file: moved or cast, the model has others
     cast_weights(model.to(compute.device), compute.torch_dtype)
     unreadable: list[str] = []
     said = answer_questions(
         model, processor, asked, unreadable, prompt=prompt, max_new_tokens=max_new_tokens, compute=compute
     )
-    answered = [*(said if answers is None else _written(said, answers))]
+    with ThreadPoolExecutor(1) as beside:  # no question waits for the checksum
+        checksum = beside.submit(weights_checksum, weights)
+        del weights
+        answered = [*(said if answers is None else _written(said, answers))]
     report = report_answers(answered)
+    protocol = {
+        **_of_model(model, name, checksum.result()),
+        "computed": f"in {compute.dtype} on {compute.device}",
+        "inputs": str(questions),
+        "prompt": prompt,
+        "decoding": f"greedy, up to {max_new_tokens} tokens",
+    }
     return replace(report, protocol={**protocol, **report.protocol}, unreadable=tuple(unreadable))
 
 
@@ -146,7 +150,7 @@ def answer_questions(
         ValueError: no picture can be read.
     """
     count = 0
-    with tqdm(total=len(questions), unit=" questions", disable=None if compute.progress else True) as bar:
+    with progress_bar(len(questions), shown=compute.progress, unit="questions") as bar:
         for start in range(0, len(questions), compute.batch_size):
             batch = questions[start : start + compute.batch_size]
             pictures = _read(batch, unreadable)
@@ -161,11 +165,11 @@ def answer_questions(
         raise ValueError(f"the pictures of none of {len(questions)} questions can be read; the first: {unreadable[0]}")
 
 
-def _of_model(model: TokLIPForConditionalGeneration, name: Path | str) -> dict[str, str | int]:
+def _of_model(model: TokLIPForConditionalGeneration, name: Path | str, checksum: str) -> dict[str, str | int]:
     config = model.config
     return {
         "model": str(name),
-        "weights": f"sha256 {weights_checksum(model)}",
+        "weights": f"sha256 {checksum}",
         "tokenizer": f"{config.tokenizer}, sha256 {config.tokenizer_checksum}",
         "size": f"{config.image_size} x {config.image_size}, resize {config.resize}",
     }
