@@ -3,6 +3,7 @@
     encoder.py  codes -> causal tokens           toklip.py     encoder, text tower and tokenizer in one
     trunk.py    the blocks of a vision tower     published.py  names and layout of published weights
     text.py     the text tower, its tokenizer    clip.py       a CLIP of two towers: the teacher
+    attention.py  attention over a cache of fixed size
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

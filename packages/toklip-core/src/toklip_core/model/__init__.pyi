@@ -1,3 +1,11 @@
+from .attention import (
+    Attend as Attend,
+    Cache as Cache,
+    attend as attend,
+    attend_at as attend_at,
+    attend_causally as attend_causally,
+    attend_with_cache as attend_with_cache,
+)
 from .clip import (
     CLIP as CLIP,
     CLIPConfig as CLIPConfig,
@@ -5,7 +13,6 @@ from .clip import (
     load_clip as load_clip,
 )
 from .encoder import (
-    Cache as Cache,
     EncoderConfig as EncoderConfig,
     SemanticEncoder as SemanticEncoder,
     encoder_from_tower as encoder_from_tower,

@@ -18,8 +18,6 @@ Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toklip_core.config import Config
+from toklip_core.model.attention import Attend, Cache, attend_at, attend_with_cache
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
 from toklip_core.ranges import LARGEST_SIDE, LARGEST_WIDTH
 
@@ -61,17 +60,6 @@ class Semantics(NamedTuple):
     tokens: Tensor
     #: (B, E), not normalised; depends on all codes.
     pooled: Tensor
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens that the encoder has seen, with room for a whole grid."""
-
-    #: Of each block, (B, H, N, d).
-    keys: list[Tensor]
-    values: list[Tensor]
-    #: Tokens that are in it.
-    length: int = 0
 
 
 class SemanticEncoder(nn.Module):
@@ -173,8 +161,7 @@ class SemanticEncoder(nn.Module):
         trunk, positions = self.config.trunk, self.config.grid[0] * self.config.grid[1]
         shape = (len(codes), trunk.heads, positions, trunk.width // trunk.heads)
         weight = self.pos_embed.detach()
-        # Zeros, not whatever memory holds: step_at multiplies what it does not see by nought.
-        cache = Cache([weight.new_zeros(shape) for _ in self.blocks], [weight.new_zeros(shape) for _ in self.blocks])
+        cache = Cache.empty(len(self.blocks), shape, weight)
         if codes.shape[1] == 0:
             return weight.new_empty(len(codes), 0, trunk.width), cache
         return self._extended(codes, cache), cache
@@ -210,22 +197,22 @@ class SemanticEncoder(nn.Module):
         its length is left alone.
         """
         x = self.norm_pre(self.projector(codes[:, None].to(self.pos_embed.dtype)) + self.pos_embed[:, position])
-        seen = torch.arange(cache.keys[0].shape[2], device=x.device) <= position
+        seen = cache.seen_at(position)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = _block(block, x, partial(_attention_at, keys=keys, values=values, position=position, seen=seen))
+            x = _block(block, x, partial(attend_at, keys=keys, values=values, position=position, seen=seen))
         return self.norm(x)[:, 0]  # type: ignore[no-any-return]
 
     def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
         self.refuse_steps()
         start, end = cache.length, cache.length + codes.shape[1]
-        if end > cache.keys[0].shape[2]:
-            raise ValueError(f"got {end} codes, but the grid {self.config.grid} has {cache.keys[0].shape[2]}")
+        if end > cache.capacity:
+            raise ValueError(f"got {end} codes, but the grid {self.config.grid} has {cache.capacity}")
         if codes.shape[-1] != self.config.codebook_dim:
             raise ValueError(f"got codes of width {codes.shape[-1]}; wanted {self.config.codebook_dim}")
         with torch.no_grad():
             x = self.norm_pre(self._embedded(codes, start))
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-                x = _block(block, x, partial(_attention_with_cache, keys=keys, values=values, start=start))
+                x = _block(block, x, partial(attend_with_cache, keys=keys, values=values, start=start))
             cache.length = end
             return self.norm(x)  # type: ignore[no-any-return]
 
@@ -307,31 +294,12 @@ def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int,
     return torch.cat([resampled.to(pos_embed.dtype), pos_embed[:, count:]], dim=1)
 
 
-def _block(block: Any, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+def _block(block: Any, x: Tensor, attend: Attend) -> Tensor:  # noqa: ANN401
     """timm's Block on x (B, n, D), with another attention: of queries, keys and values, (B, H, n, d) each."""
     attention = block.attn
     q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     x = x + attention.proj(attend(q, k, v).transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x))  # type: ignore[no-any-return]
-
-
-def _attention_with_cache(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-    """Attend to what keys and values (B, H, N, d) hold before ``start``, and to k and v, which are put there.
-
-    The cache is filled from an empty one (n codes, causal) or by one code at a time (which sees all before it).
-    """
-    end = start + q.shape[2]
-    keys[:, :, start:end], values[:, :, start:end] = k, v
-    return F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], is_causal=q.shape[2] > 1)
-
-
-def _attention_at(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, seen: Tensor
-) -> Tensor:
-    """Attend to the places (N,) of keys and values that are ``seen``, after k and v are put at ``position``."""
-    keys.index_copy_(2, position, k.to(keys.dtype))
-    values.index_copy_(2, position, v.to(values.dtype))
-    return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
 
 
 def _attention_in_stripes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

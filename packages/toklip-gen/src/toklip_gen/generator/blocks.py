@@ -1,20 +1,16 @@
-"""What the generator is made of: its block, the rotary embedding, attention with and without a cache.
+"""What the generator is made of: its block, the rotary embedding, the mask of a condition.
 
 Shape letters: R rows, n positions of now, T of the condition, N = h w of the grid, W width, H heads, d = W / H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
+from toklip_core.model import Attend
 from torch import Tensor, nn
 
 from toklip_gen.generator.config import GeneratorConfig
-
-#: Attention of queries (R, H, n, d), keys and values: what the block does not know, a mask or a cache, is inside.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class TextEmbedding(nn.Module):
@@ -97,36 +93,3 @@ def prefix_mask(mask: Tensor, length: int) -> Tensor:
     seen = F.pad(mask, (0, length - mask.shape[1]), value=True)[:, None, None]
     square = torch.ones(length, length, dtype=torch.bool, device=mask.device)
     return (square.tril() & seen) | square.diag().diag()
-
-
-def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend to the position itself and those before it."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-
-
-def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend where the mask, bool, allows it."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-
-
-def filling(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend as ``mask`` says, or causally, and put k and v at the start of a cache."""
-    keys[:, :, : k.shape[2]], values[:, :, : k.shape[2]] = k, v
-    return causal(q, k, v) if mask is None else masked(q, k, v, mask)
-
-
-def appending(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, start: int, visible: Tensor | None
-) -> Tensor:
-    """Put one position into a cache, and attend to what it holds."""
-    keys[:, :, start], values[:, :, start] = k[:, :, 0], v[:, :, 0]
-    return masked(q, keys[:, :, : start + 1], values[:, :, : start + 1], visible)
-
-
-def replacing(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, position: Tensor, visible: Tensor
-) -> Tensor:
-    """Do as :func:`appending` does, with shapes that do not depend on the position (1,)."""
-    keys.index_copy_(2, position, k.to(keys.dtype))
-    values.index_copy_(2, position, v.to(values.dtype))
-    return masked(q, keys, values, visible)

@@ -15,26 +15,16 @@ Source: Sun et al., LlamaGen, https://arxiv.org/abs/2406.06525, whose published 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.model import Attend, Cache, attend, attend_at, attend_causally, attend_with_cache
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toklip_gen.generator.blocks import (
-    Block,
-    TextEmbedding,
-    appending,
-    causal,
-    filling,
-    masked,
-    prefix_mask,
-    replacing,
-    rotation,
-)
+from toklip_gen.generator.blocks import Block, TextEmbedding, prefix_mask, rotation
 from toklip_gen.generator.config import GeneratorConfig
 
 
@@ -49,28 +39,6 @@ class Condition(NamedTuple):
     def to(self, device: torch.device | str) -> Condition:
         """Return the condition on a device."""
         return Condition(self.values.to(device), None if self.mask is None else self.mask.to(device))
-
-
-@dataclass
-class Cache:
-    """Keys and values of the positions that the generator has read so far, with room for all."""
-
-    #: Of each block, (R, heads of keys, T + N, d).
-    keys: list[Tensor]
-    values: list[Tensor]
-    #: (R, T + N), bool, False where the condition has padding; None without padding.
-    visible: Tensor | None
-    #: Positions that are in it, those of the condition among them.
-    length: int = 0
-
-    def tensors(self) -> list[Tensor]:
-        """Return all that it holds."""
-        return [*self.keys, *self.values, *([] if self.visible is None else [self.visible])]
-
-    def keep(self, rows: int) -> None:
-        """Forget all rows but the first ``rows``."""
-        self.keys, self.values = [x[:rows] for x in self.keys], [x[:rows] for x in self.values]
-        self.visible = None if self.visible is None else self.visible[:rows]
 
 
 class Generator(nn.Module):
@@ -133,12 +101,14 @@ class Generator(nn.Module):
             condition = self.dropped(condition, drop)
         x = self._embedded(inputs, condition)
         cos, sin = (table[: x.shape[1]] for table in self._rotation_on(x.device))
-        attend = causal if condition.mask is None else partial(masked, mask=prefix_mask(condition.mask, x.shape[1]))
+        see: Attend = attend_causally
+        if condition.mask is not None:
+            see = partial(attend, mask=prefix_mask(condition.mask, x.shape[1]))
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, see, use_reentrant=False)
             else:
-                x = block(x, cos, sin, attend)
+                x = block(x, cos, sin, see)
         return self.head(self.norm(x[:, self.config.condition.length - 1 :])).float()  # type: ignore[no-any-return]
 
     def dropped(self, condition: Condition, drop: Tensor) -> Condition:
@@ -167,15 +137,15 @@ class Generator(nn.Module):
         x = self._embedded(inputs, condition)
         length, capacity = x.shape[1], config.condition.length + config.positions
         shape = (rows, config.kv_heads or config.heads, capacity, config.width // config.heads)
-        keys, values = [x.new_zeros(shape) for _ in self.blocks], [x.new_zeros(shape) for _ in self.blocks]
-        cache = Cache(keys, values, None, length)
+        cache = Cache.empty(len(self.blocks), shape, x)
+        cache.length = length
         mask = None
         if condition.mask is not None:
             cache.visible = F.pad(condition.mask, (0, config.positions), value=True)
             mask = prefix_mask(condition.mask, length)
         cos, sin = (table[:length] for table in self._rotation_on(x.device))
-        for block, layer_keys, layer_values in zip(self.blocks, keys, values, strict=True):
-            x = block(x, cos, sin, partial(filling, keys=layer_keys, values=layer_values, mask=mask))
+        for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=0, mask=mask))
         return self._logits(x[:, -1]), cache
 
     @torch.no_grad()
@@ -187,7 +157,7 @@ class Generator(nn.Module):
         Raises:
             ValueError: the cache is full, or its rows are no multiple of B.
         """
-        rows, _, capacity, _ = cache.keys[0].shape
+        rows, capacity = len(cache.keys[0]), cache.capacity
         if rows % len(inputs) or cache.length == capacity:
             raise ValueError(
                 f"got {len(inputs)} inputs for position {cache.length} of a cache of {rows} rows and {capacity} "
@@ -198,7 +168,7 @@ class Generator(nn.Module):
         cos, sin = (table[start] for table in self._rotation_on(x.device))
         visible = None if cache.visible is None else cache.visible[:, None, None, : cache.length]
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, cos, sin, partial(appending, keys=keys, values=values, start=start, visible=visible))
+            x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=start, mask=visible))
         return self._logits(x[:, 0])
 
     @torch.no_grad()
@@ -209,11 +179,9 @@ class Generator(nn.Module):
         """
         x = self.input(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
         cos, sin = (table[position] for table in self._rotation_on(x.device))
-        visible = (torch.arange(cache.keys[0].shape[2], device=x.device) <= position)[None, None, None]
-        if cache.visible is not None:
-            visible = visible & cache.visible[:, None, None]
+        seen = cache.seen_at(position)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, cos, sin, partial(replacing, keys=keys, values=values, position=position, visible=visible))
+            x = block(x, cos, sin, partial(attend_at, keys=keys, values=values, position=position, seen=seen))
         return self._logits(x[:, 0])
 
     def _logits(self, x: Tensor) -> Tensor:

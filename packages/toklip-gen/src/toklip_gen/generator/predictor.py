@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from toklip_core.drawing import Drawing
+from toklip_core.model import Cache
 from torch import Tensor
 
 from toklip_gen.generator.inputs import Inputs, Stream
-from toklip_gen.generator.model import Cache, Condition, Generator
+from toklip_gen.generator.model import Condition, Generator
 from toklip_gen.generator.packed_linear import packed
 
 #: Packing takes as long as so many steps; see toklip_gen.generator.packed_linear.
