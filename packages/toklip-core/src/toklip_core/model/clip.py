@@ -1,8 +1,8 @@
-"""CLIP and SigLIP: two towers, pictures and texts in one space. What TokLIP starts from and learns from.
+"""CLIP and SigLIP: two towers for pictures and texts in one space. They are the start and the teachers of TokLIPs.
 
     pixels (B, 3, S, S) in [-1, 1] -> vision -> (B, E)        texts -> text -> (T, E)
 
-Any SigLIP, SigLIP2 or CLIP of open_clip, or one that ``toklip train teacher`` made.
+A model is a SigLIP, SigLIP2 or CLIP of open_clip, or comes from ``toklip train teacher``.
 
 Shape letters: B batch, S picture side, N patches, D width, T texts, E joint space.
 """
@@ -42,10 +42,10 @@ from toklip_core.weights import (
     why_not_fetched,
 )
 
-#: open_clip's names of what is done with a picture -> ours.
+#: open_clip's name of a way to resize -> ours.
 _RESIZE: dict[str, Literal["crop", "squash"]] = {"squash": "squash", "shortest": "crop"}
 
-#: Texts by which two tokenizers are compared: none, with signs and capitals, and too long.
+#: Texts for comparing two tokenizers: an empty one, one with signs and capitals, and one that is too long.
 _SAMPLES = ("", "Two small_Cats &amp; a dog: isn't it?", "a long caption " * 100)
 
 
@@ -70,11 +70,11 @@ class CLIPConfig(Config):
 
 
 class CLIP(nn.Module):
-    """Two towers.
+    """A vision tower and a text tower.
 
     Args:
         config: sizes and preprocessing.
-        tokenizer: of the text tower; None if it is not there.
+        tokenizer: tokenizer of the text tower; None: texts cannot be read.
     """
 
     def __init__(self, config: CLIPConfig, tokenizer: TextTokenizer | None) -> None:
@@ -82,12 +82,12 @@ class CLIP(nn.Module):
         self.config = config
         self.vision = build_vision_tower(config.vision, config.image_size)
         self.text = TextTower(config.text, tokenizer)
-        #: The logarithm of what cosines are multiplied by; it starts at ln 10, and the bias at -10, as in SigLIP.
+        #: Logarithm of the factor on cosines. It starts at ln 10, and the bias at -10, as in SigLIP.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def image_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, N, D), after the last norm, and pooled features (B, E), not normalised, of pixels."""
+        """Return tokens (B, N, D), after the last norm, and pooled vectors (B, E), not normalised, of pixels."""
         tokens: Tensor = self.vision.forward_features(self._normalised(pixels))
         return tokens[:, self.vision.num_prefix_tokens :], self.vision.forward_head(tokens)
 
@@ -95,11 +95,11 @@ class CLIP(nn.Module):
         """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1].
 
         Raises:
-            ValueError: pixels are integers, or a number of pixels or features is NaN or infinite.
+            ValueError: pixels are integers, or a number in pixels or results is NaN or infinite.
         """
         refuse_pixels(pixels)
         features = F.normalize(self.image_tokens(pixels)[1].float(), dim=-1)
-        if not self.training:  # there the losses are looked at
+        if not self.training:  # in training the losses are checked instead
             refuse_not_finite(features, "the model's feature")
         return features
 
@@ -114,23 +114,23 @@ class CLIP(nn.Module):
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         dtype = self.logit_scale.dtype
-        if self.config.vision.mean == self.config.vision.std == (0.5, 0.5, 0.5):  # [-1, 1] is it already
+        if self.config.vision.mean == self.config.vision.std == (0.5, 0.5, 0.5):  # that is [-1, 1]
             return pixels.to(dtype)
         mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (self.config.vision.mean, self.config.vision.std))
         return ((pixels / 2 + 0.5 - mean) / std).to(dtype)
 
 
 def load_clip(source: str | Path) -> CLIP:
-    """Return a teacher.
+    """Return a CLIP, which can be a teacher.
 
     Args:
-        source: a folder that ``toklip train teacher`` wrote, or ``open_clip:NAME/TAG``, such as
-            ``open_clip:ViT-SO400M-16-SigLIP2-384/webli``; this may download. TAG may be the path of a file of weights:
-            pictures are then prepared as for the first tag of the name.
+        source: folder of ``toklip train teacher``, or ``open_clip:NAME/TAG``, such as
+            ``open_clip:ViT-SO400M-16-SigLIP2-384/webli``, which may be downloaded. TAG may be the path of a weights
+            file; pictures are then prepared as for the first tag of the name.
 
     Raises:
-        FileNotFoundError: the folder or the weights are not there, and cannot be downloaded.
-        LookupError: open_clip knows no such model, or no such weights of it, or transformers is not installed.
+        FileNotFoundError: the folder or the weights are missing and cannot be downloaded.
+        LookupError: open_clip does not know the name or the tag, or transformers is not installed.
         ValueError: the weights do not fit, or the model is of another kind.
     """
     if str(source).startswith("open_clip:"):
@@ -169,21 +169,21 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
     settings = open_clip.get_model_config(name)
     _refuse_other_text(settings["text_cfg"])
     if not published and Path(tag).suffix not in (".npz", ".npy"):
-        read_tensors(tag)  # says in one line what open_clip says in a page: damaged, or code
+        read_tensors(tag)  # reports a damaged file, or code, in one line instead of open_clip's page
     prepared = published or (open_clip.get_pretrained_cfg(name, tags[0]) if tags else {})
     try:
         model = open_clip.create_model(
             name,
             pretrained=tag,
-            # With the name alone open_clip takes GELU for weights of the other one, and warns.
+            # With only a name, open_clip would use GELU for weights of QuickGELU, and warn.
             force_quick_gelu=bool(published.get("quick_gelu")),
-            # It prepares pictures for a file as for OpenAI's CLIP, whatever the name is.
+            # For a file, open_clip would prepare pictures as for OpenAI's CLIP, whatever the name is.
             force_preprocess_cfg={key: prepared[key] for key in ("mean", "std", "resize_mode") if key in prepared},
         )
         tokenizer = open_clip.get_tokenizer(name)
     except ModuleNotFoundError as error:  # transformers, for the tokenizers of SigLIP
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
-    except (RuntimeError, OSError) as error:  # what it raises for misfits and downloads, and transformers for its own
+    except (RuntimeError, OSError) as error:  # open_clip's errors for misfits and downloads, and transformers' errors
         if isinstance(error, OSError) or published:
             words = why_not_fetched(error)
             raise FileNotFoundError(f"{name}/{tag} or its tokenizer is not to be had by open_clip: {words}") from error
@@ -194,13 +194,13 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
 def clip_from_open_clip(model: Any, text_settings: Mapping[str, Any], tokenizer: Any) -> CLIP:  # noqa: ANN401
     """Return a model of open_clip as a :class:`CLIP`, the same function of pixels and texts.
 
-    It has the very tensors of the model, not copies, where they are on the CPU and in float32.
+    It shares the tensors of the model that are on the CPU in float32.
 
     Args:
-        model: a CLIP or CustomTextCLIP, as ``open_clip.create_model`` gives it, with a vision transformer and
-            open_clip's text transformer.
+        model: CLIP or CustomTextCLIP from ``open_clip.create_model``, with a vision transformer and open_clip's text
+            transformer.
         text_settings: ``text_cfg`` of its configuration.
-        tokenizer: as ``open_clip.get_tokenizer`` gives it.
+        tokenizer: tokenizer from ``open_clip.get_tokenizer``.
 
     Raises:
         ValueError: one of the towers, or the tokenizer, is of another kind.
@@ -239,13 +239,13 @@ def _refuse_other_text(settings: Mapping[str, Any]) -> None:
 
 
 def _text_of(model: Any) -> tuple[Any, dict[str, Tensor]]:  # noqa: ANN401
-    """The text tower, or the model that has its parts, and its tensors with a projection."""
+    """Return the text tower, or the model that contains its modules, and its tensors with a projection."""
     if hasattr(model, "text"):
         text, tensors = model.text, dict(model.text.state_dict())
     else:
         text = model
         tensors = {k: x for k, x in model.state_dict().items() if not k.startswith(("visual.", "logit_"))}
-    if text.text_projection is None:  # as SigLIP's i18n: the identity changes no number
+    if text.text_projection is None:  # as in SigLIP's i18n; the identity changes nothing
         tensors["text_projection"] = torch.eye(text.ln_final.normalized_shape[0])
     return text, tensors
 
@@ -276,7 +276,7 @@ def _text_config(text: Any, settings: Mapping[str, Any], words: dict[str, Any]) 
 
 
 def _text_words(tokenizer: Any) -> tuple[dict[str, Any], str | None]:  # noqa: ANN401
-    """How open_clip's tokenizer writes a text, as fields of TextConfig; and its ``tokenizer.json``."""
+    """Return the fields of TextConfig that describe open_clip's tokenizer, and its ``tokenizer.json``."""
     kind = type(tokenizer).__name__
     if kind not in ("SimpleTokenizer", "HFTokenizer"):
         raise ValueError(f"got a tokenizer {kind}; wanted open_clip's SimpleTokenizer or HFTokenizer")

@@ -1,16 +1,16 @@
-"""The semantic encoder of TokLIP: codebook rows in, causal semantic tokens out.
+"""The semantic encoder of TokLIP, from codes to causal semantic tokens.
 
 Shape letters: B batch, h and w grid, N = h w tokens in raster order, C codebook dim, D model width, E joint space,
 H heads, d = D / H.
 
     codes (B, h, w, C) -> projector C -> 4D -> D -> + pos_embed -> causal blocks -> norm -> tokens (B, N, D)
-    tokens -> attention pooling, or the class token, which comes last and sees them all -> pooled (B, E)
+    tokens -> attention pooling, or the class token, which comes last and sees all tokens -> pooled (B, E)
 
-Token i is a function of codes 0 to i alone: bit for bit, whatever comes after. So a generator that draws one id after
-another can have each token as soon as it has the id: :meth:`SemanticEncoder.prefill` and :meth:`SemanticEncoder.step`.
+Token i is a function of codes 0 to i alone, bit for bit, whatever comes after. So a generator that draws ids one by one
+can compute each token as soon as it has the id: :meth:`SemanticEncoder.prefill` and :meth:`SemanticEncoder.step`.
 
-The VQ tokenizer is not part of this module: it is frozen, and it stands outside so that neither ``train()``, nor DDP,
-nor a checkpoint ever touches it.
+The VQ tokenizer is not part of this module. It is frozen and stands outside, so that neither ``train()`` nor DDP nor a
+checkpoint ever touches it.
 
 Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422.
 """
@@ -32,7 +32,7 @@ from toklip_core.model.attention import Attend, Cache, attend_at, attend_with_ca
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
 from toklip_core.ranges import LARGEST_SIDE, LARGEST_WIDTH
 
-#: Queries that attend at a time; 64 and 192 are as quick.
+#: Number of queries that attend at a time; 64 and 192 are equally fast.
 _STRIPE = 128
 
 _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
@@ -54,9 +54,9 @@ class EncoderConfig(Config):
 
 
 class Semantics(NamedTuple):
-    """What the encoder gives."""
+    """Results of the encoder."""
 
-    #: (B, N, D), raster order, after the last norm. Token i depends on codes 0 to i.
+    #: (B, N, D), in raster order, after the last norm. Token i depends on codes 0 to i.
     tokens: Tensor
     #: (B, E), not normalised; depends on all codes.
     pooled: Tensor
@@ -65,11 +65,11 @@ class Semantics(NamedTuple):
 class SemanticEncoder(nn.Module):
     """A vision transformer over codes, causal unless the config says otherwise, on timm's blocks.
 
-    The projector starts with PyTorch's own initial values, everything else with big_vision's, until a vision tower's
-    weights replace them (:func:`encoder_from_tower`).
+    The projector has PyTorch's initial values, and everything else has big_vision's. :func:`encoder_from_tower` takes
+    the weights of a vision tower instead.
 
     Args:
-        config: sizes.
+        config: sizes of the encoder.
 
     >>> from toklip_core.model import TrunkConfig
     >>> trunk = TrunkConfig(width=64, depth=2, heads=4)
@@ -91,7 +91,7 @@ class SemanticEncoder(nn.Module):
         super().__init__()
         trunk = config.trunk
         self.config = config
-        #: Trade a second forward pass through each block for the memory of its activations; in training alone.
+        #: Recompute the activations of each block in the backward pass instead of storing them, in training only.
         self.grad_checkpointing = False
         self.projector = nn.Sequential(
             nn.Linear(config.codebook_dim, 4 * trunk.width), nn.GELU(), nn.Linear(4 * trunk.width, trunk.width)
@@ -108,10 +108,10 @@ class SemanticEncoder(nn.Module):
         self.head = nn.Linear(trunk.width, trunk.output_dim) if trunk.output_dim else nn.Identity()
 
     def forward(self, codes: Tensor) -> Semantics:
-        """Return tokens and pooled features of codes (B, h, w, C), h x w being the grid of the config.
+        """Return tokens (B, N, D) and pooled (B, E) of codes (B, h, w, C), where h x w is the grid of the config.
 
         Raises:
-            ValueError: the grid or the width of the codes is another.
+            ValueError: the codes have another grid or width.
         """
         self._refuse_other(codes)
         x = self._embedded(codes.flatten(1, 2), 0)
@@ -121,7 +121,7 @@ class SemanticEncoder(nn.Module):
         causal = self.config.causal
         in_stripes = causal and x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
         for block in self.blocks:
-            # Not timm's forward_features: given is_causal it skips checkpointing without a word, and its
+            # Not timm's forward_features, which silently skips checkpointing if is_causal is given, and whose
             # checkpoint_seq drops the mask. All branches here must be the same function of x.
             if in_stripes:
                 x = _block(block, x, _attention_in_stripes)
@@ -135,9 +135,9 @@ class SemanticEncoder(nn.Module):
         return Semantics(x, self.head(self.attn_pool(x)))
 
     def pool_each(self, tokens: Tensor) -> Tensor:
-        """Return what each of tokens (B, N, D) alone would be pooled to, (B, N, E): a place of it in the joint space.
+        """Return the pooled vectors (B, N, E) of single tokens (B, N, D), which places each token in the joint space.
 
-        A query that sees one token attends to it wholly, so this is the value path of the pooling, and the rest of it.
+        A query that sees only one token attends to it fully, so this is the value path of the pooling and all after it.
 
         Source: the idea is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
         """
@@ -149,11 +149,11 @@ class SemanticEncoder(nn.Module):
     def prefill(self, codes: Tensor) -> tuple[Tensor, Cache]:
         """Return the tokens (B, n, D) of the first n codes, (B, n, C), and the cache for the steps that follow.
 
-        n may be 0: a cache to start from. No gradient flows through prefill and step. The cache takes 2 N D numbers per
-        picture and block, in the dtype of the weights, from the start.
+        With n = 0 the cache is empty. No gradient flows through prefill and step. The cache has its full size from the
+        start: 2 N D numbers per picture and block, in the dtype of the weights.
 
         Raises:
-            ValueError: the codes are of another width, or more than the grid has, or the encoder is not causal.
+            ValueError: the codes have another width, there are more than the grid has, or the encoder is not causal.
         """
         self.refuse_steps()
         if codes.ndim != 3:
@@ -167,12 +167,12 @@ class SemanticEncoder(nn.Module):
         return self._extended(codes, cache), cache
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
-        """Return the token (B, D) of the next code, (B, C), and put it into the cache.
+        """Return the token (B, D) of the next code (B, C), and add it to the cache.
 
-        The cost does not grow with what is in the cache, but for the attention itself.
+        Except for attention itself, the cost does not grow with the length of the cache.
 
         Raises:
-            ValueError: the cache is full or of another batch, or the codes are of another width.
+            ValueError: the cache is full or of another batch, or the codes have another width.
         """
         if codes.ndim != 2 or len(codes) != len(cache.keys[0]):
             raise ValueError(
@@ -182,7 +182,7 @@ class SemanticEncoder(nn.Module):
         return self._extended(codes[:, None], cache)[:, 0]
 
     def refuse_steps(self) -> None:
-        """ValueError unless the encoder is causal: else a token is not known before the last code."""
+        """Raise ValueError unless the encoder is causal, since otherwise no token is known before the last code."""
         if not self.config.causal:
             raise ValueError(
                 "got an encoder that is not causal (causal = false), whose tokens depend on codes that are not drawn "
@@ -191,10 +191,10 @@ class SemanticEncoder(nn.Module):
 
     @torch.no_grad()
     def step_at(self, codes: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Return what :meth:`step` does, at a position (1,), int64, that is a tensor: for ``torch.compile``.
+        """Return the token (B, D) of :meth:`step` at a position (1,), int64, for ``torch.compile``.
 
-        Shapes are the same at every position, so a graph of it can be replayed; attention reads the whole cache, and
-        its length is left alone.
+        Shapes are the same at every position, so a graph can be replayed. Attention reads the whole cache, whose length
+        is not changed.
         """
         x = self.norm_pre(self.projector(codes[:, None].to(self.pos_embed.dtype)) + self.pos_embed[:, position])
         seen = cache.seen_at(position)
@@ -217,7 +217,7 @@ class SemanticEncoder(nn.Module):
             return self.norm(x)  # type: ignore[no-any-return]
 
     def _embedded(self, codes: Tensor, start: int) -> Tensor:
-        """Codes (B, n, C) at positions start to start + n as inputs of the first block, (B, n, D)."""
+        """Return the inputs (B, n, D) of the first block for codes (B, n, C) at positions from ``start`` on."""
         x: Tensor = self.projector(codes.to(self.pos_embed.dtype))
         return x + self.pos_embed[:, start : start + codes.shape[1]]
 
@@ -235,16 +235,16 @@ class SemanticEncoder(nn.Module):
 def encoder_from_tower(
     vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int], causal: bool = True
 ) -> SemanticEncoder:
-    """Return an encoder that starts from a vision tower: all but its first layer, which becomes the projector.
+    """Return an encoder with the weights of a vision tower, except for the first layer, which is a new projector.
 
-    A class token moves from the first place to the last, and its position with it; positions are resampled to the grid.
+    A class token moves from the first place to the last, with its position; positions are resampled to the grid.
 
     Args:
-        vision: SigLIP's, SigLIP2's or CLIP's tower, of timm or open_clip; see
+        vision: tower of SigLIP, SigLIP2 or CLIP, from timm or open_clip; see
             :func:`toklip_core.model.described_tower`.
-        codebook_dim: C of the tokenizer.
-        grid: rows and columns of its ids.
-        causal: as in the config of the encoder; the tower itself is not.
+        codebook_dim: codebook dim C of the tokenizer.
+        grid: rows and columns of ids.
+        causal: whether the encoder is causal; the tower itself is not.
 
     Raises:
         ValueError: the tower is of another kind.
@@ -264,7 +264,7 @@ def encoder_from_tower(
 
 
 def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> SemanticEncoder:
-    """Return an encoder for another grid: the very same weights, not copies, but the position embedding, resampled.
+    """Return an encoder for another grid that shares all weights but the position embedding, which is resampled.
 
     >>> from toklip_core.model import load_model
     >>> resized_encoder(load_model("toklip-tiny").encoder, (12, 12)).pos_embed.shape
@@ -281,10 +281,10 @@ def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> Semantic
 
 
 def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Return a position embedding (1, N, D) or (1, N + 1, D), a class token being last, of another grid.
+    """Return a position embedding (1, N, D), or (1, N + 1, D) with a class token last, resampled to another grid.
 
-    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32. It is not called: timm 1.0.26 takes a
-    square for the grid that it is given, if both have as many places.
+    Source: timm's resample_abs_pos_embed: bicubic with antialiasing, in float32. It is not called, because timm 1.0.26
+    mistakes the grid for a square if both have the same number of places.
     """
     if old == new:
         return pos_embed.clone()
@@ -303,10 +303,10 @@ def _block(block: Any, x: Tensor, attend: Attend) -> Tensor:  # noqa: ANN401
 
 
 def _attention_in_stripes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by stripes of queries, each of which sees the keys up to its own end.
+    """Return causal attention, computed in stripes of queries; a stripe only scores the keys up to its own end.
 
-    torch's kernel for processors scores 512 keys for every query, in products too small for bfloat16's instructions: at
-    N = 576 this takes 0.55 of its time. In float32 it would gain nothing.
+    torch's kernel for processors scores 512 keys for every query, in products too small for bfloat16's instructions. At
+    N = 576 this function takes 0.55 times as long. In float32 it would not be faster.
     """
     shape, length = q.shape, q.shape[2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))

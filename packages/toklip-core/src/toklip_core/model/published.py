@@ -1,9 +1,9 @@
-"""The TokLIP models that have a name: their sizes, where they come from, and the layout of the official files.
+"""Named TokLIP models: their sizes, where they come from, and the layout of the official files.
 
-An official file holds a training run: ``state_dict`` (names with ``module.`` before them), the optimizer, and counts.
-In it the semantic encoder is ``visual.trunk``, the VQ tokenizer ``visual.trunk.vq``, the text tower ``text``.
+An official file contains a training run: ``state_dict`` (names that begin with ``module.``), the optimizer, and counts.
+There the semantic encoder is called ``visual.trunk``, the VQ tokenizer ``visual.trunk.vq``, the text tower ``text``.
 
-Source: README of TencentARC/TokLIP; names and shapes as in its files TokLIP_S_256.pt and TokLIP_L_384.pt.
+Source: README of TencentARC/TokLIP; names and shapes of its files TokLIP_S_256.pt and TokLIP_L_384.pt.
 """
 
 from __future__ import annotations
@@ -57,35 +57,35 @@ class TokLIPConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A TokLIP that can be used by name."""
+    """Description of a TokLIP that can be used by name."""
 
     name: str
     summary: str
-    #: Bytes of the file.
+    #: Size of the file in bytes.
     size: int
     licence: str
-    #: repository/file on the hub; empty if the weights are in the package.
+    #: File on the hub, as repository/file; empty if the weights ship with the package.
     source: str = ""
-    #: Of what is on the hub. What is in the package has its own beside it.
+    #: Config of a model on the hub. A model in the package has its own file.
     config: TokLIPConfig | None = None
-    #: Where the tokenizer of the text tower is, repository/file on the hub.
+    #: Tokenizer of the text tower on the hub, as repository/file.
     text_tokenizer: str = ""
 
 
-#: The model that is in the package.
+#: Folder of the model that ships with the package.
 TINY = Path(__file__).parents[1] / "models" / "toklip-tiny"
 
-#: Other name -> name.
+#: Alias -> name.
 ALIASES = {"toklip-b-256": "toklip-s-256"}
 
-#: Names in an official file that are not the model's -> why. The tokenizer's own are taken from there as well.
+#: Names in an official file that the model does not take -> reason. The VQ tokenizer reads its tensors separately.
 IGNORED = {r"visual\.trunk\.vq\..+": "the VQ tokenizer, which stands outside of the model"}
 
 _log = logging.getLogger(__name__)
 
 _LICENCE = "TencentARC's own for research, not for use within the European Union: read it at the source"
 _TOKENIZER = "visual.trunk.vq."
-#: Of the tensors of a TokLIP -> of an official file.
+#: Patterns of our names -> names in an official file.
 _NAMES = (
     (r"^encoder\.projector\.0\.", "visual.trunk.vq_table."),
     (r"^encoder\.projector\.2\.", "visual.trunk.vq_mapping."),
@@ -96,19 +96,19 @@ _NAMES = (
 
 @cache
 def models() -> dict[str, ModelSpec]:
-    """Return the models that have a name."""
+    """Return name -> description of all named models."""
     specs = [
         *([_tiny()] if TINY.is_dir() else []),
         _spec("toklip-s-256", "TokLIP_S_256.pt", 256, 8.31e9, "llamagen-vq16-t2i", 8),
         _spec("toklip-l-384", "TokLIP_L_384.pt", 384, 8.31e9, "llamagen-vq16-t2i", 8),
-        # The size of the file leaves room for IBQ's weights twice, of which the official code uses the raw ones.
+        # By its size the file has IBQ's weights twice; the official code uses the raw weights.
         _spec("toklip-xl-512", "TokLIP_XL_512.pt", 512, 9.44e9, "ibq-262144-raw", 256),
     ]
     return {spec.name: spec for spec in specs}
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Return the model of a name or alias; LookupError with the nearest name if there is none."""
+    """Return the description of a name or alias; LookupError with the nearest name if it is unknown."""
     known = models()
     name = ALIASES.get(name, name)
     if name in known:
@@ -119,13 +119,13 @@ def model_spec(name: str) -> ModelSpec:
 
 
 def read_official(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what an official file holds: tensors by official names, and those of its tokenizer by its own names.
+    """Return the tensors of an official file by their names, and those of its VQ tokenizer by the tokenizer's names.
 
-    The tensors are mapped from the disk; the optimizer's state is never read.
+    The tensors are memory-mapped; the optimizer's state is never read.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds code, or no TokLIP.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is damaged, contains code, or is no TokLIP.
     """
     tensors = state_dict_in(read_tensors(path), ("state_dict",), source=path)
     if "visual.trunk.pos_embed" not in tensors:
@@ -135,14 +135,14 @@ def read_official(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor
 
 
 def official_name(name: str) -> str:
-    """Return the name that an official file has for a tensor of a TokLIP."""
+    """Return the name in official files for a tensor of a TokLIP."""
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def config_of_official(tensors: Mapping[str, Tensor], path: Path | str) -> TokLIPConfig:
-    """Return the config of the published model with as many positions; ValueError if there is none."""
+    """Return the config of the published model with the same number of positions; ValueError if there is none."""
     positions = tuple(tensors["visual.trunk.pos_embed"].shape)
     for spec in models().values():
         if spec.config is not None:
@@ -155,9 +155,9 @@ def config_of_official(tensors: Mapping[str, Tensor], path: Path | str) -> TokLI
 
 
 def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
-    """Return the text tokenizer of a published model: from the hub's cache, else downloaded.
+    """Return the text tokenizer of a published model, from the hub's cache or by downloading it.
 
-    None, with a warning, if it is not to be had: pictures can be read all the same.
+    If it is not available, return None with a warning, because pictures can still be read.
     """
     source = next((spec.text_tokenizer for spec in models().values() if spec.config == config), "")
     if not source:
@@ -182,7 +182,7 @@ def _tiny() -> ModelSpec:
 
 
 def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebook_dim: int) -> ModelSpec:
-    """All published models are SO400M: D = 1152, 27 blocks; their names are of the picture's side."""
+    """Return the description of a published model. All of them are SO400M, with D = 1152 and 27 blocks."""
     trunk = TrunkConfig(width=1152, depth=27, heads=16, mlp_ratio=3.7362)
     text = TextConfig(
         context_length=64,
@@ -197,7 +197,7 @@ def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebo
     config = TokLIPConfig(
         tokenizer=tokenizer,
         image_size=size,
-        resize="crop",  # as the published accuracies were measured: the short side resized, the centre cropped
+        resize="crop",  # as in the published evaluations: resize the short side, crop the centre
         encoder=EncoderConfig(codebook_dim=codebook_dim, grid=(size // 16, size // 16), trunk=trunk),
         text=text,
     )

@@ -1,9 +1,9 @@
-"""Texts into the joint space: canonicalisation, tokenizer, and open_clip's text transformer.
+"""The text tower, from texts to the joint space: canonicalisation, tokenizer, and open_clip's text transformer.
 
     texts -clean-> -tokenizer-> ids (T, L), int64 -> network -> (T, E) -> unit features
 
-What a model was trained on decides how a text must be written, so all of it travels with the weights: SigLIP2 wants
-lower case without punctuation, padded to 64 (https://github.com/google-research/big_vision/issues/187).
+The training data of a model decides how texts must be prepared, so these settings are stored with the weights. SigLIP2,
+for example, needs lower case without punctuation, padded to 64 tokens (https://github.com/google-research/big_vision/issues/187).
 
 Shape letters: T texts, L context length, E joint space.
 """
@@ -31,15 +31,15 @@ _log = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 
-#: Of the tokenizers that :func:`word_tokenizer` makes.
+#: Special ids of tokenizers from :func:`word_tokenizer`.
 PAD_ID, UNKNOWN_ID, EOS_ID = 0, 1, 2
 
-#: Texts that go through the network at a time.
+#: Number of texts that go through the network at a time.
 _CHUNK = 256
 
 
 class TextConfig(Config):
-    """A text tower and how texts are prepared for it."""
+    """Sizes of a text tower, and the preparation of its texts."""
 
     context_length: int = Field(
         gt=0,
@@ -105,7 +105,7 @@ class TextConfig(Config):
 
 
 def refuse_other_space(text: TextConfig, joint_dim: int) -> None:
-    """Raise ValueError if pictures end in a space of another width than texts."""
+    """Raise ValueError if the joint space has another width for texts than for pictures."""
     if text.output_dim != joint_dim:
         raise ValueError(
             f"texts become {text.output_dim} numbers and pictures {joint_dim}: set output_dim so that both are the same"
@@ -113,11 +113,11 @@ def refuse_other_space(text: TextConfig, joint_dim: int) -> None:
 
 
 class TextTokenizer:
-    """Texts to ids (T, L), int64.
+    """Tokenizer from texts to ids (T, L), int64.
 
     Args:
-        config: how a text is written.
-        json: what ``tokenizer.json`` holds; None for CLIP's own tokenizer.
+        config: preparation of texts.
+        json: content of ``tokenizer.json``; None: CLIP's own tokenizer.
 
     Raises:
         ValueError: ``json`` is missing or damaged.
@@ -126,7 +126,7 @@ class TextTokenizer:
     def __init__(self, config: TextConfig, json: str | None) -> None:
         self.config = config
         self.json = json
-        #: Texts that :meth:`warn_of_cut` has counted.
+        #: Number of cut texts that :meth:`warn_of_cut` has counted.
         self.cut = 0
         self._clip: Any = None
         self._file: Any = None
@@ -147,12 +147,12 @@ class TextTokenizer:
             self._file.no_truncation()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the ids of texts; a tokenizer's end of text is kept where a text is cut.
+        """Return the ids (T, L) of texts; the end-of-text token stays when a text is cut.
 
         Raises:
-            ValueError: ``texts`` is one text, not several; or an id is none of the text tower's.
+            ValueError: ``texts`` is a single text, or an id is not in the text tower's vocabulary.
         """
-        if isinstance(texts, str):  # which would be read letter by letter
+        if isinstance(texts, str):  # it would be read letter by letter
             raise ValueError(f"got one text, {texts[:50]!r}; wanted a list of texts")
         texts = list(map(replace_lone_surrogates, texts))
         ids: Tensor = self._of_file(texts) if self._clip is None else self._clip(texts)
@@ -164,7 +164,7 @@ class TextTokenizer:
         return ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text, with those around it: above the context length, a text is cut."""
+        """Return the number of tokens of each text, with special tokens; texts above the context length are cut."""
         texts = list(map(replace_lone_surrogates, texts))
         if self._clip is not None:
             return [len(self._clip.encode(text)) + 2 for text in texts]
@@ -172,14 +172,14 @@ class TextTokenizer:
         return [len(words.ids) + special for words in self._words(texts)]
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """Return those of the texts that are longer than the context length."""
+        """Return the texts that are longer than the context length."""
         lengths = self.lengths(texts)
         return [text for text, length in zip(texts, lengths, strict=True) if length > self.config.context_length]
 
     def warn_of_cut(self, texts: Sequence[str], ids: Tensor) -> int:
-        """Return how many texts were cut when they became ids (T, L), and say so in the log for the first ever.
+        """Return how many texts were cut when they became ids (T, L), and log the first time that any is.
 
-        Only a text that fills its row is written once more to see whether it is longer.
+        Only texts that fill their row of ids are tokenized again, to see whether they are longer.
         """
         padding = 0 if self._clip is not None else self.config.pad_id
         ends = self._clip is not None or self.config.eos_id is not None
@@ -195,7 +195,7 @@ class TextTokenizer:
         return len(cut)
 
     def unknown_words(self, texts: Sequence[str]) -> list[str]:
-        """Return the words that the tokenizer has no id for, each once: it reads all of them as one."""
+        """Return the distinct words for which the tokenizer has no id; all of them have the same one."""
         from open_clip.tokenizer import get_clean_fn
 
         unknown = None if self._file is None else getattr(self._file.model, "unk_token", None)
@@ -231,11 +231,11 @@ class TextTokenizer:
 
 
 class TextTower(nn.Module):
-    """A text transformer of open_clip's, and the tokenizer that belongs to it.
+    """A text transformer of open_clip with its tokenizer.
 
     Args:
-        config: sizes, and how a text is written.
-        tokenizer: None if it is not there: then ids can be read, and texts cannot.
+        config: sizes, and preparation of texts.
+        tokenizer: tokenizer of the texts; None: only ids can be read.
     """
 
     def __init__(self, config: TextConfig, tokenizer: TextTokenizer | None) -> None:
@@ -245,15 +245,15 @@ class TextTower(nn.Module):
         self.network: Any = _build_network(config)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return (T, E), not normalised, of ids (T, L)."""
+        """Return pooled vectors (T, E), not normalised, of ids (T, L)."""
         features: Tensor = self.network(self._cut(ids))[0]
         return features
 
     def ids(self, texts: Sequence[str]) -> Tensor:
-        """Return the ids (T, L) of texts, on the device of the weights; that a text is cut is said in the log, once.
+        """Return the ids (T, L) of texts on the device of the weights; log the first time that a text is cut.
 
         Raises:
-            FileNotFoundError: the tokenizer is not there.
+            FileNotFoundError: the tokenizer is missing.
         """
         if self.tokenizer is None:
             raise FileNotFoundError(
@@ -265,10 +265,10 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return tokens (T, n, width), after the last norm and before pooling, of texts, and where they are text.
+        """Return tokens (T, n, width) of texts, after the last norm and before pooling, and a mask (T, n), bool.
 
-        The second is (T, n), bool: True up to the last id that is no padding. n is L, or less if all texts are short
-        and the tower does not see padding. No gradient.
+        The mask is True up to the last id that is no padding. n is L, or less if all texts are short and the tower
+        does not see padding. No gradient.
         """
         ids = self._cut(self.ids(texts))
         tokens: Tensor = self.network(ids)[1]
@@ -277,14 +277,14 @@ class TextTower(nn.Module):
         return tokens, filled.flip(1).cummax(1).values.flip(1).bool()
 
     def _cut(self, ids: Tensor) -> Tensor:
-        """Without the padding that all rows share, where the network does not see it."""
+        """Return ids without the padding that all rows share, if the network does not see padding."""
         if not self.config.pad_mask:
             return ids
         return ids[:, : int((ids != self.config.pad_id).sum(1).max())]
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Return unit features (T, E), float32, of texts. No gradient; ValueError if one is not finite."""
+        """Return unit features (T, E), float32, of texts. No gradient. ValueError if a number is not finite."""
         if not texts:
             return torch.empty(0, self.config.output_dim, device=self.network.positional_embedding.device)
         chunks = [self(self.ids(texts[start : start + _CHUNK])) for start in range(0, len(texts), _CHUNK)]
@@ -294,7 +294,7 @@ class TextTower(nn.Module):
 
 
 def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
-    """Return the tokenizer of a model folder; None if its file is not there, ValueError if that is damaged."""
+    """Return the tokenizer of a model folder; None if its file is missing, ValueError if it is damaged."""
     file = folder / TOKENIZER_FILE
     if config.tokenizer == "clip":
         return TextTokenizer(config, None)
@@ -307,9 +307,9 @@ def read_tokenizer(config: TextConfig, folder: Path) -> TextTokenizer | None:
 
 
 def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:
-    """Return the ``tokenizer.json`` of whole words, those of canonicalised texts, and the number of its ids.
+    """Return the ``tokenizer.json`` for the words of canonicalised texts, and its number of ids.
 
-    For data whose language is small, such as Scenes. Ids from 3 on are the words, sorted.
+    It suits data with a small vocabulary, such as Scenes. Ids from 3 on are the sorted words.
     """
     from open_clip.tokenizer import canonicalize_text
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -344,7 +344,7 @@ def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships
         norm_layer=partial(LayerNorm, eps=config.norm_eps),
         output_tokens=True,
     )
-    if config.causal:  # a buffer that no file has: it must not stay on the meta device
+    if config.causal:  # a buffer that is in no file, so it must not stay on the meta device
         with torch.device("cpu"):
             network.attn_mask = network.build_causal_mask()
     return network

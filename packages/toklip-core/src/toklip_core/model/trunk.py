@@ -1,9 +1,9 @@
-"""What SigLIP, CLIP and TokLIP share: the sizes of a vision transformer, its blocks, and its pooling.
+"""The vision transformer that SigLIP, CLIP and TokLIP share: its sizes, blocks and pooling.
 
 A vision tower on pixels (:func:`build_vision_tower`) and the semantic encoder on codes differ in their first layer, and
-in that the encoder's blocks are causal: everything else carries over, tensor by tensor.
+the encoder's blocks are causal. All other tensors can be copied from one to the other.
 
-The blocks are timm's. Of open_clip's own towers (CLIP, with a class token) the weights are renamed to timm's names.
+The blocks are timm's. Weights of open_clip's own towers (CLIP, with a class token) are renamed to timm's names.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TrunkConfig(Config):
 
     @property
     def joint_dim(self) -> int:
-        """E: the width of the space that pictures and texts share."""
+        """Width E of the space that pictures and texts share."""
         return self.output_dim or self.width
 
 
@@ -103,7 +103,7 @@ def build_blocks(config: TrunkConfig) -> nn.ModuleList:
 
 
 def build_attention_pool(config: TrunkConfig) -> nn.Module:
-    """Return SigLIP's pooling: one learnt query over all tokens, then an MLP. (B, N, D) -> (B, D)."""
+    """Return SigLIP's pooling (B, N, D) -> (B, D): one learnt query over all tokens, then an MLP."""
     from timm.layers import AttentionPoolLatent
     from timm.models.vision_transformer import init_weights_vit_jax
 
@@ -118,12 +118,12 @@ def build_attention_pool(config: TrunkConfig) -> nn.Module:
 
 
 def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransformer:
-    """Return timm's vision transformer on pixels (B, 3, image_size, image_size) that are normalised by mean and std.
+    """Return timm's vision transformer on pixels (B, 3, image_size, image_size), normalised by mean and std.
 
-    Its initial values are big_vision's (timm's "jax", Xavier). timm's usual ones, normal of 0.02, are for widths about
-    1000: at 128 the blocks start almost silent, and a tower of 64 px did not learn shapes in 90,000 pictures.
-    Positions start as sines and cosines of row and column, in which a neighbour is found by a rotation, if the width
-    is a multiple of 4.
+    Its initial values are big_vision's (timm's "jax", Xavier). timm's usual ones, normal with a deviation of 0.02, suit
+    widths around 1000; at 128 the blocks start almost silent, and a tower of 64 px learned no shapes in 90,000
+    pictures. If the width is a multiple of 4, positions start as sines and cosines of row and column, for which a
+    neighbour is a rotation.
     """
     from timm.layers import PatchEmbed, build_sincos2d_pos_embed
     from timm.models.vision_transformer import VisionTransformer
@@ -146,9 +146,9 @@ def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransform
         weight_init="jax",
     )
     if trunk.width % 4:
-        return tower  # two axes, a sine and a cosine each
+        return tower  # no multiple of 4: two axes need a sine and a cosine each
     grid = [image_size // config.patch_size] * 2
-    # Wavelengths from 6 cells to 32 times that: grids have tens of cells a side, not the thousands of words of a text.
+    # Wavelengths from 6 cells to 32 times that, because grids have tens of cells per side, not thousands as texts do.
     positions = build_sincos2d_pos_embed(grid, trunk.width, temperature=32)
     with torch.no_grad():
         tower.pos_embed[:, -len(positions) :] = positions
@@ -156,10 +156,10 @@ def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransform
 
 
 class ConvStem(nn.Module):
-    """Pixels (B, 3, S, S) to patches (B, N, D) by convolutions, in the place of timm's PatchEmbed.
+    """Convolutions from pixels (B, 3, S, S) to patches (B, N, D), in place of timm's PatchEmbed.
 
-    For each of ``channels`` two convolutions of 3 x 3, the first of stride 2, with group norm (groups of 8, so that no
-    picture's patches depend on another's); then a linear layer.
+    Each entry of ``channels`` stands for two 3 x 3 convolutions, the first with stride 2, with group norm of 8 groups,
+    which treats each picture alone. A linear layer follows.
 
     Source: Xiao et al., Early Convolutions Help Transformers See Better, https://arxiv.org/abs/2106.14881.
     """
@@ -179,7 +179,7 @@ class ConvStem(nn.Module):
     ) -> None:
         super().__init__()
         assert not dynamic_img_pad
-        assert device is None and dtype is None  # of timm's signature; a surrounding torch.device says it
+        assert device is None and dtype is None  # in timm's signature; torch.device as a context is used instead
         self.img_size, self.patch_size = (img_size, img_size), (patch_size, patch_size)
         self.num_patches = (img_size // patch_size) ** 2
         layers: list[nn.Module] = []
@@ -189,25 +189,26 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], embed_dim, 1, bias=bias))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return patches in raster order."""
+        """Return patches (B, N, D), in raster order, of pixels (B, 3, S, S)."""
         patches: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
         return patches
 
 
 def norm_layer(config: TrunkConfig) -> Callable[[int], nn.Module]:
-    """Return what makes a layer norm of a width."""
+    """Return the function that makes a layer norm of a width."""
     return partial(nn.LayerNorm, eps=config.norm_eps)
 
 
 def described_tower(vision: nn.Module) -> tuple[TrunkConfig, int, dict[str, Tensor]]:
-    """Return trunk, patch size and tensors, by timm's names, of a vision tower that was built elsewhere.
+    """Return the trunk, patch size and tensors, by timm's names, of a vision tower that was built elsewhere.
 
     Args:
-        vision: timm's VisionTransformer (SigLIP, SigLIP2, CLIP), or a tower of open_clip: its own VisionTransformer, or
-            a timm model without further head.
+        vision: timm's VisionTransformer (SigLIP, SigLIP2, CLIP), open_clip's VisionTransformer, or open_clip's wrapper
+            of a timm model without a further head.
 
     Raises:
-        ValueError: it is no such tower, or has parts that have no place here (register tokens, layer scale, ...).
+        ValueError: the tower is of another kind, or has modules that are not supported (register tokens, layer scale,
+            ...).
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -228,7 +229,7 @@ def _of_timm(vit: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: A
     from timm.layers import Mlp
     from timm.models.vision_transformer import Block
 
-    # Blocks and poolings of other kinds may have tensors of the very same names: names alone do not tell.
+    # Other kinds of blocks and poolings may have tensors of the same names, so types are compared.
     if any(type(block) is not Block or type(block.mlp) is not Mlp for block in vit.blocks):
         raise ValueError("got a tower with blocks of its own kind; wanted SigLIP's and CLIP's: timm's Block and Mlp")
     if vit.global_pool not in ("map", "token"):
@@ -247,14 +248,14 @@ def _of_timm(vit: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: A
         output_dim=vit.num_classes or None,
     )
     patch = int(vit.patch_embed.patch_size[0])
-    if isinstance(vit.patch_embed, ConvStem):  # ours, and no part of the trunk
+    if isinstance(vit.patch_embed, ConvStem):  # our own stem, outside the trunk
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_embed.")}
     _refuse_other_parts(config, patch, vit.patch_embed.img_size[0], tensors)
     return config, patch, tensors
 
 
 def _of_open_clip(vision: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: ANN401
-    """CLIP's own tower: packed attention weights, a projection without bias."""
+    """Return the same for CLIP's own tower, with packed attention weights and a projection without bias."""
     tensors = {_timm_name(name): tensor for name, tensor in vision.state_dict().items()}
     if "proj" not in tensors or vision.attn_pool is not None or vision.pool_type != "tok":
         raise ValueError("got a tower of open_clip without a class token; wanted CLIP's, pooled by its class token")
@@ -276,13 +277,13 @@ def _of_open_clip(vision: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  #
         pre_norm=not isinstance(vision.ln_pre, nn.Identity),
         output_dim=projection.shape[1],
     )
-    if not config.pre_norm:  # where timm's patch embedding has a bias
+    if not config.pre_norm:  # in this case timm's patch embedding has a bias
         tensors["patch_embed.proj.bias"] = projection.new_zeros(width)
     _refuse_other_parts(config, vision.patch_size[0], vision.image_size[0], tensors)
     return config, int(vision.patch_size[0]), tensors
 
 
-#: open_clip's names of CLIP's vision tower -> timm's, applied in this order.
+#: open_clip's names in CLIP's vision tower -> timm's, applied in this order.
 _TIMM_NAMES = (
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),
@@ -305,7 +306,7 @@ def _timm_name(name: str) -> str:
 
 
 def _refuse_other_parts(config: TrunkConfig, patch: int, size: int, tensors: Mapping[str, Tensor]) -> None:
-    """A tower fits if a tower of its config has the very same tensors."""
+    """Raise ValueError unless a tower of this config has the same names and shapes of tensors."""
     with torch.device("meta"):
         like = build_vision_tower(VisionConfig(trunk=config, patch_size=patch), size).state_dict()
     if not any(name.startswith("patch_embed.") for name in tensors):
@@ -318,7 +319,7 @@ def _refuse_other_parts(config: TrunkConfig, patch: int, size: int, tensors: Map
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """The ratio from which timm, which rounds down, makes this hidden width."""
+    """Return the ratio that gives this hidden width in timm, which rounds down."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
