@@ -1,6 +1,6 @@
 """The idea on one page: what `toklip demo` runs and writes.
 
-    chapters.py  what is said and run      page.py  the HTML, in one file that needs no other
+    chapters.py  what is said and run      page.py  the HTML, from the template page.html
 
 Every command is run in this process, in one working folder, and the page shows what it printed and drew.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from toklip_core.demo.chapters import CHAPTERS, PHOTOGRAPH
-from toklip_core.demo.page import Told, page_of
+from toklip_core.demo.page import ChapterOnPage, page_of
 from toklip_core.files import replacing
 from toklip_core.plugins import Registry
 
@@ -54,25 +54,27 @@ def write_demo(
     with replacing(out) as beside:
         beside.touch()  # what cannot be written is known before the work
         started = time.perf_counter()
-        told = _told(folder, commands, found, say)
-        beside.write_text(page_of(told, folder, seconds=time.perf_counter() - started), encoding="utf-8")
-    return sorted({package for chapter in told for package in chapter.missing})
+        chapters = _run(folder, commands, found, say)
+        beside.write_text(page_of(chapters, folder, seconds=time.perf_counter() - started), encoding="utf-8")
+    return sorted({package for chapter in chapters for package in chapter.missing})
 
 
-def _told(folder: Path, commands: click.Group, found: Registry, say: Callable[[str], None]) -> list[Told]:
+def _run(
+    folder: Path, commands: click.Group, found: Registry, say: Callable[[str], None]
+) -> list[ChapterOnPage]:
     """Run the chapters, one after another."""
     installed = {plugin.distribution for plugin in found.plugins if not plugin.error}
     with as_file(files(__name__) / PHOTOGRAPH) as photograph:
         shutil.copy(photograph, folder / PHOTOGRAPH)
-    told = []
+    run = []
     with contextlib.chdir(folder):
         for number, chapter in enumerate(CHAPTERS, start=1):
             missing = tuple(package for package in chapter.packages if package not in installed)
             left_out = f" (left out: it comes with {' and '.join(missing)})" * bool(missing)
             say(f"{number}/{len(CHAPTERS)} {chapter.title}{left_out}")
             outputs = () if missing else tuple(_output(words, commands, found) for words in chapter.commands)
-            told.append(Told(chapter, outputs, missing))
-    return told
+            run.append(ChapterOnPage(chapter, outputs, missing, folder))
+    return run
 
 
 def _output(words: Sequence[str], commands: click.Group, found: Registry) -> str:
