@@ -325,7 +325,7 @@ def test_templates_that_can_think_are_asked_for_no_thoughts_unless_they_are_want
 
 def test_a_part_of_another_kind_is_refused():
     _, processor = shared()
-    with pytest.raises(ValueError, match="got a part of type 'video' in a message; known are image and text"):
+    with pytest.raises(ValueError, match="got an item of type 'video' in a message; known are image and text"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
 
 

@@ -15,7 +15,7 @@ from toklip_core.pictures import PICTURE_SUFFIXES
 from toklip_core.ranges import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor
 
-from toklip_mllm.model import Picture, TokLIPForConditionalGeneration, TokLIPProcessor
+from toklip_mllm.model import PictureInput, TokLIPForConditionalGeneration, TokLIPProcessor
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Chat:
         self.messages, self._shown = [], len(self._features)
 
     @torch.inference_mode()
-    def show(self, pictures: Sequence[Picture], *, max_pixels: int = MAX_PIXELS) -> None:
+    def show(self, pictures: Sequence[PictureInput], *, max_pixels: int = MAX_PIXELS) -> None:
         """Add pictures before the next question; the ValueError names a picture that cannot be read."""
         ids = self.processor.encode(pictures, self.model.device, max_pixels=max_pixels)
         self._features += list(self.model.get_image_features(ids, return_dict=True).pooler_output)
@@ -99,7 +99,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompt = torch.tensor([[tokens[i] for i in self.processor.expanded(tokens)]], device=self.model.device)
+        prompt = torch.tensor([[tokens[i] for i in self.processor.expand(tokens)]], device=self.model.device)
         found = self.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),

@@ -1,10 +1,10 @@
-"""The language model that sees.
+"""The language model that reads pictures.
 
-    model.py    the model of transformers     config.py      its config
-    vision.py   pictures -> embeddings        processing.py  its processor
-    building.py making and loading one        messages.py    conversations as transformers has them
+    model.py     the model for transformers    config.py      its config
+    vision.py    ids -> connector's input      processing.py  its processor
+    building.py  building and loading          messages.py    messages in transformers' forms
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

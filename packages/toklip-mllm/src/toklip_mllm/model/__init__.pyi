@@ -3,14 +3,14 @@ from .building import (
     load as load,
 )
 from .config import TokLIPLMConfig as TokLIPLMConfig
-from .messages import flattened as flattened
+from .messages import flatten as flatten
 from .model import (
     ContextError as ContextError,
     TokLIPForConditionalGeneration as TokLIPForConditionalGeneration,
 )
 from .pictures import (
-    Picture as Picture,
-    opened as opened,
+    PictureInput as PictureInput,
+    to_image as to_image,
 )
 from .processing import (
     MARKS_TURNS as MARKS_TURNS,

@@ -1,4 +1,4 @@
-"""Making a model of a TokLIP and a language model, and loading one that is saved."""
+"""Building a model from a TokLIP and a language model, and loading a saved one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def build(
     if isinstance(toklip, str | Path):
         toklip = TokLIP.from_pretrained(toklip, text=False)
     _make_room(language_model, tokenizer, image_token)
-    tokenizer.padding_side = "left"  # so that a batch of prompts ends where answers begin
+    tokenizer.padding_side = "left"  # so that the prompts of a batch end together
     rows = _codebook(toklip.tokenizer)
     config = TokLIPLMConfig(
         text_config=language_model.config,
@@ -154,7 +154,7 @@ def load(
 
 @contextmanager
 def _named(model: str | Path) -> Iterator[None]:
-    """Name a model that is not to be had, or whose files are damaged: transformers' own words do not."""
+    """Add the name of the model to transformers' errors about missing or damaged files."""
     try:
         yield
     except OSError as error:
@@ -164,7 +164,7 @@ def _named(model: str | Path) -> Iterator[None]:
             f"{str(model)!r} is no folder, is not in the hub's cache, and cannot be downloaded "
             f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
         ) from error
-    except Exception as error:  # what transformers raises over a stranger's files cannot be listed
+    except Exception as error:  # transformers raises too many kinds of errors to list
         if type(error) in (ValueError, LookupError) and str(model) in str(error):
             raise
         words = one_line(error, longest=160)
@@ -183,7 +183,7 @@ def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
 
 @torch.no_grad()
 def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  # noqa: ANN401
-    """Give the tokenizer the image token, and the language model a row for it: the mean of the others."""
+    """Add the image token to the tokenizer, and to the language model a row for it, the mean of the others."""
     if image_token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, False)
     token = tokenizer.convert_tokens_to_ids(image_token)

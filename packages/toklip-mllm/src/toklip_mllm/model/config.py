@@ -1,4 +1,4 @@
-"""``config.json`` of a language model that reads TokLIP's tokens, as transformers has it."""
+"""The config of a language model that reads TokLIP's tokens, for transformers."""
 
 from __future__ import annotations
 

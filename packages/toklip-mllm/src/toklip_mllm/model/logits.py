@@ -1,4 +1,4 @@
-"""What ``generate`` looks at before a token is chosen."""
+"""A check of the logits in ``generate``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from transformers import LogitsProcessor
 
 
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
-    """Raises ValueError, naming the row, where no token can be chosen: greedily the answer would be made up.
+    """Processor of logits that raises ValueError, with the row, if no token can be chosen from them.
 
-    -inf rules a token out and is no fault, unless all are.
+    Greedy search would silently choose some token. -inf excludes a token and is allowed unless all logits are -inf.
     """
 
     def __call__(self, input_ids: LongTensor, scores: Tensor) -> Tensor:
-        """Return the scores (B, V), as they are."""
+        """Return the scores (B, V) unchanged."""
         refuse_not_finite(scores.amax(-1), "the greatest logit", "row")
         return scores

@@ -1,4 +1,4 @@
-"""Messages of chat templates: in one form whatever they come as, their contents as texts, and their pictures."""
+"""Messages of chat templates: conversion to one form, and to texts and pictures."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from toklip_core.files import replace_lone_surrogates
 
-from toklip_mllm.model.pictures import Picture
+from toklip_mllm.model.pictures import PictureInput
 
-#: Where transformers' messages may have a picture.
+#: Keys of a picture in transformers' messages.
 _KEYS = ("image", "url", "path", "base64")
 
 Message = dict[str, Any]
 
 
-def normalized(messages: Iterable[Any]) -> list[Message]:
-    """Return messages as dicts whose contents are texts or lists of image and text parts, without keys that are None.
+def normalize(messages: Iterable[Any]) -> list[Message]:
+    """Return messages as dicts whose contents are texts or lists of image and text items, without keys that are None.
 
-    An ``image_url`` part, as OpenAI has it, becomes an image with its url.
+    An ``image_url`` item, as in OpenAI's format, becomes an image with its url.
 
     Args:
         messages: mappings, dataclasses or models of pydantic, or an object that has them as ``messages``.
 
     Raises:
-        ValueError: a message is none of these, or a part of one is neither text nor picture.
+        ValueError: a message is none of these, or an item of its content is neither text nor picture.
     """
     found = [_mapping(message) for message in getattr(messages, "messages", messages)]
     for message in found:
@@ -33,24 +33,24 @@ def normalized(messages: Iterable[Any]) -> list[Message]:
         if isinstance(content, str):
             message["content"] = replace_lone_surrogates(content)
         elif isinstance(content, Sequence):
-            message["content"] = [_part(part) for part in content]
+            message["content"] = [_item(item) for item in content]
     return found
 
 
-def flattened(messages: Iterable[Any], image_token: str) -> tuple[list[Message], list[Picture]]:
-    """Return messages whose contents are texts, with ``image_token`` where a picture goes, and the pictures.
+def flatten(messages: Iterable[Any], image_token: str) -> tuple[list[Message], list[PictureInput]]:
+    """Return messages whose contents are texts with ``image_token`` in place of each picture, and the pictures.
 
-    A line ends after a picture that text follows, as in LLaVA's prompts.
+    A line break separates a picture from text after it, as in LLaVA's prompts.
 
     Raises:
-        ValueError: a part of a message is neither text nor picture.
+        ValueError: an item of a content is neither text nor picture.
     """
-    found = normalized(messages)
+    found = normalize(messages)
     return [_flat(message, image_token) for message in found], pictures_in(found)
 
 
-def in_parts(messages: Iterable[Message]) -> list[Message]:
-    """Return normalized messages whose contents are lists of parts, for templates that read nothing else."""
+def as_items(messages: Iterable[Message]) -> list[Message]:
+    """Return normalized messages with lists of items as contents, for templates that only read these."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)
@@ -59,10 +59,10 @@ def in_parts(messages: Iterable[Message]) -> list[Message]:
     ]
 
 
-def pictures_in(messages: Iterable[Message]) -> list[Picture]:
-    """Return the pictures of normalized messages; one that stands elsewhere, beside them or as ids, is left out."""
-    parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
-    found = [next((part[key] for key in _KEYS if key in part), None) for part in parts if part["type"] == "image"]
+def pictures_in(messages: Iterable[Message]) -> list[PictureInput]:
+    """Return the pictures in normalized messages; image items without a picture are left out."""
+    items = [item for message in messages if isinstance(message.get("content"), list) for item in message["content"]]
+    found = [next((item[key] for key in _KEYS if key in item), None) for item in items if item["type"] == "image"]
     return [picture for picture in found if picture is not None]
 
 
@@ -70,27 +70,27 @@ def _flat(message: Message, image_token: str) -> Message:
     if not isinstance(message.get("content"), list):
         return message
     text = ""
-    for part in message["content"]:
-        if part["type"] == "image":
+    for item in message["content"]:
+        if item["type"] == "image":
             text += image_token
         else:
-            line_ends = text.endswith(image_token) and not part["text"][:1].isspace()
-            text += ("\n" if line_ends else "") + part["text"]
+            line_ends = text.endswith(image_token) and not item["text"][:1].isspace()
+            text += ("\n" if line_ends else "") + item["text"]
     return {**message, "content": text}
 
 
-def _part(value: Any) -> Message:  # noqa: ANN401
-    part = {"type": "text", "text": value} if isinstance(value, str) else _mapping(value)
-    if part.get("type") == "image_url":
-        url = part.get("image_url")
-        part = {"type": "image", "url": url.get("url") if isinstance(url, Mapping) else url}
-    if part.get("type") not in ("image", "text"):
-        raise ValueError(f"got a part of type {part.get('type')!r} in a message; known are image and text")
-    if part["type"] == "text":
-        if not isinstance(part.get("text"), str):
-            raise ValueError(f"got a {type(part.get('text')).__name__} as the text of a part; wanted a string")
-        part["text"] = replace_lone_surrogates(part["text"])
-    return part
+def _item(value: Any) -> Message:  # noqa: ANN401
+    item = {"type": "text", "text": value} if isinstance(value, str) else _mapping(value)
+    if item.get("type") == "image_url":
+        url = item.get("image_url")
+        item = {"type": "image", "url": url.get("url") if isinstance(url, Mapping) else url}
+    if item.get("type") not in ("image", "text"):
+        raise ValueError(f"got an item of type {item.get('type')!r} in a message; known are image and text")
+    if item["type"] == "text":
+        if not isinstance(item.get("text"), str):
+            raise ValueError(f"got a {type(item.get('text')).__name__} as the text of an item; wanted a string")
+        item["text"] = replace_lone_surrogates(item["text"])
+    return item
 
 
 def _mapping(value: Any) -> Message:  # noqa: ANN401

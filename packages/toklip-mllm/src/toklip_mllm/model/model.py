@@ -3,8 +3,8 @@
     ids (P, h, w) --codebook--> codes --encoder--> tokens      [codes ; tokens] (P, N, F)
     [codes ; tokens] --connector F -> D -> D--> in the places of the image token among input embeddings (B, L, D)
 
-The model takes ids, never pixels: the VQ tokenizer is the processor's. What ids stand for, the codebook's rows, is a
-buffer of the model, saved with it, so that a token store and the model are enough to train.
+The model takes ids, never pixels; the VQ tokenizer belongs to the processor. The rows of the codebook are a buffer that
+is saved with the model, so a token store and the model are enough for training.
 
 Shape letters: P pictures of a batch, in reading order: all of row 0, then all of row 1; h and w grid, N = h w; F width
 of codes, of tokens, or of both; B batch, L prompt, D width of the language model.
@@ -40,21 +40,21 @@ from transformers.utils import torch_compilable_check
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.logits import FiniteLogits
-from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, rounded
+from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, round_to
 from toklip_mllm.training import keep_out
 
-#: What transformers calls the cache: the first from 5.24 on, the second before.
+#: transformers' name of the cache: the first from 5.24 on, the second before.
 _CACHE_NAMES = ("cache", "past_key_values")
-#: What the installed one calls it.
+#: Name of the cache in the installed release.
 _CACHE = next(
     name
     for name in _CACHE_NAMES
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 
-#: Of the semantic encoder's weights in a state dict.
+#: Prefix of the semantic encoder's weights in a state dict.
 _ENCODER = "vision.encoder."
-#: What its weights are saved in.
+#: Dtypes in which models are saved.
 _SAVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -84,7 +84,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["codebook"]  # noqa: RUF012
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
-    # What the language model cannot do, it refuses itself.
+    # The language model itself refuses what it does not support.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -102,12 +102,12 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
         self.vision.requires_grad_(False)
-        #: Checksums of the semantic encoder's weights as they were read, in each of the dtypes; empty if they were not
-        #: to be seen, None if none were read.
+        #: Checksums of the semantic encoder's weights when they were loaded, by dtype; empty if the weights were not
+        #: accessible, None if none were loaded.
         self._encoder_read: dict[torch.dtype, str] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
-        """Set an attribute; as ``peft_config``, which peft sets once its adapters are in, it keeps them out of vision.
+        """Set an attribute. Once peft has added adapters it sets ``peft_config``, which removes them from vision.
 
         See :func:`toklip_mllm.training.keep_out`.
         """
@@ -116,18 +116,20 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             self._keep_adapters_out()
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Yield names and modules, as PyTorch does. Before peft puts in a second adapter it asks for them, with the
-        adapter's settings in ``peft_config`` already: these exclude vision from then on.
+        """Yield names and modules, as PyTorch does.
+
+        Before peft adds a second adapter it calls this with the adapter's settings in ``peft_config``; they are changed
+        here to exclude vision.
         """
         self._keep_adapters_out()
         return super().named_modules(*args, **kwargs)
 
     def _keep_adapters_out(self) -> None:
-        """Keep adapters that are new in ``peft_config`` out of vision and connector."""
+        """Exclude vision and connector from adapters that are new in ``peft_config``."""
         settings, known = self.__dict__.get("peft_config") or {}, self.__dict__.get("_kept_out", {})
         new = {adapter: config for adapter, config in settings.items() if known.get(adapter) is not config}
         if new or len(known) > len(settings):
-            self._kept_out = {**settings}  # first, for what follows asks for the modules
+            self._kept_out = {**settings}  # first, because the next calls ask for the modules
         if new:
             keep_out(self, new, parts=("vision", "connector"))
 
@@ -139,10 +141,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Save the model, as in transformers; its config gets the checksum of the encoder that is saved.
+        """Save the model, as in transformers; its config gets the checksum of the saved encoder.
 
-        The checksum stays for weights that were only rounded. It is None where they are not to be seen: not in
-        ``state_dict``, in shards, or on the meta device.
+        The checksum stays the same if weights were only rounded. It is None if the weights are not accessible: not in
+        ``state_dict``, sharded, or on the meta device.
         """
         mine = self.config.encoder_checksum
         self.config.encoder_checksum = self._checksum_of_saved(state_dict)
@@ -152,18 +154,18 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             self.config.encoder_checksum = mine
 
     def remember_encoder(self) -> None:
-        """Remember the semantic encoder's weights, whose checksum is in the config."""
+        """Record the checksums of the semantic encoder's weights, whose checksum is in the config."""
         if self.vision.encoder is not None and self.config.encoder_checksum is not None:
             weights = self._encoder_weights(None)
-            self._encoder_read = {dtype: weights_checksum(rounded(weights, dtype)) for dtype in _SAVED if weights}
+            self._encoder_read = {dtype: weights_checksum(round_to(weights, dtype)) for dtype in _SAVED if weights}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401
         """Load a saved model, as in transformers.
 
         Raises:
-            ValueError: the weights are not exactly those that the config asks for, one of them is NaN or infinite, or
-                the codebook is not the one that the model was made with.
+            ValueError: the weights do not fit the config exactly, one of them is NaN or infinite, or the codebook is
+                not the one that the model was built with.
         """
         told = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -173,7 +175,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                     f"in {model.name_or_path!r} {len(names)} weights are {what}, such as {', '.join(names[:3])}; save "
                     "the whole model again, with its own config"
                 )
-        model.vision.requires_grad_(False)  # what is loaded has new parameters
+        model.vision.requires_grad_(False)  # loaded parameters are new ones
         refuse_damaged(model, model.name_or_path)
         model.check_codebook()
         model.remember_encoder()
@@ -271,7 +273,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 image_features = self._features(image_ids, image_tokens)
             self._refuse_other_number(prompt, image_features)
             if image_features is not None:
-                kwargs["image_embeds"] = self._laid_out(prompt, image_features, kwargs.get("attention_mask"))
+                kwargs["image_embeds"] = self._lay_out(prompt, image_features, kwargs.get("attention_mask"))
         elif image_ids is not None or image_features is not None:
             raise ValueError("got pictures without input_ids, which say where they go")
         kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(kwargs.get("logits_processor") or ())])
@@ -284,7 +286,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         image_embeds: Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> dict[str, Any]:
-        """Return what the language model wants for the next step, and of ``image_embeds`` what belongs to it."""
+        """Return the language model's inputs for the next step, with the matching rows of ``image_embeds``."""
         kwargs = _cache_by_its_name(kwargs)
         wanted: dict[str, Any] = self.language_model.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         cache = kwargs.get(_CACHE)
@@ -305,9 +307,9 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     ) -> Any:  # noqa: ANN401
         """Return the features of pictures as a ``BaseModelOutputWithPooling``, as models of transformers do.
 
-        ``pooler_output`` (P, N, D) is in the language model's embedding space, ``last_hidden_state`` (P, N, F) is what
-        the connector was given. ``hidden_states`` are the semantic encoder's, (P, N, width) each: what enters the first
-        block, and what leaves each one; None where the encoder does not run.
+        ``pooler_output`` (P, N, D) is in the language model's embedding space, and ``last_hidden_state`` (P, N, F) is
+        the connector's input. ``hidden_states`` are those of the semantic encoder, (P, N, width) each: the input of the
+        first block and the output of every block; None if the encoder does not run.
 
         Args:
             image_ids: (P, h, w), the ids of the pictures.
@@ -320,7 +322,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         config = self.config
         if config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            with self.vision.recorded() as states:
+            with self.vision.record_hidden_states() as states:
                 seen = self.vision(image_ids, image_tokens)
             hidden = tuple(states) or None
         else:
@@ -346,11 +348,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     @property
     def base_model(self) -> Backbone:
-        """All but the language model's head, as trainers want it that compute a loss without all logits."""
+        """The model without the language model's head, for trainers that compute a loss without all logits."""
         return Backbone(self)
 
     def _encoder_weights(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """The semantic encoder's weights, of a whole model's state dict or here; empty if they are not to be seen."""
+        """Return the semantic encoder's weights from a state dict or from here; empty if they are not accessible."""
         if state_dict is None:
             weights: dict[str, Tensor] = cast(nn.Module, self.vision.encoder).state_dict()
         else:
@@ -360,17 +362,17 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return {} if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights.values()) else weights
 
     def _checksum_of_saved(self, state_dict: Mapping[str, Tensor] | None) -> str | None:
-        """The checksum to save with the weights of a state dict, or with the model's own."""
+        """Return the checksum to save with the weights of a state dict, or with the model's own."""
         told = self.config.encoder_checksum
         if told is None or self._encoder_read is None:
             return told
         weights = self._encoder_weights(state_dict)
         if not weights:
             return None
-        # Rounded weights are still those of the encoder that the tokens are of.
+        # Rounded weights still count as those of the encoder that made the stored tokens.
         dtype = next(iter(weights.values())).dtype
         same = weights_checksum(weights) == self._encoder_read.get(dtype)
-        return told if same else weights_checksum(rounded(weights, torch.float32))
+        return told if same else weights_checksum(round_to(weights, torch.float32))
 
     @property
     def context(self) -> int | None:
@@ -378,35 +380,35 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return cast(int | None, getattr(self.config.get_text_config(), "max_position_embeddings", None))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's."""
+        """Return the embeddings of the language model."""
         return cast(nn.Module, self.language_model.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's."""
+        """Replace the embeddings of the language model."""
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """Return the language model's."""
+        """Return the embeddings of the language model."""
         found: nn.Module | None = self.language_model.get_output_embeddings()
         return found
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's."""
+        """Replace the embeddings of the language model."""
         self.language_model.set_output_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Empty the codebook. Encoder and connector have their initial values; the language model sees to its own."""
+        """Clear the codebook. Encoder and connector already have initial values, and so has the language model."""
         if isinstance(module, PictureEncoder):
             initialization.zeros_(module.codebook)
 
     def _features(self, image_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
-        """Pictures in the language model's embedding space, (P, N, D)."""
+        """Return pictures in the language model's embedding space, (P, N, D)."""
         found = self.get_image_features(image_ids, image_tokens, output_hidden_states=False, return_dict=True)
         return cast(Tensor, found.pooler_output)
 
     @property
     def _connector_dtype(self) -> torch.dtype:
-        # By its parameters: peft may have wrapped it, and quantized weights are integers beside scales and biases.
+        # From its parameters, because peft may have wrapped it, and quantized weights are integers.
         return next(weight.dtype for weight in self.connector.parameters() if weight.is_floating_point())
 
     def _text_inputs(
@@ -418,7 +420,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         image_features: Tensor | None,
         image_embeds: Tensor | None,
     ) -> dict[str, Tensor | None]:
-        """What the language model reads: ids where there are only these, else embeddings."""
+        """Return the language model's inputs: ids for a text-only prompt, else embeddings."""
         if image_ids is not None and image_features is None:
             image_features = self._features(image_ids, image_tokens)
         if image_features is not None or image_embeds is not None:
@@ -430,7 +432,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
 
     def _with_pictures(self, input_ids: Tensor, features: Tensor | None, laid_out: Tensor | None) -> Tensor:
-        """Input embeddings (B, L, D) with pictures in the places of the image token."""
+        """Return input embeddings (B, L, D) with pictures in the places of the image token."""
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         places = (input_ids == self.config.image_token_id)[..., None].to(embeds.device)
         if features is None:
@@ -440,7 +442,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         return embeds.masked_scatter(places, features.to(embeds))
 
     def _with_idle_connector(self, input_ids: Tensor | None, embeds: Tensor | None) -> Tensor | None:
-        """Pass text-only batches through the connector too, with no effect: DDP and FSDP wait for its gradients."""
+        """Also run the connector, without effect, for text-only batches, since DDP and FSDP wait for its gradients."""
         if not any(weight.requires_grad for weight in self.connector.parameters()):
             return embeds
         if embeds is None:
@@ -448,10 +450,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         nothing = embeds.new_zeros(1, self.config.feature_width, dtype=self._connector_dtype)
         return embeds + 0 * cast(Tensor, self.connector(nothing)).sum().to(embeds)
 
-    def _laid_out(self, prompt: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Features in their places (B, L, D), zeros elsewhere: rows that beams and samples can repeat.
+    def _lay_out(self, prompt: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Return features in their places (B, L, D), with zeros elsewhere, so that beams and samples can repeat rows.
 
-        A prompt that goes on from a cache may be shorter than its mask: it is the end of it.
+        A prompt after a cache may be shorter than its mask; it is the end of the mask.
         """
         places = (prompt == self.config.image_token_id)[..., None].to(features.device)
         laid_out = features.new_zeros(*prompt.shape, features.shape[-1]).masked_scatter(places, features)
@@ -461,7 +463,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def _refuse_other_number(self, input_ids: Tensor, features: Tensor | None) -> None:
         places = (input_ids == self.config.image_token_id).sum()
         number, each = (0, self.config.tokens_per_picture) if features is None else features.shape[:2]
-        # Not `if`: a graph of torch.compile or torch.export cannot ask how many places there are.
+        # Not `if`, because a graph of torch.compile or torch.export cannot depend on the number of places.
         torch_compilable_check(
             places == number * each,
             lambda: (
@@ -481,7 +483,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
 
 def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments whose cache, if there is one, has the name that the installed transformers has for it."""
+    """Return arguments with the cache, if any, under the name of the installed transformers."""
     found = {name: value for name, value in arguments.items() if name not in _CACHE_NAMES}
     given = [arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None]
     if len(given) > 1:
@@ -492,12 +494,12 @@ def _cache_by_its_name(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Backbone(nn.Module):
-    """A model without its language model's head: tokens and pictures in, the last hidden states out.
+    """The model without its language model's head: it returns the last hidden states.
 
-    Its weights are the model's own, which keeps them: nothing is registered here.
+    It uses the weights of the model and registers none itself.
     """
 
-    # What transformers asks of a base model.
+    # Attributes that transformers expects of a base model.
     _tp_plan = None
     _pp_plan = None
 
@@ -514,15 +516,15 @@ class Backbone(nn.Module):
         image_features: Tensor | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> BaseModelOutputWithPast:
-        """Return what the language model's own base model does, with ``last_hidden_state`` (B, L, D).
+        """Return the output of the language model's base model, with ``last_hidden_state`` (B, L, D).
 
         Args:
-            input_ids: this and the next four as of the model's forward.
+            input_ids: see the model's forward, also for the next four.
             image_ids: see there.
             inputs_embeds: see there.
             image_tokens: see there.
             image_features: see there.
-            kwargs: of the language model's base model: attention_mask, position_ids, use_cache, ...
+            kwargs: arguments of the language model's base model: attention_mask, position_ids, use_cache, ...
 
         Raises:
             ValueError: places and pictures differ in number, or the ids are of another grid.
@@ -533,7 +535,7 @@ class Backbone(nn.Module):
 
 
 def connector(config: TokLIPLMConfig) -> nn.Sequential:
-    """Return a connector with PyTorch's own initial values: two layers, as LLaVA-1.5's."""
+    """Return a connector of two layers, as in LLaVA-1.5, with PyTorch's initial values."""
     width = config.get_text_config().hidden_size
     return nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))
 

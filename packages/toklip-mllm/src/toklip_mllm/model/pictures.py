@@ -1,4 +1,4 @@
-"""What a picture may be given as, and how each becomes what people see."""
+"""Pictures in any form that the processor accepts, and their conversion to Pillow pictures."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ from toklip_core.pictures import open_picture, upright_rgb
 from toklip_core.ranges import MAX_PIXELS
 from torch import Tensor
 
-#: A file, an address, a data URI or base64 of a file; the bytes of a file; a picture of Pillow; its values.
-Picture = Image.Image | Path | str | bytes | NDArray[Any] | Tensor
+#: Path or address of a file, data URI or base64 of a file, bytes of a file, Pillow picture, or array of values.
+PictureInput = Image.Image | Path | str | bytes | NDArray[Any] | Tensor
 
-#: Seconds without an answer after which an address is given up.
+#: Seconds to wait for an address to answer.
 _PATIENCE = 60
 
-#: Letters of a file's name, beyond which systems take none.
+#: Largest number of letters in a file's name on most systems.
 _LONGEST_NAME = 255
 
-#: The largest file that is fetched: beyond that a picture has more pixels than are taken.
+#: Largest number of bytes to download; a larger picture would have too many pixels anyway.
 _LARGEST = 2**29
 
 
-def listed(images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]]) -> tuple[list[Picture], list[int] | None]:
-    """Return all pictures in reading order, and how many each inner list has; None without inner lists.
+def to_list(
+    images: PictureInput | Sequence[PictureInput] | Sequence[Sequence[PictureInput]],
+) -> tuple[list[PictureInput], list[int] | None]:
+    """Return all pictures in reading order, and the lengths of inner lists, or None if there are none.
 
-    One picture is a list of one, and an array of four dimensions is a batch of them.
+    A single picture counts as a list, and an array of four dimensions is a batch of pictures.
     """
     if not isinstance(images, list | tuple):
         return _batch(images), None
     if not any(isinstance(some, list | tuple) for some in images):
         return [one for some in images for one in _batch(some)], None
-    nested = [listed(some)[0] for some in images]
+    nested = [to_list(some)[0] for some in images]
     return [one for some in nested for one in some], [len(some) for some in nested]
 
 
-def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def to_image(picture: PictureInput, *, fetch: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a picture as people see it; see :func:`toklip_core.pictures.open_picture`.
 
     Args:
-        picture: values are (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4: levels from 0 to 255, or floats, which
-            are levels as well if one is above 1, and else from 0 to 1.
-        fetch: download it if it is an address (http or https); without it nothing is asked of a network.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        picture: picture in any form. Arrays are (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4. Integers are levels
+            from 0 to 255; floats are levels too if one is above 1, and otherwise lie in [0, 1].
+        fetch: whether to download a picture given by address (http or https); otherwise no network is used.
+        max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
 
     Raises:
-        ValueError: it cannot be read; the message tells why, and not which picture it is.
-        OSError: its address gives nothing.
+        ValueError: the picture cannot be read; the message says why, but does not name the picture.
+        OSError: the download failed.
     """
     if isinstance(picture, Image.Image):
         return upright_rgb(picture)
@@ -70,7 +72,7 @@ def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXEL
             return open_picture(io.BytesIO(_fetched(picture, fetch)), max_pixels=max_pixels)
         if picture.startswith("data:"):
             return open_picture(io.BytesIO(_data_of(picture)), max_pixels=max_pixels)
-        # A file of that name comes first, and what is neither is a file that is not there, unless no name is so long.
+        # An existing file has precedence over base64. Otherwise a short text that is not base64 is a missing file.
         if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110
             try:
                 return open_picture(io.BytesIO(data), max_pixels=max_pixels)
@@ -82,13 +84,13 @@ def opened(picture: Picture, *, fetch: bool = False, max_pixels: int = MAX_PIXEL
     return open_picture(picture, max_pixels=max_pixels)
 
 
-def name_of(picture: Picture) -> str:
-    """Return what an error calls it beside its number: the file or address, at most 200 letters; nothing for values."""
+def name_of(picture: PictureInput) -> str:
+    """Return the name of a picture for errors, which is its file or address, cut to 200 letters; arrays have none."""
     return f" ({one_line(picture, longest=200)!r})" if isinstance(picture, str | Path) else ""
 
 
-def _batch(images: Any) -> list[Picture]:  # noqa: ANN401
-    """The pictures of one entry: those of an array of four dimensions, none of None, itself else."""
+def _batch(images: Any) -> list[PictureInput]:  # noqa: ANN401
+    """Return the pictures of an entry: those of an array of four dimensions, none for None, else the entry itself."""
     if images is None:
         return []
     return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]
@@ -102,7 +104,7 @@ def _of_values(values: NDArray[Any] | Tensor) -> Image.Image:
     array = values[None] if values.ndim == 2 else values
     if array.ndim != 3 or not array.size:
         raise ValueError(f"got values of shape {shape}; wanted (H, W), (H, W, C) or (C, H, W)")
-    # As transformers has it: what can be either has its channels first.
+    # As in transformers: if both orders are possible, channels come first.
     if array.shape[0] in (1, 3) or (array.shape[0] == 4 and array.shape[2] not in (1, 3, 4)):
         array = np.moveaxis(array, 0, -1)
     if array.shape[2] not in (1, 3, 4):
@@ -117,7 +119,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype.kind not in "uif":
         raise ValueError(f"got values of {values.dtype}; wanted integers or floats")
     least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 255):  # so written, NaN is refused too
+    if not (least >= 0 and most <= 255):  # written this way, NaN is refused too
         raise ValueError(f"got values from {least:g} to {most:g}; wanted levels from 0 to 255, or floats from 0 to 1")
     if values.dtype.kind == "f":
         values = np.rint(values.astype(np.float32) * np.float32(255 if most <= 1 else 1))
@@ -127,7 +129,7 @@ def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
 def _fetched(address: str, fetch: bool) -> bytes:
     if not fetch:
         raise ValueError("nothing is fetched from a network unprompted; download it first, or give fetch=True")
-    # Some hosts refuse a request that does not tell who asks.
+    # Some hosts refuse requests without a user agent.
     with urlopen(Request(address, headers={"User-Agent": "toklip-mllm"}), timeout=_PATIENCE) as answer:
         data: bytes = answer.read(_LARGEST + 1)
     if len(data) > _LARGEST:
@@ -145,7 +147,7 @@ def _data_of(uri: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """What a text stands for; None if it is no base64."""
+    """Return the bytes that a base64 text stands for; None if it is not base64."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):

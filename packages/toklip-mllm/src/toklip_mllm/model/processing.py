@@ -25,8 +25,8 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from toklip_mllm.model.config import TokLIPLMConfig
-from toklip_mllm.model.messages import flattened, in_parts, normalized, pictures_in
-from toklip_mllm.model.pictures import Picture, listed, name_of, opened
+from toklip_mllm.model.messages import as_items, flatten, normalize, pictures_in
+from toklip_mllm.model.pictures import PictureInput, name_of, to_image, to_list
 
 #: Name, in a processor's folder, of the VQ tokenizer's own weights.
 VQ_FILE = "vq.safetensors"
@@ -40,19 +40,19 @@ MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 #: Of ``apply_chat_template``, what is for the processor's call and not for the template.
 _CALLED = {*TextKwargs.__annotations__, "device", "fetch", "images", "text_kwargs", "images_kwargs", "common_kwargs"}
 
-#: What a user says to a template to see how it reads a message.
+#: Text of a user's message for testing how a template reads messages.
 _PROBE = "what-a-user-says"
 
 
-class _Encoded(NamedTuple):
-    """Rows of tokens, and the pictures of each."""
+class _TokenRows(NamedTuple):
+    """Rows of tokens, and the number of pictures in each."""
 
     data: dict[str, list[Any]]
     places: list[int]
 
 
-class _Loaded:
-    """A VQ tokenizer that is loaded. Saving a processor copies its attributes deeply; this one is shared."""
+class _SharedTokenizer:
+    """A loaded VQ tokenizer that is not copied when a processor is saved, which deep-copies its attributes."""
 
     def __init__(self, tokenizer: VQTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -94,7 +94,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     ['3']
     """
 
-    # transformers reads the parameters' names: one with "tokenizer" in it would be taken for a second text tokenizer.
+    # transformers takes a parameter with "tokenizer" in its name for a second text tokenizer.
     def __init__(
         self,
         tokenizer: Any,  # noqa: ANN401
@@ -118,7 +118,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if "padding_side" not in tokenizer.init_kwargs:
-            # A batch of prompts ends where answers begin. transformers saves a side that is among these.
+            # The prompts of a batch must end together. transformers saves a side that is among these.
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         self.vq, self.vq_file, self.vq_checksum = vq, vq_file, vq_checksum
         self.image_size, self.resize = image_size, resize
@@ -126,7 +126,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         self.image_token = image_token
         self._weights: Path | Mapping[str, Tensor] | None = None
         self._source, self._of_hub = "", dict[str, Any]()
-        self._loaded: _Loaded | None = None
+        self._loaded: _SharedTokenizer | None = None
         #: Id of ``image_token``.
         self.image_token_id = int(known[image_token])
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
@@ -135,13 +135,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
         """Load a saved processor, as in transformers. The VQ tokenizer is loaded on first use."""
         processor = super().from_pretrained(name, **kwargs)
-        # Resolved, for the working folder may be another when a picture comes.
+        # Resolved, because the working folder may change before a picture comes.
         processor._source = str(Path(name).resolve() if Path(name).is_dir() else name)
         processor._of_hub = {key: kwargs[key] for key in _OF_HUB if kwargs.get(key)}
         return cast(Self, processor)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Save the processor, with the VQ tokenizer's own weights if there are; ``push_to_hub`` uploads all."""
+        """Save the processor, with the VQ tokenizer's own weights if it has any; ``push_to_hub`` uploads all of it."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         own = self._own_weights()
@@ -158,7 +158,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if not push_to_hub:
             return super().save_pretrained(save_directory, **kwargs)
         super().save_pretrained(save_directory)
-        # With push_to_hub, transformers uploads what it wrote itself in that call, and no weights of ours.
+        # With push_to_hub, transformers only uploads the files that it wrote itself.
         return self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     @property
@@ -173,7 +173,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if self._loaded is None:
             own = self._own_weights()
             self.use_vq_tokenizer(load_tokenizer(self.vq, own if isinstance(own, Path) else None), own)
-        return cast(_Loaded, self._loaded).tokenizer
+        return cast(_SharedTokenizer, self._loaded).tokenizer
 
     def use_vq_tokenizer(self, tokenizer: VQTokenizer, weights: Path | Mapping[str, Tensor] | None = None) -> None:
         """Use a VQ tokenizer that is already loaded; ValueError if its weights do not match ``vq_checksum``.
@@ -189,12 +189,12 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
                 f"the tokenizer {self.vq!r} has other weights (sha256 {found[:16]}) than those the model was trained "
                 f"with ({wanted[:16]})"
             )
-        self._loaded, self._weights = _Loaded(tokenizer), weights
+        self._loaded, self._weights = _SharedTokenizer(tokenizer), weights
 
     @torch.no_grad()
     def encode(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[PictureInput],
         device: torch.device | str | None = None,
         *,
         fetch: bool = False,
@@ -204,7 +204,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
         Args:
             pictures: list of pictures, each a file, its bytes, a data URI or base64 of it, a Pillow picture of any
-                mode, or values as :func:`toklip_mllm.model.opened` takes them; or an array (P, H, W, C) or
+                mode, or values as :func:`toklip_mllm.model.to_image` takes them; or an array (P, H, W, C) or
                 (P, C, H, W).
             device: device to move the VQ tokenizer to, where it stays; None: leave it where it is.
             fetch: download pictures given by URL; otherwise they are refused.
@@ -212,7 +212,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         """
         if isinstance(pictures, str | bytes | Path | Image.Image) or not len(pictures):
             raise ValueError(f"got {repr(pictures)[:80]}; wanted a list of pictures")
-        flat, _ = listed(pictures)
+        flat, _ = to_list(pictures)
         pixels = torch.stack(
             [self._pixels(picture, number, fetch, max_pixels) for number, picture in enumerate(flat, start=1)]
         )
@@ -229,7 +229,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
+        images: PictureInput | Sequence[PictureInput] | Sequence[Sequence[PictureInput]] | None = None,
         text: str | Sequence[str] | None = None,
         *,
         image_ids: Tensor | None = None,
@@ -276,7 +276,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         encoded = self._tokens(texts, options)
         found = self._pictures(images, encoded.places, image_ids, device, bool(fetch))
         data: dict[str, Any] = dict(encoded.data)
-        if typed:  # 1 where a picture is
+        if typed:  # 1 in the places of pictures
             data["mm_token_type_ids"] = [[int(x == self.image_token_id) for x in row] for row in data["input_ids"]]
         if found is not None:
             data["image_ids"] = found.numpy(force=True) if return_tensors == "np" else found
@@ -288,14 +288,14 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[tuple[int, int]] | None = None, **_: object
     ) -> MultiModalData:
-        """Tokens of pictures of some sizes: N of each. The name is that by which vLLM asks processors."""
+        """Return the number of tokens, N, for pictures of some sizes. vLLM calls this method by this name."""
         number = len(image_sizes or ())
         return MultiModalData(num_image_tokens=[self.tokens_per_picture] * number, num_image_patches=[1] * number)
 
-    def expanded(self, tokens: Sequence[int]) -> list[int]:
-        """Return for each place of the prompt the index in ``tokens`` that it comes from: N for an image token.
+    def expand(self, tokens: Sequence[int]) -> list[int]:
+        """Return an index into ``tokens`` for each place of the prompt, where an image token fills N places.
 
-        Both ids and labels follow: ``[ids[i] for i in processor.expanded(ids)]``.
+        Use it for ids and labels: ``[ids[i] for i in processor.expand(ids)]``.
         """
         return [
             index
@@ -337,10 +337,10 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
                 calling the processor raises it.
         """
         called = {key: kwargs.pop(key) for key in [*kwargs] if key in _CALLED}
-        called = {"add_special_tokens": False, **(processor_kwargs or {}), **called}  # the template has them
+        called = {"add_special_tokens": False, **(processor_kwargs or {}), **called}  # the template adds them
         first = next(iter(conversation), None)
         batched = isinstance(first, list | tuple) or hasattr(first, "messages")
-        talks = [normalized(messages) for messages in (conversation if batched else [conversation])]
+        talks = [normalize(messages) for messages in (conversation if batched else [conversation])]
         marked = tokenize and return_dict and return_assistant_tokens_mask
         texts, said = self.render(talks, chat_template, return_assistant_tokens_mask=marked, **kwargs)
         if not tokenize:
@@ -366,10 +366,10 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         return batch if return_dict else batch["input_ids"]
 
     def template(self, chosen: str | None = None) -> str:
-        """Return a chat template: one that is given, one of its own by name, or its only or default one.
+        """Return a chat template: the given one, the processor's own one of that name, or its only or default one.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such template.
         """
         own = self.chat_template
         if isinstance(own, Mapping):
@@ -386,15 +386,16 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     def render(
         self, conversations: Sequence[Sequence[Any]], chat_template: str | None = None, **kwargs: Any  # noqa: ANN401
     ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        """Return the texts of conversations, an image token for a picture, and where in them the assistant speaks.
+        """Return the texts of conversations, with an image token per picture, and where in them the assistant speaks.
 
-        A template that reads texts is given texts, with a line's end between a picture and the text behind it; one that
-        reads lists of parts, as those of models that see, is given these.
+        A template for texts gets texts, with a line break between a picture and text after it. A template for lists of
+        items, as in models that read pictures, gets these.
 
         Args:
             conversations: see :meth:`apply_chat_template`.
-            chat_template: see there.
-            kwargs: of the template, and ``return_assistant_tokens_mask``, without which nobody is told to speak.
+            chat_template: see :meth:`apply_chat_template`.
+            kwargs: variables of the template, and ``return_assistant_tokens_mask``, without which no places are
+                returned.
 
         Raises:
             ValueError: there is no chat template, it refuses the messages, or it does not mark what the assistant says.
@@ -410,11 +411,11 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if kwargs.pop("sanitize_control_tokens", False):
             raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
         kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
-        talks = [normalized(messages) for messages in conversations]
-        if self._reads_parts(template):
-            talks = [in_parts(talk) for talk in talks]
+        talks = [normalize(messages) for messages in conversations]
+        if self._reads_items(template):
+            talks = [as_items(talk) for talk in talks]
         else:
-            talks = [flattened(talk, self.image_token)[0] for talk in talks]
+            talks = [flatten(talk, self.image_token)[0] for talk in talks]
         try:
             texts, said = render_jinja_template(talks, chat_template=template, **kwargs)
         except TemplateError as error:
@@ -430,24 +431,24 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             return hub_file(self._source, self.vq_file)
         return Path(hf_hub_download(self._source, self.vq_file, **self._of_hub))
 
-    def _reads_parts(self, template: str) -> bool:
-        """Whether a template says what a user says only if the content is a list of parts."""
+    def _reads_items(self, template: str) -> bool:
+        """Return whether a template only renders contents that are lists of items."""
 
         def says(content: object) -> bool:
             talk = [{"role": "user", "content": content}]
             try:
                 (text,), _ = render_jinja_template([talk], chat_template=template, **self.tokenizer.special_tokens_map)
-            except Exception:  # what a template raises over a form that it does not know, is its own affair
+            except Exception:  # a template may raise anything for a form that it does not know
                 return False
             return _PROBE in text
 
         return not says(_PROBE) and says([{"type": "text", "text": _PROBE}])
 
-    def _tokens(self, texts: Sequence[str], options: dict[str, Any]) -> _Encoded:
-        """What the tokenizer makes of texts with N image tokens for each; ValueError if a picture would be cut."""
+    def _tokens(self, texts: Sequence[str], options: dict[str, Any]) -> _TokenRows:
+        """Return the tokens of texts, with N image tokens per picture; ValueError if a picture would be cut."""
         longest, truncation = options.get("max_length"), options.get("truncation")
         if truncation in (None, False, "do_not_truncate") and options["padding"] != "max_length":
-            options.pop("max_length", None)  # which alone would ask for truncation
+            options.pop("max_length", None)  # because it alone would cause truncation
         if "add_special_tokens" not in options and self._begin(texts):
             options["add_special_tokens"] = False
         options = {"return_token_type_ids": False, **options}
@@ -465,7 +466,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
                     "a shorter one, or truncation=True"
                 )
             self._refuse_cut(row, sum(mask), places[number], which)
-        return _Encoded(data if masked else {key: data[key] for key in data if key != "attention_mask"}, places)
+        return _TokenRows(data if masked else {key: data[key] for key in data if key != "attention_mask"}, places)
 
     def _refuse_cut(self, row: Sequence[int], length: int, places: int, which: str) -> None:
         found, wanted = row.count(self.image_token_id), places * self.tokens_per_picture
@@ -481,7 +482,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             )
 
     def _begin(self, texts: Sequence[str]) -> bool:
-        """Whether texts have the first token that the tokenizer would add, as those that a chat template rendered."""
+        """Return whether texts begin with the token that the tokenizer would add, as rendered chat templates do."""
         first = self.tokenizer.bos_token
         begun = [bool(first) and text.startswith(first) for text in texts]
         if not any(begun) or self.tokenizer("")["input_ids"][:1] != [self.tokenizer.bos_token_id]:
@@ -491,34 +492,34 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         return True
 
     def _mask(self, text: str, said: Sequence[tuple[int, int]], offsets: Any) -> list[int]:  # noqa: ANN401
-        """1 for each token of a row in which the assistant speaks.
+        """Return 1 for each token of a row that the assistant says, else 0.
 
         Args:
-            text: with one image token for each picture.
-            said: places in it.
-            offsets: (L, 2), places in the text with N image tokens for each picture; (0, 0) of padding.
+            text: text with one image token per picture.
+            said: ranges in the text where the assistant speaks.
+            offsets: (L, 2), ranges of the tokens in the text with N image tokens per picture; (0, 0) for padding.
         """
         more = len(self.image_token) * (self.tokens_per_picture - 1)
         moved = [[place + more * text.count(self.image_token, 0, place) for place in span] for span in said]
         return [int(any(first < end and last > start for start, end in moved)) for first, last in offsets]
 
-    def _pixels(self, picture: Picture, number: int, fetch: bool, max_pixels: int) -> Tensor:
+    def _pixels(self, picture: PictureInput, number: int, fetch: bool, max_pixels: int) -> Tensor:
         try:
-            found = opened(picture, fetch=fetch, max_pixels=max_pixels)
+            found = to_image(picture, fetch=fetch, max_pixels=max_pixels)
         except (ValueError, OSError) as error:
             raise ValueError(f"picture {number}{name_of(picture)} cannot be read: {error}") from error
         return to_pixels(found, self.image_size, self.resize)
 
     def _pictures(
         self,
-        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None,
+        images: PictureInput | Sequence[PictureInput] | Sequence[Sequence[PictureInput]] | None,
         places: list[int],
         image_ids: Tensor | None,
         device: torch.device | str | None,
         fetch: bool,
     ) -> Tensor | None:
-        """Ids of the pictures, if they are as many as the texts have places."""
-        flat, each = ([], None) if images is None else listed(images)
+        """Return the ids of the pictures; ValueError if texts and pictures differ in number."""
+        flat, each = ([], None) if images is None else to_list(images)
         given = [len(flat) if image_ids is None else len(image_ids)] if each is None or image_ids is not None else each
         if len(given) != len(places):
             given, places = [sum(given)], [sum(places)]

@@ -1,4 +1,4 @@
-"""Ids of pictures to what the connector is given: rows of a codebook, the semantic encoder's tokens, or both."""
+"""Conversion of ids to the connector's input: codes, the semantic encoder's tokens, or both."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from toklip_mllm.model.config import TokLIPLMConfig
 
 
 class PictureEncoder(nn.Module):
-    """Ids to what the connector is given; with features "codes" there is no semantic encoder in it."""
+    """Module from ids to the connector's input; with features "codes" it has no semantic encoder."""
 
-    #: (K, C), float32 whatever the dtype of the model.
+    #: (K, C), float32 for every dtype of the model.
     codebook: Tensor
 
     def __init__(self, config: TokLIPLMConfig) -> None:
@@ -30,11 +30,11 @@ class PictureEncoder(nn.Module):
         self.encoder = None if config.features == "codes" else SemanticEncoder(sizes)
 
     def forward(self, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return codes and tokens, or one of them, (P, N, F), of ids (P, h, w); ValueError if the grid is another.
+        """Return codes and tokens, or one of them, (P, N, F), of ids (P, h, w); ValueError if the grid differs.
 
         Args:
-            ids: of the VQ tokenizer.
-            tokens: (P, N, D), what the encoder gave for them before; it does not run then.
+            ids: ids of the VQ tokenizer.
+            tokens: (P, N, D), the encoder's tokens of these ids if they are known; the encoder does not run then.
         """
         if ids.ndim != 3 or tuple(ids.shape[1:]) != self.grid:
             raise ValueError(f"got ids {tuple(ids.shape)}; wanted (pictures, {self.grid[0]}, {self.grid[1]})")
@@ -47,15 +47,15 @@ class PictureEncoder(nn.Module):
         return torch.cat([codes.flatten(1, 2).to(tokens.dtype), tokens], dim=-1)
 
     @contextmanager
-    def recorded(self) -> Iterator[list[Tensor]]:
-        """Collect the semantic encoder's hidden states, (P, N, D), while it runs: before each block, after the last."""
+    def record_hidden_states(self) -> Iterator[list[Tensor]]:
+        """Collect the semantic encoder's hidden states (P, N, D) while inside: before each block and after the last."""
         states: list[Tensor] = []
-        places = self.grid[0] * self.grid[1]  # a class token stands behind them
+        places = self.grid[0] * self.grid[1]  # a class token comes after them
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             states.append(inputs[0][:, :places])
 
-        # By what they begin with: not every way through the encoder calls the blocks themselves.
+        # Hooks are on the first layer of each block, because not every path through the encoder calls the blocks.
         encoder = self.encoder
         norms = [] if encoder is None else [*(cast(nn.Module, block.norm1) for block in encoder.blocks), encoder.norm]
         hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
@@ -75,7 +75,7 @@ class PictureEncoder(nn.Module):
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring weights to a dtype, in place; buffers, such as the frequencies of rotary positions, keep their own."""
+    """Cast weights in place; buffers, such as the frequencies of rotary positions, keep their dtype."""
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
 
@@ -89,9 +89,9 @@ def codebook_checksum(rows: Tensor) -> str:
 
 def encoder_checksum(encoder: nn.Module) -> str:
     """Return the sha256 of an encoder's weights in float32, in which `toklip encode` loads all models."""
-    return weights_checksum(rounded(encoder.state_dict(), torch.float32))
+    return weights_checksum(round_to(encoder.state_dict(), torch.float32))
 
 
-def rounded(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return weights in a dtype; integers stay."""
+def round_to(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights, rounded to a dtype; integers stay as they are."""
     return {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}

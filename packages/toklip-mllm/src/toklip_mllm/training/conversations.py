@@ -18,7 +18,7 @@ from toklip_core.files import json_rows, replace_lone_surrogates
 from torch import Tensor
 
 from toklip_mllm.evaluation import id_of, is_missing
-from toklip_mllm.model import MARKS_TURNS, Picture, TokLIPProcessor, flattened
+from toklip_mllm.model import MARKS_TURNS, PictureInput, TokLIPProcessor, flatten
 
 #: What has no label.
 IGNORED = -100
@@ -45,7 +45,7 @@ class Conversation:
     #: {"role": "system" | "user" | "assistant", "content": text with ``PLACEHOLDER`` where a picture goes}.
     messages: tuple[Mapping[str, str], ...]
     #: Pictures in the order of their placeholders.
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[PictureInput, ...] = ()
 
 
 class Example(NamedTuple):
@@ -109,7 +109,7 @@ def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = No
                 messages.insert(0, {"role": "system", "content": _text(row["system"])})
             pictures = _pictures(row)
         elif "messages" in row:
-            messages, pictures = flattened(row["messages"], PLACEHOLDER)
+            messages, pictures = flatten(row["messages"], PLACEHOLDER)
             messages = [
                 {"role": _role(turn.get("role")), "content": _text(turn.get("content"))} for turn in messages
             ]
@@ -172,7 +172,7 @@ def labelled(
     rendered = tokens.count(processor.image_token_id)
     if rendered != number:
         raise ValueError(f"{name}: the chat template renders {rendered} of {number} pictures")
-    places = processor.expanded(tokens)
+    places = processor.expand(tokens)
     input_ids = torch.tensor([tokens[i] for i in places])
     labels = input_ids.masked_fill(~torch.tensor([said[i] for i in places]), IGNORED)
     labels[input_ids == processor.image_token_id] = IGNORED
@@ -269,7 +269,7 @@ def _text(value: object) -> str:
     return replace_lone_surrogates(value)
 
 
-def _pictures(row: Mapping[str, Any]) -> list[Picture]:
+def _pictures(row: Mapping[str, Any]) -> list[PictureInput]:
     """The pictures that stand beside a conversation, none, one or a list; "", null and NaN are none."""
     for key in ("image", "images"):
         value = row.get(key)
