@@ -16,10 +16,16 @@ from toklip_core.cli import (
     SEED,
     SIDE,
     TrainTask,
+    as_json,
+    batch_size,
+    device,
+    dtype,
     max_pixels,
-    names_of_kind,
+    named_model,
     names_or_files,
+    temperature,
     toklip_names,
+    top_p,
     train_command,
 )
 from toklip_core.devices import Compute, default_device
@@ -29,6 +35,24 @@ if TYPE_CHECKING:
 
     from toklip_gen.generator import Checkpoint
     from toklip_gen.training import GeneratorTrainConfig
+
+_GUIDANCE = click.option(
+    "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off. [default: the generator's own]"
+)
+_TOP_K = click.option(
+    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all. [default: the generator's own]"
+)
+_TOKLIP = click.option(
+    "--toklip",
+    type=click.Path(),
+    shell_complete=names_or_files(toklip_names),
+    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
+)
+_DTYPE = dtype("Dtype of the generator. [default: as stored]", default=None)
+_COMPILE = click.option(
+    "--compile", "compiled", is_flag=True, help="Run torch.compile first; worthwhile for many pictures on a GPU."
+)
+
 
 @click.command()
 @click.argument("texts", nargs=-1)
@@ -50,9 +74,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seed of the first picture of each prompt; each further picture adds one.",
 )
-@click.option(
-    "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off; by default the generator's own."
-)
+@_GUIDANCE
 @click.option(
     "--guidance-power",
     type=float,
@@ -66,46 +88,25 @@ if TYPE_CHECKING:
     help="Position of the first id with guidance, counted from 0.",
 )
 @click.option("--guidance-last", type=NUMBER, help="Position of the last id with guidance; by default the end.")
-@click.option(
-    "--temperature",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the most likely id.",
-)
-@click.option(
-    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all; by default the generator's own."
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest ids that reach this total probability; 1 means all.",
-)
+@temperature(default=1.0)
+@_TOP_K
+@top_p
 @click.option("--prefix", type=click.Path(), help="Picture whose upper rows are kept; the rest is generated.")
 @max_pixels
 @click.option("--prefix-rows", type=int, help="Number of rows of ids kept from --prefix; by default the upper half.")
-@click.option(
+@named_model(
     "--model",
+    kind="generator",
     default="toklip-gen-tiny",
-    show_default=True,
-    shell_complete=names_or_files(names_of_kind("generator")),
-    help="Generator: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of LlamaGen.",
+    help_text="Generator: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of "
+    "LlamaGen.",
 )
-@click.option(
-    "--toklip",
-    type=click.Path(),
-    shell_complete=names_or_files(toklip_names),
-    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
-)
-@click.option("--batch-size", type=COUNT, default=16, show_default=True, help="Number of pictures sampled at once.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Generator's dtype; by default as stored.")
-@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option(
-    "--compile", "compiled", is_flag=True, help="Run torch.compile first; worthwhile for many pictures on a GPU."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the files, prompts and seeds as JSON.")
+@_TOKLIP
+@batch_size("pictures sampled at once", default=16)
+@_DTYPE
+@device
+@_COMPILE
+@as_json
 def generate(
     texts: tuple[str, ...],
     classes: tuple[str, ...],
@@ -195,10 +196,10 @@ _MODES = {
 
 @click.command("generation")
 @click.argument("inputs", nargs=-1)
-@click.option(
+@named_model(
     "--generator",
-    shell_complete=names_or_files(names_of_kind("generator")),
-    help="Generator to sample pictures from instead of INPUTS: a name from `toklip models`, or a folder.",
+    kind="generator",
+    help_text="Generator to sample pictures from instead of INPUTS: a name from `toklip models`, or a folder.",
 )
 @click.option(
     "--scenes", type=click.IntRange(2, COUNT.max), help="Number of scene captions to prompt a text generator with."
@@ -231,42 +232,21 @@ _MODES = {
     show_default=True,
     help="Use of the reference that --write-reference writes; any other use of it is refused.",
 )
-@click.option(
-    "--toklip",
-    type=click.Path(),
-    shell_complete=names_or_files(toklip_names),
-    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Generator's dtype; by default as stored.")
-@click.option("--compile", "compiled", is_flag=True, help="Run torch.compile first; for GPUs.")
-@click.option(
-    "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off; by default the generator's own."
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the most likely id.",
-)
-@click.option(
-    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all; by default the generator's own."
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest ids that reach this total probability; 1 means all.",
-)
+@_TOKLIP
+@_DTYPE
+@_COMPILE
+@_GUIDANCE
+@temperature(default=1.0)
+@_TOP_K
+@top_p
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Seed from which every picture's own is derived."
 )
 @click.option("--size", type=SIDE, help="Side in pixels to resize the pictures of --per-class to.")
 @max_pixels
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures processed at once.")
-@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@batch_size("pictures per batch")
+@device
+@as_json
 @click.pass_context
 def evaluate_generation(
     ctx: click.Context,

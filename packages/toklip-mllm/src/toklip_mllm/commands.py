@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from toklip_core.cli import COUNT, TrainTask, compute_of, max_pixels, names_of_kind, names_or_files, train_command
+from toklip_core.cli import (
+    COUNT,
+    SEED,
+    TrainTask,
+    as_json,
+    batch_size,
+    compute_of,
+    device,
+    dtype,
+    max_pixels,
+    named_model,
+    temperature,
+    top_p,
+    train_command,
+)
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
-    from toklip_mllm.training import MLLMTrainConfig
-import io
-import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from toklip_core.cli import SEED
-
-if TYPE_CHECKING:
     from toklip_mllm.chat import Answer, Chat
+    from toklip_mllm.training import MLLMTrainConfig
+
+_MODEL = named_model(
+    "--model",
+    "name",
+    kind="language model",
+    default="toklip-mllm-tiny",
+    help_text="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
+)
+
 
 @train_command("mllm")
 def train_mllm() -> TrainTask[MLLMTrainConfig]:
@@ -64,27 +82,12 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @click.option(
     "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Maximum number of new tokens per answer."
 )
-@click.option(
-    "--model",
-    "name",
-    default="toklip-mllm-tiny",
-    show_default=True,
-    shell_complete=names_or_files(names_of_kind("language model")),
-    help="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
-)
+@_MODEL
 @max_pixels
-@click.option(
-    "--batch-size", type=COUNT, default=32, show_default=True, help="Number of questions answered at once."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Dtype of the model; its VQ tokenizer stays in float32.",
-)
-@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@batch_size("questions answered at once")
+@dtype("Dtype of the model; its VQ tokenizer stays in float32.")
+@device
+@as_json
 def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Evaluate how well a model answers questions about pictures.
 
@@ -105,35 +108,16 @@ _SHOW, _NEW = "/picture ", "/new"
 
 @click.command()
 @click.argument("words", nargs=-1, metavar='PICTURE... ["QUESTION"]')
-@click.option(
-    "--model",
-    "name",
-    default="toklip-mllm-tiny",
-    show_default=True,
-    shell_complete=names_or_files(names_of_kind("language model")),
-    help="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
-)
+@_MODEL
 @click.option(
     "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Maximum number of new tokens per answer."
 )
-@click.option(
-    "--temperature",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Sampling temperature; 0 always takes the most likely token.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens that reach this total probability; 1 means all.",
-)
+@temperature(default=0.0)
+@top_p
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling.")
 @max_pixels
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Dtype of the model; by default as stored.")
-@click.option("--device", help="Device, such as cpu or cuda:1; by default a GPU if there is one.")
+@dtype("Dtype of the model. [default: as stored]", default=None)
+@device
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON.")
 def ask(
     words: tuple[str, ...],

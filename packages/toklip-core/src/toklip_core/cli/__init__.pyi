@@ -5,11 +5,17 @@ from .options import (
     NUMBER as NUMBER,
     SEED as SEED,
     SIDE as SIDE,
+    as_json as as_json,
+    batch_size as batch_size,
     compute_of as compute_of,
+    device as device,
+    dtype as dtype,
     max_pixels as max_pixels,
-    names_of_kind as names_of_kind,
+    named_model as named_model,
     names_or_files as names_or_files,
+    temperature as temperature,
     toklip_names as toklip_names,
+    top_p as top_p,
 )
 from .task import (
     TrainTask as TrainTask,

@@ -17,7 +17,11 @@ from toklip_core.cli.options import (
     SEED,
     SIDE,
     WORKERS,
+    as_json,
+    batch_size,
     compute_of,
+    device,
+    dtype,
     max_pixels,
     names_or_files,
     tokenizer_names,
@@ -25,6 +29,10 @@ from toklip_core.cli.options import (
 )
 from toklip_core.cli.train import encoder, teacher
 from toklip_core.plugins import Plugin
+
+_WEIGHTS = click.option(
+    "--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own."
+)
 
 
 @click.group(cls=ErrorsAsLines, context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +64,7 @@ def evaluate() -> None:
     shell_complete=names_or_files(tokenizer_names),
     help="VQ tokenizer to evaluate; `toklip tokenizers` lists them.",
 )
-@click.option("--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own.")
+@_WEIGHTS
 @click.option(
     "--size", "image_size", type=SIDE, help="Side of the square pictures in pixels. [default: the tokenizer's own]"
 )
@@ -75,16 +83,10 @@ def evaluate() -> None:
     help="Backbone network of LPIPS.",
 )
 @max_pixels
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the tokenizer; bfloat16 is faster and changes some ids.",
-)
-@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@batch_size("pictures per batch")
+@dtype("Precision of the tokenizer; bfloat16 is faster and changes some ids.")
+@device
+@as_json
 def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure how well a VQ tokenizer reconstructs INPUTS: files, folders, globs, tars or scenes:SPLIT?count=N.
 
@@ -112,7 +114,7 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
     shell_complete=names_or_files(tokenizer_names),
     help="VQ tokenizer; `toklip tokenizers` lists them. [default: the one of --model, else llamagen-tiny]",
 )
-@click.option("--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own.")
+@_WEIGHTS
 @click.option(
     "--model",
     shell_complete=names_or_files(toklip_names),
@@ -148,17 +150,11 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
     is_flag=True,
     help="Store the pictures in random order instead of folder by folder, to train a class-conditional generator.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the networks; bfloat16 is faster and changes some ids.",
-)
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
+@dtype("Precision of the networks; bfloat16 is faster and changes some ids.")
+@batch_size("pictures per batch")
 @max_pixels
 @click.option("--workers", type=WORKERS, help="Number of processes that read pictures. [default: one per core]")
-@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+@device
 @click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Rank of this process, from 0.")
 @click.option(
     "--world-size",
@@ -168,7 +164,7 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
     show_envvar=True,
     help="Total number of processes that share the work.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@as_json
 def encode(
     inputs: tuple[str, ...],
     store: str,
@@ -208,9 +204,9 @@ def encode(
 @click.option(
     "--weights", type=click.Path(), help="Tokenizer weights, if the store was encoded with --weights: the same ones."
 )
-@click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
-@click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@batch_size("pictures per batch")
+@device
+@as_json
 def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Decode a token STORE into pictures; existing files are skipped."""
     from toklip_core.store import decode_store
@@ -255,7 +251,7 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@as_json
 @click.pass_context
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers of the installed plugins."""
@@ -272,7 +268,7 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@as_json
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins and, if one was left out, the reason."""

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toklip_core.cli.options import COUNT, compute_of, max_pixels, names_or_files, toklip_names
+from toklip_core.cli.options import (
+    COUNT,
+    as_json,
+    batch_size,
+    compute_of,
+    device,
+    dtype,
+    max_pixels,
+    names_or_files,
+    toklip_names,
+)
 
 if TYPE_CHECKING:
     from toklip_core.model import ModelSpec
@@ -26,16 +36,8 @@ _MODEL = click.option(
     help="Model to use: a name that `toklip models` lists, a folder, an official .pt file, owner/name on the hub, or "
     "open_clip:NAME/TAG.",
 )
-_DEVICE = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_BATCH = click.option("--batch-size", type=COUNT, default=32, show_default=True, help="Number of pictures per batch.")
-_DTYPE = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of both towers; the VQ tokenizer always computes in float32.",
-)
+_BATCH = batch_size("pictures per batch")
+_DTYPE = dtype("Precision of both towers; the VQ tokenizer always computes in float32.")
 
 
 def _templates(usual: str) -> Callable[[_Command], _Command]:
@@ -49,7 +51,7 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
 
 
 @click.command()
-@_JSON
+@as_json
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
     """List the models that can be used by name.
@@ -88,7 +90,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Path of the text tower's tokenizer.json. [default: the published model's, from the hub]",
 )
-@_JSON
+@as_json
 def convert(file: str, out: Path, config: Path | None, words: Path | None, as_json: bool) -> None:
     """Convert an official checkpoint FILE into the model folder OUT.
 
@@ -137,8 +139,8 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 @_MODEL
 @max_pixels
 @_BATCH
-@_DEVICE
-@_JSON
+@device
+@as_json
 def classify(
     pictures: tuple[str, ...],
     labels: str | None,
@@ -176,8 +178,8 @@ def classify(
 )
 @_MODEL
 @max_pixels
-@_DEVICE
-@_JSON
+@device
+@as_json
 def explain(
     picture: str,
     texts: tuple[str, ...],
@@ -215,8 +217,8 @@ def explain(
 @_MODEL
 @max_pixels
 @_BATCH
-@_DEVICE
-@_JSON
+@device
+@as_json
 def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Search WHERE for the pictures that match TEXT best.
 
@@ -251,8 +253,8 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
 @max_pixels
 @_BATCH
 @_DTYPE
-@_DEVICE
-@_JSON
+@device
+@as_json
 def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure zero-shot classification accuracy.
 
@@ -280,8 +282,8 @@ def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @max_pixels
 @_BATCH
 @_DTYPE
-@_DEVICE
-@_JSON
+@device
+@as_json
 def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure image-text retrieval: recall of pictures by captions and of captions by pictures.
 

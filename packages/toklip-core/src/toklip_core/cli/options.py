@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from toklip_core.devices import Compute, default_device, default_workers
 from toklip_core.ranges import LARGEST_COUNT, LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, MOST_WORKERS
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: How many: from 1 on.
 COUNT = click.IntRange(1, LARGEST_COUNT)
@@ -30,7 +33,48 @@ max_pixels = click.option(
     show_default=True,
     help="Largest width times height of a picture that is read; reading takes up to 19 bytes per pixel.",
 )
+device = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+temperature = partial(
+    click.option,
+    "--temperature",
+    type=float,
+    show_default=True,
+    help="Sampling temperature; 0 always takes the most likely choice.",
+)
+top_p = click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the most likely choices that together reach this probability; 1 means all.",
+)
 
+
+def batch_size(what: str, *, default: int = 32) -> Callable[[_Function], _Function]:
+    """Return the option of a batch size; ``what`` says of what it is the number, such as "pictures per batch"."""
+    return click.option("--batch-size", type=COUNT, default=default, show_default=True, help=f"Number of {what}.")
+
+
+def dtype(help_text: str, *, default: str | None = "float32") -> Callable[[_Function], _Function]:
+    """Return the option of a dtype, float32 or bfloat16; None as the default leaves it to the model."""
+    kinds = click.Choice(["float32", "bfloat16"])
+    return click.option("--dtype", type=kinds, default=default, show_default=default is not None, help=help_text)
+
+
+def named_model(*names: str, kind: str, help_text: str, default: str | None = None) -> Callable[[_Function], _Function]:
+    """Return the option of a model that plugins offer; the shell completes the names of its kind.
+
+    Args:
+        names: of the option, then of the parameter.
+        kind: as :class:`toklip_core.plugins.NamedModel` has it.
+        help_text: help of the option.
+        default: name of the model that is taken if none is given.
+    """
+    complete = names_or_files(_names_of_kind(kind))
+    return click.option(
+        *names, default=default, show_default=default is not None, shell_complete=complete, help=help_text
+    )
 
 
 def compute_of(options: dict[str, Any], *, progress: bool = True) -> Compute:
@@ -73,7 +117,7 @@ def toklip_names() -> list[str]:
     return [*models(), *ALIASES]
 
 
-def names_of_kind(kind: str) -> Callable[[], list[str]]:
+def _names_of_kind(kind: str) -> Callable[[], list[str]]:
     """Return what lists the models of a kind of the plugins: see :class:`toklip_core.plugins.NamedModel`."""
 
     def names() -> list[str]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
+from toklip_core.cli.options import as_json
+
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
@@ -59,7 +61,7 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
             help="Override a setting, for example run.steps=100; may be given several times.",
         )
         @click.option("--list", "listed", is_flag=True, help="List the recipes and exit.")
-        @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+        @as_json
         @wraps(task)
         def command(
             recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool
