@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import infer_auto_device_map
 from peft import LoraConfig, PeftModel, get_peft_model
-from toklip_mllm.training import Conversation, collate, labelled
+from toklip_mllm.training import Conversation, collate, label_conversation
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from tests.support.small_mllms import ids, prompt, small_mllm
@@ -18,7 +18,7 @@ GREEDY = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
 def examples(processor):
     turns = [("<image> what is it ?", "red circle"), ("<image> how many ?", "two"), ("yes ?", "no")]
     return [
-        labelled(
+        label_conversation(
             Conversation(
                 question, ({"role": "user", "content": question}, {"role": "assistant", "content": answer}), ()
             ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from toklip_mllm.model import build
-from toklip_mllm.training import IGNORED, Conversation, labelled
+from toklip_mllm.training import IGNORED, Conversation, label_conversation
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.small_mllms import WORDS, ids, language_model
@@ -108,7 +108,7 @@ def made(kind: str):
 
 def learnt(kind: str, *messages: dict) -> str:
     processor, _ = made(kind)
-    example = labelled(Conversation("row 3", messages), processor, image_ids=ids())
+    example = label_conversation(Conversation("row 3", messages), processor, image_ids=ids())
     assert (example.input_ids == processor.image_token_id).sum() == 64
     return processor.tokenizer.decode(example.labels[example.labels != IGNORED])
 
@@ -190,7 +190,7 @@ def test_the_way_out_works():
         "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}")  # fmt: skip
     processor, end = made("qwen3")
     processor.chat_template = marked
-    example = labelled(Conversation("row 3", (ASK, SAY, *MORE)), processor, image_ids=ids())
+    example = label_conversation(Conversation("row 3", (ASK, SAY, *MORE)), processor, image_ids=ids())
     assert processor.tokenizer.decode(example.labels[example.labels != IGNORED]) == f"a red circle{end}two{end}"
 
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from toklip_mllm.training import IGNORED, Conversation, Example, collate, conversation_of, labelled, read_conversations
+from toklip_mllm.training import (
+    IGNORED,
+    Conversation,
+    Example,
+    collate,
+    conversation_of,
+    label_conversation,
+    read_conversations,
+)
 
 from tests.core.conftest import picture
 from tests.support.small_mllms import MARKED, PLAIN, ids, small_mllm
@@ -37,12 +45,12 @@ def with_template(template):
 
 
 def test_labels_are_what_the_assistant_says_and_the_ends_of_its_turns(processor):
-    example = labelled(TALK, processor, image_ids=ids())
+    example = label_conversation(TALK, processor, image_ids=ids())
     assert labelled_text(example, processor) == "a red circle .<|end|> two<|end|>".replace("<|end|>", " <|end|>")
 
 
 def test_labels_stand_where_their_tokens_do(processor):
-    example = labelled(TALK, processor, image_ids=ids())
+    example = label_conversation(TALK, processor, image_ids=ids())
     known = example.labels != IGNORED
     assert torch.equal(example.labels[known], example.input_ids[known])
     assert (example.input_ids == processor.image_token_id).sum() == 64
@@ -50,7 +58,7 @@ def test_labels_stand_where_their_tokens_do(processor):
 
 
 def test_what_is_labelled_is_what_an_answer_to_the_prompt_would_be(processor):
-    example = labelled(TALK, processor, image_ids=ids())
+    example = label_conversation(TALK, processor, image_ids=ids())
     asked = processor.apply_chat_template(
         [QUESTION], add_generation_prompt=True, tokenize=True, image_ids=ids(), return_tensors="pt"
     )[0]
@@ -59,7 +67,7 @@ def test_what_is_labelled_is_what_an_answer_to_the_prompt_would_be(processor):
 
 
 def test_marked_and_plain_templates_give_the_same_example():
-    one, other = (labelled(TALK, with_template(template), image_ids=ids()) for template in (PLAIN, MARKED))
+    one, other = (label_conversation(TALK, with_template(template), image_ids=ids()) for template in (PLAIN, MARKED))
     assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.labels, other.labels)
 
 
@@ -67,7 +75,7 @@ def test_a_repeated_answer_is_labelled_in_the_assistants_turns_alone(processor):
     talk = Conversation(
         "x", ({"role": "user", "content": "red <|assistant|> red"}, {"role": "assistant", "content": "red"})
     )
-    example = labelled(talk, processor)
+    example = label_conversation(talk, processor)
     assert labelled_text(example, processor) == "red <|end|>"
     assert example.labels[:-2].eq(IGNORED).all(), "not the words of the question, though they are the same"
 
@@ -75,36 +83,36 @@ def test_a_repeated_answer_is_labelled_in_the_assistants_turns_alone(processor):
 def test_a_header_that_the_prompt_does_not_have_is_learnt():
     template = PLAIN.replace("{% if add_generation_prompt %}<|assistant|> {% endif %}", "")
     processor = with_template(template)
-    example = labelled(TALK, processor, image_ids=ids())
+    example = label_conversation(TALK, processor, image_ids=ids())
     assert labelled_text(example, processor).startswith("<|assistant|> a red circle")
 
 
 def test_pictures_are_encoded_if_there_are_no_ids(processor):
     talk = Conversation("x", TALK.messages, (picture(0),))
-    assert torch.equal(labelled(talk, processor).image_ids, processor.encode([picture(0)]))
+    assert torch.equal(label_conversation(talk, processor).image_ids, processor.encode([picture(0)]))
 
 
 def test_an_example_whose_labels_are_all_masked_is_named(processor):
     silent = Conversation("file.json, row 3", (QUESTION,))
     with pytest.raises(ValueError, match=r"file.json, row 3: no token has a label: the assistant says nothing in it"):
-        labelled(silent, processor, image_ids=ids())
+        label_conversation(silent, processor, image_ids=ids())
 
 
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_an_example_with_other_numbers_of_placeholders_and_pictures_is_named(pictures, processor):
     with pytest.raises(ValueError, match=rf"file.json, row 3: 1 placeholders \(<image>\) for {pictures} pictures"):
-        labelled(TALK, processor, image_ids=ids(pictures))
+        label_conversation(TALK, processor, image_ids=ids(pictures))
 
 
 def test_an_example_that_is_too_long_is_named(processor):
     with pytest.raises(ValueError, match=r"file.json, row 3: \d+ tokens with its pictures, more than the 50"):
-        labelled(TALK, processor, image_ids=ids(), max_length=50)
+        label_conversation(TALK, processor, image_ids=ids(), max_length=50)
 
 
 def test_a_broken_picture_names_its_example(processor, tmp_path):
     talk = Conversation("file.json, row 3", TALK.messages, (tmp_path / "none.png",))
     with pytest.raises(ValueError, match=r"file.json, row 3: picture 1 .* cannot be read"):
-        labelled(talk, processor)
+        label_conversation(talk, processor)
 
 
 def test_a_template_that_renders_past_turns_in_another_way_is_refused_by_name():
@@ -113,13 +121,13 @@ def test_a_template_that_renders_past_turns_in_another_way_is_refused_by_name():
         "{{ message['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}"
     )
     with pytest.raises(ValueError, match=r"file.json, row 3: .* cannot be told: .* turn 2 in another"):
-        labelled(TALK, with_template(forgets), image_ids=ids())
+        label_conversation(TALK, with_template(forgets), image_ids=ids())
 
 
 def test_a_token_that_is_partly_of_a_turn_is_refused_by_name():
     glued = PLAIN.replace("<|{{ message['role'] }}|> ", "{{ message['role'][0] }}").replace("<|assistant|> ", "a")
     with pytest.raises(ValueError, match=r"cannot be told: the token 'ared' is partly of one; save model and"):
-        labelled(
+        label_conversation(
             Conversation("x", ({"role": "user", "content": "how"}, {"role": "assistant", "content": "red"})),
             with_template(glued),
         )
@@ -128,7 +136,7 @@ def test_a_token_that_is_partly_of_a_turn_is_refused_by_name():
 def test_a_template_that_drops_pictures_is_refused_by_name():
     deaf = PLAIN.replace("{{ message['content'] }}", "{{ message['content'] | replace('<image>', '') }}")
     with pytest.raises(ValueError, match=r"file.json, row 3: the chat template renders 0 of 1 pictures"):
-        labelled(TALK, with_template(deaf), image_ids=ids())
+        label_conversation(TALK, with_template(deaf), image_ids=ids())
 
 
 LLAVA = {
@@ -218,7 +226,8 @@ def test_an_empty_image_beside_images_is_read_over(tmp_path):
 def test_half_a_character_in_a_conversation_is_replaced(processor):
     first, second = read_conversations(FAULTS / "lone-surrogate.json")
     assert first.messages[0]["content"] == "what is there? \ufffd"
-    assert labelled_text(labelled(first, processor), processor) == labelled_text(labelled(second, processor), processor)
+    expected = labelled_text(label_conversation(second, processor), processor)
+    assert labelled_text(label_conversation(first, processor), processor) == expected
 
 
 def test_half_a_character_of_a_caller_is_replaced_too():

@@ -11,7 +11,7 @@ from toklip_core.scenes import scene
 from toklip_core.weights import weights_checksum
 from toklip_mllm.training import (
     Conversations,
-    Picturing,
+    PictureFormat,
     SceneTalk,
     TalkSamples,
     open_sources,
@@ -25,7 +25,7 @@ from tests.support.mllm_runs import said, talks, write_tokens, write_world
 from tests.support.small_mllms import MARKED, PLAIN, small_mllm
 from tests.support.small_models import small_toklip
 
-PICTURING = Picturing(32, "crop", (8, 8))
+PICTURING = PictureFormat(32, "crop", (8, 8))
 PLACES = 64
 
 
@@ -202,7 +202,7 @@ def test_a_store_without_a_picture_says_which_and_what_its_keys_are_like(world, 
 
 def test_a_store_of_another_size_says_how_to_encode(world):
     with pytest.raises(ValueError, match=r"has ids of 32 px .* takes 64 px .*--size 64 --resize squash"):
-        open_sources([file_source(world, store=world / "store")], Picturing(64, "squash", (16, 16)), seed=0)
+        open_sources([file_source(world, store=world / "store")], PictureFormat(64, "squash", (16, 16)), seed=0)
 
 
 def test_stores_beside_pixels_are_refused(world):

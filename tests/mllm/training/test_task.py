@@ -9,7 +9,7 @@ from toklip_core import plugins
 from toklip_core.model import SemanticEncoder
 from toklip_core.training import parameter_groups
 from toklip_mllm.model import load
-from toklip_mllm.training import Conversation, MLLMTraining, collate, freeze, labelled, train_mllm
+from toklip_mllm.training import Conversation, MLLMTraining, collate, freeze, label_conversation, train_mllm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support import mean_colour
@@ -60,7 +60,7 @@ def batch_of(processor, *turns):
     pictures = sum(question.count("<image>") for question, _ in turns)
     stock = iter(ids(pictures or 1))
     examples = [
-        labelled(
+        label_conversation(
             Conversation("", ({"role": "user", "content": question}, {"role": "assistant", "content": answer})),
             processor,
             image_ids=torch.stack([next(stock)]) if "<image>" in question else ids(1)[:0],

@@ -11,6 +11,6 @@ from .training.conversations import (
     Conversation as Conversation,
     Example as Example,
     collate as collate,
-    labelled as labelled,
+    label_conversation as label_conversation,
     read_conversations as read_conversations,
 )

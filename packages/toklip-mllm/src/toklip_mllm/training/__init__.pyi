@@ -4,7 +4,7 @@ from .conversations import (
     Example as Example,
     collate as collate,
     conversation_of as conversation_of,
-    labelled as labelled,
+    label_conversation as label_conversation,
     read_conversations as read_conversations,
 )
 from .lora import (
@@ -25,7 +25,7 @@ from .small_llama import (
     word_tokenizer as word_tokenizer,
 )
 from .sources import (
-    Picturing as Picturing,
+    PictureFormat as PictureFormat,
     open_sources as open_sources,
     use_stored_tokens as use_stored_tokens,
     words_of as words_of,

@@ -129,7 +129,7 @@ def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = No
     return conversation
 
 
-def labelled(
+def label_conversation(
     conversation: Conversation,
     processor: TokLIPProcessor,
     *,
@@ -152,7 +152,7 @@ def labelled(
     >>> from toklip_mllm.model import load
     >>> processor = load("toklip-mllm-tiny")[1]
     >>> turns = ({"role": "user", "content": "is there a red circle?"}, {"role": "assistant", "content": "yes"})
-    >>> example = labelled(Conversation("an example", turns), processor)
+    >>> example = label_conversation(Conversation("an example", turns), processor)
     >>> processor.tokenizer.decode(example.labels[example.labels != -100])
     'yes<|end|>'
     """

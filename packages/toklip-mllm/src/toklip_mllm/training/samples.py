@@ -22,14 +22,14 @@ from toklip_core.training import Concatenation, UnusableSampleError, derived_see
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPProcessor
-from toklip_mllm.training.conversations import Example, collate as collate_examples, labelled
-from toklip_mllm.training.sources import TOKEN_MEMORY, Source, Talk
+from toklip_mllm.training.conversations import Example, collate as collate_examples, label_conversation
+from toklip_mllm.training.sources import TOKEN_MEMORY, Talk, TalkReader
 
 #: Batches that are grouped by length together: more of them give less padding, and an order that is less random.
 _BATCHES = 50
 
 
-class Sample(NamedTuple):
+class TalkSample(NamedTuple):
     """Tokens, with ids of 0 where the pictures are still levels."""
 
     example: Example
@@ -57,7 +57,7 @@ class TalkSamples:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[TalkReader],
         processor: TokLIPProcessor,
         grid: tuple[int, int],
         *,
@@ -82,9 +82,9 @@ class TalkSamples:
         for source in self._sources:
             for talk in source.of_each_kind():
                 ids = torch.zeros(len(talk.pictures), *self._grid, dtype=torch.int64)
-                labelled(talk, self._processor, image_ids=ids)
+                label_conversation(talk, self._processor, image_ids=ids)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> TalkSample:
         epoch, index = key
         number, place = self._talks.place(index)
         source = self._sources[number]
@@ -173,22 +173,22 @@ class TalkSamples:
         tokens = self._grid[0] * self._grid[1]
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
-    def _sample(self, talk: Talk) -> Sample:
+    def _sample(self, talk: Talk) -> TalkSample:
         """The tokens of a conversation; UnusableSampleError if nothing can be learnt from them."""
         ids = talk.ids
         if ids is None:
             ids = torch.zeros(len(talk.conversation.pictures), *self._grid, dtype=torch.int64)
-        example = labelled(talk.conversation, self._processor, image_ids=ids)
+        example = label_conversation(talk.conversation, self._processor, image_ids=ids)
         cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
         image = self._processor.image_token_id
         if (cut.input_ids == image).sum() < (example.input_ids == image).sum():
             raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
         if (cut.labels[1:] < 0).all():
             raise UnusableSampleError(f"{self._max_length} tokens have nothing that the assistant says")
-        return Sample(cut, talk.levels, talk.tokens)
+        return TalkSample(cut, talk.levels, talk.tokens)
 
 
-def collate(samples: Sequence[Sample], *, pad_id: int) -> dict[str, Tensor]:
+def collate(samples: Sequence[TalkSample], *, pad_id: int) -> dict[str, Tensor]:
     """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w).
 
     Beside ids there are image_tokens (P, N, D), float16, if they are stored. Rows are padded on the right. Pixels stay

@@ -36,7 +36,7 @@ _ROLES = 6
 _log = logging.getLogger(__name__)
 
 
-class Picturing(NamedTuple):
+class PictureFormat(NamedTuple):
     """How a picture becomes what a model takes."""
 
     image_size: int
@@ -67,7 +67,7 @@ class Groups(NamedTuple):
     nbytes: NDArray[np.int64]
 
 
-class Source(Protocol):
+class TalkReader(Protocol):
     """Conversations by (epoch, index)."""
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Source(Protocol):
         """Where its tokens are read; None where they are not."""
 
 
-def open_sources(sources: Sequence[TalkSource], picturing: Picturing, *, seed: int) -> list[Source]:
+def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, seed: int) -> list[TalkReader]:
     """Return the sources of the settings, looked through: no file and no placeholder is missing.
 
     Raises:
@@ -110,20 +110,22 @@ def open_sources(sources: Sequence[TalkSource], picturing: Picturing, *, seed: i
             f"got the token store {stores[0]} beside sources without one, but a batch has either ids or pixels; encode "
             "all pictures, or read all of them as pictures"
         )
-    opened: list[Source] = []
+    readers: list[TalkReader] = []
     for number, source in enumerate(sources):
         if isinstance(source, SceneTalk):
-            opened.append(SceneSource(source, picturing, derived_seed(seed, number)))
+            readers.append(SceneReader(source, picturing, derived_seed(seed, number)))
         else:
-            opened.append(FileSource(source, picturing))
-    infos = [source.stored for source in opened if source.stored is not None]
+            readers.append(FileReader(source, picturing))
+    infos = [source.stored for source in readers if source.stored is not None]
     for store, other in zip(stores, infos, strict=True):
         refuse_other(_of_ids(other), _of_ids(infos[0]), what=str(store), store=stores[0])
-    return opened
+    return readers
 
 
-def use_stored_tokens(sources: Sequence[Source], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY) -> bool:
-    """Have sources read their stores' tokens from now on, if all stores have those of this encoder; return whether.
+def use_stored_tokens(
+    sources: Sequence[TalkReader], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY
+) -> bool:
+    """Make readers use stored tokens if all stores have those of this encoder; return whether they do.
 
     Tokens that are of no use are left alone, and a warning says why: the ids mean the same.
 
@@ -132,7 +134,7 @@ def use_stored_tokens(sources: Sequence[Source], encoder_checksum: str | None, *
         encoder_checksum: of the model's config; None: it tells none.
         memory: see ``TOKEN_MEMORY``.
     """
-    files = [source for source in sources if isinstance(source, FileSource) and source.stored is not None]
+    files = [source for source in sources if isinstance(source, FileReader) and source.stored is not None]
     having = [source for source in files if source.stored is not None and source.stored.tokens is not None]
     if not having:
         return False
@@ -156,7 +158,7 @@ def use_stored_tokens(sources: Sequence[Source], encoder_checksum: str | None, *
     return True
 
 
-def words_of(sources: Sequence[Source], conversations: int) -> Iterator[str]:
+def words_of(sources: Sequence[TalkReader], conversations: int) -> Iterator[str]:
     """Yield what is said in some conversations of epoch 0, spread evenly over all sources."""
     total = sum(map(len, sources))
     for source in sources:
@@ -165,13 +167,13 @@ def words_of(sources: Sequence[Source], conversations: int) -> Iterator[str]:
             yield from source.texts(number * len(source) // count)
 
 
-class SceneSource:
+class SceneReader:
     """Scenes with their questions in random order, and requests for captions among them."""
 
     stored = None
     groups = None
 
-    def __init__(self, source: SceneTalk, picturing: Picturing, seed: int) -> None:
+    def __init__(self, source: SceneTalk, picturing: PictureFormat, seed: int) -> None:
         self._source, self._size, self._seed = source, picturing.image_size, seed
 
     def __len__(self) -> int:
@@ -214,12 +216,12 @@ class SceneSource:
         return np.full(len(self), tokens_per_picture + 1, np.int64)
 
 
-class FileSource:
+class FileReader:
     """The conversations of a file. They are held as bytes: half a million of them as objects would be gigabytes."""
 
     groups: Groups | None
 
-    def __init__(self, source: Conversations, picturing: Picturing) -> None:
+    def __init__(self, source: Conversations, picturing: PictureFormat) -> None:
         rows, first, paths = list[bytes](), list[int](), dict[str, int]()
         self._letters, self._pictures = [], []
         self._kinds = dict[tuple[str, ...], int]()
@@ -311,7 +313,7 @@ class FileSource:
 
 
 def _stored_ids(
-    store: Path, paths: dict[str, int], picturing: Picturing
+    store: Path, paths: dict[str, int], picturing: PictureFormat
 ) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
     """What a store's ids mean, those of some pictures, 2 bytes a token mostly, and their rows in the store."""
     opened = TokenStore(store, features=())

@@ -32,7 +32,7 @@ from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import TalkSamples
 from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
 from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
-from toklip_mllm.training.sources import Picturing, Source, open_sources, use_stored_tokens, words_of
+from toklip_mllm.training.sources import PictureFormat, TalkReader, open_sources, use_stored_tokens, words_of
 
 #: What of the semantic encoder tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
@@ -311,7 +311,7 @@ def with_plain_template(processor: TokLIPProcessor) -> TokLIPProcessor:
 
 def _beginning(
     config: MLLMTrainConfig,
-) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[Source], Picturing]:
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[TalkReader], PictureFormat]:
     """Model and processor before the first step, in float32, and the data, opened."""
     half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
@@ -321,7 +321,7 @@ def _beginning(
         return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
     assert config.toklip is not None
     toklip = TokLIP.from_pretrained(config.toklip, text=False, dtype=torch.float32)
-    picturing = Picturing(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
+    picturing = PictureFormat(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
     sources = open_sources(config.data, picturing, seed=config.run.seed)
     if config.small is None:
         # In float32, a language model of 7B takes 28 GB; an encoder that learns must be read in it.
@@ -337,9 +337,9 @@ def _beginning(
     return model, processor, sources, picturing
 
 
-def _picturing(model: TokLIPForConditionalGeneration) -> Picturing:
+def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:
     config = model.config
-    return Picturing(config.image_size, cast(Any, config.resize), config.encoder_config.grid)
+    return PictureFormat(config.image_size, cast(Any, config.resize), config.encoder_config.grid)
 
 
 def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
@@ -348,7 +348,7 @@ def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
     return {"vision": weights_checksum(model.vision), "embeddings": weights_checksum(embeddings)}
 
 
-def _refuse_other_store(sources: Sequence[Source], model: TokLIPForConditionalGeneration) -> None:
+def _refuse_other_store(sources: Sequence[TalkReader], model: TokLIPForConditionalGeneration) -> None:
     for info in (source.stored for source in sources if source.stored is not None):
         if info.weights_checksum != model.config.tokenizer_checksum:
             raise ValueError(
