@@ -120,7 +120,7 @@ def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[st
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
     measures, sampling = Measures(features=teacher), SamplingSettings(batch_size=64)
     report = evaluate_on_scenes(
-        Checkpoint(generator), captions, measures, split=split, sampling=sampling, progress=True
+        Checkpoint(generator), Scenes(captions, split=split), measures, sampling=sampling, progress=True
     )
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))

@@ -73,8 +73,14 @@ def test_a_toklip_that_moved_and_a_precision_can_be_named(tmp_path):
     config = small_config("concat", "text", toklip=str(tmp_path / "toklip"))
     pictures = PictureGenerator(Generator(config), tokenizer=toklip.tokenizer, toklip=toklip)
     pictures.save(tmp_path / "texts")
-    arguments = ["--generator", tmp_path / "texts", "--scenes", 2]
+    arguments = ["--generator", tmp_path / "texts", "scenes:held-out?count=2"]
     refused = run(*arguments)
     assert refused.exit_code == 1 and "--toklip PATH" in refused.stderr
+    for query, message in {
+        "count=1": "got count = 1; wanted 2 scenes or more",
+        "background=striped": "captions are drawn on plain backgrounds: leave it out",
+    }.items():
+        refused = run(*arguments[:2], f"scenes:train?{query}")
+        assert refused.exit_code == 1 and message in refused.stderr
     report = json.loads(run(*arguments, "--toklip", tmp_path / "moved", "--dtype", "bfloat16", "--json").stdout)
     assert report["protocol"]["generator"] == f"{tmp_path / 'texts'}, in bfloat16" and report["pictures"] == 2

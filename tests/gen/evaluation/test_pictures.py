@@ -343,7 +343,16 @@ def test_without_inceptions_weights_the_place_is_named(tmp_path, hub):
     assert result.exit_code == 1 and "put it into" in result.stderr and "inception" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["x.png", "--generator", "g"], ["--generator", "g"]])
+SCENES = "scenes:held-out?count=2"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["x.png", "--generator", "g"], ["--generator", "g"], [SCENES, "x.png", "--generator", "g"],
+        [SCENES, "--generator", "g", "--per-class", "2"], ["x.png", "--per-class", "2"],
+    ],
+)  # fmt: skip
 def test_the_command_wants_pictures_or_a_generator(arguments):
     result = run(*arguments)
     assert result.exit_code == 2 and "name INPUTS, or --generator" in result.stderr
@@ -352,17 +361,18 @@ def test_the_command_wants_pictures_or_a_generator(arguments):
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0, "--split": "train", "--purpose": "generation"}),
+        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0, "--purpose": "generation"}),
         (["x.png"], {"--temperature": 1, "--top-k": 0, "--top-p": 1, "--toklip": "t", "--dtype": "bfloat16"}),
         (["x.png", "--write-reference", "r.npz"], {"--reference": "r", "--clip": "c", "--npz": "n.npz"}),
-        (["--generator", "g", "--per-class", 1], {"--clip": "c", "--purpose": "generation", "--split": "train"}),
+        (["--generator", "g", "--per-class", 1], {"--clip": "c", "--purpose": "generation"}),
         (["--generator", "g", "--per-class", 1], {"--write-reference": "r.npz"}),
-        (["--generator", "g", "--scenes", 2], {"--reference": "r", "--npz": "n.npz", "--size": 8}),
-        (["--generator", "g", "--scenes", 2], {"--write-reference": "r.npz"}),
+        ([SCENES, "--generator", "g"], {"--reference": "r", "--npz": "n.npz", "--size": 8}),
+        ([SCENES, "--generator", "g"], {"--write-reference": "r.npz"}),
     ],
 )
 def test_an_option_that_would_say_nothing_is_refused(mode, options):
-    what = next((word for word in ("--scenes", "--per-class", "--write-reference") if word in mode), "INPUTS")
+    words = {SCENES: "captions of scenes", "--per-class": "--per-class", "--write-reference": "--write-reference"}
+    what = next((said for word, said in words.items() if word in mode), "INPUTS")
     for option, value in options.items():
         result = run(*mode, option, value)
         assert result.exit_code == 2 and f"{option} does not go with {what}" in " ".join(result.stderr.split())

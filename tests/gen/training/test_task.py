@@ -293,7 +293,7 @@ def evaluated(*arguments: Any) -> Any:
 @pytest.mark.slow
 def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
     judge = ["--clip", world / "toklip", "--features", world / "toklip"]
-    arguments = ["--generator", whole / "model", "--scenes", 5, "--split", "validation", *judge]
+    arguments = ["scenes:validation?count=5", "--generator", whole / "model", *judge]
     result = evaluated(*arguments, "--json", "--batch-size", 2)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -314,12 +314,12 @@ def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, t
     report = json.loads(result.stdout)
     assert report["pictures"] == 6 and "2 pictures of each of 3 classes" in report["protocol"]["drawn"]
     assert np.load(tmp_path / "s.npz")["arr_0"].shape == (6, 16, 16, 3)
-    wrong = evaluated("--generator", model, "--scenes", 2)
+    wrong = evaluated("scenes:held-out?count=2", "--generator", model)
     assert wrong.exit_code == 1 and "draws classes, and Scenes have captions" in wrong.stderr
 
 
 def test_what_does_not_go_together_is_said(whole):
-    result = evaluated("--generator", whole / "model", "--scenes", 2, "--reference", "adm-imagenet-256")
-    assert result.exit_code == 2 and "--reference does not go with --scenes" in result.stderr
+    result = evaluated("scenes:train", "--generator", whole / "model", "--reference", "adm-imagenet-256")
+    assert result.exit_code == 2 and "--reference does not go with captions of scenes" in result.stderr
     wrong = evaluated("--generator", whole / "model", "--per-class", 1, "--features", "toklip-tny")
     assert wrong.exit_code == 1 and wrong.stderr.count("\n") == 1

@@ -185,11 +185,13 @@ def train_generator() -> TrainTask[GeneratorTrainConfig]:
 _RUN = {"features", "batch_size", "device", "as_json"}
 _DRAWING = {"generator", "toklip", "dtype", "compiled", "guidance", "temperature", "top_k", "top_p", "seed"} | _RUN
 
+_CAPTIONS = "captions of scenes"
+
 #: What is measured -> the options that say something about it.
 _MODES = {
     "INPUTS": {"inputs", "reference", "clip", "npz", "max_pixels"} | _RUN,
     "--write-reference": {"inputs", "write_reference", "purpose", "max_pixels"} | _RUN,
-    "--scenes": {"scenes", "split", "clip"} | _DRAWING,
+    _CAPTIONS: {"inputs", "clip"} | _DRAWING,
     "--per-class": {"per_class", "reference", "npz", "size"} | _DRAWING,
 }
 
@@ -199,17 +201,7 @@ _MODES = {
 @named_model(
     "--generator",
     kind="generator",
-    help_text="Generator to sample pictures from instead of INPUTS: a name from `toklip models`, or a folder.",
-)
-@click.option(
-    "--scenes", type=click.IntRange(2, COUNT.max), help="Number of scene captions to prompt a text generator with."
-)
-@click.option(
-    "--split",
-    type=click.Choice(["train", "validation", "held-out"]),
-    default="held-out",
-    show_default=True,
-    help="Split that the scenes come from.",
+    help_text="Generator to sample pictures from: a name from `toklip models`, or a folder.",
 )
 @click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class generator.")
 @click.option("--reference", help="Statistics of real pictures: adm-imagenet-256 and the like, or a .npz file.")
@@ -219,7 +211,7 @@ _MODES = {
 @click.option(
     "--clip",
     shell_complete=names_or_files(toklip_names),
-    help="CLIP or TokLIP that computes the CLIP score and, with --scenes, judges the captions as well.",
+    help="CLIP or TokLIP that computes the CLIP score and, for captions of scenes, judges them as well.",
 )
 @click.option("--npz", type=click.Path(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
 @click.option(
@@ -257,14 +249,20 @@ def evaluate_generation(
 ) -> None:
     """Evaluate generated pictures: INPUTS (files, folders, tars, .npz), or samples of --generator.
 
-    Computes the Fréchet distance (FID), Inception score, precision and recall against a reference, the CLIP score if
-    the pictures have captions beside them and, with --scenes, whether pictures show what their captions say. The report
-    includes the protocol of every figure. References for reconstruction are refused. Inception's weights are never
-    downloaded: if they are not in the torch hub cache, the error names the file and where to put it.
+    A generator of texts draws the captions of scenes, with INPUTS such as scenes:held-out?count=256; one of classes
+    draws --per-class pictures of each. Computes the Fréchet distance (FID), Inception score, precision and recall
+    against a reference, the CLIP score if the pictures have captions beside them and, for scenes, whether pictures show
+    what their captions say. The report includes the protocol of every figure. References for reconstruction are
+    refused. Inception's weights are never downloaded: if they are not in the torch hub cache, the error names the file
+    and where to put it.
     """
-    drawn = [name for name in ("scenes", "per_class") if options[name] is not None]
-    if bool(inputs) == bool(options["generator"]) or len(drawn) != bool(options["generator"]):
-        raise click.UsageError("name INPUTS, or --generator with either --scenes or --per-class")
+    of_scenes = len(inputs) == 1 and inputs[0].startswith("scenes:")
+    per_class = options["per_class"] is not None
+    fits = per_class != of_scenes and (of_scenes or not inputs) if options["generator"] else inputs and not per_class
+    if not fits:
+        raise click.UsageError(
+            "name INPUTS, or --generator with either one input such as scenes:held-out?count=256 or --per-class"
+        )
     _refuse_unused(ctx, options)
     compute = Compute(
         device=options["device"] or default_device(),
@@ -272,7 +270,7 @@ def evaluate_generation(
         max_pixels=options["max_pixels"],
         progress=True,
     )
-    if inputs and options["write_reference"]:
+    if options["write_reference"]:
         from toklip_gen.evaluation import write_reference_of
 
         features = options["features"] or "inception"
@@ -286,7 +284,7 @@ def evaluate_generation(
         text = f"{options['write_reference']}: {info.pictures} pictures"
         click.echo(info.model_dump_json(indent=2) if as_json else text)
         return
-    report = _of_files(inputs, options, compute) if inputs else _of_generator(options)
+    report = _of_generator(inputs, options) if options["generator"] else _of_files(inputs, options, compute)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
@@ -297,8 +295,9 @@ def _of_files(inputs: tuple[str, ...], options: dict[str, Any], compute: Compute
     return evaluate_pictures(inputs, measures, npz=options["npz"], compute=compute)
 
 
-def _of_generator(options: dict[str, Any]) -> Any:  # noqa: ANN401
+def _of_generator(inputs: tuple[str, ...], options: dict[str, Any]) -> Any:  # noqa: ANN401
     from toklip_core.drawing import Drawing, Guidance
+    from toklip_core.scenes import parse_scenes
 
     from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_classes, evaluate_on_scenes
 
@@ -306,11 +305,9 @@ def _of_generator(options: dict[str, Any]) -> Any:  # noqa: ANN401
     drawing = Drawing(guidance=None if scale is None else Guidance(scale), **choice)
     sampling = SamplingSettings(drawing, **{name: options[name] for name in ("seed", "compiled", "batch_size")})
     checkpoint = _checkpoint(*(options[name] for name in ("generator", "toklip", "dtype", "device")))
-    if options["scenes"]:
+    if inputs and (scenes := parse_scenes(inputs[0])):
         measures = Measures(options["features"], clip=options["clip"])
-        return evaluate_on_scenes(
-            checkpoint, options["scenes"], measures, split=options["split"], sampling=sampling, progress=True
-        )
+        return evaluate_on_scenes(checkpoint, scenes, measures, sampling=sampling, progress=True)
     measures = Measures(options["features"] or "inception", options["reference"])
     chosen = {key: options[key] for key in ("size", "npz")}
     return evaluate_on_classes(
@@ -326,7 +323,7 @@ def _refuse_unused(ctx: click.Context, options: dict[str, Any]) -> None:
         if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     }
     if options["generator"]:
-        mode = "--scenes" if options["scenes"] else "--per-class"
+        mode = "--per-class" if options["per_class"] else _CAPTIONS
     else:
         mode = "--write-reference" if options["write_reference"] else "INPUTS"
     if unused := [option for name, option in given.items() if name not in _MODES[mode]]:

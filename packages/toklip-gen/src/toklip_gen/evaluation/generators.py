@@ -16,7 +16,8 @@ from toklip_core.drawing import Drawing
 from toklip_core.outputs import refuse_output
 from toklip_core.pictures import to_levels
 from toklip_core.plugins import PictureModel
-from toklip_core.ranges import refuse_counts, refuse_drawing
+from toklip_core.ranges import refuse_counts, refuse_drawing, refuse_outside
+from toklip_core.scenes import Scenes
 from toklip_core.training import derived_seed
 from torch import Tensor
 from tqdm import tqdm
@@ -68,10 +69,9 @@ class SamplingSettings:
 
 def evaluate_on_scenes(
     checkpoint: Checkpoint,
-    count: int,
+    scenes: Scenes,
     measures: Measures = Measures(features=None),
     *,
-    split: str = "held-out",
     sampling: SamplingSettings = SamplingSettings(),
     progress: bool = False,
 ) -> GenerationReport:
@@ -79,10 +79,10 @@ def evaluate_on_scenes(
 
     Args:
         checkpoint: generator of texts.
-        count: number of captions.
+        scenes: scenes whose captions are drawn, on plain backgrounds and at the generator's own size; see
+            :func:`toklip_gen.evaluation.scene_prompts`.
         measures: extractor for the Fréchet distance between pictures and scenes, which are the reference; and a CLIP or
             TokLIP that judges in addition to the pixels, and gives the CLIP score.
-        split: split of the scenes, whose backgrounds are plain; see :func:`toklip_gen.evaluation.scene_prompts`.
         sampling: settings of the sampling.
         progress: show a progress bar on stderr if that is a terminal.
 
@@ -91,19 +91,23 @@ def evaluate_on_scenes(
     """
     device, batch_size = checkpoint.device, sampling.batch_size
     refuse_missing_device(device)
-    refuse_counts(count=count)
+    refuse_outside("count", len(scenes), len(scenes) > 1, "2 scenes or more")
+    if scenes.background not in (None, "plain"):
+        raise ValueError(f"got background={scenes.background}; captions are drawn on plain backgrounds: leave it out")
     if measures.reference is not None:
         raise ValueError("got a reference, but pictures of captions are compared with their scenes; leave it out")
     pictures = checkpoint.load()
     if pictures.classes is not None:
         raise ValueError(
-            f"{str(checkpoint.model)!r} draws classes, and Scenes have captions; leave out --scenes, or name another"
+            f"{str(checkpoint.model)!r} draws classes, and Scenes have captions; name one of texts, or --per-class"
         )
     matcher, of_judge = measures.judge(device)
     extractor = None if measures.features is None else load_extractor(measures.features, device)
     sampling = sampling.of(pictures)
     side = pictures.image_size[0]
-    prompts = scene_prompts(count, split=split, size=side)
+    count, split = len(scenes), scenes.split
+    prompts = scene_prompts(count, split=split, seed=scenes.seed, size=side, objects=scenes.objects)
+    drawn_of = f"{count} scenes of {split}" + (f", {scenes.objects} objects each" if scenes.objects else "")
     drawn: list[Tensor] = []
     with tqdm(total=count, unit=" pictures", disable=None if progress else True) as bar:
 
@@ -117,9 +121,9 @@ def evaluate_on_scenes(
         )
     reference = None
     if extractor is not None:
-        scenes = (Drawn(torch.from_numpy(prompt.scene.pixels).movedim(-1, 0), None) for prompt in prompts)
-        real = gather(scenes, extractor=extractor, batch_size=batch_size)
-        what = f"{count} scenes of {split} on plain backgrounds, seed 0, whose captions were drawn"
+        true = (Drawn(torch.from_numpy(prompt.scene.pixels).movedim(-1, 0), None) for prompt in prompts)
+        real = gather(true, extractor=extractor, batch_size=batch_size)
+        what = f"{drawn_of}, on plain backgrounds, seed {scenes.seed}, whose captions were drawn"
         info = ReferenceInfo(
             purpose="generation",
             extractor=extractor.name,
@@ -134,7 +138,7 @@ def evaluate_on_scenes(
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
         "generator": _described(checkpoint, pictures),
-        "drawn": f"captions of {count} scenes of {split}, each on a plain background; {sampling.as_text()}",
+        "drawn": f"captions of {drawn_of}, each on a plain background; {sampling.as_text()}",
         "pixels": "objects by contrast and connected parts, colour by hue, shape by the renderer",
     }
     if cut := pictures.cut_texts(texts):
@@ -182,7 +186,7 @@ def evaluate_on_classes(
     pictures = checkpoint.load()
     if pictures.classes is None:
         raise ValueError(
-            f"{str(checkpoint.model)!r} draws texts, and no classes; name --scenes in place of --per-class"
+            f"{str(checkpoint.model)!r} draws texts, and no classes; name a scenes: input in place of --per-class"
         )
     classes, batch_size = pictures.classes, sampling.batch_size
     drawn_size = pictures.image_size if size is None else (size, size)

@@ -41,7 +41,9 @@ class Prompt(NamedTuple):
     scene: Scene
 
 
-def scene_prompts(count: int, *, split: str = "held-out", seed: int = 0, size: int = 64) -> list[Prompt]:
+def scene_prompts(
+    count: int, *, split: str = "held-out", seed: int = 0, size: int = 64, objects: int | None = None
+) -> list[Prompt]:
     """Return captions of scenes on plain backgrounds, each saying so.
 
     Args:
@@ -50,9 +52,10 @@ def scene_prompts(count: int, *, split: str = "held-out", seed: int = 0, size: i
             scene has one that it never shows.
         seed: of the scenes.
         size: side of their pictures.
+        objects: number of objects per scene; None: random.
     """
     found = []
-    for plain in Scenes(count, seed=seed, split=split, size=size, background="plain"):
+    for plain in Scenes(count, seed=seed, split=split, size=size, objects=objects, background="plain"):
         text = plain.caption
         if parse_caption(text).background is None:
             text += " on a plain background"
