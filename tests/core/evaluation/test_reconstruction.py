@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 from toklip_core import plugins
 from toklip_core.cli import cli
 from toklip_core.devices import Compute
-from toklip_core.evaluation import codebook_statistics, evaluate_reconstruction, load_fid, load_lpips, perceptual
+from toklip_core.evaluation import codebook_use, evaluate_reconstruction, load_fid, load_lpips, perceptual
 from toklip_core.pictures import open_picture, to_pixels
 from toklip_core.plugins import TokenizerSpec
 from toklip_core.scenes import Scenes
@@ -115,9 +115,9 @@ def test_values_beyond_the_range_are_clipped_as_a_file_would():
 
 
 def test_rows_used_evenly_have_a_perplexity_of_their_number():
-    assert codebook_statistics(torch.full((300,), 7)) == (1.0, pytest.approx(300, rel=1e-12))
-    assert codebook_statistics(torch.tensor([0, 5, 5, 0])) == (0.5, pytest.approx(2, rel=1e-12))
-    assert codebook_statistics(torch.tensor([0, 9])) == (0.5, 1.0)
+    assert tuple(map(float, codebook_use(torch.full((300,), 7)))) == (1.0, pytest.approx(300, rel=1e-12))
+    assert tuple(map(float, codebook_use(torch.tensor([0, 5, 5, 0])))) == (0.5, pytest.approx(2, rel=1e-12))
+    assert tuple(map(float, codebook_use(torch.tensor([0, 9])))) == (0.5, 1.0)
 
 
 def test_usage_and_perplexity_are_those_of_all_ids():

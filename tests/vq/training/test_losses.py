@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toklip_core.evaluation import codebook_use
 from toklip_vq.training import (
     CodeRestart,
     LeCam,
     PatchDiscriminator,
     affinity,
-    codebook_use,
     count_ids,
     entropy_loss,
     generator_loss,

@@ -4,7 +4,7 @@
     zero_shot.py       classes by their names             retrieval.py   pictures by captions, and the reverse
     search.py          toklip search                      explain.py     what each token says of a text
     matcher.py         a model that matches both          classes.py     names and templates of classes
-    report.py          figures and their protocol as text
+    report.py          figures and their protocol as text codebook.py    how many codes are in use
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

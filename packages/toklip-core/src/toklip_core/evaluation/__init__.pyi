@@ -9,6 +9,10 @@ from .classes import (
     ordered as ordered,
     read_labels as read_labels,
 )
+from .codebook import (
+    CodebookUse as CodebookUse,
+    codebook_use as codebook_use,
+)
 from .explain import (
     Explanation as Explanation,
     draw_explanation as draw_explanation,
@@ -34,7 +38,6 @@ from .perceptual import (
     load_lpips as load_lpips,
 )
 from .reconstruction import (
-    codebook_statistics as codebook_statistics,
     evaluate_reconstruction as evaluate_reconstruction,
     evaluate_tokenizer as evaluate_tokenizer,
 )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.evaluation.codebook import codebook_use
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.finite import refuse_pixels
 from toklip_core.pictures import PictureError, Resize, Source, count_of, entries, find_pictures, to_levels, to_pixels
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LPIPSNet",
     "ReconstructionReport",
-    "codebook_statistics",
     "evaluate_reconstruction",
     "evaluate_tokenizer",
     "load_lpips",
@@ -187,24 +187,17 @@ def evaluate_reconstruction(
         seen += len(batch)
     if perceptual is None:
         raise ValueError("got no picture to evaluate; name at least one that can be read")
-    usage, perplexity = codebook_statistics(counts)
+    use = codebook_use(counts)
     return ReconstructionReport(
         psnr=psnr / seen,
         ssim=ssim / seen,
         lpips=perceptual.lpips(),
         rfid=perceptual.rfid(),
-        codebook_usage=usage,
-        perplexity=perplexity,
+        codebook_usage=use.used.item(),
+        perplexity=use.perplexity.item(),
         left_out=perceptual.left_out,
         protocol=_protocol(seen, counts) | perceptual.protocol,
     )
-
-
-def codebook_statistics(counts: Tensor) -> tuple[float, float]:
-    """Return usage, the share of rows with a count, and perplexity, exp(entropy), of counts (K,), int64, not all 0."""
-    used = counts[counts > 0].double()
-    frequencies = used / used.sum()
-    return len(used) / len(counts), math.exp(-(frequencies * frequencies.log()).sum().item())
 
 
 def _pictures(

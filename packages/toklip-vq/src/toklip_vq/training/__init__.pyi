@@ -3,7 +3,6 @@ from .losses import (
     LeCam as LeCam,
     PatchDiscriminator as PatchDiscriminator,
     affinity as affinity,
-    codebook_use as codebook_use,
     count_ids as count_ids,
     entropy_loss as entropy_loss,
     generator_loss as generator_loss,

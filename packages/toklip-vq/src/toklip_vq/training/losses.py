@@ -122,22 +122,6 @@ def entropy_loss(affinity: Tensor, *, temperature: float = 0.01) -> Tensor:
     return each + (mean * (mean + 1e-5).log()).sum()
 
 
-class CodebookUse(NamedTuple):
-    """Figures that say how many codes are in use, and how evenly."""
-
-    #: Share of the codebook that occurs, in [0, 1].
-    used: Tensor
-    #: exp(entropy) of the ids, in [1, K]: the number of codes that, used evenly, would be as diverse.
-    perplexity: Tensor
-
-
-def codebook_use(counts: Tensor) -> CodebookUse:
-    """Return the use of a codebook from the occurrences (K,) of its ids."""
-    shares = counts.double() / counts.sum().clamp_min(1)
-    entropy = -torch.special.xlogy(shares, shares).sum()
-    return CodebookUse((counts > 0).double().mean().float(), entropy.exp().float())
-
-
 def count_ids(ids: Tensor, size: int) -> Tensor:
     """Return how often each of ``size`` ids occurs in all processes, (K,) int64."""
     counts = ids.reshape(-1).bincount(minlength=size)

@@ -19,7 +19,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from toklip_core.evaluation import load_lpips
+from toklip_core.evaluation import codebook_use, load_lpips
 from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, Task, fit
 from toklip_core.weights import save_model_folder
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from toklip_vq.training.losses import (
     LeCam,
     PatchDiscriminator,
     affinity,
-    codebook_use,
     comparable,
     count_ids,
     entropy_loss,
@@ -171,8 +170,9 @@ class VQTraining(nn.Module):
         counts = count_ids(quantized.ids, len(codebook.weight))
         if restart is not None:
             restart.add(counts)
-        used, perplexity = codebook_use(counts)
-        return quantized.codes, losses, {"codebook_used_by_batch": used, "codebook_perplexity": perplexity}
+        use = codebook_use(counts)
+        metrics = {"codebook_used_by_batch": use.used.float(), "codebook_perplexity": use.perplexity.float()}
+        return quantized.codes, losses, metrics
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -241,7 +241,7 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     if ranks[1] > 1:
         dist.all_reduce(counts)
         dist.all_reduce(total)
-    used, perplexity = codebook_use(counts)
+    use = codebook_use(counts)
     if (counts > 0).sum() < COLLAPSED * min(size, int(counts.sum())):
         _log.warning(
             "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
@@ -252,7 +252,7 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
         )
     figures = {
         "psnr": float(total[0] / total[1]),
-        "codebook_used": float(used),
-        "codebook_perplexity": float(perplexity),
+        "codebook_used": float(use.used),
+        "codebook_perplexity": float(use.perplexity),
     }
     return Evaluation(figures, {"reconstructions": torch.cat(shown)})
