@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from toklip_core.devices import Compute
 from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
-from toklip_core.pictures import Picture, PictureError, scene_pictures
+from toklip_core.pictures import LazyPicture, PictureError, scene_pictures
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
 
@@ -23,7 +23,7 @@ def unreadable(name="broken.jpg"):
     def read() -> Image.Image:
         raise PictureError("cut short")
 
-    return Picture(name, read)
+    return LazyPicture(name, read)
 
 
 def test_a_hit_is_as_likely_as_in_all_orders_of_the_candidates_that_are_tied():

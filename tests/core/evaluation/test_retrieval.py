@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from toklip_core.devices import Compute
 from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, retrieval, table_pairs
-from toklip_core.pictures import Captioned, Picture, PictureError, scene_pairs
+from toklip_core.pictures import LazyPair, LazyPicture, PictureError, scene_pairs
 from toklip_core.scenes import Scenes
 
 from tests.support.small_models import small_clip, small_toklip
@@ -47,7 +47,7 @@ def pair(colour, *captions):
             raise PictureError("cut short")
         return Image.new("RGB", (8, 8), colour)
 
-    return Captioned(Picture(str(colour), read), captions)
+    return LazyPair(LazyPicture(str(colour), read), captions)
 
 
 def test_recall_is_its_definition():

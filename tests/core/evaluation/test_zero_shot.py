@@ -21,7 +21,7 @@ from toklip_core.evaluation import (
     measure_zero_shot,
     read_labels,
 )
-from toklip_core.pictures import LabelledPictures, Picture, labelled_scenes, open_picture, to_pixels
+from toklip_core.pictures import LabelledPictures, LazyPicture, labelled_scenes, open_picture, to_pixels
 from toklip_core.scenes import CLASSES, Scenes
 
 from tests.support.small_models import small_clip, small_toklip
@@ -51,7 +51,7 @@ class Blind(Eyes):
 
 
 def plain(colour):
-    return Picture(colour, lambda: Image.new("RGB", (9, 9), COLOURS[colour]))
+    return LazyPicture(colour, lambda: Image.new("RGB", (9, 9), COLOURS[colour]))
 
 
 def coloured(names=tuple(COLOURS), shown=tuple(COLOURS)):

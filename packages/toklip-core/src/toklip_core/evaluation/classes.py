@@ -11,10 +11,10 @@ from toklip_core.files import read_text, replace_lone_surrogates
 from toklip_core.pictures import (
     ARCHIVE_SUFFIXES,
     LabelledPictures,
-    Picture,
+    LazyPicture,
     find_pictures,
-    found_pictures,
     labelled_scenes,
+    list_pictures,
 )
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
@@ -90,7 +90,7 @@ def class_folders(
         names = _imagenet_names(folder, found)
     else:
         names = distinct([named(path.name) for path in found], "class")
-    pictures: list[Picture] = []
+    pictures: list[LazyPicture] = []
     labels: list[int] = []
     for label, path in enumerate(found):
         inside = _pictures_in(path, max_pixels)
@@ -169,9 +169,9 @@ def distinct(texts: Sequence[str], kind: str) -> list[str]:
     return texts
 
 
-def _pictures_in(folder: Path, max_pixels: int) -> list[Picture]:
+def _pictures_in(folder: Path, max_pixels: int) -> list[LazyPicture]:
     try:
-        return found_pictures(find_pictures([folder], max_pixels=max_pixels))
+        return list_pictures(find_pictures([folder], max_pixels=max_pixels))
     except FileNotFoundError:
         return []
 

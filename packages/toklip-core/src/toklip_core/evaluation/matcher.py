@@ -23,7 +23,7 @@ from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import one_line
 from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
-from toklip_core.pictures import Picture, PictureError, Resize, to_pixels
+from toklip_core.pictures import LazyPicture, PictureError, Resize, to_pixels
 from toklip_core.weights import weights_checksum
 
 #: How candidates of equal score are counted, for protocols.
@@ -97,7 +97,7 @@ def load_matcher(
     return model.to(compute.device, compute.torch_dtype), protocol
 
 
-def refuse_unreadable(pictures: Iterable[Picture]) -> None:
+def refuse_unreadable(pictures: Iterable[LazyPicture]) -> None:
     """Read held-out pictures, each of them once, before a run begins that is evaluated on them.
 
     Raises:
@@ -113,7 +113,7 @@ def refuse_unreadable(pictures: Iterable[Picture]) -> None:
         )
 
 
-def _problem(picture: Picture) -> str | None:
+def _problem(picture: LazyPicture) -> str | None:
     try:
         picture.read()
     except PictureError as error:
@@ -130,7 +130,7 @@ def warn_of_unreadable(unreadable: Sequence[str]) -> None:
 @torch.no_grad()
 def picture_features(
     model: Matcher,
-    pictures: Sequence[Picture],
+    pictures: Sequence[LazyPicture],
     unreadable: list[str],
     compute: Compute = Compute(),
 ) -> Iterator[tuple[list[int], Tensor]]:

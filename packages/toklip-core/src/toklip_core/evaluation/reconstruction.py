@@ -22,7 +22,7 @@ from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.codebook import codebook_use
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.finite import refuse_pixels
-from toklip_core.pictures import PictureError, Resize, Source, count_of, entries, find_pictures, to_levels, to_pixels
+from toklip_core.pictures import InputFile, PictureError, Resize, count_of, entries, find_pictures, to_levels, to_pixels
 from toklip_core.plugins import load_tokenizer, tokenizer_spec
 from toklip_core.weights import weights_checksum
 
@@ -201,7 +201,7 @@ def evaluate_reconstruction(
 
 
 def _pictures(
-    sources: list[Source], size: int, resize: Resize, unreadable: list[str], seen: Callable[[], object]
+    sources: list[InputFile], size: int, resize: Resize, unreadable: list[str], seen: Callable[[], object]
 ) -> Iterator[Tensor]:
     for entry in entries(sources):
         seen()

@@ -32,7 +32,7 @@ from toklip_core.evaluation.matcher import (
 )
 from toklip_core.evaluation.report import report_text, software
 from toklip_core.files import captions_in, nulls_in, parse_json, read_text, warn_of_nulls
-from toklip_core.pictures import Captioned, Entry, Picture, scene_pairs
+from toklip_core.pictures import Entry, LazyPair, LazyPicture, scene_pairs
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
 
@@ -121,7 +121,7 @@ def evaluate_retrieval(
 
 
 def measure_retrieval(
-    model: Matcher, pairs: Sequence[Captioned], compute: Compute = Compute()
+    model: Matcher, pairs: Sequence[LazyPair], compute: Compute = Compute()
 ) -> RetrievalReport:
     """Return the recall of a model over captioned pictures; arguments and errors as :func:`evaluate_retrieval`."""
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair.captions))
@@ -184,7 +184,7 @@ def recall(
 
 def table_pairs(
     file: Path, root: Path, *, image: str = "image", captions: str = "captions", max_pixels: int = MAX_PIXELS
-) -> list[Captioned]:
+) -> list[LazyPair]:
     """Return the pictures of a JSONL, CSV or TSV file, each once, with the captions of all rows that name it.
 
     Rows without a caption are left out.
@@ -194,12 +194,12 @@ def table_pairs(
         ValueError: it is no such table, or has no such key.
     """
     table = PictureTable(CaptionedTable(kind="table", table=file, root=root, image=image, caption=captions))
-    return [Captioned(_picture(Path(table.place(i)), max_pixels), table.captions(i)) for i in range(len(table))]
+    return [LazyPair(_picture(Path(table.place(i)), max_pixels), table.captions(i)) for i in range(len(table))]
 
 
 def karpathy_pairs(
     file: Path, split: str, root: Path, *, max_pixels: int = MAX_PIXELS
-) -> list[Captioned]:
+) -> list[LazyPair]:
     """Return the pictures of a split of Karpathy's dataset_coco.json or dataset_flickr30k.json, all captions of each.
 
     Raises:
@@ -222,7 +222,7 @@ def karpathy_pairs(
             f"{file} is no file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
             "filename, split and sentences"
         ) from error
-    found = [Captioned(_picture(path, max_pixels), captions) for path, captions in texts.items()]
+    found = [LazyPair(_picture(path, max_pixels), captions) for path, captions in texts.items()]
     warn_of_nulls(nulls, str(file))
     if not found:
         raise ValueError(f"{file} has no pictures of the split {split!r}; it has {', '.join(splits) or 'none'}")
@@ -233,8 +233,8 @@ def karpathy_pairs(
     return found
 
 
-def _picture(path: Path, max_pixels: int) -> Picture:
-    return Picture(str(path), Entry(path.name, path, max_pixels=max_pixels).image)
+def _picture(path: Path, max_pixels: int) -> LazyPicture:
+    return LazyPicture(str(path), Entry(path.name, path, max_pixels=max_pixels).image)
 
 
 def _shared(captions: Sequence[tuple[int, int]]) -> str:

@@ -29,10 +29,10 @@ from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TokLIP
 from toklip_core.pictures import (
     PANEL_SIDE,
-    Picture,
+    LazyPicture,
     Resize,
     find_pictures,
-    found_pictures,
+    list_pictures,
     picture_sheet,
     resized,
     to_picture,
@@ -45,7 +45,7 @@ class Hit(NamedTuple):
     """A picture that was found."""
 
     #: Its file, its name in a tar, or its key in a store, which gives it back from its ids.
-    picture: Picture
+    picture: LazyPicture
     cosine: float
 
 
@@ -107,7 +107,7 @@ def search_pictures(
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
     sources = [] if stores else find_pictures(where, max_pixels=compute.max_pixels)
-    pictures = found_pictures(sources, progress=compute.progress and not stores)
+    pictures = list_pictures(sources, progress=compute.progress and not stores)
     tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, [text])
@@ -190,9 +190,9 @@ def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iter
             yield [place for place, _ in batch], features
 
 
-def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> Picture:
+def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> LazyPicture:
     row = tokens[place]
-    return Picture(row.key, partial(_decoded, cast(TokLIP, model), row.ids))
+    return LazyPicture(row.key, partial(_decoded, cast(TokLIP, model), row.ids))
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from toklip_core.evaluation.matcher import (
     text_features,
 )
 from toklip_core.evaluation.report import report_text, software
-from toklip_core.pictures import LabelledPictures, find_pictures, found_pictures
+from toklip_core.pictures import LabelledPictures, find_pictures, list_pictures
 from toklip_core.scenes import parse_scenes
 
 
@@ -192,7 +192,7 @@ def classify_pictures(
     """
     labels = distinct(labels, "label")
     chosen = known_templates(templates or ["{}"])
-    pictures = found_pictures(find_pictures(inputs, max_pixels=compute.max_pixels), progress=compute.progress)
+    pictures = list_pictures(find_pictures(inputs, max_pixels=compute.max_pixels), progress=compute.progress)
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=compute.progress)

@@ -2,8 +2,8 @@ from .find import (
     ARCHIVE_SUFFIXES as ARCHIVE_SUFFIXES,
     PICTURE_SUFFIXES as PICTURE_SUFFIXES,
     Entry as Entry,
+    InputFile as InputFile,
     ScenePlace as ScenePlace,
-    Source as Source,
     count_of as count_of,
     entries as entries,
     find_pictures as find_pictures,
@@ -13,10 +13,10 @@ from .find import (
     share_of_worker as share_of_worker,
 )
 from .lazy import (
-    Captioned as Captioned,
     LabelledPictures as LabelledPictures,
-    Picture as Picture,
-    found_pictures as found_pictures,
+    LazyPair as LazyPair,
+    LazyPicture as LazyPicture,
+    list_pictures as list_pictures,
 )
 from .open import (
     PictureError as PictureError,

@@ -54,7 +54,7 @@ class ScenePlace:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class InputFile:
     """A picture file, a scene, or an archive: of its keys that are ``rank``'s every ``step``-th from ``start``."""
 
     path: Path
@@ -136,7 +136,7 @@ class Entry:
         return listed.get(os.path.normpath(self.path), [])
 
 
-def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> list[Source]:
+def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> list[InputFile]:
     """Return the picture files and archives that inputs mean, each once, in a fixed order.
 
     An input is a file, a folder (searched with all below it; names that begin with a dot are left out), a tar
@@ -153,7 +153,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
     """
     inputs = list(inputs)
     scenes = {str(item): named for item in inputs if (named := parse_scenes(item)) is not None}
-    found: dict[str, Source] = {}
+    found: dict[str, InputFile] = {}
     seen: set[str] = set()
     tables: dict[Path, Path | None] = {}
     for path, root in _files([item for item in inputs if str(item) not in scenes]):
@@ -165,10 +165,10 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
         if key in found:
             raise ValueError(f"two pictures have the key {key!r}: {found[key].path} and {path}; encode into two stores")
         if path.suffix.lower() in ARCHIVE_SUFFIXES:
-            found[key] = Source(path, key, is_archive=True, max_pixels=max_pixels)
+            found[key] = InputFile(path, key, is_archive=True, max_pixels=max_pixels)
         else:
             table = _metadata(path.parent, root, tables)
-            found[key] = Source(path, key, is_archive=False, metadata=table, max_pixels=max_pixels)
+            found[key] = InputFile(path, key, is_archive=False, metadata=table, max_pixels=max_pixels)
     for text, of_text in scenes.items():
         for index in range(len(of_text)):
             key = of_text.key(index)
@@ -176,7 +176,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
                 raise ValueError(f"{found[key].path} has the key of a scene, {key!r}; encode into two stores")
             # What two inputs name is one scene.
             place = ScenePlace(of_text, index)
-            found[key] = Source(Path(text), key, is_archive=False, scene=place, max_pixels=max_pixels)
+            found[key] = InputFile(Path(text), key, is_archive=False, scene=place, max_pixels=max_pixels)
     if not found:
         held = next((path for item in inputs for path in sorted(Path(item).glob("**/*.parquet"))), None)
         hint = "" if held is None else f"; name its Parquet files themselves, such as {held}"
@@ -185,7 +185,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
     return list(found.values())
 
 
-def share_of_rank(sources: Iterable[Source], rank: int, world_size: int) -> list[Source]:
+def share_of_rank(sources: Iterable[InputFile], rank: int, world_size: int) -> list[InputFile]:
     """Return what one of ``world_size`` processes encodes, chosen by a hash of the keys.
 
     A picture keeps its rank whatever else is listed, so ranks that list a growing folder at different moments neither
@@ -203,7 +203,7 @@ def share_of_rank(sources: Iterable[Source], rank: int, world_size: int) -> list
     ]
 
 
-def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[Source]:
+def share_of_worker(sources: Sequence[InputFile], worker: int, count: int) -> list[InputFile]:
     """Return what one of ``count`` workers with the same list reads: every count-th file, tars where they go round.
 
     With fewer tars than workers each worker takes every count-th picture of each tar.
@@ -217,7 +217,7 @@ def share_of_worker(sources: Sequence[Source], worker: int, count: int) -> list[
     return tars + files[worker::count]
 
 
-def entries(sources: Iterable[Source]) -> Iterator[Entry]:
+def entries(sources: Iterable[InputFile]) -> Iterator[Entry]:
     """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
     for source in sources:
         if source.is_archive:
@@ -227,7 +227,7 @@ def entries(sources: Iterable[Source]) -> Iterator[Entry]:
             yield Entry(source.key, source.path, source.scene, source.metadata, source.max_pixels)
 
 
-def count_of(sources: Iterable[Source]) -> int | None:
+def count_of(sources: Iterable[InputFile]) -> int | None:
     """Return the number of pictures in sources, or None if an archive hides it."""
     sources = list(sources)
     return None if any(source.is_archive for source in sources) else len(sources)
@@ -240,7 +240,7 @@ def key_of(path: Path | str) -> str:
     return _text("/".join(parts))
 
 
-def read_metadata(sources: Iterable[Source], *, said: bool = True) -> None:
+def read_metadata(sources: Iterable[InputFile], *, said: bool = True) -> None:
     """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed.
 
     Args:
@@ -248,7 +248,7 @@ def read_metadata(sources: Iterable[Source], *, said: bool = True) -> None:
         said: whether the log says of how many pictures a store keeps one caption of several, and which table names no
             picture.
     """
-    of_table: dict[Path, list[Source]] = {}
+    of_table: dict[Path, list[InputFile]] = {}
     for source in sources:
         if source.metadata is not None:
             of_table.setdefault(source.metadata, []).append(source)
@@ -261,7 +261,7 @@ def read_metadata(sources: Iterable[Source], *, said: bool = True) -> None:
             warn_of_several_captions(sum(map(_has_several_captions, listed)), str(metadata))
 
 
-def _has_several_captions(source: Source) -> bool:
+def _has_several_captions(source: InputFile) -> bool:
     entry = Entry(source.key, source.path, metadata=source.metadata)
     try:
         return len(entry.listed_captions()) > 1 and len(entry.captions()) > 1
@@ -269,7 +269,7 @@ def _has_several_captions(source: Source) -> bool:
         return False
 
 
-def _members(source: Source) -> Iterator[Entry]:
+def _members(source: InputFile) -> Iterator[Entry]:
     if source.path.suffix.lower() == ".parquet":
         for name, row in parquet_pictures(source.path, said=source.start == source.rank == 0):
             yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row, max_pixels=source.max_pixels)
@@ -362,7 +362,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _refuse_files_below_tars(found: dict[str, Source]) -> None:
+def _refuse_files_below_tars(found: dict[str, InputFile]) -> None:
     tars = {key for key, source in found.items() if source.is_archive}
     for key in found if tars else ():
         for parent in PurePosixPath(key).parents:

@@ -8,44 +8,44 @@ from typing import NamedTuple
 from PIL import Image
 
 from toklip_core.devices import progress_bar
-from toklip_core.pictures.find import Source, count_of, entries
+from toklip_core.pictures.find import InputFile, count_of, entries
 
 
 class LabelledPictures(NamedTuple):
     """Pictures with their classes."""
 
-    #: Of the classes, all of them candidates. Some may be equal, as those of two pairs of ImageNet's are.
+    #: Names of all classes. Some may be equal, as in two pairs of ImageNet's classes.
     names: Sequence[str]
-    pictures: Sequence[Picture]
-    #: For each picture, a place in ``names``.
+    pictures: Sequence[LazyPicture]
+    #: Class of each picture, as an index into ``names``.
     labels: Sequence[int]
 
 
-class Picture(NamedTuple):
-    """A picture that is named and not yet read."""
+class LazyPicture(NamedTuple):
+    """A named picture that is read on demand."""
 
     name: str
-    #: Returns it as RGB, or raises a PictureError.
+    #: Function that returns the picture as RGB, or raises PictureError.
     read: Callable[[], Image.Image]
 
 
-def found_pictures(sources: Sequence[Source], *, progress: bool = False) -> list[Picture]:
-    """Return the pictures of files, archives and scenes, unread.
+def list_pictures(sources: Sequence[InputFile], *, progress: bool = False) -> list[LazyPicture]:
+    """Return the pictures of files, archives and scenes without reading them.
 
     Args:
-        sources: what :func:`find_pictures` returned.
-        progress: show a bar on stderr; the headers of a large tar take a while to read.
+        sources: result of :func:`find_pictures`.
+        progress: show a progress bar on stderr; reading the headers of a large tar takes a while.
     """
-    found: list[Picture] = []
+    found: list[LazyPicture] = []
     with progress_bar(count_of(sources), shown=progress, unit="pictures found") as bar:
         for entry in entries(sources):
-            found.append(Picture(entry.key if entry.member else str(entry.path), entry.image))
+            found.append(LazyPicture(entry.key if entry.member else str(entry.path), entry.image))
             bar.update()
     return found
 
 
-class Captioned(NamedTuple):
-    """A picture, unread, and its captions, one or more."""
+class LazyPair(NamedTuple):
+    """A picture that is read on demand, with one or more captions."""
 
-    picture: Picture
+    picture: LazyPicture
     captions: Sequence[str]

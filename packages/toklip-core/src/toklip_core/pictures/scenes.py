@@ -6,23 +6,23 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from toklip_core.pictures.lazy import Captioned, LabelledPictures, Picture
+from toklip_core.pictures.lazy import LabelledPictures, LazyPair, LazyPicture
 from toklip_core.scenes import CLASSES, Scenes
 
 
-def scene_pictures(scenes: Scenes) -> list[Picture]:
+def scene_pictures(scenes: Scenes) -> list[LazyPicture]:
     """Return scenes as pictures; they are drawn when they are read."""
 
     def drawn(index: int) -> Callable[[], Image.Image]:
         return lambda: Image.fromarray(scenes[index].pixels)
 
-    return [Picture(scenes.key(index), drawn(index)) for index in range(len(scenes))]
+    return [LazyPicture(scenes.key(index), drawn(index)) for index in range(len(scenes))]
 
 
-def scene_pairs(scenes: Scenes) -> list[Captioned]:
+def scene_pairs(scenes: Scenes) -> list[LazyPair]:
     """Return scenes with their four captions."""
     pictures = zip(scene_pictures(scenes), scenes, strict=True)
-    return [Captioned(picture, scene.captions) for picture, scene in pictures]
+    return [LazyPair(picture, scene.captions) for picture, scene in pictures]
 
 
 def labelled_scenes(scenes: Scenes) -> LabelledPictures:

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.pictures import (
+    InputFile,
     PictureError,
     Resize,
-    Source,
     count_of,
     entries,
     find_pictures,
@@ -248,7 +248,7 @@ class _Work(IterableDataset[_Batch]):
     Batches are numpy arrays, sent through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
     """
 
-    sources: list[Source]
+    sources: list[InputFile]
     done: _Keys
     sizes: list[int]
     cropped: bool
@@ -428,12 +428,12 @@ def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
     return held.keys()
 
 
-def _place(source: Source) -> bytes:
+def _place(source: InputFile) -> bytes:
     """Where a shuffled encode reads it: a function of its key alone, as for every rank and every later call."""
     return blake2b(source.key.encode(), digest_size=8, person=b"order").digest()
 
 
-def _refuse_nothing(counts: _Counts, sources: list[Source]) -> None:
+def _refuse_nothing(counts: _Counts, sources: list[InputFile]) -> None:
     if counts.pictures or counts.skipped:
         return
     if counts.unreadable:

@@ -14,7 +14,7 @@ from toklip_core.evaluation import (
     table_pairs,
     warn_of_unreadable,
 )
-from toklip_core.pictures import Captioned, LabelledPictures, labelled_scenes, scene_pairs
+from toklip_core.pictures import LabelledPictures, LazyPair, labelled_scenes, scene_pairs
 from toklip_core.scenes import Scenes
 from toklip_core.tasks.settings import HeldOutPictures
 from toklip_core.training import Evaluation
@@ -26,7 +26,7 @@ class HeldOutSet:
 
     labelled: LabelledPictures | None
     templates: tuple[str, ...]
-    captioned: list[Captioned]
+    captioned: list[LazyPair]
 
 
 def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | None:

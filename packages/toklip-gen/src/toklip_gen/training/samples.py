@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from toklip_core.captioned import CaptionedSamples, CaptionedScenes, CaptionSource
 from toklip_core.evaluation import class_folders, distinct, folders_above, folders_of_keys, named, ordered
-from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, Picture, Resize, levels_of, random_square
+from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, Resize, levels_of, random_square
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
@@ -277,7 +277,7 @@ class _Folders:
     """Crops of pictures in folders of classes."""
 
     def __init__(
-        self, source: ClassFolders, pictures: Sequence[Picture], labels: Sequence[int], size: int, seed: int
+        self, source: ClassFolders, pictures: Sequence[LazyPicture], labels: Sequence[int], size: int, seed: int
     ) -> None:
         self._source, self._size, self._seed = source, size, seed
         self._pictures, self._labels = pictures, labels

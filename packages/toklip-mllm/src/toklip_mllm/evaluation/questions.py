@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from toklip_core.files import json_rows, one_line, refuse_special
-from toklip_core.pictures import Picture, open_picture, scene_pictures
+from toklip_core.pictures import LazyPicture, open_picture, scene_pictures
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes, parse_scenes
 
@@ -26,7 +26,7 @@ class VQAQuestion(NamedTuple):
     #: Name of the row, for messages.
     name: str
     #: Unread pictures, in the order in which the model sees them.
-    pictures: tuple[Picture, ...]
+    pictures: tuple[LazyPicture, ...]
     text: str
     #: Right answers, at least one; for a question with choices, the text of the right choice.
     truths: tuple[str, ...]
@@ -128,7 +128,7 @@ def _question_of(
     kind = row.get(columns.kind)
     return VQAQuestion(
         name + id_of(row),
-        tuple(Picture(str(path), partial(read, path)) for path in paths),
+        tuple(LazyPicture(str(path), partial(read, path)) for path in paths),
         row[columns.question],
         _truths(row[columns.answer], choices),
         "all" if is_missing(kind) else text_of(kind, "type"),

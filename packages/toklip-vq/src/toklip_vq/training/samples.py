@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from toklip_core.evaluation import refuse_unreadable
-from toklip_core.pictures import entries, find_pictures, found_pictures, levels_of, normalized, random_square, to_pixels
+from toklip_core.pictures import entries, find_pictures, levels_of, list_pictures, normalized, random_square, to_pixels
 from toklip_core.scenes import scene
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable
 from torch import Tensor
@@ -129,7 +129,7 @@ def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
     if config.folder is None:
         levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
         return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))
-    found = found_pictures(find_pictures([config.folder]))
+    found = list_pictures(find_pictures([config.folder]))
     chosen = found[:: max(len(found) // config.pictures, 1)][: config.pictures]
     refuse_unreadable(chosen)
     return torch.stack([to_pixels(picture.read(), size) for picture in chosen])
