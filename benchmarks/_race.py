@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from toklip_core.model import TokLIPConfig, model_spec
-from toklip_vq.vqgan import VQGAN, VQGANConfig, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -198,7 +198,7 @@ def vqgan(config: VQGANConfig, options: Options) -> VQGAN:
     """Return a VQGAN on the device; with --quick a narrow one, unless it has to be an official one's like."""
     if options.quick and not (options.llamagen or options.ibq or options.toklip):
         config = config.model_copy(update={"channels": 32})
-    return build_vqgan(config).to(options.device)
+    return VQGAN(config).to(options.device)
 
 
 def published(name: str, options: Options) -> TokLIPConfig:

@@ -118,7 +118,7 @@ def official_loading(options: Options) -> Loading:
     """Return what loads a file with the official code, which unpickles whatever is in it: the default of its torch."""
     from PIL import Image
     from toklip_vq.published import CONFIGS
-    from toklip_vq.vqgan import build_vqgan
+    from toklip_vq.vqgan import VQGAN
 
     from benchmarks.vq import tokenizer_in_place
 
@@ -130,7 +130,7 @@ def official_loading(options: Options) -> Loading:
 
     ids = text_ids(256000)
     place = contextlib.ExitStack()
-    place.enter_context(tokenizer_in_place(build_vqgan(CONFIGS["VQ-16"])))
+    place.enter_context(tokenizer_in_place(VQGAN(CONFIGS["VQ-16"])))
 
     def loading(file: Path) -> Callable[[], float]:
         with place:
@@ -153,11 +153,11 @@ def make_file(path: Path, options: Options) -> None:
     """Write a file of the published layout; every weight is random, the moments are zero."""
     from toklip_core.model import TokLIP, official_name
     from toklip_vq.published import CONFIGS, llamagen_name
-    from toklip_vq.vqgan import build_vqgan
+    from toklip_vq.vqgan import VQGAN
 
     with torch.device("meta"):
         model = TokLIP(published(NAME, options))
-    tokenizer = build_vqgan(CONFIGS["VQ-16"]).state_dict()
+    tokenizer = VQGAN(CONFIGS["VQ-16"]).state_dict()
     shapes = {official_name(name): tensor.shape for name, tensor in model.state_dict().items()}
     state = {f"module.{name}": random_weight(name, shape) for name, shape in shapes.items()}
     state |= {f"module.visual.trunk.vq.{llamagen_name(name)}": tensor for name, tensor in tokenizer.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from toklip_core.plugins import registry
 from toklip_vq.published import CONFIGS, ibq_config, llamagen_name, taming_name
-from toklip_vq.vqgan import VQGANConfig, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 from torch import Tensor
 
 from tests.support.published_families import FAMILIES, write_family
@@ -63,7 +63,7 @@ def lightning_file(codebook_size: int) -> dict[str, object]:
 def filled(config: VQGANConfig) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of random weights, all parts of one block of memory: that makes large files small."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in build_vqgan(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in VQGAN(config).state_dict().items()}
     pool = torch.randn(max(shape.numel() for shape in shapes.values()), generator=torch.Generator().manual_seed(0))
     pool *= 0.02
     for name, shape in shapes.items():

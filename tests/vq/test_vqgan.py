@@ -8,7 +8,7 @@ import pytest
 import torch
 from toklip_core import load_tokenizer
 from toklip_core.weights import save_model_folder
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
 TINY = VQGANConfig(
     codebook_size=64, codebook_dim=8, channels=16, channel_multipliers=(1, 2, 2, 4), blocks_per_level=2, z_channels=32,
@@ -20,14 +20,14 @@ LARGE = 560
 
 def test_codes_of_the_cosine_metric_start_with_unit_norm():
     """As LlamaGen's; uniform rows of 1 / K would have gradients K times as large, and move as much in a step."""
-    norms = build_vqgan(TINY).codebook.weight.norm(dim=-1)
+    norms = VQGAN(TINY).codebook.weight.norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
 def tiny(**changes: object) -> VQGAN:
     """A VQGAN whose norms and biases are no identities."""
     torch.manual_seed(0)
-    vqgan = build_vqgan(TINY.model_copy(update=changes))
+    vqgan = VQGAN(TINY.model_copy(update=changes))
     for name, parameter in vqgan.named_parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_vq.published import load_chameleon, taming_name
-from toklip_vq.vqgan import VQGANConfig, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 from tests.support.published_families import chameleon_file, golden
 
@@ -26,7 +26,7 @@ SMALL = VQGANConfig(
 def small_weights(prefix=""):
     """Random weights of SMALL under the names of the taming layout."""
     torch.manual_seed(0)
-    weights = build_vqgan(SMALL).state_dict()
+    weights = VQGAN(SMALL).state_dict()
     return {prefix + taming_name(name, levels=2): torch.randn_like(tensor) / 8 for name, tensor in weights.items()}
 
 

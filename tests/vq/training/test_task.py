@@ -32,7 +32,7 @@ from toklip_vq.training import (
     start_codebook,
     train_vq,
 )
-from toklip_vq.vqgan import build_vqgan
+from toklip_vq.vqgan import VQGAN
 
 pytestmark = pytest.mark.slow
 
@@ -230,7 +230,7 @@ def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_al
 @pytest.mark.slow
 def test_the_codebook_starts_from_latents(tiny: Path):
     config = load_config(tiny, VQTrainConfig)
-    vqgan = build_vqgan(config.model)
+    vqgan = VQGAN(config.model)
     samples = open_sources(config.data, size=32, seed=0)
     start_codebook(vqgan, samples, config)
     rows = torch.nn.functional.normalize(vqgan.latents(torch.stack([samples[0, i] for i in range(30)])), dim=1)
@@ -239,7 +239,7 @@ def test_the_codebook_starts_from_latents(tiny: Path):
 
 
 def test_a_collapsed_codebook_is_warned_of(tiny: Path, caplog: pytest.LogCaptureFixture):
-    vqgan = build_vqgan(load_config(tiny, VQTrainConfig).model)
+    vqgan = VQGAN(load_config(tiny, VQTrainConfig).model)
     torch.nn.init.zeros_(vqgan.quant_conv.weight)
     with torch.no_grad():
         evaluation = evaluate_vqgan(vqgan, torch.zeros(4, 3, 32, 32), batch_size=2)
@@ -278,7 +278,7 @@ def test_pictures_must_fit_the_patches_too():
 def test_every_recipe_parses_and_builds(name: str):
     config = load_config(name, VQTrainConfig, ["data.0.folder=/pictures"] if "imagenet" in name else [], RECIPES)
     with torch.device("meta"):
-        size = sum(weight.numel() for weight in build_vqgan(config.model).parameters())
+        size = sum(weight.numel() for weight in VQGAN(config.model).parameters())
     assert size == {"llamagen-vq16-imagenet": 71_883_403}.get(name, size), "as the published file"
 
 

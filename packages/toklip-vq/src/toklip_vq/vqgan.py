@@ -87,50 +87,30 @@ class VQGANConfig(BaseModel):
         return self
 
 
-def build_vqgan(config: VQGANConfig) -> VQGAN:
-    """Build a VQGAN with fresh weights."""
-    return VQGAN(**config.model_dump())
-
-
 class VQGAN(nn.Module):
-    """Encoder, codebook and decoder; trainable. :class:`VQGANTokenizer` is its frozen form.
+    """Encoder, codebook and decoder with fresh weights; trainable. :class:`VQGANTokenizer` is its frozen form.
 
-    Args: the fields of :class:`VQGANConfig`.
-
-    >>> vqgan = VQGAN(codebook_size=16, codebook_dim=4, channels=8, channel_multipliers=(1, 2), norm_groups=4)
-    >>> tokenizer = VQGANTokenizer(vqgan)
+    >>> config = VQGANConfig(codebook_size=16, codebook_dim=4, channels=8, channel_multipliers=(1, 2), norm_groups=4)
+    >>> tokenizer = VQGANTokenizer(VQGAN(config))
     >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 16, 16])
     """
 
-    def __init__(
-        self,
-        *,
-        codebook_size: int,
-        codebook_dim: int,
-        metric: Metric = "cosine",
-        channels: int = 128,
-        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        blocks_per_level: int = 2,
-        z_channels: int = 256,
-        patch_size: int = 1,
-        norm_groups: int = 32,
-        attention: bool = True,
-    ) -> None:
+    def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        widths = tuple(channels * multiplier for multiplier in channel_multipliers)
-        self.downsample_factor = patch_size * 2 ** (len(widths) - 1)
+        widths = tuple(config.channels * multiplier for multiplier in config.channel_multipliers)
+        self.downsample_factor = config.patch_size * 2 ** (len(widths) - 1)
         sizes: dict[str, Any] = {
-            "z_channels": z_channels,
-            "groups": norm_groups,
-            "attention": attention,
-            "patch_size": patch_size,
+            "z_channels": config.z_channels,
+            "groups": config.norm_groups,
+            "attention": config.attention,
+            "patch_size": config.patch_size,
         }
-        self.encoder = Encoder(widths, channels, blocks=blocks_per_level, **sizes)
-        self.quant_conv = nn.Conv2d(z_channels, codebook_dim, 1)
-        self.codebook = Codebook(codebook_size, codebook_dim, metric)
-        self.post_quant_conv = nn.Conv2d(codebook_dim, z_channels, 1)
-        self.decoder = Decoder(widths[::-1], blocks=blocks_per_level + 1, **sizes)
+        self.encoder = Encoder(widths, config.channels, blocks=config.blocks_per_level, **sizes)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
+        self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.metric)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+        self.decoder = Decoder(widths[::-1], blocks=config.blocks_per_level + 1, **sizes)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
@@ -334,6 +314,6 @@ def load_vqgan(folder: Path | str) -> VQGANTokenizer:
     config, tensors = read_model_folder(folder)
     sizes = validated(VQGANConfig, config, Path(folder) / CONFIG_FILE)
     with torch.device("meta"):
-        vqgan = build_vqgan(sizes)
+        vqgan = VQGAN(sizes)
     load_strict(vqgan, tensors, source=folder)
     return VQGANTokenizer(vqgan)

@@ -164,7 +164,7 @@ class ConvStem(nn.Module):
     Source: Xiao et al., Early Convolutions Help Transformers See Better, https://arxiv.org/abs/2106.14881.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the signature by which timm builds a patch embedding
         self,
         img_size: int,
         patch_size: int,

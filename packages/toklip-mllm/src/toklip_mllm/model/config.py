@@ -43,7 +43,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     model_type = MODEL_TYPE
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - transformers sets each key of config.json by its name
         self,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         encoder: dict[str, Any] | None = None,

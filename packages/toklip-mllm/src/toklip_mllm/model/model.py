@@ -181,7 +181,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         model.remember_encoder()
         return cast(Self, (model, info) if told else model)
 
-    def forward(
+    def forward(  # noqa: PLR0913 - transformers' signature
         self,
         input_ids: Tensor | None = None,
         image_ids: Tensor | None = None,

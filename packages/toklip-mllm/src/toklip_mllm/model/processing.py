@@ -95,7 +95,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     """
 
     # transformers takes a parameter with "tokenizer" in its name for a second text tokenizer.
-    def __init__(
+    def __init__(  # noqa: PLR0913 - transformers sets each key of processor_config.json by its name
         self,
         tokenizer: Any,  # noqa: ANN401
         vq: str = "",

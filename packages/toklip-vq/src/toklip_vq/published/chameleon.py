@@ -16,7 +16,7 @@ from toklip_core.weights import load_strict
 
 from toklip_vq.published.ibq import taming_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
 #: The published sizes; a picture of 512 px has 32 x 32 ids.
 CONFIG = VQGANConfig(codebook_size=8192, codebook_dim=256, metric="euclidean", attention=False)
@@ -46,7 +46,7 @@ def load_chameleon(weights: Path, config: VQGANConfig = CONFIG) -> VQGANTokenize
             "transformers converted; take tokenizer/vqgan.ckpt of the original release"
         )
     with torch.device("meta"):
-        vqgan = build_vqgan(config)
+        vqgan = VQGAN(config)
     levels = len(config.channel_multipliers)
     load_strict(
         vqgan,

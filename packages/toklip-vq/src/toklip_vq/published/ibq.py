@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from toklip_core.weights import load_strict, read_tensors, state_dict_in
 
-from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
 _LOSS = {
     r"loss\..+": "the discriminator and the perceptual network of training",
@@ -59,7 +59,7 @@ def load_ibq(weights: Path | str, codebook_size: int, *, averaged: bool = True) 
     content = read_tensors(weights)
     tensors = state_dict_in(content, ("state_dict",), source=weights)
     with torch.device("meta"):
-        vqgan = build_vqgan(ibq_config(codebook_size))
+        vqgan = VQGAN(ibq_config(codebook_size))
     if averaged and not any(name.startswith("model_ema.") for name in tensors):
         raise ValueError(
             f"{str(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name with "

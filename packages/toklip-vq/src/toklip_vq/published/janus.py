@@ -20,7 +20,7 @@ from toklip_core.weights import load_strict
 
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
 #: Prefixes in DeepSeek's files, and in those of transformers.
 _PREFIXES = ("gen_vision_model.", "model.vqmodel.")
@@ -54,7 +54,7 @@ def load_janus(weights: Path, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGANTo
     own = read_tokenizer_tensors(weights, _PREFIXES)
     layout = llamagen_name if own.prefix == _PREFIXES[0] else _transformers_name
     with torch.device("meta"):
-        vqgan = build_vqgan(config)
+        vqgan = VQGAN(config)
     load_strict(
         vqgan, own.tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name), ignored=_IGNORED
     )

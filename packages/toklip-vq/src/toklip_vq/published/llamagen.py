@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from toklip_core.weights import load_strict, read_tensors, state_dict_in
 
-from toklip_vq.vqgan import VQGANConfig, VQGANTokenizer, build_vqgan
+from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
 #: The published sizes: 72 and 70 million weights.
 CONFIGS = {
@@ -53,7 +53,7 @@ def load_llamagen(weights: Path | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16")
     content = read_tensors(weights)
     tensors = state_dict_in(content, _LAYOUTS, source=weights)
     with torch.device("meta"):
-        vqgan = build_vqgan(CONFIGS[size])
+        vqgan = VQGAN(CONFIGS[size])
     load_strict(vqgan, tensors, source=weights, name_in_file=llamagen_name, ignored=_IGNORED)
     return VQGANTokenizer(vqgan)
 

@@ -40,7 +40,7 @@ from toklip_vq.training.losses import (
 )
 from toklip_vq.training.samples import held_out_pictures, open_sources
 from toklip_vq.training.settings import LossConfig, VQTrainConfig
-from toklip_vq.vqgan import VQGAN, build_vqgan
+from toklip_vq.vqgan import VQGAN
 
 #: A warning is logged if less than this share of the codebook, or of as many codes as the held-out pictures have
 #: tokens, is in use on them.
@@ -83,7 +83,7 @@ class VQTask(Task):
         self.samples = open_sources(config.data, size=config.image_size, seed=config.run.seed)
         self.settings = config.model_dump(mode="json", exclude={"run"})
         torch.manual_seed(config.run.seed)
-        self.model = VQTraining(build_vqgan(config.model), config.losses).to(memory_format=torch.channels_last)
+        self.model = VQTraining(VQGAN(config.model), config.losses).to(memory_format=torch.channels_last)
         self.unused_parameters = config.losses.discriminator_start > 0 or config.losses.quantize_from > 0
         held_out = held_out_pictures(config.held_out, size=config.image_size)
         if held_out is not None:
@@ -97,7 +97,7 @@ class VQTask(Task):
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write a tokenizer."""
-        result = build_vqgan(self.config.model)
+        result = VQGAN(self.config.model)
         result.load_state_dict(tensors)
         save_model_folder(folder, self.config.model.model_dump(mode="json"), result)
 
