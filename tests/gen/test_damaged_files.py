@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from toklip_core.weights import save_model_folder
-from toklip_gen.evaluation import Extractor, ReferenceInfo, Seen, load_reference, read_samples, write_reference
+from toklip_gen.evaluation import Activations, Extractor, ReferenceInfo, load_reference, read_samples, write_reference
 from toklip_gen.generator import load_generator
 
 from tests.support.damaged_folders import loaded_after_every_damage
 from tests.support.refusals import refusing
 from tests.support.small_generators import small_config, small_generator
 
-EXTRACTOR = Extractor("small", "sha256 1", "as they are", lambda levels: Seen(levels.float().mean((2, 3)), None))
+EXTRACTOR = Extractor("small", "sha256 1", "as they are", lambda levels: Activations(levels.float().mean((2, 3)), None))
 INFO = ReferenceInfo(
     purpose="generation", extractor="small", weights="sha256 1", image_size=8, pictures=9, source="here"
 )
@@ -103,4 +103,4 @@ def test_pictures_that_are_none(tmp_path, array):
 
 def test_features_that_are_no_numbers_are_in_no_figure():
     with refusing("a feature of broken's of picture 1 of 2 is not finite"):
-        Extractor("broken", "", "", lambda levels: Seen(levels.float() * torch.nan, None))(torch.ones(2, 3))
+        Extractor("broken", "", "", lambda levels: Activations(levels.float() * torch.nan, None))(torch.ones(2, 3))

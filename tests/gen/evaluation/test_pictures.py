@@ -12,13 +12,13 @@ from toklip_core.cli import cli
 from toklip_core.pictures import normalized
 from toklip_core.scenes import Scenes, write_scenes
 from toklip_gen.evaluation import (
-    Drawn,
+    Activations,
     Extractor,
     NamedReference,
+    PictureWithCaption,
     Reference,
     ReferenceInfo,
     SampleWriter,
-    Seen,
     frechet_distance,
     inception_score,
     load_extractor,
@@ -42,7 +42,7 @@ def features(count, width=5, seed=0, shift=0.0):
 def see(levels):
     """Three features a picture: its mean colour; logits from it."""
     means = normalized(levels).mean((2, 3))
-    return Seen(means, torch.cat([means, -means], dim=1))
+    return Activations(means, torch.cat([means, -means], dim=1))
 
 
 EYE = Extractor("eye", "sha256 " + "e" * 64, "mean colour", see)
@@ -50,7 +50,7 @@ EYE = Extractor("eye", "sha256 " + "e" * 64, "mean colour", see)
 
 def pictures(count=8, seed=0, size=16):
     noise = np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), np.uint8)
-    return [Drawn(torch.from_numpy(levels), None) for levels in noise]
+    return [PictureWithCaption(torch.from_numpy(levels), None) for levels in noise]
 
 
 def test_the_frechet_distance_of_gaussians_on_one_axis_is_the_formula():
@@ -240,7 +240,7 @@ def test_what_too_few_pictures_or_no_real_ones_leave_out_is_said():
 def test_the_clip_score_is_a_hundred_times_the_mean_cosine():
     clip = small_clip()
     texts = ["a red circle", "a blue square"]
-    drawn = [Drawn(scene.levels, text) for scene, text in zip(pictures(2, size=SIZE), texts, strict=True)]
+    drawn = [PictureWithCaption(scene.levels, text) for scene, text in zip(pictures(2, size=SIZE), texts, strict=True)]
     report = measure_pictures(drawn, clip=clip)
     with torch.no_grad():
         images = clip.image_features(normalized(torch.stack([picture.levels for picture in drawn])))

@@ -10,7 +10,7 @@ from toklip_gen.generator import (
     Texts,
     TowerWords,
     build_conditions,
-    cleaned,
+    clean_text,
     left_padded,
     load_t5,
 )
@@ -165,4 +165,4 @@ def test_a_t5_that_is_not_there_is_one_line(tmp_path):
 )
 def test_captions_are_cleaned_as_for_t5(text, clean):
     """What LlamaGen's clean_caption gives, called twice."""
-    assert cleaned(cleaned(text)) == clean
+    assert clean_text(clean_text(text)) == clean

@@ -22,7 +22,7 @@ from toklip_gen.training import (
     GeneratorTask,
     GeneratorTrainConfig,
     collate,
-    load_parts,
+    load_networks,
     next_id_loss,
     read_batch,
     task as training,
@@ -126,23 +126,23 @@ def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
     """Training from pictures and from a token store of them are one thing."""
     pixels = config(concat(world, data=[{"kind": "pictures", "inputs": [str(world / "pictures")]}]))
     ids = config(concat(world, data=[store(world, "store")]))
-    parts = load_parts(ids)
+    networks = load_networks(ids)
     batches = [collate([GeneratorSamples(settings)[0, i] for i in range(3)]) for settings in (pixels, ids)]
-    reads = [read_batch(batch, parts) for batch in batches]
+    reads = [read_batch(batch, networks) for batch in batches]
     assert torch.equal(reads[0].ids, reads[1].ids)
     torch.testing.assert_close(reads[0].inputs, reads[1].inputs)
     torch.testing.assert_close(reads[0].condition.values, reads[1].condition.values)
 
 
 def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
-    parts = load_parts(config(values(world)))
+    networks = load_networks(config(values(world)))
     samples = GeneratorSamples(config(values(world)))
     torch.manual_seed(0)
-    model = Generator(parts.config)
+    model = Generator(networks.config)
     torch.nn.init.normal_(model.head.weight)
-    whole = next_id_loss(model, read_batch(collate([samples[0, i] for i in range(6)]), parts)).losses["next_id"]
+    whole = next_id_loss(model, read_batch(collate([samples[0, i] for i in range(6)]), networks)).losses["next_id"]
     parted = [collate([samples[0, i] for i in part]) for part in ((0, 1, 2), (3, 4, 5))]
-    halves = [next_id_loss(model, read_batch(batch, parts)) for batch in parted]
+    halves = [next_id_loss(model, read_batch(batch, networks)) for batch in parted]
     torch.testing.assert_close(sum(half.losses["next_id"] for half in halves) / 2, whole)
 
 
@@ -189,11 +189,11 @@ def test_settings_that_do_not_fit_are_one_line(world, tmp_path, changes, message
 
 def test_a_text_tower_is_read_only_where_texts_are(world):
     for changes, read in (({}, True), ({"condition": {"kind": "class", "classes": 3}}, False)):
-        assert (load_parts(config(concat(world, **changes))).toklip.text is not None) is read
+        assert (load_networks(config(concat(world, **changes))).toklip.text is not None) is read
 
 
 def test_the_config_says_how_pictures_were_made_square(world):
-    assert load_parts(config(values(world, resize="squash"))).config.resize == "squash"
+    assert load_networks(config(values(world, resize="squash"))).config.resize == "squash"
 
 
 def test_a_store_of_other_weights_is_refused(world, tmp_path):
@@ -207,7 +207,7 @@ def test_a_store_of_other_weights_is_refused(world, tmp_path):
 def test_a_toklip_over_another_tokenizer_is_refused(world, tmp_path):
     settings = concat(world, tokenizer="mean-colour-slow")
     with pytest.raises(ValueError, match="reads codes of 'mean-colour'"):
-        load_parts(config(settings))
+        load_networks(config(settings))
 
 
 def test_other_settings_do_not_go_on_with_a_run(world, whole):

@@ -35,7 +35,7 @@ _GAP = 2
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureRecord:
     """Picture that was generated."""
 
     #: Text or class.
@@ -50,7 +50,7 @@ class Picture:
 class GenerateReport:
     """Report of one call of :func:`generate`."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PictureRecord, ...]
     seconds: float
     #: Model, prefix and settings of drawing.
     settings: dict[str, Any]
@@ -151,17 +151,17 @@ def generate(
     model.refuse_prompts(prompts)  # what is none of its prompts leaves nothing behind
     begun = None if prefix is None else _ids_of(prefix, model)
     drawing = settings.drawing.completed(model.drawing)
-    wanted = Wanted(prompts, settings.number, settings.seed)
+    wanted = PromptList(prompts, settings.number, settings.seed)
     how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
-    with _opened(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
+    with _open_place(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
         _draw(model, wanted, place, replace(settings, drawing=drawing), begun=begun, progress=progress)
-    report = tuple(Picture(*wanted[number], place.file(number)) for number in range(len(wanted)))
+    report = tuple(PictureRecord(*wanted[number], place.file(number)) for number in range(len(wanted)))
     begins = None if prefix is None else str(prefix.picture)
     shown = {"model": str(settings.checkpoint.model), **drawing.as_json(), "prefix": begins}
     return GenerateReport(report, time.perf_counter() - started, shown, found=place.found)
 
 
-class Wanted:
+class PromptList:
     """Prompt and seed of each picture by its number, one prompt after another."""
 
     def __init__(self, prompts: Sequence[int | str], each: int, seed: int) -> None:
@@ -178,7 +178,7 @@ class Wanted:
 
 def _draw(
     model: PictureModel,
-    wanted: Wanted,
+    wanted: PromptList,
     place: _Grid | _Folder,
     settings: GenerateSettings,
     *,
@@ -213,7 +213,7 @@ class _Grid:
     #: None is there before: a grid is drawn as a whole.
     found = 0
 
-    def __init__(self, out: Path, wanted: Wanted, size: tuple[int, int]) -> None:
+    def __init__(self, out: Path, wanted: PromptList, size: tuple[int, int]) -> None:
         self._out = out
         columns = wanted.each if len(wanted.prompts) > 1 else math.ceil(math.sqrt(wanted.each))
         height, width = size
@@ -249,7 +249,7 @@ class _Folder:
         ValueError: there are pictures of something else.
     """
 
-    def __init__(self, out: Path, wanted: Wanted, how: dict[str, Any]) -> None:
+    def __init__(self, out: Path, wanted: PromptList, how: dict[str, Any]) -> None:
         self._out, self._record = out, out / _RECORD
         self._digits = max(4, len(str(len(wanted) - 1)))
         call = {"prompts": list(wanted.prompts), "number": wanted.each, "seed": wanted.seed, **how}
@@ -277,7 +277,7 @@ class _Folder:
 
 
 @contextmanager
-def _opened(out: Path, wanted: Wanted, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
+def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
     """Yield where the pictures go; a folder is this process's alone while inside, and OSError if it is another's."""
     if out.suffix:
         yield _Grid(out, wanted, model.image_size)

@@ -101,7 +101,7 @@ def _prefix(path: Path, names: Iterable[str], prefixes: Iterable[str]) -> str:
 
 def _names(file: Path) -> list[str]:
     if _is_safetensors(file):
-        with _opened(file) as opened:
+        with _open(file) as opened:
             return list(opened.keys())
     return list(_state_dict(file))
 
@@ -109,7 +109,7 @@ def _names(file: Path) -> list[str]:
 def _read(file: Path, names: Iterable[str]) -> dict[str, Any]:
     """Return the tensors of these names. Missing ones are left out; strict loading reports them later."""
     if _is_safetensors(file):
-        with _opened(file) as opened:
+        with _open(file) as opened:
             known = set(opened.keys())
             return {name: opened.get_tensor(name) for name in names if name in known}
     content = _state_dict(file)
@@ -120,7 +120,7 @@ def _is_safetensors(file: Path) -> bool:
     return file.suffix == ".safetensors" and file.is_file()
 
 
-def _opened(file: Path) -> safe_open:
+def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:

@@ -3,8 +3,8 @@ from .adm_npz import (
     read_samples as read_samples,
 )
 from .frechet import (
+    Activations as Activations,
     Extractor as Extractor,
-    Seen as Seen,
     frechet_distance as frechet_distance,
     inception_score as inception_score,
     load_extractor as load_extractor,
@@ -17,8 +17,8 @@ from .generators import (
     evaluate_on_scenes as evaluate_on_scenes,
 )
 from .pictures import (
-    Drawn as Drawn,
     Measures as Measures,
+    PictureWithCaption as PictureWithCaption,
     evaluate_pictures as evaluate_pictures,
     measure_pictures as measure_pictures,
     write_reference_of as write_reference_of,

@@ -29,8 +29,8 @@ _ROWS = 1024
 _SPLITS = 10
 
 
-class Seen(NamedTuple):
-    """What an extractor makes of pictures."""
+class Activations(NamedTuple):
+    """Activations of an extractor for B pictures."""
 
     #: (B, D), float32.
     features: Tensor
@@ -40,21 +40,21 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network by which pictures are compared."""
+    """A network whose activations compare pictures."""
 
     name: str
-    #: Its weights, in words with a checksum: two figures can be compared only if these are equal.
+    #: Its weights in words, with a checksum; two figures can only be compared if these are equal.
     weights: str
-    #: How it sees pictures.
+    #: Preparation of pictures, in words.
     how: str
-    see: Callable[[Tensor], Seen]
+    see: Callable[[Tensor], Activations]
 
-    def __call__(self, levels: Tensor) -> Seen:
+    def __call__(self, levels: Tensor) -> Activations:
         """Return what it makes of levels (B, 3, H, W), uint8, on the CPU; ValueError if a feature is not finite."""
         with torch.no_grad():
             seen = self.see(levels)
         refuse_not_finite(seen.features, f"a feature of {self.name}'s")
-        return Seen(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
+        return Activations(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
 
 
 def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") -> Extractor:
@@ -68,15 +68,15 @@ def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") ->
     if name == INCEPTION:
         network = load_inception().to(device)
         how = "Inception v3 of 2015, resize of TensorFlow 1"
-        return Extractor(name, described_inception(), how, lambda levels: Seen(*network(levels.to(device))))
+        return Extractor(name, described_inception(), how, lambda levels: Activations(*network(levels.to(device))))
     model, protocol = load_matcher(name, Compute(device=device), checksums=True)
     size = model.config.image_size
 
-    def see(levels: Tensor) -> Seen:
+    def see(levels: Tensor) -> Activations:
         pixels = normalized(levels.to(device))
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-        return Seen(model.image_features(pixels), None)
+        return Activations(model.image_features(pixels), None)
 
     return Extractor(name, protocol["weights"], f"unit features of {name} at {size} px, bicubic", see)
 
@@ -89,7 +89,7 @@ class Moments(NamedTuple):
 
 
 def moments(features: Tensor) -> Moments:
-    """Return those of features (n, D), n >= 2; the covariance is over n - 1."""
+    """Return the mean and covariance, over n - 1, of features (n, D) with n >= 2."""
     exact = features.double()
     return Moments(exact.mean(0), torch.cov(exact.T).reshape(exact.shape[1], exact.shape[1]))
 

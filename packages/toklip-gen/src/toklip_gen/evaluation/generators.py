@@ -25,9 +25,9 @@ from tqdm import tqdm
 from toklip_gen.evaluation.adm_npz import SampleWriter
 from toklip_gen.evaluation.frechet import load_extractor, moments
 from toklip_gen.evaluation.pictures import (
-    Drawn,
     GenerationReport,
     Measures,
+    PictureWithCaption,
     gather,
     measure_pictures,
     refuse_other_size,
@@ -121,7 +121,7 @@ def evaluate_on_scenes(
         )
     reference = None
     if extractor is not None:
-        true = (Drawn(torch.from_numpy(prompt.scene.pixels).movedim(-1, 0), None) for prompt in prompts)
+        true = (PictureWithCaption(torch.from_numpy(prompt.scene.pixels).movedim(-1, 0), None) for prompt in prompts)
         real = gather(true, extractor=extractor, batch_size=batch_size)
         what = f"{drawn_of}, on plain backgrounds, seed {scenes.seed}, whose captions were drawn"
         info = ReferenceInfo(
@@ -134,7 +134,8 @@ def evaluate_on_scenes(
         )
         reference = Reference(info, moments(real.features), real.features, what)
     texts = [prompt.text for prompt in prompts]
-    measured = [Drawn(levels, text) for levels, text in zip(to_levels(torch.cat(drawn)), texts, strict=True)]
+    levels = to_levels(torch.cat(drawn))
+    measured = [PictureWithCaption(*pair) for pair in zip(levels, texts, strict=True)]
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
         "generator": _described(checkpoint, pictures),
@@ -195,11 +196,11 @@ def evaluate_on_classes(
     sampling = sampling.of(pictures)
     count = classes * per_class
 
-    def drawn() -> Iterator[Drawn]:
+    def drawn() -> Iterator[PictureWithCaption]:
         for start in tqdm(range(0, count, batch_size), disable=None if progress else True):
             prompts = [place % classes for place in range(start, min(start + batch_size, count))]
             pixels = _pixels(pictures, prompts, sampling, first=start)
-            yield from (Drawn(levels, None) for levels in to_levels(_resized(pixels, size)))
+            yield from (PictureWithCaption(levels, None) for levels in to_levels(_resized(pixels, size)))
 
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(drawn(), extractor=extractor, reference=known, npz=writer, batch_size=batch_size)

@@ -45,12 +45,12 @@ from toklip_gen.evaluation.references import Purpose, Reference, ReferenceInfo, 
 from toklip_gen.evaluation.scene_match import Match, shares_table
 
 
-class Drawn(NamedTuple):
-    """A picture that is measured."""
+class PictureWithCaption(NamedTuple):
+    """A picture to measure, with its caption."""
 
     #: (3, H, W), uint8.
     levels: Tensor
-    #: What it is to show, if that is known.
+    #: Caption that the picture should match, or None.
     caption: str | None
 
 
@@ -102,7 +102,7 @@ class GenerationReport:
 
 
 def measure_pictures(
-    pictures: Iterable[Drawn],
+    pictures: Iterable[PictureWithCaption],
     *,
     extractor: Extractor | None = None,
     reference: Reference | None = None,
@@ -149,8 +149,8 @@ def measure_pictures(
     return GenerationReport(**found, left_out=left_out, protocol=protocol)
 
 
-class Gathered(NamedTuple):
-    """What a pass over pictures leaves."""
+class Measurements(NamedTuple):
+    """Results of one pass over n pictures."""
 
     pictures: int
     size: tuple[int, int]
@@ -174,14 +174,14 @@ def refuse_other_size(
 
 
 def gather(
-    pictures: Iterable[Drawn],
+    pictures: Iterable[PictureWithCaption],
     *,
     extractor: Extractor | None = None,
     reference: Reference | None = None,
     clip: Matcher | None = None,
     npz: SampleWriter | None = None,
     batch_size: int = 32,
-) -> Gathered:
+) -> Measurements:
     """Return features of pictures, and how near they are to their captions; see :func:`measure_pictures`."""
     features: list[Tensor] = []
     logits: list[Tensor] = []
@@ -209,12 +209,12 @@ def gather(
             compared += captions
     whole = torch.cat(features) if features else torch.empty(count, 0)
     judged = torch.cat(scores) if scores and captioned else None
-    return Gathered(count, size, whole, torch.cat(logits) if logits else None, judged, compared)
+    return Measurements(count, size, whole, torch.cat(logits) if logits else None, judged, compared)
 
 
 def read_pictures(
     inputs: Sequence[Path | str], unreadable: list[str], *, max_pixels: int = MAX_PIXELS
-) -> Iterator[Drawn]:
+) -> Iterator[PictureWithCaption]:
     """Yield the pictures of files, folders, globs, tars and .npz files, as they are, with the captions beside them.
 
     Raises:
@@ -226,12 +226,13 @@ def read_pictures(
         refuse_special(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
-        yield from (Drawn(torch.from_numpy(levels.copy()).movedim(-1, 0), None) for levels in read_samples(path))
+        for levels in read_samples(path):
+            yield PictureWithCaption(torch.from_numpy(levels.copy()).movedim(-1, 0), None)
     rest = [item for item in inputs if not str(item).endswith(".npz")]
     for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
             levels = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
-            yield Drawn(levels, entry.caption())
+            yield PictureWithCaption(levels, entry.caption())
         except PictureError as error:
             unreadable.append(f"{entry.key}: {error}")
 
@@ -348,7 +349,7 @@ def write_reference_of(
 
 
 def _compared(
-    gathered: Gathered, reference: Reference, left_out: dict[str, str], protocol: dict[str, str | int]
+    gathered: Measurements, reference: Reference, left_out: dict[str, str], protocol: dict[str, str | int]
 ) -> dict[str, float]:
     """Fréchet distance, precision and recall."""
     drawn: Moments = moments(gathered.features)
@@ -379,8 +380,8 @@ def _cosines(clip: Matcher, levels: Tensor, captions: Sequence[str]) -> Tensor:
         return (clip.image_features(pixels) * clip.text_features(captions)).sum(-1).float().cpu()
 
 
-def _batches(pictures: Iterable[Drawn], size: int) -> Iterator[list[Drawn]]:
-    waiting: list[Drawn] = []
+def _batches(pictures: Iterable[PictureWithCaption], size: int) -> Iterator[list[PictureWithCaption]]:
+    waiting: list[PictureWithCaption] = []
     for picture in pictures:
         if waiting and picture.levels.shape != waiting[0].levels.shape:
             shapes = f"{tuple(waiting[0].levels.shape[1:])} and {tuple(picture.levels.shape[1:])}"

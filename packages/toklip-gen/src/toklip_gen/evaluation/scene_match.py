@@ -161,8 +161,8 @@ def measure_match(
     pictures = {"drawn": drawn.clamp(-1, 1), "scenes": scenes}
     if tokenizer is not None:
         cast(nn.Module, tokenizer).to(device)
-        parts = [tokenizer.decode(tokenizer.encode(part)) for part in torch.split(scenes.to(device), batch_size)]
-        pictures["reconstructed"] = torch.cat(parts).float().cpu().clamp(-1, 1)
+        batches = [tokenizer.decode(tokenizer.encode(batch)) for batch in torch.split(scenes.to(device), batch_size)]
+        pictures["reconstructed"] = torch.cat(batches).float().cpu().clamp(-1, 1)
     judges: dict[str, Callable[[Tensor], Match]] = {"pixels": lambda pixels: match_by_pixels(pixels, claims)}
     if model is not None:
         judges["model"] = lambda pixels: match_by_model(model, pixels.to(device), claims)

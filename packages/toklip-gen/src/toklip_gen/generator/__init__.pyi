@@ -41,6 +41,6 @@ from .pipeline import (
 from .predictor import IdPredictor as IdPredictor
 from .t5 import (
     T5Words as T5Words,
-    cleaned as cleaned,
+    clean_text as clean_text,
     load_t5 as load_t5,
 )

@@ -35,7 +35,7 @@ class T5Words:
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return float32 features (B, n, width) of cleaned texts, and their mask."""
         found = self._tokenizer(
-            [cleaned(cleaned(text)) for text in texts],
+            [clean_text(clean_text(text)) for text in texts],
             max_length=self._length,
             truncation=True,
             padding="longest",
@@ -54,7 +54,8 @@ class T5Words:
         """Return the tokens of cleaned texts, each with its end."""
         if not texts:
             return []
-        return list(map(len, self._tokenizer([cleaned(cleaned(text)) for text in texts], verbose=False)["input_ids"]))
+        written = [clean_text(clean_text(text)) for text in texts]
+        return list(map(len, self._tokenizer(written, verbose=False)["input_ids"]))
 
     def to(self, device: torch.device | str) -> None:
         """Bring the model to a device."""
@@ -144,7 +145,7 @@ _REMAINS = _rules(
 )
 
 
-def cleaned(text: str) -> str:
+def clean_text(text: str) -> str:
     """Return a caption as LlamaGen's T5 was given it: lower case, without markup, links and odd signs.
 
     Rules and their order are the official ones; tags are found by a pattern, where those have a parser of HTML.

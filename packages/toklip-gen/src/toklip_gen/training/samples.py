@@ -35,7 +35,7 @@ _WINDOW_OF_CROPS = 2**13
 _log = logging.getLogger(__name__)
 
 
-class Sample(TypedDict, total=False):
+class GeneratorSample(TypedDict, total=False):
     """A picture and what it shows."""
 
     #: (3, S, S), uint8.
@@ -59,7 +59,7 @@ class Batch(TypedDict, total=False):
     drop: Required[Tensor]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[GeneratorSample]) -> Batch:
     """Return a batch."""
     drop = torch.tensor([sample["drop"] for sample in samples])
     prompts = [sample["caption"] if "caption" in sample else sample["label"] for sample in samples]
@@ -97,27 +97,27 @@ class GeneratorSamples:
         self.classes: dict[str, int] = {}
         if of_class:
             condition = cast(ClassCondition, config.condition)
-            labelled = [_labelled(source, self._stores, number) for number, source in enumerate(config.data)]
+            labelled = [_classes_of(source, self._stores, number) for number, source in enumerate(config.data)]
             self.classes = numbered_classes(labelled, condition)
             if self._stores:
                 self._warn_of_sorted_rows([name for one in labelled for name in one.of_pictures])
-        parts: list[Samples[Sample]] = []
+        by_source: list[Samples[GeneratorSample]] = []
         for number, source in enumerate(config.data):
             seed = derived_seed(config.run.seed, number)
             if of_class:
                 labels = [self.classes[name] for name in labelled[number].of_pictures]
             if isinstance(source, StoredIds):
-                parts.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
+                by_source.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
             elif isinstance(source, ClassFolders):
                 pictures = cast(LabelledPictures, labelled[number].pictures).pictures
-                parts.append(_Folders(source, pictures, labels, config.image_size, seed))
+                by_source.append(_Folders(source, pictures, labels, config.image_size, seed))
             elif of_class:
                 numbers = [self.classes[name] for name in CLASSES]
-                parts.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
+                by_source.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
             else:
                 caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
-                parts.append(cast(Samples[Sample], caption(source)))
-        self._samples = Concatenation(parts)
+                by_source.append(cast(Samples[GeneratorSample], caption(source)))
+        self._samples = Concatenation(by_source)
 
     @property
     def stored(self) -> StoreInfo | None:
@@ -127,11 +127,11 @@ class GeneratorSamples:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> GeneratorSample:
         epoch, index = key
         # Of the sample, not of the step: so two processes drop what one would.
         drop = random.Random(derived_seed(self._seed, epoch, index, -1)).random() < self._dropout
-        return Sample(**{**self._samples[key], "drop": drop})
+        return GeneratorSample(**{**self._samples[key], "drop": drop})
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
         """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``."""
@@ -173,7 +173,7 @@ class GeneratorSamples:
             )
 
 
-class Labelled(NamedTuple):
+class SourceClasses(NamedTuple):
     """The classes of a source, by name."""
 
     #: Names the source, for messages.
@@ -186,7 +186,7 @@ class Labelled(NamedTuple):
     pictures: LabelledPictures | None = None
 
 
-def numbered_classes(sources: Sequence[Labelled], condition: ClassCondition) -> dict[str, int]:
+def numbered_classes(sources: Sequence[SourceClasses], condition: ClassCondition) -> dict[str, int]:
     """Return name -> class of all sources together: one rule, so that a folder and a store of it give the same.
 
     The order is that of the condition's names, if it has some; else of the only source; else of the names, sorted as
@@ -231,17 +231,17 @@ def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> li
     return [classes[name] for name in found]
 
 
-def _labelled(source: object, stores: Sequence[TokenStore], number: int) -> Labelled:
+def _classes_of(source: object, stores: Sequence[TokenStore], number: int) -> SourceClasses:
     """The classes of a source of the settings."""
     if isinstance(source, StoredIds):
         store = stores[number]
         folders = folders_of_keys(list(store.keys()), str(store.path))
         names = distinct(list(map(named, ordered({*folders}))), "class")
-        return Labelled(str(store.path), names, list(map(named, folders)))
+        return SourceClasses(str(store.path), names, list(map(named, folders)))
     if isinstance(source, ClassFolders):
         found = class_folders(source.folder, max_pixels=source.max_pixels)
-        return Labelled(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
-    return Labelled("scenes", CLASSES)
+        return SourceClasses(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
+    return SourceClasses("scenes", CLASSES)
 
 
 class _Stored:
@@ -262,15 +262,15 @@ class _Stored:
     def __len__(self) -> int:
         return len(self._store)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> GeneratorSample:
         row = self._store[key[1]]
         ids = row.ids
         if self._views and row.crops is not None:
             ids = row.crops[random.Random(derived_seed(self._seed, *key)).choice(self._views)]
         if self._labels is not None:
-            return Sample(ids=ids, label=int(self._labels[key[1]]))
+            return GeneratorSample(ids=ids, label=int(self._labels[key[1]]))
         assert row.caption is not None
-        return Sample(ids=ids, caption=row.caption)
+        return GeneratorSample(ids=ids, caption=row.caption)
 
 
 class _Folders:
@@ -285,7 +285,7 @@ class _Folders:
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> GeneratorSample:
         pictures, labels = self._pictures, self._labels
         image, label = first_usable(
             lambda number: (pictures[number].read(), labels[number]),
@@ -297,7 +297,7 @@ class _Folders:
         draw = random.Random(derived_seed(self._seed, *key))
         side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
         crop = random_square(image, side, self._size, draw, flip=self._source.flip)
-        return Sample(pixels=levels_of(crop), label=label)
+        return GeneratorSample(pixels=levels_of(crop), label=label)
 
 
 class _Scenes:
@@ -309,11 +309,11 @@ class _Scenes:
     def __len__(self) -> int:
         return self._source.count
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> GeneratorSample:
         epoch, index = key
         number, source = epoch * len(self) + index, self._source
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
-        return Sample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
+        return GeneratorSample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
 
 
 def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:

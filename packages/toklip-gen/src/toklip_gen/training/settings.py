@@ -54,7 +54,7 @@ class ClassFolders(Config):
     )
 
 
-Source = Annotated[
+GeneratorSource = Annotated[
     CaptionedScenes | CaptionedPictures | CaptionedTable | CaptionedDataset | StoredIds | ClassFolders,
     Field(discriminator="kind"),
 ]
@@ -167,7 +167,7 @@ class GeneratorTrainConfig(Config):
     dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Dropout after the embeddings and each half of a block."
     )
-    data: tuple[Source, ...] = Field(
+    data: tuple[GeneratorSource, ...] = Field(
         min_length=1, description="Sources of data, one after another: token stores, or pictures."
     )
     held_out: HeldOutStore = HeldOutStore()

@@ -108,34 +108,34 @@ class GeneratorTask(Task):
     collate = staticmethod(collate)
 
     def __init__(self, config: GeneratorTrainConfig) -> None:
-        parts = load_parts(config)
+        networks = load_networks(config)
         self.samples = GeneratorSamples(config)
         self.order = self.samples.order
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
-            "checksums": {"tokenizer": parts.config.tokenizer_checksum, "toklip": parts.config.toklip_checksum},
+            "checksums": {"tokenizer": networks.config.tokenizer_checksum, "toklip": networks.config.toklip_checksum},
         }
         if self.samples.stored is not None:
-            refuse_other_store(self.samples.stored, config, parts)
+            refuse_other_store(self.samples.stored, config, networks)
         if self.samples.classes:
-            parts = with_names(parts, list(self.samples.classes))
-            print_classes(parts)
-            self.settings["condition"] = parts.config.condition.model_dump(mode="json")
-        held_out = held_out_set(config, parts, self.samples.classes)
+            networks = with_names(networks, list(self.samples.classes))
+            print_classes(networks)
+            self.settings["condition"] = networks.config.condition.model_dump(mode="json")
+        held_out = held_out_set(config, networks, self.samples.classes)
         torch.manual_seed(config.run.seed)
-        self.model = Generator(parts.config, dropout=config.dropout)
+        self.model = Generator(networks.config, dropout=config.dropout)
         self.model.grad_checkpointing = config.generator.grad_checkpointing
         if held_out is not None:
-            self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, parts)
-        self.parts = parts
+            self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, networks)
+        self.networks = networks
         #: Captions of this process that were longer than the generator reads.
         self.cut = 0
 
     def prepare(self, batch: Batch) -> GeneratorBatch:
         """Have tokenizer, TokLIP and text encoder read a batch."""
-        texts = self.parts.conditions if isinstance(self.parts.conditions, Texts) else None
+        texts = self.networks.conditions if isinstance(self.networks.conditions, Texts) else None
         before = texts.cut if texts else 0
-        read = read_batch(batch, self.parts)
+        read = read_batch(batch, self.networks)
         self.cut += texts.cut - before if texts else 0
         return read
 
@@ -145,10 +145,10 @@ class GeneratorTask(Task):
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write a generator."""
-        result = Generator(self.parts.config)
+        result = Generator(self.networks.config)
         result.load_state_dict(tensors)
-        pictures = PictureGenerator(result, tokenizer=self.parts.tokenizer, toklip=self.parts.toklip)
-        pictures.tokenizer_weights = self.parts.tokenizer_weights
+        pictures = PictureGenerator(result, tokenizer=self.networks.tokenizer, toklip=self.networks.toklip)
+        pictures.tokenizer_weights = self.networks.tokenizer_weights
         pictures.save(folder)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -158,8 +158,8 @@ class GeneratorTask(Task):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a generator stands on; frozen."""
+class FrozenNetworks:
+    """Frozen networks that a generator reads through, and its config."""
 
     config: GeneratorConfig
     tokenizer: VQTokenizer
@@ -169,8 +169,8 @@ class Parts:
     conditions: Classes | Texts
 
 
-def load_parts(config: GeneratorTrainConfig) -> Parts:
-    """Load tokenizer, TokLIP and text encoder, and say what a generator over them is.
+def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
+    """Load tokenizer, TokLIP and text encoder, and derive the config of a generator over them.
 
     Raises:
         FileNotFoundError, LookupError: one is not there.
@@ -222,19 +222,19 @@ def load_parts(config: GeneratorTrainConfig) -> Parts:
     own = config.tokenizer_weights
     if config.tokenizer is None and toklip is not None and isinstance(toklip.tokenizer_weights, Path):
         own = toklip.tokenizer_weights
-    return Parts(settings, tokenizer, own, toklip, inputs, conditions)
+    return FrozenNetworks(settings, tokenizer, own, toklip, inputs, conditions)
 
 
-def with_names(parts: Parts, names: Sequence[str]) -> Parts:
-    """Return parts whose config says what each class is called, as it is saved and drawn by."""
+def with_names(networks: FrozenNetworks, names: Sequence[str]) -> FrozenNetworks:
+    """Return networks whose config has the names of the classes."""
     condition = ClassCondition(classes=len(names), names=tuple(names))
-    config = parts.config.model_copy(update={"condition": condition})
-    return replace(parts, config=config, conditions=Classes(condition))
+    config = networks.config.model_copy(update={"condition": condition})
+    return replace(networks, config=config, conditions=Classes(condition))
 
 
-def print_classes(parts: Parts) -> None:
+def print_classes(networks: FrozenNetworks) -> None:
     """Print which class is which, to stderr, in the first process."""
-    names = cast(ClassCondition, parts.config.condition).names or ()
+    names = cast(ClassCondition, networks.config.condition).names or ()
     if os.environ.get("RANK", "0") == "0":
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN]))
         rest = f", ... ({len(names)} in all: see condition.names in config.json)" if len(names) > _SHOWN else ""
@@ -254,16 +254,16 @@ class GeneratorBatch(NamedTuple):
 
 
 @torch.no_grad()
-def read_batch(batch: Batch, parts: Parts) -> GeneratorBatch:
+def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     """Return what the generator reads of a batch; what is frozen moves to the device of the batch."""
     device = batch["drop"].device
-    parts.conditions.to(device)
-    for module in (parts.tokenizer, parts.inputs.encoder):
+    networks.conditions.to(device)
+    for module in (networks.tokenizer, networks.inputs.encoder):
         if module is not None:
             cast(nn.Module, module).to(device)
-    ids = batch["ids"] if "ids" in batch else parts.tokenizer.encode(normalized(batch["pixels"]))
-    condition = parts.conditions(batch["prompts"]).to(device)
-    return GeneratorBatch(ids.flatten(1), parts.inputs(ids)[:, :-1], condition, batch["drop"])
+    ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["pixels"]))
+    condition = networks.conditions(batch["prompts"]).to(device)
+    return GeneratorBatch(ids.flatten(1), networks.inputs(ids)[:, :-1], condition, batch["drop"])
 
 
 def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
@@ -287,12 +287,12 @@ class HeldOutSet:
     drawn: list[int] | list[str]
 
 
-def held_out_set(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, int]) -> HeldOutSet | None:
+def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes: dict[str, int]) -> HeldOutSet | None:
     """Return what the settings name, or None if that is nothing.
 
     Args:
         config: of the run.
-        parts: of the run.
+        networks: of the run.
         classes: of the training's data, by their names; a class of held-out pictures is the number that it has there.
 
     Raises:
@@ -312,10 +312,10 @@ def held_out_set(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, 
             found = scene_prompts(settings.scenes, size=config.image_size)
             scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
         pixels = normalized(torch.stack([torch.from_numpy(scene.pixels) for scene in scenes]).movedim(-1, 1))
-        ids = torch.cat([parts.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
+        ids = torch.cat([networks.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())
-        refuse_other_store(store.info, config, parts)
+        refuse_other_store(store.info, config, networks)
         last, most = len(store) - 1, min(len(store), settings.pictures)
         places = torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()
         rows = [store[place] for place in places]
@@ -328,13 +328,15 @@ def held_out_set(config: GeneratorTrainConfig, parts: Parts, classes: dict[str, 
     if ids is None and not sampling.prompts:
         return None
     drawn = list(sampling.prompts) or list(prompts[:_DRAWN])
-    if isinstance(parts.conditions, Texts) and sampling.prompts:
-        parts.conditions.refuse_cut(list(map(str, sampling.prompts)))
-    parts.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
+    if isinstance(networks.conditions, Texts) and sampling.prompts:
+        networks.conditions.refuse_cut(list(map(str, sampling.prompts)))
+    networks.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
     return HeldOutSet(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
 
 
-def evaluate(generator: Generator, held_out: HeldOutSet, parts: Parts, *, batch_size: int = 64) -> Evaluation:
+def evaluate(
+    generator: Generator, held_out: HeldOutSet, networks: FrozenNetworks, *, batch_size: int = 64
+) -> Evaluation:
     """Return the loss on held-out pictures, and drawn pictures; of texts in the words of Scenes how far they match.
 
     Of several processes each does all of it: none waits for another's share, and a sharded model is called equally
@@ -348,38 +350,38 @@ def evaluate(generator: Generator, held_out: HeldOutSet, parts: Parts, *, batch_
             ids = held_out.ids[start : start + batch_size].to(device)
             prompts = held_out.prompts[start : start + batch_size]
             batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
-            total += len(ids) * float(next_id_loss(generator, read_batch(batch, parts)).losses["next_id"])
+            total += len(ids) * float(next_id_loss(generator, read_batch(batch, networks)).losses["next_id"])
         figures["next_id"] = total / len(held_out.ids)
-    drawn = _drawn(generator, parts, held_out.drawn, held_out.sampling)
-    if held_out.scenes and isinstance(parts.conditions, Texts):
+    drawn = _drawn(generator, networks, held_out.drawn, held_out.sampling)
+    if held_out.scenes and isinstance(networks.conditions, Texts):
         of_scenes = scene_prompts(_MATCHED, split="validation", size=drawn.shape[-1])
-        matched = _drawn(generator, parts, [prompt.text for prompt in of_scenes], held_out.sampling)
+        matched = _drawn(generator, networks, [prompt.text for prompt in of_scenes], held_out.sampling)
         match = match_by_pixels(matched, [prompt.claims for prompt in of_scenes])
         figures |= {f"match_{name}": share for name, share in match.as_json().items() if share is not None}
     return Evaluation(figures, {"drawn": drawn.clamp(-1, 1)})
 
 
-def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, parts: Parts) -> None:
+def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, networks: FrozenNetworks) -> None:
     """ValueError unless a token store is of this tokenizer."""
-    wanted = parts.config.tokenizer_checksum or ""
+    wanted = networks.config.tokenizer_checksum or ""
     if store.weights_checksum != wanted:
         raise ValueError(
             f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
-            f"{parts.config.tokenizer!r} ({wanted[:16]}); name the tokenizer of the store"
+            f"{networks.config.tokenizer!r} ({wanted[:16]}); name the tokenizer of the store"
         )
     if store.image_size != config.image_size:
         raise ValueError(f"the token store has ids of {store.image_size} px, but image_size is {config.image_size}")
 
 
 def _drawn(
-    generator: Generator, parts: Parts, prompts: Sequence[int] | Sequence[str], settings: Sampling
+    generator: Generator, networks: FrozenNetworks, prompts: Sequence[int] | Sequence[str], settings: Sampling
 ) -> Tensor:
     """(B, 3, H, W), near [-1, 1]; the same seeds at every evaluation."""
-    condition = parts.conditions(prompts).to(next(generator.parameters()).device)
+    condition = networks.conditions(prompts).to(next(generator.parameters()).device)
     seeds = [derived_seed(place) for place in range(len(prompts))]
-    sampler = Sampler(IdPredictor(generator, parts.inputs))
+    sampler = Sampler(IdPredictor(generator, networks.inputs))
     ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing)
-    return parts.tokenizer.decode(ids).float()
+    return networks.tokenizer.decode(ids).float()
 
 
 def _condition(

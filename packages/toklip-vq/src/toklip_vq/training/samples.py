@@ -17,7 +17,7 @@ from toklip_core.scenes import scene
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable
 from torch import Tensor
 
-from toklip_vq.training.settings import FolderSource, HeldOutFolder, PhotographsSource, ScenesSource, Source
+from toklip_vq.training.settings import FolderSource, HeldOutFolder, PhotographsSource, ScenesSource, VQSource
 
 #: Photographs in the public domain (CC0 or NASA) that are part of scikit-image, so they need no download.
 PHOTOGRAPHS = (
@@ -34,7 +34,7 @@ PHOTOGRAPHS = (
 )
 
 
-def open_sources(sources: Sequence[Source], *, size: int, seed: int) -> Concatenation[Tensor]:
+def open_sources(sources: Sequence[VQSource], *, size: int, seed: int) -> Concatenation[Tensor]:
     """Return the training pictures, one source after another; each is (3, size, size) in [-1, 1].
 
     Args:
@@ -46,7 +46,7 @@ def open_sources(sources: Sequence[Source], *, size: int, seed: int) -> Concaten
         FileNotFoundError: a folder is not there or has no pictures.
         LookupError: scikit-image is not installed, and photographs are asked for.
     """
-    return Concatenation([_opened(source, size, derived_seed(seed, i)) for i, source in enumerate(sources)])
+    return Concatenation([_open(source, size, derived_seed(seed, i)) for i, source in enumerate(sources)])
 
 
 class _Scenes:
@@ -135,7 +135,7 @@ def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
     return torch.stack([to_pixels(picture.read(), size) for picture in chosen])
 
 
-def _opened(source: Source, size: int, seed: int) -> Samples[Tensor]:
+def _open(source: VQSource, size: int, seed: int) -> Samples[Tensor]:
     match source:
         case ScenesSource():
             return _Scenes(source, size)

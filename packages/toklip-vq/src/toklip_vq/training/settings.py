@@ -59,7 +59,7 @@ class FolderSource(Config):
     )
 
 
-Source = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discriminator="kind")]
+VQSource = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discriminator="kind")]
 
 
 class HeldOutFolder(HeldOut):
@@ -142,7 +142,9 @@ class VQTrainConfig(Config):
 
     model: VQGANConfig = Field(description="Sizes of the tokenizer.")
     image_size: int = Field(default=256, gt=0, description="Side of the training pictures in pixels.")
-    data: tuple[Source, ...] = Field(min_length=1, description="Training data; an epoch is one pass over all sources.")
+    data: tuple[VQSource, ...] = Field(
+        min_length=1, description="Training data; an epoch is one pass over all sources."
+    )
     held_out: HeldOutFolder = Field(default=HeldOutFolder(scenes=256), description="Held-out pictures to evaluate on.")
     losses: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
     run: RunConfig = Field(description="Length of the run, optimizer, precision and checkpoints.")
