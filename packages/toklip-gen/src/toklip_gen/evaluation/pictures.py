@@ -226,8 +226,8 @@ def read_pictures(
         refuse_special(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
-        for levels in read_samples(path):
-            yield PictureWithCaption(torch.from_numpy(levels.copy()).movedim(-1, 0), None)
+        for sample in read_samples(path):
+            yield PictureWithCaption(torch.from_numpy(sample.copy()).movedim(-1, 0), None)
     rest = [item for item in inputs if not str(item).endswith(".npz")]
     for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
