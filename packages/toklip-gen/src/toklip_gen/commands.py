@@ -96,9 +96,9 @@ _COMPILE = click.option(
 @click.option("--prefix-rows", type=int, help="Number of rows of ids kept from --prefix; by default the upper half.")
 @named_model(
     "--model",
-    kind="generator",
+    kind=None,
     default="toklip-gen-tiny",
-    help_text="Generator: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of "
+    help_text="Model that draws: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of "
     "LlamaGen.",
 )
 @_TOKLIP
@@ -200,7 +200,7 @@ _MODES = {
 @click.argument("inputs", nargs=-1)
 @named_model(
     "--generator",
-    kind="generator",
+    kind=None,
     help_text="Generator to sample pictures from: a name from `toklip models`, or a folder.",
 )
 @click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class generator.")

@@ -62,12 +62,14 @@ def dtype(help_text: str, *, default: str | None = "float32") -> Callable[[_Func
     return click.option("--dtype", type=kinds, default=default, show_default=default is not None, help=help_text)
 
 
-def named_model(*names: str, kind: str, help_text: str, default: str | None = None) -> Callable[[_Function], _Function]:
+def named_model(
+    *names: str, kind: str | None, help_text: str, default: str | None = None
+) -> Callable[[_Function], _Function]:
     """Return the option of a model that plugins offer; the shell completes the names of its kind.
 
     Args:
         names: of the option, then of the parameter.
-        kind: as :class:`toklip_core.plugins.NamedModel` has it.
+        kind: as :class:`toklip_core.plugins.NamedModel` has it; None: all models that draw.
         help_text: help of the option.
         default: name of the model that is taken if none is given.
     """
@@ -117,12 +119,13 @@ def toklip_names() -> list[str]:
     return [*models(), *ALIASES]
 
 
-def _names_of_kind(kind: str) -> Callable[[], list[str]]:
-    """Return what lists the models of a kind of the plugins: see :class:`toklip_core.plugins.NamedModel`."""
+def _names_of_kind(kind: str | None) -> Callable[[], list[str]]:
+    """Return what lists the models of a kind that plugins offer, or those that draw."""
 
     def names() -> list[str]:
         from toklip_core.plugins import registry
 
-        return [model.name for model in registry().models.values() if model.kind == kind]
+        models = registry().models.values()
+        return [model.name for model in models if (model.load is not None if kind is None else model.kind == kind)]
 
     return names
