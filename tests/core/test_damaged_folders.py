@@ -92,12 +92,12 @@ def test_tensors_of_a_save_that_are_cut(run, part):
 
 @pytest.mark.parametrize("line", ['{"key": 1}', "[]}", '{"key": "a", "source": "b", "reason": "c", "more": 1}'])
 def test_reports_of_a_store_that_are_none(tmp_path, line):
-    from toklip_core.store import reported
+    from toklip_core.store import read_report
 
     (tmp_path / "__unreadable__").mkdir()
     (tmp_path / "__unreadable__" / "rank-00000.jsonl").write_text(f"{line}\n")
     with refusing("rank-00000.jsonl, row 1 is "):
-        reported(tmp_path)
+        read_report(tmp_path)
 
 
 def test_an_empty_store_is_named(tmp_path):

@@ -13,7 +13,7 @@ from toklip_core.captioned import CaptionedDataset, CaptionedPictures, Captioned
 from toklip_core.cli import cli
 from toklip_core.evaluation import search_pictures
 from toklip_core.pictures import PictureError, entries, find_pictures, open_picture
-from toklip_core.store import TokenStore, reported
+from toklip_core.store import TokenStore, read_report
 
 from tests.core.captioned.test_samples import bytes_of, rows_of_pictures  # noqa: F401  (a fixture)
 from tests.core.conftest import picture
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_parquet_file_is_reported_and_the_others_are_encode
     pq.write_table(pa.table({"image": pa.array([b"no picture"], pa.binary()), "text": [3]}), here / "bad.parquet")
     report = encode("*.parquet")
     assert (report.pictures, report.unreadable) == (1, 4)
-    why = {key: row.reason for key, row in reported(here / "store").items()}
+    why = {key: row.reason for key, row in read_report(here / "store").items()}
     assert "other.parquet has no column 'image'; its columns: key" in why["other.parquet"]
     assert why["cut.parquet"].startswith("no Parquet file of pictures, or a damaged one: ")
     assert why["good.parquet/00000001"] == "'image' holds no picture"
@@ -124,7 +124,7 @@ def test_a_parquet_file_with_a_column_twice_is_reported_and_the_others_are_encod
     pq.write_table(pa.Table.from_arrays(twice, names=["image", "caption", name]), here / "bad.parquet")
     report = encode("bad.parquet", "good.parquet", workers=workers, batch_size=1)
     assert (report.pictures, report.unreadable) == (3, 1)
-    (row,) = reported(here / "store").values()
+    (row,) = read_report(here / "store").values()
     assert (row.key, row.source) == ("bad.parquet", "bad.parquet")
     assert f"bad.parquet has the column {name!r} twice" in row.reason
 

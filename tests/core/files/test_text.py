@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from toklip_core.captioned import CaptionedSamples, CaptionedTable
 from toklip_core.cli import cli
-from toklip_core.evaluation import distinct, karpathy_pairs, table_pairs
+from toklip_core.evaluation import karpathy_pairs, refuse_duplicates, table_pairs
 from toklip_core.files import replace_lone_surrogates
 
 from tests.core.conftest import picture
@@ -59,7 +59,7 @@ def test_a_text_tower_reads_half_a_character_as_its_replacement():
 
 def test_texts_that_differ_in_a_half_alone_are_alike():
     with pytest.raises(ValueError, match="the text 'a \ufffd' occurs twice"):
-        distinct(["a \ud83d", "a \udce9"], "text")
+        refuse_duplicates(["a \ud83d", "a \udce9"], "text")
 
 
 @pytest.mark.parametrize(

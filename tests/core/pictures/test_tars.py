@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toklip_core.captioned import CaptionedPictures, CaptionedSamples
 from toklip_core.pictures import PICTURE_SUFFIXES, PictureError, entries, find_pictures, tar_pictures
-from toklip_core.store import TokenStore, reported
+from toklip_core.store import TokenStore, read_report
 
 from tests.core.pictures.test_find import jpeg, png, tar
 from tests.support.encoding import encode_with
@@ -171,7 +171,7 @@ def test_a_malformed_header_is_reported_and_the_other_tars_are_read(toy, tmp_pat
     report = encode_with(["0.tar", "1.tar"], "store", tokenizer="mean-colour", image_size=32)
     assert report.pictures >= 2
     assert [row.caption for row in TokenStore("store") if row.caption] == ["a caption", "another"]
-    for key, row in reported(Path("store")).items():
+    for key, row in read_report(Path("store")).items():
         assert key.startswith("0.tar") and len(row.reason) < 240 and "\n" not in row.reason
     source = CaptionedPictures(kind="pictures", inputs=("0.tar", "1.tar"))
     data = CaptionedSamples([source], image_size=32, resize="crop", seed=0)

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, Unreadable, UnreadableLog
+from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, UnreadableLog, UnreadablePicture
 
 from tests.support.encoding import encode_with
 
@@ -60,7 +60,7 @@ def rows_by_reader(store, cache):
 
 def test_datasets_pandas_polars_and_duckdb_read_a_store_as_it_is(tmp_path):
     store = write(tmp_path / "store")
-    UnreadableLog(store).add(Unreadable("x.jpg", "x.jpg", "broken"))
+    UnreadableLog(store).add(UnreadablePicture("x.jpg", "x.jpg", "broken"))
     keys, ids, captions = rows_of(7)
     expected = ids[3].flatten().tolist()
     row = dict(key=keys[3], ids=expected, height=4, width=4, caption="picture 3")
@@ -111,7 +111,7 @@ def test_a_store_is_read_as_a_folder_while_it_is_written_and_after_a_kill(toy, p
 
 def test_what_is_no_part_lies_in_the_store_where_nothing_can_be_written_beside_it(tmp_path, monkeypatch):
     """A mount is such a place; what lies inside or beside is found."""
-    row = Unreadable("x.jpg", "x.jpg", "broken")
+    row = UnreadablePicture("x.jpg", "x.jpg", "broken")
     UnreadableLog(write(tmp_path / "store")).add(row)
     assert (tmp_path / ".store.unreadable/rank-00000.jsonl").exists()
     (tmp_path / "link").symlink_to("store")

@@ -15,7 +15,7 @@ from toklip_core.tasks import (
     EncoderTrainConfig,
     HeldOutPictures,
     TeacherTrainConfig,
-    evaluated,
+    evaluate_matcher,
     held_out_set,
     train_encoder,
 )
@@ -32,7 +32,7 @@ def test_the_exported_model_is_the_one_that_was_evaluated(tmp_path: Path, world:
     report = train_encoder(settings, tmp_path / "run")
     model = TokLIP.from_pretrained(tmp_path / "run/model")
     held_out = held_out_set(settings.held_out, image_size=SIZE)
-    assert held_out is not None and evaluated(model, held_out).figures == report.figures
+    assert held_out is not None and evaluate_matcher(model, held_out).figures == report.figures
     assert report.figures.keys() == FIGURES
     assert (model.config.resize, model.config.image_size) == (settings.resize, SIZE)
 
@@ -57,7 +57,7 @@ def test_a_run_is_evaluated_on_classes_and_captions_of_ones_own(tmp_path: Path, 
     for name, expected in (("classes", {"zero_shot_top1"}), ("captions", FIGURES - {"zero_shot_top1"})):
         found = held_out_set(HeldOutPictures.model_validate({name: held_out[name]}), image_size=SIZE)
         assert found is not None
-        assert evaluated(model, found).figures == {key: report.figures[key] for key in expected}
+        assert evaluate_matcher(model, found).figures == {key: report.figures[key] for key in expected}
 
 
 def test_scenes_are_named_as_their_captions_name_them():
@@ -83,7 +83,7 @@ def test_held_out_pictures_that_can_no_longer_be_read_are_reported(folder: Path,
     found = held_out_set(HeldOutPictures(classes=folder / "classes"), image_size=SIZE)
     assert found is not None
     (folder / "classes/red_circle/0.png").write_bytes(b"\x89PNG")
-    evaluated(small_teacher(1), found)
+    evaluate_matcher(small_teacher(1), found)
     assert "1 held-out pictures are in no figure; the first is" in caplog.text
 
 

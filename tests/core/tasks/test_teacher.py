@@ -20,7 +20,7 @@ from toklip_core.tasks import (
     EncoderTrainConfig,
     TeacherTrainConfig,
     TeacherTraining,
-    evaluated,
+    evaluate_matcher,
     held_out_set,
     teacher as teaching,
     text_tokenizer,
@@ -89,7 +89,8 @@ def test_the_exported_teacher_is_the_one_that_was_evaluated(tmp_path: Path):
     settings = config(held_out={"scenes": 12})
     report = train_teacher(settings, tmp_path / "run")
     held_out = held_out_set(settings.held_out, image_size=32)
-    assert held_out is not None and evaluated(load_clip(tmp_path / "run/model"), held_out).figures == report.figures
+    assert held_out is not None
+    assert evaluate_matcher(load_clip(tmp_path / "run/model"), held_out).figures == report.figures
     assert report.figures.keys() == {"zero_shot_top1", "image_to_text_r1", "text_to_image_r1"}
 
 

@@ -1,13 +1,13 @@
 from .classes import (
     class_folders as class_folders,
+    class_name as class_name,
     described_templates as described_templates,
-    distinct as distinct,
     folders_above as folders_above,
     folders_of_keys as folders_of_keys,
     known_templates as known_templates,
-    named as named,
-    ordered as ordered,
     read_labels as read_labels,
+    refuse_duplicates as refuse_duplicates,
+    sort_classes as sort_classes,
 )
 from .codebook import (
     CodebookUse as CodebookUse,

@@ -37,7 +37,7 @@ def known_templates(given: Sequence[str]) -> list[str]:
                 f"{{}}.', or one of {', '.join(TEMPLATE_SETS)}"
             )
         found += _template_set(template) if template in TEMPLATE_SETS else [template]
-    return distinct(found, "template")
+    return refuse_duplicates(found, "template")
 
 
 def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
@@ -50,17 +50,17 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
     if (labels is None) == (file is None):
         raise ValueError("name the labels, or a file with one in each line, and not both (--labels, --labels-file)")
     if file is None:
-        return distinct([label.strip() for label in (labels or "").split(",")], "label")
+        return refuse_duplicates([label.strip() for label in (labels or "").split(",")], "label")
     lines = read_text(file).splitlines()
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise ValueError(f"{file} has no label; wanted one in each line")
-    return distinct(found, "label")
+    return refuse_duplicates(found, "label")
 
 
 def class_folders(
     folder: Path | str, *, imagenet: bool = False, max_pixels: int = MAX_PIXELS
 ) -> LabelledPictures:
-    """Return the pictures of a folder that has one folder for each class, in the order of :func:`ordered`.
+    """Return the pictures of a folder that has one folder for each class, in the order of :func:`sort_classes`.
 
     A class is named after its folder, _ being read as a space; one without pictures is a candidate all the same.
     Files beside the folders of classes are not looked at, nor is what begins with a dot.
@@ -83,13 +83,13 @@ def class_folders(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; wanted one with a folder of pictures for each class")
     by_name = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    found = [by_name[name] for name in ordered(by_name)]
+    found = [by_name[name] for name in sort_classes(by_name)]
     if not found:
         raise FileNotFoundError(f"{folder} has no folders; wanted one for each class, with pictures in it")
     if imagenet:
         names = _imagenet_names(folder, found)
     else:
-        names = distinct([named(path.name) for path in found], "class")
+        names = refuse_duplicates([class_name(path.name) for path in found], "class")
     pictures: list[LazyPicture] = []
     labels: list[int] = []
     for label, path in enumerate(found):
@@ -101,13 +101,13 @@ def class_folders(
     return LabelledPictures(names, pictures, labels)
 
 
-def ordered(folders: Iterable[str]) -> list[str]:
+def sort_classes(folders: Iterable[str]) -> list[str]:
     """Return the folders of classes in the order of their numbers: sorted, as numbers if all are numbers."""
     found = sorted(folders)
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
-def named(folder: str) -> str:
+def class_name(folder: str) -> str:
     """Return the name of the class of a folder: _ is read as a space."""
     return folder.replace("_", " ")
 
@@ -151,7 +151,7 @@ def described_templates(templates: Sequence[str]) -> str:
     return " | ".join(templates)
 
 
-def distinct(texts: Sequence[str], kind: str) -> list[str]:
+def refuse_duplicates(texts: Sequence[str], kind: str) -> list[str]:
     """Return texts, whole characters alone; ValueError if there are none, or one is empty or occurs twice.
 
     Args:

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from toklip_core.devices import Compute
-from toklip_core.evaluation.classes import distinct
+from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.matcher import load_matcher, refuse_cut_texts, text_features
 from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TokLIP
@@ -104,7 +104,7 @@ def explain_picture(
         ValueError: the picture cannot be read, there is no text or one that is longer than the model reads,
             ``relative`` has a single one, or the model has no semantic tokens.
     """
-    texts = distinct(texts, "text")
+    texts = refuse_duplicates(texts, "text")
     if relative and len(texts) < 2:
         raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
     try:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from toklip_core.devices import Compute, progress_bar
-from toklip_core.evaluation.classes import distinct
+from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
 from toklip_core.evaluation.report import software
 from toklip_core.finite import refuse_not_finite, rows_named
@@ -102,7 +102,7 @@ def search_pictures(
         ValueError: the text is empty or longer than the model reads, no picture can be read, or the store's ids are not
             the model's.
     """
-    (text,) = distinct([text], "text")
+    (text,) = refuse_duplicates([text], "text")
     stores = [path for path in map(Path, where) if part_paths(path)]
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")

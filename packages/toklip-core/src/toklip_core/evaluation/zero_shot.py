@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toklip_core.devices import Compute
-from toklip_core.evaluation.classes import class_folders, described_templates, distinct, known_templates
+from toklip_core.evaluation.classes import class_folders, described_templates, known_templates, refuse_duplicates
 from toklip_core.evaluation.matcher import (
     TIES,
     Matcher,
@@ -190,7 +190,7 @@ def classify_pictures(
         ValueError: there are no labels, or two are alike, or one is longer than the model reads, or no picture can be
             read.
     """
-    labels = distinct(labels, "label")
+    labels = refuse_duplicates(labels, "label")
     chosen = known_templates(templates or ["{}"])
     pictures = list_pictures(find_pictures(inputs, max_pixels=compute.max_pixels), progress=compute.progress)
     model, protocol = load_matcher(name, compute)

@@ -12,11 +12,11 @@ from .format import (
     UNREADABLE as UNREADABLE,
     FeatureInfo as FeatureInfo,
     StoreInfo as StoreInfo,
-    Unreadable as Unreadable,
+    UnreadablePicture as UnreadablePicture,
     part_paths as part_paths,
+    read_report as read_report,
     refuse_other as refuse_other,
     report_paths as report_paths,
-    reported as reported,
 )
 from .locks import writing as writing
 from .reader import TokenStore as TokenStore

@@ -43,7 +43,7 @@ from toklip_core.pictures import (
     upright_crops,
 )
 from toklip_core.store.columns import row_maker
-from toklip_core.store.format import StoreInfo, Unreadable, part_paths, refuse_other, report_paths
+from toklip_core.store.format import StoreInfo, UnreadablePicture, part_paths, refuse_other, report_paths
 from toklip_core.store.locks import writing
 from toklip_core.store.reader import TokenStore
 from toklip_core.store.settings import EncodeSettings
@@ -220,7 +220,7 @@ class _Batch(NamedTuple):
     captions: list[str | None]
     levels: list[np.ndarray[Any, Any]]
     crops: np.ndarray[Any, Any] | None
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadablePicture]
     skipped: int
 
 
@@ -263,7 +263,7 @@ class _Work(IterableDataset[_Batch]):
         keys: list[str] = []
         captions: list[str | None] = []
         squares: list[list[np.ndarray[Any, Any]]] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadablePicture] = []
         skipped = 0
         for entry in entries(sources):
             if entry.key in self.done:
@@ -277,10 +277,11 @@ class _Work(IterableDataset[_Batch]):
                     of_sizes.append(upright_crops(image, self.sizes[0], self.resize))
                 caption = entry.caption()
             except (PictureError, OSError) as error:
-                unreadable.append(Unreadable(entry.key, str(entry.path), str(error)))
+                unreadable.append(UnreadablePicture(entry.key, str(entry.path), str(error)))
                 continue
             except MemoryError:
-                unreadable.append(Unreadable(entry.key, str(entry.path), "there was not enough memory to read it"))
+                reason = "there was not enough memory to read it"
+                unreadable.append(UnreadablePicture(entry.key, str(entry.path), reason))
                 continue
             keys.append(entry.key)
             captions.append(caption)

@@ -93,7 +93,7 @@ class StoreInfo(Config):
         return np.min_scalar_type(self.codebook_size - 1)
 
 
-class Unreadable(NamedTuple):
+class UnreadablePicture(NamedTuple):
     """A picture that could not be read: its key, the file it lies in, and why."""
 
     key: str
@@ -119,18 +119,18 @@ def leftover_parts(store: Path) -> list[Path]:
     return found
 
 
-def reported(store: Path) -> dict[str, Unreadable]:
+def read_report(store: Path) -> dict[str, UnreadablePicture]:
     """Return the reports of all ranks by key; what the store holds by now is among them."""
-    found: dict[str, Unreadable] = {}
+    found: dict[str, UnreadablePicture] = {}
     for path in report_paths(store):
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
             if not line.endswith("}"):  # a kill can cut the last
                 continue
             row = parse_json(line, f"{path}, row {number}")
-            if not isinstance(row, dict) or row.keys() != {*Unreadable._fields}:
-                wanted = ", ".join(Unreadable._fields)
+            if not isinstance(row, dict) or row.keys() != {*UnreadablePicture._fields}:
+                wanted = ", ".join(UnreadablePicture._fields)
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
-            found[row["key"]] = Unreadable(**row)
+            found[row["key"]] = UnreadablePicture(**row)
     return found
 
 

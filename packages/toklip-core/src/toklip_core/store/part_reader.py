@@ -141,10 +141,10 @@ class _Rows(NamedTuple):
 
     def _refuse_row(self, row: Any, what: str) -> None:  # noqa: ANN401  (an integer of numpy, of any of its types)
         key = self.table["key"][int(row)].as_py() if "key" in self.table.column_names else None
-        raise _damaged(self.path, f"row {self.start + int(row)}{'' if key is None else f' ({shown(key)})'}: {what}")
+        raise _damaged(self.path, f"row {self.start + int(row)}{'' if key is None else f' ({quote_key(key)})'}: {what}")
 
 
-def shown(key: str) -> str:
+def quote_key(key: str) -> str:
     """Return a key as messages show it."""
     return repr(key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}...")
 

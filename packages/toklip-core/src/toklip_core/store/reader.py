@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from toklip_core.pictures import VIEWS
-from toklip_core.store.format import COLUMNS, CROPS, FEATURES, Unreadable, part_paths, refuse_other, reported
-from toklip_core.store.part_reader import part_contents, read_group, shown
+from toklip_core.store.format import COLUMNS, CROPS, FEATURES, UnreadablePicture, part_paths, read_report, refuse_other
+from toklip_core.store.part_reader import part_contents, quote_key, read_group
 
 
 class TokenRow(NamedTuple):
@@ -138,9 +138,9 @@ class TokenStore:
         for group in range(len(self._groups)):
             yield from self._read(group, ["caption"])["caption"].to_pylist()
 
-    def unreadable(self) -> list[Unreadable]:
+    def unreadable(self) -> list[UnreadablePicture]:
         """Return what the encodes could not read, all ranks together, less what the store holds by now."""
-        found = reported(self.path)
+        found = read_report(self.path)
         if found:
             for key in self.keys():
                 found.pop(key, None)
@@ -160,8 +160,9 @@ class TokenStore:
             first, second = (self._locate(int(order[place + offset])) for offset in (0, 1))
             if first.key == second.key:
                 raise ValueError(
-                    f"{second.part} is damaged: row {second.row} has the key {shown(second.key)}, as row {first.row} "
-                    f"of {first.part} has; delete one of the parts, and `toklip encode` makes its other rows again"
+                    f"{second.part} is damaged: row {second.row} has the key {quote_key(second.key)}, as row "
+                    f"{first.row} of {first.part} has; delete one of the parts, and `toklip encode` makes its other "
+                    "rows again"
                 )
         self._distinct = True
 

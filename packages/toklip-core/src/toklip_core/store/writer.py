@@ -22,7 +22,7 @@ from toklip_core.store.format import (
     CROPS,
     UNREADABLE,
     StoreInfo,
-    Unreadable,
+    UnreadablePicture,
     checksums,
     leftover_parts,
     lies_beside,
@@ -144,7 +144,7 @@ class UnreadableLog:
         self.path = (beside if lies_beside(path, rank) else inside) / f"rank-{rank:05d}.jsonl"
         self._written = True
 
-    def add(self, row: Unreadable) -> None:
+    def add(self, row: UnreadablePicture) -> None:
         """Write a line; where that fails, say so in the log, once: the pictures that are read matter more."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

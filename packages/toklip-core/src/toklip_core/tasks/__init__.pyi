@@ -6,7 +6,7 @@ from .encoder import (
     train_encoder as train_encoder,
 )
 from .held_out import (
-    evaluated as evaluated,
+    evaluate_matcher as evaluate_matcher,
     held_out_set as held_out_set,
 )
 from .settings import (

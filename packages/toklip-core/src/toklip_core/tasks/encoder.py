@@ -29,7 +29,7 @@ from toklip_core.model import CLIP, SemanticEncoder, TokLIP, TokLIPConfig, encod
 from toklip_core.pictures import normalized
 from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.store import StoreInfo
-from toklip_core.tasks.held_out import evaluated, held_out_set
+from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
 from toklip_core.tasks.settings import EncoderLosses, EncoderTrainConfig
 from toklip_core.training import (
     FitReport,
@@ -111,7 +111,7 @@ class EncoderTask(Task):
         if losses.contrast_weight:
             self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
         if held_out is not None:
-            self.evaluate = lambda product: evaluated(self.assemble(cast(EncoderTraining, product)), held_out)
+            self.evaluate = lambda product: evaluate_matcher(self.assemble(cast(EncoderTraining, product)), held_out)
         # Tokens alone leave the pooling out.
         self.unused_parameters = not (losses.contrast_weight or losses.pooled_weight)
         self.captions = CaptionFeatures(teacher, self.samples.distinct_captions(most=config.text_cache))

@@ -52,7 +52,7 @@ def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | No
     return HeldOutSet(labelled, ("a photo of a {}.",), pairs)
 
 
-def evaluated(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:
+def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:
     """Return top-1 accuracy and R@1 in both directions, each if there is something to measure it on.
 
     Of several processes each measures all of it: none waits for another's share, and a sharded model is called equally

@@ -15,7 +15,7 @@ from toklip_core.captioned import Batch, CaptionedSamples, collate
 from toklip_core.model import CLIP, EOS_ID, PAD_ID, CLIPConfig, TextConfig, TextTokenizer, word_tokenizer
 from toklip_core.pictures import normalized
 from toklip_core.tasks.encoder import clamp_logit_scale, contrast, warn_of_cut_captions
-from toklip_core.tasks.held_out import evaluated, held_out_set
+from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
 from toklip_core.tasks.settings import TeacherTrainConfig
 from toklip_core.training import FitReport, Losses, ParameterGroup, Task, fit, parameter_groups
 
@@ -69,7 +69,7 @@ class TeacherTask(Task):
         self.model = self._beginning()
         self.contrast = partial(contrast, kind=config.contrast, weight=1.0)
         if held_out is not None:
-            self.evaluate = lambda product: evaluated(cast(TeacherTraining, product).assemble(), held_out)
+            self.evaluate = lambda product: evaluate_matcher(cast(TeacherTraining, product).assemble(), held_out)
         #: Captions of this process that were longer than the text tower reads.
         self.cut = 0
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from toklip_core.evaluation import named
+from toklip_core.evaluation import class_name
 from toklip_core.files import one_line, replace_lone_surrogates
 from toklip_core.model import TextTower, TokLIP
 from torch import Tensor
@@ -78,8 +78,8 @@ class Classes:
 
     def number(self, prompt: int | str) -> int:
         """Return the number of a class, given by number or by name, _ being a space; ValueError if it is none."""
-        if isinstance(prompt, str) and named(prompt) in self.names:
-            return self.names.index(named(prompt))
+        if isinstance(prompt, str) and class_name(prompt) in self.names:
+            return self.names.index(class_name(prompt))
         if isinstance(prompt, int) and 0 <= prompt < self._count:
             return int(prompt)
         known = f"numbers from 0 to {self._count - 1}"

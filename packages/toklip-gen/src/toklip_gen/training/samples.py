@@ -17,7 +17,14 @@ from typing import NamedTuple, Required, TypedDict, cast
 import numpy as np
 import torch
 from toklip_core.captioned import CaptionedSamples, CaptionedScenes, CaptionSource
-from toklip_core.evaluation import class_folders, distinct, folders_above, folders_of_keys, named, ordered
+from toklip_core.evaluation import (
+    class_folders,
+    class_name,
+    folders_above,
+    folders_of_keys,
+    refuse_duplicates,
+    sort_classes,
+)
 from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, Resize, levels_of, random_square
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
@@ -190,13 +197,13 @@ def numbered_classes(sources: Sequence[SourceClasses], condition: ClassCondition
     """Return name -> class of all sources together: one rule, so that a folder and a store of it give the same.
 
     The order is that of the condition's names, if it has some; else of the only source; else of the names, sorted as
-    :func:`toklip_core.evaluation.ordered` says.
+    :func:`toklip_core.evaluation.sort_classes` says.
 
     Raises:
         ValueError: there are more or fewer classes than the condition has, or others than it names.
     """
     found = list(dict.fromkeys(name for source in sources for name in source.names))
-    names = found if len({tuple(source.names) for source in sources}) == 1 else ordered(found)
+    names = found if len({tuple(source.names) for source in sources}) == 1 else sort_classes(found)
     what = ", ".join(source.what for source in sources)
     if len(names) != condition.classes:
         raise ValueError(
@@ -218,10 +225,10 @@ def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> li
     Raises:
         ValueError: the training has no such class.
     """
-    found = list(map(named, folders_of_keys(keys, what)))
+    found = list(map(class_name, folders_of_keys(keys, what)))
     parents = [folders_above(key)[-1] for key in keys]
     if not {*found} <= classes.keys():
-        found = list(map(named, parents))
+        found = list(map(class_name, parents))
     for key, name, parent in zip(keys, found, parents, strict=True):
         if name not in classes:
             raise ValueError(
@@ -236,8 +243,8 @@ def _classes_of(source: object, stores: Sequence[TokenStore], number: int) -> So
     if isinstance(source, StoredIds):
         store = stores[number]
         folders = folders_of_keys(list(store.keys()), str(store.path))
-        names = distinct(list(map(named, ordered({*folders}))), "class")
-        return SourceClasses(str(store.path), names, list(map(named, folders)))
+        names = refuse_duplicates(list(map(class_name, sort_classes({*folders}))), "class")
+        return SourceClasses(str(store.path), names, list(map(class_name, folders)))
     if isinstance(source, ClassFolders):
         found = class_folders(source.folder, max_pixels=source.max_pixels)
         return SourceClasses(str(source.folder), found.names, [found.names[label] for label in found.labels], found)
