@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from toklip_core.files import one_line, read_text, refuse_special
-from toklip_core.ranges import LARGEST_SEED, MOST_WORKERS
+from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MOST_WORKERS
 
 #: Names that a config may give to a file or folder beside it: no path, and nothing that begins with a dot.
 _FILE_NAME = r"^[\w-][\w.-]*$"
@@ -26,6 +26,21 @@ FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 
 #: Number of settings that one message names.
 _NAMED = 3
+
+#: The limit of the pictures that a setting reads.
+MaxPixels = Annotated[
+    int,
+    Field(
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Largest width times height of a picture; larger ones are left out without being read.",
+    ),
+]
+#: The setting of :func:`toklip_core.pictures.resized`.
+ResizeSetting = Annotated[
+    Literal["crop", "squash"],
+    Field(description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio."),
+]
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 

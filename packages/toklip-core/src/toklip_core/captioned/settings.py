@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from toklip_core.config import Config
-from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
+from toklip_core.config import Config, MaxPixels
+from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
 
 
 class CaptionedScenes(Config):
@@ -36,12 +36,7 @@ class CaptionedPictures(Config):
         description="Files, folders, globs, and tars of img2dataset or WebDataset; pictures without a caption are "
         "left out.",
     )
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Largest width times height of a picture; larger ones are left out.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 class CaptionedTable(Config):
@@ -57,12 +52,7 @@ class CaptionedTable(Config):
         default="caption",
         description="Column of the caption, or in JSONL a list of captions; each epoch draws one caption per picture.",
     )
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Largest width times height of a picture; larger ones are left out.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 class CaptionedDataset(Config):
@@ -83,12 +73,7 @@ class CaptionedDataset(Config):
         default="caption",
         description="Column of the caption, or of a list of captions of which one is drawn each time.",
     )
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Largest width times height of a picture; larger ones are left out.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

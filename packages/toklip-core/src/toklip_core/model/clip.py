@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from toklip_core.config import Config, validated
+from toklip_core.config import Config, ResizeSetting, validated
 from toklip_core.files import one_line
 from toklip_core.finite import refuse_not_finite, refuse_pixels
 from toklip_core.model.text import (
@@ -56,10 +56,7 @@ class CLIPConfig(Config):
     image_size: int = Field(
         gt=0, le=LARGEST_SIDE, description="Side S of the square that the vision tower reads, in pixels."
     )
-    resize: Literal["crop", "squash"] = Field(
-        default="squash",
-        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
-    )
+    resize: ResizeSetting = "squash"
     vision: VisionConfig
     text: TextConfig
 

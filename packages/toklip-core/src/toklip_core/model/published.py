@@ -20,7 +20,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toklip_core.config import Config, FileName
+from toklip_core.config import Config, FileName, ResizeSetting
 from toklip_core.files import read_text
 from toklip_core.model.encoder import EncoderConfig
 from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
@@ -43,9 +43,7 @@ class TokLIPConfig(Config):
         description="SHA-256 of the tokenizer weights that the model was trained with; others are refused.",
     )
     image_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side S of the square that is encoded, in pixels.")
-    resize: Literal["crop", "squash"] = Field(
-        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio."
-    )
+    resize: ResizeSetting
     encoder: EncoderConfig
     text: TextConfig
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from toklip_core.captioned import CaptionSource
-from toklip_core.config import Config, HeldOut, RunConfig
+from toklip_core.config import Config, HeldOut, ResizeSetting, RunConfig
 from toklip_core.model import VisionConfig
 
 _RECIPES = files("toklip_core") / "recipes"
@@ -95,10 +95,7 @@ class EncoderTrainConfig(Config):
     image_size: int = Field(
         gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor."
     )
-    resize: Literal["crop", "squash"] = Field(
-        default="crop",
-        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
-    )
+    resize: ResizeSetting = "crop"
     smallest_crop: float = Field(
         default=1.0,
         gt=0,
@@ -168,10 +165,7 @@ class TeacherTrainConfig(Config):
     """Settings of `toklip train teacher`: a small CLIP on pixels, trained from scratch."""
 
     image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the patch size.")
-    resize: Literal["crop", "squash"] = Field(
-        default="crop",
-        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
-    )
+    resize: ResizeSetting = "crop"
     smallest_crop: float = Field(
         default=1.0, gt=0, le=1, description="Smallest share of the picture's area in a random crop; 1 does not crop."
     )

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
-from toklip_core.config import Config, HeldOut, RunConfig
+from toklip_core.config import Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.drawing import Drawing, Guidance
-from toklip_core.ranges import LARGEST_MAX_PIXELS, MAX_PIXELS
+from toklip_core.ranges import MAX_PIXELS
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
 
@@ -46,12 +46,7 @@ class ClassFolders(Config):
         description="Smallest side of a crop, as a share of the short side; the largest is all of it.",
     )
     flip: bool = Field(default=True, description="Mirror half of the crops, at random.")
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Maximum width times height in pixels; larger pictures are skipped without being read.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 GeneratorSource = Annotated[
@@ -158,7 +153,7 @@ class GeneratorTrainConfig(Config):
         default=None, description="Name or folder of the TokLIP for features = 'concat' or the text encoder toklip."
     )
     image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's factor.")
-    resize: Literal["crop", "squash"] = Field(default="crop", description="Way to make a picture square.")
+    resize: ResizeSetting = "crop"
     generator: Architecture
     condition: Annotated[ClassCondition | TextSetting, Field(discriminator="kind")]
     condition_dropout: float = Field(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, RunConfig
-from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
+from toklip_core.config import Config, MaxPixels, RunConfig
+from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
 
 from toklip_mllm.evaluation import HeldOutQuestions
 
@@ -44,12 +44,7 @@ class Conversations(Config):
         "gives to the pictures' paths, root included: encode the folder under the name given as root. If the store has "
         "the tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not run.",
     )
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Maximum width times height in pixels; larger pictures are skipped without being read.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 TalkSource = Annotated[SceneTalk | Conversations, Field(discriminator="kind")]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, HeldOut, RunConfig
-from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS
+from toklip_core.config import Config, HeldOut, MaxPixels, RunConfig
+from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -51,12 +51,7 @@ class FolderSource(Config):
         description="Smallest side of a random crop, as a share of the picture's short side; the largest is all of it.",
     )
     flip: bool = Field(default=True, description="Mirror half of the crops.")
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        gt=0,
-        le=LARGEST_MAX_PIXELS,
-        description="Largest width times height of a picture; larger ones are left out.",
-    )
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 VQSource = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(discriminator="kind")]
