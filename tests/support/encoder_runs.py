@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from toklip_core.model import CLIP, CLIPConfig, TextTokenizer, TrunkConfig, VisionConfig
 from toklip_core.tasks import EncoderTrainConfig
-from torch import Tensor, nn
+from torch import nn
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
@@ -103,11 +102,6 @@ def _line(item: tuple[str, Any]) -> str:
 def lines(out: Path) -> list[dict[str, float]]:
     """Return the log."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def last(out: Path, part: str) -> dict[str, Tensor]:
-    """Return a part of the last save."""
-    return load_file(max((out / "saves").iterdir()) / f"{part}.safetensors")
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -24,7 +24,6 @@ from tests.support.encoder_runs import (
     assert_same_run,
     config,
     encode,
-    last,
     lines,
     pictures,
     small_teacher,
@@ -32,6 +31,7 @@ from tests.support.encoder_runs import (
     values,
 )
 from tests.support.mean_colour import MeanColour
+from tests.support.saves import last
 from tests.support.small_models import SIZE, TRUNK
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,8 @@ from toklip_core.training import (
 from torch import Tensor, nn
 
 from tests.support.processes import run_together
+from tests.support.refusals import refusing
+from tests.support.saves import last, last_save
 from tests.support.toy_tasks import ToyTask
 
 pytestmark = pytest.mark.slow
@@ -119,10 +123,6 @@ def train(
 def evaluate(model: nn.Module) -> Evaluation:
     batch = {name: x[None] for name, x in Captioned()[0, 0].items()}
     return Evaluation({"norm": model(batch)["tokens"].norm().item()})
-
-
-def last(out: Path, part: str) -> dict[str, Tensor]:
-    return load_file(max((out / "saves").iterdir()) / f"{part}.safetensors")
 
 
 def gradients(out: Path) -> dict[str, Tensor]:
@@ -322,14 +322,26 @@ def in_two_processes(folder: Path) -> None:
     for accumulate in (1, 2):
         _, model = train(folder / f"sharded-{accumulate}", accumulate=accumulate, members={"after_step": clamp})
         assert all(isinstance(weight, DTensor) for weight in model.parameters())
-    for name, steps in (("whole", 3), ("parts", 1), ("parts", 3)):
-        train(folder / name, steps=steps, accumulate=2, dropout=0.3, ema_decay=0.9, save_every=9)
+    more = {"accumulate": 2, "dropout": 0.3, "ema_decay": 0.9}
+    for name, steps in (("whole", 3), ("parts", 1), ("parts", 3), ("full", 1)):
+        train(folder / name, steps=steps, save_every=9, **more)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))  # a file may not grow beyond these bytes
+    with pytest.raises(OSError, match=r"cannot save step 2; the last save is step 1 in .*full.saves \(") as raised:
+        train(folder / "full", steps=3, save_every=1, **more)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 360
+    if os.environ["RANK"] == "0":  # which tidies up
+        names = [save.name for save in (folder / "full/saves").iterdir()]
+        assert names == ["step-00000001"], "and nothing half-written"
+    train(folder / "full", steps=3, save_every=9, **more)
 
 
 def knows_fsdp2() -> bool:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    return "fsdp_version" in FullyShardedDataParallelPlugin.__dataclass_fields__
+    return "fsdp_version" in FullyShardedDataParallelPlugin.__dataclass_fields__ and torch.__version__ >= "2.9"
 
 
 def shard_on_cpus() -> None:
@@ -358,7 +370,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shards(pair: Path) -> Path:
     if not knows_fsdp2():
-        pytest.skip("this accelerate knows no FSDP 2")
+        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded saves")
     return pair
 
 
@@ -393,8 +405,48 @@ def test_a_sharded_run_clamps_evaluates_and_exports_what_one_process_does(tmp_pa
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
 
 
-def test_a_sharded_run_resumes_bit_for_bit(shards: Path):
+@pytest.mark.parametrize("run", ["parts", "full"])
+def test_a_sharded_run_resumes_bit_for_bit(shards: Path, run: str):
+    """After its end, and after one of the processes had a full disk."""
     for part in ("model", "average", "optimizer"):
-        mine, theirs = last(shards / "parts", part), last(shards / "whole", part)
+        mine, theirs = last(shards / run, part), last(shards / "whole", part)
         assert mine.keys() == theirs.keys() and mine
         assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def test_each_process_saves_its_shards_and_nothing_is_a_pickle(shards: Path):
+    names = ["progress.json", *(f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2))]
+    save = last_save(shards / "whole")
+    assert sorted(file.name for file in save.iterdir()) == names
+    parts = [last(shards / "whole", part) for part in ("model", "average", "optimizer")]
+    whole = sum(tensor.nbytes for tensors in parts for tensor in tensors.values())
+    sizes = [sum(tensor.nbytes for tensor in load_file(save / name).values()) for name in names[1:]]
+    assert sum(sizes) == whole and max(sizes) < 0.6 * whole
+
+
+def alone(tmp_path: Path, shards: Path) -> Path:
+    """A copy of a finished sharded run, for one process."""
+    return Path(shutil.copytree(shards / "whole", tmp_path / "run"))
+
+
+def finish(out: Path) -> None:
+    train(out, steps=3, accumulate=2, dropout=0.3, ema_decay=0.9)
+
+
+def test_one_process_reads_the_shards_of_two(tmp_path: Path, shards: Path):
+    run = alone(tmp_path, shards)
+    shutil.rmtree(run / "model")
+    finish(run)
+    file = "model/model.safetensors"
+    assert (run / file).read_bytes() == (shards / "whole" / file).read_bytes()
+
+
+def test_a_shard_that_is_cut_or_missing_is_said(tmp_path: Path, shards: Path):
+    run = alone(tmp_path, shards)
+    shard = last_save(run) / "shard-00002-model-00001-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with refusing("step-00000003 is damaged (", "; delete it to go on from the save before"):
+        finish(run)
+    shard.unlink()
+    with refusing("step-00000003 is damaged (a shard is missing)"):
+        finish(run)

@@ -1,5 +1,6 @@
 """Two processes train to what one trains to, each with all weights (DDP) or with a part of them (FSDP 2)."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from toklip_core import plugins
 from toklip_mllm.training import MLLMTrainConfig, train_mllm
 
-from tests.core.training.test_passes import FSDP2
+from tests.core.training.test_passes import FSDP2, knows_fsdp2, shard_on_cpus
 from tests.support import mean_colour
 from tests.support.mllm_runs import SCENES, config, exported, lines, talks, write_world
 from tests.support.processes import run_together
@@ -16,6 +17,7 @@ from tests.support.processes import run_together
 pytestmark = pytest.mark.slow
 
 SHARDED = FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}
+needs_fsdp2 = pytest.mark.skipif(not knows_fsdp2(), reason="needs FSDP 2 with sharded saves")
 
 
 def settings(world: Path, **changes: Any) -> MLLMTrainConfig:
@@ -32,17 +34,20 @@ def adapters(world: Path) -> MLLMTrainConfig:
 
 
 def train_in_a_process(folder: Path) -> None:
+    if "FSDP_VERSION" in os.environ:
+        shard_on_cpus()
     plugins.registry.cache_clear()
     train_mllm(settings(folder), folder / "two")
 
 
 def train_adapters_in_a_process(folder: Path) -> None:
+    shard_on_cpus()
     plugins.registry.cache_clear()
     train_mllm(adapters(folder), folder / "two")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=needs_fsdp2)])
 def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
     plugins.registry.cache_clear()
@@ -50,6 +55,7 @@ def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeyp
     train_mllm(settings(tmp_path), tmp_path / "one")
     plugins.registry.cache_clear()
     run_together(train_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **(SHARDED if sharded else {}))
+    assert bool([*tmp_path.glob("two/saves/*/shard-*")]) is sharded
     for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         # A share of all tokens here, the mean of two shares there.
         mine.pop("token_accuracy", None), theirs.pop("token_accuracy", None)
@@ -61,6 +67,7 @@ def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeyp
 
 
 @pytest.mark.slow
+@needs_fsdp2
 def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
     plugins.registry.cache_clear()
@@ -68,6 +75,7 @@ def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process
     train_mllm(adapters(tmp_path), tmp_path / "one")
     plugins.registry.cache_clear()
     run_together(train_adapters_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **SHARDED)
+    assert [*tmp_path.glob("two/saves/*/shard-*")]
     for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-6)
     mine, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")

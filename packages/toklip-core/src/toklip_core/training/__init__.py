@@ -2,9 +2,9 @@
 
     task.py        Task, the value that is fitted  optimizers.py  AdamW and Muon, their groups
     loop.py        fit(), read top to bottom       losses.py      contrasts and distillation
-    passes.py      micro-batches of a step         run_folder.py  saves, logs, resume
-    order.py       which sample comes when         sources.py     several sources, one after another
-    signals.py     SIGTERM ends a run with a save
+    passes.py      micro-batches of a step         run_folder.py  settings, log, result, resume
+    order.py       which sample comes when         saves.py       one save, whole or in shards
+    sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a save
 
 Public names stand in __init__.pyi; each is imported on first use.
 """

@@ -20,10 +20,8 @@ from .order import (
     shuffled as shuffled,
     window_order as window_order,
 )
-from .run_folder import (
-    RunFolder as RunFolder,
-    TrainState as TrainState,
-)
+from .run_folder import RunFolder as RunFolder
+from .saves import TrainState as TrainState
 from .signals import (
     held_back as held_back,
     leave_signals_to_the_parent as leave_signals_to_the_parent,

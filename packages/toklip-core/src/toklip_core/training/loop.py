@@ -33,7 +33,8 @@ from toklip_core.config import RunConfig
 from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
 from toklip_core.training.order import SampleKeys
 from toklip_core.training.passes import Passes
-from toklip_core.training.run_folder import RunFolder, TrainState, whole
+from toklip_core.training.run_folder import RunFolder
+from toklip_core.training.saves import TrainState, whole
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
 from toklip_core.training.task import Losses, Task
 
@@ -174,6 +175,8 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
     if accelerator.distributed_type is DistributedType.DEEPSPEED or (sharded and not accelerator.is_fsdp2):
         raise ValueError(f"got {accelerator.distributed_type.value}; shard with FSDP 2 instead (fsdp_version: 2)")
     if sharded:
+        if torch.__version__ < "2.9":
+            raise LookupError("FSDP needs torch 2.9 or newer, which saves shards: pip install --upgrade torch")
         # Each process has the weights already; and accelerate 1.15 fails on parameters of the outermost module.
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
     if run.batch_size % (run.accumulate * accelerator.num_processes):

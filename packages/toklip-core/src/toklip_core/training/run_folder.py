@@ -1,7 +1,7 @@
-"""The folder of a training run: its settings, saves, log and result. Rank 0 writes, every rank reads.
+"""The folder of a training run: its settings, saves, log and result.
 
     OUT/run.json                  number of the format, and settings; a resume must have the same
-    OUT/saves/step-00001000/      model, optimizer, average: safetensors; progress.json. Whole, or not there
+    OUT/saves/step-00001000/      a save, see :mod:`toklip_core.training.saves`. Whole, or not there
     OUT/metrics.jsonl             one JSON object a line, for programs
     OUT/tensorboard/              the same, and pictures
     OUT/wandb-run                 the run's id at Weights & Biases, if the log goes there too
@@ -23,12 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toklip_core.config import changed_keys
@@ -42,7 +39,18 @@ from toklip_core.files import (
     read_json_object,
     write_text,
 )
-from toklip_core.finite import is_finite
+from toklip_core.training.saves import (
+    TrainState,
+    first_anywhere,
+    gather,
+    is_sharded,
+    read_save,
+    refuse_not_finite,
+    saved_tensors,
+    shards,
+    write_shards,
+    write_whole,
+)
 from toklip_core.weights import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -55,17 +63,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Locked by the process that trains into the folder.
 _LOCK = ".run.lock"
-
-
-class TrainState(NamedTuple):
-    """What a save holds."""
-
-    model: nn.Module
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    #: Moving averages by parameter name; empty if the run keeps none.
-    average: dict[str, Tensor]
-    #: Of fp16.
-    scaler: torch.amp.GradScaler | None
 
 
 class RunFolder:
@@ -131,16 +128,7 @@ class RunFolder:
         save = self._saves / _save_name(step)
         figures: dict[str, float] = {}
         if step:
-            progress, parts = _read_save(save)
-            _fill(_saved_tensors(state.model), parts["model"], save)
-            _fill(state.average, parts["average"], save)
-            try:
-                _fill_optimizer(state, parts["optimizer"])
-                if state.scaler is not None and progress["scaler"]:
-                    state.scaler.load_state_dict(progress["scaler"])
-            except (RuntimeError, LookupError, ValueError) as error:
-                raise _damaged(save, error) from error
-            figures = progress["figures"]
+            figures = read_save(save, state)
         self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
         return step, figures
 
@@ -150,37 +138,33 @@ class RunFolder:
         Raises:
             OSError: it could not be written, such as on a full disk; the saves before it are as they were.
         """
-        first = self._accelerator.is_main_process
-        parts = {
-            "model": _gather(_saved_tensors(state.model), keep=first),
-            "average": _gather(state.average, keep=first),
-            "optimizer": _gather(_optimizer_tensors(state), keep=first),
-        }
+        failure = f"cannot save step {step}; {self.last_save_in_words()}"
+        tensors, sharded = saved_tensors(state), is_sharded(state.model)
+        self._in_every_process(lambda: refuse_not_finite(tensors), failure)
+        if not sharded:
+            tensors = gather(tensors, keep=self._accelerator.is_main_process)
         scaler = state.scaler.state_dict() if state.scaler is not None else {}
-        progress = {"step": step, "figures": dict(figures), "scaler": scaler}
         beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
 
-        def write() -> None:
-            for part in ("model", "average"):
-                if names := [name for name, tensor in parts[part].items() if not is_finite(tensor)]:
-                    raise OSError(f"the {part}'s {names[0]!r} has NaN or infinity in it: lower the learning rate")
-            beside.mkdir()  # outside of what tidies up: a folder that is there already is another's
-            try:
-                for part, tensors in parts.items():
-                    save_file(tensors, beside / f"{part}.safetensors")
-                write_text(beside / "progress.json", json.dumps(progress))
-                flush_to_disk(*beside.iterdir())
-                if not final.exists():  # a stop at a step that is saved already
-                    beside.rename(final)
-                flush_to_disk(self._saves)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
-            for old in self._save_steps()[: -self._keep]:
-                shutil.rmtree(self._saves / _save_name(old))
-            if self._writer is not None:
-                self._writer.flush()
+        def finish() -> None:
+            if not sharded:
+                write_whole(tensors, beside)
+            progress = {"step": step, "figures": dict(figures), "scaler": scaler, "shards": shards(beside)}
+            write_text(beside / "progress.json", json.dumps(progress))
+            flush_to_disk(*beside.iterdir())
+            if not final.exists():  # a stop at a step that is saved already
+                beside.rename(final)
+            flush_to_disk(self._saves)
 
-        self._in_first_process(write, f"cannot save step {step}; {self.last_save_in_words()}")
+        self._in_first_process(beside.mkdir, failure)  # outside of what tidies up: a folder there is another's
+        try:
+            if sharded:
+                self._in_every_process(lambda: write_shards(tensors, beside), failure)
+            self._in_first_process(finish, failure)
+        finally:
+            if self._accelerator.is_main_process:
+                shutil.rmtree(beside, ignore_errors=True)
+        self._in_first_process(self._delete_old_saves, failure)
 
     def export(
         self,
@@ -198,7 +182,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written, or is refused; what was there before is left.
         """
-        tensors = _gather(product.state_dict(), keep=self._accelerator.is_main_process)
+        tensors = gather(product.state_dict(), keep=self._accelerator.is_main_process)
         place = self.path / "model"
 
         def write() -> None:
@@ -299,41 +283,26 @@ class RunFolder:
         except Exception as error:  # its own classes, whose names change
             raise OSError(f"wandb does not start: {error}; WANDB_MODE=offline needs no network") from error
 
-    def _in_first_process(self, write: Callable[[], None], failure: str) -> None:
-        """Write in the first process; an error there is an OSError in every process: the others wait for it."""
-        problem: list[str | None] = [None]
-        if self._accelerator.is_main_process:
-            try:
-                write()
-            except (OSError, ValueError, SafetensorError) as error:
-                problem = [str(error)]
-        if self._accelerator.num_processes > 1:
-            dist.broadcast_object_list(problem)
-        if problem[0] is not None:
-            raise OSError(f"{failure} ({problem[0]})")
+    def _delete_old_saves(self) -> None:
+        for old in self._save_steps()[: -self._keep]:
+            shutil.rmtree(self._saves / _save_name(old))
+        if self._writer is not None:
+            self._writer.flush()
 
+    def _in_first_process(self, work: Callable[[], None], failure: str) -> None:
+        """Work in the first process; an error there is an OSError in every process: the others wait for it."""
+        self._in_every_process(work if self._accelerator.is_main_process else lambda: None, failure)
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded over processes as a whole one. Every process must take part."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _read_save(save: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Return the progress and the tensors of a save; ValueError if they are not whole, or not finite."""
-    try:
-        progress = read_json_object(save / "progress.json")
-        parts = {part: load_file(save / f"{part}.safetensors") for part in ("model", "optimizer", "average")}
-    except (SafetensorError, ValueError, FileNotFoundError) as error:
-        raise _damaged(save, error) from error
-    if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
-        raise _damaged(save, "progress.json has no figures")
-    for part in ("model", "average"):
-        for name, tensor in parts[part].items():
-            if not is_finite(tensor):
-                raise _damaged(save, f"{name!r} of {part}.safetensors has NaN or infinity in it")
-    return progress, parts
+    def _in_every_process(self, work: Callable[[], None], failure: str) -> None:
+        """Work in every process; an error in one is an OSError in all of them."""
+        problem: str | None = None
+        try:
+            work()
+        except (OSError, ValueError, SafetensorError) as error:
+            problem = str(error)
+        problem = first_anywhere(problem)
+        if problem is not None:
+            raise OSError(f"{failure} ({problem})")
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -354,11 +323,6 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _damaged(save: Path, reason: object) -> ValueError:
-    words = one_line(reason, longest=120)
-    return ValueError(f"{save} is damaged ({words}); delete it to go on from the save before")
-
-
 def _save_name(step: int) -> str:
     return f"step-{step:08d}"
 
@@ -376,64 +340,3 @@ def _imported(module: str, way_out: str) -> Any:  # noqa: ANN401 - a module
         return import_module(module)
     except ModuleNotFoundError as error:
         raise LookupError(f"{error.name} is not installed: {way_out}") from error
-
-
-def _saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters, and buffers that are kept. Frozen weights come from elsewhere."""
-    parameters = dict(model.named_parameters())
-    everything = dict(model.named_parameters(remove_duplicate=False))
-    buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in everything}
-    return {name: weight for name, weight in parameters.items() if weight.requires_grad} | buffers
-
-
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Moments and step counts, as ``parameter name/kind``. The settings come from the run's."""
-    names: dict[Tensor, str] = {weight: name for name, weight in state.model.named_parameters()}
-    return {
-        f"{names[weight]}/{kind}": tensor
-        for optimizer in state.optimizers
-        for weight, kinds in optimizer.state.items()
-        for kind, tensor in kinds.items()
-        if isinstance(tensor, Tensor)
-    }
-
-
-def _fill_optimizer(state: TrainState, tensors: Mapping[str, Tensor]) -> None:
-    weights = dict(state.model.named_parameters())
-    of = {weight: each for each in state.optimizers for group in each.param_groups for weight in group["params"]}
-    for key, tensor in tensors.items():
-        name, kind = key.rsplit("/", 1)
-        like, optimizer = weights[name], of[weights[name]]
-        if tensor.ndim == 0 and like.ndim > 0:  # the count of steps
-            optimizer.state[like][kind] = tensor.to(like.device) if optimizer.defaults.get("fused") else tensor
-        else:
-            _copy(optimizer.state[like].setdefault(kind, torch.zeros_like(like.detach())), tensor)
-
-
-def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
-    if into.keys() != tensors.keys() or any(into[name].shape != tensors[name].shape for name in into):
-        wrong = sorted({*into} ^ {*tensors} or {n for n in into if into[n].shape != tensors[n].shape})
-        raise ValueError(f"{source} is of another model: {', '.join(wrong[:5])} do not fit; choose another folder")
-    for name, tensor in into.items():
-        _copy(tensor, tensors[name])
-
-
-@torch.no_grad()
-def _copy(into: Tensor, tensor: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded over processes."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(into, DTensor):
-        tensor = distribute_tensor(tensor.to(into.device), into.device_mesh, into.placements)
-    into.copy_(tensor)
-
-
-@torch.no_grad()
-def _gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Bring tensors, whole, to the CPU of the process that keeps them. Every process must take part."""
-    gathered: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        all_of_it = whole(tensor)
-        if keep:
-            gathered[name] = all_of_it.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return gathered
