@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
+from toklip_core.tokenizer import Tokenizer
 from toklip_mllm import build
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.training import word_tokenizer
@@ -51,7 +52,8 @@ def rows(options: Options) -> Iterator[Row]:
 def shaped(options: Options) -> tuple[TokLIPForConditionalGeneration, VQGANTokenizer]:
     """Return the model, and its VQ tokenizer."""
     vq = VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options))
-    toklip = TokLIP(published("toklip-s-256", options), tokenizer=vq, text=False)
+    config = published("toklip-s-256", options)
+    toklip = TokLIP(config, tokenizer=Tokenizer(config.tokenizer.name, vq), text=False)
     if options.quick:
         LANGUAGE.num_hidden_layers = 2
     language_model = AutoModelForCausalLM.from_config(LANGUAGE).eval()

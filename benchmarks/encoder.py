@@ -31,6 +31,7 @@ from toklip_core.model import (
 )
 from toklip_core.pictures import normalized
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig
+from toklip_core.tokenizer import Tokenizer
 from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGAN, VQGANTokenizer
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def picture_rows(options: Options) -> Iterator[Row]:
     vq = vqgan(CONFIGS["VQ-16"], options)
     config = published("toklip-l-384", options)
     tokenizer = VQGANTokenizer(copy.deepcopy(vq))
-    model = TokLIP(config, tokenizer=tokenizer, text=False).eval().to(options.device)
+    model = TokLIP(config, tokenizer=Tokenizer(config.tokenizer.name, tokenizer), text=False).eval().to(options.device)
     model.requires_grad_(False)  # or the counter of operations asks for a graph of attention pooling's query
     half = copy.deepcopy(model).to(torch.bfloat16)
     half_tokenizer = copy.deepcopy(tokenizer).to(torch.bfloat16)
@@ -215,7 +216,8 @@ def task_of(trunk: TrunkConfig, side: int, options: Options) -> EncoderTask:
             "run": {"steps": 1, "batch_size": 2, "learning_rate": 1e-5},
         }
     )
-    task = EncoderTask(config, VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)), teacher)
+    tokenizer = Tokenizer(config.tokenizer, VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)))
+    task = EncoderTask(config, tokenizer, teacher)
     task.model.train().to(options.device)
     return task
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from toklip_core.drawing import Drawing, Guidance, Sampler
 from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig
+from toklip_core.tokenizer import Tokenizer, TokenizerRecord
 from toklip_gen.generator import (
     SIZES,
     ClassCondition,
@@ -57,7 +58,7 @@ def random_generator(features: str, options: Options, feature_width: int | None 
     width, depth, heads = sizes(options)
     side = 3 if options.quick else 16
     config = GeneratorConfig(
-        tokenizer="codebook",
+        tokenizer=TokenizerRecord(name="codebook"),
         toklip="random" if features == "concat" else None,
         codebook_size=16384,
         grid=(side, side),
@@ -114,7 +115,8 @@ def with_semantics(plain: Generator, dtype: str, options: Options) -> Row:
     trunk = TrunkConfig(width=width, depth=depth, heads=heads)
     config = EncoderConfig(codebook_dim=8, grid=plain.config.grid, trunk=trunk)
     encoder = SemanticEncoder(config).eval().to(DTYPES[dtype])
-    inputs = Inputs("concat", tokenizer=VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)), encoder=encoder)
+    tokenizer = Tokenizer("codebook", VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)))
+    inputs = Inputs("concat", tokenizer=tokenizer, encoder=encoder)
     generator = random_generator("concat", options, inputs.width).to(DTYPES[dtype])
     condition = Condition(torch.zeros(1, dtype=torch.int64))
 

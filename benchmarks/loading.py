@@ -101,7 +101,7 @@ def our_loading(options: Options, *, text: bool) -> Loading:
             model.encode_pictures([PHOTOGRAPH])
             if text:
                 model.text(ids)
-            return float(sum(x.nbytes for part in (model, model.tokenizer) for x in part.parameters()))
+            return float(sum(x.nbytes for part in (model, model.tokenizer.module) for x in part.parameters()))
 
         return use
 

@@ -23,6 +23,7 @@ from open_clip import image_transform
 from PIL import Image
 from toklip_core.pictures import entries, find_pictures, open_picture, resized
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
+from toklip_core.tokenizer import TokenizerRecord
 
 from benchmarks._race import Options, Row, race
 
@@ -76,8 +77,7 @@ def store_rows(
     count = 50 if options.quick else 10_000
     teacher = FeatureInfo(model="teacher", weights_checksum="", width=width) if width else None
     info = StoreInfo(
-        tokenizer=name.lower(),
-        weights_checksum="",
+        tokenizer=TokenizerRecord(name=name.lower()),
         codebook_size=codebook_size,
         downsample_factor=256 // side,
         image_size=256,

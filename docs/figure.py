@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from toklip_core import VQTokenizer, load_tokenizer
+from toklip_core import Tokenizer, load_tokenizer
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def main() -> None:
     figure.save(DOCS / "pictures/tokens.jpg", quality=85, optimize=True)
 
 
-def column(tokenizer: VQTokenizer, colours: Tensor, photograph: Path) -> tuple[Image.Image, Image.Image, Image.Image]:
+def column(tokenizer: Tokenizer, colours: Tensor, photograph: Path) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Return a photograph, its ids as colours, and its reconstruction, squares of SIDE."""
     pixels = to_pixels(open_picture(photograph), SIDE)
     ids = tokenizer.encode(pixels[None])
@@ -44,7 +44,7 @@ def column(tokenizer: VQTokenizer, colours: Tensor, photograph: Path) -> tuple[I
     return to_picture(pixels), cells, to_picture(tokenizer.decode(ids)[0])
 
 
-def code_colours(tokenizer: VQTokenizer) -> Tensor:
+def code_colours(tokenizer: Tokenizer) -> Tensor:
     """Return a colour (K, 3) in [-1, 1] for each code."""
     codes = tokenizer.embed(torch.arange(tokenizer.codebook_size))
     _, _, directions = torch.pca_lowrank(codes, q=3, niter=8)

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from _runs import markdown, percent, put
-from toklip_core.plugins import load_tokenizer
 from toklip_core.scenes import CLASSES, COLOURS, SHAPES, Scene, Scenes
+from toklip_core.tokenizer import load_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm

@@ -39,8 +39,8 @@ from toklip_core.devices import Compute
 from toklip_core.evaluation import Matcher, class_features, measure_retrieval, picture_features
 from toklip_core.model import CLIP, load_clip, load_model
 from toklip_core.pictures import labelled_scenes, normalized, scene_pairs
-from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.scenes import CLASSES, Scenes
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -206,7 +206,7 @@ def figures(model: Matcher, scenes: int) -> dict[str, float]:
 class MeanCodes:
     """Mean raw codes, mapped linearly into the teacher's space; texts by the teacher's tower."""
 
-    tokenizer: VQTokenizer
+    tokenizer: Tokenizer
     teacher: CLIP
     weights: Tensor
 
@@ -229,7 +229,7 @@ class MeanCodes:
         return self.teacher.text_features(texts)
 
 
-def pairs_for_training(tokenizer: VQTokenizer, teacher: CLIP, count: int) -> tuple[Tensor, Tensor]:
+def pairs_for_training(tokenizer: Tokenizer, teacher: CLIP, count: int) -> tuple[Tensor, Tensor]:
     """Mean codes and the teacher's features of training scenes, half of them of one object."""
     size = teacher.config.image_size
     found = [*Scenes(count // 2, size=size), *Scenes(count - count // 2, 1, size=size, objects=1)]
@@ -242,7 +242,7 @@ def pairs_for_training(tokenizer: VQTokenizer, teacher: CLIP, count: int) -> tup
     return torch.cat(codes), torch.cat(features)
 
 
-def mean_codes(tokenizer: VQTokenizer, pixels: Tensor) -> Tensor:
+def mean_codes(tokenizer: Tokenizer, pixels: Tensor) -> Tensor:
     """(B, 3, S, S) -> (B, C)."""
     return tokenizer.embed(tokenizer.encode(pixels)).flatten(1, 2).mean(1)
 

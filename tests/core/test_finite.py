@@ -123,7 +123,7 @@ def test_weights_of_any_plugin_are_looked_at_when_it_is_loaded(toy, monkeypatch,
         return tokenizer
 
     spec = TokenizerSpec(name="acme", factory=factory, summary="For tests.")
-    monkeypatch.setattr("toklip_core.plugins.tokenizer_spec", lambda name: spec)
+    monkeypatch.setattr("toklip_core.tokenizer.tokenizer_spec", lambda name: spec)
     if place == "levels" and value == -math.inf:  # as a mask has it
         load_tokenizer("acme")
         return

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import toklip_core
 from toklip_core import plugins
-from toklip_core.plugins import TokenizerSpec, discover, load_tokenizer, tokenizer_spec
+from toklip_core.plugins import TokenizerSpec, discover, tokenizer_spec
+from toklip_core.tokenizer import load_tokenizer
 
 from tests.support.installed import found, install, right
 
@@ -89,7 +90,7 @@ def test_a_plugin_is_left_out_and_named_if_it(wrong, site):
     install(site, "aaa-right", right("fine"), entry="right")
     registry = found(site)
     assert list(registry.tokenizers) == ["fine"]
-    assert registry.tokenizers["fine"].factory(Path("w")) == ("fine", Path("w"))
+    assert registry.tokenizers["fine"].factory(Path("w")).built_of == ("fine", Path("w"))
     (said,) = errors(registry).items()
     assert said[0] == "wrong" and "\n" not in said[1]
     with pytest.raises(ValueError, match=says):
@@ -179,8 +180,9 @@ def registered(site, monkeypatch):
 def test_a_tokenizer_is_built_by_its_factory(site, registered):
     install(site, "acme-vq", right("acme"))
     registered()
-    assert load_tokenizer("acme") == ("acme", None)
-    assert load_tokenizer("acme", "weights.pt") == ("acme", Path("weights.pt"))
+    assert load_tokenizer("acme").module.built_of == ("acme", None)
+    assert load_tokenizer("acme", "weights.pt").module.built_of == ("acme", Path("weights.pt"))
+    assert load_tokenizer("acme", {}).module.built_of == ("acme", {})
 
 
 def test_a_misspelt_name_is_met_with_the_nearest(site, registered):

@@ -14,7 +14,7 @@ from toklip_gen.training import GeneratorSamples, train_generator
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
 from tests.support.generator_runs import SIZE, config, values
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import small_generator
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -154,7 +154,7 @@ def named(tmp_path):
     generator = small_generator()
     condition = ClassCondition(classes=5, names=NAMES)
     generator.config = generator.config.model_copy(update={"condition": condition})
-    PictureGenerator(generator, tokenizer=MeanColour()).save(tmp_path / "named")
+    PictureGenerator(generator, tokenizer=mean_colour()).save(tmp_path / "named")
     return tmp_path / "named"
 
 

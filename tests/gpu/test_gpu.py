@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toklip_core.plugins import load_tokenizer
 from toklip_core.scenes import scene
 from toklip_core.testing import tokenizer_checks
+from toklip_core.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.gpu
 

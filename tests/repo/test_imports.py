@@ -19,6 +19,7 @@ FLOORS = {
         {"files", "finite", "ranges"},
         {"config", "devices", "drawing", "scenes", "weights"},
         {"pictures", "plugins"},
+        {"tokenizer"},
         {"model", "outputs", "testing", "training"},
         {"store"},
         {"captioned", "demo"},

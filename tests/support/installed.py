@@ -8,11 +8,19 @@ from toklip_core.plugins import ENTRY_POINT_GROUP, Registry, discover
 
 #: A plugin that is right: tokenizers by name, no torch.
 RIGHT = """
+from functools import partial
 from toklip_core import TokenizerSpec, hookimpl
+
+def build(name, weights):
+    from torch import nn
+
+    module = nn.Module()
+    module.built_of = name, weights
+    return module
 
 @hookimpl
 def toklip_register_tokenizers():
-    return [TokenizerSpec(name=name, factory=lambda weights: (name, weights), summary="For tests.") for name in {names}]
+    return [TokenizerSpec(name=name, factory=partial(build, name), summary="For tests.") for name in {names}]
 """
 
 

@@ -2,12 +2,14 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from toklip_core.finite import refuse_pixels
 from toklip_core.plugins import TokenizerSpec, hookimpl
-from toklip_core.weights import load_strict, read_tensors
+from toklip_core.tokenizer import Tokenizer
+from toklip_core.weights import load_strict, read_weights
 from torch import nn
 
 LEVELS = 300  # more than a byte holds
@@ -43,12 +45,19 @@ class MeanColour(nn.Module):
 
 
 def factory(weights, pause=0.0):
-    """Weights are a text file with a number, or the levels in a safetensors file."""
-    if weights and weights.suffix == ".safetensors":
+    """Weights are a text file with a number, alone or in a folder; or the levels, in a safetensors file or by name."""
+    if isinstance(weights, Mapping) or (weights and weights.suffix == ".safetensors"):
         tokenizer = MeanColour(pause)
-        load_strict(tokenizer, read_tensors(weights), source=weights)
+        load_strict(tokenizer, read_weights(weights), source=weights)
         return tokenizer
+    if weights and weights.is_dir():
+        weights = weights / "weights.txt"
     return MeanColour(pause, float(weights.read_text()) if weights else 1.0)
+
+
+def mean_colour(gamma=1.0, weights=None):
+    """Loaded, without the registry."""
+    return Tokenizer("mean-colour", MeanColour(gamma=gamma) if weights is None else factory(weights), weights)
 
 
 @hookimpl

@@ -23,7 +23,7 @@ def described(name):
         else TextCondition(encoder="t5", length=official["cls_token_num"], width=official["caption_dim"])
     )
     config = GeneratorConfig(
-        tokenizer="any",
+        tokenizer={"name": "any"},
         codebook_size=official["vocab_size"],
         grid=(side, side),
         width=official["dim"],

@@ -2,6 +2,7 @@
 
 import torch
 from toklip_core.drawing import Drawing, Guidance, Sampler
+from toklip_core.tokenizer import TokenizerRecord
 from toklip_gen.generator import (
     ClassCondition,
     Condition,
@@ -13,7 +14,7 @@ from toklip_gen.generator import (
 )
 from torch import nn
 
-from tests.support.mean_colour import LEVELS, MeanColour
+from tests.support.mean_colour import LEVELS, mean_colour
 from tests.support.small_models import small_toklip
 
 FEATURES = ["ids", "codes", "concat"]
@@ -25,7 +26,7 @@ GRID = (8, 8)
 def small_inputs(features="ids"):
     """What a small generator reads."""
     toklip = small_toklip()
-    return Inputs(features, tokenizer=MeanColour(), encoder=toklip.encoder)
+    return Inputs(features, tokenizer=mean_colour(), encoder=toklip.encoder)
 
 
 def small_config(features="ids", condition="class", **changes):
@@ -34,7 +35,7 @@ def small_config(features="ids", condition="class", **changes):
     text = TextCondition(encoder="toklip", length=LENGTH, width=TEXT_WIDTH)
     needs = features == "concat" or condition == "text"
     fields = {
-        "tokenizer": "mean-colour",
+        "tokenizer": TokenizerRecord(name="mean-colour"),
         "toklip": "small" if needs else None,
         "codebook_size": LEVELS,
         "grid": GRID,

@@ -3,7 +3,7 @@
 from functools import cache
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer as WordTokenizer, models, pre_tokenizers
 from toklip_core.model import (
     CLIP,
     CLIPConfig,
@@ -16,8 +16,9 @@ from toklip_core.model import (
     VisionConfig,
 )
 from toklip_core.scenes import COLOURS, SHAPES, SIZES
+from toklip_core.tokenizer import Tokenizer, TokenizerRecord
 
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import mean_colour
 
 SIZE = 32
 WIDTH = 32
@@ -28,7 +29,7 @@ TRUNK = TrunkConfig(width=WIDTH, depth=2, heads=2)
 def words() -> str:
     """``tokenizer.json`` of the words of Scenes and a few more; any other word is unknown."""
     known = ["<pad>", "<unk>", "<eos>", *COLOURS, *SHAPES, *SIZES, *"a an and the of on above picture photo".split()]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer = WordTokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer.to_str()
 
@@ -43,15 +44,16 @@ def text_config() -> TextConfig:
 def toklip_config(**changes) -> TokLIPConfig:
     """Over the tokenizer of tests.support.mean_colour: a grid of 8 x 8, codes of width 1."""
     encoder = EncoderConfig(codebook_dim=1, grid=(SIZE // 4, SIZE // 4), trunk=TRUNK)
-    fields = {"tokenizer": "mean-colour", "image_size": SIZE, "resize": "crop", "encoder": encoder}
-    return TokLIPConfig(**fields | {"text": text_config()} | changes)
+    record = TokenizerRecord(name="mean-colour")
+    fields = {"tokenizer": record, "image_size": SIZE, "resize": "crop", "encoder": encoder, "text": text_config()}
+    return TokLIPConfig(**fields | changes)
 
 
-def small_toklip(seed: int = 0, **changes) -> TokLIP:
+def small_toklip(seed: int = 0, tokenizer: Tokenizer | None = None, **changes) -> TokLIP:
     """Saved and loaded again, it needs the fixture ``toy``, which registers its tokenizer."""
     torch.manual_seed(seed)
     config = toklip_config(**changes)
-    model = TokLIP(config, tokenizer=MeanColour(), text_tokenizer=TextTokenizer(config.text, words()))
+    model = TokLIP(config, tokenizer=tokenizer or mean_colour(), text_tokenizer=TextTokenizer(config.text, words()))
     return model.eval()
 
 

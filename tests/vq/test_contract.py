@@ -7,8 +7,9 @@ the laws, and the others are held to its design.
 """
 
 import pytest
-from toklip_core.plugins import load_tokenizer, registry
+from toklip_core.plugins import registry
 from toklip_core.testing import check_nothing_is_trainable, tokenizer_checks
+from toklip_core.tokenizer import load_tokenizer
 
 from tests.support.published_vqgans import PUBLISHED, write_published
 
@@ -40,9 +41,9 @@ def design(tokenizer):
     """Its modules, what each was told, and the sizes of its tensors."""
     told = [
         (name, {key: value for key, value in vars(module).items() if isinstance(value, str | int | float | tuple)})
-        for name, module in tokenizer.named_modules()
+        for name, module in tokenizer.module.named_modules()
     ]
-    return repr(tokenizer), told, [(key, t.shape, t.dtype) for key, t in tokenizer.state_dict().items()]
+    return repr(tokenizer.module), told, [(key, t.shape, t.dtype) for key, t in tokenizer.module.state_dict().items()]
 
 
 @pytest.mark.slow

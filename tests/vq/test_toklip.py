@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from toklip_core.model import EncoderConfig, TextConfig, TokLIP, TokLIPConfig, TrunkConfig, model_spec
+from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.deterministic import GOLDENS, arrays, constants, deterministic
 
 TRUNK = TrunkConfig(width=96, depth=4, heads=4, mlp_ratio=3.7362)
 SMALL = TokLIPConfig(
-    tokenizer="llamagen-vq16-t2i",
+    tokenizer=TokenizerRecord(name="llamagen-vq16-t2i"),
     image_size=64,
     resize="crop",
     encoder=EncoderConfig(codebook_dim=8, grid=(4, 4), trunk=TRUNK),
@@ -73,7 +74,7 @@ def test_an_official_file_gives_the_numbers_of_the_official_code(small):
 
 @pytest.mark.slow
 def test_a_converted_file_gives_the_numbers_of_the_official_code(small, tmp_path):
-    TokLIP.from_pretrained(small, config=SMALL, tokenizer=False).save_pretrained(tmp_path / "small")
+    TokLIP.from_pretrained(small, config=SMALL).save_pretrained(tmp_path / "small")
     assert {file.name for file in (tmp_path / "small").iterdir()} == {
         "config.json",
         "model.safetensors",

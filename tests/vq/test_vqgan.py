@@ -165,7 +165,7 @@ def test_a_model_folder_gives_back_the_tokenizer(tmp_path):
 def test_a_folder_of_half_precision_gives_float32_weights(tmp_path):
     save_model_folder(tmp_path, TINY.model_dump(), copy.deepcopy(VQGANTokenizer(tiny())).vqgan.to(torch.float16))
     loaded = load_tokenizer("vqgan", tmp_path)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
 
 
 def test_without_a_folder_the_message_says_how_to_give_one():

@@ -20,14 +20,14 @@ from toklip_core.captioned import CaptionedSamples, CaptionSource, collate, samp
 from toklip_core.pictures import open_picture, random_crop, resized
 from toklip_core.scenes import Scenes, scene, write_scenes
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
+from toklip_core.tokenizer import TokenizerRecord
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
 from tests.core.conftest import picture
 
 INFO = StoreInfo(
-    tokenizer="mean-colour",
-    weights_checksum="0" * 64,
+    tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
     codebook_size=300,
     downsample_factor=4,
     image_size=32,

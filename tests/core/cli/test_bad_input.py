@@ -249,7 +249,7 @@ def test_other_weights_of_one_tokenizer_do_not_go_into_one_store(here):
     Path("one").write_text("0.5")
     Path("other").write_text("0.7")
     assert encode("a.jpg", "--weights", "one").exit_code == 0
-    refused(encode("a.jpg", "--weights", "other"), "weights_checksum '")
+    refused(encode("a.jpg", "--weights", "other"), "tokenizer.checksum '")
 
 
 def test_misspelt_options_are_usage_errors(here):
@@ -376,7 +376,7 @@ def test_a_key_is_the_path_as_typed_and_help_says_what_follows(here):
 DECODE_REFUSED = {
     "no store": (["nothing"], "no token store at nothing"),
     "a folder without parts": (["."], "no token store at ."),
-    "other weights": (["store", "--weights", "other"], "pass those as weights"),
+    "other weights": (["store", "--weights", "other"], "name that tokenizer and its weights"),
     "a target that is a file": (["store", "--out", "other"], "other"),
     "a read-only target": (["store", "--out", "/sys/out"], "/sys/out"),
     "an unknown device": (["store", "--device", "abacus"], "got the device 'abacus'"),

@@ -33,7 +33,7 @@ def official(tmp_path):
     tensors = {official_name(name): tensor for name, tensor in small_toklip().state_dict().items()}
     tensors |= {f"visual.trunk.vq.{name}": tensor for name, tensor in MeanColour().state_dict().items()}
     torch.save({"state_dict": {f"module.{name}": x for name, x in tensors.items()}, "epoch": 3}, tmp_path / "small.pt")
-    (tmp_path / "config.json").write_text(toklip_config().model_dump_json())
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, **toklip_config().model_dump(mode="json")}))
     (tmp_path / "words.json").write_text(words())
     return tmp_path / "small.pt"
 
@@ -211,7 +211,8 @@ def test_an_answer_waits_for_no_checksum_of_the_whole_model_and_an_evaluation_re
     assert not hashed
     scenes = "scenes:held-out?count=2&objects=1"
     report = data("evaluate", "zero-shot", scenes, "--model", saved)
-    assert len(hashed) == 2 and report["protocol"]["weights"] == f"sha256 {weights_checksum(hashed[0])}"
+    assert len(hashed) == 1 and report["protocol"]["weights"] == f"sha256 {weights_checksum(hashed[0])}"
+    assert report["protocol"]["tokenizer"] == f"mean-colour, sha256 {weights_checksum(MeanColour())}"
 
 
 def test_features_that_are_no_numbers_are_named_with_the_first_picture(saved, photos):

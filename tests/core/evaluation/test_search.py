@@ -124,9 +124,9 @@ def test_a_sheet_shows_the_pictures_that_were_found(saved, photos, store):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"tokenizer": "mean-colour-slow"}, r"holds ids of 'mean-colour-slow' .* reads ids of 'mean-colour' .* px"),
-        ({"image_size": 64}, r"at 64 px, and .* at 32 px; .* encode the pictures with --model"),
-        ({"weights": "gamma.txt"}, r"holds ids of 'mean-colour' \(sha256 .* reads ids of 'mean-colour' \(sha256"),
+        ({"tokenizer": "mean-colour-slow"}, r"with the tokenizer 'mean-colour-slow' .* this is 'mean-colour' "),
+        ({"image_size": 64}, r"ids of 64 px, and .* those of 32 px; .* encode the pictures with --model"),
+        ({"weights": "gamma.txt"}, r"with the tokenizer 'mean-colour' \(sha256 .* this is 'mean-colour' \(sha256"),
     ],
 )
 def test_a_store_of_other_ids_than_the_models_is_refused(saved, photos, tmp_path, change, problem):

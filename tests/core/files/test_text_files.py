@@ -40,7 +40,7 @@ FILES = {
         json.dumps(KARPATHY),
         lambda file: [pair.captions for pair in karpathy_pairs(file, "test", file.parent)],
     ),
-    "config.json": ('{"kind": "x"}', lambda file: read_config(file.parent)),
+    "config.json": ('{"format": 1, "kind": "x"}', read_config),
     "list.json": ("[1, 2]", lambda file: list(json_rows(file))),
     "lines.jsonl": ("1\n\n2\n", lambda file: list(json_rows(file))),
 }
@@ -70,7 +70,7 @@ def test_another_encoding_is_refused_by_the_name_of_the_file(name, encoding, tmp
 def test_the_config_of_convert_may_have_a_byte_order_mark(tmp_path):
     (tmp_path / "config.json").write_bytes(codecs.BOM_UTF8 + b"[]")
     words = ["convert", "x.pt", str(tmp_path / "out"), "--config", str(tmp_path / "config.json")]
-    assert "config.json holds a list; wanted an object" in CliRunner().invoke(cli, words).output
+    assert "config.json' holds a list, not an object" in CliRunner().invoke(cli, words).output
 
 
 def test_json_gives_whole_characters_wherever_a_text_is(tmp_path):

@@ -17,7 +17,7 @@ from toklip_core.pictures import PictureError, to_pixels
 from toklip_core.weights import weights_checksum
 
 from tests.core.conftest import picture
-from tests.support.mean_colour import LEVELS, MeanColour
+from tests.support.mean_colour import LEVELS, MeanColour, mean_colour
 from tests.support.official_files import write_official
 from tests.support.small_models import SIZE, small_clip, small_toklip, text_config, toklip_config
 
@@ -62,7 +62,7 @@ def check_same_function(mine, theirs):
 def test_a_saved_model_is_the_same_function(folder):
     assert {path.name for path in folder.iterdir()} == FILES
     loaded = TokLIP.from_pretrained(folder)
-    assert loaded.config == small_toklip().config and not loaded.training
+    assert loaded.config == toklip_config(tokenizer=mean_colour().record) and not loaded.training
     check_same_function(loaded, small_toklip())
 
 
@@ -126,21 +126,21 @@ def test_what_are_no_pictures_is_one_line(tmp_path):
 
 def test_the_tokenizer_is_no_part_of_the_module():
     model = small_toklip()
-    model.tokenizer.train(False)
+    model.tokenizer.module.train(False)
     names = [*dict(model.named_modules()), *dict(model.named_parameters()), *dict(model.named_buffers())]
     assert not any("tokenizer" in name or "levels" in name for name in [*names, *model.state_dict()])
     assert not any(isinstance(module, MeanColour) for module in model.modules())
     model.train()
-    assert not model.tokenizer.training
+    assert not model.tokenizer.module.training
     model.to(torch.bfloat16)
-    assert model.tokenizer.levels.dtype == torch.float32
-    assert copy.deepcopy(model).tokenizer is not model.tokenizer
+    assert model.tokenizer.module.levels.dtype == torch.float32
+    assert copy.deepcopy(model).tokenizer.module is not model.tokenizer.module
 
 
 def test_the_tokenizer_follows_the_pictures_to_their_device():
     """The meta device stands for a GPU: what is on it cannot be mixed with what is not."""
     model = small_toklip().to("meta")
-    assert model.tokenizer.levels.device.type == "cpu"
+    assert model.tokenizer.module.levels.device.type == "cpu"
     assert model(pixels().to("meta")).pooled.device.type == "meta"
     model = small_toklip().to("meta")
     assert model.encode_ids(torch.zeros(1, 8, 8, dtype=torch.int64, device="meta")).tokens.device.type == "meta"
@@ -164,7 +164,7 @@ def test_the_text_tower_can_be_left_out(folder):
 
 
 def test_the_tokenizer_can_be_left_out_where_its_package_is_missing(folder):
-    edit_config(folder, tokenizer="of-another-package")
+    edit_config(folder, tokenizer={"name": "of-another-package"})
     with pytest.raises(LookupError, match="no VQ tokenizer is named 'of-another-package'"):
         TokLIP.from_pretrained(folder)
     loaded = TokLIP.from_pretrained(folder, tokenizer=False)
@@ -185,7 +185,7 @@ def test_a_folder_without_its_text_tokenizer_reads_pictures(folder):
 def test_a_dtype_is_of_the_towers_and_not_of_the_tokenizer(folder):
     loaded = TokLIP.from_pretrained(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    assert loaded.tokenizer.levels.dtype == torch.float32
+    assert loaded.tokenizer.module.levels.dtype == torch.float32
     exact = small_toklip()
     assert torch.equal(loaded(pixels()).ids, exact(pixels()).ids)
     for mine, theirs in [
@@ -206,43 +206,38 @@ def test_weights_keep_the_dtype_that_they_are_stored_in_unless_another_is_asked_
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "tensors"])
-def test_the_tokenizers_own_weights_travel_with_the_model(tmp_path, monkeypatch, kind):
+def test_the_tokenizers_own_weights_travel_with_the_model(tmp_path, kind):
     """Weights that are a text file with a number, in a file or, where the tokenizer takes one, in a folder."""
-    model = small_toklip()
+    own = tmp_path / "own.txt"
     if kind == "tensors":
-        model.tokenizer_weights = {"levels": torch.linspace(-1, 1, LEVELS)[:, None] * 2}
+        own = {"levels": torch.linspace(-1, 1, LEVELS)[:, None] * 2}
+    elif kind == "file":
+        own.write_text("2")
     else:
-        model.tokenizer_weights = tmp_path / "own.txt"
-        model.tokenizer_weights.write_text("2")
-        if kind == "folder":
-            model.tokenizer_weights = tmp_path / "own"
-            model.tokenizer_weights.mkdir()
-            (tmp_path / "own.txt").rename(tmp_path / "own" / "weights.txt")
-            of_file = MeanColour
-            monkeypatch.setattr(
-                model_module,
-                "load_tokenizer",
-                lambda name, path: of_file(0.0, float((path / "weights.txt").read_text())),
-            )
+        own = tmp_path / "own"
+        own.mkdir()
+        (own / "weights.txt").write_text("2")
+    model = small_toklip(tokenizer=mean_colour(weights=own))
     model.save_pretrained(tmp_path / "one")
     for _ in range(2):  # into a new folder, then over itself
         loaded = TokLIP.from_pretrained(tmp_path / "one")
-        assert loaded.tokenizer.levels[-1] == 2
+        assert loaded.tokenizer.module.levels[-1] == 2
         loaded.save_pretrained(tmp_path / "two")
         loaded = TokLIP.from_pretrained(tmp_path / "two")
-        assert loaded.tokenizer.levels[-1] == 2
+        assert loaded.tokenizer.module.levels[-1] == 2
         loaded.save_pretrained(tmp_path / "two")
     suffix = {"file": ".txt", "folder": "", "tensors": ".safetensors"}[kind]
     assert {path.name for path in (tmp_path / "two").iterdir()} == FILES | {f"tokenizer{suffix}"}
 
 
 def test_another_tokenizer_than_the_one_it_was_trained_with_is_refused(folder):
-    edit_config(folder, tokenizer_checksum=weights_checksum(MeanColour()))
+    record = mean_colour().record.model_dump()
+    edit_config(folder, tokenizer=record)
     assert TokLIP.from_pretrained(folder).tokenizer.codebook_size == LEVELS
-    edit_config(folder, tokenizer_checksum=weights_checksum(MeanColour(gamma=0.5)))
-    with pytest.raises(ValueError, match=r"'mean-colour' has other weights \(sha256 \w{16}\) than those the model was"):
+    edit_config(folder, tokenizer=record | {"checksum": weights_checksum(MeanColour(gamma=0.5))})
+    with pytest.raises(ValueError, match=r"model was made with the tokenizer 'mean-colour' \(sha256 \w{16}\), and "):
         TokLIP.from_pretrained(folder)
-    assert TokLIP.from_pretrained(folder, tokenizer=False).config.tokenizer_checksum
+    assert TokLIP.from_pretrained(folder, tokenizer=False).config.tokenizer.checksum
 
 
 def test_a_tokenizer_of_another_width_is_refused(tmp_path):
@@ -263,8 +258,8 @@ def test_towers_of_two_spaces_are_refused():
         ({"image_sise": 3}, r"config\.json: image_sise is not a setting; did you mean 'image_size'\?"),
         ({"resize": ...}, r"config\.json: resize is missing"),
         ({"resize": "stretch"}, r"config\.json: resize: got 'stretch'"),
-        ({"tokenizer_file": "../other/model.safetensors"}, r"config\.json: tokenizer_file: got '../other"),
-        ({"tokenizer_file": ".."}, r"config\.json: tokenizer_file: got '\.\.'"),
+        ({"tokenizer": {"name": "x", "file": "../other"}}, r"config\.json: tokenizer\.file: got '../other"),
+        ({"tokenizer": {"name": "x", "file": ".."}}, r"config\.json: tokenizer\.file: got '\.\.'"),
         ({"kind": "clip"}, "holds two towers on pixels, no TokLIP; load it with load_model"),
     ],
     ids=str,
@@ -347,13 +342,11 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("own", [None, "2"])
 def test_a_repository_in_the_cache_of_the_hub_needs_no_network(hub, tmp_path, own):
-    model = small_toklip()
-    if own:
-        model.tokenizer_weights = tmp_path / "own.txt"
-        model.tokenizer_weights.write_text(own)
+    (tmp_path / "own.txt").write_text(own or "")
+    model = small_toklip(tokenizer=mean_colour(weights=tmp_path / "own.txt" if own else None))
     model.save_pretrained(hub)
     loaded = TokLIP.from_pretrained("owner/name")
-    assert loaded.tokenizer.levels[-1] == float(own or 1)
+    assert loaded.tokenizer.module.levels[-1] == float(own or 1)
     assert torch.equal(loaded.text_features(TEXTS), model.text_features(TEXTS))
     assert isinstance(load_model("owner/name"), TokLIP)
 
@@ -420,9 +413,8 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch):
 def test_a_full_disk_leaves_the_saved_model_as_it_was(folder, tmp_path):
     """A limit on the size of files fails a write as a full disk does."""
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    other = small_toklip(seed=1)
-    other.tokenizer_weights = tmp_path / "own.txt"
-    other.tokenizer_weights.write_text("2")
+    (tmp_path / "own.txt").write_text("2")
+    other = small_toklip(seed=1, tokenizer=mean_colour(weights=tmp_path / "own.txt"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:

@@ -15,14 +15,14 @@ from toklip_core.captioned import CaptionedSamples, CaptionedStore
 from toklip_core.cli import cli
 from toklip_core.pictures import VIEWS
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
+from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.encoding import encode_with
 from tests.support.small_models import SIZE, small_toklip
 
 MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
 INFO = StoreInfo(
-    tokenizer="mean-colour",
-    weights_checksum="0" * 64,
+    tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
     codebook_size=300,
     downsample_factor=4,
     image_size=16,
@@ -305,7 +305,8 @@ def test_metadata_that_are_not_a_stores_are_one_line(tmp_path, raw):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokenizer": None}, "tokenizer: Input should be a valid string"),
+        ({"tokenizer": "x"}, "tokenizer: Input should be"),
+        ({"tokenizer": {"name": None}}, "tokenizer.name: Input should be a valid string"),
         ({"codebook_size": -5}, "codebook_size: Input should be greater than 0"),
         ({"codebook_size": 2**70}, "codebook_size: Input should be less than or equal to 9223372036854775808"),
         ({"image_size": 1.5}, "image_size: Input should be a valid integer"),
@@ -335,7 +336,8 @@ def test_a_damaged_list_of_checksums_is_one_line(tmp_path, raw):
 @pytest.mark.parametrize(
     ("found", "shown", "do"),
     [
-        (2, "2", "update toklip-core"),
+        (3, "3", "update toklip-core"),
+        (1, "1", "encode the pictures again, into another store"),
         (0, "0", "encode the pictures again, into another store"),
         ("one", "one", "encode the pictures again, into another store"),
         (None, "None", "encode the pictures again, into another store"),
@@ -346,12 +348,12 @@ def test_a_store_of_another_format_is_refused_with_what_to_do(tmp_path, found, s
 
     def change(raw):
         values = json.loads(raw)
-        assert values.pop("format") == 1  # every part says it
+        assert values.pop("format") == 2  # every part says it
         return json.dumps(values | ({} if found is None else {"format": found, "later": True})).encode()
 
     part = write(tmp_path)
     rewrite(part, metadata=change)
-    message = f"{part} is of format {shown} of token stores, but this version of toklip-core reads format 1; {do}"
+    message = f"{part} is of format {shown} of token stores, but this version of toklip-core reads format 2; {do}"
     if found is None:
         message = f"{part} does not say of which format of token stores it is"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -453,7 +455,7 @@ def test_every_command_says_the_same_of_copies_and_of_another_format(commands):
     (line,) = set(commands().values())
     assert line.startswith(f"Error: {copy} is named like a part") and line.count("\n") == 1
     copy.unlink()
-    rewrite(part, metadata=lambda raw: raw.replace(b'"format":1', b'"format":7'))
+    rewrite(part, metadata=lambda raw: raw.replace(b'"format":2', b'"format":7'))
     (line,) = set(commands().values())
     assert line.startswith(f"Error: {part} is of format 7 of token stores") and line.count("\n") == 1
 
@@ -461,6 +463,6 @@ def test_every_command_says_the_same_of_copies_and_of_another_format(commands):
 def test_a_tokenizer_that_is_not_there_is_named_with_the_nearest_and_no_list(commands):
     rewrite(Path("store") / NAME, metadata=lambda raw: raw.replace(b'"mean-colour"', b'"mean-color"'))
     assert commands()["decode"] == (
-        "Error: store: no VQ tokenizer is named 'mean-color'. Did you mean 'mean-colour'? `toklip tokenizers` lists "
-        "what is installed.\n"
+        "Error: the token store store: no VQ tokenizer is named 'mean-color'. Did you mean 'mean-colour'? "
+        "`toklip tokenizers` lists what is installed.\n"
     )

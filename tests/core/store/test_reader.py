@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, UnreadableLog, UnreadablePicture
+from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.encoding import encode_with
 
 INFO = StoreInfo(
-    tokenizer="mean-colour",
-    weights_checksum="0" * 64,
+    tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
     codebook_size=300,
     downsample_factor=4,
     image_size=16,
@@ -181,9 +181,8 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
     part = next(write(tmp_path, (1,)).glob("part-*"))
     written = json.loads(pq.read_schema(part).metadata[b"toklip"])
     assert written == {
-        "format": 1,
-        "tokenizer": "mean-colour",
-        "weights_checksum": "0" * 64,
+        "format": 2,
+        "tokenizer": {"name": "mean-colour", "checksum": "0" * 64},
         "codebook_size": 300,
         "downsample_factor": 4,
         "image_size": 16,
@@ -313,9 +312,11 @@ def test_reports_of_all_ranks_are_one_list_without_what_the_store_holds(tmp_path
 
 def test_parts_of_two_tokenizers_are_no_store_and_the_differences_are_named(tmp_path):
     write(tmp_path / "a")
-    write(tmp_path / "b", weights_checksum="1" * 64, image_size=64)
+    other = TokenizerRecord(name="mean-colour", checksum="1" * 64)
+    write(tmp_path / "b", tokenizer=other, image_size=64)
     next((tmp_path / "b").glob("part-*")).rename(tmp_path / "a/part-00009-000001.parquet")
-    with pytest.raises(ValueError, match=r"weights_checksum '1+' \(the store: '0+'\), image_size 64 \(the store: 16\)"):
+    differences = r"tokenizer.checksum '1+' \(the store: '0+'\), image_size 64 \(the store: 16\)"
+    with pytest.raises(ValueError, match=differences):
         TokenStore(tmp_path / "a")
 
 
@@ -341,11 +342,11 @@ def test_what_is_no_store_is_named(tmp_path):
 
 
 def test_a_store_of_a_later_format_is_refused(tmp_path):
-    info = INFO.model_copy(update={"format": 2})
+    info = INFO.model_copy(update={"format": 3})
     writer = PartWriter(tmp_path, info)
     writer.add(*rows_of(1))
     writer.flush()
-    with pytest.raises(ValueError, match=r"is of format 2 of token stores, but .* reads format 1; update toklip-core"):
+    with pytest.raises(ValueError, match=r"is of format 3 of token stores, but .* reads format 2; update toklip-core"):
         TokenStore(tmp_path)
 
 

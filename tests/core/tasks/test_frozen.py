@@ -12,8 +12,8 @@ import torch
 from toklip_core.config import validated
 from toklip_core.model import CLIP, SemanticEncoder, TextTower, TokLIP, TrunkConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
-from toklip_core.plugins import load_tokenizer
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig, EncoderTraining, initial_encoder, train_encoder
+from toklip_core.tokenizer import load_tokenizer
 from toklip_core.training import parameter_groups
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
@@ -95,7 +95,7 @@ def refused(settings: EncoderTrainConfig, out: Path, message: str) -> None:
 def test_a_store_of_another_tokenizer_is_refused(tmp_path: Path, world: Path):
     (tmp_path / "gamma.txt").write_text("0.5")
     settings = config(world, stored(world), tokenizer_weights=tmp_path / "gamma.txt")
-    message = r"was made by 'mean-colour' \(sha256 \w{16}\), and this is 'mean-colour' \(\w{16}\); name the tokenizer"
+    message = r"was made with the tokenizer 'mean-colour' \(sha256 \w{16}\), and this is 'mean-colour' \(sha256 "
     refused(settings, tmp_path / "run", message)
 
 
@@ -228,7 +228,7 @@ def test_what_is_frozen_stays_and_is_not_saved(tmp_path: Path, world: Path):
     train_encoder(config(world, pictures(world)), tmp_path / "run")
     teacher, model = load_clip(world / "teacher"), TokLIP.from_pretrained(tmp_path / "run/model")
     assert weights_checksum(model.text) == weights_checksum(teacher.text)
-    assert weights_checksum(model.tokenizer) == weights_checksum(load_tokenizer("mean-colour"))
+    assert model.tokenizer.checksum == load_tokenizer("mean-colour").checksum
     trained, started = model.encoder.state_dict(), encoder_of(teacher).state_dict()
     assert last(tmp_path / "run", "model").keys() == {"logit_scale", *(f"encoder.{name}" for name in trained)}
     assert [name for name in trained if torch.equal(trained[name], started[name])] == [], "all of it is trained"
@@ -276,9 +276,9 @@ def test_a_model_folder_carries_the_weights_of_its_tokenizer(tmp_path: Path, wor
     weights.unlink()
     shutil.move(tmp_path / "run/model", tmp_path / "elsewhere")
     model = TokLIP.from_pretrained(tmp_path / "elsewhere")
-    assert torch.equal(model.tokenizer.levels, MeanColour(gamma=0.5).levels)
+    assert torch.equal(model.tokenizer.module.levels, MeanColour(gamma=0.5).levels)
     (tmp_path / "elsewhere/tokenizer.txt").write_text("1.0")
-    with pytest.raises(ValueError, match="'mean-colour' has other weights"):
+    with pytest.raises(ValueError, match="was made with the tokenizer 'mean-colour'"):
         TokLIP.from_pretrained(tmp_path / "elsewhere")
 
 

@@ -14,7 +14,7 @@ from toklip_gen.generator import Checkpoint, Generator, PictureGenerator, load_g
 from torch.nn import functional as F
 
 from tests.core.conftest import picture
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import CLASSES, small_config, small_generator
 from tests.support.small_models import small_clip, small_toklip
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("toy")
 @pytest.fixture
 def generator(tmp_path):
     """The folder of a generator of five classes, at 32 px."""
-    PictureGenerator(small_generator(), tokenizer=MeanColour()).save(tmp_path / "generator")
+    PictureGenerator(small_generator(), tokenizer=mean_colour()).save(tmp_path / "generator")
     return str(tmp_path / "generator")
 
 

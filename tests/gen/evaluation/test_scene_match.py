@@ -28,7 +28,7 @@ from toklip_gen.evaluation import (
     shares_table,
 )
 
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import mean_colour
 from tests.support.small_models import SIZE
 
 ALL_RIGHT = Match(colour=1.0, shape=1.0, object=1.0, count=1.0, relation=1.0, caption=1.0)
@@ -158,7 +158,7 @@ def test_the_judges_are_measured_beside_what_they_judge():
     drawn = pixels_of(prompts)
     texts = [prompt.text for prompt in prompts]
     found = measure_match(
-        lambda asked: drawn[[texts.index(text) for text in asked]], prompts, tokenizer=MeanColour(), batch_size=4
+        lambda asked: drawn[[texts.index(text) for text in asked]], prompts, tokenizer=mean_colour(), batch_size=4
     )
     assert {*found} == {"pixels"} and {*found["pixels"]} == {"drawn", "scenes", "reconstructed"}
     assert found["pixels"]["drawn"] == found["pixels"]["scenes"] == ALL_RIGHT

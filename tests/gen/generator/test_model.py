@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from toklip_gen.generator import SIZES, ClassCondition, Condition, Generator, Inputs
 
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import (
     FEATURES,
     LENGTH,
@@ -177,7 +177,7 @@ def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
     toklip = small_toklip()
     toklip.encoder.config = toklip.encoder.config.model_copy(update={"causal": False})
     with pytest.raises(ValueError, match=r"not causal .* wanted one that is trained with causal = true"):
-        Inputs("concat", tokenizer=MeanColour(), encoder=toklip.encoder)
+        Inputs("concat", tokenizer=mean_colour(), encoder=toklip.encoder)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from toklip_core.weights import weights_checksum
 from toklip_gen.generate import GenerateSettings, generate
 from toklip_gen.generator import Checkpoint, PictureGenerator, load_generator, toklip_checksum
 
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import MeanColour, mean_colour
 from tests.support.processes import locked_elsewhere
 from tests.support.small_generators import LENGTH, small_config, small_generator
 from tests.support.small_models import small_toklip
@@ -35,7 +35,7 @@ def toklip(tmp_path):
 @pytest.fixture
 def of_classes(tmp_path):
     """The folder of a generator of classes, which needs no TokLIP."""
-    PictureGenerator(small_generator(), tokenizer=MeanColour()).save(tmp_path / "classes")
+    PictureGenerator(small_generator(), tokenizer=mean_colour()).save(tmp_path / "classes")
     return tmp_path / "classes"
 
 
@@ -76,33 +76,34 @@ def test_another_toklip_and_another_tokenizer_than_in_training_are_refused(tmp_p
     small_toklip(seed=1).save_pretrained(tmp_path / "toklip")
     with pytest.raises(ValueError, match=r"the TokLIP .* has other weights \(sha256"):
         load_generator(folder)
-    of_classes = small_generator(tokenizer_checksum="0" * 64)
-    PictureGenerator(of_classes, tokenizer=MeanColour()).save(tmp_path / "classes")
-    with pytest.raises(ValueError, match="the tokenizer 'mean-colour' has other weights"):
+    other = small_generator(tokenizer=mean_colour(gamma=0.5).record)
+    with pytest.raises(ValueError, match="the generator was made with the tokenizer 'mean-colour'"):
+        PictureGenerator(other, tokenizer=mean_colour())
+    PictureGenerator(other, tokenizer=mean_colour(gamma=0.5)).save(tmp_path / "classes")
+    with pytest.raises(ValueError, match="classes was made with the tokenizer 'mean-colour'"):
         load_generator(tmp_path / "classes")
 
 
 def test_a_tokenizer_with_weights_of_its_own_travels_along(tmp_path):
     (tmp_path / "gamma.txt").write_text("0.5")
-    pictures = PictureGenerator(small_generator(), tokenizer=MeanColour(gamma=0.5))
-    pictures.tokenizer_weights = tmp_path / "gamma.txt"
+    pictures = PictureGenerator(small_generator(), tokenizer=mean_colour(weights=tmp_path / "gamma.txt"))
     pictures.save(tmp_path / "classes")
     (tmp_path / "gamma.txt").unlink()
     loaded = load_generator(tmp_path / "classes")
-    assert weights_checksum(loaded.tokenizer) == weights_checksum(MeanColour(gamma=0.5))
+    assert loaded.tokenizer.checksum == weights_checksum(MeanColour(gamma=0.5))
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.txt").read_text() == "0.5"
 
 
 def test_parts_that_do_not_belong_together_are_refused(toklip):
     with pytest.raises(ValueError, match="the tokenizer has 300 codes, and the generator chooses from 301"):
-        PictureGenerator(small_generator(codebook_size=301), tokenizer=MeanColour())
+        PictureGenerator(small_generator(codebook_size=301), tokenizer=mean_colour())
     with pytest.raises(ValueError, match="the generator reads the TokLIP 'small'; got none"):
-        PictureGenerator(small_generator("concat"), tokenizer=MeanColour())
+        PictureGenerator(small_generator("concat"), tokenizer=mean_colour())
     with pytest.raises(ValueError, match="inputs of width 34, and tokenizer and encoder give 33"):
-        PictureGenerator(small_generator("concat", feature_width=34), tokenizer=MeanColour(), toklip=toklip)
+        PictureGenerator(small_generator("concat", feature_width=34), tokenizer=mean_colour(), toklip=toklip)
     with pytest.raises(ValueError, match=r"draws a grid of \(4, 16\), and its encoder reads one of \(8, 8\)"):
-        PictureGenerator(small_generator("concat", grid=(4, 16)), tokenizer=MeanColour(), toklip=toklip)
+        PictureGenerator(small_generator("concat", grid=(4, 16)), tokenizer=mean_colour(), toklip=toklip)
 
 
 def test_an_unknown_name_has_its_nearest():
@@ -131,7 +132,7 @@ def test_generate_writes_a_grid_with_a_row_for_each_text(tmp_path, toklip):
 
 def test_without_settings_a_generator_draws_with_its_own(tmp_path):
     config = small_config(guidance=2.0, top_k=5)
-    pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=MeanColour())
+    pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=mean_colour())
     assert pictures.config == config
     own, asked, other = (
         pictures.draw([3], seeds=[0], drawing=drawing)
@@ -180,7 +181,7 @@ def test_generate_keeps_the_upper_rows_of_a_prefix(tmp_path, of_classes):
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 def test_a_prefix_is_made_square_as_in_training(tmp_path, resize):
-    PictureGenerator(small_generator(resize=resize), tokenizer=MeanColour()).save(tmp_path / "model")
+    PictureGenerator(small_generator(resize=resize), tokenizer=mean_colour()).save(tmp_path / "model")
     assert json.loads((tmp_path / "model/config.json").read_text())["resize"] == resize
     wide = Image.linear_gradient("L").rotate(90).resize((96, 32)).convert("RGB")
     wide.save(tmp_path / "wide.png")

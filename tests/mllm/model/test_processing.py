@@ -10,7 +10,7 @@ from toklip_mllm.model import TokLIPProcessor, build
 from transformers import AutoProcessor
 
 from tests.core.conftest import picture
-from tests.support.mean_colour import MeanColour
+from tests.support.mean_colour import MeanColour, mean_colour
 from tests.support.refusals import refusing
 from tests.support.small_mllms import MARKED, PLAIN, ids, language_model, shared, small_mllm, tokenizer
 from tests.support.small_models import small_toklip
@@ -363,30 +363,28 @@ def test_a_saved_processor_loads_its_tokenizer_when_a_picture_comes(tmp_path, to
 
 
 def test_the_vq_tokenizers_own_weights_are_saved_and_loaded(tmp_path, toy):
-    toklip = small_toklip()
     own = MeanColour(gamma=0.5)
-    toklip._outside, toklip.tokenizer_weights = (own,), dict(own.state_dict())
+    toklip = small_toklip(tokenizer=mean_colour(weights=dict(own.state_dict())))
     _, processor = build(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path)
-    assert torch.equal(AutoProcessor.from_pretrained(tmp_path).vq_tokenizer.levels, own.levels)
+    assert torch.equal(AutoProcessor.from_pretrained(tmp_path).vq_tokenizer.module.levels, own.levels)
 
 
 def test_weights_in_a_folder_are_saved_over_those_of_a_save_before(tmp_path):
     _, processor = small_mllm()
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "weights.txt").write_text("1.0")
-    processor.use_vq_tokenizer(MeanColour(), tmp_path / "own")
+    processor.use_vq_tokenizer(mean_colour(weights=tmp_path / "own"))
     for _ in range(2):
         processor.save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "vq" / "weights.txt").read_text() == "1.0"
+    assert (tmp_path / "saved" / "tokenizer" / "weights.txt").read_text() == "1.0"
 
 
 @pytest.fixture
 def own_weights(tmp_path, toy):
     """A saved processor, in saved/, whose VQ tokenizer has weights of its own."""
-    toklip = small_toklip()
     own = MeanColour(gamma=0.5)
-    toklip._outside, toklip.tokenizer_weights = (own,), dict(own.state_dict())
+    toklip = small_toklip(tokenizer=mean_colour(weights=dict(own.state_dict())))
     _, processor = build(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path / "saved")
     return processor
@@ -404,13 +402,13 @@ def test_the_vq_tokenizers_own_weights_are_those_of_the_processors_revision(own_
 
     def downloaded(*where, **which):
         asked.append((where, which))
-        return tmp_path / "saved" / "vq.safetensors"
+        return tmp_path / "saved" / "tokenizer.safetensors"
 
     monkeypatch.setattr("toklip_mllm.model.processing.hf_hub_download", downloaded)
     loaded = AutoProcessor.from_pretrained(tmp_path / "saved", revision="v2", token="secret")
     loaded._source = "owner/name"
     loaded.encode([picture(0)])
-    assert asked == [(("owner/name", "vq.safetensors"), {"revision": "v2", "token": "secret"})]
+    assert asked == [(("owner/name", "tokenizer.safetensors"), {"revision": "v2", "token": "secret"})]
     loaded.save_pretrained(tmp_path / "again")
     assert not [file for file in (tmp_path / "again").iterdir() if b"secret" in file.read_bytes()]
 
@@ -426,25 +424,25 @@ def test_what_is_pushed_has_the_vq_tokenizers_own_weights(own_weights, tmp_path,
     own_weights.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
     assert pushed == [("mine", {"private": True})]
     for folder in ("mine", "uploaded"):
-        assert {"vq.safetensors", "processor_config.json"} <= {file.name for file in (tmp_path / folder).iterdir()}
+        names = {file.name for file in (tmp_path / folder).iterdir()}
+        assert {"tokenizer.safetensors", "processor_config.json"} <= names
 
 
 @pytest.mark.parametrize("name", ["..", "../other/vq.safetensors", "/etc/passwd", "", ".", "a/b", ".hidden", "vq\n"])
 def test_a_config_names_the_vq_tokenizers_weights_beside_itself_or_it_is_refused(own_weights, tmp_path, name):
     file = tmp_path / "saved" / "processor_config.json"
     config = json.loads(file.read_text("utf-8"))
-    file.write_text(json.dumps(config | {"vq_file": name}), "utf-8")
-    with refusing("processor_config.json: vq_file", repr(name), "wanted the name of a file or folder beside it"):
+    file.write_text(json.dumps(config | {"vq": config["vq"] | {"file": name}}), "utf-8")
+    with refusing("processor_config.json: file", repr(name), "should match pattern"):
         AutoProcessor.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
     assert {entry.name for entry in tmp_path.iterdir()} <= {"saved", "again", "site"}
 
 
 def test_a_vq_tokenizer_with_other_weights_is_refused(tmp_path, toy):
-    toklip = small_toklip()
-    toklip._outside = (MeanColour(gamma=0.5),)
+    toklip = small_toklip(tokenizer=mean_colour(gamma=0.5))
     _, processor = build(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="the tokenizer 'mean-colour' has other weights"):
+    with pytest.raises(ValueError, match="was made with the tokenizer 'mean-colour'"):
         AutoProcessor.from_pretrained(tmp_path).encode([Image.new("RGB", (32, 32))])
 
 

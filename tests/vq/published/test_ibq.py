@@ -30,7 +30,7 @@ def test_ibq_gives_the_numbers_of_the_official_code(tmp_path):
     torch.save(lightning(constants("ibq_8192"), weights("ibq_8192")), tmp_path / "weights.ckpt")
     tokenizer = load_tokenizer("ibq-8192", tmp_path / "weights.ckpt")
     with torch.no_grad():
-        latents = tokenizer.vqgan.latents(golden["pixels"])
+        latents = tokenizer.module.vqgan.latents(golden["pixels"])
     ids = tokenizer.encode(golden["pixels"])
     torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=2e-4)
     assert torch.equal(ids.flatten(1), golden["indices"])
@@ -44,7 +44,7 @@ def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_p
     raw = constants("ibq_8192")
     average = {name: tensor + 1 for name, tensor in raw.items()}
     torch.save(lightning(raw, average), tmp_path / "weights.ckpt")
-    loaded = load_tokenizer(name, tmp_path / "weights.ckpt").vqgan.state_dict()
+    loaded = load_tokenizer(name, tmp_path / "weights.ckpt").module.vqgan.state_dict()
     expected = raw if name.endswith("raw") else average
     assert len(loaded) == len(expected)
     assert all(torch.equal(tensor, expected[taming_name(ours)]) for ours, tensor in loaded.items())

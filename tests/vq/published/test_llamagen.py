@@ -52,7 +52,7 @@ def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16):
 def test_every_name_of_the_published_files_finds_its_place(tmp_path, golden, name):
     tensors = constants(golden)
     torch.save({"model": tensors}, tmp_path / "weights.pt")
-    loaded = load_tokenizer(name, tmp_path / "weights.pt").vqgan.state_dict()
+    loaded = load_tokenizer(name, tmp_path / "weights.pt").module.vqgan.state_dict()
     assert len(loaded) == len(tensors) - 1  # all but the counter `quantize.codebook_used`
     assert all(torch.equal(tensor, tensors[llamagen_name(ours)]) for ours, tensor in loaded.items())
 

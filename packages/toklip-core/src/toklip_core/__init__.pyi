@@ -10,5 +10,9 @@ from .plugins import (
     TokenizerSpec as TokenizerSpec,
     VQTokenizer as VQTokenizer,
     hookimpl as hookimpl,
+)
+from .tokenizer import (
+    Tokenizer as Tokenizer,
+    TokenizerRecord as TokenizerRecord,
     load_tokenizer as load_tokenizer,
 )

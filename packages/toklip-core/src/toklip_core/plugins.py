@@ -15,12 +15,12 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import pluggy
 
@@ -37,6 +37,9 @@ ENTRY_POINT_GROUP = "toklip"
 #: Packages of this toolkit. They are asked first, so that nobody can take a name from them.
 _OURS = ("toklip-core", "toklip-vq", "toklip-mllm", "toklip-gen")
 
+#: What a tokenizer's factory is given: a file or folder of weights, or tensors by name.
+Weights: TypeAlias = "Path | Mapping[str, Tensor]"
+
 _NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 
 hookspec = pluggy.HookspecMarker("toklip")
@@ -51,6 +54,7 @@ class VQTokenizer(Protocol):
     has no effect. After ``to(torch.bfloat16)`` its networks run in half precision, the codebook and the
     search do not; pixels may stay float32. All laws are checked by :mod:`toklip_core.testing`.
 
+    >>> from toklip_core import load_tokenizer
     >>> tokenizer = load_tokenizer("llamagen-tiny")
     >>> isinstance(tokenizer, VQTokenizer)
     True
@@ -161,15 +165,20 @@ class TokenizerSpec:
 
     #: The name that users type: words of a-z and 0-9, joined by hyphens.
     name: str
-    #: Builds the tokenizer. Gets the path of a weights file or folder, or None for the published
-    #: (or shipped) weights. Import torch inside it.
-    factory: Callable[[Path | None], VQTokenizer]
+    #: Builds the tokenizer from a weights file or folder, from tensors by name (a model's file can have its tokenizer
+    #: inside), or, given None, from the published or shipped weights; :func:`toklip_core.weights.read_weights` reads
+    #: both a file and tensors. Import torch inside it.
+    factory: Callable[[Weights | None], VQTokenizer]
     #: One line for ``toklip tokenizers``.
     summary: str
     #: The picture side that ``toklip encode`` takes by default: what it was trained at, or what suits photographs.
     image_size: int = 256
     #: Where the published weights are, ``hub-repository/file``; empty if they are shipped or there are none.
     source: str = ""
+    #: Licence of the weights; empty if it is not known, or there are none.
+    licence: str = ""
+    #: Bytes of the published or shipped file; None if that is not known, or there is none.
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):
@@ -304,36 +313,6 @@ def discover(found: Iterable[EntryPoint]) -> Registry:
 def reason(failure: BaseException) -> str:
     """Return what a stranger's code raised as one line: type and message, and for a syntax error the place."""
     return " ".join("".join(traceback.format_exception_only(failure)).split())
-
-
-def load_tokenizer(name: str, weights: Path | str | None = None) -> VQTokenizer:
-    """Build the tokenizer that a plugin registered as ``name``.
-
-    Args:
-        name: as ``toklip tokenizers`` lists them.
-        weights: a file or folder to load instead of the published weights. None takes the shipped or
-            published ones: this may download.
-
-    Raises:
-        LookupError: no plugin registered the name; the message has the nearest names.
-        FileNotFoundError: the weights are not there, or cannot be downloaded.
-        ValueError: the weights do not fit, or one of them is NaN or infinite.
-
-    >>> import torch
-    >>> tokenizer = load_tokenizer("llamagen-tiny")
-    >>> ids = tokenizer.encode(torch.zeros(1, 3, 64, 64))
-    >>> ids.shape, tokenizer.embed(ids).shape, tokenizer.decode(ids).shape
-    (torch.Size([1, 8, 8]), torch.Size([1, 8, 8, 8]), torch.Size([1, 3, 64, 64]))
-    """
-    from torch import nn
-
-    from toklip_core.finite import refuse_damaged
-
-    tokenizer = tokenizer_spec(name).factory(None if weights is None else Path(weights))
-    # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
-    if isinstance(tokenizer, nn.Module):
-        refuse_damaged(tokenizer, name if weights is None else weights)
-    return tokenizer
 
 
 def tokenizer_spec(name: str) -> TokenizerSpec:

@@ -6,8 +6,8 @@ All that a plugin author writes::
     def test_contract(check):
         check(load_tokenizer("toy"))
 
-A check takes a tokenizer, returns nothing, and raises AssertionError with a sentence that says which law
-is broken. Its docstring is the law. Pictures are a few cells wide, so that a codebook of 262144 rows
+A check takes a loaded tokenizer, or the module itself, returns nothing, and raises AssertionError with a sentence that
+says which law is broken. Its docstring is the law. Pictures are a few cells wide, so that a codebook of 262144 rows
 takes seconds; they lie on the device of the tokenizer. The tokenizer is left as it came.
 
 Shape letters: B batch, f downsampling factor, h and w the grid, K codebook size, C codebook dim.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from toklip_core.plugins import VQTokenizer
+from toklip_core.tokenizer import Tokenizer
 
 #: A law: takes a tokenizer, raises AssertionError if it is broken.
 Check = Callable[[VQTokenizer], None]
@@ -40,7 +41,7 @@ _REFUSE_PIXELS = "raise ValueError: call toklip_core.finite.refuse_pixels(pixels
 def tokenizer_checks() -> list[Check]:
     """Return the laws of a VQ tokenizer, each a function of a tokenizer with a telling ``__name__``.
 
-    >>> from toklip_core.plugins import load_tokenizer
+    >>> from toklip_core import load_tokenizer
     >>> tokenizer = load_tokenizer("llamagen-tiny")
     >>> for check in tokenizer_checks()[:2]:
     ...     check(tokenizer)
@@ -67,10 +68,10 @@ def tokenizer_checks() -> list[Check]:
 
 def check_is_a_module(tokenizer: VQTokenizer) -> None:
     """A tokenizer is a torch.nn.Module, so that ``to()`` and ``state_dict()`` work, and has all of VQTokenizer."""
-    _module(tokenizer)
     members = ("codebook_size", "codebook_dim", "downsample_factor", "encode", "embed", "decode")
-    missing = [name for name in members if not hasattr(tokenizer, name)]
-    assert not missing, f"{type(tokenizer).__name__} lacks {', '.join(missing)} of toklip_core.VQTokenizer"
+    module = _module(tokenizer)
+    missing = [name for name in members if not hasattr(module, name)]
+    assert not missing, f"{type(module).__name__} lacks {', '.join(missing)} of toklip_core.VQTokenizer"
 
 
 def check_sizes_are_counts(tokenizer: VQTokenizer) -> None:
@@ -260,6 +261,8 @@ def check_half_precision_keeps_the_interface(tokenizer: VQTokenizer) -> None:
 
 
 def _module(tokenizer: VQTokenizer) -> nn.Module:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.module
     assert isinstance(tokenizer, nn.Module), f"{type(tokenizer).__name__} is not a torch.nn.Module"
     return tokenizer
 

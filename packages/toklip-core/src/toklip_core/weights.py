@@ -1,7 +1,7 @@
 """Weights on disk: safe reading, strict loading, the hub, checksums, and model folders.
 
-A model folder holds ``config.json`` and ``model.safetensors``. Files of other projects are read without running code
-from them. Their tensors must fit a module completely; errors use the names in the file.
+A model folder holds ``config.json``, with the number of its format, and ``model.safetensors``. Files of other projects
+are read without running code from them. Their tensors must fit a module completely; errors use the names in the file.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import warnings
 import zipfile
 from _codecs import encode as _codecs_encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -33,6 +32,9 @@ from toklip_core.finite import damaged, is_finite
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+#: Number of the format of model folders, of every kind of model. Folders of another format are refused.
+MODEL_FORMAT: Final = 1
 
 #: Subfolder in which the files of a model folder are written before they are moved to their places.
 _UNFINISHED = ".unfinished"
@@ -76,6 +78,23 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
     path.open("rb").close()  # raises PermissionError for an unreadable file
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def read_weights(weights: Path | str | Mapping[str, Any], layouts: Iterable[str] = ()) -> dict[str, Any]:
+    """Return name -> tensor from a weights file, or from tensors that are given; the factory of a tokenizer uses it.
+
+    Args:
+        weights: a file for :func:`read_tensors`, or tensors by name.
+        layouts: keys of a file under which its tensors may be, see :func:`state_dict_in`.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: raised by ``read_tensors`` or ``state_dict_in``.
+
+    >>> read_weights({"module.weight": torch.zeros(1)})
+    {'weight': tensor([0.])}
+    """
+    content = weights if isinstance(weights, Mapping) else read_tensors(weights)
+    return state_dict_in(content, layouts, source=weights)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -127,7 +146,7 @@ def _refuse_inflating(path: Path) -> None:
         )
 
 
-def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: Path | str) -> dict[str, Any]:
+def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source: object) -> dict[str, Any]:
     """Return name -> tensor from the first of the keys ``layouts`` that a file has, or from its top level.
 
     A key whose value is None or empty, such as an average that was never updated, counts as missing. Words that DDP,
@@ -140,12 +159,13 @@ def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source:
     full = [tensors for tensors in there if tensors is not None and not (isinstance(tensors, Mapping) and not tensors)]
     tensors = full[0] if full else there[0] if there else content
     if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
-        raise ValueError(f"{str(source)!r} holds a {type(tensors).__name__} where tensors by name are wanted")
+        raise ValueError(f"{source_name(source)!r} holds a {type(tensors).__name__} where tensors by name are wanted")
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         plain = plain_name(name)
         if plain in found:
-            raise ValueError(f"{str(source)!r} has two tensors {plain!r}, one of them as {name!r}; leave one out")
+            where = f"{source_name(source)!r} has two tensors {plain!r}"
+            raise ValueError(f"{where}, one of them as {name!r}; leave one out")
         found[plain] = tensor
     return found
 
@@ -169,7 +189,7 @@ def load_strict(
     module: nn.Module,
     tensors: Mapping[str, Any],
     *,
-    source: Path | str,
+    source: Path | str | Mapping[str, Any],
     name_in_file: Callable[[str], str] = lambda name: name,
     ignored: Mapping[str, str] | None = None,
     mapped: bool = False,
@@ -181,7 +201,7 @@ def load_strict(
     Args:
         module: module whose whole state dict is filled.
         tensors: tensors by their names in the file.
-        source: the file, for messages.
+        source: the file, for messages; or the tensors, if they come from no file.
         name_in_file: name in the module's state dict -> name of that tensor in the file.
         ignored: regular expression that matches a whole name in the file -> why that tensor is not needed.
         mapped: whether a module on the meta device takes the tensors themselves instead of copies. If they are
@@ -210,7 +230,7 @@ def load_strict(
         raise ValueError(_misfit(source, problems))
     for theirs in wanted:
         if not is_finite(tensors[theirs]):
-            raise ValueError(damaged(source, theirs))
+            raise ValueError(damaged(source_name(source), theirs))
     state = {
         ours: tensors[theirs].to("cpu", tensor.dtype, copy=not mapped) if tensor.is_meta else tensors[theirs]
         for theirs, (ours, tensor) in wanted.items()
@@ -229,11 +249,16 @@ def _shape(value: object, wanted: Tensor) -> tuple[int, ...] | str:
     return tuple(value.shape)
 
 
-def _misfit(source: Path | str, problems: Mapping[str, list[str]]) -> str:
+def source_name(source: object) -> str:
+    """Return what messages call the source of tensors: its path, or that they were given by name."""
+    return "the given state dict" if isinstance(source, Mapping) else str(source)
+
+
+def _misfit(source: object, problems: Mapping[str, list[str]]) -> str:
     """Return a message that says what does not fit, with as many names as there is room for."""
     for most in (5, 3, 2, 1):
         said = [f"{words}: {_some(names, most)}" for words, names in problems.items() if names]
-        message = f"{str(source)!r} does not fit: {'; '.join(said)}"
+        message = f"{source_name(source)!r} does not fit: {'; '.join(said)}"
         if len(message) <= LONGEST:
             break
     return one_line(message)
@@ -330,26 +355,38 @@ def weights_checksum(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def write_weights(weights: Path | Mapping[str, Tensor], place: Path) -> None:
+    """Copy a file or folder of weights to a place, unless it is there already, or write tensors there."""
+    if isinstance(weights, Mapping):
+        place.touch()
+        mode = place.stat().st_mode
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, place)
+        place.chmod(mode)  # safetensors writes files that only the owner can read
+    elif not (place.exists() and place.samefile(weights)):
+        if weights.is_dir():
+            shutil.copytree(weights, place, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(weights, place)
+
+
 def save_model_folder(
     folder: Path | str,
     config: Mapping[str, Any],
     module: nn.Module,
     *,
     texts: Mapping[str, str | None] | None = None,
-    tensors: Mapping[str, Mapping[str, Tensor] | None] | None = None,
-    copies: Mapping[str, Path | None] | None = None,
+    also: Callable[[Path], object] | None = None,
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and further files; they are moved into place when all are written.
 
-    The config is moved last. Processes that write into one folder wait for each other.
+    The config, with the number of the format, is moved last. Processes that write into one folder wait for each other.
 
     Args:
         folder: folder to write into; it is created if missing, and files of these names in it are replaced.
         config: JSON data.
         module: module whose state dict is saved, with its dtypes.
         texts: name -> text of further text files; None is left out.
-        tensors: name -> tensors of further safetensors files; None is left out.
-        copies: name -> path of further files and folders to copy; None is left out.
+        also: function that writes further files into the folder that it is given.
 
     Raises:
         OSError: the files cannot be written; the folder is unchanged.
@@ -362,58 +399,54 @@ def save_model_folder(
     ({'kind': 'linear'}, torch.Size([2, 3]))
     """
     folder = Path(folder)
-    places = {name: place for name, place in (copies or {}).items() if place and not _same(place, folder / name)}
-    weights = {**(tensors or {}), WEIGHTS_FILE: module.state_dict()}
-    words = {**(texts or {}), CONFIG_FILE: json.dumps(dict(config), indent=2) + "\n"}
-    writes: dict[str, Callable[[Path], object]] = {
-        **{name: partial(_copy, place) for name, place in places.items()},
-        **{name: partial(_save_tensors, content) for name, content in weights.items() if content is not None},
-        **{name: partial(_save_text, text) for name, text in words.items() if text is not None},
-    }
+    words = {**(texts or {}), CONFIG_FILE: json.dumps({"format": MODEL_FORMAT, **config}, indent=2) + "\n"}
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         try:
             with filling(folder, beside=folder / _UNFINISHED, last=CONFIG_FILE) as beside:
-                for name, write in writes.items():
-                    write(beside / name)
+                if also is not None:
+                    also(beside)
+                write_weights(module.state_dict(), beside / WEIGHTS_FILE)
+                for name, text in words.items():
+                    if text is not None:
+                        (beside / name).write_text(text, encoding="utf-8")
         except SafetensorError as error:
             raise OSError(f"cannot write the model into {str(folder)!r} ({error})") from error
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    path.chmod(mode)  # safetensors writes files that only the owner can read
-
-
-def _save_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _copy(source: Path, path: Path) -> None:
-    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, path)
-
-
-def _same(source: Path, target: Path) -> bool:
-    return target.exists() and target.samefile(source)
-
-
 def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config and the tensors of a model folder.
+    """Return the config, without the number of its format, and the tensors of a model folder.
 
     Raises:
         FileNotFoundError: the folder or one of its two files is missing.
-        ValueError: ``config.json`` is not a JSON object, or the weights are damaged.
+        ValueError: ``config.json`` is not a JSON object, the folder is of another format, or the weights are damaged.
     """
     folder = Path(folder)
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for file in (config_file, weights_file):
         if not file.is_file():
             raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
-    return read_config(folder), state_dict_in(read_tensors(weights_file), (), source=weights_file)
+    return read_config(config_file), read_weights(weights_file)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the JSON object in ``config.json`` of a folder; FileNotFoundError if it is missing."""
-    return read_json_object(folder / CONFIG_FILE)
+def read_config(file: Path) -> dict[str, Any]:
+    """Return the JSON object in the ``config.json`` of a model, without the number of its format.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it holds no JSON object, or one of another format.
+    """
+    values = read_json_object(file)
+    refuse_other_format(values, file)
+    return {name: value for name, value in values.items() if name != "format"}
+
+
+def refuse_other_format(values: Mapping[str, Any], file: Path | str) -> None:
+    """Raise ValueError unless the config of a model has the number of this format."""
+    got = values.get("format")
+    if got != MODEL_FORMAT or isinstance(got, bool):
+        has = "has no format number" if got is None else f"is of format {one_line(repr(got), longest=40)}"
+        raise ValueError(
+            f"{file} {has}, and this version of toklip reads format {MODEL_FORMAT}; convert or train the model again, "
+            "or use the version that wrote it"
+        )

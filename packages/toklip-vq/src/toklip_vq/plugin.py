@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 from toklip_core.cli import TrainTask, train_command
-from toklip_core.plugins import TokenizerSpec, VQTokenizer, hookimpl
+from toklip_core.plugins import TokenizerSpec, VQTokenizer, Weights, hookimpl
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
     from toklip_vq.training import VQTrainConfig
 
-#: Name -> size, file on the hub (repository/file). Source: README of FoundationVision/LlamaGen.
-_LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str]] = {
-    "llamagen-vq16-c2i": ("VQ-16", "FoundationVision/LlamaGen/vq_ds16_c2i.pt"),
-    "llamagen-vq16-t2i": ("VQ-16", "peizesun/llamagen_t2i/vq_ds16_t2i.pt"),
-    "llamagen-vq8-c2i": ("VQ-8", "FoundationVision/LlamaGen/vq_ds8_c2i.pt"),
+#: Name -> size, file on the hub (repository/file), its bytes where they are known. Source: README of
+#: FoundationVision/LlamaGen.
+_LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str, int | None]] = {
+    "llamagen-vq16-c2i": ("VQ-16", "FoundationVision/LlamaGen/vq_ds16_c2i.pt", None),
+    "llamagen-vq16-t2i": ("VQ-16", "peizesun/llamagen_t2i/vq_ds16_t2i.pt", 288_000_000),
+    "llamagen-vq8-c2i": ("VQ-8", "FoundationVision/LlamaGen/vq_ds8_c2i.pt", None),
 }
 
 #: Name -> codebook size, file on the hub. Source: docs/IBQ.md of TencentARC/SEED-Voken.
@@ -42,24 +43,24 @@ _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 _TINY = Path(__file__).parent / "models" / "llamagen-tiny"
 
 
-def _tiny(weights: Path | None) -> VQTokenizer:
+def _tiny(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.vqgan import load_vqgan
 
-    return load_vqgan(weights or _TINY)
+    return load_vqgan(weights) if isinstance(weights, Path) else load_vqgan(_TINY, weights)
 
 
-def _vqgan(weights: Path | None) -> VQTokenizer:
+def _vqgan(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.vqgan import load_vqgan
 
-    if weights is None:
+    if not isinstance(weights, Path):
         raise FileNotFoundError(
             "the tokenizer 'vqgan' is a folder that `toklip train vq` wrote: pass it as weights (`--weights FOLDER`)"
         )
     return load_vqgan(weights)
 
 
-def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Path | None], VQTokenizer]:
-    def factory(weights: Path | None) -> VQTokenizer:
+def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
         from toklip_vq.published import load_llamagen
 
         return load_llamagen(weights or _published(source), size)
@@ -67,8 +68,8 @@ def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Path | N
     return factory
 
 
-def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Path | None], VQTokenizer]:
-    def factory(weights: Path | None) -> VQTokenizer:
+def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
         from toklip_vq.published import load_ibq
 
         return load_ibq(weights or _published(source), codebook_size, averaged=averaged)
@@ -76,19 +77,19 @@ def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Path |
     return factory
 
 
-def _chameleon(weights: Path | None) -> VQTokenizer:
+def _chameleon(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_chameleon
 
     return load_chameleon(weights or _published(_CHAMELEON))
 
 
-def _emu3(weights: Path | None) -> VQTokenizer:
+def _emu3(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_emu3
 
     return load_emu3(weights or _published(_EMU3))
 
 
-def _janus(weights: Path | None) -> VQTokenizer:
+def _janus(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_janus
 
     return load_janus(weights or _published(_JANUS))
@@ -101,13 +102,15 @@ def _published(source: str) -> Path:
     return hub_file(f"{owner}/{name}", filename)
 
 
-def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str) -> TokenizerSpec:
+def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str, file_size: int | None) -> TokenizerSpec:
     task = "class" if name.endswith("c2i") else "text"
     return TokenizerSpec(
         name=name,
         factory=_llamagen(size, source),
         summary=f"LlamaGen {size} of the {task}-to-image models, 16384 codes.",
         source=source,
+        licence="MIT",
+        size=file_size,
     )
 
 
@@ -118,6 +121,7 @@ def _ibq_spec(name: str, size: int, source: str, *, averaged: bool) -> Tokenizer
         factory=_ibq(size, source, averaged=averaged),
         summary=f"IBQ, {size} codes, trained on {data}; {'averaged' if averaged else 'raw'} weights.",
         source=source,
+        licence="Apache-2.0 (the code)",
     )
 
 
@@ -134,8 +138,10 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             name="llamagen-tiny",
             factory=_tiny,
             summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
+            licence="Apache-2.0",
+            size=(_TINY / "model.safetensors").stat().st_size,
         ),
-        *(_llamagen_spec(name, size, source) for name, (size, source) in _LLAMAGEN.items()),
+        *(_llamagen_spec(name, *described) for name, described in _LLAMAGEN.items()),
         *(
             _ibq_spec(name, size, source, averaged=averaged)
             for name, (size, source) in _IBQ.items()
@@ -147,6 +153,7 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Chameleon's tokenizer, 8192 codes; for noncommercial research.",
             image_size=512,
             source=_CHAMELEON,
+            licence="Chameleon Research License, for noncommercial research only",
         ),
         TokenizerSpec(
             name="emu3-vision",
@@ -154,6 +161,7 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Emu3's tokenizer, 32768 codes of 8 px; needs toklip-vq[transformers].",
             image_size=512,
             source=_EMU3,
+            licence="Apache-2.0",
         ),
         TokenizerSpec(
             name="janus-vq16",
@@ -161,6 +169,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Tokenizer that Janus and Janus-Pro generate with: LlamaGen VQ-16, 16384 codes.",
             image_size=384,
             source=_JANUS,
+            licence="DeepSeek Model License",
+            size=4_000_000_000,  # of the whole model, as its page rounds it
         ),
     ]
 

@@ -6,7 +6,7 @@ sharded folder only the shards that hold tensors of the tokenizer are opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from toklip_core.config import is_file_name
 from toklip_core.files import one_line, read_json_object
-from toklip_core.weights import plain_name, read_tensors, state_dict_in
+from toklip_core.plugins import Weights
+from toklip_core.weights import plain_name, read_tensors, read_weights, source_name, state_dict_in
 
 #: Files of weights in a model folder of the hub; the first one found is used.
 _FOLDER_FILES = (
@@ -39,22 +40,26 @@ class TokenizerTensors:
         return self.prefix + name in self.tensors
 
 
-def read_tokenizer_tensors(path: Path, prefixes: Iterable[str]) -> TokenizerTensors:
+def read_tokenizer_tensors(weights: Weights, prefixes: Iterable[str]) -> TokenizerTensors:
     """Read the tensors of a tokenizer.
 
     Args:
-        path: a weights file (safetensors, or a torch file, of which a ``state_dict`` inside is used), or a folder of
-            the hub with one weights file, or with shards and an index.
+        weights: a weights file (safetensors, or a torch file, of which a ``state_dict`` inside is used), a folder of
+            the hub with one weights file, or with shards and an index, or tensors by the names of such a file.
         prefixes: candidates for the tokenizer's prefix; the first one with a codebook below it is used.
 
     Raises:
         FileNotFoundError: no such file or folder, no weights in it, or a shard is missing.
         ValueError: no prefix has a codebook below it, or a file is damaged or refused.
     """
-    file = _file_of(path)
+    if isinstance(weights, Mapping):
+        prefix = _prefix(weights, weights, prefixes)
+        named = {name: tensor for name, tensor in weights.items() if plain_name(name).startswith(prefix)}
+        return TokenizerTensors(prefix, read_weights(named))
+    file = _file_of(weights)
     shards = _shards(file)
     names = shards or dict.fromkeys(_names(file), file)
-    prefix = _prefix(path, names, prefixes)
+    prefix = _prefix(weights, names, prefixes)
     by_file: dict[Path, list[str]] = {}
     for name, shard in names.items():
         if plain_name(name).startswith(prefix):
@@ -62,7 +67,7 @@ def read_tokenizer_tensors(path: Path, prefixes: Iterable[str]) -> TokenizerTens
     tensors: dict[str, Any] = {}
     for shard, wanted in by_file.items():
         tensors |= _read(shard, wanted)
-    return TokenizerTensors(prefix, state_dict_in(tensors, (), source=path))
+    return TokenizerTensors(prefix, state_dict_in(tensors, (), source=weights))
 
 
 def _file_of(path: Path) -> Path:
@@ -88,15 +93,14 @@ def _shards(file: Path) -> dict[str, Path]:
     return {name: file.parent / shard for name, shard in shards.items()}
 
 
-def _prefix(path: Path, names: Iterable[str], prefixes: Iterable[str]) -> str:
+def _prefix(weights: Weights, names: Iterable[str], prefixes: Iterable[str]) -> str:
     known, wanted = set(map(plain_name, names)), list(prefixes)
     for prefix in wanted:
         if prefix + _MARKER in known:
             return prefix
     like = one_line(", ".join(sorted(known)[:2]), longest=120) or "nothing: it is empty"
-    raise ValueError(
-        f"{str(path)!r} has no {' or '.join(prefix + _MARKER for prefix in wanted)}; its names are like {like}"
-    )
+    missing = " or ".join(prefix + _MARKER for prefix in wanted)
+    raise ValueError(f"{source_name(weights)!r} has no {missing}; its names are like {like}")
 
 
 def _names(file: Path) -> list[str]:

@@ -12,7 +12,7 @@ Architecture: Esser et al., "Taming Transformers", https://arxiv.org/abs/2012.09
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -301,8 +301,12 @@ class VQGANTokenizer(nn.Module):
         return pixels
 
 
-def load_vqgan(folder: Path | str) -> VQGANTokenizer:
+def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) -> VQGANTokenizer:
     """Return the tokenizer in a model folder of ``toklip train vq``, in float32, also from half precision.
+
+    Args:
+        folder: model folder.
+        tensors: weights to use instead of the folder's, by the same names.
 
     Raises:
         FileNotFoundError: the folder is no model folder.
@@ -311,9 +315,9 @@ def load_vqgan(folder: Path | str) -> VQGANTokenizer:
     from toklip_core.config import validated
     from toklip_core.weights import CONFIG_FILE, load_strict, read_model_folder
 
-    config, tensors = read_model_folder(folder)
+    config, stored = read_model_folder(folder)
     sizes = validated(VQGANConfig, config, Path(folder) / CONFIG_FILE)
     with torch.device("meta"):
         vqgan = VQGAN(sizes)
-    load_strict(vqgan, tensors, source=folder)
+    load_strict(vqgan, stored if tensors is None else tensors, source=folder if tensors is None else tensors)
     return VQGANTokenizer(vqgan)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Self
 
 import torch
 from toklip_core.finite import refuse_pixels
-from toklip_core.weights import read_tensors
+from toklip_core.plugins import Weights
+from toklip_core.weights import read_weights, source_name
 from torch import Tensor, nn
 
 
@@ -70,11 +70,12 @@ class GridTokenizer(nn.Module):
         return nn.functional.interpolate(colours_B3hw, scale_factor=self.downsample_factor, mode="nearest")
 
 
-def load_grid(weights: Path | None) -> GridTokenizer:
+def load_grid(weights: Weights | None) -> GridTokenizer:
     """Build the tokenizer with the palette of a file, or with 64 evenly spaced colours.
 
     Args:
-        weights: a safetensors file that holds one tensor, ``palette`` (K, 3), colours in [-1, 1]; None takes the 64.
+        weights: a safetensors file that holds one tensor, ``palette`` (K, 3), colours in [-1, 1], or that tensor by
+            name; None takes the 64.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,9 +83,10 @@ def load_grid(weights: Path | None) -> GridTokenizer:
     """
     if weights is None:
         return GridTokenizer(cube())
-    tensors = read_tensors(weights)
+    tensors = read_weights(weights)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     match shapes:
         case {"palette": (_, 3)} if len(shapes) == 1:
             return GridTokenizer(tensors["palette"])
-    raise ValueError(f"{weights} holds {shapes}; a palette file holds one tensor, 'palette', of shape (K, 3)")
+    source = source_name(weights)
+    raise ValueError(f"{source} holds {shapes}; a palette file holds one tensor, 'palette', of shape (K, 3)")

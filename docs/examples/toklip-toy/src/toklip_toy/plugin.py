@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 from toklip_core import TokenizerSpec, VQTokenizer, hookimpl
+from toklip_core.plugins import Weights
 
 
-def grid(weights: Path | None) -> VQTokenizer:
+def grid(weights: Weights | None) -> VQTokenizer:
     """Build the tokenizer; only now is torch imported."""
     from toklip_toy.grid import load_grid
 
@@ -18,7 +19,15 @@ def grid(weights: Path | None) -> VQTokenizer:
 @hookimpl
 def toklip_register_tokenizers() -> list[TokenizerSpec]:
     """Offer one tokenizer."""
-    return [TokenizerSpec(name="toy", factory=grid, summary="Mean colour of a 4 x 4 cell, 64 colours.", image_size=64)]
+    return [
+        TokenizerSpec(
+            name="toy",
+            factory=grid,
+            summary="Mean colour of a 4 x 4 cell, 64 colours.",
+            image_size=64,
+            licence="Apache-2.0",
+        )
+    ]
 
 
 @hookimpl

@@ -10,7 +10,7 @@ import click
 from toklip_core import __version__
 from toklip_core.cli.demo import demo
 from toklip_core.cli.group import ErrorsAsLines, PluginGroup, plugin_commands, registry_of
-from toklip_core.cli.models import classify, convert, explain, models, retrieval, search, zero_shot
+from toklip_core.cli.models import classify, convert, explain, models, retrieval, search, size_text, zero_shot
 from toklip_core.cli.options import (
     COUNT,
     NUMBER,
@@ -254,15 +254,22 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 @as_json
 @click.pass_context
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
-    """List the VQ tokenizers of the installed plugins."""
+    """List the VQ tokenizers of the installed plugins.
+
+    Each is printed with the side of its pictures and, where they are known, the source, size and licence of its
+    weights. Nothing is downloaded.
+    """
     specs = registry_of(ctx).tokenizers.values()
     if as_json:
-        rows = [{"name": s.name, "summary": s.summary, "image_size": s.image_size, "source": s.source} for s in specs]
-        click.echo(json.dumps(rows, indent=2))
+        shown = ("name", "summary", "image_size", "source", "size", "licence")
+        click.echo(json.dumps([{name: getattr(spec, name) for name in shown} for spec in specs], indent=2))
         return
     width = max((len(spec.name) for spec in specs), default=0)
     for spec in specs:
         click.echo(f"{spec.name:<{width}}  {spec.image_size:>4} px  {spec.summary}")
+        size = "" if spec.size is None else size_text(spec.size)
+        if known := [text for text in (spec.source, size, spec.licence) if text]:
+            click.echo(f"{'':<{width}}           {'; '.join(known)}")
     if not specs:
         click.echo("No tokenizer is installed: pip install toklip-vq", err=True)
 

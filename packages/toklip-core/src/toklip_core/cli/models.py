@@ -68,11 +68,10 @@ def models(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for row in rows:
-        size = f"{row['size'] / 1e9:.1f} GB" if row["size"] >= 1e8 else f"{row['size'] / 1e6:.1f} MB"
         also = f" (also {', '.join(row['aliases'])})" if row["aliases"] else ""
         click.echo(f"{row['name']}{also}: {row['summary']}")
         kind = f"{row['kind']} that draws" if row["draws"] else row["kind"]
-        click.echo(f"    {kind}, {size}, {row['status']}; {row['source'] or row['package']}")
+        click.echo(f"    {kind}, {size_text(row['size'])}, {row['status']}; {row['source'] or row['package']}")
         click.echo(f"    {row['licence']}")
 
 
@@ -101,16 +100,16 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
     from toklip_core.files import read_text
     from toklip_core.model import TOKENIZER_FILE, TextTokenizer, TokLIP, TokLIPConfig
     from toklip_core.outputs import refuse_output
-    from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE
+    from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
     if (out / CONFIG_FILE).exists():
         raise FileExistsError(f"{out} is a model folder already; name another one, or remove it")
     if out.is_dir():
         for name in (WEIGHTS_FILE, TOKENIZER_FILE):
             refuse_output(out / name, [path for path in (file, words) if path is not None], option="the folder of")
-    settings = None if config is None else validated(TokLIPConfig, _json_object(config), config)
+    settings = None if config is None else validated(TokLIPConfig, read_config(config), config)
     tokenizer = None if words is None else read_text(words)
-    model = TokLIP.from_pretrained(file, tokenizer=False, config=settings)
+    model = TokLIP.from_pretrained(file, config=settings)
     assert model.text is not None
     if tokenizer is not None:
         model.text.tokenizer = TextTokenizer(model.config.text, tokenizer)
@@ -297,13 +296,18 @@ def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
+def size_text(size: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def _row(spec: ModelSpec) -> dict[str, Any]:
     from toklip_core.model import ALIASES, TINY, TokLIPConfig
-    from toklip_core.weights import CONFIG_FILE
+    from toklip_core.weights import CONFIG_FILE, read_config
 
     config = spec.config
     if config is None and TINY.is_dir():
-        config = TokLIPConfig.model_validate(_json_object(TINY / CONFIG_FILE))
+        config = TokLIPConfig.model_validate(read_config(TINY / CONFIG_FILE))
     return {
         "name": spec.name,
         "kind": "TokLIP",
@@ -333,15 +337,6 @@ def _status(spec: ModelSpec | NamedModel) -> str:
     owner, repository, *file = spec.source.split("/", 2)
     cached = try_to_load_from_cache(f"{owner}/{repository}", file[0] if file else "config.json")
     return "cached" if isinstance(cached, str) else "not cached"
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    from toklip_core.files import read_json
-
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; wanted an object, the config.json of a TokLIP")
-    return values
 
 
 def _unread(unreadable: tuple[str, ...]) -> list[str]:

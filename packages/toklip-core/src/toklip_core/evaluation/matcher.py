@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from toklip_core.devices import Compute, progress_bar, refuse_missing_device
@@ -89,8 +89,8 @@ def load_matcher(
     if checksums:  # before the dtype changes, so that they are those of the file
         protocol["weights"] = f"sha256 {weights_checksum(model)}"
     if isinstance(model, TokLIP):
-        of_tokenizer = f", sha256 {weights_checksum(cast(nn.Module, model.tokenizer))}" if checksums else ""
-        protocol["tokenizer"] = f"{model.config.tokenizer}{of_tokenizer}"
+        of_tokenizer = f", sha256 {model.tokenizer.checksum}" if checksums else ""
+        protocol["tokenizer"] = f"{model.tokenizer.name}{of_tokenizer}"
     size = model.config.image_size
     protocol["computed"] = f"in {compute.dtype} on {compute.device}"
     protocol["size"] = f"{size} x {size}, resize {model.config.resize}"

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.codebook import codebook_use
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.finite import refuse_pixels
 from toklip_core.pictures import InputFile, PictureError, Resize, count_of, entries, find_pictures, to_levels, to_pixels
-from toklip_core.plugins import load_tokenizer, tokenizer_spec
-from toklip_core.weights import weights_checksum
+from toklip_core.plugins import tokenizer_spec
+from toklip_core.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from toklip_core.plugins import VQTokenizer
@@ -132,10 +132,8 @@ def evaluate_tokenizer(
     tokenizer = load_tokenizer(name, weights)
     if size % tokenizer.downsample_factor:
         raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
-    module = cast(nn.Module, tokenizer)
-    # Before the dtype changes, so that it is the checksum in token stores too.
-    named = {"tokenizer": name, "weights": f"sha256 {weights_checksum(module)}"}
-    module.to(compute.device, compute.torch_dtype)
+    named = {"tokenizer": name, "weights": f"sha256 {tokenizer.checksum}"}
+    tokenizer.to(compute.device, compute.torch_dtype)
     computed = {"computed": f"in {compute.dtype} on {compute.device}", "size": f"{size} x {size}"}
     with progress_bar(count_of(sources), shown=compute.progress) as bar:
         pictures = _pictures(sources, size, resize, unreadable, bar.update)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from toklip_core.devices import Compute, progress_bar
 from toklip_core.evaluation.classes import refuse_duplicates
@@ -155,19 +155,13 @@ def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
             f"{tokens.path} holds ids, and {name} is a {type(model).__name__}, which reads none; name a TokLIP, or the "
             "pictures themselves"
         )
-    config, checksum = model.config, weights_checksum(cast(nn.Module, model.tokenizer))
-    has = _ids_of(info.tokenizer, info.weights_checksum, info.image_size)
-    reads = _ids_of(config.tokenizer, checksum, config.image_size)
-    if has != reads:
+    model.tokenizer.refuse_other_ids(info.tokenizer, f"the token store {tokens.path}")
+    if info.image_size != model.config.image_size:
         raise ValueError(
-            f"{tokens.path} holds {has}, and {name} reads {reads}; name a model that reads the former, or encode the "
-            f"pictures with --model {name}"
+            f"{tokens.path} holds ids of {info.image_size} px, and {name} reads those of {model.config.image_size} px; "
+            f"name a model that reads the former, or encode the pictures with --model {name}"
         )
     return model
-
-
-def _ids_of(tokenizer: str, checksum: str, size: int) -> str:
-    return f"ids of {tokenizer!r} (sha256 {checksum[:16]}) at {size} px"
 
 
 @torch.no_grad()

@@ -20,12 +20,13 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toklip_core.config import Config, FileName, ResizeSetting
+from toklip_core.config import Config, ResizeSetting
 from toklip_core.files import read_text
 from toklip_core.model.encoder import EncoderConfig
 from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.model.trunk import TrunkConfig
 from toklip_core.ranges import LARGEST_SIDE
+from toklip_core.tokenizer import TokenizerRecord
 from toklip_core.weights import hub_file, read_tensors, state_dict_in
 
 
@@ -33,15 +34,7 @@ class TokLIPConfig(Config):
     """The sizes of a TokLIP and its VQ tokenizer: ``config.json`` of its model folder."""
 
     kind: Literal["toklip"] = "toklip"
-    tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
-    tokenizer_file: FileName | None = Field(
-        default=None,
-        description="Tokenizer weights, a file or folder beside this config; by default the tokenizer's own.",
-    )
-    tokenizer_checksum: str | None = Field(
-        default=None,
-        description="SHA-256 of the tokenizer weights that the model was trained with; others are refused.",
-    )
+    tokenizer: TokenizerRecord = Field(description="VQ tokenizer that the model was trained with.")
     image_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side S of the square that is encoded, in pixels.")
     resize: ResizeSetting
     encoder: EncoderConfig
@@ -193,7 +186,7 @@ def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebo
         eos_id=1,
     )
     config = TokLIPConfig(
-        tokenizer=tokenizer,
+        tokenizer=TokenizerRecord(name=tokenizer),
         image_size=size,
         resize="crop",  # as in the published evaluations: resize the short side, crop the centre
         encoder=EncoderConfig(codebook_dim=codebook_dim, grid=(size // 16, size // 16), trunk=trunk),

@@ -20,8 +20,6 @@ from typing import NamedTuple, Self, cast
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toklip_core.config import validated
@@ -44,7 +42,7 @@ from toklip_core.model.published import (
 )
 from toklip_core.model.text import TOKENIZER_FILE, TextTokenizer, TextTower, read_tokenizer
 from toklip_core.pictures import open_picture, to_pixels, upright_rgb
-from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -54,11 +52,7 @@ from toklip_core.weights import (
     read_config,
     read_model_folder,
     save_model_folder,
-    weights_checksum,
 )
-
-#: The tokenizer's weights in a model folder.
-VQ_FILE = "tokenizer.safetensors"
 
 _NO_TEXT = {r"text\..+": "the text tower was not asked for"}
 
@@ -80,7 +74,7 @@ class TokLIP(nn.Module):
     """The model; see the module's text.
 
     Args:
-        config: sizes, preprocessing, and the tokenizer's name.
+        config: sizes, preprocessing, and the record of the tokenizer.
         tokenizer: the VQ tokenizer; None: then codes can be read, and pictures and ids cannot.
         text_tokenizer: of the text tower; None if it is not there.
         text: build the text tower.
@@ -96,7 +90,7 @@ class TokLIP(nn.Module):
         self,
         config: TokLIPConfig,
         *,
-        tokenizer: VQTokenizer | None = None,
+        tokenizer: Tokenizer | None = None,
         text_tokenizer: TextTokenizer | None = None,
         text: bool = True,
     ) -> None:
@@ -108,11 +102,7 @@ class TokLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         #: Of the sigmoid; a model that was trained by softmax has no use for it.
         self.logit_bias = nn.Parameter(torch.tensor(0.0))
-        # In a tuple: as an attribute it would become a submodule.
-        self._outside = (tokenizer,)
-        #: The tokenizer's own weights, saved with the model: a file or folder, or tensors by the tokenizer's names;
-        #: None: those that its name stands for.
-        self.tokenizer_weights: Path | Mapping[str, Tensor] | None = None
+        self._tokenizer = tokenizer
 
     @classmethod
     def from_pretrained(
@@ -147,11 +137,11 @@ class TokLIP(nn.Module):
         return cls._of_official(path, config, dtype, text=text, tokenizer=tokenizer)
 
     @property
-    def tokenizer(self) -> VQTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """The VQ tokenizer; LookupError if the model was loaded without."""
-        if self._outside[0] is None:
+        if self._tokenizer is None:
             raise LookupError("the model was loaded without its VQ tokenizer; load it with tokenizer=True")
-        return self._outside[0]
+        return self._tokenizer
 
     def forward(self, pixels: Tensor) -> Encoded:
         """Return all of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels.
@@ -160,14 +150,11 @@ class TokLIP(nn.Module):
             ValueError: pixels are integers, or a number is NaN or infinite, of the pixels or of what is made of them.
         """
         refuse_pixels(pixels)
-        # A protocol says nothing of modules; that it is one is a law of the contract kit.
-        cast(nn.Module, self.tokenizer).to(pixels.device)
-        return self.encode_ids(self.tokenizer.encode(pixels))
+        return self.encode_ids(self.tokenizer.to(pixels.device).encode(pixels))
 
     def encode_ids(self, ids: Tensor) -> Encoded:
         """Return all of ids (B, h, w), such as a token store has them; ValueError if a token is NaN or infinite."""
-        cast(nn.Module, self.tokenizer).to(ids.device)
-        codes = self.tokenizer.embed(ids)
+        codes = self.tokenizer.to(ids.device).embed(ids)
         encoded = Encoded(ids, codes, *self.encoder(codes))
         if not self.training:  # there the losses are looked at
             refuse_not_finite(encoded.pooled, "the model's feature")
@@ -199,24 +186,19 @@ class TokLIP(nn.Module):
         return self.text.features(texts)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write a model folder: config, weights, the text tokenizer, and the VQ tokenizer's weights if they came along.
+        """Write a model folder: config, weights, the text tokenizer, and the VQ tokenizer's weights if it has its own.
 
         Raises:
-            LookupError: the model has no text tower.
+            LookupError: the model was loaded without its text tower or its VQ tokenizer.
             OSError: the folder cannot be written; what was in it is as it was.
         """
         if self.text is None:
             raise LookupError("the model was loaded without its text tower; load it with text=True to save it")
-        own = self.tokenizer_weights
-        name = None if own is None else f"tokenizer{own.suffix}" if isinstance(own, Path) else VQ_FILE
         words = None if self.text.tokenizer is None else self.text.tokenizer.json
+        config = self.config.model_copy(update={"tokenizer": self.tokenizer.record})
+        texts = {TOKENIZER_FILE: words}
         save_model_folder(
-            folder,
-            self.config.model_copy(update={"tokenizer_file": name}).model_dump(mode="json"),
-            self,
-            texts={TOKENIZER_FILE: words},
-            tensors={} if isinstance(own, Path) else {VQ_FILE: own},
-            copies={str(name): own} if isinstance(own, Path) else {},
+            folder, config.model_dump(mode="json"), self, texts=texts, also=self.tokenizer.save_into
         )
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
@@ -244,13 +226,9 @@ class TokLIP(nn.Module):
         if values.get("kind") == "clip":
             raise ValueError(f"{str(folder)!r} holds two towers on pixels, no TokLIP; load it with load_model")
         config = validated(TokLIPConfig, values, folder / CONFIG_FILE)
-        own = folder / config.tokenizer_file if config.tokenizer_file else None
-        try:
-            vq = _tokenizer(config, own) if tokenizer else None
-        except LookupError as error:
-            raise LookupError(f"{folder / CONFIG_FILE}: {error}") from error
+        vq = config.tokenizer.load(folder, where=f"the model {folder}") if tokenizer else None
         words = read_tokenizer(config.text, folder) if text else None
-        return cls._filled(config, tensors, folder, (vq, own), words, dtype, text=text)
+        return cls._filled(config, tensors, folder, vq, words, dtype, text=text)
 
     @classmethod
     def _of_official(
@@ -258,9 +236,9 @@ class TokLIP(nn.Module):
     ) -> Self:
         tensors, own = read_official(path)
         config = config or config_of_official(tensors, path)
-        vq = _tokenizer_inside(config, path) if tokenizer else None
+        vq = _tokenizer_inside(config, path, own) if tokenizer else None
         words = published_text_tokenizer(config) if text else None
-        return cls._filled(config, tensors, path, (vq, own or None), words, dtype, text=text, official=True)
+        return cls._filled(config, tensors, path, vq, words, dtype, text=text, official=True)
 
     @classmethod
     def _filled(
@@ -268,17 +246,21 @@ class TokLIP(nn.Module):
         config: TokLIPConfig,
         tensors: Mapping[str, Tensor],
         source: Path,
-        tokenizer: tuple[VQTokenizer | None, Path | Mapping[str, Tensor] | None],
+        tokenizer: Tokenizer | None,
         text_tokenizer: TextTokenizer | None,
         dtype: torch.dtype | None,
         *,
         text: bool,
         official: bool = False,
     ) -> Self:
-        """Build a model around tensors of a file; ``tokenizer`` is the VQ tokenizer and its own weights."""
+        """Build a model around tensors of a file."""
+        if tokenizer is not None and tokenizer.codebook_dim != config.encoder.codebook_dim:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name!r} has codes of width {tokenizer.codebook_dim}, but the encoder takes "
+                f"{config.encoder.codebook_dim}"
+            )
         with torch.device("meta"):
-            model = cls(config, tokenizer=tokenizer[0], text_tokenizer=text_tokenizer, text=text)
-        model.tokenizer_weights = tokenizer[1]
+            model = cls(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer, text=text)
         names = official_name if official else str
         stored = getattr(tensors.get(names("encoder.pos_embed")), "dtype", torch.float32)
         model.to(dtype or (stored if stored.is_floating_point else torch.float32))
@@ -303,7 +285,7 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
     if str(name).startswith("open_clip:"):
         return load_clip(name)
     path, _ = _located(name)
-    if (path / CONFIG_FILE).is_file() and read_config(path).get("kind") == "clip":
+    if (path / CONFIG_FILE).is_file() and read_config(path / CONFIG_FILE).get("kind") == "clip":
         return load_clip(path)
     return TokLIP.from_pretrained(name)
 
@@ -330,36 +312,17 @@ def _is_whole(folder: Path) -> bool:
     """Whether a model folder has all its files; a text tokenizer it can do without."""
     if not (folder / CONFIG_FILE).is_file():
         return False
-    files = (WEIGHTS_FILE, read_config(folder).get("tokenizer_file"))
+    record = read_config(folder / CONFIG_FILE).get("tokenizer")
+    files = (WEIGHTS_FILE, record.get("file") if isinstance(record, dict) else None)
     return all((folder / file).exists() for file in files if isinstance(file, str))
 
 
-def _tokenizer_inside(config: TokLIPConfig, source: Path) -> VQTokenizer:
-    """The tokenizer whose weights are in an official file. A factory takes a file, so they pass through one."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, VQ_FILE)
-        try:
-            # Of a mapping of its own, which ends here: what was read of the model's would stay in memory.
-            save_file({name: tensor.contiguous() for name, tensor in read_official(source)[1].items()}, file)
-        except SafetensorError as error:
-            raise OSError(f"cannot write the tokenizer's weights ({error}); set TMPDIR to a disk with room") from error
-        try:
-            return _tokenizer(config, file)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(file), f"{source}: visual.trunk.vq")) from error
-
-
-def _tokenizer(config: TokLIPConfig, weights: Path | None) -> VQTokenizer:
-    tokenizer = load_tokenizer(config.tokenizer, weights)
-    if tokenizer.codebook_dim != config.encoder.codebook_dim:
-        raise ValueError(
-            f"the tokenizer {config.tokenizer!r} has codes of width {tokenizer.codebook_dim}, but the encoder takes "
-            f"{config.encoder.codebook_dim}"
-        )
-    wanted = config.tokenizer_checksum
-    if wanted is not None and wanted != (found := weights_checksum(cast(nn.Module, tokenizer))):
-        raise ValueError(
-            f"the tokenizer {config.tokenizer!r} has other weights (sha256 {found[:16]}) than those the model was "
-            f"trained with ({wanted[:16]})"
-        )
+def _tokenizer_inside(config: TokLIPConfig, path: Path, inside: Mapping[str, Tensor]) -> Tokenizer:
+    """The tokenizer of an official file, with the weights that are ``inside`` it."""
+    try:
+        # From a mapping of its own, which ends here: what was read of the model's would stay in memory.
+        tokenizer = config.tokenizer.load(where=f"the model {path}", weights=read_official(path)[1])
+    except ValueError as error:
+        raise ValueError(one_line(f"{path}: visual.trunk.vq: {error}")) from error
+    tokenizer.weights = inside
     return tokenizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from toklip_core.devices import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
 from toklip_core.pictures import all_views, normalized
-from toklip_core.plugins import VQTokenizer, load_tokenizer, tokenizer_spec
 from toklip_core.store.format import FeatureInfo, StoreInfo
 from toklip_core.store.settings import EncodeSettings
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.weights import weights_checksum
 
 
@@ -47,7 +47,7 @@ class RowMaker:
         teacher: gives its own feature.
     """
 
-    def __init__(self, info: StoreInfo, tokenizer: VQTokenizer, model: TokLIP | None, teacher: CLIP | None) -> None:
+    def __init__(self, info: StoreInfo, tokenizer: Tokenizer, model: TokLIP | None, teacher: CLIP | None) -> None:
         self.info = info
         self._tokenizer, self._model, self._teacher = tokenizer, model, teacher
         self._device = torch.device("cpu")
@@ -59,7 +59,7 @@ class RowMaker:
     def to(self, device: torch.device | str) -> None:
         """Bring the models to a device, the tokenizer to the precision of the store as well."""
         self._device = torch.device(device)
-        cast(nn.Module, self._tokenizer).to(device=device, dtype=getattr(torch, self.info.dtype))
+        self._tokenizer.to(device, getattr(torch, self.info.dtype))
         for module in (self._model, self._teacher):
             if module is not None:
                 module.to(device).eval()
@@ -119,17 +119,17 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
     if toklip is None:
         if settings.tokenizer is None:
             raise ValueError("got neither a tokenizer nor a model; name one of them (--tokenizer, --model)")
-        tokenizer, image_size, resize = settings.tokenizer, settings.image_size, settings.resize
-        vq = load_tokenizer(tokenizer, settings.weights)
+        image_size, resize = settings.image_size, settings.resize
+        vq = load_tokenizer(settings.tokenizer, settings.weights)
     else:
         vq = _of_model(toklip, settings)
-        tokenizer, image_size, resize = toklip.config.tokenizer, toklip.config.image_size, toklip.config.resize
+        image_size, resize = toklip.config.image_size, toklip.config.resize
     info = StoreInfo(
-        tokenizer=tokenizer,
-        weights_checksum=weights_checksum(cast(nn.Module, vq)),
+        # What the store does not hold, it does not name.
+        tokenizer=vq.record.model_copy(update={"file": None}),
         codebook_size=vq.codebook_size,
         downsample_factor=vq.downsample_factor,
-        image_size=_size(tokenizer, vq, image_size),
+        image_size=_size(vq, image_size),
         # The teacher sees what the ids show.
         resize=resize or (clip.config.resize if clip is not None else "crop"),
         dtype=dtype,
@@ -148,10 +148,10 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
     return RowMaker(info, vq, toklip, clip)
 
 
-def _of_model(model: TokLIP, settings: EncodeSettings) -> VQTokenizer:
+def _of_model(model: TokLIP, settings: EncodeSettings) -> Tokenizer:
     """Return the model's tokenizer; ValueError if something else than the model's own was asked for."""
     config = model.config
-    own = {"tokenizer": config.tokenizer, "size": config.image_size, "resize": config.resize, "weights": None}
+    own = {"tokenizer": config.tokenizer.name, "size": config.image_size, "resize": config.resize, "weights": None}
     asked = {
         "tokenizer": settings.tokenizer,
         "size": settings.image_size,
@@ -165,12 +165,12 @@ def _of_model(model: TokLIP, settings: EncodeSettings) -> VQTokenizer:
     return model.tokenizer
 
 
-def _size(name: str, tokenizer: VQTokenizer, image_size: int | None) -> int:
-    size = tokenizer_spec(name).image_size if image_size is None else image_size
+def _size(tokenizer: Tokenizer, image_size: int | None) -> int:
+    size = tokenizer.image_size if image_size is None else image_size
     factor = tokenizer.downsample_factor
     if size <= 0 or size % factor:
         near = max(1, size // factor) * factor
-        raise ValueError(f"got the size {size}; {name!r} wants a multiple of {factor}, such as {near}")
+        raise ValueError(f"got the size {size}; {tokenizer.name!r} wants a multiple of {factor}, such as {near}")
     return size
 
 

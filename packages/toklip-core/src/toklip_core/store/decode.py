@@ -10,18 +10,16 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from toklip_core.devices import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import held_alone, replacing
 from toklip_core.pictures import to_picture
-from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.store.reader import TokenRow, TokenStore
 from toklip_core.store.writer import fullness_explained
-from toklip_core.weights import weights_checksum
+from toklip_core.tokenizer import Tokenizer
 
 #: Locked by the process that decodes into the folder.
 _LOCK = ".decode.lock"
@@ -94,7 +92,7 @@ def decode_store(
     Args:
         store: what :func:`encode_pictures` made.
         out: a folder; made if it is not there. Nothing is written outside of it, whatever the store's keys are.
-        weights: see :func:`toklip_core.plugins.load_tokenizer`; they must be those the store was made with.
+        weights: see :func:`toklip_core.tokenizer.load_tokenizer`; they must be those the store was made with.
         compute: where, and how many pictures at a time; the tokenizer computes in float32.
         stop: asked after every batch; once it says True the call returns.
 
@@ -107,17 +105,8 @@ def decode_store(
     started = time.perf_counter()
     refuse_missing_device(compute.device)
     tokens, folder = TokenStore(store), Path(out)
-    try:
-        model = load_tokenizer(tokens.info.tokenizer, weights)
-    except LookupError as error:
-        raise LookupError(f"{store}: {error}") from error
-    module = cast(nn.Module, model)
-    if (got := weights_checksum(module)) != tokens.info.weights_checksum:
-        raise ValueError(
-            f"the weights of {tokens.info.tokenizer!r} have the checksum {got[:16]}, but {store} was made with "
-            f"{tokens.info.weights_checksum[:16]}; pass those as weights (--weights PATH)"
-        )
-    module.to(compute.device)
+    given = None if weights is None else Path(weights)
+    model = tokens.info.tokenizer.load(where=f"the token store {store}", weights=given).to(compute.device)
     folder.mkdir(parents=True, exist_ok=True)
     problem = f"another process decodes into {folder}; wait for its end, or name another folder"
     counts = _Counts(folder)
@@ -201,7 +190,7 @@ class _Counts:
 
 
 def _write_pictures(
-    model: VQTokenizer, rows: list[tuple[TokenRow, Path]], device: torch.device | str, counts: _Counts
+    model: Tokenizer, rows: list[tuple[TokenRow, Path]], device: torch.device | str, counts: _Counts
 ) -> None:
     if not rows:
         return

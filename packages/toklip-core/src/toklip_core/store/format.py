@@ -18,6 +18,7 @@ from pydantic import Field
 
 from toklip_core.config import Config
 from toklip_core.files import parse_json
+from toklip_core.tokenizer import TokenizerRecord
 
 #: Under which key of a part's metadata its :class:`StoreInfo` lies.
 METADATA_KEY = b"toklip"
@@ -26,7 +27,7 @@ METADATA_KEY = b"toklip"
 CHECKSUMS_KEY = b"toklip.crc32"
 
 #: The version of the layout, in the metadata of every part. A reader refuses every other.
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 #: The columns of every part.
 COLUMNS = ("key", "ids", "height", "width", "caption")
@@ -58,9 +59,8 @@ class FeatureInfo(Config):
 class StoreInfo(Config):
     """The metadata of a token store; two encodes can share a store only if all of it is equal."""
 
-    format: Literal[1] = Field(default=FORMAT, description="Version of the store format.")
-    tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
-    weights_checksum: str = Field(description="SHA-256 of the tokenizer's weights.")
+    format: Literal[2] = Field(default=FORMAT, description="Version of the store format.")
+    tokenizer: TokenizerRecord = Field(description="VQ tokenizer that made the ids.")
     codebook_size: int = Field(gt=0, le=2**63, description="Codebook size K; ids lie in [0, K).")
     downsample_factor: int = Field(gt=0, description="Downsampling factor f; one id covers f x f pixels.")
     image_size: int = Field(gt=0, description="Side of the square that was encoded, in pixels.")

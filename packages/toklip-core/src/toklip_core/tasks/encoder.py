@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from toklip_core.captioned import Batch, CaptionedSamples, collate
 from toklip_core.model import CLIP, SemanticEncoder, TokLIP, TokLIPConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
-from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.store import StoreInfo
 from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
 from toklip_core.tasks.settings import EncoderLosses, EncoderTrainConfig
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
     FitReport,
     Losses,
@@ -89,7 +89,7 @@ class EncoderTask(Task):
     model: EncoderTraining
     collate = staticmethod(collate)
 
-    def __init__(self, config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> None:
+    def __init__(self, config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
         refuse_misfits(config, tokenizer, teacher)  # before the data, which may take minutes to look through
         losses = config.losses
         self.config, self.tokenizer, self.teacher = config, tokenizer, teacher.requires_grad_(False).eval()
@@ -102,9 +102,10 @@ class EncoderTask(Task):
             smallest_crop=config.smallest_crop,
         )
         self.order = self.samples.order
-        checksums = {"tokenizer": weights_checksum(cast(nn.Module, tokenizer)), "teacher": weights_checksum(teacher)}
+        checksums = {"tokenizer": tokenizer.checksum, "teacher": weights_checksum(teacher)}
         if self.samples.stored is not None:
-            refuse_other_store(config, self.samples.stored, checksums)
+            tokenizer.refuse_other_ids(self.samples.stored.tokenizer, "the token store")
+            refuse_other_store(config, self.samples.stored, checksums["teacher"])
         self.settings = {**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums}
         torch.manual_seed(config.run.seed)
         self.model = EncoderTraining(initial_encoder(config, tokenizer, teacher), teacher, losses)
@@ -155,8 +156,7 @@ class EncoderTask(Task):
         """Return the trained and the frozen modules as a TokLIP; nothing is copied but temperature and bias."""
         config = self.config
         settings = TokLIPConfig(
-            tokenizer=config.tokenizer,
-            tokenizer_checksum=self.settings["checksums"]["tokenizer"],
+            tokenizer=self.tokenizer.record,
             image_size=config.image_size,
             resize=config.resize,
             encoder=trained.encoder.config,
@@ -165,7 +165,6 @@ class EncoderTask(Task):
         with torch.device("meta"):
             model = TokLIP(settings, tokenizer=self.tokenizer)
         model.encoder, model.text = trained.encoder, self.teacher.text
-        model.tokenizer_weights = config.tokenizer_weights
         model.logit_scale = nn.Parameter(trained.logit_scale.detach()[0].clone())
         bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
         model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
@@ -175,7 +174,7 @@ class EncoderTask(Task):
         """Move what is frozen to the training's device; of a teacher that sees no picture, its text tower alone."""
         if device != self._device:
             (self.teacher if sees else self.teacher.text).to(device)
-            cast(nn.Module, self.tokenizer).to(device)
+            self.tokenizer.to(device)
             self._device = device
 
 
@@ -287,7 +286,7 @@ def clamp_logit_scale(model: nn.Module) -> None:
     cast(Any, model).logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
 
 
-def refuse_misfits(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> None:
+def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
     """ValueError unless size, tokenizer and teacher fit one another."""
     factor = tokenizer.downsample_factor
     if config.image_size % factor:
@@ -300,19 +299,14 @@ def refuse_misfits(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: 
             raise ValueError(f"token_weight compares {counts}; set it to 0, or take a teacher with as many")
 
 
-def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: Mapping[str, str]) -> None:
-    """ValueError unless a token store is of this tokenizer, and has what the losses need, of this teacher.
+def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: str) -> None:
+    """ValueError unless a token store has what the losses need, of this teacher.
 
     Args:
-        config: names of tokenizer and teacher, and the losses.
-        store: what its ids and features are.
-        checksums: of the weights of "tokenizer" and "teacher".
+        config: name of the teacher, and the losses.
+        store: what its features are.
+        teacher: checksum of the teacher's weights.
     """
-    if store.weights_checksum != checksums["tokenizer"]:
-        raise ValueError(
-            f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
-            f"{config.tokenizer!r} ({checksums['tokenizer'][:16]}); name the tokenizer of the store"
-        )
     if config.losses.token_weight:
         raise ValueError("token_weight needs pixels, and the data is a token store; set it to 0, or read the pictures")
     if config.losses.pooled_weight:
@@ -321,15 +315,15 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, checksums: 
                 "pooled_weight needs the teacher's features, and the token store has none: encode with --teacher "
                 f"{config.teacher}, or set it to 0"
             )
-        if store.teacher.weights_checksum != checksums["teacher"]:
+        if store.teacher.weights_checksum != teacher:
             raise ValueError(
                 f"the token store has features of another teacher, {store.teacher.model!r} (sha256 "
-                f"{store.teacher.weights_checksum[:16]}), than {config.teacher!r} ({checksums['teacher'][:16]}); name "
+                f"{store.teacher.weights_checksum[:16]}), than {config.teacher!r} ({teacher[:16]}); name "
                 "that teacher, or encode again"
             )
 
 
-def initial_encoder(config: EncoderTrainConfig, tokenizer: VQTokenizer, teacher: CLIP) -> SemanticEncoder:
+def initial_encoder(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> SemanticEncoder:
     """Return the encoder as a run begins with it."""
     grid, width = (config.image_size // tokenizer.downsample_factor,) * 2, tokenizer.codebook_dim
     encoder = encoder_from_tower(teacher.vision, codebook_dim=width, grid=grid, causal=config.causal)

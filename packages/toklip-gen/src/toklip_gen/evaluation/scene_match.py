@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from toklip_core.evaluation import Matcher
@@ -23,7 +23,7 @@ from toklip_core.pictures import normalized, to_levels
 from toklip_core.plugins import VQTokenizer
 from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
 from toklip_core.scenes.reading import Detection, read_scene
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 _OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
@@ -149,9 +149,9 @@ def measure_match(
     Args:
         draw: texts -> pixels (B, 3, S, S) near [-1, 1].
         prompts: see :func:`scene_prompts`.
-        tokenizer: of the generator; None leaves its row out.
+        tokenizer: of the generator, on the device; None leaves its row out.
         model: the second judge, on the device; None leaves it out.
-        device: where tokenizer and model compute.
+        device: of tokenizer and model.
         batch_size: texts at a time.
     """
     claims = [prompt.claims for prompt in prompts]
@@ -160,7 +160,6 @@ def measure_match(
     scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.pixels) for prompt in prompts]).movedim(-1, 1))
     pictures = {"drawn": drawn.clamp(-1, 1), "scenes": scenes}
     if tokenizer is not None:
-        cast(nn.Module, tokenizer).to(device)
         batches = [tokenizer.decode(tokenizer.encode(batch)) for batch in torch.split(scenes.to(device), batch_size)]
         pictures["reconstructed"] = torch.cat(batches).float().cpu().clamp(-1, 1)
     judges: dict[str, Callable[[Tensor], Match]] = {"pixels": lambda pixels: match_by_pixels(pixels, claims)}

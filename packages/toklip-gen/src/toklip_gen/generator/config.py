@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, FileName
+from toklip_core.config import Config
 from toklip_core.drawing import Drawing, Guidance
 from toklip_core.ranges import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
+from toklip_core.tokenizer import TokenizerRecord
 
 Features = Literal["ids", "codes", "concat"]
 #: Queries and keys at the positions of a condition; see GeneratorConfig.condition_keys.
@@ -61,7 +62,7 @@ class GeneratorConfig(Config):
     """Configuration of a generator, stored as ``config.json`` in its folder.
 
     >>> config = GeneratorConfig(
-    ...     tokenizer="llamagen-tiny", codebook_size=512, grid=(8, 8), width=192, depth=4, heads=4,
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(8, 8), width=192, depth=4, heads=4,
     ...     condition=ClassCondition(classes=10),
     ... )
     >>> config.positions, config.mlp_width, config.needs_toklip
@@ -69,14 +70,7 @@ class GeneratorConfig(Config):
     """
 
     kind: Literal["generator"] = "generator"
-    tokenizer: str = Field(description="Name of the VQ tokenizer in the registry.")
-    tokenizer_file: FileName | None = Field(
-        default=None,
-        description="File or folder beside config.json with the tokenizer's weights; by default those of its name.",
-    )
-    tokenizer_checksum: str | None = Field(
-        default=None, description="SHA-256 of the tokenizer's weights in training; others are refused."
-    )
+    tokenizer: TokenizerRecord = Field(description="VQ tokenizer whose ids are predicted.")
     toklip: str | None = Field(
         default=None, description="Name or path of the TokLIP whose semantic tokens (concat) or text tower is read."
     )

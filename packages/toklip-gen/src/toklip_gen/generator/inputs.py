@@ -12,11 +12,9 @@ Shape letters: B pictures, h and w grid, N = h w, n ids so far, C codebook dim, 
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from toklip_core.model import Cache, SemanticEncoder, TokLIP
-from toklip_core.plugins import VQTokenizer
+from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
@@ -42,7 +40,7 @@ class Inputs:
     """
 
     def __init__(
-        self, features: Features, *, tokenizer: VQTokenizer | None = None, encoder: SemanticEncoder | None = None
+        self, features: Features, *, tokenizer: Tokenizer | None = None, encoder: SemanticEncoder | None = None
     ) -> None:
         if features != "ids" and tokenizer is None:
             raise ValueError(f"features = {features!r} needs the VQ tokenizer, for its codebook; got none")
@@ -98,9 +96,9 @@ class Inputs:
     def _table(self, device: torch.device) -> Tensor:
         """(K, C), the codebook as the tokenizer gives it: asked once, for some normalise all of it at every call."""
         if self._rows is None or self._rows.device != device:
-            tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
-            ids = torch.arange(tokenizer.codebook_size, device=device)
-            self._rows = cast(Tensor, tokenizer.to(device).embed(ids))
+            assert self.tokenizer is not None
+            ids = torch.arange(self.tokenizer.codebook_size, device=device)
+            self._rows = self.tokenizer.to(device).embed(ids)
         return self._rows
 
 

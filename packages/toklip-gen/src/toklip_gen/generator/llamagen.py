@@ -11,17 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from toklip_core.tokenizer import TokenizerRecord
 from toklip_core.weights import load_strict, read_tensors, state_dict_in
 from torch import Tensor
 
-from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.generator.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
 from toklip_gen.generator.model import Generator
-
-if TYPE_CHECKING:
-    from toklip_gen.generator.config import GeneratorConfig
 from toklip_gen.published import LLAMAGEN
 
 LAYOUTS = ("model", "module", "state_dict")
@@ -106,8 +104,6 @@ def official_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def llamagen_config(name: str) -> GeneratorConfig:
     """Return the config of LlamaGen's generator of a name of :func:`generators`, or of its file's name; LookupError."""
-    from toklip_gen.generator.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
-
     named = {key: file for key, file in LLAMAGEN.items() if name in (key, file.source.rsplit("/", 1)[1])}
     if not named:
         raise LookupError(f"no generator of LlamaGen's, and no file of one, is named {name!r}")
@@ -116,7 +112,7 @@ def llamagen_config(name: str) -> GeneratorConfig:
     of_class = "c2i" in key
     side = file.image_size // 16
     return GeneratorConfig(
-        tokenizer=f"llamagen-vq16-{'c2i' if of_class else 't2i'}",
+        tokenizer=TokenizerRecord(name=f"llamagen-vq16-{'c2i' if of_class else 't2i'}"),
         codebook_size=16384,
         grid=(side, side),
         resize="crop",  # center_crop_arr in its extract_codes_c2i.py

@@ -52,7 +52,7 @@ class Generator(nn.Module):
 
     >>> from toklip_gen.generator.config import ClassCondition
     >>> config = GeneratorConfig(
-    ...     tokenizer="llamagen-tiny", codebook_size=1024, grid=(4, 4), width=64, depth=2, heads=4,
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(4, 4), width=64, depth=2, heads=4,
     ...     condition=ClassCondition(classes=10),
     ... )
     >>> generator = Generator(config).eval()

@@ -7,10 +7,10 @@ Shape letters: B pictures, h and w grid, n ids of a prefix, f downsampling facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self
 
 import torch
 from toklip_core.config import validated
@@ -19,7 +19,7 @@ from toklip_core.evaluation import warn_of_unknown_words
 from toklip_core.finite import refuse_not_finite
 from toklip_core.model import TokLIP
 from toklip_core.pictures import Resize
-from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import (
     CONFIG_FILE,
     hub_file,
@@ -58,13 +58,12 @@ class PictureGenerator:
     ((2, 8, 8), (2, 3, 64, 64))
     """
 
-    def __init__(self, generator: Generator, *, tokenizer: VQTokenizer, toklip: TokLIP | None = None) -> None:
+    def __init__(self, generator: Generator, *, tokenizer: Tokenizer, toklip: TokLIP | None = None) -> None:
         config = generator.config
         self.generator = generator
         self.tokenizer = tokenizer
         self.toklip = toklip
-        #: The tokenizer's own weights, saved with the generator: a file or folder; None: those its name stands for.
-        self.tokenizer_weights: Path | None = None
+        tokenizer.refuse_other_ids(config.tokenizer, "the generator")
         if tokenizer.codebook_size != config.codebook_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.codebook_size} codes, and the generator chooses from "
@@ -128,20 +127,21 @@ class PictureGenerator:
 
     def to(self, device: torch.device | str) -> Self:
         """Move generator, tokenizer and TokLIP to a device."""
-        tokenizer: Any = self.tokenizer  # a protocol says nothing of modules
-        for module in (self.generator, tokenizer, *([self.toklip] if self.toklip else [])):
-            module.to(device)
+        self.generator.to(device)
+        self.tokenizer.to(device)
+        if self.toklip is not None:
+            self.toklip.to(device)
         if "conditions" in self.__dict__:
             self.conditions.to(device)
         return self
 
     def checksums(self) -> list[str]:
         """Return the SHA-256 of the weights that the pictures depend on, and the config."""
-        parts = [self.generator, self.tokenizer, *([] if self.toklip is None else [self.toklip.encoder])]
+        parts: list[nn.Module] = [self.generator, *([] if self.toklip is None else [self.toklip.encoder])]
         if self.toklip is not None and self.toklip.text is not None:
             parts.append(self.toklip.text)
         # A T5 is named by the config.
-        return [*(weights_checksum(cast(nn.Module, part)) for part in parts), self.config.model_dump_json()]
+        return [self.tokenizer.checksum, *map(weights_checksum, parts), self.config.model_dump_json()]
 
     def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
         """Check prompts before anything is drawn; what is known of them but not drawn is named in the log.
@@ -215,11 +215,8 @@ class PictureGenerator:
         Raises:
             OSError: the folder cannot be written; its former contents are kept.
         """
-        own = self.tokenizer_weights
-        name = None if own is None else f"tokenizer{own.suffix}"
-        config = self.config.model_copy(update={"tokenizer_file": name})
-        copies = {} if own is None else {str(name): own}
-        save_model_folder(folder, config.model_dump(mode="json"), self.generator, copies=copies)
+        config = self.config.model_copy(update={"tokenizer": self.tokenizer.record})
+        save_model_folder(folder, config.model_dump(mode="json"), self.generator, also=self.tokenizer.save_into)
 
 
 def load_generator(
@@ -250,17 +247,10 @@ def load_generator(
     generator = _of_folder(path, dtype) if path.is_dir() else load_official(path, None, dtype)
     config = generator.config
     model = _toklip(config, toklip, dtype) if config.needs_toklip else None
-    own = path / config.tokenizer_file if config.tokenizer_file else None
-    if model is not None and model.config.tokenizer != config.tokenizer:
-        raise ValueError(
-            f"the generator draws in ids of {config.tokenizer!r}, and its TokLIP reads those of "
-            f"{model.config.tokenizer!r}; name the TokLIP that it was trained with"
-        )
-    tokenizer: Any = model.tokenizer if model is not None and own is None else load_tokenizer(config.tokenizer, own)
-    _refuse_other(f"the tokenizer {config.tokenizer!r}", config.tokenizer_checksum, lambda: weights_checksum(tokenizer))
-    pictures = PictureGenerator(generator, tokenizer=tokenizer, toklip=model)
-    pictures.tokenizer_weights = own
-    return pictures.to(device)
+    where = f"the generator {name}"
+    tokenizer = config.tokenizer.load(path, where=where) if model is None else model.tokenizer
+    tokenizer.refuse_other_ids(config.tokenizer, where)
+    return PictureGenerator(generator, tokenizer=tokenizer, toklip=model).to(device)
 
 
 def _located(name: str | Path) -> Path:
@@ -300,13 +290,12 @@ def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtyp
     except (LookupError, FileNotFoundError) as error:
         way_out = f"the generator reads this TokLIP; say where it is now (`--toklip PATH`): {error}"
         raise FileNotFoundError(way_out) from error
-    _refuse_other(f"the TokLIP {str(name)!r}", config.toklip_checksum, lambda: toklip_checksum(model, config))
+    wanted = config.toklip_checksum
+    if wanted is not None and wanted != (found := toklip_checksum(model, config)):
+        raise ValueError(
+            f"the TokLIP {str(name)!r} has other weights (sha256 {found[:16]}) than those the generator was trained "
+            f"with ({wanted[:16]}); name the one that it was trained with (`--toklip PATH`)"
+        )
     model.encoder.to(dtype)
     return model.eval()
 
-
-def _refuse_other(what: str, wanted: str | None, checksum: Callable[[], str]) -> None:
-    if wanted is not None and wanted != (found := checksum()):
-        raise ValueError(
-            f"{what} has other weights (sha256 {found[:16]}) than those the generator was trained with ({wanted[:16]})"
-        )

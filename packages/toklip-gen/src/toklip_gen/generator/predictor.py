@@ -51,7 +51,7 @@ class IdPredictor:
     >>> from toklip_core.drawing import Guidance, Sampler
     >>> from toklip_gen.generator.config import ClassCondition, GeneratorConfig
     >>> config = GeneratorConfig(
-    ...     tokenizer="llamagen-tiny", codebook_size=1024, grid=(2, 3), width=32, depth=1, heads=2,
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(2, 3), width=32, depth=1, heads=2,
     ...     condition=ClassCondition(classes=10),
     ... )
     >>> sampler = Sampler(IdPredictor(Generator(config).eval(), Inputs("ids")))

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from toklip_core.drawing import Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
-from toklip_core.plugins import VQTokenizer, load_tokenizer
 from toklip_core.scenes import Scenes
 from toklip_core.store import StoreInfo, TokenStore
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
     Evaluation,
     FitReport,
@@ -39,7 +39,6 @@ from toklip_core.training import (
     fit,
     parameter_groups,
 )
-from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
 from toklip_gen.evaluation import match_by_pixels, scene_prompts
@@ -113,7 +112,7 @@ class GeneratorTask(Task):
         self.order = self.samples.order
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
-            "checksums": {"tokenizer": networks.config.tokenizer_checksum, "toklip": networks.config.toklip_checksum},
+            "checksums": {"tokenizer": networks.tokenizer.checksum, "toklip": networks.config.toklip_checksum},
         }
         if self.samples.stored is not None:
             refuse_other_store(self.samples.stored, config, networks)
@@ -147,9 +146,7 @@ class GeneratorTask(Task):
         """Write a generator."""
         result = Generator(self.networks.config)
         result.load_state_dict(tensors)
-        pictures = PictureGenerator(result, tokenizer=self.networks.tokenizer, toklip=self.networks.toklip)
-        pictures.tokenizer_weights = self.networks.tokenizer_weights
-        pictures.save(folder)
+        PictureGenerator(result, tokenizer=self.networks.tokenizer, toklip=self.networks.toklip).save(folder)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return embeddings and head, matrices of blocks, vectors; all but vectors are decayed, as in LlamaGen."""
@@ -162,8 +159,7 @@ class FrozenNetworks:
     """Frozen networks that a generator reads through, and its config."""
 
     config: GeneratorConfig
-    tokenizer: VQTokenizer
-    tokenizer_weights: Path | None
+    tokenizer: Tokenizer
     toklip: TokLIP | None
     inputs: Inputs
     conditions: Classes | Texts
@@ -182,25 +178,23 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
         toklip = TokLIP.from_pretrained(config.toklip, tokenizer=config.tokenizer is None, text=text)
         toklip.requires_grad_(False)
     if config.tokenizer is not None:
-        name, tokenizer = config.tokenizer, load_tokenizer(config.tokenizer, config.tokenizer_weights)
+        tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
     else:
         assert toklip is not None
-        name, tokenizer = toklip.config.tokenizer, toklip.tokenizer
+        tokenizer = toklip.tokenizer
     features = config.generator.features
-    checksum = weights_checksum(cast(nn.Module, tokenizer))
     if toklip is not None and features == "concat":
-        _refuse_other_toklip(config, toklip, name, checksum)
+        _refuse_other_toklip(config, toklip, tokenizer)
     inputs = Inputs(features, tokenizer=tokenizer, encoder=None if toklip is None else toklip.encoder)
     condition, conditions = _condition(config.condition, toklip)
     side, rest = divmod(config.image_size, tokenizer.downsample_factor)
     if rest:
         raise ValueError(
-            f"got image_size {config.image_size}; {name!r} wants a multiple of {tokenizer.downsample_factor}"
+            f"got image_size {config.image_size}; {tokenizer.name!r} wants a multiple of {tokenizer.downsample_factor}"
         )
     sizes = config.generator.sizes
     settings = GeneratorConfig(
-        tokenizer=name,
-        tokenizer_checksum=checksum,
+        tokenizer=tokenizer.record,
         toklip=config.toklip,
         codebook_size=tokenizer.codebook_size,
         grid=(side, side),
@@ -219,10 +213,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     )
     if toklip is not None:
         settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
-    own = config.tokenizer_weights
-    if config.tokenizer is None and toklip is not None and isinstance(toklip.tokenizer_weights, Path):
-        own = toklip.tokenizer_weights
-    return FrozenNetworks(settings, tokenizer, own, toklip, inputs, conditions)
+    return FrozenNetworks(settings, tokenizer, toklip, inputs, conditions)
 
 
 def with_names(networks: FrozenNetworks, names: Sequence[str]) -> FrozenNetworks:
@@ -258,9 +249,9 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     """Return what the generator reads of a batch; what is frozen moves to the device of the batch."""
     device = batch["drop"].device
     networks.conditions.to(device)
-    for module in (networks.tokenizer, networks.inputs.encoder):
-        if module is not None:
-            cast(nn.Module, module).to(device)
+    networks.tokenizer.to(device)
+    if networks.inputs.encoder is not None:
+        networks.inputs.encoder.to(device)
     ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["pixels"]))
     condition = networks.conditions(batch["prompts"]).to(device)
     return GeneratorBatch(ids.flatten(1), networks.inputs(ids)[:, :-1], condition, batch["drop"])
@@ -363,12 +354,7 @@ def evaluate(
 
 def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, networks: FrozenNetworks) -> None:
     """ValueError unless a token store is of this tokenizer."""
-    wanted = networks.config.tokenizer_checksum or ""
-    if store.weights_checksum != wanted:
-        raise ValueError(
-            f"the token store was made by {store.tokenizer!r} (sha256 {store.weights_checksum[:16]}), and this is "
-            f"{networks.config.tokenizer!r} ({wanted[:16]}); name the tokenizer of the store"
-        )
+    networks.tokenizer.refuse_other_ids(store.tokenizer, "the token store")
     if store.image_size != config.image_size:
         raise ValueError(f"the token store has ids of {store.image_size} px, but image_size is {config.image_size}")
 
@@ -398,13 +384,8 @@ def _condition(
     return condition, build_conditions(condition, toklip)
 
 
-def _refuse_other_toklip(config: GeneratorTrainConfig, toklip: TokLIP, tokenizer: str, checksum: str) -> None:
-    wanted = toklip.config.tokenizer_checksum
-    if toklip.config.tokenizer != tokenizer or wanted not in (None, checksum):
-        raise ValueError(
-            f"{config.toklip!r} reads codes of {toklip.config.tokenizer!r} (sha256 {(wanted or 'unknown')[:16]}), and "
-            f"the tokenizer is {tokenizer!r} ({checksum[:16]}); leave tokenizer out, to take the TokLIP's own"
-        )
+def _refuse_other_toklip(config: GeneratorTrainConfig, toklip: TokLIP, tokenizer: Tokenizer) -> None:
+    tokenizer.refuse_other_ids(toklip.config.tokenizer, f"the TokLIP {config.toklip!r}")
     side = config.image_size
     if toklip.config.image_size != side:
         raise ValueError(

@@ -170,7 +170,7 @@ def _of_model(model: TokLIPForConditionalGeneration, name: Path | str, checksum:
     return {
         "model": str(name),
         "weights": f"sha256 {checksum}",
-        "tokenizer": f"{config.tokenizer}, sha256 {config.tokenizer_checksum}",
+        "tokenizer": f"{config.tokenizer_record.name}, sha256 {config.tokenizer_record.checksum}",
         "size": f"{config.image_size} x {config.image_size}, resize {config.resize}",
     }
 

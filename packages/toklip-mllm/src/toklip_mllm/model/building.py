@@ -6,15 +6,15 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from toklip_core.files import one_line
 from toklip_core.finite import refuse_damaged
 from toklip_core.model import TokLIP
-from toklip_core.plugins import VQTokenizer
-from toklip_core.weights import weights_checksum, why_not_fetched
-from torch import Tensor, nn
+from toklip_core.tokenizer import Tokenizer
+from toklip_core.weights import why_not_fetched
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toklip_mllm.model.config import Features, TokLIPLMConfig
@@ -86,8 +86,7 @@ def build(
         encoder=toklip.config.encoder.model_dump(mode="json"),
         features=features,
         encoder_checksum=None if features == "codes" else encoder_checksum(toklip.encoder),
-        tokenizer=toklip.config.tokenizer,
-        tokenizer_checksum=weights_checksum(cast(nn.Module, toklip.tokenizer)),
+        tokenizer=toklip.tokenizer.record.model_dump(),
         codebook_size=len(rows),
         codebook_checksum=codebook_checksum(rows),
         image_size=toklip.config.image_size,
@@ -99,13 +98,12 @@ def build(
     processor = TokLIPProcessor(
         tokenizer,
         vq=config.tokenizer,
-        vq_checksum=config.tokenizer_checksum,
         image_size=config.image_size,
         resize=toklip.config.resize,
         tokens_per_picture=config.tokens_per_picture,
         image_token=image_token,
     )
-    processor.use_vq_tokenizer(toklip.tokenizer, toklip.tokenizer_weights)
+    processor.use_vq_tokenizer(toklip.tokenizer)
     return model.eval(), processor
 
 
@@ -141,11 +139,11 @@ def load(
     with _named(place):
         model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
         processor = TokLIPProcessor.from_pretrained(place)
-    ours, theirs = model.config.tokenizer_checksum, processor.vq_checksum
-    if ours != theirs or processor.tokens_per_picture != model.config.tokens_per_picture:
+    model.config.tokenizer_record.refuse_other_ids(processor.vq_record, f"the processor of {str(name)!r}")
+    if (ours := model.config.tokens_per_picture) != (theirs := processor.tokens_per_picture):
         raise ValueError(
-            f"in {str(name)!r} the model takes ids of {model.config.tokenizer!r} (sha256 {str(ours)[:16]}), the "
-            f"processor makes those of {processor.vq!r} ({str(theirs)[:16]}); save both from one build"
+            f"in {str(name)!r} the model takes {ours} tokens per picture, and the processor gives {theirs}; save both "
+            "from one build"
         )
     if device is not None:
         model.to(device)
@@ -196,10 +194,8 @@ def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  
 
 
 @torch.no_grad()
-def _codebook(tokenizer: VQTokenizer) -> Tensor:
-    state = cast(nn.Module, tokenizer).state_dict().values()
-    device = next((tensor.device for tensor in state), torch.device("cpu"))
-    return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=device)).float().cpu()
+def _codebook(tokenizer: Tokenizer) -> Tensor:
+    return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=tokenizer.device)).float().cpu()
 
 
 def _assembled(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from toklip_core.config import validated
 from toklip_core.model import EncoderConfig
 from toklip_core.pictures import Resize
+from toklip_core.tokenizer import TokenizerRecord
+from toklip_core.weights import MODEL_FORMAT, refuse_other_format
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -26,17 +29,17 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         features: input of the connector: codes and tokens (concat, the paper's choice), or one of them.
         encoder_checksum: sha256 of the encoder's weights in float32, which a token store of its tokens also records;
             None if the weights are not known, and once the encoder was trained.
-        tokenizer: name of the VQ tokenizer in the registry.
-        tokenizer_checksum: sha256 of the VQ tokenizer's weights; ids of another tokenizer mean something else.
+        tokenizer: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer whose ids are read.
         codebook_size: codebook size K.
         codebook_checksum: sha256 of the codebook's rows in float32, which are saved with the model.
         image_size: side in pixels of the square that a picture becomes.
         resize: way to make a picture square.
         image_token_id: token of the language model that is replaced by a picture's tokens.
+        format: number of the format of model folders; a saved config of another format is refused.
 
     >>> from toklip_mllm.model.building import load
     >>> config = load("toklip-mllm-tiny")[0].config
-    >>> config.features, config.tokenizer, config.tokens_per_picture
+    >>> config.features, config.tokenizer_record.name, config.tokens_per_picture
     ('concat', 'llamagen-tiny', 64)
     """
 
@@ -49,13 +52,13 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         encoder: dict[str, Any] | None = None,
         features: Features = "concat",
         encoder_checksum: str | None = None,
-        tokenizer: str = "",
-        tokenizer_checksum: str | None = None,
+        tokenizer: dict[str, Any] | None = None,
         codebook_size: int = 0,
         codebook_checksum: str | None = None,
         image_size: int = 0,
         resize: Resize = "crop",
         image_token_id: int = 0,
+        format: int = MODEL_FORMAT,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         if features not in get_args(Features):
@@ -69,13 +72,32 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.features = features
         self.encoder_checksum = encoder_checksum
         self.tokenizer = tokenizer
-        self.tokenizer_checksum = tokenizer_checksum
         self.codebook_size = codebook_size
         self.codebook_checksum = codebook_checksum
         self.image_size = image_size
         self.resize = resize
         self.image_token_id = image_token_id
+        self.format = format
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, name: str | Path, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Read a saved config, as in transformers; ValueError if it is of another format."""
+        values, rest = super().get_config_dict(name, **kwargs)
+        refuse_other_format(values, f"{name}/config.json")
+        return values, rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401
+        """Build a config, as in transformers; ValueError if it is of another format."""
+        # The Auto classes read the file themselves.
+        refuse_other_format(config_dict, f"{kwargs.get('name_or_path', '')}/config.json".removeprefix("/"))
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def tokenizer_record(self) -> TokenizerRecord:
+        """Record of the VQ tokenizer, checked; ValueError if it is missing or wrong."""
+        return validated(TokenizerRecord, self.tokenizer or {}, "tokenizer of config.json")
 
     @property
     def encoder_config(self) -> EncoderConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -12,14 +11,14 @@ import torch
 from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 from PIL import Image
-from safetensors.torch import save_file
-from toklip_core.config import is_file_name
+from toklip_core.config import validated
 from toklip_core.files import replace_lone_surrogates
 from toklip_core.pictures import Resize, to_pixels
-from toklip_core.plugins import VQTokenizer, load_tokenizer
+from toklip_core.plugins import Weights
 from toklip_core.ranges import MAX_PIXELS
-from toklip_core.weights import hub_file, weights_checksum
-from torch import Tensor, nn
+from toklip_core.tokenizer import Tokenizer, TokenizerRecord
+from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_other_format, write_weights
+from torch import Tensor
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -27,9 +26,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.messages import as_items, flatten, normalize, pictures_in
 from toklip_mllm.model.pictures import PictureInput, name_of, to_image, to_list
-
-#: Name, in a processor's folder, of the VQ tokenizer's own weights.
-VQ_FILE = "vq.safetensors"
 
 #: Of ``from_pretrained``, what says where on the hub files are.
 _OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
@@ -54,7 +50,7 @@ class _TokenRows(NamedTuple):
 class _SharedTokenizer:
     """A loaded VQ tokenizer that is not copied when a processor is saved, which deep-copies its attributes."""
 
-    def __init__(self, tokenizer: VQTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -69,14 +65,14 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     Args:
         tokenizer: tokenizer of the language model, with ``image_token`` in its vocabulary. If it was made without a
             ``padding_side``, it pads on the left from then on, and is saved so.
-        vq: name of the VQ tokenizer in the registry.
-        vq_file: file or folder of the VQ tokenizer's own weights in the processor's folder; None: those of its name.
-        vq_checksum: sha256 of the VQ tokenizer's weights; others are refused.
+        vq: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer, whose own weights, if it has any, are
+            saved in the processor's folder.
         image_size: side in pixels of the square that a picture becomes.
         resize: "crop" or "squash", the way to make a picture square.
         tokens_per_picture: number N of tokens per picture.
         image_token: token that stands for a picture in a text.
         chat_template: chat template; None: the tokenizer's own.
+        format: number of the format of model folders; a saved processor of another format is refused.
 
     >>> from toklip_core.scenes import scene
     >>> from toklip_mllm.model import load
@@ -95,41 +91,42 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     """
 
     # transformers takes a parameter with "tokenizer" in its name for a second text tokenizer.
-    def __init__(  # noqa: PLR0913 - transformers sets each key of processor_config.json by its name
+    def __init__(
         self,
         tokenizer: Any,  # noqa: ANN401
-        vq: str = "",
-        vq_file: str | None = None,
-        vq_checksum: str | None = None,
+        vq: Mapping[str, Any] | None = None,
         image_size: int = 0,
         resize: Resize = "crop",
         tokens_per_picture: int = 0,
         image_token: str = "<image>",
         chat_template: str | None = None,
+        format: int = MODEL_FORMAT,
     ) -> None:
         known = tokenizer.get_vocab()
         if image_token not in known:
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
-        if vq_file is not None and not is_file_name(vq_file):
-            raise ValueError(
-                f"processor_config.json: vq_file: got {str(vq_file)[:80]!r}; "
-                "wanted the name of a file or folder beside it"
-            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if "padding_side" not in tokenizer.init_kwargs:
             # The prompts of a batch must end together. transformers saves a side that is among these.
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-        self.vq, self.vq_file, self.vq_checksum = vq, vq_file, vq_checksum
+        self.vq = None if vq is None else _record(vq).model_dump()
+        self.format = format
         self.image_size, self.resize = image_size, resize
         self.tokens_per_picture = tokens_per_picture
         self.image_token = image_token
-        self._weights: Path | Mapping[str, Tensor] | None = None
         self._source, self._of_hub = "", dict[str, Any]()
         self._loaded: _SharedTokenizer | None = None
         #: Id of ``image_token``.
         self.image_token_id = int(known[image_token])
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def get_processor_dict(cls, name: str | Path, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Read a saved processor's config, as in transformers; ValueError if it is of another format."""
+        values, rest = super().get_processor_dict(name, **kwargs)
+        refuse_other_format(values, f"{name}/processor_config.json")
+        return values, rest
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Self:  # noqa: ANN401
@@ -144,17 +141,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         """Save the processor, with the VQ tokenizer's own weights if it has any; ``push_to_hub`` uploads all of it."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        own = self._own_weights()
-        if isinstance(own, Path):
-            self.vq_file = self.vq_file or f"vq{own.suffix}"
-            target = folder / self.vq_file
-            if own.is_dir() and target.resolve() != own.resolve():
-                shutil.copytree(own, target, dirs_exist_ok=True)
-            elif own.is_file() and not (target.exists() and target.samefile(own)):
-                shutil.copyfile(own, target)
-        elif own is not None:
-            self.vq_file = VQ_FILE
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in own.items()}, folder / VQ_FILE)
+        if self.vq is not None and self.vq_record.file is not None:
+            write_weights(self._own_weights(), folder / self.vq_record.file)
         if not push_to_hub:
             return super().save_pretrained(save_directory, **kwargs)
         super().save_pretrained(save_directory)
@@ -162,7 +150,12 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         return self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
     @property
-    def vq_tokenizer(self) -> VQTokenizer:
+    def vq_record(self) -> TokenizerRecord:
+        """Record of the VQ tokenizer; ValueError if the processor has none."""
+        return _record(self.vq or {})
+
+    @property
+    def vq_tokenizer(self) -> Tokenizer:
         """VQ tokenizer, loaded on first use.
 
         Raises:
@@ -171,25 +164,16 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             ValueError: its weights are not those that the model was trained with.
         """
         if self._loaded is None:
-            own = self._own_weights()
-            self.use_vq_tokenizer(load_tokenizer(self.vq, own if isinstance(own, Path) else None), own)
-        return cast(_SharedTokenizer, self._loaded).tokenizer
+            record = self.vq_record
+            own = None if record.file is None else self._own_weights()
+            self._loaded = _SharedTokenizer(record.load(where=f"the processor {self._source}".rstrip(), weights=own))
+        return self._loaded.tokenizer
 
-    def use_vq_tokenizer(self, tokenizer: VQTokenizer, weights: Path | Mapping[str, Tensor] | None = None) -> None:
-        """Use a VQ tokenizer that is already loaded; ValueError if its weights do not match ``vq_checksum``.
-
-        Args:
-            tokenizer: VQ tokenizer of the name ``vq``.
-            weights: the tokenizer's own weights, to be saved with the processor: a file, a folder, or tensors by name;
-                None: those of its name.
-        """
-        wanted = self.vq_checksum
-        if wanted is not None and wanted != (found := weights_checksum(cast(nn.Module, tokenizer))):
-            raise ValueError(
-                f"the tokenizer {self.vq!r} has other weights (sha256 {found[:16]}) than those the model was trained "
-                f"with ({wanted[:16]})"
-            )
-        self._loaded, self._weights = _SharedTokenizer(tokenizer), weights
+    def use_vq_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Use a VQ tokenizer that is already loaded; ValueError if its ids are not those that the model reads."""
+        tokenizer.refuse_other_ids(self.vq_record, "the processor")
+        self.vq = tokenizer.record.model_dump()
+        self._loaded = _SharedTokenizer(tokenizer)
 
     @torch.no_grad()
     def encode(
@@ -216,11 +200,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         pixels = torch.stack(
             [self._pixels(picture, number, fetch, max_pixels) for number, picture in enumerate(flat, start=1)]
         )
-        tokenizer = cast(nn.Module, self.vq_tokenizer)
-        if device is not None:
-            tokenizer.to(device)
-        where = next((tensor.device for tensor in tokenizer.state_dict().values()), pixels.device)
-        return self.vq_tokenizer.encode(pixels.to(where))
+        tokenizer = self.vq_tokenizer if device is None else self.vq_tokenizer.to(device)
+        return tokenizer.encode(pixels.to(tokenizer.device))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -422,14 +403,17 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         return texts, [[(start, end) for start, end in spans] for spans in said]
 
-    def _own_weights(self) -> Path | Mapping[str, Tensor] | None:
-        if self._weights is not None or self.vq_file is None:
-            return self._weights
+    def _own_weights(self) -> Weights:
+        """Weights of the VQ tokenizer that has its own: in memory, beside the config, or on the hub."""
+        if self._loaded is not None and self._loaded.tokenizer.weights is not None:
+            return self._loaded.tokenizer.weights
+        file = self.vq_record.file
+        assert file is not None
         if Path(self._source).is_dir():
-            return Path(self._source, self._of_hub.get("subfolder", ""), self.vq_file)
+            return Path(self._source, self._of_hub.get("subfolder", ""), file)
         if not self._of_hub:
-            return hub_file(self._source, self.vq_file)
-        return Path(hf_hub_download(self._source, self.vq_file, **self._of_hub))
+            return hub_file(self._source, file)
+        return Path(hf_hub_download(self._source, file, **self._of_hub))
 
     def _reads_items(self, template: str) -> bool:
         """Return whether a template only renders contents that are lists of items."""
@@ -533,3 +517,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 AutoProcessor.register(TokLIPLMConfig, TokLIPProcessor, exist_ok=True)
+
+
+def _record(values: Mapping[str, Any]) -> TokenizerRecord:
+    return validated(TokenizerRecord, values, "vq of processor_config.json")

@@ -100,7 +100,7 @@ class MLLMTask(Task):
         self.order, self.collate = self.samples.order, self.samples.collate
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
-            "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_checksum},
+            "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_record.checksum},
             **({} if self.samples.layout is None else {"layout": self.samples.layout}),
         }
         self._held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
@@ -111,8 +111,7 @@ class MLLMTask(Task):
         if "pixels" not in batch:
             return batch
         pixels = normalized(batch["pixels"])
-        tokenizer = self.processor.vq_tokenizer
-        cast(nn.Module, tokenizer).to(pixels.device)
+        tokenizer = self.processor.vq_tokenizer.to(pixels.device)
         rest = {name: tensor for name, tensor in batch.items() if name != "pixels"}
         return {**rest, "image_ids": tokenizer.encode(pixels)}
 
@@ -350,11 +349,7 @@ def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
 
 def _refuse_other_store(sources: Sequence[TalkReader], model: TokLIPForConditionalGeneration) -> None:
     for info in (source.stored for source in sources if source.stored is not None):
-        if info.weights_checksum != model.config.tokenizer_checksum:
-            raise ValueError(
-                f"the token store was made by {info.tokenizer!r} (sha256 {info.weights_checksum[:16]}), and the model "
-                f"reads {model.config.tokenizer!r} ({str(model.config.tokenizer_checksum)[:16]}); encode with that"
-            )
+        model.config.tokenizer_record.refuse_other_ids(info.tokenizer, "the token store")
 
 
 def _refuse_past_context(max_length: int, context: int | None) -> None:

@@ -9,10 +9,9 @@ facebookresearch/chameleon, chameleon/inference/vqgan.py. Pixels are in [-1, 1] 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from toklip_core.weights import load_strict
+from toklip_core.plugins import Weights
+from toklip_core.weights import load_strict, source_name
 
 from toklip_vq.published.ibq import taming_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
@@ -27,7 +26,7 @@ _PREFIXES = ("", "model.vqmodel.")
 _IGNORED = {r"loss\..+": "the discriminator and the perceptual network of training"}
 
 
-def load_chameleon(weights: Path, config: VQGANConfig = CONFIG) -> VQGANTokenizer:
+def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> VQGANTokenizer:
     """Return Chameleon's tokenizer.
 
     Args:
@@ -42,8 +41,8 @@ def load_chameleon(weights: Path, config: VQGANConfig = CONFIG) -> VQGANTokenize
     own = read_tokenizer_tensors(weights, _PREFIXES)
     if "decoder.conv_in.weight" not in own:
         raise ValueError(
-            f"{str(weights)!r} has the encoder of Chameleon's tokenizer but not its decoder, as have all models that "
-            "transformers converted; take tokenizer/vqgan.ckpt of the original release"
+            f"{source_name(weights)!r} has the encoder of Chameleon's tokenizer but not its decoder, as all models "
+            "that transformers converted have; take tokenizer/vqgan.ckpt of the original release"
         )
     with torch.device("meta"):
         vqgan = VQGAN(config)

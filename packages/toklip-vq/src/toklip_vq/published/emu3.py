@@ -13,10 +13,10 @@ pixels in [-1, 1] as in image_processing_emu3visionvq.py beside it.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict
 from torch import Tensor, nn
 
@@ -100,7 +100,7 @@ def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def load_emu3(weights: Path, config: Emu3VQVAEConfig | None = None) -> VQGANTokenizer:
+def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> VQGANTokenizer:
     """Return Emu3's tokenizer.
 
     Args:

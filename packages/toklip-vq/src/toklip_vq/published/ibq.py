@@ -10,10 +10,10 @@ src/IBQ/modules.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
-from toklip_core.weights import load_strict, read_tensors, state_dict_in
+from toklip_core.plugins import Weights
+from toklip_core.weights import load_strict, read_weights, source_name
 
 from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
@@ -44,11 +44,11 @@ def ibq_config(codebook_size: int) -> VQGANConfig:
     return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, metric="dot", blocks_per_level=4)
 
 
-def load_ibq(weights: Path | str, codebook_size: int, *, averaged: bool = True) -> VQGANTokenizer:
+def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = True) -> VQGANTokenizer:
     """Return an IBQ tokenizer with the weights of a file: .ckpt as published, or its ``state_dict`` as .safetensors.
 
     Args:
-        weights: the file.
+        weights: the file, or tensors by its names.
         codebook_size: size of the codebook in the file.
         averaged: take the averaged weights (the published figures), or the raw ones (what TokLIP-XL was trained on).
 
@@ -56,14 +56,13 @@ def load_ibq(weights: Path | str, codebook_size: int, *, averaged: bool = True) 
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    content = read_tensors(weights)
-    tensors = state_dict_in(content, ("state_dict",), source=weights)
+    tensors = read_weights(weights, ("state_dict",))
     with torch.device("meta"):
         vqgan = VQGAN(ibq_config(codebook_size))
     if averaged and not any(name.startswith("model_ema.") for name in tensors):
         raise ValueError(
-            f"{str(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name with "
-            "-raw, or averaged=False"
+            f"{source_name(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name "
+            "with -raw, or averaged=False"
         )
     if averaged:
         load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)

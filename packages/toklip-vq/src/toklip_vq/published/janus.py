@@ -13,9 +13,9 @@ there too (generation_inference.py).
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
+from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict
 
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
@@ -38,7 +38,7 @@ _TRANSFORMERS = (
 )
 
 
-def load_janus(weights: Path, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGANTokenizer:
+def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGANTokenizer:
     """Return Janus's tokenizer.
 
     Args:

@@ -7,11 +7,11 @@ tokenizer/tokenizer_image/vq_model.py.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Literal
 
 import torch
-from toklip_core.weights import load_strict, read_tensors, state_dict_in
+from toklip_core.plugins import Weights
+from toklip_core.weights import load_strict, read_weights
 
 from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 
@@ -39,19 +39,19 @@ _NAMES = (
 )
 
 
-def load_llamagen(weights: Path | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16") -> VQGANTokenizer:
+def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16") -> VQGANTokenizer:
     """Return a LlamaGen tokenizer with the weights of a file: .pt as published, or .safetensors.
 
     Args:
-        weights: the file; the first of the layouts ``ema``, ``model``, ``state_dict`` and flat that it has is used.
+        weights: the file, or tensors by its names; the first of the layouts ``ema``, ``model``, ``state_dict`` and flat
+            that a file has is used.
         size: VQ-16 or VQ-8, the downsampling factor.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    content = read_tensors(weights)
-    tensors = state_dict_in(content, _LAYOUTS, source=weights)
+    tensors = read_weights(weights, _LAYOUTS)
     with torch.device("meta"):
         vqgan = VQGAN(CONFIGS[size])
     load_strict(vqgan, tensors, source=weights, name_in_file=llamagen_name, ignored=_IGNORED)

@@ -1,0 +1,211 @@
+"""A loaded VQ tokenizer as one value, and the record by which models and token stores find it again.
+
+    load_tokenizer(name, weights) -> Tokenizer --.record--> TokenizerRecord, in a config.json or the metadata of a store
+                                         ^                          |
+                                         `-------- .load(folder) ---'   other weights are refused
+
+Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from toklip_core.config import Config, FileName
+from toklip_core.files import one_line
+from toklip_core.finite import refuse_damaged
+from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
+from toklip_core.weights import weights_checksum, write_weights
+
+
+class TokenizerRecord(Config):
+    """The VQ tokenizer of a model or a token store, as it is written down.
+
+    >>> record = load_tokenizer("llamagen-tiny").record
+    >>> print(record)
+    'llamagen-tiny' (sha256 63571018c169483b)
+    >>> record.load(where="the model first").codebook_size
+    1024
+    """
+
+    name: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
+    file: FileName | None = Field(
+        default=None,
+        description="File or folder beside the config with the tokenizer's weights; by default those of its name.",
+    )
+    checksum: str | None = Field(default=None, description="SHA-256 of the tokenizer's weights; others are refused.")
+
+    def load(self, folder: Path | None = None, *, where: str, weights: Weights | None = None) -> Tokenizer:
+        """Load the tokenizer again.
+
+        Args:
+            folder: the folder that ``file`` is in.
+            where: what has the record, for messages: "the model runs/first/model".
+            weights: weights to use instead of ``file``, or of those of the tokenizer's name.
+
+        Raises:
+            LookupError: no plugin registered the name.
+            FileNotFoundError: the weights are missing, or cannot be downloaded.
+            ValueError: the weights do not fit, or are not those of the record.
+        """
+        own = folder / self.file if self.file and folder is not None else None
+        try:
+            tokenizer = load_tokenizer(self.name, own if weights is None else weights)
+        except LookupError as error:
+            raise LookupError(f"{where}: {error}") from error
+        tokenizer.refuse_other_ids(self, where)
+        return tokenizer
+
+    def refuse_other_ids(self, record: TokenizerRecord, where: str) -> None:
+        """Raise ValueError unless ids mean the same by both records: equal names and, where both are known, checksums.
+
+        Args:
+            record: record of a model or a token store.
+            where: what has that record, for the message: "the token store photos".
+        """
+        known = record.checksum is not None and self.checksum is not None
+        if record.name != self.name or (known and record.checksum != self.checksum):
+            raise ValueError(
+                one_line(
+                    f"{where} was made with the tokenizer {record}, and this is {self}, whose ids mean other pictures; "
+                    "name that tokenizer and its weights, or make it again with this one"
+                )
+            )
+
+    def __str__(self) -> str:
+        known = "unknown weights" if self.checksum is None else f"sha256 {self.checksum[:16]}"
+        return f"{self.name!r} ({known})"
+
+
+class Tokenizer:
+    """A loaded VQ tokenizer: its name, its weights and their checksum, and all that :class:`VQTokenizer` can do.
+
+    It is no ``nn.Module``: in a model's attribute it is no part of that model, so neither ``train()``, nor DDP, nor a
+    checkpoint touches it.
+
+    Args:
+        name: name that a plugin registered.
+        module: the frozen tokenizer that the plugin's factory built.
+        weights: file, folder or tensors that it was built with; None: those of its name.
+
+    Raises:
+        TypeError: the module is no ``torch.nn.Module``.
+
+    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> tokenizer.codebook_size, tokenizer.codebook_dim, tokenizer.downsample_factor
+    (1024, 8, 8)
+    >>> ids = tokenizer.encode(torch.zeros(1, 3, 64, 64))
+    >>> tuple(ids.shape), tuple(tokenizer.embed(ids).shape), tuple(tokenizer.decode(ids).shape)
+    ((1, 8, 8), (1, 8, 8, 8), (1, 3, 64, 64))
+    """
+
+    def __init__(self, name: str, module: VQTokenizer, weights: Weights | None = None) -> None:
+        if not isinstance(module, nn.Module):
+            kind = type(module).__name__
+            raise TypeError(f"the factory of the tokenizer {name!r} gives a {kind}; return a torch.nn.Module")
+        self.name = name
+        self.module: nn.Module = module
+        self.weights = weights
+        self._vq: VQTokenizer = module
+
+    @property
+    def codebook_size(self) -> int:
+        """Codebook size K: ids lie in [0, K)."""
+        return self._vq.codebook_size
+
+    @property
+    def codebook_dim(self) -> int:
+        """Width C of a code."""
+        return self._vq.codebook_dim
+
+    @property
+    def downsample_factor(self) -> int:
+        """Downsampling factor f: one id covers f x f pixels."""
+        return self._vq.downsample_factor
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures that it was trained at, or that suit it, as registered."""
+        return tokenizer_spec(self.name).image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it is on; the CPU if it has no tensors."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return tensors[0].device if tensors else torch.device("cpu")
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the weights as they were loaded; see :func:`toklip_core.weights.weights_checksum`."""
+        return weights_checksum(self.module)
+
+    @property
+    def record(self) -> TokenizerRecord:
+        """Record of the tokenizer, for a config in whose folder :meth:`save_into` writes."""
+        file = None
+        if self.weights is not None:
+            file = f"tokenizer{self.weights.suffix}" if isinstance(self.weights, Path) else "tokenizer.safetensors"
+        return TokenizerRecord(name=self.name, file=file, checksum=self.checksum)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1]. No gradient."""
+        return self._vq.encode(pixels)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the codebook rows (..., C) of ids (...): a bit-exact lookup."""
+        return self._vq.embed(ids)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
+        return self._vq.decode(ids)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the tokenizer to a device, its networks to a dtype; the checksum stays that of the loaded weights."""
+        if dtype is not None:
+            _ = self.checksum  # before the weights change
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    def save_into(self, folder: Path) -> None:
+        """Write the weights it was built with into a model folder, by the record's file name; none for those of a name.
+
+        Raises:
+            OSError, SafetensorError: they cannot be written.
+        """
+        if self.weights is not None and (file := self.record.file) is not None:
+            write_weights(self.weights, folder / file)
+
+    def refuse_other_ids(self, record: TokenizerRecord, where: str) -> None:
+        """Raise ValueError unless the ids of a record are this tokenizer's; see :class:`TokenizerRecord`."""
+        # A checksum that is not needed is not computed.
+        mine = TokenizerRecord(name=self.name) if record.checksum is None else self.record
+        mine.refuse_other_ids(record, where)
+
+
+def load_tokenizer(name: str, weights: Weights | str | None = None) -> Tokenizer:
+    """Load the tokenizer that a plugin registered as ``name``.
+
+    Args:
+        name: name that ``toklip tokenizers`` lists.
+        weights: file, folder, or tensors by name to load instead of the published weights. None takes the shipped or
+            published ones: this may download.
+
+    Raises:
+        LookupError: no plugin registered the name; the message has the nearest names.
+        FileNotFoundError: the weights are missing, or cannot be downloaded.
+        ValueError: the weights do not fit, or one of them is NaN or infinite.
+
+    >>> load_tokenizer("llamagen-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
+    torch.Size([1, 4, 8])
+    """
+    given = Path(weights) if isinstance(weights, str) else weights
+    tokenizer = Tokenizer(name, tokenizer_spec(name).factory(given), given)
+    # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
+    refuse_damaged(tokenizer.module, weights if isinstance(weights, Path | str) else name)
+    return tokenizer
