@@ -38,7 +38,7 @@ def run(tmp_path):
     """A run with a save of step 3, its folder and its state."""
     state = TrainState(nn.Linear(2, 2), (), {}, None)
     folder = run_folder(tmp_path / "run")
-    with folder.opened({"a": 1}, harmless=set()):
+    with folder.open({"a": 1}, harmless=set()):
         folder.save(3, state, {"top1": 0.5})
     return tmp_path / "run", state
 
@@ -48,11 +48,11 @@ def test_settings_of_a_run_that_are_none(run, what):
     path, _ = run
     (path / "run.json").write_bytes(NO_OBJECT[what])
     if what == "nothing in it":
-        with refusing("holds a run of another release (format none"), run_folder(path).opened({"a": 1}, harmless=set()):
+        with refusing("holds a run of another release (format none"), run_folder(path).open({"a": 1}, harmless=set()):
             pass
         return
     words = (str(path / "run.json"), "copy the run.json that the same command writes into another folder")
-    with refusing(*words), run_folder(path).opened({"a": 1}, harmless=set()):
+    with refusing(*words), run_folder(path).open({"a": 1}, harmless=set()):
         pass
 
 
@@ -61,14 +61,14 @@ def test_a_run_of_another_format_is_refused_with_what_to_do(run, found, words):
     path, _ = run
     (path / "run.json").write_text(json.dumps({"a": 1} | found))
     message = (f"holds a run of another release (format {words}", "resumes 1); finish it with that release, or choose")
-    with refusing(*message), run_folder(path).opened({"a": 1}, harmless=set()):
+    with refusing(*message), run_folder(path).open({"a": 1}, harmless=set()):
         pass
 
 
 def test_a_run_within_its_format_goes_on(run):
     path, state = run
     assert json.loads((path / "run.json").read_text()) == {"format": 1, "a": 1}
-    with run_folder(path).opened({"a": 1}, harmless=set()):
+    with run_folder(path).open({"a": 1}, harmless=set()):
         assert run_folder(path).load(state, steps=9) == (3, {"top1": 0.5})
 
 

@@ -1,17 +1,18 @@
-"""One training loop for all tasks: :func:`fit`, read top to bottom.
+"""The training loop of all tasks is :func:`fit`, one function to read from top to bottom.
 
-Laws, all of them tested:
+Its laws, which are tested:
 
 - n steps = k steps + resume + (n - k) steps, bit for bit. The order of the data is a function of (seed, step),
   augmentation of (seed, epoch, index), other randomness of (seed, step, micro-batch, process): a resume needs no
   state of any of them, and skips samples without touching them.
-- Several processes see the batches that one would see, and train to the same weights within rounding.
-- Micro-batches give the gradients of the whole batch, within rounding: of means over samples, and of contrasts.
-- What is frozen stays as it is: not trained, not saved, in eval mode.
-- A save is whole or not there (see :mod:`toklip_core.training.run_folder`).
+- Several processes see the same batches as one process, and reach the same weights within rounding.
+- Micro-batches give the gradients of the whole batch, within rounding, for means over samples and for contrasts.
+- Frozen modules are not trained and not saved, and stay in evaluation mode.
+- A save is complete or missing (see :mod:`toklip_core.training.run_folder`).
 
-The engine is Hugging Face Accelerate: one process as it is, several by ``torchrun`` or ``accelerate launch``, sharded
-(FSDP 2, tested in two processes on CPUs) by accelerate's configuration. Needs the extra ``toklip-core[train]``.
+The engine is Hugging Face Accelerate: start several processes with ``torchrun`` or ``accelerate launch``, and shard
+weights (FSDP 2, tested in two processes on CPUs) by accelerate's configuration. It needs the extra
+``toklip-core[train]``.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
 
 
 class FitReport(NamedTuple):
-    """How a run ended."""
+    """The end of a run."""
 
-    #: Finished steps.
+    #: Number of finished steps.
     step: int
     #: Figures of the last evaluation.
     figures: dict[str, float]
@@ -59,20 +60,20 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
     SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so.
 
     Args:
-        task: what is trained, on which data and by which losses.
+        task: model, data and losses of the training.
         run: length, optimizer, precision, and how often the run logs, evaluates and saves.
-        out: absent, empty, or the folder of this run.
+        out: folder that is missing, empty, or of this run.
 
     Raises:
         LookupError: the extra is not installed.
-        ValueError: a loss is not finite, or ``out`` holds something else, or the settings do not fit.
-        OSError: a save failed, and the one before it is kept; or another process trains into ``out``.
+        ValueError: a loss is not finite, ``out`` contains something else, or the settings do not fit.
+        OSError: a save failed, and the previous one is kept; or another process trains into ``out``.
     """
     accelerator = _accelerator(run, task.unused_parameters)
     folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
-    # With another number of samples their order is another.
+    # The order of samples depends on their number.
     settings = {"run": run.model_dump(mode="json"), "samples": len(task.samples), **task.settings}
-    with folder.opened(settings, harmless=_harmless(run)):
+    with folder.open(settings, harmless=_harmless(run)):
         torch.manual_seed(run.seed)
 
         sharded = accelerator.distributed_type.value == "FSDP"
@@ -102,7 +103,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                 stop = _anywhere(accelerator, request.signal)
 
                 if due and task.evaluate is not None and (last or step % run.evaluate_every == 0):
-                    window.refuse_not_finite()  # what is wrong is said with its step, and not by the evaluation
+                    window.refuse_not_finite()  # before the evaluation, so that the message has the step
                     with _averaged(product, average), _unsharded(model), torch.no_grad():
                         evaluation = task.evaluate(product.eval())
                     _train_mode(model)
@@ -147,7 +148,11 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
 
 
 def learning_rate_factor(step: int, run: RunConfig) -> float:
-    """Return what the learning rate of step ``step``, counted from 0, is multiplied by."""
+    """Return the factor on the learning rate at a step, counted from 0.
+
+    >>> learning_rate_factor(4, RunConfig(steps=100, batch_size=1, learning_rate=1e-3, warmup_steps=10))
+    0.5
+    """
     if step < run.warmup_steps:
         return (step + 1) / run.warmup_steps
     if run.schedule == "cosine":
@@ -166,9 +171,9 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
     if run.precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("got precision 'fp16' without a GPU; use 'bf16' or 'no'")
-    AcceleratorState._reset_state()  # it is a singleton that keeps the precision of an earlier run
+    AcceleratorState._reset_state()  # a singleton that would keep the precision of an earlier run
     ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
-    # Unless told that it is on CPUs, accelerate ignores torchrun there, and each process would train for itself.
+    # On CPUs accelerate ignores torchrun unless it is told so, and each process would train alone.
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp])
     sharded = accelerator.distributed_type is DistributedType.FSDP
@@ -177,7 +182,7 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
     if sharded:
         if torch.__version__ < "2.9":
             raise LookupError("FSDP needs torch 2.9 or newer, which saves shards: pip install --upgrade torch")
-        # Each process has the weights already; and accelerate 1.15 fails on parameters of the outermost module.
+        # Each process has the weights already, and accelerate 1.15 fails on parameters of the outermost module.
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
     if run.batch_size % (run.accumulate * accelerator.num_processes):
         raise ValueError(
@@ -188,7 +193,7 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
 
 
 def _harmless(run: RunConfig) -> set[str]:
-    """The settings that may change between two parts of a run: no weight depends on them."""
+    """Return the settings that may change when a run is resumed, because no weight depends on them."""
     keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep", "wandb")}
     return keys if run.schedule == "cosine" else {*keys, "run.steps"}
 
@@ -196,7 +201,7 @@ def _harmless(run: RunConfig) -> set[str]:
 def _clips(
     model: nn.Module, run: RunConfig, groups: Sequence[ParameterGroup]
 ) -> dict[str, tuple[list[nn.Parameter], float]]:
-    """Label -> the parameters that are clipped together, and their limit; inf where only the norm is logged."""
+    """Return label -> the parameters that are clipped together, and their limit, inf if only the norm is logged."""
     weights = trainable(model)
     clips: dict[str, tuple[list[nn.Parameter], float]] = {}
     for group in groups:
@@ -217,7 +222,7 @@ def _compared(task: Task, product: nn.Module, model: nn.Module) -> Callable[[Pat
 
 
 def _train_mode(model: nn.Module) -> None:
-    """Train mode, but for modules whose parameters are all frozen."""
+    """Switch to training mode all modules except those whose parameters are all frozen."""
     model.train()
     for module in model.modules():
         flags = {weight.requires_grad for weight in module.parameters()}
@@ -231,7 +236,7 @@ def _average(product: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _averaged(product: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
-    """Exchange the weights and their averages, in place: a sharded parameter's memory is not ours to replace."""
+    """Exchange the weights and their averages while inside, in place, because parameters may be sharded."""
 
     def exchange() -> None:
         for name, weight in trainable(product).items():
@@ -249,7 +254,7 @@ def _averaged(product: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _unsharded(model: nn.Module) -> Iterator[None]:
-    """Gather the weights of an FSDP 2 model, so that a part of it can be called by itself."""
+    """Gather the weights of an FSDP 2 model while inside, so that single modules of it can be called."""
     sharded: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
     for module in sharded:
         module.unshard()
@@ -261,7 +266,7 @@ def _unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def _anywhere(accelerator: Accelerator, number: int) -> int:
-    """Return a signal number that any process received, the same in all of them, or 0."""
+    """Return the number of a signal that any process received, the same in all processes, or 0."""
     if accelerator.num_processes == 1:
         return number
     numbers = torch.tensor(number, device=accelerator.device)
@@ -271,7 +276,7 @@ def _anywhere(accelerator: Accelerator, number: int) -> int:
 
 def _loader(task: Task, keys: SampleKeys, run: RunConfig, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
-        task.samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader asks for keys of the sampler alone
+        task.samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader only asks for keys of the sampler
         batch_sampler=keys,
         num_workers=run.workers,
         collate_fn=task.collate,
@@ -281,7 +286,7 @@ def _loader(task: Task, keys: SampleKeys, run: RunConfig, device: torch.device) 
 
 
 def _batches(loader: DataLoader[Any]) -> Generator[Any]:
-    """Yield batches. Closed, it ends the workers, which an exception's traceback would keep alive otherwise."""
+    """Yield batches; closing the generator ends the workers, which a traceback would otherwise keep alive."""
     try:
         with held_back():
             batches = iter(loader)
@@ -289,17 +294,17 @@ def _batches(loader: DataLoader[Any]) -> Generator[Any]:
     except Exception as error:
         if loader.num_workers == 0:
             raise
-        # The loader's own frames would keep its workers alive; the worker's traceback is in the message.
+        # Without the loader's frames, which would keep its workers alive. The message has the worker's traceback.
         raise error.with_traceback(None)  # noqa: B904 - it is the same error
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    leave_signals_to_the_parent()  # the loop still needs its batch, and ends the workers itself
+    leave_signals_to_the_parent()  # the loop still needs its batch and ends the workers itself
 
 
 @dataclass
 class _Window:
-    """The values since the last line of the log, left on the device: reading each step would stop a GPU's queue."""
+    """Values since the last line of the log. They stay on the device, because reading them stalls a GPU."""
 
     accelerator: Accelerator
     folder: RunFolder
@@ -311,7 +316,7 @@ class _Window:
         self.rows.append((step, Losses(losses, metrics)))
 
     def log(self, step: int, **more: float) -> None:
-        """Log means over steps and processes; ValueError if a loss, or a norm of gradients, was not finite."""
+        """Log means over steps and processes; ValueError if a loss or a gradient norm is not finite."""
         if not self.rows:
             return
         sums: dict[str, list[float]] = {}
@@ -324,14 +329,14 @@ class _Window:
         self.since = time.perf_counter()
 
     def refuse_not_finite(self) -> None:
-        """Raise what :meth:`log` would raise, and log nothing."""
+        """Raise the error of :meth:`log` without logging anything."""
         for _ in self._means():
             pass
 
     def _means(self) -> Iterator[tuple[int, str, float]]:
-        """Yield step, name and mean over processes of each value; ValueError, in all of them, if one is not finite.
+        """Yield step, name and mean over processes of each value; ValueError in all processes if one is not finite.
 
-        With fp16 a norm of gradients may be infinite: GradScaler leaves out the step. Else the weights would be NaN.
+        With fp16 a gradient norm may be infinite, because GradScaler skips that step. Otherwise weights would be NaN.
         """
         flat = [value for _, row in self.rows for part in row[:2] for value in part.values()]
         if not flat:

@@ -1,12 +1,12 @@
-"""The losses of a TokLIP: contrast with texts across processes, and distillation from a teacher.
+"""Losses of a TokLIP: contrast with texts across processes, and distillation from a teacher.
 
 Shape letters: B samples of one process, P processes, N tokens, D width.
 
-A contrast compares every picture with every text of the whole batch. Each process holds its own B rows, gathers the
-other processes' rows with their gradients, and returns the mean over its own rows: the mean of these values over
-processes, and DDP's or FSDP's mean of the gradients, are those of the whole batch in one process.
+A contrast compares every picture with every text of the whole batch. Each process has its own B rows, gathers the rows
+of the other processes with their gradients, and returns the mean over its own rows. The mean of these values over
+processes, and DDP's or FSDP's mean of the gradients, equal those of the whole batch in one process.
 
-Weights are arguments of whoever sums. The published ones are
+Losses are returned without weights. The published weights are
 
 - 1 for the contrast;
 - 1000 for :func:`pooled_distillation`: for unit vectors of width D the mean squared error is 2 (1 - cos) / D, so 1000
@@ -14,12 +14,12 @@ Weights are arguments of whoever sums. The published ones are
 - 10 for :func:`token_distillation`: two unrelated tokens of unit variance have a mean squared error of 2, from where
   the loss starts near 20; at D = 1152 a squared distance between two tokens weighs 10 / D = 0.0087.
 
-Everything is computed in float32, under autocast too: at a scale of 100, a logit near 100 in bfloat16 is a multiple
-of 0.5.
+Everything is computed in float32, also under autocast, because bfloat16 has only multiples of 0.5 near a logit of 100,
+which a scale of 100 reaches.
 
 Sources: softmax, CLIP, https://arxiv.org/abs/2103.00020, figure 3; sigmoid, SigLIP, https://arxiv.org/abs/2303.15343,
 equation 1; distillation and its weights, TokLIP, https://arxiv.org/abs/2505.05422, official code
-src/open_clip/loss.py (its contrast multiplies the teacher's features too, for logits that nothing uses: not here).
+src/open_clip/loss.py (its contrast also computes logits of the teacher, which nothing uses).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from torch import Tensor
 
 
 def softmax_contrast(image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
-    """Cross entropy of finding each picture's text, and each text's picture, in the whole batch.
+    """Return the cross entropy, a scalar, of finding each picture's text and each text's picture in the whole batch.
 
     Args:
         image: (B, D), unit norm; row i belongs to row i of ``text``.
         text: (B, D), unit norm.
-        logit_scale: what cosines are multiplied by (the exponential of the parameter).
+        logit_scale: factor on the cosines, the exponential of the parameter.
 
     >>> features = torch.eye(4)
     >>> float(softmax_contrast(features, features, 100.0)) < 1e-6
@@ -56,13 +56,13 @@ def softmax_contrast(image: Tensor, text: Tensor, logit_scale: Tensor | float) -
 def sigmoid_contrast(
     image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
 ) -> Tensor:
-    """Binary cross entropy of every pair of the whole batch, summed over pairs, divided by the number of pictures.
+    """Return the binary cross entropy of all pairs of the whole batch, summed and divided by the number of pictures.
 
     Args:
         image: (B, D), unit norm; row i belongs to row i of ``text``.
         text: (B, D), unit norm.
-        logit_scale: what cosines are multiplied by (the exponential of the parameter).
-        logit_bias: what is added then.
+        logit_scale: factor on the cosines, the exponential of the parameter.
+        logit_bias: bias that is added to the products.
     """
     with _float32(image):
         image, text = image.float(), text.float()
@@ -73,7 +73,7 @@ def sigmoid_contrast(
 
 
 def pooled_distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error between unit features.
+    """Return the mean squared error, a scalar, between unit vectors of pictures.
 
     Args:
         student: (B, D), unit norm.
@@ -87,11 +87,11 @@ def pooled_distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def token_distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error between tokens.
+    """Return the mean squared error, a scalar, between tokens.
 
     Args:
-        student: (B, N, D), as the last norm leaves them.
-        teacher: (B, N, D), the same; no gradient flows into it.
+        student: (B, N, D), after the last norm.
+        teacher: (B, N, D), after the last norm; no gradient flows into it.
     """
     return _mean_squared_error(student, teacher)
 
@@ -127,7 +127,7 @@ def _rank() -> int:
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """Return the rows (B, ...) of all processes as (P B, ...), in the order of ranks; every process must call it."""
+    """Return the rows (P B, ...) of all processes, from (B, ...) each, by rank. Every process must call this."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
     gathered: Tensor = _Gather.apply(rows)
@@ -135,9 +135,9 @@ def _gathered(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose backward pass brings each row the gradients of all processes' losses.
+    """All-gather whose backward pass adds up the gradients of all processes' losses for each row.
 
-    Not torch.distributed.nn.functional.all_gather, which is deprecated.
+    torch.distributed.nn.functional.all_gather does this too, but is deprecated.
     """
 
     @staticmethod
@@ -148,7 +148,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        # Not reduce-scatter, which not every backend has; features are small.
+        # All-reduce, because not every backend has reduce-scatter, and the rows are small.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]

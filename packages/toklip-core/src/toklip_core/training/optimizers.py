@@ -1,4 +1,4 @@
-"""Which optimizer trains which weights: AdamW, and Muon for the matrices of hidden layers where a run asks for it.
+"""Optimizers of a run: AdamW, and on request Muon for the matrices of hidden layers.
 
 Source: Jordan et al., Muon, https://kellerjordan.github.io/posts/muon/.
 """
@@ -14,42 +14,42 @@ from torch import nn
 
 from toklip_core.config import RunConfig
 
-#: Parameters of two dimensions and more that no input is multiplied by.
+#: Parameters of two and more dimensions that are not multiplied with inputs.
 _NO_PRODUCT = {"pos_embed", "cls_token", "class_token", "latent", "positional_embedding"}
-#: Modules that hold the matrices of hidden layers: blocks of timm, of open_clip, of transformers.
+#: Names of modules with the matrices of hidden layers: blocks of timm, open_clip and transformers.
 _BLOCKS = {"blocks", "resblocks", "layers", "h"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that share optimizer settings. Several groups make one optimizer hold several networks."""
+    """Parameters that share optimizer settings. With several groups, one optimizer trains several networks."""
 
-    #: Names as ``model.named_parameters()`` has them.
+    #: Names from ``model.named_parameters()``.
     names: frozenset[str]
-    #: Times the learning rate of the run.
+    #: Factor on the learning rate of the run.
     learning_rate_factor: float = 1.0
-    #: None takes the run's.
+    #: Adam's decay rates; None: those of the run.
     betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     max_grad_norm: float | None = None
-    #: Weight matrices of hidden layers, (rows, columns) each, which ``run.muon_learning_rate`` is for.
+    #: Whether these are weight matrices (rows, columns) of hidden layers, which Muon can train.
     matrices: bool = False
-    #: Groups of the same label have their gradients clipped together, by the first one's norm.
+    #: Label; gradients of groups with the same label are clipped together, with the first one's limit.
     clip_with: str = "model"
 
 
 def parameter_groups(
     model: nn.Module, factors: Mapping[str, float] | None = None, *, decay_embeddings: bool = False
 ) -> list[ParameterGroup]:
-    """Return groups in which only matrices are decayed, and those of blocks are for Muon.
+    """Return groups in which only matrices have weight decay, and those of blocks can be trained by Muon.
 
     Norms, biases, positions, learnt tokens and scalars are not decayed.
 
     Args:
-        model: what is trained; frozen parameters are left out.
-        factors: name of a module, such as "projector" -> factor on the learning rate of the parameters in it.
-        decay_embeddings: decay embeddings of words or ids, too. A row that a batch lacks gets no gradient, and decay
-            shrinks the rare ones.
+        model: model to train; frozen parameters are left out.
+        factors: name of a module, such as "projector" -> factor on the learning rate of its parameters.
+        decay_embeddings: whether embeddings of words or ids have weight decay too. It shrinks the rows of rare ids,
+            which seldom get a gradient.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[float, bool, bool], set[str]] = {}
@@ -76,20 +76,20 @@ def build_optimizers(
     fused: bool = False,
     sharded: bool = False,
 ) -> list[torch.optim.Optimizer]:
-    """Return AdamW, and before it Muon if the run has it and a group is for it.
+    """Return AdamW, and before it Muon if the run asks for it and a group has matrices for it.
 
-    Each of their groups has a ``factor``: times the run's learning rate it is the group's own.
+    Each of their groups has a ``factor`` on the run's learning rate.
 
     Args:
-        weights: what is trained, by name.
+        weights: name -> parameter to train.
         run: learning rates, betas and weight decay.
-        groups: every weight is in exactly one.
-        fused: use AdamW's fused kernel.
-        sharded: the weights will be shards, of FSDP.
+        groups: groups that contain every weight exactly once.
+        fused: whether to use AdamW's fused kernel.
+        sharded: whether FSDP will shard the weights.
 
     Raises:
-        LookupError: the run wants Muon, and torch has none.
-        ValueError: it wants Muon for shards, for fp16, or where no group is for it.
+        LookupError: the run asks for Muon, which this release of torch does not have.
+        ValueError: Muon is asked for with sharding, with fp16, or without matrices.
     """
     listed = sorted(name for group in groups for name in group.names)
     assert listed == sorted(weights), f"not in exactly one group: {sorted({*listed} ^ {*weights})[:5]}"

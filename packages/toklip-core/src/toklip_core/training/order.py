@@ -1,4 +1,4 @@
-"""Which sample comes when: seeds, shuffles and windows that depend on (seed, epoch) alone."""
+"""Order of samples: seeds, shuffles and windows that depend only on (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from toklip_core.config import RunConfig
 
 
 def window_order(groups: Sequence[int], window: int, *, seed: int, epoch: int) -> Tensor:
-    """Return a permutation of the rows of groups: groups are shuffled, then rows within windows of whole groups.
+    """Return a permutation (rows,) that shuffles groups, and then rows within windows of whole groups.
 
     Args:
-        groups: rows of each; a row is read with its group.
-        window: rows of a window at most, unless one group has more.
-        seed: of the run.
-        epoch: another one, another permutation.
+        groups: number of rows of each group; a row is read together with its group.
+        window: maximum number of rows of a window, unless a single group has more.
+        seed: seed of the run.
+        epoch: number of the epoch.
 
     >>> order = window_order([2, 2, 2], window=4, seed=0, epoch=0)
     >>> sorted(order.tolist())
@@ -60,10 +60,10 @@ def shuffled(size: int, seed: int, epoch: int) -> Tensor:
 
 
 class SampleKeys(Sampler[list[tuple[int, int]]]):
-    """The keys (epoch, index) of this process's micro-batches, from a step on.
+    """Sampler of the keys (epoch, index) of this process's micro-batches, from a step on.
 
-    Sample number p of the run is sample p mod size of epoch p // size, in that epoch's order: a batch may
-    span two epochs, and no sample is dropped.
+    Sample number p of the run is sample p mod size of epoch p // size, in that epoch's order. A batch may span two
+    epochs, and no sample is dropped.
     """
 
     def __init__(

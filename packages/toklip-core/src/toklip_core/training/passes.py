@@ -29,12 +29,12 @@ class Passes:
     run: RunConfig
 
     def backward(self, batches: Iterator[Any], step: int) -> Iterator[Losses]:
-        """Add the gradients of a step to the parameters; yield what there is to log."""
+        """Add the gradients of a step to the parameters; yield the losses to log."""
         count, contrast = self.run.accumulate, self.task.contrast
         inputs: Iterator[Any] = (self._prepare(x, step, micro) for micro, x in enumerate(islice(batches, count)))
         cached: list[dict[str, Tensor]] = []
         if contrast is not None and count > 1:
-            kept = [*inputs]  # for both passes: frozen networks work once
+            kept = [*inputs]  # for both passes, so that frozen networks run only once
             between, cached = self._cache(contrast, kept, step)
             inputs = iter(kept)
             yield between
@@ -43,7 +43,7 @@ class Passes:
                 result = self._forward(prepared, step, micro)
             losses = [loss / count for loss in result.losses.values()]
             if cached:
-                # Of these products the gradient alone matters: it is that of the contrast through this micro-batch.
+                # Only the gradient of these products matters: it is that of the contrast through this micro-batch.
                 features, gradients = _float32(result.features), cached[micro]
                 losses += [(features[name] * x).sum() for name, x in gradients.items() if features[name].requires_grad]
             elif contrast is not None:
@@ -65,7 +65,7 @@ class Passes:
             return self.task.objective(self.model, prepared, step)
 
     def _seed(self, step: int, micro: int) -> None:
-        # After the data, which may have drawn from the global generator: a DataLoader does.
+        # After loading the batch, because a DataLoader draws from the global generator.
         torch.manual_seed(derived_seed(self.run.seed, step, micro, self.accelerator.process_index))
 
     def _cache(
@@ -73,8 +73,8 @@ class Passes:
     ) -> tuple[Losses, list[dict[str, Tensor]]]:
         """Return the contrast of the whole batch, and its gradients to the features of each micro-batch.
 
-        GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. Random numbers
-        and buffers are those of the second pass: dropout agrees, and running statistics count a sample once.
+        This is GradCache, https://arxiv.org/abs/2101.06983: a first pass without a graph computes the features. It uses
+        the random numbers and buffers of the second pass, so dropout agrees and running statistics count samples once.
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
@@ -91,7 +91,7 @@ class Passes:
             if gradient.ndim:
                 rows = gradient.split_with_sizes([len(part[name]) for part in parts])
                 cached = [{**before, name: own} for before, own in zip(cached, rows, strict=True)]
-            else:  # once: in the last micro-batch, whose backward pass averages over processes
+            else:  # once, in the last micro-batch, whose backward pass averages over processes
                 cached[-1][name] = gradient
         return between, cached
 

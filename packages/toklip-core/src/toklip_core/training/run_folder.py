@@ -2,13 +2,13 @@
 
     OUT/run.json                  number of the format, and settings; a resume must have the same
     OUT/saves/step-00001000/      a save, see :mod:`toklip_core.training.saves`. Whole, or not there
-    OUT/metrics.jsonl             one JSON object a line, for programs
+    OUT/metrics.jsonl             one JSON object per line, for programs
     OUT/tensorboard/              the same, and pictures
-    OUT/wandb-run                 the run's id at Weights & Biases, if the log goes there too
+    OUT/wandb-run                 id of the run at Weights & Biases, if it logs there too
     OUT/model/                    the result: a model folder
 
-Saves and the model are written into folders beside and renamed. Nothing in them is a pickle. One run at a time trains
-into a folder: a lock says so, which ends with its process.
+Saves and the model are written into hidden folders and then renamed. None of their files is a pickle. A lock, which
+ends with its process, lets only one run at a time train into a folder.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-#: Version of a run folder, and of what a number of steps computes. It changes when an older run cannot be resumed.
+#: Version of run folders and of the computation. It changes whenever older runs cannot be resumed any more.
 FORMAT = 1
-#: Locked by the process that trains into the folder.
+#: File that the process that trains into the folder locks.
 _LOCK = ".run.lock"
 
 
 class RunFolder:
-    """One run's folder, seen from one process of it.
+    """The folder of a run, as used by one of its processes.
 
     Args:
-        path: absent, empty, or the folder of this run.
-        accelerator: says which process this is.
-        keep: saves that are kept.
-        project: of Weights & Biases, for the log; LookupError if it is not installed.
+        path: folder that is missing, empty, or of this run.
+        accelerator: accelerator that tells which process this is.
+        keep: number of saves to keep.
+        project: Weights & Biases project for the log; LookupError if that library is not installed.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator, *, keep: int, project: str | None = None) -> None:
@@ -88,17 +88,17 @@ class RunFolder:
         self._bar: tqdm[Any] | None = None
 
     @contextmanager
-    def opened(self, settings: Mapping[str, Any], *, harmless: set[str]) -> Iterator[None]:
-        """Make the folder, or check that it holds this run; be the only one that trains into it, while inside.
+    def open(self, settings: Mapping[str, Any], *, harmless: set[str]) -> Iterator[None]:
+        """Create the folder, or check that it is of this run, and lock it while inside.
 
         Raises:
-            ValueError: it holds something else, or a run of another format, or settings beyond the ``harmless``
-                (dotted keys) have changed.
+            ValueError: the folder contains something else or a run of another format, or settings other than the
+                ``harmless`` ones (dotted keys) have changed.
             OSError: another process trains into it.
         """
 
         def write() -> None:
-            # First what says that this is a run: killed in between, the folder must not look like something else.
+            # run.json comes first, so that the folder is known as a run's even if the process is killed now.
             write_text(self.path / "run.json", json.dumps(settings, indent=2) + "\n")
             self._saves.mkdir(exist_ok=True)
             for leftover in (*self._saves.glob(".*"), hidden_path(self.path / "model")):
@@ -108,16 +108,16 @@ class RunFolder:
         self._refuse_other(settings, harmless)
         with ExitStack() as held:
             self._in_first_process(lambda: self._take(held), f"cannot train into {self.path}")
-            self._refuse_other(settings, harmless)  # again: another run may have ended here a moment ago
-            self._accelerator.wait_for_everyone()  # all have looked before one writes
+            self._refuse_other(settings, harmless)  # again, because another run may have ended here a moment ago
+            self._accelerator.wait_for_everyone()  # until all have checked, before one writes
             self._in_first_process(write, f"cannot write into {self.path}")
             yield
 
     def load(self, state: TrainState, *, steps: int) -> tuple[int, dict[str, float]]:
-        """Fill ``state`` from the last save; return its finished steps and last figures, (0, {}) if there is none.
+        """Fill ``state`` from the last save; return its number of steps and last figures, or (0, {}) without a save.
 
         Raises:
-            ValueError: the save is damaged, does not fit the model, or is beyond the last of the run's ``steps``.
+            ValueError: the save is damaged, does not fit the model, or has more steps than the run.
         """
         step = self._last_save()
         if step > steps:
@@ -136,7 +136,7 @@ class RunFolder:
         """Write a save, then delete the oldest ones.
 
         Raises:
-            OSError: it could not be written, such as on a full disk; the saves before it are as they were.
+            OSError: it cannot be written, such as on a full disk; earlier saves are unchanged.
         """
         failure = f"cannot save step {step}; {self.last_save_in_words()}"
         tensors, sharded = saved_tensors(state), is_sharded(state.model)
@@ -152,7 +152,7 @@ class RunFolder:
             progress = {"step": step, "figures": dict(figures), "scaler": scaler, "shards": shards(beside)}
             write_text(beside / "progress.json", json.dumps(progress))
             flush_to_disk(*beside.iterdir())
-            if not final.exists():  # a stop at a step that is saved already
+            if not final.exists():  # the run stopped at a step that is saved already
                 beside.rename(final)
             flush_to_disk(self._saves)
 
@@ -172,15 +172,15 @@ class RunFolder:
         export: Callable[[dict[str, Tensor], Path], None],
         refuse_other: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write the model folder: beside, then in the place of its files.
+        """Write the model folder into a hidden folder, then move its files into place.
 
         Args:
-            product: what is exported.
-            export: (state dict, folder) -> writes it; called in the first process.
-            refuse_other: raises a ValueError if the folder's model is another; called there, too.
+            product: module to export.
+            export: function that writes (state dict, folder); it is called in the first process.
+            refuse_other: function that raises ValueError if the written model differs; called in the first process.
 
         Raises:
-            OSError: it cannot be written, or is refused; what was there before is left.
+            OSError: the folder cannot be written, or the model is refused; the old files stay.
         """
         tensors = gather(product.state_dict(), keep=self._accelerator.is_main_process)
         place = self.path / "model"
@@ -198,7 +198,7 @@ class RunFolder:
         if self._writer is None:
             return
         with self._metrics.open("a", encoding="utf-8") as file:
-            # A norm that overflows in half precision is infinite, which is no JSON.
+            # A norm that overflows in half precision is infinite, which JSON cannot write.
             finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in figures.items():
@@ -214,7 +214,7 @@ class RunFolder:
 
     @contextmanager
     def progress(self, start: int, steps: int) -> Iterator[tqdm[Any]]:
-        """Show a bar in the first process; close the log at the end."""
+        """Show a progress bar in the first process, and close the log at the end."""
         from tqdm import tqdm
 
         first = self._accelerator.is_main_process
@@ -229,7 +229,7 @@ class RunFolder:
                 self._online.finish(exit_code=int(sys.exc_info()[0] is not None))
 
     def last_save_in_words(self) -> str:
-        """Say in an error which save is left."""
+        """Return a phrase for errors that names the last save."""
         step = self._last_save()
         return f"the last save is step {step} in {self._saves}" if step else "there is no save yet"
 
@@ -264,7 +264,7 @@ class RunFolder:
         return max(self._save_steps(), default=0)
 
     def _start_log(self, step: int) -> None:
-        """Drop the lines after the save that the run goes on from: they are written again."""
+        """Delete the lines of the log after the save from which the run resumes."""
         tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
         if self._metrics.exists():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
@@ -273,14 +273,14 @@ class RunFolder:
         self._online = self._wandb and self._run_of_wandb()
 
     def _run_of_wandb(self) -> Any:  # noqa: ANN401 - a library that may be missing
-        """Begin the run whose id is in the folder, or go on with it. Of a step that comes twice it keeps the first."""
+        """Start the run whose id is in the folder, or resume it. It keeps the first of two lines with the same step."""
         file, settings = self.path / "wandb-run", json.loads((self.path / "run.json").read_text("utf-8"))
         if not file.exists():
             write_text(file, os.urandom(16).hex())
         place = {"project": self._project, "name": self.path.resolve().name, "dir": str(self.path)}
         try:
             return self._wandb.init(**place, id=file.read_text("utf-8"), resume="allow", config=settings)
-        except Exception as error:  # its own classes, whose names change
+        except Exception as error:  # wandb's own classes, whose names change
             raise OSError(f"wandb does not start: {error}; WANDB_MODE=offline needs no network") from error
 
     def _delete_old_saves(self) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a question that long work asks between its steps, to end with everything written."""
+"""Signals as requests: long work checks for Ctrl-C, SIGTERM and SIGHUP between its steps, and ends cleanly."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What asks a process for its end: Ctrl-C, a scheduler, a terminal or a connection that ends. Windows has no SIGHUP.
+# Signals that ask a process to end: Ctrl-C, a scheduler, or a closed terminal or connection; Windows has no SIGHUP.
 _ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# A shell that starts a program in the background has it ignore Ctrl-C, and may well send SIGINT by itself.
+# A shell makes a program in the background ignore Ctrl-C, but users may still send SIGINT to it.
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Says, when called, whether a signal asked the process to stop."""
+    """A function that returns whether a signal has asked the process to stop."""
 
     def __init__(self) -> None:
         #: The number of the signal; 0 if none came.
         self.signal = 0
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal came."""
         return self.signal != 0
 
     @property
     def exit_status(self) -> int:
-        """What a shell calls the end by this signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; else 0."""
+        """Exit status for this signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Take SIGINT, SIGTERM and SIGHUP as requests while inside; a second one interrupts at once.
+    """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; a second signal interrupts at once.
 
-    SIGHUP is left alone where it is ignored, as nohup has it. Outside of the main thread, where Python lets nobody take
-    signals, no request ever comes.
+    SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request ever comes, because Python handles
+    signals only there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -59,9 +59,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let signals that ask for an end wait while worker processes start: they come to the parent alone.
+    """Block these signals while worker processes start, so that only the parent receives them.
 
-    The workers start with the signals held back, too, until they call :func:`leave_signals_to_the_parent`.
+    Workers start with the signals blocked until they call :func:`leave_signals_to_the_parent`.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -74,10 +74,10 @@ def held_back() -> Iterator[None]:
 
 
 def leave_signals_to_the_parent() -> None:
-    """Ignore, in a worker process, what asks for an end.
+    """Ignore signals that ask for an end, in a worker process.
 
-    A terminal, a scheduler or a closed connection asks the whole group of processes: the parent finishes with what its
-    workers still send, and ends them itself.
+    A terminal, a scheduler or a closed connection signals the whole group of processes. The parent still needs the
+    results of its workers, and ends them itself.
     """
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
