@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from tests.support.encoder_runs import write_toml
 from tests.support.generator_runs import assert_same_run, config, values
 
 pytestmark = pytest.mark.slow
+
+#: What ends a run, and the status that it ends with.
+SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +35,34 @@ def uninterrupted(world, settings):
     return world / "uninterrupted"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, tmp_path, number):
-    """A kill loses at most the steps since the last save."""
-    toml = write_toml(tmp_path / "run.toml", settings)
-    command = [sys.executable, "-m", "toklip_core", "train", "generator", str(toml), "--out", str(tmp_path / "run")]
+@pytest.fixture(scope="module")
+def interrupted(world, settings):
+    """How the command ends after each signal, which comes after the first save: status and errors."""
+    toml = write_toml(world / "run.toml", settings)
+    command = [sys.executable, "-m", "toklip_core", "train", "generator", str(toml), "--out"]
     own = {"PYTHONPATH": str(world / "site"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=os.environ | own, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "run").glob("saves/step-*")) and process.poll() is None:
+    start = partial(subprocess.Popen, env=os.environ | own, stderr=subprocess.PIPE, text=True)
+    started = {number: start([*command, str(world / f"{number}")]) for number in SIGNALS}
+    waiting = dict(started)
+    while waiting:
+        for number, process in [*waiting.items()]:
+            if list((world / f"{number}").glob("saves/step-*")) or process.poll() is not None:
+                waiting.pop(number).send_signal(number)
         time.sleep(0.002)
-    process.send_signal(number)
-    error = process.communicate()[1]
-    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number], error
-    assert not (tmp_path / "run/model").exists()
-    assert train_generator(config(settings), tmp_path / "run").step == 30
-    assert_same_run(tmp_path / "run", uninterrupted)
+    errors = {number: process.communicate()[1] for number, process in started.items()}
+    return {number: (process.returncode, errors[number]) for number, process in started.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, interrupted, number):
+    """A kill loses at most the steps since the last save."""
+    status, errors = interrupted[number]
+    assert status == SIGNALS[number], errors
+    run = world / f"{number}"
+    assert not (run / "model").exists()
+    assert train_generator(config(settings), run).step == 30
+    assert_same_run(run, uninterrupted)
 
 
 def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):

@@ -1,6 +1,7 @@
 """Two processes train to what one trains to, each with all weights (DDP) or with a part of them (FSDP 2)."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tests.support.processes import run_together
 
 pytestmark = pytest.mark.slow
 
-SHARDED = FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}
 needs_fsdp2 = pytest.mark.skipif(not knows_fsdp2(), reason="needs FSDP 2 with sharded saves")
 
 
@@ -33,34 +33,42 @@ def adapters(world: Path) -> MLLMTrainConfig:
     return settings(world, run=run, lora=lora, frozen_dtype="bfloat16", held_out={})
 
 
-def train_in_a_process(folder: Path) -> None:
-    if "FSDP_VERSION" in os.environ:
+def in_two_processes(folder: Path) -> None:
+    """Train with all weights in each process, then in shards, then adapters over shards."""
+    plugins.registry.cache_clear()
+    train_mllm(settings(folder), folder / "replicated")
+    if knows_fsdp2():
+        os.environ.update(FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"})
         shard_on_cpus()
-    plugins.registry.cache_clear()
-    train_mllm(settings(folder), folder / "two")
+        train_mllm(settings(folder), folder / "sharded")
+        train_mllm(adapters(folder), folder / "sharded-adapters")
 
 
-def train_adapters_in_a_process(folder: Path) -> None:
-    shard_on_cpus()
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The runs of two processes, and those of one, whole and with adapters."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(mean_colour.install(folder / "site")))
+        plugins.registry.cache_clear()
+        write_world(folder)
+        train_mllm(settings(folder), folder / "one")
+        train_mllm(adapters(folder), folder / "one-adapters")
+        run_together(in_two_processes, folder, PYTHONPATH=str(folder / "site"))
+        yield folder
     plugins.registry.cache_clear()
-    train_mllm(adapters(folder), folder / "two")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=needs_fsdp2)])
-def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
-    plugins.registry.cache_clear()
-    write_world(tmp_path)
-    train_mllm(settings(tmp_path), tmp_path / "one")
-    plugins.registry.cache_clear()
-    run_together(train_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **(SHARDED if sharded else {}))
-    assert bool([*tmp_path.glob("two/saves/*/shard-*")]) is sharded
-    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+@pytest.mark.parametrize("kind", ["replicated", pytest.param("sharded", marks=needs_fsdp2)])
+def test_two_processes_agree_with_one_within_rounding(kind: str, runs: Path):
+    one, two = runs / "one", runs / kind
+    assert bool([*two.glob("saves/*/shard-*")]) is (kind == "sharded")
+    for mine, theirs in zip(lines(one), lines(two), strict=True):
         # A share of all tokens here, the mean of two shares there.
         mine.pop("token_accuracy", None), theirs.pop("token_accuracy", None)
         assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-6)
-    mine, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")
+    mine, theirs = exported(one), exported(two)
     assert mine.keys() == theirs.keys()
     for name in mine:
         torch.testing.assert_close(theirs[name], mine[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -68,17 +76,12 @@ def test_two_processes_agree_with_one_within_rounding(sharded, tmp_path, monkeyp
 
 @pytest.mark.slow
 @needs_fsdp2
-def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(mean_colour.install(tmp_path / "site")))
-    plugins.registry.cache_clear()
-    write_world(tmp_path)
-    train_mllm(adapters(tmp_path), tmp_path / "one")
-    plugins.registry.cache_clear()
-    run_together(train_adapters_in_a_process, tmp_path, PYTHONPATH=str(tmp_path / "site"), **SHARDED)
-    assert [*tmp_path.glob("two/saves/*/shard-*")]
-    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(runs: Path):
+    one, two = runs / "one-adapters", runs / "sharded-adapters"
+    assert [*two.glob("saves/*/shard-*")]
+    for mine, theirs in zip(lines(one), lines(two), strict=True):
         assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-6)
-    mine, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")
+    mine, theirs = exported(one), exported(two)
     assert mine.keys() == theirs.keys()
     for name in mine:
         torch.testing.assert_close(theirs[name], mine[name], rtol=2**-7, atol=1e-3, msg=name)
