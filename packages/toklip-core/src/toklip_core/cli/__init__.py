@@ -5,7 +5,7 @@
     task.py   what a trainer's command needs           demo.py   toklip demo
     options.py types of options that commands share
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -4,7 +4,7 @@
     settings.py   settings of drawing           sampler.py   the loop, plain and compiled
     models.py     what a model of ids offers
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

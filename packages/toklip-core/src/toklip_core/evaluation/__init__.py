@@ -6,7 +6,7 @@
     matcher.py         a model that matches both          classes.py     names and templates of classes
     report.py          figures and their protocol as text codebook.py    how many codes are in use
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

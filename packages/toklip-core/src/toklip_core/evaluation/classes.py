@@ -1,4 +1,4 @@
-"""The names of classes: folders of pictures named after them, labels that are typed, ImageNet, and templates."""
+"""Classes and their names: folders of classes, typed labels, ImageNet, and templates."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from toklip_core.pictures import (
 from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
 
-#: Names that stand for the templates of open_clip: 80, and 7.
+#: Names of open_clip's sets of 80 and 7 templates.
 TEMPLATE_SETS = ("openai", "simple")
 
 
 def known_templates(given: Sequence[str]) -> list[str]:
-    """Return templates, names of open_clip's sets replaced: ``openai`` by its 80 for ImageNet, ``simple`` by 7.
+    """Return templates; ``openai`` becomes open_clip's 80 templates for ImageNet, and ``simple`` its 7 simple ones.
 
     Raises:
-        ValueError: one has no {} for the name, or occurs twice.
+        ValueError: a template has no {} for the name, or occurs twice.
     """
     found: list[str] = []
     for template in given:
@@ -41,11 +41,11 @@ def known_templates(given: Sequence[str]) -> list[str]:
 
 
 def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
-    """Return labels from a text with commas between them, or from a file with one in each line.
+    """Return labels from a text, separated by commas, or from a file with one label per line.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: both are given or neither, there are no labels, or two are alike.
+        FileNotFoundError: the file is missing.
+        ValueError: both or neither are given, there are no labels, or two are equal.
     """
     if (labels is None) == (file is None):
         raise ValueError("name the labels, or a file with one in each line, and not both (--labels, --labels-file)")
@@ -60,20 +60,22 @@ def read_labels(labels: str | None, file: Path | str | None) -> list[str]:
 def class_folders(
     folder: Path | str, *, imagenet: bool = False, max_pixels: int = MAX_PIXELS
 ) -> LabelledPictures:
-    """Return the pictures of a folder that has one folder for each class, in the order of :func:`sort_classes`.
+    """Return the pictures of a folder with one folder per class, in the order of :func:`sort_classes`.
 
-    A class is named after its folder, _ being read as a space; one without pictures is a candidate all the same.
-    Files beside the folders of classes are not looked at, nor is what begins with a dot.
+    A class has the name of its folder, with spaces for underscores; a class without pictures is still a candidate.
+    Files beside the folders of classes, and hidden ones, are ignored.
 
     Args:
-        folder: FOLDER/CLASS/PICTURE, and deeper; a tar of pictures is a folder of them. Or scenes, such as
-            ``scenes:held-out?count=256&objects=1``: see :func:`toklip_core.pictures.labelled_scenes`.
-        imagenet: the 1000 folders are ImageNet's, named n01440764 and so on, or 0 to 999; the names are open_clip's.
-        max_pixels: see :func:`toklip_core.pictures.open_picture`.
+        folder: folder with FOLDER/CLASS/PICTURE, or deeper; a tar of pictures counts as a folder. Or scenes, such as
+            ``scenes:held-out?count=256&objects=1``, see :func:`toklip_core.pictures.labelled_scenes`.
+        imagenet: whether the folders are the 1000 classes of ImageNet, named n01440764 and so on, or 0 to 999; the
+            classes get open_clip's names.
+        max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
 
     Raises:
-        FileNotFoundError: there is no such folder, no folder in it, or no picture.
-        ValueError: two classes have one name, the folders are not those of ImageNet, or scenes have several objects.
+        FileNotFoundError: the folder is missing, or has no folder or no picture.
+        ValueError: two classes have the same name, the folders are not those of ImageNet, or scenes have several
+            objects.
     """
     if (scenes := parse_scenes(folder)) is not None:
         if imagenet:
@@ -102,13 +104,17 @@ def class_folders(
 
 
 def sort_classes(folders: Iterable[str]) -> list[str]:
-    """Return the folders of classes in the order of their numbers: sorted, as numbers if all are numbers."""
+    """Return the folders of classes, sorted; as numbers if all of them are numbers."""
     found = sorted(folders)
     return sorted(found, key=int) if all(name.isdecimal() for name in found) else found
 
 
 def class_name(folder: str) -> str:
-    """Return the name of the class of a folder: _ is read as a space."""
+    """Return the name of a folder's class, with spaces for underscores.
+
+    >>> class_name("red_circle")
+    'red circle'
+    """
     return folder.replace("_", " ")
 
 
@@ -152,11 +158,11 @@ def described_templates(templates: Sequence[str]) -> str:
 
 
 def refuse_duplicates(texts: Sequence[str], kind: str) -> list[str]:
-    """Return texts, whole characters alone; ValueError if there are none, or one is empty or occurs twice.
+    """Return texts without lone surrogates; ValueError if there are none, or if one is empty or occurs twice.
 
     Args:
-        texts: of any number.
-        kind: what they are, for the message.
+        texts: at least one text.
+        kind: word for a text, for the message.
     """
     texts = list(map(replace_lone_surrogates, texts))
     if not texts or not all(text.strip() for text in texts):

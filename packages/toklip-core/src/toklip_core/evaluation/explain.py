@@ -1,8 +1,8 @@
-"""Where in a picture a text is: the agreement of each token of TokLIP with it, drawn over the picture.
+"""Maps of the match between the tokens of a picture and texts, drawn over the picture.
 
-A token stands for one cell of the grid. It is brought into the joint space as if it were pooled alone, and its
-agreement with a text is the cosine there. Token i has seen the codes 0 to i alone, in raster order: what lies below it,
-or right of it in its row, it does not know.
+A token stands for one cell of the grid. It is pooled alone, which places it in the joint space, and its match with a
+text is the cosine there. Token i depends on codes 0 to i only, in raster order, so it does not know what is below it,
+or right of it in its row.
 
 Source: the idea of pooling each token alone is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
 
@@ -46,7 +46,7 @@ _SMALL = 15
 _TICKS = 5
 _INK, _FAINT = (20, 20, 20), (90, 90, 90)
 
-#: From low to high: dark violet to light yellow, ever lighter, so that it can be read without seeing hues.
+#: Colours from low to high, from dark violet to light yellow; they can be told apart by brightness alone.
 _COLOURS = np.array([(24, 12, 84), (96, 20, 130), (176, 42, 118), (232, 92, 72), (250, 164, 52), (252, 238, 130)])
 _OPACITY = 0.6
 
@@ -55,24 +55,24 @@ _Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """The agreement of tokens with texts."""
+    """The match of tokens with texts."""
 
     #: The picture as the model sees it, a square of PANEL_SIDE.
     image: Image.Image
     picture: str
     texts: tuple[str, ...]
-    #: (X, h, w), float32: cosines, less what ``relative`` says.
+    #: (X, h, w), float32: cosines, minus their mean over the texts if ``relative``.
     values: Tensor
-    #: Cosine of the whole picture's feature with each text.
+    #: Cosine of the whole picture with each text.
     whole: tuple[float, ...]
     #: Whether the mean over the texts was subtracted from each token's cosines.
     relative: bool
-    #: Whether tokens know nothing of what comes after them.
+    #: Whether the encoder is causal.
     causal: bool
     protocol: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data: for each text a grid of numbers, row by row."""
+        """Return the map as JSON data: for each text a grid of numbers, row by row."""
         values = self.values.tolist()
         rows = [
             {"text": text, "tokens": grid, "picture": whole}
@@ -89,14 +89,14 @@ def explain_picture(
     relative: bool = False,
     compute: Compute = Compute(),
 ) -> Explanation:
-    """Return how each token of a picture agrees with texts: what ``toklip explain`` draws.
+    """Return the match of each token of a picture with texts, which ``toklip explain`` draws.
 
     Args:
-        name: of a TokLIP, or its folder.
-        picture: a file.
-        texts: one or more.
-        relative: subtract from each token's cosines their mean over the texts, which shows where they differ.
-        compute: where, and the largest picture that is read.
+        name: name or folder of a TokLIP.
+        picture: file of the picture.
+        texts: at least one text.
+        relative: whether to subtract from each token's cosines their mean over the texts, to show differences.
+        compute: device, and maximum pixels of the picture.
 
     Raises:
         FileNotFoundError: a file of the model is not there.
@@ -137,9 +137,9 @@ def explain_picture(
 
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
-    """Return the picture, and beside it one panel for each text, its tokens' values as colours; below, the legend.
+    """Return a sheet with the picture, a panel per text with the tokens' values as colours, and a legend below.
 
-    All panels have one scale, from the least value to the greatest.
+    All panels share a scale from the smallest to the largest value.
     """
     values = explanation.values.numpy()
     span = float(values.min()), float(values.max())
@@ -152,7 +152,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
 
 
 def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> Image.Image:
-    """The scale with its numbers, and what they are."""
+    """Return the colour scale with numbers and a description."""
     font = ImageFont.load_default(_SMALL)
     notes = [
         f"{explanation.protocol['model']}. Colour: cosine of each token, pooled alone, with the text"
@@ -169,27 +169,27 @@ def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> 
     for tick in range(_TICKS):
         share = tick / (_TICKS - 1)
         number = f"{span[0] + share * (span[1] - span[0]):.3f}"
-        # The first begins at the scale's begin, the last ends at its end.
+        # The first number is aligned left, the last one right.
         pen.text((share * (PANEL_SIDE - font.getlength(number)), _BAR), number, _INK, font)
     write_lines(pen, (0, _BAR + height + 2 * PANEL_GAP), words, font, _FAINT)
     return legend
 
 
 def _faint(image: Image.Image) -> Image.Image:
-    """A picture in greys that show its shapes and are all near the middle, so as not to be taken for values."""
+    """Return a picture in medium greys, which show its shapes but do not look like values."""
     levels = [round(80 + level / 2) for level in range(256)]
     return ImageOps.autocontrast(image.convert("L")).point(levels).convert("RGB")
 
 
 def _overlaid(grey: Image.Image, grid: _Floats, span: tuple[float, float]) -> Image.Image:
-    """A grey picture under the colours of a grid (h, w), one block a token."""
+    """Return a grey picture under the colours of a grid (h, w), with one block per token."""
     low, high = span
     blocks = Image.fromarray(_coloured((grid - low) / ((high - low) or 1)))
     return Image.blend(grey, blocks.resize(grey.size, Image.Resampling.NEAREST), _OPACITY)
 
 
 def _coloured(shares: _Floats) -> NDArray[np.uint8]:
-    """Shares (...) in [0, 1] as colours (..., 3)."""
+    """Return colours (..., 3) for shares (...) in [0, 1]."""
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(shares, places, _COLOURS[:, channel]) for channel in range(3)]
     colours: NDArray[np.uint8] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Networks that stand in for an eye: LPIPS, and Inception for the Fréchet distance (rFID).
+"""Networks for perceptual figures: LPIPS, and Inception for the Fréchet distance (rFID).
 
-They are torchmetrics' (extra ``toklip-core[evaluate]``). The weights are files of other projects: they are taken
-from the torch hub cache, never downloaded from here, and never unpickled before they are known to be plain tensors.
+They come from torchmetrics (extra ``toklip-core[evaluate]``). The weights are files of other projects. They are read
+from the torch hub cache, never downloaded, and never unpickled before they are known to be plain tensors.
 
 Shape letters: B batch, H and W picture sides.
 """
@@ -31,9 +31,9 @@ _TORCHVISION_WEIGHTS = {
     "squeeze": "SqueezeNet1_1_Weights.DEFAULT",
     "vgg": "VGG16_Weights.DEFAULT",
 }
-# Below it a backbone of LPIPS halves a picture away.
+# Smallest side at which something is left after all halvings of LPIPS's backbones.
 _SMALLEST_SIDE = 32
-# The covariance of so many features has full rank from one picture more.
+# Number of Inception's features; their covariance needs one picture more to have full rank.
 _INCEPTION_FEATURES = 2048
 # torch-fidelity's URL_INCEPTION_V3; asking torch-fidelity itself costs seconds of imports.
 _INCEPTION_URL = (
@@ -42,16 +42,16 @@ _INCEPTION_URL = (
 
 
 def require_evaluate_extra() -> None:
-    """Raise LookupError, with the command that installs it, if a package of the extra is not there."""
+    """Raise LookupError, with the command to install it, if a package of the extra is missing."""
     for name in ("torchmetrics", "torch_fidelity", "torchvision"):
         if find_spec(name) is None:
             raise LookupError(f"{name} is not installed: pip install 'toklip-core[evaluate]'")
 
 
 def load_lpips(net: LPIPSNet) -> nn.Module:
-    """Return the frozen LPIPS network: called with two (B, 3, H, W) in [-1, 1] it gives distances (B, 1, 1, 1).
+    """Return the frozen LPIPS network, from two (B, 3, H, W) in [-1, 1] to distances (B, 1, 1, 1).
 
-    A gradient flows into both pictures, none into the network. Sides of 32 and more suit every backbone.
+    Gradients flow into both pictures, but not into the network. Every backbone works for sides of at least 32.
 
     Raises:
         FileNotFoundError: the backbone's file is not in the torch hub cache; it is not downloaded.
@@ -86,19 +86,19 @@ def load_fid() -> FrechetInceptionDistance:
 
     _refuse_code(path)
     try:
-        # antialias=False: published figures resize as TensorFlow 1 does, torchmetrics by default does not.
+        # antialias=False resizes like TensorFlow 1, as in published figures; torchmetrics' default does not.
         return FrechetInceptionDistance(_INCEPTION_FEATURES, feature_extractor_weights_path=str(path), antialias=False)
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
 
 
 def load_inception() -> nn.Module:
-    """Return the frozen Inception network of :func:`load_fid`: pictures (B, 3, H, W), uint8, to two tensors.
+    """Return the frozen Inception network of :func:`load_fid`, from pictures (B, 3, H, W), uint8, to two tensors.
 
-    They are the features, (B, 2048), and the logits without their bias, (B, 1008), of the Inception score.
+    The tensors are activations (B, 2048), and logits without their bias (B, 1008) for the Inception score.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: as :func:`load_fid`.
+        FileNotFoundError, LookupError, ValueError: see :func:`load_fid`.
     """
     path = _inception_file()
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -119,19 +119,19 @@ def described_inception() -> str:
 
 
 class PerceptualFigures:
-    """LPIPS and rFID over a stream of pictures, each where its network is there."""
+    """LPIPS and rFID over a stream of pictures, each if its network is available."""
 
     def __init__(self, net: LPIPSNet, side: int, device: torch.device | str) -> None:
         """Load the networks.
 
         Args:
-            net: the backbone of LPIPS.
-            side: the shorter side of the pictures.
-            device: where to compute.
+            net: backbone of LPIPS.
+            side: shorter side of the pictures.
+            device: device to compute on.
         """
-        #: Figure -> why it is missing and how to get it.
+        #: Missing figure -> reason, and how to get it.
         self.left_out: dict[str, str] = {}
-        #: Which networks, and their files' checksums.
+        #: Names of the networks, and checksums of their files.
         self.protocol: dict[str, str | int] = {}
         self._pictures = 0
         self._lpips_sum = 0.0
@@ -153,7 +153,7 @@ class PerceptualFigures:
             self.left_out["rfid"] = str(error)
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take in pictures (B, 3, H, W), uint8, and their reconstructions."""
+        """Add pictures (B, 3, H, W), uint8, and their reconstructions."""
         self._pictures += len(inputs)
         if self._network is not None:
             with torch.no_grad():
@@ -164,11 +164,11 @@ class PerceptualFigures:
             self._fid.update(outputs, real=False)
 
     def lpips(self) -> float | None:
-        """Return the mean distance."""
+        """Return the mean LPIPS distance; None if it is left out."""
         return None if self._network is None else self._lpips_sum / self._pictures
 
     def rfid(self) -> float | None:
-        """Return the Fréchet distance; what speaks against it goes into the protocol."""
+        """Return the Fréchet distance, None if it is left out; the protocol gets a note if it is unreliable."""
         if self._fid is None:
             return None
         if self._pictures < 2:
@@ -203,14 +203,14 @@ def _cached(url: str) -> Path:
 
 
 def _refuse_code(path: Path) -> None:
-    """Raise unless the file is plain, finite tensors: torchvision and torch-fidelity would run whatever it holds."""
+    """Raise ValueError unless a file has only finite tensors, because torchvision would run code from it."""
     for name, tensor in read_tensors(path).items():
         if isinstance(tensor, Tensor) and not is_finite(tensor):
             raise ValueError(damaged(path, name))
 
 
 def _described(path: Path) -> str:
-    """Return name and checksum of a file, and whether it is the published one, whose sha256 starts as its name ends."""
+    """Return the name and checksum of a file, and whether it is the published one."""
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     published = checksum.startswith(path.stem.rsplit("-", 1)[-1])

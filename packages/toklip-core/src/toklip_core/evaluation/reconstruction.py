@@ -1,7 +1,7 @@
-"""How well a tokenizer reconstructs pictures: PSNR, SSIM, LPIPS, rFID, and how it uses its codebook.
+"""Evaluation of a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, and the use of the codebook.
 
-The figures are torchmetrics' (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks: see
-:mod:`toklip_core.evaluation.perceptual`. A figure without its protocol means nothing, so a report holds both.
+The figures come from torchmetrics (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks, see
+:mod:`toklip_core.evaluation.perceptual`. A report has the figures and their protocol.
 
 Shape letters: B batch, H and W picture sides, K codebook size.
 """
@@ -47,9 +47,9 @@ _REFERENCE = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionReport:
-    """The figures of a tokenizer over a set of pictures, and the protocol they were taken by."""
+    """Figures of a tokenizer over a set of pictures, with the protocol of the measurement."""
 
-    #: Mean over pictures of 10 log10(1 / MSE), dB; infinite if a picture came back exactly.
+    #: Mean over pictures of 10 log10(1 / MSE), in dB; infinite if a picture is reconstructed exactly.
     psnr: float
     #: Mean over pictures, in [-1, 1].
     ssim: float
@@ -61,15 +61,15 @@ class ReconstructionReport:
     codebook_usage: float
     #: exp(entropy) of the frequencies of the rows, in [1, K].
     perplexity: float
-    #: Figure -> why it is missing and how to get it.
+    #: Missing figure -> reason, and how to get it.
     left_out: dict[str, str]
-    #: How the figures were taken.
+    #: Protocol of the measurement.
     protocol: dict[str, str | int]
-    #: Inputs that are no readable picture, each with the reason: they are in no figure.
+    #: Inputs that are no readable pictures, with the reason; no figure includes them.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data. JSON has no infinity: an infinite PSNR becomes None, and ``left_out`` says so."""
+        """Return the report as JSON data. An infinite PSNR becomes None, with a note in ``left_out``."""
         data = asdict(self)
         if math.isinf(self.psnr):
             data["psnr"] = None
@@ -77,7 +77,7 @@ class ReconstructionReport:
         return data
 
     def as_text(self) -> str:
-        """Return a table for people: figures, then the protocol, then what could not be read."""
+        """Return the report as a table for people: figures, protocol, and unreadable inputs."""
         figures = {
             "PSNR": f"{self.psnr:.3f} dB",
             "SSIM": f"{self.ssim:.4f}",
@@ -104,18 +104,18 @@ def evaluate_tokenizer(
     lpips: LPIPSNet = "alex",
     compute: Compute = Compute(),
 ) -> ReconstructionReport:
-    """Measure a registered tokenizer on pictures: what ``toklip evaluate reconstruction`` does.
+    """Measure a registered tokenizer on pictures, as ``toklip evaluate reconstruction`` does.
 
     Pictures that cannot be read are listed in the report and left out.
 
     Args:
-        name: of the tokenizer.
+        name: name of the tokenizer.
         inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
-        weights: a file or folder in place of the published or shipped weights.
-        image_size: side of the pictures; None: what the tokenizer was trained at.
-        resize: how a picture becomes a square.
-        lpips: the backbone of LPIPS.
-        compute: where, and how many pictures at a time; its dtype is that of the tokenizer's towers.
+        weights: file or folder to load instead of the published or shipped weights.
+        image_size: side of the pictures; None: the side that the tokenizer was trained at.
+        resize: way to make a picture square.
+        lpips: backbone of LPIPS.
+        compute: device, number of pictures at a time, and dtype of the tokenizer's towers.
 
     Raises:
         FileNotFoundError: an input or the weights are not there.
@@ -148,22 +148,21 @@ def evaluate_reconstruction(
     lpips: LPIPSNet = "alex",
     compute: Compute = Compute(),
 ) -> ReconstructionReport:
-    """Encode and decode pictures, and compare what comes back with what went in.
+    """Encode and decode pictures, and compare them with their reconstructions.
 
-    One pass, in memory that does not grow with the number of pictures. Both sides are rounded to 8 bits, as a file
-    would hold them. LPIPS and rFID are left out where their networks are not in the torch hub cache.
+    One pass is enough, in memory that does not grow with the number of pictures. Both sides are rounded to 8 bits, as
+    in files. LPIPS and rFID are left out if their networks are not in the torch hub cache.
 
     Args:
-        tokenizer: on its device.
-        pictures: each (3, H, W) in [-1, 1], all of one size.
-        lpips: the backbone of LPIPS.
-        compute: the device of the tokenizer, and how many pictures at a time, which changes no figure beyond what it
-            changes in the floats of the networks.
+        tokenizer: tokenizer on its device.
+        pictures: pictures (3, H, W) in [-1, 1], all of the same size.
+        lpips: backbone of LPIPS.
+        compute: device of the tokenizer, and number of pictures at a time, which only changes rounding.
 
     Raises:
         LookupError: the extra is not installed.
-        ValueError: there is no picture, or one of another size, or one below 11 x 11, or a pixel is an integer, NaN or
-            infinite, also one that came back.
+        ValueError: there is no picture, a picture has another size or less than 11 x 11 pixels, or a pixel of a picture
+            or a reconstruction is an integer, NaN or infinite.
     """
     require_evaluate_extra()
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -177,7 +176,7 @@ def evaluate_reconstruction(
         ids = tokenizer.encode(batch.to(compute.device))
         counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
         inputs, outputs = to_levels(batch.to(compute.device)), to_levels(tokenizer.decode(ids))
-        # One by one: on a CPU quicker than a batch, and a sum cannot depend on the batch size.
+        # One by one, which is faster on a CPU, and independent of the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
             psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
             ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
@@ -210,7 +209,7 @@ def _pictures(
 
 
 def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Stack pictures (3, H, W) into (B, 3, H, W), B <= size; refuse what cannot be compared."""
+    """Yield batches (B, 3, H, W), B <= size, of pictures (3, H, W); refuse pictures of another size."""
     waiting: list[Tensor] = []
     for picture in pictures:
         if min(picture.shape[-2:]) < _SSIM_WINDOW:

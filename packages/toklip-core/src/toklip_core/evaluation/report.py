@@ -1,4 +1,4 @@
-"""Reports: figures and the protocol that they were measured by, as text."""
+"""Text of reports, which have figures and a protocol."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib.metadata import version
 
 
 def software() -> str:
-    """Return the versions of what computes, for protocols."""
+    """Return the versions of the libraries that compute, for protocols."""
     return ", ".join(f"{name} {version(name)}" for name in ("open_clip_torch", "timm", "torch"))
 
 
 def report_text(figures: Sequence[Sequence[str]], protocol: Mapping[str, object], unreadable: Sequence[str]) -> str:
-    """Return a table for people: rows of figures, then the protocol, then what could not be read."""
+    """Return a report as a table for people: rows of figures, the protocol, and unreadable pictures."""
     widths = [max(len(row[column]) for row in figures) for column in range(len(figures[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in figures]
     lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in protocol.items())]

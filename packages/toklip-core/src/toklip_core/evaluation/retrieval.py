@@ -1,7 +1,7 @@
-"""Retrieval: the captions of a picture among all captions, and the picture of a caption among all pictures.
+"""Retrieval: finds the captions of a picture among all captions, and the picture of a caption among all pictures.
 
-R@k from pictures to texts is the share of pictures of which any caption is among the first k; from texts to pictures
-it is the share of captions whose own picture is.
+R@k from pictures to texts is the share of pictures with one of their captions among the first k. From texts to pictures
+it is the share of captions with their picture among the first k.
 
 Source: Karpathy and Li, https://arxiv.org/abs/1412.2306, section 4.2, and the splits that they published.
 
@@ -38,33 +38,33 @@ from toklip_core.scenes import parse_scenes
 
 RANKS = (1, 5, 10)
 
-# Scores that are held at a time: 64 MB, and a few times that while they are ranked.
+# Number of scores that are ranked at a time: 64 MB, and a few times that in between.
 _SCORES = 2**24
 
-# So many pictures are looked for before their root is taken to be wrong.
+# Number of pictures that must be missing before their root counts as wrong.
 _LOOKED_FOR = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalReport:
-    """Recall in both directions, and the protocol it was taken by. Keys are R@1, R@5 and R@10."""
+    """Recall in both directions, with the keys R@1, R@5 and R@10, and the protocol of the measurement."""
 
     image_to_text: dict[str, float]
     text_to_image: dict[str, float]
-    #: What a model that scores all alike reaches.
+    #: Recall of a model with equal scores for everything.
     chance_image_to_text: dict[str, float]
     chance_text_to_image: dict[str, float]
-    #: How the figures were taken.
+    #: Protocol of the measurement.
     protocol: dict[str, str | int]
-    #: Pictures that cannot be read, each with the reason: neither they nor their captions are in a figure.
+    #: Pictures that cannot be read, with the reason; no figure includes them or their captions.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return a table for people."""
+        """Return the report as a table for people."""
         rows = {
             "image to text": self.image_to_text,
             "  chance": self.chance_image_to_text,
@@ -86,22 +86,21 @@ def evaluate_retrieval(
     karpathy_split: str | None = None,
     compute: Compute = Compute(),
 ) -> RetrievalReport:
-    """Measure a model on captioned pictures, or on scenes: what ``toklip evaluate retrieval`` does.
+    """Measure the retrieval of a model on captioned pictures or scenes, as ``toklip evaluate retrieval`` does.
 
     Args:
-        name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
-        pairs: a JSONL, CSV or TSV file with a picture in each row, or Karpathy's dataset_coco.json (NAME.json); or
-            scenes, such as ``scenes:held-out?count=256``, each with its four captions.
-        root: the folder that paths of pictures start from; None: that of the file.
-        image: key of the picture's path in a row.
-        captions: key of its captions, a list, or one text.
-        karpathy_split: of a Karpathy file; None: "test".
-        compute: where, and how many pictures at a time; its dtype is that of both towers, a VQ tokenizer stays in
-            float32.
+        name: name or folder of a TokLIP or CLIP, see :func:`toklip_core.model.load_model`.
+        pairs: JSONL, CSV or TSV file with a picture per row, Karpathy's dataset_coco.json (NAME.json), or scenes, such
+            as ``scenes:held-out?count=256``, each with its four captions.
+        root: folder that picture paths are relative to; None: that of the file.
+        image: column with the path of the picture.
+        captions: column with a list of captions, or with one caption.
+        karpathy_split: split of a Karpathy file; None: "test".
+        compute: device, number of pictures at a time, and dtype of both towers; a VQ tokenizer stays in float32.
 
     Raises:
-        FileNotFoundError: the file, its pictures, or a file of the model is not there.
-        LookupError: there is no such model, or it has no text tower.
+        FileNotFoundError: the file, its pictures, or a file of the model is missing.
+        LookupError: the model is unknown, or has no text tower.
         ValueError: the file is malformed, or no picture can be read.
     """
     path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
@@ -123,7 +122,7 @@ def evaluate_retrieval(
 def measure_retrieval(
     model: Matcher, pairs: Sequence[LazyPair], compute: Compute = Compute()
 ) -> RetrievalReport:
-    """Return the recall of a model over captioned pictures; arguments and errors as :func:`evaluate_retrieval`."""
+    """Return the recall of a model over captioned pictures; see :func:`evaluate_retrieval`."""
     distinct = list(dict.fromkeys(text for pair in pairs for text in pair.captions))
     texts = text_features(model, distinct, progress=compute.progress).cpu()
     unreadable: list[str] = []
@@ -138,7 +137,7 @@ def measure_retrieval(
     text_of, picture_of = torch.tensor(captions).T
     images = torch.cat(features)
     forward, back = recall(images, texts, text_of, picture_of)
-    # A model that scores all alike.
+    # A model with equal scores for everything.
     chance_forward, chance_back = recall(images[:, :1] * 0, texts[:, :1] * 0, text_of, picture_of)
     return RetrievalReport(
         image_to_text=forward,
@@ -166,8 +165,8 @@ def recall(
     Args:
         images: (N, E), unit norm.
         texts: (U, E), unit norm.
-        text_of: (T,), int64: for each caption, its row of ``texts``.
-        picture_of: (T,), int64: for each caption, the row of its picture; every picture has one or more.
+        text_of: (T,), int64, the row in ``texts`` of each caption.
+        picture_of: (T,), int64, the row of each caption's picture; every picture has at least one caption.
     """
     forward, back = [], []
     numbers = torch.arange(len(images))
@@ -185,7 +184,7 @@ def recall(
 def table_pairs(
     file: Path, root: Path, *, image: str = "image", captions: str = "captions", max_pixels: int = MAX_PIXELS
 ) -> list[LazyPair]:
-    """Return the pictures of a JSONL, CSV or TSV file, each once, with the captions of all rows that name it.
+    """Return the distinct pictures of a JSONL, CSV or TSV file, with the captions of all rows that name them.
 
     Rows without a caption are left out.
 
@@ -238,7 +237,7 @@ def _picture(path: Path, max_pixels: int) -> LazyPicture:
 
 
 def _shared(captions: Sequence[tuple[int, int]]) -> str:
-    """What captions of several pictures cost even a perfect model."""
+    """Return a note on captions of several pictures, which even a perfect model cannot tell apart."""
     pictures = Counter(text for text, _ in set(captions))
     several = sum(pictures[text] > 1 for text, _ in captions)
     best = sum(1 / pictures[text] for text, _ in captions) / len(captions)

@@ -1,7 +1,7 @@
-"""The pictures that fit a text best, among files or in a token store: what ``toklip search`` does.
+"""Search for the pictures that match a text best, in files or in a token store, as ``toklip search`` does.
 
-A picture and a text agree by the cosine of their features. Ids are all that a store needs to be searched by: the model
-makes features of them, and takes those that are stored if they are its own.
+The match of a picture and a text is the cosine of their vectors. A store only needs ids: the model computes the vectors
+from them, or uses stored ones if they are its own.
 
 Shape letters: B batch, E joint space.
 """
@@ -42,30 +42,30 @@ from toklip_core.weights import weights_checksum
 
 
 class Hit(NamedTuple):
-    """A picture that was found."""
+    """A picture of the result."""
 
-    #: Its file, its name in a tar, or its key in a store, which gives it back from its ids.
+    #: Picture, named by its file, its name in a tar, or its key in a store, from whose ids it is decoded.
     picture: LazyPicture
     cosine: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The pictures that fit a text best."""
+    """Result of a search."""
 
     text: str
-    #: Best first; of equal ones, that which was listed first.
+    #: Pictures, best first; equal ones in the order of the inputs.
     hits: tuple[Hit, ...]
-    #: How many were looked at.
+    #: Number of pictures that were compared.
     searched: int
-    #: How the model takes pictures.
+    #: Way in which the model resizes pictures.
     resize: Resize
     protocol: dict[str, str]
-    #: Pictures that cannot be read, each with the reason.
+    #: Pictures that cannot be read, with the reason.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         return {
             "text": self.text,
             "pictures": [{"picture": hit.picture.name, "cosine": hit.cosine} for hit in self.hits],
@@ -75,7 +75,7 @@ class Search:
         }
 
     def as_text(self) -> str:
-        """Return a line of cosine and name for each picture."""
+        """Return the result as text: for each picture a line with cosine and name."""
         return "\n".join(f"{hit.cosine:7.4f}  {hit.picture.name}" for hit in self.hits)
 
 
@@ -87,14 +87,14 @@ def search_pictures(
     top: int = 5,
     compute: Compute = Compute(),
 ) -> Search:
-    """Return the pictures whose features have the greatest cosine with that of a text.
+    """Return the pictures whose vectors have the largest cosine with that of a text.
 
     Args:
-        name: of a model, or its folder; for a store a TokLIP over the tokenizer that the store was made with.
+        name: name or folder of the model; for a store, a TokLIP over the tokenizer of the store.
         where: files, folders, globs, tars, scenes (see :func:`toklip_core.pictures.find_pictures`), or one token store.
-        text: as it is; a model that was trained on captions wants a caption.
-        top: how many pictures.
-        compute: where, and how many pictures at a time.
+        text: text, best in the style of the captions that the model was trained on.
+        top: number of pictures.
+        compute: device, and number of pictures at a time.
 
     Raises:
         FileNotFoundError: there is no picture, or a file of the model is not there.
@@ -126,7 +126,7 @@ def search_pictures(
             for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
         ),
     )
-    # In the order of the store, where a row is read with its group.
+    # Read in the order of the store, where a row is read with its group.
     found = {
         place: pictures[place] if tokens is None else _stored_picture(model, tokens, place)
         for place in sorted(place for _, place in best)
@@ -142,13 +142,13 @@ def search_pictures(
 
 
 def draw_search(search: Search) -> Image.Image:
-    """Return a sheet of the pictures that were found, each below its place, cosine and name."""
+    """Return a contact sheet of the pictures, each below its rank, cosine and name."""
     titles = [f"{place}. {hit.cosine:.3f}  {hit.picture.name}" for place, hit in enumerate(search.hits, start=1)]
     return picture_sheet(titles, [resized(hit.picture.read(), PANEL_SIDE, search.resize) for hit in search.hits])
 
 
 def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
-    """The model, if it reads the ids of a store."""
+    """Return the model if it reads the ids of a store, else raise ValueError."""
     info = tokens.info
     if not isinstance(model, TokLIP):
         raise ValueError(
@@ -166,7 +166,7 @@ def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
 
 @torch.no_grad()
 def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield row numbers of a batch, and unit features (B, E)."""
+    """Yield the row numbers and unit vectors (B, E) of a batch."""
     pooled = tokens.info.pooled
     stored = pooled is not None and pooled.weights_checksum == weights_checksum(model.encoder)
     device = model.logit_scale.device

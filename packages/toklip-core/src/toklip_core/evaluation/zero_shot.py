@@ -1,7 +1,7 @@
-"""Classes by their names alone: zero-shot accuracy over labelled pictures, and the classes of single pictures.
+"""Zero-shot classification: accuracy over labelled pictures, and labels of single pictures.
 
-A class is the direction of the mean of the unit features of its name in every template. A picture belongs to the class
-with the greatest cosine.
+The vector of a class is the normalised mean over templates of the unit vectors of its name. A picture gets the class
+with the largest cosine.
 
 Source: Radford et al., CLIP, https://arxiv.org/abs/2103.00020, section 3.1.4; open_clip, zero_shot_classifier.py.
 
@@ -38,25 +38,25 @@ from toklip_core.scenes import parse_scenes
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotReport:
-    """Accuracy over labelled pictures, and the protocol it was taken by."""
+    """Accuracy over labelled pictures, with the protocol of the measurement."""
 
-    #: Share of pictures whose class is the first, and is among the first five.
+    #: Shares of pictures whose class comes first, and among the first five.
     top1: float
     top5: float
-    #: What a model that scores all classes alike reaches.
+    #: Accuracy of a model with equal scores for all classes.
     chance_top1: float
     chance_top5: float
-    #: How the figures were taken.
+    #: Protocol of the measurement.
     protocol: dict[str, str | int]
-    #: Pictures that cannot be read, each with the reason: they are in no figure.
+    #: Pictures that cannot be read, with the reason; no figure includes them.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return a table for people."""
+        """Return the report as a table for people."""
         rows = [("top-1", self.top1, self.chance_top1), ("top-5", self.top5, self.chance_top5)]
         figures = [(name, f"{value:.2%}", f"(chance {chance:.2%})") for name, value, chance in rows]
         return report_text(figures, self.protocol, self.unreadable)
@@ -73,16 +73,16 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The labels of pictures, and how they were found."""
+    """Labels of pictures, with the protocol."""
 
     #: Picture -> its best labels, best first.
     pictures: dict[str, tuple[Guess, ...]]
     protocol: dict[str, str | int]
-    #: Pictures that cannot be read, each with the reason.
+    #: Pictures that cannot be read, with the reason.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         rows = [
             {"picture": name, "labels": [guess._asdict() for guess in guesses]}
             for name, guesses in self.pictures.items()
@@ -90,7 +90,7 @@ class Classification:
         return {"pictures": rows, "protocol": self.protocol, "unreadable": list(self.unreadable)}
 
     def as_text(self) -> str:
-        """Return, for each picture, a line of its name and one of each label."""
+        """Return the report as text: for each picture a line with its name, and one for each label."""
         lines = []
         for name, guesses in self.pictures.items():
             lines += [name, *(f"  {guess.probability:7.2%}  {guess.label}" for guess in guesses)]
@@ -105,17 +105,16 @@ def evaluate_zero_shot(
     templates: Sequence[str] = (),
     compute: Compute = Compute(),
 ) -> ZeroShotReport:
-    """Measure a model on a folder of classes, or on scenes: what ``toklip evaluate zero-shot`` does.
+    """Measure the accuracy of a model on a folder of classes or scenes, as ``toklip evaluate zero-shot`` does.
 
     Args:
-        name: of a model, or its folder; TokLIP or CLIP: see :func:`toklip_core.model.load_model`.
-        folder: see :func:`class_folders`; or scenes of one object, such as ``scenes:held-out?count=256&objects=1``:
-            the candidates are all 64 CLASSES.
-        imagenet: the folders are the 1000 classes of ImageNet, and have open_clip's names.
-        templates: see :func:`known_templates`; by default '{}' for scenes, the 80 for ImageNet, else
-            'a photo of a {}.'.
-        compute: where, and how many pictures at a time; its dtype is that of both towers, a VQ tokenizer stays in
-            float32.
+        name: name or folder of a TokLIP or CLIP, see :func:`toklip_core.model.load_model`.
+        folder: folder of classes, see :func:`class_folders`; or scenes of one object, such as
+            ``scenes:held-out?count=256&objects=1``, with all 64 CLASSES as candidates.
+        imagenet: whether the folders are the 1000 classes of ImageNet, which get open_clip's names.
+        templates: templates of the names, see :func:`known_templates`; by default '{}' for scenes, open_clip's 80 for
+            ImageNet, and otherwise 'a photo of a {}.'.
+        compute: device, number of pictures at a time, and dtype of both towers; a VQ tokenizer stays in float32.
 
     Raises:
         FileNotFoundError: the folder or a file of the model is not there, or there is no picture.
@@ -133,7 +132,7 @@ def evaluate_zero_shot(
 def measure_zero_shot(
     model: Matcher, labelled: LabelledPictures, templates: Sequence[str], compute: Compute = Compute()
 ) -> ZeroShotReport:
-    """Return the accuracy of a model over labelled pictures; arguments and errors as :func:`evaluate_zero_shot`."""
+    """Return the accuracy of a model over labelled pictures; see :func:`evaluate_zero_shot`."""
     names = list(dict.fromkeys(labelled.names))
     column = {name: place for place, name in enumerate(names)}
     columns = torch.tensor([column[name] for name in labelled.names])
@@ -142,7 +141,7 @@ def measure_zero_shot(
     unreadable: list[str] = []
     hits = []
     for places, features in picture_features(model, labelled.pictures, unreadable, compute):
-        # Columns are copied, so that equal names have scores that are equal to the last bit.
+        # Columns are copied, so that equal names have exactly equal scores.
         scores = (features @ classes.T).cpu()[:, columns]
         hits.append(hit_chances(scores, labels[places, None] == every, (1, 5)))
     top1, top5 = torch.cat(hits).mean(0).tolist()
@@ -172,17 +171,18 @@ def classify_pictures(
     top: int = 5,
     compute: Compute = Compute(),
 ) -> Classification:
-    """Say which labels pictures have: what ``toklip classify`` does.
+    """Return the labels of pictures, as ``toklip classify`` does.
 
-    The probability of a label is the softmax over all labels of the cosines, times exp of the model's own logit scale.
+    The probability of a label is the softmax over all labels of the cosines times the exponential of the model's own
+    logit scale.
 
     Args:
-        name: of a model, or its folder.
+        name: name or folder of the model.
         inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
-        labels: any texts, no two alike.
-        templates: see :func:`known_templates`; by default labels are taken as they are.
-        top: how many labels of each picture.
-        compute: where, and how many pictures at a time.
+        labels: distinct texts.
+        templates: templates of the labels, see :func:`known_templates`; by default labels are used as they are.
+        top: number of labels per picture.
+        compute: device, and number of pictures at a time.
 
     Raises:
         FileNotFoundError: an input or a file of the model is not there.
@@ -221,13 +221,13 @@ def classify_pictures(
 def class_features(
     model: Matcher, names: Sequence[str], templates: Sequence[str], *, progress: bool = False
 ) -> Tensor:
-    """Return (C, E), unit norm: for each name the mean of its unit features in the templates, normalised.
+    """Return the vectors (C, E), unit norm, of C classes: the normalised mean over templates of their unit vectors.
 
     Args:
-        model: on its device.
-        names: each once.
-        templates: each has a {} where the name goes, and each occurs once.
-        progress: show a bar on stderr if that is a terminal.
+        model: model on its device.
+        names: distinct names.
+        templates: distinct templates with {} in place of the name.
+        progress: show a progress bar on stderr if that is a terminal.
     """
     found = text_features(model, _in_templates(names, templates), progress=progress)
     return F.normalize(found.reshape(len(names), len(templates), -1).mean(1), dim=-1)

@@ -5,7 +5,7 @@
     text.py     the text tower, its tokenizer    clip.py       a CLIP of two towers: the teacher
     attention.py  attention over a cache of fixed size
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

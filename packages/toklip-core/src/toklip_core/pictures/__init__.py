@@ -7,7 +7,7 @@
     png_texts.py  PNG files with long texts                  parquet_rows.py  pictures in a column of a Parquet file
     random_crops.py  random parts of a picture, for training
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -5,7 +5,7 @@
     reader.py   reads a store                columns.py  what a store is made by, column by column
     locks.py    who may write                 part_reader.py  one part: opened, checked, read
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -1,9 +1,9 @@
-"""What `toklip train` trains in this package.
+"""The trainings of `toklip train` in this package.
 
     settings.py  settings and recipes    encoder.py  toklip train encoder
     held_out.py  figures during a run    teacher.py  toklip train teacher
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

@@ -1,12 +1,12 @@
-"""``toklip train encoder``: a semantic encoder from a teacher, by contrast with captions and distillation.
+"""``toklip train encoder``: trains a semantic encoder by contrast with captions and distillation from a teacher.
 
     pixels -tokenizer-> ids -tokenizer-> codes -encoder-> tokens, pooled
        |                                               |       |
     teacher's vision tower ------------------> tokens (MSE), pooled (MSE)
     captions -teacher's text tower, frozen ------------------> contrast
 
-From a token store neither pictures nor the tokenizer's networks are touched: ids come from it, and the teacher's
-features too, if it was written with ``toklip encode --teacher``.
+Training from a token store reads no pictures and does not run the tokenizer's networks. Ids come from the store, and
+so does the teacher's pooled vector if the store was written with ``toklip encode --teacher``.
 
 Source: TokLIP, https://arxiv.org/abs/2505.05422. The published runs froze the text tower, as here.
 """
@@ -47,10 +47,10 @@ from toklip_core.weights import weights_checksum
 
 _log = logging.getLogger(__name__)
 
-#: CLIP's bound of the temperature: cosines are never multiplied by more than 100.
+#: Logarithm of the largest factor on cosines, 100, as in CLIP.
 LARGEST_LOGIT_SCALE = math.log(100)
 
-#: Captions that the text tower is given at a time, where they are read before the first step.
+#: Number of captions that the text tower reads at a time before the first step.
 _CAPTIONS = 4096
 
 
@@ -60,7 +60,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
     The model folder ``out/model`` is a TokLIP: :meth:`toklip_core.model.TokLIP.from_pretrained` takes it.
 
     Raises:
-        FileNotFoundError: data, tokenizer or teacher are not there.
+        FileNotFoundError: data, tokenizer or teacher are missing.
         ValueError: they do not fit one another, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
@@ -82,7 +82,7 @@ class EncoderTask(Task):
         teacher: CLIP whose features are distilled, and whose text tower reads the captions.
 
     Raises:
-        FileNotFoundError: data are not there.
+        FileNotFoundError: data are missing.
         ValueError: data, tokenizer and teacher do not fit one another.
     """
 
@@ -90,7 +90,7 @@ class EncoderTask(Task):
     collate = staticmethod(collate)
 
     def __init__(self, config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
-        refuse_misfits(config, tokenizer, teacher)  # before the data, which may take minutes to look through
+        refuse_misfits(config, tokenizer, teacher)  # before the data, whose inspection may take minutes
         losses = config.losses
         self.config, self.tokenizer, self.teacher = config, tokenizer, teacher.requires_grad_(False).eval()
         held_out = held_out_set(config.held_out, image_size=config.image_size)
@@ -113,13 +113,13 @@ class EncoderTask(Task):
             self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
         if held_out is not None:
             self.evaluate = lambda product: evaluate_matcher(self.assemble(cast(EncoderTraining, product)), held_out)
-        # Tokens alone leave the pooling out.
+        # A loss on tokens alone does not use the pooling.
         self.unused_parameters = not (losses.contrast_weight or losses.pooled_weight)
         self.captions = CaptionFeatures(teacher, self.samples.distinct_captions(most=config.text_cache))
         self._device: torch.device | None = None
 
     def prepare(self, batch: Batch) -> EncoderInputs:
-        """Have tokenizer and teacher read a batch, as far as it does not carry ids and features of its own."""
+        """Run tokenizer and teacher on a batch, unless it has stored ids and teacher's vectors."""
         losses = self.config.losses
         self._move((batch["pixels"] if "pixels" in batch else batch["ids"]).device, sees="pixels" in batch)
         text = self.captions(batch["captions"]) if losses.contrast_weight else None
@@ -135,7 +135,7 @@ class EncoderTask(Task):
         return EncoderInputs(codes, text, unit, tokens if losses.token_weight else None)
 
     def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:
-        """Return the losses of distillation, and what the contrast compares."""
+        """Return the losses of distillation, and the vectors for the contrast."""
         return cast(Losses, model(*prepared))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -145,7 +145,7 @@ class EncoderTask(Task):
         self.assemble(result).save_pretrained(folder)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return groups of the encoder and the temperature; the projector has its own learning rate."""
+        """Return groups for the encoder and the temperature; the projector has its own learning rate."""
         return parameter_groups(self.model, {"projector": self.config.projector_learning_rate_factor})
 
     def after_step(self, model: nn.Module) -> None:
@@ -153,7 +153,7 @@ class EncoderTask(Task):
         clamp_logit_scale(model)
 
     def assemble(self, trained: EncoderTraining) -> TokLIP:
-        """Return the trained and the frozen modules as a TokLIP; nothing is copied but temperature and bias."""
+        """Return the trained and the frozen modules as a TokLIP; only temperature and bias are copied."""
         config = self.config
         settings = TokLIPConfig(
             tokenizer=self.tokenizer.record,
@@ -171,7 +171,7 @@ class EncoderTask(Task):
         return model
 
     def _move(self, device: torch.device, *, sees: bool) -> None:
-        """Move what is frozen to the training's device; of a teacher that sees no picture, its text tower alone."""
+        """Move frozen modules to the device of the training; the teacher's vision tower only if it is needed."""
         if device != self._device:
             (self.teacher if sees else self.teacher.text).to(device)
             self.tokenizer.to(device)
@@ -179,31 +179,31 @@ class EncoderTask(Task):
 
 
 class EncoderInputs(NamedTuple):
-    """A batch as :class:`EncoderTraining` takes it."""
+    """Inputs of :class:`EncoderTraining` for a batch."""
 
     #: (B, h, w, C).
     codes: Tensor
-    #: (B, E), unit norm, of the captions; None if there is no contrast.
+    #: Vectors of the captions (B, E), unit norm; None without contrast.
     text: Tensor | None
-    #: (B, E), unit norm, of the teacher on the pictures; None if it is not distilled.
+    #: The teacher's vectors of the pictures (B, E), unit norm; None if they are not distilled.
     pooled: Tensor | None
-    #: (B, N, D), of the teacher; None if they are not distilled.
+    #: The teacher's tokens (B, N, D); None if they are not distilled.
     tokens: Tensor | None
 
 
 class EncoderTraining(nn.Module):
-    """The encoder and the temperature; the forward pass gives the losses that are means over samples, and features.
+    """The encoder and the temperature; the forward pass returns the distillation losses, and vectors for the contrast.
 
     Args:
-        encoder: what is trained.
-        teacher: where temperature and bias start. They are trained by the contrast, if there is one.
-        config: weights.
+        encoder: encoder to train.
+        teacher: CLIP with the initial temperature and bias; the contrast, if there is one, trains them.
+        config: weights of the losses.
     """
 
     def __init__(self, encoder: SemanticEncoder, teacher: CLIP, config: EncoderLosses) -> None:
         super().__init__()
         self.encoder = encoder
-        #: (1,): FSDP shards no scalar. The bias is the sigmoid's alone.
+        #: (1,), because FSDP shards no scalars. Only the sigmoid contrast uses the bias.
         self.logit_scale = nn.Parameter(_one(teacher.logit_scale), requires_grad=config.contrast_weight > 0)
         sigmoid = config.contrast == "sigmoid" and config.contrast_weight > 0
         self.logit_bias = nn.Parameter(_one(teacher.logit_bias)) if sigmoid else None
@@ -229,15 +229,15 @@ class EncoderTraining(nn.Module):
 
 
 class CaptionFeatures:
-    """Features of captions by a teacher's text tower.
+    """Vectors of captions from a teacher's text tower.
 
-    Features are not kept as captions come: after a resume they would come in other batches, and the last bit of a
-    feature depends on its batch.
+    They are not cached batch by batch, because batches differ after a resume, and the last bit of a vector depends on
+    its batch.
 
     Args:
-        teacher: its text tower reads the captions.
-        known: all captions of the data, where they are known: the text tower reads each of them once, at the first
-            call. None: a caption is read with its batch.
+        teacher: CLIP with the text tower.
+        known: all captions of the data if they are known; the text tower reads each of them once, at the first call.
+            None: captions are read with their batch.
     """
 
     def __init__(self, teacher: CLIP, known: Sequence[str] | None = None) -> None:
@@ -245,7 +245,7 @@ class CaptionFeatures:
         self._known = known
         self._rows: dict[str, int] = {}
         self._kept = torch.empty(0)
-        #: Captions that were longer than the text tower reads.
+        #: Number of captions that were too long for the text tower.
         self.cut = 0
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
@@ -276,18 +276,18 @@ def contrast(features: Mapping[str, Tensor], kind: str, weight: float) -> Losses
 
 
 def warn_of_cut_captions(count: int, limit: int) -> None:
-    """Say in the log, at the end of a run, how many captions were cut by this process; nothing if none was."""
+    """Log, at the end of a run, how many captions this process has cut, if any."""
     if count:
         _log.warning("%d caption%s cut after %d tokens", count, " was" if count == 1 else "s were", limit)
 
 
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the temperature in CLIP's bounds, 1 to 100."""
+    """Clamp the temperature to CLIP's range, 1 to 100."""
     cast(Any, model).logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
 
 
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
-    """ValueError unless size, tokenizer and teacher fit one another."""
+    """Raise ValueError unless size, tokenizer and teacher fit one another."""
     factor = tokenizer.downsample_factor
     if config.image_size % factor:
         raise ValueError(f"got image_size {config.image_size}; {config.tokenizer!r} wants a multiple of {factor}")
@@ -324,7 +324,7 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: st
 
 
 def initial_encoder(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> SemanticEncoder:
-    """Return the encoder as a run begins with it."""
+    """Return the encoder with its initial weights."""
     grid, width = (config.image_size // tokenizer.downsample_factor,) * 2, tokenizer.codebook_dim
     encoder = encoder_from_tower(teacher.vision, codebook_dim=width, grid=grid, causal=config.causal)
     encoder = SemanticEncoder(encoder.config) if config.initial_values == "random" else encoder
@@ -337,7 +337,7 @@ def _one(scalar: Tensor) -> Tensor:
 
 
 def _resampled(pixels: Tensor, size: int) -> Tensor:
-    """Pixels as the teacher's size, (B, 3, size, size)."""
+    """Return pixels resampled to (B, 3, size, size)."""
     if pixels.shape[-1] == size:
         return pixels
     return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""What a training run is evaluated on, and the figures: zero-shot accuracy, and retrieval."""
+"""Held-out data of a training run, and its figures: zero-shot accuracy and retrieval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toklip_core.training import Evaluation
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """Pictures, unread: those that are told apart by the names of classes, and those that are found by captions."""
+    """Held-out pictures, read on demand: labelled ones for zero-shot accuracy, and captioned ones for retrieval."""
 
     labelled: LabelledPictures | None
     templates: tuple[str, ...]
@@ -30,15 +30,15 @@ class HeldOutSet:
 
 
 def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | None:
-    """Return what the settings name, or None if that is nothing.
+    """Return the held-out data of the settings, or None if they name none.
 
     Args:
-        config: the settings.
-        image_size: side of scenes; pictures become what the model takes when they are read.
+        config: settings of the held-out data.
+        image_size: side of scenes; other pictures are resized for the model when they are read.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not what it should be, or a picture of it cannot be read.
+        FileNotFoundError: data are missing.
+        ValueError: data are malformed, or a picture cannot be read.
     """
     if config.scenes:
         single = Scenes(config.scenes, split="held-out", size=image_size, objects=1)
@@ -53,18 +53,17 @@ def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | No
 
 
 def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:
-    """Return top-1 accuracy and R@1 in both directions, each if there is something to measure it on.
+    """Return top-1 accuracy and R@1 in both directions, each if there are data for it.
 
-    Of several processes each measures all of it: none waits for another's share, and a sharded model is called equally
-    often in all of them.
+    Every process measures all data, because a sharded model must be called equally often in all processes.
 
     Args:
-        model: in eval mode.
-        held_out: what it has not seen.
-        batch_size: pictures at a time.
+        model: model in evaluation mode.
+        held_out: held-out data.
+        batch_size: number of pictures at a time.
 
     Raises:
-        ValueError: a feature is not finite, or no picture can be read.
+        ValueError: a vector is not finite, or no picture can be read.
     """
     figures: dict[str, float] = {}
     unreadable: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from toklip_core.config import Config, HeldOut, ResizeSetting, RunConfig
 from toklip_core.model import VisionConfig
 
 _RECIPES = files("toklip_core") / "recipes"
-#: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
+#: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 ENCODER_RECIPES = _RECIPES / "encoder"
 TEACHER_RECIPES = _RECIPES / "teacher"
 
@@ -73,7 +73,7 @@ class HeldOutPictures(HeldOut):
 
 
 def _refuse_nothing_to_contrast(contrast: str, run: RunConfig) -> None:
-    """ValueError if a softmax is over one pair, whose loss is 0 whatever is learnt."""
+    """Raise ValueError for a softmax contrast over a single pair, whose loss is always 0."""
     if contrast == "softmax" and run.batch_size == 1:
         raise ValueError(
             "with run.batch_size 1 there is no other pair to contrast with, and the loss of softmax is always 0; take "

@@ -1,4 +1,4 @@
-"""``toklip train teacher``: a small CLIP on pixels, from nothing, where no teacher can be downloaded."""
+"""``toklip train teacher``: trains a small CLIP on pixels from scratch, for use without published teachers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def train_teacher(config: TeacherTrainConfig, out: Path) -> FitReport:
     The model folder ``out/model`` is a teacher: :func:`toklip_core.model.load_clip` takes it.
 
     Raises:
-        FileNotFoundError: data are not there.
-        ValueError: they are a token store, or ``fit`` raises it.
+        FileNotFoundError: data are missing.
+        ValueError: data are a token store, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
     task = TeacherTask(config)
@@ -45,7 +45,7 @@ class TeacherTask(Task):
         config: settings of the run.
 
     Raises:
-        FileNotFoundError: data are not there.
+        FileNotFoundError: data are missing.
         ValueError: data are a token store, or do not fit the settings.
     """
 
@@ -70,7 +70,7 @@ class TeacherTask(Task):
         self.contrast = partial(contrast, kind=config.contrast, weight=1.0)
         if held_out is not None:
             self.evaluate = lambda product: evaluate_matcher(cast(TeacherTraining, product).assemble(), held_out)
-        #: Captions of this process that were longer than the text tower reads.
+        #: Number of captions of this process that were too long for the text tower.
         self.cut = 0
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class TeacherTask(Task):
         return batch["pixels"], ids.to(batch["pixels"].device)
 
     def objective(self, model: nn.Module, prepared: tuple[Tensor, Tensor], step: int) -> Losses:
-        """Return what the contrast compares."""
+        """Return the vectors for the contrast."""
         pixels, ids = prepared
         return cast(Losses, model(normalized(pixels), ids))
 
@@ -91,7 +91,7 @@ class TeacherTask(Task):
         result.assemble().save_pretrained(folder)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return groups of both towers and the temperature."""
+        """Return groups for both towers and the temperature."""
         return parameter_groups(self.model)
 
     def after_step(self, model: nn.Module) -> None:
@@ -99,7 +99,7 @@ class TeacherTask(Task):
         clamp_logit_scale(model)
 
     def _beginning(self) -> TeacherTraining:
-        """The model with initial weights."""
+        """Return the model with its initial weights."""
         config = self.config
         settings = CLIPConfig(
             image_size=config.image_size, resize=config.resize, vision=config.vision, text=self.tokenizer.config
@@ -108,19 +108,19 @@ class TeacherTask(Task):
 
 
 class TeacherTraining(nn.Module):
-    """Both towers and the temperature; the forward pass gives the features that are contrasted.
+    """Both towers and the temperature; the forward pass returns the vectors for the contrast.
 
     Args:
-        clip: what is trained. Its temperature and bias are taken over.
-        contrast: the bias is the sigmoid's, and frozen for softmax.
+        clip: CLIP to train, with the initial temperature and bias.
+        contrast: kind of contrast; only the sigmoid trains the bias.
     """
 
     def __init__(self, clip: CLIP, contrast: Literal["softmax", "sigmoid"]) -> None:
         super().__init__()
-        # In a tuple: as an attribute its parameters would be the model's twice.
+        # A tuple, because as an attribute its parameters would be registered twice.
         self._clip = (clip,)
         self.vision, self.text = clip.vision, clip.text
-        #: (1,) each: FSDP shards no scalar.
+        #: (1,) each, because FSDP shards no scalars.
         self.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1).clone())
         self.logit_bias = nn.Parameter(clip.logit_bias.detach().reshape(1).clone(), contrast == "sigmoid")
 
@@ -136,7 +136,7 @@ class TeacherTraining(nn.Module):
         return Losses({}, {"logit_scale": self.logit_scale.detach().exp().mean()}, features)
 
     def assemble(self) -> CLIP:
-        """Return the parts as a CLIP; nothing is copied but temperature and bias."""
+        """Return the towers as a CLIP; only temperature and bias are copied."""
         clip = self._clip[0]
         clip.logit_scale = nn.Parameter(self.logit_scale.detach()[0].clone())
         clip.logit_bias = nn.Parameter(self.logit_bias.detach()[0].clone())
@@ -144,9 +144,9 @@ class TeacherTraining(nn.Module):
 
 
 def text_tokenizer(config: TeacherTrainConfig, samples: CaptionedSamples) -> TextTokenizer:
-    """Return a tokenizer of the whole words of ``config.text.captions`` captions, from all over the data.
+    """Return a word tokenizer with the words of ``config.text.captions`` captions from all over the data.
 
-    Where captions are not known without their pictures, so many pictures are read.
+    If captions are only known with their pictures, that number of pictures is read.
     """
     known = samples.distinct_captions()
     stride = math.ceil((len(samples) if known is None else len(known)) / config.text.captions)

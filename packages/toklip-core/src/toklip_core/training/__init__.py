@@ -6,7 +6,7 @@
     order.py       which sample comes when         saves.py       one save, whole or in shards
     sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a save
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

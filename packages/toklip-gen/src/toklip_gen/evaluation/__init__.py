@@ -1,6 +1,6 @@
 """Evaluation of drawn pictures: `toklip evaluate generation`.
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

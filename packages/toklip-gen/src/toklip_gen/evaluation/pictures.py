@@ -68,13 +68,13 @@ class GenerationReport:
     clip_score: float | None = None
     #: Judge -> pictures -> shares.
     match: dict[str, dict[str, Match]] = field(default_factory=dict)
-    #: Figure -> why it is missing and how to get it.
+    #: Missing figure -> reason, and how to get it.
     left_out: dict[str, str] = field(default_factory=dict)
     protocol: dict[str, str | int] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the report as JSON data."""
         return asdict(self)
 
     def as_text(self) -> str:

@@ -6,7 +6,7 @@
     blocks.py   its blocks               llamagen.py    LlamaGen's published generators
     t5.py       words of T5              packed_linear.py  weights as the processor reads them best
 
-Public names stand in __init__.pyi; each is imported on first use.
+__init__.pyi lists the public names; each is imported on first use.
 """
 
 import lazy_loader

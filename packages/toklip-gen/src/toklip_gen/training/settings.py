@@ -14,7 +14,7 @@ from toklip_core.ranges import MAX_PIXELS
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
 
-#: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
+#: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_gen") / "recipes"
 
 

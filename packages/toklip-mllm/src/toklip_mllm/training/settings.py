@@ -12,7 +12,7 @@ from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
 
 from toklip_mllm.evaluation import HeldOutQuestions
 
-#: The shipped settings, NAME.toml each; the first line of each is a comment that says what it is.
+#: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_mllm") / "recipes"
 
 
