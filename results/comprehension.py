@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 
 FEATURES = ("codes", "tokens", "concat")

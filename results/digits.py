@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import class_features, evaluate_reconstruction
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized

@@ -35,7 +35,7 @@ from _runs import (
     train_all,
     write_scenes_once,
 )
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import Matcher, class_features, measure_retrieval, picture_features
 from toklip_core.model import CLIP, load_clip, load_model
 from toklip_core.pictures import labelled_scenes, normalized, scene_pairs

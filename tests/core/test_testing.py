@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toklip_core.finite import refuse_pixels
+from toklip_core.pictures import refuse_pixels
 from toklip_core.plugins import VQTokenizer
 from toklip_core.testing import tokenizer_checks
 from torch import nn

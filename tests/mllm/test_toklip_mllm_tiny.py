@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import TINY
 

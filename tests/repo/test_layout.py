@@ -113,3 +113,11 @@ def test_a_package_is_typed_and_described(package):
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     assert project["name"] == package.name and project["readme"] == "README.md"
     assert (package / "README.md").read_text().startswith(f"# {package.name}\n")
+
+
+@pytest.mark.parametrize(("package", "most"), [("toklip_core", 17), ("toklip_gen", 10), ("toklip_mllm", 10)])
+def test_a_package_has_few_folders_and_files(package, most):
+    """Counted is code: not `__init__` and `__main__`, nor the folders of recipes and weights."""
+    source = ROOT / f"packages/{package.replace('_', '-')}/src/{package}"
+    entries = {path.name for path in source.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert len(entries - {"__init__.py", "__main__.py", "__pycache__", "models", "recipes"}) <= most

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.store import EncodeReport, EncodeSettings, encode_pictures
 
 

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import pyarrow as pa
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.store import EncodeSettings, encode_pictures
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from toklip_core.finite import refuse_pixels
+from toklip_core.pictures import refuse_pixels
 from toklip_core.plugins import TokenizerSpec, hookimpl
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import load_strict, read_weights

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from PIL import Image
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
 from toklip_core.pictures import LazyPicture, PictureError, scene_pictures
 from toklip_core.scenes import Scenes

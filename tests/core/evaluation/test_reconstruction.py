@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from toklip_core import plugins
 from toklip_core.cli import cli
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import codebook_use, evaluate_reconstruction, load_fid, load_lpips, perceptual
 from toklip_core.pictures import open_picture, to_pixels
 from toklip_core.plugins import TokenizerSpec

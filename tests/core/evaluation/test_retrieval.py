@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, retrieval, table_pairs
 from toklip_core.pictures import LazyPair, LazyPicture, PictureError, scene_pairs
 from toklip_core.scenes import Scenes

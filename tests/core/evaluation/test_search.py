@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import draw_search, search_pictures
 from toklip_core.pictures import PANEL_SIDE, open_picture, to_pixels
 from toklip_core.store import TokenStore

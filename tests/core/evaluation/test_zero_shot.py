@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import (
     class_features,
     class_folders,

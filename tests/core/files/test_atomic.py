@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toklip_core import weights as checkpoint
 from toklip_core.files import filling, replacing, write_text
 from toklip_core.scenes import Scenes, write_scenes
-from toklip_core.weights import read_model_folder, save_model_folder
+from toklip_core.weights import files as checkpoint, read_model_folder, save_model_folder
 from torch import nn
 
 

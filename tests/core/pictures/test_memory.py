@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.config import MAX_PIXELS
 from toklip_core.pictures import PictureError, open_picture
-from toklip_core.ranges import MAX_PIXELS
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with

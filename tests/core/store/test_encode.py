@@ -16,8 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from toklip_core import devices
 from toklip_core.cli import cli
+from toklip_core.config import compute as devices
 from toklip_core.model import CLIP, TokLIP, load_clip
 from toklip_core.pictures import normalized, open_picture, resized, to_pixels
 from toklip_core.store import (

@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
 from toklip_mllm.chat import Chat

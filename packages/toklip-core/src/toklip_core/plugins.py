@@ -79,7 +79,7 @@ class VQTokenizer(Protocol):
 
         The nearest code is found in float32, whatever autocast says; ids do not depend on the
         rest of the batch. No gradient. Pixels that are integers, NaN or infinite are a ValueError, see
-        :func:`toklip_core.finite.refuse_pixels`.
+        :func:`toklip_core.pictures.refuse_pixels`.
         """
 
     def embed(self, ids: Tensor) -> Tensor:

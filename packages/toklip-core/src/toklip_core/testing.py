@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 16384
 #: "Near [-1, 1]": a decoder overshoots, with random weights by a factor of a few; one that gives 0..255 is far off.
 _LARGEST_PIXEL = 16.0
 
-_REFUSE_PIXELS = "raise ValueError: call toklip_core.finite.refuse_pixels(pixels) first"
+_REFUSE_PIXELS = "raise ValueError: call toklip_core.pictures.refuse_pixels(pixels) first"
 
 
 def tokenizer_checks() -> list[Check]:
@@ -147,7 +147,7 @@ def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:
 def check_pixels_that_are_no_numbers_are_refused(tokenizer: VQTokenizer) -> None:
     """``encode`` refuses pixels that are NaN, infinite or integers, by a ValueError; ids of them mean nothing.
 
-    ``toklip_core.finite.refuse_pixels(pixels)`` at the start of ``encode`` does it.
+    ``toklip_core.pictures.refuse_pixels(pixels)`` at the start of ``encode`` does it.
     """
     pixels = _pixels(tokenizer, batch=2, height=2, width=3)
     wrong = {f"pixels with {value} in them": pixels.clone() for value in ("nan", "inf", "-inf")}

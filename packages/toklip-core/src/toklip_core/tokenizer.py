@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from toklip_core.config import Config, FileName
 from toklip_core.files import one_line
-from toklip_core.finite import refuse_damaged
 from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
-from toklip_core.weights import weights_checksum, write_weights
+from toklip_core.weights import refuse_damaged, weights_checksum, write_weights
 
 
 class TokenizerRecord(Config):

@@ -28,7 +28,7 @@ from toklip_core.cli import (
     top_p,
     train_command,
 )
-from toklip_core.devices import Compute, default_device
+from toklip_core.config import Compute, default_device
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport

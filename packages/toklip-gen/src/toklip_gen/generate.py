@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from toklip_core.devices import refuse_missing_device
+from toklip_core.config import MAX_PIXELS, refuse_counts, refuse_drawing, refuse_missing_device
 from toklip_core.drawing import Drawing
 from toklip_core.files import held_alone, replace_lone_surrogates, write_text
-from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_folder, refuse_output
-from toklip_core.pictures import PictureError, open_picture, save_picture, to_picture, to_pixels
+from toklip_core.pictures import (
+    WRITTEN_SUFFIXES,
+    PictureError,
+    open_picture,
+    refuse_folder,
+    refuse_output,
+    save_picture,
+    to_picture,
+    to_pixels,
+)
 from toklip_core.plugins import PictureModel
-from toklip_core.ranges import MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor
 from tqdm import tqdm
 

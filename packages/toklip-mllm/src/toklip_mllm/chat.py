@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from toklip_core.config import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from toklip_core.files import replace_lone_surrogates
 from toklip_core.pictures import PICTURE_SUFFIXES
-from toklip_core.ranges import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from torch import Tensor
 
 from toklip_mllm.model import PictureInput, TokLIPForConditionalGeneration, TokLIPProcessor

@@ -134,7 +134,7 @@ def ask(
     The answer is printed as it is generated. Without a question, a conversation starts: each line you type is a
     question, `/picture FILE` adds a picture, `/new` starts over with the same pictures, and Ctrl-D ends.
     """
-    from toklip_core.ranges import refuse_drawing
+    from toklip_core.config import refuse_drawing
 
     refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
     from toklip_mllm.chat import pictures_and_question
@@ -144,7 +144,7 @@ def ask(
         click.echo(f"loading {name}", err=True)
 
     import torch
-    from toklip_core.devices import default_device, refuse_missing_device
+    from toklip_core.config import default_device, refuse_missing_device
     from transformers.utils import logging
 
     from toklip_mllm.chat import Chat

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from toklip_core.finite import refuse_not_finite, refuse_pixels
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
+from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
+from toklip_core.pictures import refuse_pixels
+from toklip_core.weights import refuse_not_finite
 from torch import Tensor, nn
 
 from toklip_vq.towers import Decoder, Encoder

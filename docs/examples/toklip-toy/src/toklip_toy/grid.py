@@ -6,7 +6,7 @@ import itertools
 from typing import Self
 
 import torch
-from toklip_core.finite import refuse_pixels
+from toklip_core.pictures import refuse_pixels
 from toklip_core.plugins import Weights
 from toklip_core.weights import read_weights, source_name
 from torch import Tensor, nn

@@ -42,7 +42,7 @@ def toklip_register_commands(cli: click.Group) -> None:
 @click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="Maximum palette size.")
 def palette(picture: Path, out: Path, colours: int) -> None:
     """Write the colours that suit PICTURE to OUT, a file for `--tokenizer toy --weights OUT`."""
-    from toklip_core.outputs import refuse_output
+    from toklip_core.pictures import refuse_output
 
     from toklip_toy.palette import choose_palette, save_palette
 

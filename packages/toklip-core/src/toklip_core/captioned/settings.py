@@ -7,8 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from toklip_core.config import Config, MaxPixels
-from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
+from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels
 
 
 class CaptionedScenes(Config):

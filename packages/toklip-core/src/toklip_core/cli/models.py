@@ -99,7 +99,7 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
     from toklip_core.config import validated
     from toklip_core.files import read_text
     from toklip_core.model import TOKENIZER_FILE, TextTokenizer, TokLIP, TokLIPConfig
-    from toklip_core.outputs import refuse_output
+    from toklip_core.pictures import refuse_output
     from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, read_config
 
     if (out / CONFIG_FILE).exists():
@@ -193,8 +193,7 @@ def explain(
     one. A token has seen its own patch, the rows above it and what is left of it in its row.
     """
     from toklip_core.evaluation import draw_explanation, explain_picture
-    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
-    from toklip_core.pictures import save_picture
+    from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
 
     if out is None and not as_json:
         out = Path(f"{Path(picture).stem}-explained.png")
@@ -226,8 +225,7 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
     they do not say whether any of them matches.
     """
     from toklip_core.evaluation import draw_search, search_pictures
-    from toklip_core.outputs import WRITTEN_SUFFIXES, refuse_output
-    from toklip_core.pictures import save_picture
+    from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
 
     if not options["where"]:
         raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")

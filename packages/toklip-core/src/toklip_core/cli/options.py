@@ -10,8 +10,16 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from toklip_core.devices import Compute, default_device, default_workers
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, MOST_WORKERS
+from toklip_core.config import (
+    LARGEST_COUNT,
+    LARGEST_MAX_PIXELS,
+    LARGEST_SEED,
+    MAX_PIXELS,
+    MOST_WORKERS,
+    Compute,
+    default_device,
+    default_workers,
+)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from toklip_core.config import LEAST_TEMPERATURE
 from toklip_core.drawing.settings import Drawing
-from toklip_core.ranges import LEAST_TEMPERATURE
 
 
 def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:

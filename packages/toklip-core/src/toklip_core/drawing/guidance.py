@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from toklip_core.ranges import LARGEST_SCALE, refuse_outside
+from toklip_core.config import LARGEST_SCALE, refuse_outside
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from toklip_core.config import refuse_drawing
 from toklip_core.drawing.choice import choose_ids
 from toklip_core.drawing.guidance import guide
 from toklip_core.drawing.models import CompilableModel, NextIdModel
 from toklip_core.drawing.settings import Drawing
-from toklip_core.finite import refuse_not_finite
-from toklip_core.ranges import refuse_drawing
+from toklip_core.weights import refuse_not_finite
 
 _NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, compute in float32, or lower the guidance"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from toklip_core.config import refuse_drawing
 from toklip_core.drawing.guidance import Guidance
-from toklip_core.ranges import refuse_drawing
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import read_text, replace_lone_surrogates
 from toklip_core.pictures import (
     ARCHIVE_SUFFIXES,
@@ -16,7 +17,6 @@ from toklip_core.pictures import (
     labelled_scenes,
     list_pictures,
 )
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
 
 #: Names of open_clip's sets of 80 and 7 templates.

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.matcher import load_matcher, refuse_cut_texts, text_features
-from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TokLIP
 from toklip_core.pictures import (
     PANEL_GAP,
@@ -40,6 +39,7 @@ from toklip_core.pictures import (
     wrapped_lines,
     write_lines,
 )
+from toklip_core.weights import refuse_not_finite, rows_named
 
 _BAR = 18
 _SMALL = 15

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import one_line
-from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
 from toklip_core.pictures import LazyPicture, PictureError, Resize, to_pixels
-from toklip_core.weights import weights_checksum
+from toklip_core.weights import refuse_not_finite, rows_named, weights_checksum
 
 #: How candidates of equal score are counted, for protocols.
 TIES = "candidates of equal score count as in a random order, on the average"

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from toklip_core.finite import damaged, is_finite
-from toklip_core.weights import read_tensors
+from toklip_core.weights import damaged, is_finite, read_tensors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,11 +18,20 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.codebook import codebook_use
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
-from toklip_core.finite import refuse_pixels
-from toklip_core.pictures import InputFile, PictureError, Resize, count_of, entries, find_pictures, to_levels, to_pixels
+from toklip_core.pictures import (
+    InputFile,
+    PictureError,
+    Resize,
+    count_of,
+    entries,
+    find_pictures,
+    refuse_pixels,
+    to_levels,
+    to_pixels,
+)
 from toklip_core.plugins import tokenizer_spec
 from toklip_core.tokenizer import load_tokenizer
 

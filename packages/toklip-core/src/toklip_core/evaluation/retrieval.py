@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toklip_core.captioned import CaptionedTable, PictureTable
-from toklip_core.devices import Compute
+from toklip_core.config import MAX_PIXELS, Compute
 from toklip_core.evaluation.matcher import (
     TIES,
     Matcher,
@@ -33,7 +33,6 @@ from toklip_core.evaluation.matcher import (
 from toklip_core.evaluation.report import report_text, software
 from toklip_core.files import captions_in, nulls_in, parse_json, read_text, warn_of_nulls
 from toklip_core.pictures import Entry, LazyPair, LazyPicture, scene_pairs
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import parse_scenes
 
 RANKS = (1, 5, 10)

@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from toklip_core.devices import Compute, progress_bar
+from toklip_core.config import Compute, progress_bar
 from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
 from toklip_core.evaluation.report import software
-from toklip_core.finite import refuse_not_finite, rows_named
 from toklip_core.model import TokLIP
 from toklip_core.pictures import (
     PANEL_SIDE,
@@ -38,7 +37,7 @@ from toklip_core.pictures import (
     to_picture,
 )
 from toklip_core.store import TokenStore, part_paths
-from toklip_core.weights import weights_checksum
+from toklip_core.weights import refuse_not_finite, rows_named, weights_checksum
 
 
 class Hit(NamedTuple):

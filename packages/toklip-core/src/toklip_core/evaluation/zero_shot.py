@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation.classes import class_folders, described_templates, known_templates, refuse_duplicates
 from toklip_core.evaluation.matcher import (
     TIES,

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from toklip_core.config import Config, ResizeSetting, validated
+from toklip_core.config import LARGEST_SIDE, Config, ResizeSetting, validated
 from toklip_core.files import one_line
-from toklip_core.finite import refuse_not_finite, refuse_pixels
 from toklip_core.model.text import (
     TOKENIZER_FILE,
     TextConfig,
@@ -32,12 +31,13 @@ from toklip_core.model.text import (
     refuse_other_space,
 )
 from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower
-from toklip_core.ranges import LARGEST_SIDE
+from toklip_core.pictures import refuse_pixels
 from toklip_core.weights import (
     CONFIG_FILE,
     load_strict,
     read_model_folder,
     read_tensors,
+    refuse_not_finite,
     save_model_folder,
     why_not_fetched,
 )

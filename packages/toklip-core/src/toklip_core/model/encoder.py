@@ -27,10 +27,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toklip_core.config import Config
+from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, Config
 from toklip_core.model.attention import Attend, Cache, attend_at, attend_with_cache
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
-from toklip_core.ranges import LARGEST_SIDE, LARGEST_WIDTH
 
 #: Number of queries that attend at a time; 64 and 192 are equally fast.
 _STRIPE = 128

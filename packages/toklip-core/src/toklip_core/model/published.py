@@ -20,12 +20,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from toklip_core.config import Config, ResizeSetting
+from toklip_core.config import LARGEST_SIDE, Config, ResizeSetting
 from toklip_core.files import read_text
 from toklip_core.model.encoder import EncoderConfig
 from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.model.trunk import TrunkConfig
-from toklip_core.ranges import LARGEST_SIDE
 from toklip_core.tokenizer import TokenizerRecord
 from toklip_core.weights import hub_file, read_tensors, state_dict_in
 

@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from toklip_core.config import Config
+from toklip_core.config import LARGEST_COUNT, LARGEST_RATIO, LARGEST_WIDTH, MOST_LAYERS, Config
 from toklip_core.files import one_line, read_text, replace_lone_surrogates
-from toklip_core.finite import refuse_not_finite
 from toklip_core.model.trunk import Activation
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_RATIO, LARGEST_WIDTH, MOST_LAYERS
+from toklip_core.weights import refuse_not_finite
 
 _log = logging.getLogger(__name__)
 

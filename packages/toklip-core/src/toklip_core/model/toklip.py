@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from toklip_core.config import validated
 from toklip_core.files import one_line
-from toklip_core.finite import refuse_not_finite, refuse_pixels
 from toklip_core.model.clip import CLIP, load_clip
 from toklip_core.model.encoder import SemanticEncoder
 from toklip_core.model.published import (
@@ -41,7 +40,7 @@ from toklip_core.model.published import (
     read_official,
 )
 from toklip_core.model.text import TOKENIZER_FILE, TextTokenizer, TextTower, read_tokenizer
-from toklip_core.pictures import open_picture, to_pixels, upright_rgb
+from toklip_core.pictures import open_picture, refuse_pixels, to_pixels, upright_rgb
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import (
     CONFIG_FILE,
@@ -51,6 +50,7 @@ from toklip_core.weights import (
     load_strict,
     read_config,
     read_model_folder,
+    refuse_not_finite,
     save_model_folder,
 )
 

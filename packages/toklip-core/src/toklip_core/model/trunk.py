@@ -18,8 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from toklip_core.config import Config
-from toklip_core.ranges import LARGEST_RATIO, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
+from toklip_core.config import LARGEST_RATIO, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

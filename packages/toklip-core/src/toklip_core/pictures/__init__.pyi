@@ -22,6 +22,11 @@ from .open import (
     PictureError as PictureError,
     open_picture as open_picture,
 )
+from .outputs import (
+    WRITTEN_SUFFIXES as WRITTEN_SUFFIXES,
+    refuse_folder as refuse_folder,
+    refuse_output as refuse_output,
+)
 from .parquet_rows import (
     ParquetRow as ParquetRow,
     data_and_path as data_and_path,
@@ -32,6 +37,7 @@ from .pixels import (
     Resize as Resize,
     levels_of as levels_of,
     normalized as normalized,
+    refuse_pixels as refuse_pixels,
     resized as resized,
     to_levels as to_levels,
     to_picture as to_picture,

@@ -20,11 +20,11 @@ from typing import NoReturn
 
 from PIL import Image
 
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import METADATA, metadata_captions, refuse_special, warn_of_several_captions
 from toklip_core.pictures.open import PictureError, open_picture
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scene, Scenes, parse_scenes
 
 #: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)

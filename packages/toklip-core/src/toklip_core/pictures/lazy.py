@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from toklip_core.devices import progress_bar
+from toklip_core.config import progress_bar
 from toklip_core.pictures.find import InputFile, count_of, entries
 
 

@@ -12,10 +12,10 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import refuse_special
 from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
-from toklip_core.ranges import MAX_PIXELS
 
 # Readers that only decode pixels. Pillow has others, such as its EPS reader, which starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toklip_core.finite import refuse_not_finite
+from toklip_core.weights import refuse_not_finite
 
 Resize = Literal["crop", "squash"]
 
@@ -64,6 +64,21 @@ def normalized(levels: Tensor) -> Tensor:
 def levels_of(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
     """Return a picture, or its bytes (H, W, 3), as levels (3, H, W), uint8; see :func:`normalized`."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def refuse_pixels(pixels: Tensor) -> None:
+    """Raise ValueError unless pixels (B, ...) are finite floating-point numbers; 8-bit levels are not pixels.
+
+    >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    Traceback (most recent call last):
+    ValueError: got pixels of torch.uint8; wanted floating point in [-1, 1], which ...
+    """
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "
+            "which toklip_core.pictures.normalized makes of 8-bit levels"
+        )
+    refuse_not_finite(pixels, "a pixel", advice="wanted numbers in [-1, 1]")
 
 
 def to_levels(pixels: Tensor) -> Tensor:

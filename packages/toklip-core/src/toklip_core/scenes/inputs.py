@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toklip_core.config import LARGEST_COUNT, LARGEST_SEED, LARGEST_SIDE
 from toklip_core.files import one_line
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED, LARGEST_SIDE
 from toklip_core.scenes.draws import SPLITS
 from toklip_core.scenes.picture import BACKGROUNDS
 

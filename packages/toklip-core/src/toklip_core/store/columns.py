@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toklip_core.devices import Dtype
+from toklip_core.config import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
 from toklip_core.pictures import all_views, normalized
 from toklip_core.store.format import FeatureInfo, StoreInfo

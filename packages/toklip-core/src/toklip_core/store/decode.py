@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import held_alone, replacing
 from toklip_core.pictures import to_picture
 from toklip_core.store.reader import TokenRow, TokenStore

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.pictures import (
     InputFile,
     PictureError,

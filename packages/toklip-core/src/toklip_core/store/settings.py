@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from toklip_core.config import refuse_counts
 from toklip_core.model import CLIP, TokLIP
 from toklip_core.pictures import Resize
-from toklip_core.ranges import refuse_counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import (
     Matcher,
     class_folders,

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toklip_core.files import one_line, read_json_object
-from toklip_core.finite import is_finite
+from toklip_core.weights import is_finite
 
 _PARTS = ("model", "average", "optimizer")
 

@@ -15,8 +15,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import one_line, refuse_special, replacing
-from toklip_core.ranges import MAX_PIXELS
 
 #: The array's name in the file.
 ARRAY = "arr_0"

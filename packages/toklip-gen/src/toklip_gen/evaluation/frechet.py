@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from toklip_core.devices import Compute
+from toklip_core.config import Compute
 from toklip_core.evaluation import described_inception, load_inception, load_matcher
-from toklip_core.finite import refuse_not_finite
 from toklip_core.pictures import normalized
+from toklip_core.weights import refuse_not_finite
 from torch import Tensor
 
 #: The extractor of published figures.

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from toklip_core.devices import refuse_missing_device
+from toklip_core.config import refuse_counts, refuse_drawing, refuse_missing_device, refuse_outside
 from toklip_core.drawing import Drawing
-from toklip_core.outputs import refuse_output
-from toklip_core.pictures import to_levels
+from toklip_core.pictures import refuse_output, to_levels
 from toklip_core.plugins import PictureModel
-from toklip_core.ranges import refuse_counts, refuse_drawing, refuse_outside
 from toklip_core.scenes import Scenes
 from toklip_core.training import derived_seed
 from torch import Tensor

@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from toklip_core.devices import Compute, refuse_missing_device
+from toklip_core.config import MAX_PIXELS, Compute, refuse_missing_device
 from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.files import refuse_special
-from toklip_core.outputs import refuse_output
-from toklip_core.pictures import PictureError, entries, find_pictures, normalized
-from toklip_core.ranges import MAX_PIXELS
+from toklip_core.pictures import PictureError, entries, find_pictures, normalized, refuse_output
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from toklip_core.config import Config, validated
 from toklip_core.files import one_line, parse_json, refuse_special, replacing
-from toklip_core.finite import damaged, is_finite
+from toklip_core.weights import damaged, is_finite
 from torch import Tensor
 
 from toklip_gen.evaluation.adm_npz import ARRAY, TORN_ARCHIVE, read_samples

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from toklip_core.devices import refuse_missing_device
+from toklip_core.config import refuse_missing_device
 from toklip_core.plugins import PictureModel, registry
 
 from toklip_gen.generator.pipeline import load_generator

@@ -16,7 +16,6 @@ import torch
 from toklip_core.config import validated
 from toklip_core.drawing import Drawing, Sampler
 from toklip_core.evaluation import warn_of_unknown_words
-from toklip_core.finite import refuse_not_finite
 from toklip_core.model import TokLIP
 from toklip_core.pictures import Resize
 from toklip_core.tokenizer import Tokenizer
@@ -25,6 +24,7 @@ from toklip_core.weights import (
     hub_file,
     load_strict,
     read_model_folder,
+    refuse_not_finite,
     save_model_folder,
     weights_checksum,
 )

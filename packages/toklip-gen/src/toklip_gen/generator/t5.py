@@ -9,8 +9,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import torch
-from toklip_core.finite import refuse_damaged
-from toklip_core.weights import why_not_fetched
+from toklip_core.weights import refuse_damaged, why_not_fetched
 from torch import Tensor, nn
 
 

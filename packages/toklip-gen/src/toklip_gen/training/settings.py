@@ -8,9 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
-from toklip_core.config import Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
+from toklip_core.config import MAX_PIXELS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.drawing import Drawing, Guidance
-from toklip_core.ranges import MAX_PIXELS
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
 

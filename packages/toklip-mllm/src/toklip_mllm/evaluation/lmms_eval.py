@@ -14,7 +14,7 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
-from toklip_core.devices import default_device, refuse_missing_device
+from toklip_core.config import default_device, refuse_missing_device
 from tqdm import tqdm
 
 from toklip_mllm.chat import GREEDY, room

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import json_rows, one_line, refuse_special
 from toklip_core.pictures import LazyPicture, open_picture, scene_pictures
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.scenes import Scenes, parse_scenes
 
 from toklip_mllm.evaluation.answers import id_of, is_missing, simplify, text_of

@@ -16,12 +16,10 @@ from typing import IO, Any
 
 import torch
 from PIL import Image
-from toklip_core.devices import Compute, progress_bar, refuse_missing_device
+from toklip_core.config import Compute, progress_bar, refuse_counts, refuse_missing_device
 from toklip_core.evaluation import refuse_unreadable, warn_of_unreadable
 from toklip_core.files import replace_lone_surrogates
-from toklip_core.outputs import refuse_output
-from toklip_core.pictures import PictureError
-from toklip_core.ranges import refuse_counts
+from toklip_core.pictures import PictureError, refuse_output
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from toklip_core.weights import weights_checksum

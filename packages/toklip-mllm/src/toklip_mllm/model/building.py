@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from toklip_core.files import one_line
-from toklip_core.finite import refuse_damaged
 from toklip_core.model import TokLIP
 from toklip_core.tokenizer import Tokenizer
-from toklip_core.weights import why_not_fetched
+from toklip_core.weights import refuse_damaged, why_not_fetched
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toklip_core.finite import refuse_not_finite
+from toklip_core.weights import refuse_not_finite
 from torch import LongTensor, Tensor
 from transformers import LogitsProcessor
 

@@ -22,8 +22,7 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.finite import refuse_damaged
-from toklip_core.weights import weights_checksum
+from toklip_core.weights import refuse_damaged, weights_checksum
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import (

@@ -15,9 +15,9 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from toklip_core.config import MAX_PIXELS
 from toklip_core.files import one_line
 from toklip_core.pictures import open_picture, upright_rgb
-from toklip_core.ranges import MAX_PIXELS
 from torch import Tensor
 
 #: Path or address of a file, data URI or base64 of a file, bytes of a file, Pillow picture, or array of values.

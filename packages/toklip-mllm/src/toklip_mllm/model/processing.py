@@ -11,11 +11,10 @@ import torch
 from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 from PIL import Image
-from toklip_core.config import validated
+from toklip_core.config import MAX_PIXELS, validated
 from toklip_core.files import replace_lone_surrogates
 from toklip_core.pictures import Resize, to_pixels
 from toklip_core.plugins import Weights
-from toklip_core.ranges import MAX_PIXELS
 from toklip_core.tokenizer import Tokenizer, TokenizerRecord
 from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_other_format, write_weights
 from torch import Tensor

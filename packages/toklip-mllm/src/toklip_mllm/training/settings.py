@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import Config, MaxPixels, RunConfig
-from toklip_core.ranges import LARGEST_SEED, MAX_PIXELS
+from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, RunConfig
 
 from toklip_mllm.evaluation import HeldOutQuestions
 

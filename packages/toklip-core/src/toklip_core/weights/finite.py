@@ -56,21 +56,6 @@ def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice:
     raise NotFiniteError(what, f"{kind} {row + 1} of {len(rows)}", row, advice)
 
 
-def refuse_pixels(pixels: Tensor) -> None:
-    """Raise ValueError unless pixels (B, ...) are finite floating-point numbers; 8-bit levels are not pixels.
-
-    >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    Traceback (most recent call last):
-    ValueError: got pixels of torch.uint8; wanted floating point in [-1, 1], which ...
-    """
-    if not pixels.is_floating_point():
-        raise ValueError(
-            f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "
-            "which toklip_core.pictures.normalized makes of 8-bit levels"
-        )
-    refuse_not_finite(pixels, "a pixel", advice="wanted numbers in [-1, 1]")
-
-
 @contextmanager
 def rows_named(names: Sequence[str]) -> Iterator[None]:
     """Name the row of a NotFiniteError raised inside, for a caller that knows the names of a batch's rows."""

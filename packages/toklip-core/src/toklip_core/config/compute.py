@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from toklip_core.ranges import MAX_PIXELS, MOST_WORKERS, refuse_counts, refuse_outside
+from toklip_core.config.ranges import MAX_PIXELS, MOST_WORKERS, refuse_counts, refuse_outside
 
 if TYPE_CHECKING:
     import torch

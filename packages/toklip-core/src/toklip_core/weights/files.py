@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toklip_core.files import LONGEST, filling, folder_lock, one_line, read_json_object, refuse_special
-from toklip_core.finite import damaged, is_finite
+from toklip_core.weights.finite import damaged, is_finite
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

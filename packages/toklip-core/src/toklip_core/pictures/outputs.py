@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from toklip_core.pictures import find_pictures
+from toklip_core.pictures.find import find_pictures
 
 #: Suffixes of pictures that are written.
 WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

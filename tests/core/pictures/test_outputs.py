@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
-from toklip_core.outputs import refuse_output
+from toklip_core.pictures import refuse_output
 
 from tests.core.conftest import picture
 

@@ -6,8 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
-from toklip_core.config import RunConfig, validated
-from toklip_core.ranges import LARGEST_COUNT, LARGEST_SEED, refuse_counts, refuse_drawing
+from toklip_core.config import LARGEST_COUNT, LARGEST_SEED, RunConfig, refuse_counts, refuse_drawing, validated
 
 from tests.core.cli.test_main import EVERY
 

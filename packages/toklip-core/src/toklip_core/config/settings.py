@@ -17,8 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from toklip_core.config.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MOST_WORKERS
 from toklip_core.files import one_line, read_text, refuse_special
-from toklip_core.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MOST_WORKERS
 
 #: Names that a config may give to a file or folder beside it: no path, and nothing that begins with a dot.
 _FILE_NAME = r"^[\w-][\w.-]*$"

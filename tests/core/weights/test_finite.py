@@ -10,11 +10,10 @@ from safetensors.torch import load_file, save_file
 from toklip_core import load_tokenizer
 from toklip_core.cli import cli
 from toklip_core.evaluation import evaluate_reconstruction
-from toklip_core.finite import NotFiniteError, is_finite, refuse_not_finite, refuse_pixels, rows_named
 from toklip_core.model import TokLIP, load_clip
-from toklip_core.pictures import to_levels, to_picture
+from toklip_core.pictures import refuse_pixels, to_levels, to_picture
 from toklip_core.plugins import TokenizerSpec
-from toklip_core.weights import read_tensors
+from toklip_core.weights import NotFiniteError, is_finite, read_tensors, refuse_not_finite, rows_named
 from torch import nn
 
 from tests.core.conftest import picture
