@@ -2,7 +2,7 @@ __version__: str
 
 from .model.encoder import SemanticEncoder as SemanticEncoder
 from .model.toklip import (
-    Encoded as Encoded,
+    Encoding as Encoding,
     TokLIP as TokLIP,
     load_model as load_model,
 )

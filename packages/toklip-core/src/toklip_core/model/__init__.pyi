@@ -42,7 +42,7 @@ from .text import (
     word_tokenizer as word_tokenizer,
 )
 from .toklip import (
-    Encoded as Encoded,
+    Encoding as Encoding,
     TokLIP as TokLIP,
     load_model as load_model,
 )

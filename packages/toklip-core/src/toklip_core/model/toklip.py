@@ -1,4 +1,4 @@
-"""TokLIP: pictures to ids, codes, semantic tokens and one feature, in the space of texts.
+"""TokLIP: from pictures to ids, codes, semantic tokens and one pooled vector in the space of texts.
 
     pixels --tokenizer--> ids --tokenizer--> codes --encoder--> tokens, pooled        texts --text--> features
 
@@ -57,27 +57,27 @@ from toklip_core.weights import (
 _NO_TEXT = {r"text\..+": "the text tower was not asked for"}
 
 
-class Encoded(NamedTuple):
-    """Pictures as TokLIP sees them."""
+class Encoding(NamedTuple):
+    """Ids, codes, tokens and pooled vectors of B pictures."""
 
-    #: (B, h, w), int64: standard ids of the VQ tokenizer.
+    #: (B, h, w), int64, ids of the VQ tokenizer.
     ids: Tensor
-    #: (B, h, w, C): rows of its codebook.
+    #: (B, h, w, C), rows of its codebook.
     codes: Tensor
-    #: (B, N, D), raster order; token i depends on ids 0 to i alone.
+    #: (B, N, D), in raster order; token i depends on ids 0 to i alone.
     tokens: Tensor
     #: (B, E), not normalised.
     pooled: Tensor
 
 
 class TokLIP(nn.Module):
-    """The model; see the module's text.
+    """A TokLIP: semantic encoder and text tower, with a VQ tokenizer beside them.
 
     Args:
         config: sizes, preprocessing, and the record of the tokenizer.
-        tokenizer: the VQ tokenizer; None: then codes can be read, and pictures and ids cannot.
-        text_tokenizer: of the text tower; None if it is not there.
-        text: build the text tower.
+        tokenizer: VQ tokenizer; None: the encoder can only read codes.
+        text_tokenizer: tokenizer of the text tower; None: texts cannot be read.
+        text: whether to build the text tower.
 
     >>> from toklip_core.scenes import scene
     >>> model = TokLIP.from_pretrained("toklip-tiny")
@@ -98,9 +98,9 @@ class TokLIP(nn.Module):
         self.config = config
         self.encoder = SemanticEncoder(config.encoder)
         self.text = TextTower(config.text, text_tokenizer) if text else None
-        #: The logarithm of what cosines are multiplied by.
+        #: Logarithm of the factor on cosines.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        #: Of the sigmoid; a model that was trained by softmax has no use for it.
+        #: Bias of the sigmoid contrast; models trained with softmax do not use it.
         self.logit_bias = nn.Parameter(torch.tensor(0.0))
         self._tokenizer = tokenizer
 
@@ -114,20 +114,20 @@ class TokLIP(nn.Module):
         dtype: torch.dtype | None = None,
         config: TokLIPConfig | None = None,
     ) -> Self:
-        """Return a model: a name that ``toklip models`` lists, a folder, an official .pt, or a repository of the hub.
+        """Return a model: a name in ``toklip models``, a folder, an official .pt, or a repository of the hub.
 
-        Weights are mapped from the disk and read when they are first used; an official file stays in use meanwhile.
+        Weights are memory-mapped and read when they are first used, so an official file must not change meanwhile.
 
         Args:
-            name: names and repositories are downloaded if they are not cached.
-            text: load the text tower; without it pictures alone can be read, in less than half of the memory.
-            tokenizer: load the VQ tokenizer, the weights from inside the file if it has them.
-            dtype: of encoder and text tower; None: as the encoder is stored. The tokenizer stays in float32.
-            config: of a file that the official code wrote and whose sizes are none of the published ones.
+            name: name, path or repository; names and repositories are downloaded unless they are cached.
+            text: whether to load the text tower; without it the model takes less than half of the memory.
+            tokenizer: whether to load the VQ tokenizer, with weights from the file if it has them.
+            dtype: dtype of encoder and text tower; None: as the encoder is stored. The tokenizer stays in float32.
+            config: config of an official file whose sizes are not published ones.
 
         Raises:
-            LookupError: there is no such model; the message has the nearest names.
-            FileNotFoundError: a file is not there and cannot be downloaded.
+            LookupError: the model is unknown; the message has the nearest names.
+            FileNotFoundError: a file is missing and cannot be downloaded.
             ValueError: the weights do not fit.
         """
         path, spec = _located(name)
@@ -138,42 +138,42 @@ class TokLIP(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The VQ tokenizer; LookupError if the model was loaded without."""
+        """The VQ tokenizer; LookupError if the model was loaded without it."""
         if self._tokenizer is None:
             raise LookupError("the model was loaded without its VQ tokenizer; load it with tokenizer=True")
         return self._tokenizer
 
-    def forward(self, pixels: Tensor) -> Encoded:
-        """Return all of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels.
+    def forward(self, pixels: Tensor) -> Encoding:
+        """Return the encoding of pixels (B, 3, S, S) in [-1, 1]. No gradient flows into the pixels.
 
         Raises:
-            ValueError: pixels are integers, or a number is NaN or infinite, of the pixels or of what is made of them.
+            ValueError: pixels are integers, or a number in pixels or results is NaN or infinite.
         """
         refuse_pixels(pixels)
         return self.encode_ids(self.tokenizer.to(pixels.device).encode(pixels))
 
-    def encode_ids(self, ids: Tensor) -> Encoded:
-        """Return all of ids (B, h, w), such as a token store has them; ValueError if a token is NaN or infinite."""
+    def encode_ids(self, ids: Tensor) -> Encoding:
+        """Return the encoding of ids (B, h, w), such as those of a token store; ValueError if a token is not finite."""
         codes = self.tokenizer.to(ids.device).embed(ids)
-        encoded = Encoded(ids, codes, *self.encoder(codes))
-        if not self.training:  # there the losses are looked at
+        encoded = Encoding(ids, codes, *self.encoder(codes))
+        if not self.training:  # in training the losses are checked instead
             refuse_not_finite(encoded.pooled, "the model's feature")
             refuse_not_finite(encoded.tokens, "a token")
         return encoded
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Sequence[Image.Image | Path | str]) -> Encoded:
-        """Return all of pictures: files, or Pillow's pictures of any mode; preprocessed as the config says.
+    def encode_pictures(self, pictures: Sequence[Image.Image | Path | str]) -> Encoding:
+        """Return the encoding of pictures, which are files or Pillow pictures of any mode.
 
         Raises:
             PictureError: a file is no readable picture.
-            ValueError: there is no picture, or ``pictures`` is one, not several.
+            ValueError: there is no picture, or ``pictures`` is a single one instead of a list.
         """
         if isinstance(pictures, str | Path | Image.Image) or not len(pictures):
             raise ValueError(f"got {pictures!r}; wanted a list of pictures")
         opened = (upright_rgb(x) if isinstance(x, Image.Image) else open_picture(x) for x in pictures)
         pixels = [to_pixels(picture, self.config.image_size, self.config.resize) for picture in opened]
-        return cast(Encoded, self(torch.stack(pixels).to(self.logit_scale.device)))
+        return cast(Encoding, self(torch.stack(pixels).to(self.logit_scale.device)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1]."""
@@ -190,7 +190,7 @@ class TokLIP(nn.Module):
 
         Raises:
             LookupError: the model was loaded without its text tower or its VQ tokenizer.
-            OSError: the folder cannot be written; what was in it is as it was.
+            OSError: the folder cannot be written; it is unchanged.
         """
         if self.text is None:
             raise LookupError("the model was loaded without its text tower; load it with text=True to save it")
@@ -207,7 +207,7 @@ class TokLIP(nn.Module):
         The token is huggingface_hub's (``hf auth login``).
 
         Raises:
-            OSError: the hub cannot be reached, or refuses.
+            OSError: the hub cannot be reached, or refuses the upload.
         """
         from huggingface_hub import HfApi
 
@@ -253,7 +253,7 @@ class TokLIP(nn.Module):
         text: bool,
         official: bool = False,
     ) -> Self:
-        """Build a model around tensors of a file."""
+        """Return a model with the tensors of a file."""
         if tokenizer is not None and tokenizer.codebook_dim != config.encoder.codebook_dim:
             raise ValueError(
                 f"the tokenizer {tokenizer.name!r} has codes of width {tokenizer.codebook_dim}, but the encoder takes "

@@ -1,4 +1,4 @@
-"""What computes the rows of a token store: a VQ tokenizer, and on request a TokLIP and a teacher.
+"""Models that compute the rows of a token store: a VQ tokenizer, and on request a TokLIP and a teacher.
 
     levels of each size -> pixels -tokenizer-> ids -TokLIP-> pooled, tokens
                               `------teacher------------> teacher
@@ -27,37 +27,37 @@ from toklip_core.weights import weights_checksum
 
 
 class Rows(NamedTuple):
-    """What models make of B squares."""
+    """Columns of B pictures."""
 
     #: (B, h, w).
     ids: Tensor
-    #: Of the columns of features that the store has.
+    #: Column -> features, for the columns of features in the store.
     features: dict[str, Tensor]
     #: (B, VIEWS, h, w), if the store has them.
     crops: Tensor | None
 
 
 class RowMaker:
-    """The models of one store.
+    """The models of a store.
 
     Args:
-        info: what the rows will mean.
-        tokenizer: gives the ids.
-        model: gives pooled features, and tokens if ``info`` has them.
-        teacher: gives its own feature.
+        info: metadata of the store.
+        tokenizer: tokenizer for the ids.
+        model: TokLIP for pooled vectors, and for tokens if ``info`` has them.
+        teacher: CLIP for the teacher's vectors.
     """
 
     def __init__(self, info: StoreInfo, tokenizer: Tokenizer, model: TokLIP | None, teacher: CLIP | None) -> None:
         self.info = info
         self._tokenizer, self._model, self._teacher = tokenizer, model, teacher
         self._device = torch.device("cpu")
-        #: Sides of the squares that a picture is needed in: the tokenizer's, and the teacher's if that is another.
+        #: Sides of the squares of each picture: the tokenizer's, and the teacher's if it differs.
         self.sizes = [info.image_size]
         if teacher is not None and teacher.config.image_size != info.image_size:
             self.sizes.append(teacher.config.image_size)
 
     def to(self, device: torch.device | str) -> None:
-        """Bring the models to a device, the tokenizer to the precision of the store as well."""
+        """Move the models to a device, and cast the tokenizer to the precision of the store."""
         self._device = torch.device(device)
         self._tokenizer.to(device, getattr(torch, self.info.dtype))
         for module in (self._model, self._teacher):
@@ -66,12 +66,12 @@ class RowMaker:
 
     @torch.no_grad()
     def rows(self, levels: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None = None) -> Rows:
-        """Return the columns that the store has, from squares.
+        """Return the columns of the store for B pictures.
 
         Args:
-            levels: (B, size, size, 3), uint8, of each of ``sizes``.
-            crops: (B, VIEWS / 2, size, size, 3), uint8, of :func:`toklip_core.pictures.upright_crops`,
-                if they are wanted.
+            levels: squares (B, size, size, 3), uint8, for each of ``sizes``.
+            crops: (B, VIEWS / 2, size, size, 3), uint8, from :func:`toklip_core.pictures.upright_crops`, if the store
+                has crops.
         """
         pixels = [self._pixels(square) for square in levels]
         ids = self._tokenizer.encode(pixels[0])
@@ -86,7 +86,7 @@ class RowMaker:
                 features["teacher"] = self._teacher.image_features(pixels[-1])
         views = None
         if crops is not None:
-            # In batches of one size: 20 views of each picture at once would be 20 times the memory.
+            # The usual batch size, because all 20 views of each picture at once would need 20 times the memory.
             flat = all_views(torch.from_numpy(crops).movedim(-1, 2)).flatten(0, 1).movedim(1, -1).numpy()
             chunks = [self._pixels(flat[start : start + len(ids)]) for start in range(0, len(flat), len(ids))]
             views = torch.cat([self._tokenizer.encode(chunk) for chunk in chunks])
@@ -98,16 +98,16 @@ class RowMaker:
         return normalized(squares).contiguous()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """Half precision by autocast: models that the caller passed keep their weights."""
+        """Return autocast to the precision of the store, so that the caller's models keep their weights."""
         half = self.info.dtype == "bfloat16"
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker:
-    """Load what a store is made by.
+    """Load the models of a store.
 
     Raises:
-        FileNotFoundError: weights are not there.
+        FileNotFoundError: weights are missing.
         LookupError: no tokenizer or model has the name.
         ValueError: the settings do not fit one another.
     """

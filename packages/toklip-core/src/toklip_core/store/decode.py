@@ -1,4 +1,4 @@
-"""A token store into pictures: what ``toklip decode`` calls. Nothing is written outside of the folder that is named."""
+"""``toklip decode``: decodes a token store into pictures. It never writes outside the given folder."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from toklip_core.store.reader import TokenRow, TokenStore
 from toklip_core.store.writer import fullness_explained
 from toklip_core.tokenizer import Tokenizer
 
-#: Locked by the process that decodes into the folder.
+#: File that the process that decodes into the folder locks.
 _LOCK = ".decode.lock"
-# Bytes of a file's name, on most file systems.
+# Largest number of bytes in a file's name on most file systems.
 _LONGEST_NAME = 255
 _NO_CHARACTER = re.compile(r"[\x00-\x1f\x7f\\]")
-# Of Windows: devices and drives; and dots or spaces at the end, which it drops.
+# Names that Windows reserves for devices and drives. It also drops dots and spaces at the end of a name.
 _NO_START = re.compile(r"(?i)^((con|prn|aux|nul|com\d|lpt\d)(\.|$)|[a-z]:)")
 _NO_END = re.compile(r"[. ]$")
-# What the system says of a path that it does not take, or that is a folder or below a file.
+# Errors for a path that the system does not accept, or that is a folder or below a file.
 _OF_THE_NAME = {
     errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY
 }  # fmt: skip
-# Characters of a key that a message shows.
+# Number of characters of a key that a message shows.
 _SHOWN = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeReport:
-    """What one call of :func:`decode_store` did."""
+    """Report of one call of :func:`decode_store`."""
 
     out: str
-    #: Written by this call.
+    #: Number of pictures written by this call.
     pictures: int
-    #: There before.
+    #: Number of pictures that existed before.
     skipped: int
     seconds: float
     stopped: bool
-    #: Of the pictures, there now or before, those whose keys no file can have as its name: see :func:`picture_path`.
+    #: Number of pictures whose keys cannot be file names, so they have other names; see :func:`picture_path`.
     renamed: int = 0
-    #: Of the first of these, "key: file".
+    #: First of these, as "key: file".
     first_renamed: str = ""
-    #: Not written: their keys lead out of the folder, or the system takes no such path.
+    #: Number of pictures that are not written, because their keys lead out of the folder or the path is not possible.
     left_out: int = 0
-    #: Of the first of these, "key: reason".
+    #: First of these, as "key: reason".
     first_left_out: str = ""
 
     def as_json(self) -> dict[str, str | int | float | bool]:
-        """Return the figures under their names."""
+        """Return the report as JSON data."""
         return asdict(self) | {"pictures_per_second": self.pictures / self.seconds}
 
     def as_text(self) -> str:
-        """Return them as one line."""
+        """Return the report as one line of text."""
         text = f"{self.pictures} picture{'s' * (self.pictures != 1)} written into {self.out} in {self.seconds:.1f} s"
         if self.skipped:
             text += f"; {self.skipped} were there before and stay as they are"
@@ -84,17 +84,17 @@ def decode_store(
     compute: Compute = Compute(),
     stop: Callable[[], bool] | None = None,
 ) -> DecodeReport:
-    """Write the pictures of a token store as ``OUT/KEY.png``, those that are not there yet.
+    """Write the pictures of a token store as ``OUT/KEY.png``; existing files are skipped.
 
-    Pictures whose keys are no names of files get other names, see :func:`picture_path`, and those whose keys lead out
+    Pictures whose keys cannot be file names get other names, see :func:`picture_path`, and those whose keys lead out
     of the folder are left out; the report counts both.
 
     Args:
         store: what :func:`encode_pictures` made.
-        out: a folder; made if it is not there. Nothing is written outside of it, whatever the store's keys are.
+        out: folder to write into; it is created if missing. Nothing is written outside of it, whatever the keys are.
         weights: see :func:`toklip_core.tokenizer.load_tokenizer`; they must be those the store was made with.
         compute: where, and how many pictures at a time; the tokenizer computes in float32.
-        stop: asked after every batch; once it says True the call returns.
+        stop: function that is called after every batch; once it returns True, decoding stops.
 
     Raises:
         FileNotFoundError: there is no store, or the weights are not there.
@@ -131,11 +131,11 @@ def decode_store(
 
 
 def picture_path(folder: Path, key: str) -> Path:
-    """Return where the picture of a key is written: KEY.png below the folder, or nearly so.
+    """Return the path of a key's picture, KEY.png below the folder, with names changed where necessary.
 
-    A part of the key that no file can have as its name (longer than 255 bytes with its suffix; with control characters
-    or backslashes; a device of Windows, such as CON; ending in a dot or a space) is cleaned, shortened, and gets a
-    digest of itself, so that names stay different: ``~`` and 16 hexadecimal digits.
+    A name in the key that cannot be a file name is cleaned and shortened, and gets ``~`` and 16 hexadecimal digits of
+    its digest, so that names stay distinct. Such names have more than 255 bytes with their suffix, contain control
+    characters or backslashes, are devices of Windows such as CON, or end in a dot or a space.
 
     Raises:
         ValueError: the key leads out of the folder: by "..", by a root, or by a link that lies in the folder.
@@ -150,7 +150,7 @@ def picture_path(folder: Path, key: str) -> Path:
 
 @dataclass
 class _Counts:
-    """What became of the rows, and where their pictures are."""
+    """Counts of rows, and places of their pictures."""
 
     folder: Path
     pictures: int = 0
@@ -161,7 +161,7 @@ class _Counts:
     first_left_out: str = ""
 
     def missing(self, rows: list[TokenRow]) -> list[tuple[TokenRow, Path]]:
-        """Return the rows whose pictures are not there yet, and their places."""
+        """Return the rows whose pictures do not exist yet, with their paths."""
         found = []
         for row in rows:
             try:
@@ -185,7 +185,7 @@ class _Counts:
         self.first_left_out = self.first_left_out or f"{_shown(row.key)}: {why}"
 
     def figures(self) -> dict[str, Any]:
-        """Return all but the folder."""
+        """Return the counts by name."""
         return {name: value for name, value in vars(self).items() if name != "folder"}
 
 
@@ -197,7 +197,7 @@ def _write_pictures(
     pixels = model.decode(torch.stack([row.ids for row, _ in rows]).to(device)).cpu()
     for picture, (row, path) in zip(pixels, rows, strict=True):
         try:
-            if path.is_dir():  # of a key that goes on below it; perhaps made a moment ago
+            if path.is_dir():  # the folder of a longer key, perhaps created a moment ago
                 raise IsADirectoryError(errno.EISDIR, "there is a folder of this name", str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as beside:
@@ -211,7 +211,7 @@ def _write_pictures(
 
 
 def _name_of(part: str, suffix: str = "") -> str:
-    """Return a part of a key, and a suffix, as a name that every file system takes."""
+    """Return a name in a key, with a suffix, in a form that every file system accepts."""
     longest = _LONGEST_NAME - len(suffix)
     wrong = any(pattern.search(part) for pattern in (_NO_CHARACTER, _NO_START, _NO_END))
     if part and len(part.encode()) <= longest and not wrong:
@@ -222,5 +222,5 @@ def _name_of(part: str, suffix: str = "") -> str:
 
 
 def _shown(key: str) -> str:
-    """A key for a message: in quotes, and its middle left out where it is long."""
+    """Return a key for messages: in quotes, and without the middle if it is long."""
     return repr(key if len(key) <= _SHOWN else f"{key[: _SHOWN // 2]}...{key[-_SHOWN // 2 :]}")

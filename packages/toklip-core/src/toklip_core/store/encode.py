@@ -1,9 +1,9 @@
-"""Pictures into a token store: what ``toklip encode`` calls.
+"""``toklip encode``: encodes pictures into a token store.
 
     worker processes: entries -> RGB -> square of 8-bit levels --pipe--> this process: models -> rows -> parts
 
-An encode may be killed at any moment. The same call goes on: pictures whose keys the store's complete parts hold are
-passed over, all others are read again.
+An encode may be killed at any moment, and the same call resumes it. It skips pictures whose keys are in complete parts
+of the store, and reads all others again.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ from toklip_core.training import held_back, leave_signals_to_the_parent
 
 _PART_BYTES = 2**29  # with tokens, 10,000 pictures would be 6 GB in memory
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
-_SLOT_BYTES = 2048  # of what a worker says it reads: longer than nearly every key
+_SLOT_BYTES = 2048  # for the key that a worker reads; nearly all keys are shorter
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeReport:
-    """What one call of :func:`encode_pictures` did, on its rank alone."""
+    """Report of one call of :func:`encode_pictures`, for its rank alone."""
 
     store: str
-    #: Encoded by this call.
+    #: Number of pictures encoded by this call.
     pictures: int
-    #: In the store before.
+    #: Number of pictures that were in the store before.
     skipped: int
     unreadable: int
-    #: Of the first that was unreadable: "key: reason".
+    #: First unreadable picture, as "key: reason".
     first_unreadable: str
     seconds: float
-    #: Whether ``stop`` ended it before its end.
+    #: Whether ``stop`` ended the call early.
     stopped: bool
     rank: int
 
     def as_json(self) -> dict[str, str | int | float | bool]:
-        """Return the figures under their names."""
+        """Return the report as JSON data."""
         return asdict(self) | {"pictures_per_second": self.pictures / self.seconds}
 
     def as_text(self) -> str:
-        """Return them as one line, and one more if pictures were unreadable."""
+        """Return the report as one line of text, and another one if pictures were unreadable."""
         text = f"{self.pictures} picture{'s' * (self.pictures != 1)} encoded into {self.store} in {self.seconds:.1f} s"
         text += f" ({self.pictures / self.seconds:.1f} a second)"
         if self.skipped:
@@ -101,26 +101,27 @@ def encode_pictures(
     world_size: int = 1,
     stop: Callable[[], bool] | None = None,
 ) -> EncodeReport:
-    """Write the ids of pictures, and features, into a token store; go on where an earlier call for it ended.
+    """Write ids and features of pictures into a token store, or resume an earlier call for the same store.
 
-    Pictures that cannot be read are named in ``.STORE.unreadable``, beside it, and tried again by the next call.
+    Pictures that cannot be read are listed in ``.STORE.unreadable`` beside the store, and tried again by the next call.
 
     Args:
         inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
-        store: a folder; made if it is not there.
-        settings: what the store is to hold.
-        compute: where, with how many processes that read pictures, and how many pictures at a time; with the dtype
-            bfloat16 it is quicker, and some ids are others.
-        rank: which of ``world_size`` processes this is. They share the pictures and write parts of their own; none
-            waits for another.
-        stop: asked after every batch; once it says True, what is encoded is written and the call returns.
+        store: folder of the store; it is created if missing.
+        settings: contents of the store.
+        compute: device, number of processes that read pictures, and number of pictures at a time. The dtype bfloat16 is
+            faster and changes some ids.
+        rank: number of this process among ``world_size`` processes, which share the pictures, write their own parts,
+            and never wait for each other.
+        stop: function that is called after every batch; once it returns True, the encoded pictures are written and the
+            call returns.
 
     Raises:
-        FileNotFoundError: an input is not there, there is no picture, or the weights are not there.
+        FileNotFoundError: an input or weights are missing, or there is no picture.
         LookupError: no tokenizer or model has this name.
-        ValueError: the store was made otherwise, an argument does not fit, or no picture can be read.
-        OSError: the store cannot be written, or a process that reads pictures died, mostly for want of memory: what
-            was encoded is written, and the message names the picture.
+        ValueError: the store has other settings, an argument does not fit, or no picture can be read.
+        OSError: the store cannot be written, or a process that reads pictures died, usually because memory ran out. The
+            encoded pictures are written, and the message names the picture that was being read.
     """
     started = time.perf_counter()
     path = Path(store)
@@ -156,11 +157,11 @@ def encode_pictures(
                         written = time.perf_counter()
                     if stopped := stop is not None and stop():
                         break
-            except Exception:  # whatever ends an encode, what waits was paid for
+            except Exception:  # after any error, write the pictures that have been encoded
                 writer.flush()
                 raise
         writer.flush()
-    if world_size == 1 and not stopped:  # one rank of several cannot know what the others read
+    if world_size == 1 and not stopped:  # one rank of several does not know what the others have read
         _refuse_nothing(counts, sources)
     return EncodeReport(
         store=str(path), **vars(counts), seconds=time.perf_counter() - started, stopped=stopped, rank=rank
@@ -168,7 +169,7 @@ def encode_pictures(
 
 
 class _Keys:
-    """The keys that a store holds, 16 bytes each: 1e8 of them are 1.6 GB, where a set of str would be 13."""
+    """Set of a store's keys, with 16 bytes each: 1e8 of them take 1.6 GB, and as a set of str 13 GB."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         digests = np.frombuffer(b"".join(map(self._digest, keys)), dtype=f"S{_DIGEST_BYTES + 1}")
@@ -181,7 +182,7 @@ class _Keys:
 
     @staticmethod
     def _digest(key: str) -> bytes:
-        # numpy drops zero bytes at the end of a string: the last byte is none.
+        # The last byte is not zero, because numpy drops zero bytes at the end of a string.
         return blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest() + b"."
 
 
@@ -190,31 +191,31 @@ class _WorkerDied(OSError):
 
 
 class _Reading:
-    """What each worker is reading, in memory that this process shares with them: what a killed one cannot send."""
+    """The picture that each worker is reading, in shared memory, because a killed worker cannot send it."""
 
     def __init__(self, workers: int) -> None:
         self._slots = multiprocessing.RawArray(ctypes.c_char, workers * _SLOT_BYTES)
 
     def say(self, worker: int, key: str) -> None:
-        """Note, in a worker, the picture that it reads next; "" if there is none."""
+        """Record, in a worker, the picture that it reads next, or "" for none."""
         said = f"{os.getpid()} {key}".encode()[:_SLOT_BYTES]
         slots = memoryview(self._slots).cast("B")
         slots[worker * _SLOT_BYTES : (worker + 1) * _SLOT_BYTES] = said.ljust(_SLOT_BYTES, b"\0")
 
     def processes(self) -> dict[int, str]:
-        """Return the picture that each worker reads, by its process."""
+        """Return process id -> the picture that this worker is reading."""
         slots = bytes(self._slots)
         said = (slots[start : start + _SLOT_BYTES].rstrip(b"\0") for start in range(0, len(slots), _SLOT_BYTES))
         return {int(pid): key for pid, _, key in (one.decode("utf-8", "ignore").partition(" ") for one in said if one)}
 
     def of_the_dead(self) -> list[str]:
-        """Return what those were reading that are no more."""
+        """Return the pictures that workers were reading when they died."""
         alive = {child.pid for child in multiprocessing.active_children()}
         return [key for pid, key in self.processes().items() if key and pid not in alive]
 
 
 class _Batch(NamedTuple):
-    """What a worker sends: squares (n, size, size, 3) uint8 of each size, their names, and what it met besides."""
+    """Results of a worker: squares (n, size, size, 3) uint8 of each size, their keys, and unreadable pictures."""
 
     keys: list[str]
     captions: list[str | None]
@@ -232,7 +233,7 @@ class _Counts:
     first_unreadable: str = ""
 
     def add(self, batch: _Batch) -> int:
-        """Count a batch; return how many pictures it went through."""
+        """Add the counts of a batch; return the number of pictures that it has gone through."""
         self.pictures += len(batch.keys)
         self.skipped += batch.skipped
         self.unreadable += len(batch.unreadable)
@@ -243,9 +244,9 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Work(IterableDataset[_Batch]):
-    """Reads pictures, in a worker process its share of them.
+    """Data set that reads pictures; in a worker process, its share of them.
 
-    Batches are numpy arrays, sent through a pipe: tensors would go through /dev/shm, of which a container has 64 MB.
+    Batches are numpy arrays, which go through a pipe. Tensors would go through /dev/shm, which has 64 MB in containers.
     """
 
     sources: list[InputFile]
@@ -287,7 +288,7 @@ class _Work(IterableDataset[_Batch]):
             captions.append(caption)
             squares.append(of_sizes)
             if len(keys) == self.batch_size:
-                self._say("")  # it waits, and reads nothing
+                self._say("")  # while it waits, it reads nothing
                 yield _Batch(keys, captions, *self._stacked(squares), unreadable, skipped)
                 keys, captions, squares, unreadable, skipped = [], [], [], [], 0
         self._say("")
@@ -306,12 +307,12 @@ class _Work(IterableDataset[_Batch]):
 
 
 def _batches(work: _Work, workers: int) -> Generator[_Batch]:
-    """Yield what the workers send, whose errors are raised here.
+    """Yield the batches of the workers, and raise their errors here.
 
-    If one of them ends before its work does, that is a _WorkerDied, which names the picture.
+    If a worker dies, raise _WorkerDied, which names the picture that it was reading.
     """
     total = count_of(work.sources)
-    if total is not None:  # a process for less than a batch takes longer to start than to work
+    if total is not None:  # starting a process takes longer than reading less than a batch
         workers = min(workers, math.ceil(total / work.batch_size))
     if workers == 0:
         yield from work
@@ -319,7 +320,7 @@ def _batches(work: _Work, workers: int) -> Generator[_Batch]:
     reading = _Reading(workers)
     others = multiprocessing.active_children()
     with warnings.catch_warnings():
-        # Who asks for more processes than cores may wait for a disk, not for a core.
+        # More processes than cores make sense if they wait for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         loader: DataLoader[_Batch] = DataLoader(
             replace(work, reading=reading),
@@ -340,20 +341,20 @@ def _batches(work: _Work, workers: int) -> Generator[_Batch]:
             while (batch := deaths.next(batches)) is not None:
                 yield batch
         except Exception as error:
-            failure = error.with_traceback(None)  # its frames would keep what torch has of the workers
+            failure = error.with_traceback(None)  # because its frames would keep torch's workers alive
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 failure = _WorkerDied(_death_in_words(reading.of_the_dead(), work.max_pixels))
         finally:
             _end_all_but(others)
             del batches
-    if failure is not None:  # raised here, where nothing holds them either
+    if failure is not None:  # raised here, where nothing keeps them alive
         raise failure
 
 
 def _end_all_but(others: Sequence[multiprocessing.process.BaseProcess]) -> None:
-    """End the workers at once: they leave SIGTERM to this process, so it would wait for them when it ends.
+    """Kill the workers. They ignore SIGTERM, so this process would wait for them when it ends.
 
-    They hold nothing that is not read again.
+    Nothing is lost, because their pictures are read again.
     """
     for child in multiprocessing.active_children():
         if child not in others:
@@ -369,9 +370,10 @@ def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:
 
 
 class _DeathsAtNext:
-    """Let torch say only where a batch is waited for that a worker died.
+    """Delay torch's error about a dead worker until the next batch is requested.
 
-    Its handler of SIGCHLD raises wherever this process is at that moment: between the keys of a row and its ids, too.
+    torch's SIGCHLD handler raises wherever this process is at that moment, for example between the keys of a row and
+    its ids.
     """
 
     def __init__(self) -> None:
@@ -391,7 +393,7 @@ class _DeathsAtNext:
         """Return the next batch, None at the end; RuntimeError if a worker died."""
         self._waiting = True
         try:
-            self._note(0, None)  # of one that died before
+            self._note(0, None)  # for a worker that died before
             return next(batches, None)
         finally:
             self._waiting = False
@@ -406,10 +408,10 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is
 
 
 def _follow_the_parent(worker: int) -> None:
-    """Leave signals to the parent, and end when it does.
+    """Ignore signals that ask for an end, and end when the parent does.
 
-    The parent finishes with what the workers still send. If it is killed, torch's own watch does not help: a worker
-    that waits to write into a full pipe never comes to it.
+    The parent still needs the results of its workers. If it is killed, torch's own check does not help, because a
+    worker that waits to write into a full pipe never gets to it.
     """
     leave_signals_to_the_parent()
     if parent := multiprocessing.parent_process():
@@ -430,7 +432,7 @@ def _held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
 
 
 def _place(source: InputFile) -> bytes:
-    """Where a shuffled encode reads it: a function of its key alone, as for every rank and every later call."""
+    """Return the sort key of a picture in a shuffled encode, a function of its key, equal for all ranks and calls."""
     return blake2b(source.key.encode(), digest_size=8, person=b"order").digest()
 
 

@@ -1,4 +1,4 @@
-"""What a token store is made of: what its ids mean, its parts and how they are written, what could not be read."""
+"""Format of a token store: its metadata, its parts and their checksums, and reports of unreadable pictures."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from toklip_core.config import Config
 from toklip_core.files import parse_json
 from toklip_core.tokenizer import TokenizerRecord
 
-#: Under which key of a part's metadata its :class:`StoreInfo` lies.
+#: Key of the :class:`StoreInfo` in a part's metadata.
 METADATA_KEY = b"toklip"
 
-#: Under which key the checksums of its rows lie: see :func:`checksums`.
+#: Key of the checksums of its rows, see :func:`checksums`.
 CHECKSUMS_KEY = b"toklip.crc32"
 
-#: The version of the layout, in the metadata of every part. A reader refuses every other.
+#: Version of the layout, in the metadata of every part; a reader refuses other versions.
 FORMAT: Final = 2
 
-#: The columns of every part.
+#: Columns of every part.
 COLUMNS = ("key", "ids", "height", "width", "caption")
 
-#: The columns of features, each described by the field of this name in :class:`StoreInfo`.
+#: Columns of features; the fields with these names in :class:`StoreInfo` describe them.
 FEATURES = ("pooled", "tokens", "teacher")
 
-#: The column of more ids of a picture, of :mod:`toklip_core.pictures.ten_crop`.
+#: Column with the ids of further views of a picture, see :mod:`toklip_core.pictures.ten_crop`.
 CROPS = "crops"
 
-#: The folder of the reports of a store.
+#: Folder with the reports of a store.
 UNREADABLE = ".unreadable"
 
-# Where reports lay in a store before 0.1.0.
+# Folder of reports in stores before 0.1.0.
 _UNREADABLE_BEFORE = "__unreadable__"
-# Nothing else that is named nearly so is ours.
+# Names of parts; similar names are refused.
 _PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
 _REPORT_NAME = re.compile(r"rank-\d{5,}\.jsonl", re.ASCII)
 
@@ -84,7 +84,7 @@ class StoreInfo(Config):
 
     @property
     def features(self) -> dict[str, FeatureInfo]:
-        """The columns of features that the store has."""
+        """Columns of features in the store, with their models."""
         return {name: info for name in FEATURES if (info := getattr(self, name)) is not None}
 
     @property
@@ -94,7 +94,7 @@ class StoreInfo(Config):
 
 
 class UnreadablePicture(NamedTuple):
-    """A picture that could not be read: its key, the file it lies in, and why."""
+    """A picture that could not be read: its key, its file, and the reason."""
 
     key: str
     source: str
@@ -102,14 +102,14 @@ class UnreadablePicture(NamedTuple):
 
 
 def report_paths(store: Path) -> list[Path]:
-    """Return the files in which the ranks named unreadable pictures."""
+    """Return the files in which the ranks list unreadable pictures."""
     folders = [*places(store, UNREADABLE), store / _UNREADABLE_BEFORE]
     paths = (path for folder in folders for path in sorted(folder.glob("rank-*.jsonl")))
     return [path for path in paths if _REPORT_NAME.fullmatch(path.name) and path.is_file()]
 
 
 def leftover_parts(store: Path) -> list[Path]:
-    """Return the parts that are being written, or that a killed process left."""
+    """Return the unfinished parts, which are being written or were left by a killed process."""
     found: list[Path] = []
     for place in places(store, ".part-"):
         for path in place.parent.glob(f"{glob.escape(place.name)}*.tmp"):
@@ -120,11 +120,11 @@ def leftover_parts(store: Path) -> list[Path]:
 
 
 def read_report(store: Path) -> dict[str, UnreadablePicture]:
-    """Return the reports of all ranks by key; what the store holds by now is among them."""
+    """Return key -> report of all ranks, including pictures that the store has by now."""
     found: dict[str, UnreadablePicture] = {}
     for path in report_paths(store):
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
-            if not line.endswith("}"):  # a kill can cut the last
+            if not line.endswith("}"):  # a kill can cut the last line
                 continue
             row = parse_json(line, f"{path}, row {number}")
             if not isinstance(row, dict) or row.keys() != {*UnreadablePicture._fields}:
@@ -135,12 +135,12 @@ def read_report(store: Path) -> dict[str, UnreadablePicture]:
 
 
 def lies_beside(store: Path, rank: int) -> bool:
-    """Whether a rank writes what belongs to a store and is no part of it beside the folder: tries it with a file.
+    """Return whether a rank can keep unfinished parts and reports beside the store, which it tries with a file.
 
-    Polars reads every file below a folder that is not empty, hidden or not. Only where a file from beside cannot be
-    renamed into the store (it is a mount, the folder above is read-only, or the name is too long), it lies inside.
+    Polars reads every nonempty file below a folder, hidden or not. So files only lie inside the store if they cannot be
+    renamed into it from outside (it is a mount, the folder above is read-only, or the name is too long).
     """
-    # Named so that the next encode removes it after a kill. It is empty: readers take no notice.
+    # The next encode removes a file of this name after a kill. It is empty, so readers ignore it.
     beside, inside = places(store, f".part-{rank:05d}-000000.parquet.tmp")
     try:
         beside.touch()
@@ -154,8 +154,8 @@ def lies_beside(store: Path, rank: int) -> bool:
 
 
 def places(store: Path, name: str) -> tuple[Path, Path]:
-    """Return where that may be: beside the store, with its name, and inside; hidden, as the name begins with a dot."""
-    # A link's target is where the parts are, and "." has no name.
+    """Return the two hidden paths for a file of a store, whose name begins with a dot: beside the store, and inside."""
+    # Resolved, because parts are in a link's target, and "." has no name.
     folder = store.resolve() if store.name in ("", "..") or store.is_symlink() else store
     return folder.with_name(f".{folder.name}{name}"), folder / name
 
@@ -177,7 +177,7 @@ def part_paths(store: Path) -> list[Path]:
 
 
 def refuse_other(got: StoreInfo, wanted: StoreInfo, *, what: str, store: Path) -> None:
-    """ValueError that names every difference, both values, unless two infos are equal."""
+    """Raise ValueError unless two infos are equal; the message has every difference with both values."""
     mine, theirs = _flat(got.model_dump()), _flat(wanted.model_dump())
     differences = [
         f"{key} {mine.get(key)!r} (the store: {theirs.get(key)!r})"
@@ -196,19 +196,19 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def part_schema(info: StoreInfo) -> pa.Schema:
-    """Return the columns of a part, and its metadata but for the checksums."""
+    """Return the Arrow schema of a part, with its metadata except for the checksums."""
     ids = pa.list_(pa.from_numpy_dtype(info.ids_dtype))
     types = (pa.string(), ids, pa.int32(), pa.int32(), pa.string())
     fields = dict(zip(COLUMNS, types, strict=True)) | dict.fromkeys(info.features, pa.list_(pa.float16()))
     if info.augment is not None:
         fields[CROPS] = ids
-    # Without what is None: a store without features is read by versions that knew none.
+    # Without None, so that versions without feature columns can read a store without features.
     metadata = info.model_dump_json(exclude_none=True).encode()
     return pa.schema(list(fields.items()), metadata={METADATA_KEY: metadata})
 
 
 def column_crc32(column: pa.ChunkedArray) -> int:
-    """Return the CRC-32 of a column's values, as :func:`checksums` has it."""
+    """Return the CRC-32 of a column's values, see :func:`checksums`."""
     array = column.combine_chunks()
     if pa.types.is_string(array.type):
         return zlib.crc32(json.dumps(array.to_pylist()).encode())
@@ -218,12 +218,11 @@ def column_crc32(column: pa.ChunkedArray) -> int:
 
 
 def checksums(table: pa.Table, group_rows: int) -> bytes:
-    """Return what a part says of its own values, as JSON: more than the checksums that Parquet has for its pages.
+    """Return the checksums of a part as JSON; Parquet's own ones do not cover footers and headers of pages.
 
-    Those leave out the footer and the headers of pages. So a part has, for each group of ``group_rows`` rows, a CRC-32
-    of the values of each column: of numbers their bytes, of lists the lengths (int32) and then the numbers, of texts
-    the bytes of their list in JSON, as Python's ``json.dumps`` writes it. Beside them are the rows of each group, and
-    the CRC-32 of what the ids mean.
+    For each group of ``group_rows`` rows there is a CRC-32 of the values of each column: of the bytes of numbers, of
+    the lengths (int32) and then the numbers of lists, and of the list of texts in JSON, as Python's ``json.dumps``
+    writes it. There are also the number of rows of each group, and the CRC-32 of the store's info.
     """
     groups = [table.slice(start, group_rows) for start in range(0, table.num_rows, group_rows)]
     found = {
@@ -235,5 +234,5 @@ def checksums(table: pa.Table, group_rows: int) -> bytes:
 
 
 def rank_of_part(path: Path) -> int:
-    """Return the rank that wrote a part, or is writing it."""
+    """Return the rank that wrote or is writing a part."""
     return int(path.name.rpartition("part-" if "part-" in path.name else "rank-")[2].split("-")[0].split(".")[0])

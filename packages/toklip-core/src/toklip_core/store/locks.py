@@ -1,4 +1,4 @@
-"""Who may write into a token store at one time: the ranks of one encode, each in one process."""
+"""Locks of a token store, which only the ranks of one encode may write to, each in one process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from toklip_core.files import folder_lock, lock_exclusively, lock_shared
 
 @contextmanager
 def writing(store: Path, rank: int, world_size: int) -> Iterator[None]:
-    """Be the writer of a rank; OSError if another process is, or if one writes that shares the pictures otherwise.
+    """Lock a store for one rank while inside; OSError if another process has that rank or another ``world_size``.
 
-    Ranks of one ``world_size`` have pictures of their own, those of two do not: both would write the same ones. So each
-    rank holds a shared lock on the file of its number of ranks, while nobody holds that of another number; and each
-    holds its own file alone. The files are empty: of those Polars, too, takes no notice.
+    Ranks of the same ``world_size`` have different pictures, but ranks of two different ones would write the same ones.
+    So each rank holds a shared lock on the file of its ``world_size``, while nobody may hold that of another one, and
+    an exclusive lock on its own file. The files are empty, so even Polars ignores them.
 
-    The locks are those of :mod:`toklip_core.files.locks`.
+    :mod:`toklip_core.files.locks` implements the locks.
     """
     store.mkdir(parents=True, exist_ok=True)
-    (store / ".world-size.lock").unlink(missing_ok=True)  # of before 0.1.0: the number was in it
+    (store / ".world-size.lock").unlink(missing_ok=True)  # left by versions before 0.1.0
     of_all, own = f".world-size-{world_size}.lock", f".rank-{rank:05d}.lock"
     with (store / of_all).open("a+") as ranks, (store / own).open("a") as mine:
         _join(ranks, store, of_all, world_size)

@@ -1,7 +1,7 @@
-"""One part of a token store: opened, read, and refused in one line where it is damaged, by whoever reads it.
+"""Reader of one part of a token store, which refuses damaged parts in one line.
 
-A part is looked at twice. When it is opened: its name, what its ids mean, its columns and the list of its checksums.
-When a group of its rows is read: their checksums, then every value of every column that is read.
+Opening a part checks its name, info, columns and list of checksums. Reading a group of its rows checks their checksums,
+and then every value of every column that is read.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _ABSENT = "is no part of a token store: its metadata has no"
 
 
 class PartContents(NamedTuple):
-    """What a part says of itself."""
+    """Contents of a part, from its metadata."""
 
     info: StoreInfo
-    #: Rows of each group: what is read at once.
+    #: Number of rows of each group, which is read at once.
     group_rows: tuple[int, ...]
 
 
 def part_contents(path: Path) -> PartContents:
-    """Return what a part says of itself.
+    """Return the contents of a part from its metadata.
 
     Raises:
-        ValueError: it is damaged, is no part of a token store, or was written by another version.
+        ValueError: the file is damaged, is no part of a token store, or was written by another version.
         OSError: it cannot be read.
     """
     with _opened(path) as file:
@@ -57,7 +57,7 @@ def part_contents(path: Path) -> PartContents:
 
 
 def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
-    """Return columns of a group of a part's rows, each in one chunk, every value as the store's info says.
+    """Return columns of a group of rows, each in one chunk, with all values checked against the store's info.
 
     Raises:
         ValueError: the group is damaged; the message names the part, and the row or the group's rows.
@@ -70,14 +70,14 @@ def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
             raise _damaged(path, "it was exchanged for another while it was read")
         start = sum(rows[:group])
         where = f"rows {start} to {start + rows[group] - 1}"
-        # The sides are looked at with the ids, whoever reads these.
+        # Height and width are needed to check the ids.
         wanted = list(dict.fromkeys([*columns, "height", "width"])) if set(columns) - {"key", "caption"} else columns
         with _named(path, where):
             table = file.read_row_group(group, columns=list(wanted)).combine_chunks()
             if table.num_rows != rows[group]:
                 raise _damaged(path, f"{where} are {table.num_rows} rows")
             table.validate(full=True)
-            _Rows(path, start, table, info).refuse_wrong()  # first, as it names the row
+            _Rows(path, start, table, info).refuse_wrong()  # first, because it names the row
             for name in table.column_names:
                 if checksums is not None and column_crc32(table[name]) != checksums[name][group]:
                     raise _damaged(path, f"{where} of the column {name!r} have another checksum than when written")
@@ -85,7 +85,7 @@ def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
 
 
 class _Rows(NamedTuple):
-    """A group of rows that was read."""
+    """A group of rows."""
 
     path: Path
     start: int
@@ -93,7 +93,7 @@ class _Rows(NamedTuple):
     info: StoreInfo
 
     def refuse_wrong(self) -> None:
-        """ValueError that names the first row that is not as the info says."""
+        """Raise ValueError, with the first row at fault, unless all values fit the info."""
         if not self.table.num_rows:
             return
         for name in self.table.column_names:
@@ -121,7 +121,7 @@ class _Rows(NamedTuple):
 
     def _refuse_wrong_features(self, name: str, count: int) -> None:
         halves = self._numbers(name, count).view(np.uint16)
-        for place in np.flatnonzero((halves & 0x7C00) == 0x7C00)[:1]:  # all bits of the exponent: infinity, or NaN
+        for place in np.flatnonzero((halves & 0x7C00) == 0x7C00)[:1]:  # all exponent bits set: infinity or NaN
             self._refuse_row(place // count, f"a number of {name!r} is not finite")
 
     def _numbers(self, name: str, count: int) -> np.ndarray[Any, Any]:
@@ -145,7 +145,7 @@ class _Rows(NamedTuple):
 
 
 def quote_key(key: str) -> str:
-    """Return a key as messages show it."""
+    """Return a key for messages, in quotes."""
     return repr(key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}...")
 
 
@@ -160,10 +160,10 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _named(path: Path, where: str) -> Iterator[None]:
-    """Say of what pyarrow meets inside where it was met; our own messages have it already."""
+    """Add the path to errors that pyarrow raises inside; our own messages have it already."""
     try:
         yield
-    except (PermissionError, FileNotFoundError):  # they name the file
+    except (PermissionError, FileNotFoundError):  # these name the file
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise _damaged(path, f"{where}: {' '.join(str(error).split())[:_LONGEST_REASON]}") from error
@@ -175,7 +175,7 @@ def _described(path: Path, file: pq.ParquetFile) -> tuple[StoreInfo, dict[str, l
     raw = metadata.get(METADATA_KEY)
     if raw is None:
         raise ValueError(f"{path} {_ABSENT} {METADATA_KEY.decode()!r}; take it out of the folder")
-    info = _info(path, raw)  # first, as another format may have other checksums
+    info = _info(path, raw)  # first, because another format may have other checksums
     schema = file.schema_arrow
     for wanted in part_schema(info):
         count = len(schema.get_all_field_indices(wanted.name))

@@ -1,13 +1,13 @@
-"""The token store: a folder of Parquet files with the ids of pictures, which other tools read as they are.
+"""The token store: a folder of Parquet files with the ids of pictures, which other tools can read too.
 
     part-00000-000001.parquet    rank, number: key, ids (flat, raster order), height, width (of the grid), caption,
                                  features if a model was asked for them, and crops: ids of 20 more views of each
 
-Beside it, ``.STORE.unreadable/rank-00000.jsonl`` says what could not be read, and why. Whatever else is in the folder
-is empty, so that every reader of Parquet can be given the folder.
+Beside it, ``.STORE.unreadable/rank-00000.jsonl`` lists unreadable pictures with the reason. All other files in the
+folder are empty, so every reader of Parquet accepts the folder.
 
 Every part carries, under ``toklip`` in its schema's metadata, what its ids mean (:class:`StoreInfo`). Parts are
-written beside and renamed: what has the name of a part is complete.
+written under other names and renamed, so a file with the name of a part is complete.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from toklip_core.store.part_reader import part_contents, quote_key, read_group
 class TokenRow(NamedTuple):
     """One picture of a store: its key, its ids (h, w) int64, its caption if it has one, its features if it has any.
 
-    Features are float32, stored with the 11 bits of float16: pooled (E,) and teacher (E',), of unit norm within the
-    rounding; tokens (h w, D), as the encoder gives them. Crops are the ids of more views, (VIEWS, h, w) int64, in the
-    order of :func:`toklip_core.pictures.all_views`.
+    Features are float32 with the 11 bits of float16: pooled (E,) and teacher (E',), of unit norm up to rounding, and
+    tokens (h w, D) of the encoder. Crops are the ids of further views, (VIEWS, h, w) int64, in the order of
+    :func:`toklip_core.pictures.all_views`.
     """
 
     key: str
@@ -48,7 +48,7 @@ class TokenRow(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a row lies: its part, its number there, from 0, and its key."""
+    """Place of a row: its part, its number there, counted from 0, and its key."""
 
     part: Path
     row: int
@@ -56,20 +56,29 @@ class _Place(NamedTuple):
 
 
 class TokenStore:
-    """Reads a token store. Rows are reached by number, lazily; memory is bounded by a few groups of 1,000 rows.
+    """A sequence of the rows of a token store, which are read on demand; memory holds a few groups of 1,000 rows.
 
-    It can be pickled, so that the workers of a DataLoader open the files themselves. A shuffled read
-    is quick if it is shuffled in blocks: one row costs the reading of its group.
+    It can be pickled, so that the workers of a DataLoader open the files themselves. Reading a row reads its group, so
+    shuffled reading is only fast if it is shuffled in blocks.
 
     Args:
-        path: the folder.
-        cached_rows: groups that were read stay in memory, up to so many rows; None: four groups.
-        features: which of the stored features, and of "crops", rows are to have; others are not read.
+        path: folder of the store.
+        cached_rows: maximum number of rows in cached groups; None: four groups.
+        features: stored features, and "crops", that rows should have; others are not read.
 
     Raises:
-        FileNotFoundError: no store is at the path.
-        ValueError: a part is damaged, is no part of a token store, is of another format, or belongs to another
-            tokenizer. Reading rows raises it, too, if they are damaged.
+        FileNotFoundError: there is no store at the path.
+        ValueError: a part is damaged, is no part of a token store, has another format, or belongs to another tokenizer.
+            Reading damaged rows raises it, too.
+
+    >>> from tempfile import mkdtemp
+    >>> from toklip_core.store import EncodeSettings, encode_pictures
+    >>> folder = mkdtemp()
+    >>> settings = EncodeSettings(tokenizer="llamagen-tiny", image_size=64)
+    >>> report = encode_pictures(["scenes:train?count=3"], folder, settings)
+    >>> store = TokenStore(folder)
+    >>> len(store), store[0].ids.shape
+    (3, torch.Size([8, 8]))
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class TokenStore:
             self._groups += [(number, group) for group in range(len(more))]
             rows += more
         self._ends = list(accumulate(rows))
-        #: Rows of each group: what is read at once.
+        #: Number of rows of each group, which is read at once.
         self.group_rows = tuple(rows)
         self._cached_rows = 4 * max(rows, default=0) if cached_rows is None else cached_rows
         self._features = [name for name in self.info.features if name in features]
@@ -104,7 +113,7 @@ class TokenStore:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> TokenRow:
-        """Return row ``index``; negative ones count from the end."""
+        """Return the row of an index; negative indices count from the end."""
         wanted = index + len(self) if index < 0 else index
         if not 0 <= wanted < len(self):
             raise IndexError(f"row {index} of a store of {len(self)}")
@@ -113,7 +122,7 @@ class TokenStore:
         return self._row(self._group(group), wanted - start)
 
     def __iter__(self) -> Iterator[TokenRow]:
-        """Yield all rows, one group in memory at a time; ValueError if two rows have one key."""
+        """Yield all rows, with one group in memory at a time; ValueError if two rows have the same key."""
         self._look_for_repeats()
         for group in range(len(self._groups)):
             table = self._read(group, self._columns)
@@ -124,7 +133,7 @@ class TokenStore:
         return self.__dict__ | {"_cache": OrderedDict()}
 
     def keys(self) -> Iterator[str]:
-        """Yield the key of every row, in order; ValueError at the end if two rows have the same."""
+        """Yield the keys of all rows, in order; ValueError at the end if two rows have the same key."""
         digests = bytearray()
         for group in range(len(self._groups)):
             for key in self._read(group, ["key"])["key"].to_pylist():
@@ -133,13 +142,13 @@ class TokenStore:
         self._refuse_repeats(np.frombuffer(digests, np.uint64))
 
     def captions(self) -> Iterator[str | None]:
-        """Yield the caption of every row, in order; ValueError if two rows have one key."""
+        """Yield the captions of all rows, in order; ValueError if two rows have the same key."""
         self._look_for_repeats()
         for group in range(len(self._groups)):
             yield from self._read(group, ["caption"])["caption"].to_pylist()
 
     def unreadable(self) -> list[UnreadablePicture]:
-        """Return what the encodes could not read, all ranks together, less what the store holds by now."""
+        """Return the pictures that no rank could read, without those that the store has by now."""
         found = read_report(self.path)
         if found:
             for key in self.keys():
@@ -147,7 +156,7 @@ class TokenStore:
         return list(found.values())
 
     def _look_for_repeats(self) -> None:
-        """Read all keys, once; rows that are reached by number are given without."""
+        """Check all keys for repeats, once; access to rows by index does not need this."""
         if not self._distinct:
             for _ in self.keys():
                 pass
@@ -156,7 +165,7 @@ class TokenStore:
         order = np.argsort(digests, kind="stable")
         ordered = digests[order]
         places = np.flatnonzero(ordered[1:] == ordered[:-1])
-        for place in places[np.argsort(order[places + 1])]:  # the first row in the store that is there before
+        for place in places[np.argsort(order[places + 1])]:  # starting with the first repeated row of the store
             first, second = (self._locate(int(order[place + offset])) for offset in (0, 1))
             if first.key == second.key:
                 raise ValueError(

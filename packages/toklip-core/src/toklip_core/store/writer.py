@@ -1,4 +1,4 @@
-"""Writing a store: parts are written beside, renamed, and tidied after a kill."""
+"""Writer of a store: writes parts under other names, renames them, and removes leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _log = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-# A row is read with its whole group: 1,000 pictures of 256 ids are half a megabyte. Groups of 10,000 save 7 %.
+# A row is read with its whole group, which is half a megabyte for 1,000 pictures of 256 ids. Groups of 10,000 save 7 %.
 _ROWS_PER_GROUP = 1000
 
-# With the tokens of a picture 1,000 rows would be 600 MB.
+# With tokens, 1,000 rows would be 600 MB.
 _BYTES_PER_GROUP = 2**25
 
-# That of ids is the codebook, so that 14 bits take 14. One of features would be as long as they are.
+# Columns with a Parquet dictionary. For ids it lists the codebook, so 14 bits take 14; for features it would not help.
 _WITH_DICTIONARY = ["key", "ids.list.element", "height", "width", "caption", "crops.list.element"]
 
 
 class PartWriter:
-    """Writes the parts of one rank. Rows wait in memory until :meth:`flush`, which writes one complete part of them."""
+    """Writer of one rank's parts. Rows wait in memory until :meth:`flush` writes them as a complete part."""
 
     def __init__(self, path: Path, info: StoreInfo, *, rank: int = 0, world_size: int = 1) -> None:
         self._path, self._info, self._rank = path, info, rank
@@ -63,12 +63,12 @@ class PartWriter:
         self._empty()
 
     def __len__(self) -> int:
-        """Number of rows that wait."""
+        """Return the number of waiting rows."""
         return len(self._keys)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the ids and features that wait."""
+        """Number of bytes of the waiting ids and features."""
         return sum(array.nbytes for column in (self._ids, self._crops, *self._features.values()) for array in column)
 
     def add(
@@ -79,13 +79,13 @@ class PartWriter:
         features: Mapping[str, Tensor] = MappingProxyType({}),
         crops: Tensor | None = None,
     ) -> None:
-        """Take rows.
+        """Add rows to those that wait.
 
         Args:
-            keys: B names.
+            keys: B keys.
             ids: (B, h, w).
-            captions: B texts, None where there is none.
-            features: of every column of features that the store has: (B, E), and of "tokens" (B, h w, D).
+            captions: B captions, None for a picture without one.
+            features: column -> features (B, E), or (B, h w, D) for "tokens", for every column of features.
             crops: (B, VIEWS, h, w), if the store has them.
 
         Raises:
@@ -93,7 +93,7 @@ class PartWriter:
         """
         assert features.keys() == self._info.features.keys()
         assert (crops is not None) == (self._info.augment is not None)
-        # First what can fail: what waits is written then, too.
+        # Conversions that can fail come first, so that the waiting rows stay consistent.
         halves = {name: _halves(name, feature) for name, feature in features.items()}
         numbers = [grids.cpu().numpy().astype(self._info.ids_dtype) for grids in (ids, crops) if grids is not None]
         self._keys += keys
@@ -104,7 +104,7 @@ class PartWriter:
             self._features[name].append(half)
 
     def flush(self) -> None:
-        """Write the waiting rows as one part, whole or not at all; OSError if there is no room."""
+        """Write the waiting rows as one complete part; OSError if the disk is full."""
         if not self._keys:
             return
         ids = np.concatenate(self._ids)
@@ -134,10 +134,10 @@ class PartWriter:
 
 
 class UnreadableLog:
-    """The file that names what one rank could not read: cleared at the start, then a line at once for each."""
+    """Report of one rank's unreadable pictures: cleared at the start, then a line at once for each picture."""
 
     def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1) -> None:
-        for old in report_paths(path):  # every unreadable picture is tried again, and written again
+        for old in report_paths(path):  # unreadable pictures are tried again and reported again
             if _tidied_by(rank_of_part(old), rank, world_size):
                 old.unlink()
         beside, inside = places(path, UNREADABLE)
@@ -145,7 +145,7 @@ class UnreadableLog:
         self._written = True
 
     def add(self, row: UnreadablePicture) -> None:
-        """Write a line; where that fails, say so in the log, once: the pictures that are read matter more."""
+        """Write a line. If that fails, log it once and go on, because the readable pictures matter more."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -158,7 +158,7 @@ class UnreadableLog:
 
 @contextmanager
 def fullness_explained(path: Path) -> Iterator[None]:
-    """Say of a full disk, quota or file size limit, met inside, what to do; one OSError for all three."""
+    """Turn errors of a full disk, a quota or a file size limit inside into an OSError with advice."""
     try:
         yield
     except OSError as error:
@@ -200,5 +200,5 @@ def _write_whole(beside: Path, path: Path, table: pa.Table) -> None:
 
 
 def _tidied_by(owner: int, rank: int, world_size: int) -> bool:
-    """Whether ``rank`` tidies up after ``owner``: after itself, and the first after those that are no more."""
+    """Return whether ``rank`` removes leftovers of ``owner``: its own, and for rank 0 those of ranks that are gone."""
     return owner == rank or (rank == 0 and owner >= world_size)
