@@ -226,7 +226,7 @@ REFUSED = {
     "a device without numbers": (with_picture("--device", "meta"), "got the device 'meta', which computes nothing"),
     "a device that is not there": (with_picture("--device", "cuda:99"), "got the device 'cuda:99'"),
     "a rank out of range": (with_picture("--rank", "2", "--world-size", "2"), "got rank 2 of 2"),
-    "a store of another tokenizer": (made_with("--tokenizer", "mean-colour-slow"), "tokenizer 'mean-colour' (the"),
+    "a store of another tokenizer": (made_with("--tokenizer", "mean-colour-slow"), "tokenizer.name 'mean-colour' (the"),
     "a store of another size": (made_with("--size", "64"), "image_size 32 (the store: 64)"),
     "a store of another resize": (made_with("--resize", "squash"), "resize 'crop' (the store: 'squash')"),
     "a store of another dtype": (made_with("--dtype", "bfloat16"), "dtype 'float32' (the store: 'bfloat16')"),
@@ -399,5 +399,6 @@ def test_a_store_whose_tokenizer_is_not_installed_says_so(here, toy):
     command = [sys.executable, "-m", "toklip_core", "decode", "store", "--out", "out"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and done.stderr.startswith("Error: store: no VQ tokenizer is named 'mean-colour'.")
+    begins = "Error: the token store store: no VQ tokenizer is named 'mean-colour'."
+    assert done.returncode == 1 and done.stderr.startswith(begins)
     assert done.stderr.count("\n") == 1

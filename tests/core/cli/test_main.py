@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
 from toklip_core.cli import cli, plugin_commands
-from toklip_core.plugins import Plugin, Registry
+from toklip_core.plugins import Plugin, Registry, TokenizerSpec
 
 from tests.support.installed import found, install, right
 
@@ -224,10 +224,20 @@ def test_tokenizers_and_plugins_are_listed_for_people_and_programs(site):
     plugins = found(site)
     assert run("tokenizers", plugins=plugins).output == "acme     256 px  For tests.\nacme-2   256 px  For tests.\n"
     rows = json.loads(run("tokenizers", "--json", plugins=plugins).output)
-    assert rows[0] == {"name": "acme", "summary": "For tests.", "image_size": 256, "source": ""}
+    unknown = {"source": "", "size": None, "licence": ""}
+    assert rows[0] == {"name": "acme", "summary": "For tests.", "image_size": 256, **unknown}
     acme, zoo = json.loads(run("plugins", "--json", plugins=plugins).output)
     assert acme == {"name": "acme", "module": "acme_vq", "distribution": "acme-vq", "version": "1.2", "error": ""}
     assert zoo["error"] == "left out: RuntimeError: no"
+
+
+def test_tokenizers_are_listed_with_what_is_known_of_their_weights():
+    known = {"source": "owner/name/vq.pt", "size": 288_000_000, "licence": "MIT"}
+    spec = TokenizerSpec(name="acme", factory=lambda weights: None, summary="For tests.", **known)
+    plugins = Registry((), {"acme": spec})
+    lines = run("tokenizers", plugins=plugins).output.splitlines()
+    assert lines[0] == "acme   256 px  For tests." and lines[1].strip() == "owner/name/vq.pt; 0.3 GB; MIT"
+    assert json.loads(run("tokenizers", "--json", plugins=plugins).output)[0].items() >= known.items()
 
 
 def test_without_plugins_the_lists_say_what_to_install():

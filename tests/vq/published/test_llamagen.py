@@ -26,7 +26,7 @@ def vq16(tmp_path_factory):
 def test_vq16_gives_the_numbers_of_the_official_code(vq16):
     golden = arrays("llamagen_vq16")
     with torch.no_grad():
-        latents = vq16.vqgan.latents(golden["pixels"])
+        latents = vq16.module.vqgan.latents(golden["pixels"])
     ids = vq16.encode(golden["pixels"])
     torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=2e-4)
     assert torch.equal(ids.flatten(1), golden["indices"])
@@ -39,7 +39,7 @@ def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16):
     """Sixteen pictures at once are as large as one of 256 x 256, which the towers work through in stripes."""
     golden = {name: torch.cat(8 * [array]) for name, array in arrays("llamagen_vq16").items()}
     with torch.no_grad():
-        torch.testing.assert_close(vq16.vqgan.latents(golden["pixels"]), golden["latents"], rtol=0, atol=2e-4)
+        torch.testing.assert_close(vq16.module.vqgan.latents(golden["pixels"]), golden["latents"], rtol=0, atol=2e-4)
     ids = vq16.encode(golden["pixels"])
     assert torch.equal(ids.flatten(1), golden["indices"])
     torch.testing.assert_close(vq16.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
