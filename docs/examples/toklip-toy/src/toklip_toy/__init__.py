@@ -1,1 +1,1 @@
-"""A plugin for the TokLIP toolkit: the smallest tokenizer that is one."""
+"""A plugin for the TokLIP toolkit with a minimal tokenizer."""

@@ -1,4 +1,4 @@
-"""A tokenizer without a network: one id is the mean colour of a cell, rounded to a palette."""
+"""A tokenizer without a network: each id is the mean colour of a cell, rounded to a palette."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cube(levels: int = 4) -> Tensor:
 
 
 class GridTokenizer(nn.Module):
-    """Cells of f x f pixels become the id of the palette's nearest colour.
+    """A tokenizer that encodes each cell of f x f pixels as the id of the nearest palette colour.
 
     Args:
         palette: (K, 3), colours in [-1, 1].
@@ -75,7 +75,7 @@ def load_grid(weights: Weights | None) -> GridTokenizer:
 
     Args:
         weights: a safetensors file that holds one tensor, ``palette`` (K, 3), colours in [-1, 1], or that tensor by
-            name; None takes the 64.
+            name; None uses the 64.
 
     Raises:
         FileNotFoundError: there is no such file.

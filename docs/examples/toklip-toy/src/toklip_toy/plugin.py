@@ -1,4 +1,4 @@
-"""What this package tells the toolkit. It is imported by every `toklip --help`, so it imports no torch."""
+"""Hooks of this package. Every `toklip --help` imports this module, so it does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toklip_core.plugins import Weights
 
 
 def grid(weights: Weights | None) -> VQTokenizer:
-    """Build the tokenizer; only now is torch imported."""
+    """Build the tokenizer; torch is imported only here."""
     from toklip_toy.grid import load_grid
 
     return load_grid(weights)
@@ -41,7 +41,7 @@ def toklip_register_commands(cli: click.Group) -> None:
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--colours", default=64, show_default=True, type=click.IntRange(1, 256), help="Maximum palette size.")
 def palette(picture: Path, out: Path, colours: int) -> None:
-    """Write the colours that suit PICTURE to OUT, a file for `--tokenizer toy --weights OUT`."""
+    """Write a palette that suits PICTURE to OUT, for `--tokenizer toy --weights OUT`."""
     from toklip_core.pictures import refuse_output
 
     from toklip_toy.palette import choose_palette, save_palette
