@@ -40,17 +40,17 @@ _GUIDANCE = click.option(
     "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off. [default: the generator's own]"
 )
 _TOP_K = click.option(
-    "--top-k", type=int, help="Sample from this many of the likeliest ids; 0 means all. [default: the generator's own]"
+    "--top-k", type=int, help="Number of most likely ids to sample from; 0 means all. [default: the generator's own]"
 )
 _TOKLIP = click.option(
     "--toklip",
     type=click.Path(),
     shell_complete=names_or_files(toklip_names),
-    help="Path of the TokLIP, overriding the one recorded in the generator's config.",
+    help="TokLIP to use instead of the one recorded in the generator's config.",
 )
 _DTYPE = dtype("Dtype of the generator. [default: as stored]", default=None)
 _COMPILE = click.option(
-    "--compile", "compiled", is_flag=True, help="Run torch.compile first; worthwhile for many pictures on a GPU."
+    "--compile", "compiled", is_flag=True, help="Run torch.compile first; this pays off for many pictures on a GPU."
 )
 
 
@@ -65,7 +65,8 @@ _COMPILE = click.option(
     type=click.Path(path_type=Path),
     default=Path("generated.png"),
     show_default=True,
-    help="File for one grid of all pictures (one row per prompt if there are several), or folder for one file each.",
+    help="Picture file for one grid of all pictures (one row per prompt if there are several), or folder for one file "
+    "per picture.",
 )
 @click.option(
     "--seed",
@@ -78,7 +79,7 @@ _COMPILE = click.option(
 @click.option(
     "--guidance-power",
     type=float,
-    help="Increase the scale from 1 to --guidance along a cosine of this power, as RAR does; constant by default.",
+    help="Power of the cosine along which the scale grows from 1 to --guidance, as in RAR. [default: constant scale]",
 )
 @click.option(
     "--guidance-first",
@@ -87,13 +88,13 @@ _COMPILE = click.option(
     show_default=True,
     help="Position of the first id with guidance, counted from 0.",
 )
-@click.option("--guidance-last", type=NUMBER, help="Position of the last id with guidance; by default the end.")
+@click.option("--guidance-last", type=NUMBER, help="Position of the last id with guidance. [default: the last one]")
 @temperature(default=1.0)
 @_TOP_K
 @top_p
-@click.option("--prefix", type=click.Path(), help="Picture whose upper rows are kept; the rest is generated.")
+@click.option("--prefix", type=click.Path(), help="Picture whose upper part is kept; the rest is generated.")
 @max_pixels
-@click.option("--prefix-rows", type=int, help="Number of rows of ids kept from --prefix; by default the upper half.")
+@click.option("--prefix-rows", type=int, help="Number of rows of ids to keep from --prefix. [default: half]")
 @named_model(
     "--model",
     kind=None,
@@ -123,7 +124,7 @@ def generate(
 ) -> None:
     """Generate pictures from TEXTS, or from classes.
 
-    The prompt, the seed and the settings determine a picture: generated again on its own, it comes out the same.
+    A picture depends only on its prompt, its seed and the settings, so you can generate it again on its own.
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
@@ -165,12 +166,13 @@ def _checkpoint(model: str, toklip: str | None, dtype: str | None, device: str |
 
 @train_command("generator")
 def train_generator() -> TrainTask[GeneratorTrainConfig]:
-    """Train an autoregressive generator: RECIPE is the name of a recipe or a TOML file.
+    """Train an autoregressive generator.
 
-    The generator predicts the next id from a class or a text and the ids so far, which it reads as ids, as codes, or as
-    codes with TokLIP's semantic tokens. The data are token stores (`toklip encode --augment ten-crop`) or pictures.
-    The trained generator is OUT/model, which `toklip generate --model` takes. Ctrl-C, SIGTERM or SIGHUP saves the run
-    and exits with 130, 143 or 129; run the same command again to resume.
+    RECIPE is the name of a recipe or a TOML file. The generator predicts the next id from a class or a text and from
+    the ids so far. It reads them as ids, as codes, or as codes with TokLIP's semantic tokens. The data are token stores
+    (`toklip encode --augment ten-crop`) or pictures. The result is OUT/model, which `toklip generate --model` accepts.
+    On Ctrl-C, SIGTERM or SIGHUP the run saves a checkpoint and exits with status 130, 143 or 129; run the same command
+    again to resume.
     """
     from toklip_gen.training import RECIPES, GeneratorTrainConfig
 
@@ -203,15 +205,15 @@ _MODES = {
     kind=None,
     help_text="Generator to sample pictures from: a name from `toklip models`, or a folder.",
 )
-@click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class generator.")
-@click.option("--reference", help="Statistics of real pictures: adm-imagenet-256 and the like, or a .npz file.")
+@click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class-conditional --generator.")
+@click.option("--reference", help="Statistics of real pictures: a name such as adm-imagenet-256, or a .npz file.")
 @click.option(
     "--features", help="Feature extractor for comparing pictures: inception, or a model such as toklip-tiny."
 )
 @click.option(
     "--clip",
     shell_complete=names_or_files(toklip_names),
-    help="CLIP or TokLIP that computes the CLIP score and, for captions of scenes, judges them as well.",
+    help="CLIP or TokLIP for the CLIP score. For scenes it also judges whether pictures show what their captions say.",
 )
 @click.option("--npz", type=click.Path(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
 @click.option(
@@ -222,7 +224,7 @@ _MODES = {
     type=click.Choice(["generation", "reconstruction"]),
     default="generation",
     show_default=True,
-    help="Use of the reference that --write-reference writes; any other use of it is refused.",
+    help="Evaluation for which --write-reference writes the reference; other evaluations refuse it.",
 )
 @_TOKLIP
 @_DTYPE
@@ -232,9 +234,9 @@ _MODES = {
 @_TOP_K
 @top_p
 @click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Seed from which every picture's own is derived."
+    "--seed", type=SEED, default=0, show_default=True, help="Seed from which the seed of each picture is derived."
 )
-@click.option("--size", type=SIDE, help="Side in pixels to resize the pictures of --per-class to.")
+@click.option("--size", type=SIDE, help="Side in pixels to which the pictures of --per-class are resized.")
 @max_pixels
 @batch_size("pictures per batch")
 @device
@@ -247,14 +249,16 @@ def evaluate_generation(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Evaluate generated pictures: INPUTS (files, folders, tars, .npz), or samples of --generator.
+    """Evaluate generated pictures.
 
-    A generator of texts draws the captions of scenes, with INPUTS such as scenes:held-out?count=256; one of classes
-    draws --per-class pictures of each. Computes the Fréchet distance (FID), Inception score, precision and recall
-    against a reference, the CLIP score if the pictures have captions beside them and, for scenes, whether pictures show
-    what their captions say. The report includes the protocol of every figure. References for reconstruction are
-    refused. Inception's weights are never downloaded: if they are not in the torch hub cache, the error names the file
-    and where to put it.
+    INPUTS are the pictures: files, folders, tars or .npz files. With --generator, the pictures are sampled first: a
+    text-to-image generator needs scenes as INPUTS, such as scenes:held-out?count=256, and uses their captions as
+    prompts; a class-conditional one samples --per-class pictures of each class.
+
+    Computes the Fréchet distance (FID), Inception score, precision and recall against a reference, the CLIP score if
+    the pictures have captions beside them and, for scenes, whether pictures show what their captions say. The report
+    includes the protocol of every figure. References for reconstruction are refused. Inception's weights are never
+    downloaded: if they are not in the torch hub cache, the error names the file and where to put it.
     """
     of_scenes = len(inputs) == 1 and inputs[0].startswith("scenes:")
     per_class = options["per_class"] is not None

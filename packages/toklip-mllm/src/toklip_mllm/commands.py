@@ -43,11 +43,12 @@ _MODEL = named_model(
 
 @train_command("mllm")
 def train_mllm() -> TrainTask[MLLMTrainConfig]:
-    """Train a multimodal language model: RECIPE is the name of a recipe or a TOML file.
+    """Train a multimodal language model.
 
-    A connector maps the tokens of a frozen TokLIP into the embedding space of a language model. If the settings say so,
-    the language model is trained too, whole or with LoRA. The trained model is OUT/model, which `toklip ask --model`
-    takes. Ctrl-C, SIGTERM or SIGHUP saves the run and exits with 130, 143 or 129; run the same command again to resume.
+    RECIPE is the name of a recipe or a TOML file. A connector maps the tokens of a frozen TokLIP into the embedding
+    space of a language model. If the settings say so, the language model is trained too, either fully or with LoRA. The
+    result is OUT/model, which `toklip ask --model` accepts. On Ctrl-C, SIGTERM or SIGHUP the run saves a checkpoint and
+    exits with status 130, 143 or 129; run the same command again to resume.
     """
     from toklip_mllm.training import RECIPES, MLLMTrainConfig
 
@@ -62,12 +63,17 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @click.command("vqa")
 @click.argument("questions", type=click.Path())
 @click.option(
-    "--root", type=click.Path(), help="Folder that picture paths are relative to; by default that of QUESTIONS."
+    "--root",
+    type=click.Path(),
+    help="Folder that the picture paths are relative to. [default: the folder of QUESTIONS]",
 )
 @click.option("--image", default="image", show_default=True, help="Key of the picture's path, or of a list of paths.")
 @click.option("--question", default="question", show_default=True, help="Key of the question.")
 @click.option(
-    "--answer", default="answer", show_default=True, help="Key of the right answer, or of a list of several people's."
+    "--answer",
+    default="answer",
+    show_default=True,
+    help="Key of the correct answer, or of a list of answers from several people.",
 )
 @click.option(
     "--type", "kind", default="type", show_default=True, help="Key of the question's type; types are scored separately."
@@ -76,9 +82,9 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
     "--prompt",
     default="{}",
     show_default=True,
-    help="Prompt for the model; {} stands for the question. Questions with choices have a prompt of their own.",
+    help="Prompt for the model; {} stands for the question. Multiple-choice questions have their own prompt.",
 )
-@click.option("--answers", type=click.Path(path_type=Path), help="Write the model's answers to this JSONL file.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Also write the model's answers to this JSONL file.")
 @click.option(
     "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Maximum number of new tokens per answer."
 )
@@ -89,12 +95,12 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @device
 @as_json
 def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Evaluate how well a model answers questions about pictures.
+    """Measure how well a model answers questions about pictures.
 
     QUESTIONS is a JSONL file with {"image": PATH, "question": TEXT, "answer": TEXT} in each line, optionally with
     "type" and "choices"; or scenes:SPLIT?count=N, generated scenes with all their questions. Reports exact match,
-    multiple-choice accuracy, VQA accuracy where several people answered, POPE's metrics where the answers are yes or
-    no, and the protocol.
+    multiple-choice accuracy, VQA accuracy (for answers from several people), POPE's metrics (for yes-or-no answers) and
+    the protocol.
     """
     from toklip_mllm.evaluation import Columns, evaluate_vqa
 
@@ -132,7 +138,7 @@ def ask(
     """Ask a language model about pictures.
 
     The answer is printed as it is generated. Without a question, a conversation starts: each line you type is a
-    question, `/picture FILE` adds a picture, `/new` starts over with the same pictures, and Ctrl-D ends.
+    question, `/picture FILE` adds a picture, `/new` starts over with the same pictures, and Ctrl-D ends it.
     """
     from toklip_core.config import refuse_drawing
 

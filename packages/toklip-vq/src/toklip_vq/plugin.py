@@ -177,9 +177,10 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
 
 @train_command("vq")
 def train_vq() -> TrainTask[VQTrainConfig]:
-    """Train a VQ tokenizer from RECIPE, the name of a recipe or a TOML file.
+    """Train a VQ tokenizer.
 
-    On Ctrl-C, SIGTERM or SIGHUP the run saves and exits with status 130, 143 or 129; the same command resumes it.
+    RECIPE is the name of a recipe or a TOML file. The result is OUT/model. On Ctrl-C, SIGTERM or SIGHUP the run saves a
+    checkpoint and exits with status 130, 143 or 129; run the same command again to resume.
     """
     from toklip_vq.training import RECIPES, VQTrainConfig
 

@@ -31,14 +31,14 @@ from toklip_core.cli.train import encoder, teacher
 from toklip_core.plugins import Plugin
 
 _WEIGHTS = click.option(
-    "--weights", type=click.Path(), help="File or folder of tokenizer weights to use instead of its own."
+    "--weights", type=click.Path(), help="Tokenizer weights, a file or a folder. [default: the tokenizer's own]"
 )
 
 
 @click.group(cls=ErrorsAsLines, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toklip")
 def cli() -> None:
-    """Turn pictures into discrete visual tokens and back, and give the tokens CLIP's meaning."""
+    """Encode pictures into discrete visual tokens with CLIP-level meaning, and decode them into pictures."""
 
 
 @cli.group(cls=PluginGroup)
@@ -52,7 +52,7 @@ train.add_command(teacher)
 
 @cli.group(cls=PluginGroup)
 def evaluate() -> None:
-    """Evaluate a model; every result is printed with its protocol."""
+    """Evaluate a model. Every result is printed with its protocol."""
 
 
 @evaluate.command()
@@ -80,7 +80,7 @@ def evaluate() -> None:
     type=click.Choice(["alex", "squeeze", "vgg"]),
     default="alex",
     show_default=True,
-    help="Backbone network of LPIPS.",
+    help="Backbone network of the LPIPS metric.",
 )
 @max_pixels
 @batch_size("pictures per batch")
@@ -88,8 +88,9 @@ def evaluate() -> None:
 @device
 @as_json
 def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure how well a VQ tokenizer reconstructs INPUTS: files, folders, globs, tars or scenes:SPLIT?count=N.
+    """Measure how well a VQ tokenizer reconstructs pictures.
 
+    INPUTS are picture files, folders, globs, tars, Parquet files with a column of pictures, or scenes:SPLIT?count=N.
     Reports PSNR, SSIM, LPIPS, rFID, codebook usage, codebook perplexity and the protocol. LPIPS and rFID need networks
     that the package does not contain and that are never downloaded: if the torch hub cache lacks one, the report names
     the missing file and where to put it. The evaluation runs in one process.
@@ -107,12 +108,12 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
     "store",
     required=True,
     type=click.Path(),
-    help="Folder of the token store; if it holds an earlier encode, that one is continued.",
+    help="Folder of the token store. If it contains a store with the same settings already, that store is continued.",
 )
 @click.option(
     "--tokenizer",
     shell_complete=names_or_files(tokenizer_names),
-    help="VQ tokenizer; `toklip tokenizers` lists them. [default: the one of --model, else llamagen-tiny]",
+    help="VQ tokenizer; `toklip tokenizers` lists them. [default: --model's, else llamagen-tiny]",
 )
 @_WEIGHTS
 @click.option(
@@ -125,37 +126,44 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 )
 @click.option(
     "--teacher",
-    help="Also store one unit-norm feature per picture from this teacher, to train an encoder on: a folder, or a name "
-    "such as open_clip:NAME/TAG.",
+    help="Also store one unit-norm feature per picture from this teacher, for the training of an encoder; a folder, or "
+    "open_clip:NAME/TAG.",
 )
 @click.option(
     "--size",
     "image_size",
     type=SIDE,
-    help="Side of the square pictures in pixels. [default: the one of --model, else the tokenizer's own]",
+    help="Side of the square pictures in pixels. [default: --model's, else the tokenizer's own]",
 )
 @click.option(
     "--resize",
     type=click.Choice(["crop", "squash"]),
     help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio. "
-    "[default: that of --model or --teacher, else crop]",
+    "[default: --model's or --teacher's, else crop]",
 )
 @click.option(
     "--augment",
     type=click.Choice(["ten-crop"]),
-    help="Also store the ids of 20 augmented views per picture, to train a generator on.",
+    help="Also store the ids of 20 augmented views per picture, for the training of a generator.",
 )
 @click.option(
     "--shuffle",
     is_flag=True,
-    help="Store the pictures in random order instead of folder by folder, to train a class-conditional generator.",
+    help="Store the pictures in random order, not folder by folder; class-conditional generators need this.",
 )
 @dtype("Precision of the networks; bfloat16 is faster and changes some ids.")
 @batch_size("pictures per batch")
 @max_pixels
 @click.option("--workers", type=WORKERS, help="Number of processes that read pictures. [default: one per core]")
 @device
-@click.option("--rank", type=NUMBER, default=0, envvar="RANK", show_envvar=True, help="Rank of this process, from 0.")
+@click.option(
+    "--rank",
+    type=NUMBER,
+    default=0,
+    envvar="RANK",
+    show_envvar=True,
+    help="Rank of this process, counted from 0.",
+)
 @click.option(
     "--world-size",
     type=COUNT,
@@ -173,15 +181,16 @@ def encode(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Encode INPUTS into a token store: the ids of every picture and, on request, its features.
+    """Encode pictures into a token store.
 
-    INPUTS are picture files, folders, globs, tars (KEY.jpg, KEY.txt, KEY.json), Parquet files with a column of
-    pictures, and scenes:SPLIT?count=N, the folder that `toklip scenes` writes. An encode that was killed continues when
-    the same command is started again. Pictures that cannot be read are listed in .STORE.unreadable. Under torchrun or
-    accelerate the processes share the work.
+    The store contains the ids of every picture and, on request, its features. INPUTS are picture files, folders,
+    globs, tars (KEY.jpg, KEY.txt, KEY.json), Parquet files with a column of pictures, or scenes:SPLIT?count=N, the
+    scenes that `toklip scenes` would write. If the command is interrupted, run it again to continue. Pictures that
+    cannot be read are listed in .STORE.unreadable. Under torchrun or accelerate the processes share the work.
 
-    A picture's key is its path as typed, without a leading / or `..`; another picture with the same key, typed from
-    another folder, is skipped as already stored: use another store for it, or type a longer path.
+    A picture's key is its path as typed, without a leading / or `..`. A picture whose key is already in the store is
+    skipped, even if it was typed in another folder and is another picture: use another store for it, or type a longer
+    path.
     """
     from toklip_core.store import EncodeSettings, encode_pictures
     from toklip_core.training import stop_on_signals
@@ -202,13 +211,13 @@ def encode(
 @click.argument("store", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Folder to write the pictures to, as OUT/KEY.png.")
 @click.option(
-    "--weights", type=click.Path(), help="Tokenizer weights, if the store was encoded with --weights: the same ones."
+    "--weights", type=click.Path(), help="Tokenizer weights; required if the store was encoded with --weights."
 )
 @batch_size("pictures per batch")
 @device
 @as_json
 def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Decode a token STORE into pictures; existing files are skipped."""
+    """Decode a token STORE into pictures. Existing files are skipped."""
     from toklip_core.store import decode_store
     from toklip_core.training import stop_on_signals
 
@@ -227,7 +236,7 @@ def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa
     type=click.Choice(["train", "validation", "held-out"]),
     default="train",
     show_default=True,
-    help="Split to draw from; some pairs of colour and shape occur only in held-out.",
+    help="Split of the scenes; some combinations of colour and shape occur only in held-out.",
 )
 @click.option(
     "--seed", type=SEED, default=0, show_default=True, help="Seed of the scenes; another seed gives other scenes."
@@ -236,15 +245,18 @@ def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa
     "--size", type=click.IntRange(8, SIDE.max), default=64, show_default=True, help="Side of the pictures in pixels."
 )
 @click.option(
-    "--objects", type=click.IntRange(1, 3), help="Number of objects in each scene. [default: drawn from 1 to 3]"
+    "--objects", type=click.IntRange(1, 3), help="Number of objects in each scene. [default: 1 to 3 at random]"
 )
 @click.option(
     "--background",
     type=click.Choice(["plain", "gradient", "striped", "checkered", "cloudy"]),
-    help="Background of all scenes. [default: drawn for each scene]",
+    help="Background of all scenes. [default: random for each scene]",
 )
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
-    """Write captioned pictures of coloured shapes to the folder OUT: KEY.png, KEY.txt, captions.jsonl."""
+    """Write captioned pictures of coloured shapes.
+
+    The folder OUT gets KEY.png and KEY.txt for each scene, and captions.jsonl.
+    """
     from toklip_core.scenes import Scenes, write_scenes
 
     write_scenes(Scenes(**options), out, progress=True)
@@ -278,7 +290,10 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
 @as_json
 @click.pass_context
 def plugins(ctx: click.Context, as_json: bool) -> None:
-    """List the installed plugins and, if one was left out, the reason."""
+    """List the installed plugins.
+
+    If a plugin could not be loaded, the list says why.
+    """
     found = registry_of(ctx)
     of_commands = plugin_commands(found, cli).errors
     rows = [(plugin, _complaint(plugin, of_commands.get(plugin, ""))) for plugin in found.plugins]

@@ -33,7 +33,7 @@ _MODEL = click.option(
     default="toklip-tiny",
     show_default=True,
     shell_complete=names_or_files(toklip_names),
-    help="Model to use: a name that `toklip models` lists, a folder, an official .pt file, owner/name on the hub, or "
+    help="Model: a name from `toklip models`, a folder, an official .pt file, owner/name on the hub, or "
     "open_clip:NAME/TAG.",
 )
 _BATCH = batch_size("pictures per batch")
@@ -45,8 +45,8 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
         "--template",
         "templates",
         multiple=True,
-        help="Text template with {} where the class name goes; or openai or simple, open_clip's sets of 80 and 7 for "
-        f"ImageNet. The text features of several templates are averaged. {usual}",
+        help="Text template with {} in place of the class name, or a set of open_clip's templates for ImageNet: openai "
+        f"(80 templates) or simple (7). Repeatable; the text features of all templates are averaged. {usual}",
     )
 
 
@@ -56,8 +56,8 @@ def _templates(usual: str) -> Callable[[_Command], _Command]:
 def models(ctx: click.Context, as_json: bool) -> None:
     """List the models that can be used by name.
 
-    Each is printed with its size, source and licence, and whether it is in the cache of the hub. `toklip generate
-    --model NAME` takes those that draw. Nothing is downloaded.
+    The list gives the size, source and licence of each model, and whether it is in the cache of the hub. Models marked
+    "that draws" can be used with `toklip generate --model NAME`. Nothing is downloaded.
     """
     from toklip_core.model import models as specs
     from toklip_core.plugins import Registry, registry
@@ -81,20 +81,20 @@ def models(ctx: click.Context, as_json: bool) -> None:
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Path of the model's config.json, needed if its sizes are those of no published model.",
+    help="Path of the model's config.json; required if its sizes match no published model.",
 )
 @click.option(
     "--text-tokenizer",
     "words",
     type=click.Path(path_type=Path),
-    help="Path of the text tower's tokenizer.json. [default: the published model's, from the hub]",
+    help="Path of the text tower's tokenizer.json. [default: that of the published model, from the hub]",
 )
 @as_json
 def convert(file: str, out: Path, config: Path | None, words: Path | None, as_json: bool) -> None:
     """Convert an official checkpoint FILE into the model folder OUT.
 
-    The weights, including those of the VQ tokenizer in the file, are written as safetensors. No code in the file is
-    executed. FILE may also be a name that `toklip models` lists.
+    All weights in the file, including the VQ tokenizer's, are written as safetensors. No code in the file is executed.
+    FILE may also be a name from `toklip models`.
     """
     from toklip_core.config import validated
     from toklip_core.files import read_text
@@ -133,7 +133,7 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--labels", help='Labels to choose from, separated by commas: "red circle,blue square".')
 @click.option("--labels-file", type=click.Path(), help="Text file with one label per line.")
-@_templates("[default: the labels as they are]")
+@_templates("[default: {}, the label alone]")
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Number of labels to print per picture.")
 @_MODEL
 @max_pixels
@@ -147,10 +147,10 @@ def classify(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Classify PICTURES (files, folders, globs, tars or scenes:SPLIT?count=N) by the labels you give.
+    """Classify pictures with labels of your choice.
 
-    The percentages are a softmax over the labels at the model's trained temperature. They say which of these labels
-    fits best, not whether any of them fits.
+    PICTURES are files, folders, globs, tars or scenes:SPLIT?count=N. The percentages are a softmax over the labels at
+    the model's trained temperature. They say which of these labels fits best, not whether any of them fits.
     """
     from toklip_core.evaluation import classify_pictures, read_labels
 
@@ -186,11 +186,12 @@ def explain(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Draw a heat map of how well each token of PICTURE matches each of TEXTS.
+    """Draw heat maps of how well tokens match texts.
 
-    Every token is pooled by itself, and its cosine with a text becomes a colour over the picture. Each text has its own
-    panel; all panels share one scale. With --json the cosines are printed, and a picture is written only if --out names
-    one. A token has seen its own patch, the rows above it and what is left of it in its row.
+    Each of TEXTS gets a panel that shows, for every token of PICTURE, the cosine between the token, pooled by itself,
+    and the text. All panels share one colour scale. With --json the cosines are printed, and a picture is written only
+    if --out is given. The encoder is causal: a token depends on its own patch, the rows above, and the patches to its
+    left.
     """
     from toklip_core.evaluation import draw_explanation, explain_picture
     from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
@@ -210,8 +211,12 @@ def explain(
 @click.command()
 @click.argument("where", nargs=-1, metavar="WHERE...")
 @click.argument("text")
-@click.option("--top", type=COUNT, default=5, show_default=True, help="Number of pictures to return.")
-@click.option("--out", type=click.Path(path_type=Path), help="Picture file to write: a contact sheet of the results.")
+@click.option("--top", type=COUNT, default=5, show_default=True, help="Number of results.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Also write a contact sheet of the results to this picture file.",
+)
 @_MODEL
 @max_pixels
 @_BATCH
@@ -220,9 +225,9 @@ def explain(
 def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Search WHERE for the pictures that match TEXT best.
 
-    WHERE is pictures (files, folders, globs, tars, scenes:SPLIT?count=N), or a token store, which is searched by its
-    ids. Prints one line per picture, best first: its cosine with the text, and its name. The cosines rank the pictures;
-    they do not say whether any of them matches.
+    WHERE is a set of pictures (files, folders, globs, tars, scenes:SPLIT?count=N) or one token store, which is searched
+    by its ids or features alone. Prints one line per picture, best first: its cosine with the text, and its name. The
+    cosines rank the pictures; they do not say whether any of them matches.
     """
     from toklip_core.evaluation import draw_search, search_pictures
     from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
@@ -255,9 +260,9 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
 def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure zero-shot classification accuracy.
 
-    FOLDER contains one folder of pictures per class, named after the class; _ is read as a space. It may also be
-    scenes:SPLIT?count=N&objects=1, generated scenes of one object each. Reports top-1 and top-5 accuracy, chance level
-    and the protocol.
+    FOLDER contains one folder of pictures per class, named after the class; an underscore in the name stands for a
+    space. It may also be scenes:SPLIT?count=N&objects=1, generated scenes of one object each. Reports top-1 and top-5
+    accuracy, chance level and the protocol.
     """
     from toklip_core.evaluation import evaluate_zero_shot
 
@@ -270,11 +275,14 @@ def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @click.option(
     "--root", type=click.Path(), help="Folder that the picture paths are relative to. [default: the folder of PAIRS]"
 )
-@click.option("--image", default="image", show_default=True, help="Key of the picture's path in each row.")
+@click.option("--image", default="image", show_default=True, help="Key or column of the picture's path.")
 @click.option(
-    "--captions", default="captions", show_default=True, help="Key of the picture's captions: a list, or a single text."
+    "--captions",
+    default="captions",
+    show_default=True,
+    help="Key or column of the picture's captions: a list, or a single text.",
 )
-@click.option("--karpathy-split", help="Split to use of Karpathy's dataset_coco.json. [default: test]")
+@click.option("--karpathy-split", help="Split of Karpathy's dataset_coco.json. [default: test]")
 @_MODEL
 @max_pixels
 @_BATCH
@@ -282,11 +290,12 @@ def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @device
 @as_json
 def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Measure image-text retrieval: recall of pictures by captions and of captions by pictures.
+    """Measure image-text retrieval in both directions.
 
-    PAIRS is a JSONL, CSV or TSV file with {"image": PATH, "captions": [...]} in each row, Karpathy's dataset_coco.json,
-    or scenes:SPLIT?count=N, generated scenes with their captions. Reports R@1, R@5 and R@10 in both directions, chance
-    level and the protocol. Any caption of a picture counts as a hit.
+    PAIRS is a JSONL, CSV or TSV file with the keys of {"image": PATH, "captions": [...]} in each row, Karpathy's
+    dataset_coco.json, or scenes:SPLIT?count=N, generated scenes with their captions. Reports R@1, R@5 and R@10 for
+    finding captions by pictures and pictures by captions, chance level and the protocol. Any caption of a picture
+    counts as a hit.
     """
     from toklip_core.evaluation import evaluate_retrieval
 

@@ -39,7 +39,7 @@ max_pixels = click.option(
     type=click.IntRange(1, LARGEST_MAX_PIXELS),
     default=MAX_PIXELS,
     show_default=True,
-    help="Largest width times height of a picture that is read; reading takes up to 19 bytes per pixel.",
+    help="Maximum number of pixels (width x height) of a picture; reading one takes up to 19 bytes per pixel.",
 )
 device = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -48,14 +48,14 @@ temperature = partial(
     "--temperature",
     type=float,
     show_default=True,
-    help="Sampling temperature; 0 always takes the most likely choice.",
+    help="Sampling temperature; 0 always takes the most likely token (greedy).",
 )
 top_p = click.option(
     "--top-p",
     type=float,
     default=1.0,
     show_default=True,
-    help="Sample from the most likely choices that together reach this probability; 1 means all.",
+    help="Nucleus sampling: sample from the most likely tokens that together reach this probability; 1 means all.",
 )
 
 

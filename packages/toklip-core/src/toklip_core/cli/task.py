@@ -51,14 +51,14 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
         @click.option(
             "--out",
             type=click.Path(path_type=Path),
-            help="Folder of the run; if it holds this run already, training resumes from its last save.",
+            help="Folder of the run. If it contains this run already, training resumes from the last checkpoint.",
         )
         @click.option(
             "--set",
             "overrides",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Override a setting, for example run.steps=100; may be given several times.",
+            help="Override a setting, such as run.steps=100; repeatable.",
         )
         @click.option("--list", "listed", is_flag=True, help="List the recipes and exit.")
         @as_json

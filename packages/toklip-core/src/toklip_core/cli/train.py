@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 @train_command("encoder")
 def encoder() -> TrainTask[EncoderTrainConfig]:
-    """Train a semantic encoder from RECIPE, the name of a recipe or a TOML file.
+    """Train a semantic encoder.
 
-    The encoder is initialised from the vision tower of a teacher, reads the codes of a frozen VQ tokenizer, and is
-    trained on captions and on the teacher's features. The result, OUT/model, is a TokLIP. On Ctrl-C, SIGTERM or SIGHUP
-    the run saves and exits with status 130, 143 or 129; the same command resumes it.
+    RECIPE is the name of a recipe or a TOML file. The encoder is initialised from the vision tower of a teacher, reads
+    the codes of a frozen VQ tokenizer, and is trained on captions and on the teacher's features. The result, OUT/model,
+    is a TokLIP. On Ctrl-C, SIGTERM or SIGHUP the run saves a checkpoint and exits with status 130, 143 or 129; run the
+    same command again to resume.
     """
     from toklip_core.tasks import ENCODER_RECIPES, EncoderTrainConfig
 
@@ -32,11 +33,11 @@ def encoder() -> TrainTask[EncoderTrainConfig]:
 
 @train_command("teacher")
 def teacher() -> TrainTask[TeacherTrainConfig]:
-    """Train a small CLIP on pixels from scratch, as a teacher where none can be downloaded.
+    """Train a small teacher, a CLIP on pixels, from scratch.
 
-    RECIPE is the name of a recipe or a TOML file. Pass the result, OUT/model, as the setting `teacher` of `toklip train
-    encoder`. On Ctrl-C, SIGTERM or SIGHUP the run saves and exits with status 130, 143 or 129; the same command resumes
-    it.
+    Use it where no published teacher can be downloaded. RECIPE is the name of a recipe or a TOML file. Pass the result,
+    OUT/model, as the setting `teacher` of `toklip train encoder`. On Ctrl-C, SIGTERM or SIGHUP the run saves a
+    checkpoint and exits with status 130, 143 or 129; run the same command again to resume.
     """
     from toklip_core.tasks import TEACHER_RECIPES, TeacherTrainConfig
 
