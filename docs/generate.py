@@ -101,9 +101,8 @@ def config_page() -> str:
     """Return the page of every config model of the packages, field by field."""
     sections = [_model(model) for model in _models()]
     introduction = (
-        "Every table of a TOML file, every `config.json` and the metadata of every token store is one of these models. "
-        "An unknown key is an error; "
-        "`--set key=value` goes through the same checks.\n"
+        "These models describe the tables of a TOML file, every `config.json`, and the metadata of every token store. "
+        "An unknown key is an error, also in `--set key=value`.\n"
     )
     return f"{GENERATED}# Configuration\n\n{introduction}\n" + "\n".join(sections)
 

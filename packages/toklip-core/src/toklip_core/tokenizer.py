@@ -24,7 +24,7 @@ from toklip_core.weights import refuse_damaged, weights_checksum, write_weights
 
 
 class TokenizerRecord(Config):
-    """The VQ tokenizer of a model or a token store, as it is written down.
+    """Record of the VQ tokenizer of a model or a token store, from which the tokenizer is loaded again.
 
     >>> record = load_tokenizer("llamagen-tiny").record
     >>> print(record)
@@ -36,7 +36,7 @@ class TokenizerRecord(Config):
     name: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
     file: FileName | None = Field(
         default=None,
-        description="File or folder beside the config with the tokenizer's weights; by default those of its name.",
+        description="Tokenizer weights, a file or folder beside the config; by default the tokenizer's own.",
     )
     checksum: str | None = Field(default=None, description="SHA-256 of the tokenizer's weights; others are refused.")
 

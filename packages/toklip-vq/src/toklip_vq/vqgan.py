@@ -38,7 +38,7 @@ class VQGANConfig(BaseModel):
     codebook_dim: int = Field(ge=1, le=LARGEST_WIDTH, description="Codebook dimension C, the width of a code.")
     metric: Metric = Field(
         default="cosine",
-        description="Metric of the nearest code: cosine (LlamaGen; unit-norm codes), dot (IBQ) or euclidean "
+        description="Metric for finding the nearest code: cosine (LlamaGen; unit-norm codes), dot (IBQ) or euclidean "
         "(Chameleon).",
     )
     channels: int = Field(default=128, ge=1, le=LARGEST_WIDTH, description="Channels of the level at full resolution.")
@@ -58,7 +58,8 @@ class VQGANConfig(BaseModel):
         default=256,
         ge=1,
         le=LARGEST_WIDTH,
-        description="Channels between encoder or decoder and its 1 x 1 convolution to or from codes.",
+        description="Channels of the latents, between the encoder or decoder and the 1 x 1 convolution to or from "
+        "codes.",
     )
     patch_size: int = Field(
         default=1,

@@ -11,7 +11,7 @@ from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels
 
 
 class CaptionedScenes(Config):
-    """Generated scenes; every epoch has new ones, each with one of its four captions. They are never cropped."""
+    """Generated scenes. Every epoch has new ones, each with one of its four captions; they are never cropped."""
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Number of scenes per epoch.")
@@ -19,10 +19,10 @@ class CaptionedScenes(Config):
         default=0, ge=0, le=LARGEST_SEED, description="Seed of the scenes; another seed gives other scenes."
     )
     objects: Literal[1, 2, 3] | None = Field(
-        default=None, description="Number of objects in each scene; by default drawn from 1 to 3."
+        default=None, description="Number of objects in each scene; by default 1 to 3 at random."
     )
     background: Literal["plain", "gradient", "striped", "checkered", "cloudy"] | None = Field(
-        default=None, description="Background of all scenes; by default drawn for each scene."
+        default=None, description="Background of all scenes; by default random for each scene."
     )
 
 
@@ -33,7 +33,7 @@ class CaptionedPictures(Config):
     inputs: tuple[str, ...] = Field(
         min_length=1,
         description="Files, folders, globs, and tars of img2dataset or WebDataset; pictures without a caption are "
-        "left out.",
+        "skipped.",
     )
     max_pixels: MaxPixels = MAX_PIXELS
 
@@ -49,20 +49,20 @@ class CaptionedTable(Config):
     image: str = Field(default="image", description="Column of the picture's path.")
     caption: str = Field(
         default="caption",
-        description="Column of the caption, or in JSONL a list of captions; each epoch draws one caption per picture.",
+        description="Column of the caption, or in JSONL of a list of captions; each epoch takes one of them at random.",
     )
     max_pixels: MaxPixels = MAX_PIXELS
 
 
 class CaptionedDataset(Config):
-    """Parquet files, or a data set of the Hugging Face hub, read by the library `datasets`, which keeps a copy.
+    """Parquet files, or a data set of the Hugging Face hub, read by the library `datasets`, which caches a copy.
 
     Rows whose pictures are equal byte for byte are merged into one picture.
     """
 
     kind: Literal["dataset"]
     files: tuple[str, ...] = Field(default=(), description="Parquet files, or globs of them.")
-    name: str | None = Field(default=None, description="Name of a data set on the hub, instead of files.")
+    name: str | None = Field(default=None, description="Name of a data set on the hub, in place of files.")
     subset: str | None = Field(
         default=None, description="Subset (configuration) of the data set on the hub, if it has several."
     )
@@ -70,7 +70,7 @@ class CaptionedDataset(Config):
     image: str = Field(default="image", description="Column of the picture, as the library stores it or as bytes.")
     caption: str = Field(
         default="caption",
-        description="Column of the caption, or of a list of captions of which one is drawn each time.",
+        description="Column of the caption, or of a list of captions; each epoch takes one of them at random.",
     )
     max_pixels: MaxPixels = MAX_PIXELS
 

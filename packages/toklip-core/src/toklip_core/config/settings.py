@@ -33,7 +33,8 @@ MaxPixels = Annotated[
     Field(
         gt=0,
         le=LARGEST_MAX_PIXELS,
-        description="Largest width times height of a picture; larger ones are left out without being read.",
+        description="Maximum number of pixels (width x height) of a picture; larger ones are skipped without being "
+        "read.",
     ),
 ]
 #: The setting of :func:`toklip_core.pictures.resized`.
@@ -61,7 +62,7 @@ class Config(BaseModel):
 
 
 class HeldOut(Config):
-    """The data that a run is evaluated on and never trained on: scenes, or data of your own; none by default."""
+    """Held-out data, on which a run is evaluated and never trained: scenes, or your own data. None by default."""
 
     #: The settings that name data of your own.
     own: ClassVar[tuple[str, ...]] = ()
@@ -85,9 +86,10 @@ class RunConfig(Config):
     accumulate: int = Field(
         default=1,
         gt=0,
-        description="Number of micro-batches per step (gradient accumulation); more need less memory. Losses that are "
-        "means over samples, and contrastive losses (at the cost of one more forward pass), keep the gradients of the "
-        "whole batch; codebook entropy and batch-norm statistics are computed per micro-batch.",
+        description="Number of micro-batches per step (gradient accumulation); more of them need less memory. The "
+        "gradients are those of the whole batch for losses that are means over samples, and, at the cost of one more "
+        "forward pass, for contrastive losses. Codebook entropy and batch-norm statistics are computed per "
+        "micro-batch.",
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate, reached at the end of the warm-up.")
     schedule: Literal["constant", "cosine", "multi-step"] = Field(
@@ -104,7 +106,7 @@ class RunConfig(Config):
         default=0.1, gt=0, le=1, description="Factor that multi-step multiplies the learning rate by at each milestone."
     )
     betas: tuple[_Decay, _Decay] = Field(
-        default=(0.9, 0.95), description="Adam's decay rates of the first and second moment."
+        default=(0.9, 0.95), description="Adam's decay rates for the first and second moments."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay, as in AdamW.")
     muon_learning_rate: float = Field(
@@ -112,14 +114,17 @@ class RunConfig(Config):
         ge=0,
         description="Peak learning rate of Muon, which trains the weight matrices of transformer blocks while AdamW "
         "trains the rest; 0 uses AdamW for everything. The schedule and final_learning_rate scale both rates alike. "
-        "weight_decay is multiplied by the learning rate, so Muon decays more. Needs torch 2.9 or newer, precision "
-        "bf16 or no, and no FSDP; tokenizers have no such matrices.",
+        "weight_decay is multiplied by the learning rate, so it acts more strongly with Muon. Needs torch 2.9 or "
+        "newer, precision bf16 or no, and no FSDP; tokenizers have no such matrices.",
     )
     max_grad_norm: float = Field(
         default=0.0, ge=0, description="Gradient norm above which gradients are clipped; 0 turns clipping off."
     )
     ema_decay: float = Field(
-        default=0.0, ge=0, lt=1, description="Decay per step of the weights' moving average (EMA); 0 turns it off."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay rate per step of the moving average of the weights (EMA); 0 turns it off.",
     )
     precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="Autocast precision of the forward pass; weights stay float32. fp16 needs a GPU."
@@ -137,16 +142,20 @@ class RunConfig(Config):
         description="Number of data-loading processes; 0 loads in the training process.",
     )
     log_every: int = Field(
-        default=50, gt=0, description="Steps between two lines of metrics; each is the mean over these steps."
+        default=50, gt=0, description="Steps between two lines of the log; each line has the means over these steps."
     )
     evaluate_every: int = Field(
-        default=1000, gt=0, description="Steps between two evaluations; the run also ends with one."
+        default=1000, gt=0, description="Steps between two evaluations; there is also one at the end."
     )
     save_every: int = Field(
-        default=1000, gt=0, description="Steps between two saved checkpoints; the run also ends with one."
+        default=1000, gt=0, description="Steps between two checkpoints; there is also one at the end."
     )
     keep: int = Field(default=2, gt=0, description="Number of checkpoints to keep; older ones are deleted.")
-    wandb: str | None = Field(default=None, min_length=1, description="Weights & Biases project to log to as well.")
+    wandb: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Weights & Biases project to which metrics are also logged.",
+    )
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

@@ -38,7 +38,7 @@ _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 class EncoderConfig(Config):
-    """The sizes of the semantic encoder: the ids and codes it reads, and its trunk."""
+    """The sizes of the semantic encoder: the grid of ids, the width of codes, and its transformer (trunk)."""
 
     codebook_dim: int = Field(
         gt=0, le=LARGEST_WIDTH, description="Codebook dimension C of the tokenizer, the width of a code."

@@ -64,10 +64,10 @@ class TextConfig(Config):
         description="Mask padding in attention; a batch is then cut to its longest text, which is faster.",
     )
     pooling: Literal["first", "last", "argmax", "eos"] = Field(
-        default="last", description="Token that represents the text; argmax is CLIP's end of text."
+        default="last", description="Token whose output represents the text; argmax is the end-of-text token of CLIP."
     )
     output_dim: int = Field(gt=0, le=LARGEST_WIDTH, description="Width E of the joint space of pictures and texts.")
-    projection_bias: bool = Field(default=True, description="Use a bias in the last linear layer.")
+    projection_bias: bool = Field(default=True, description="Add a bias to the last linear layer.")
     clean: Literal["canonicalize", "lower", "whitespace"] = Field(
         default="canonicalize",
         description="How a text is cleaned; canonicalize makes it lower case without punctuation, as SigLIP and "

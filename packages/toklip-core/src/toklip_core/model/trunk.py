@@ -27,7 +27,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
 class TrunkConfig(Config):
-    """The sizes of a vision transformer, without its first layer."""
+    """The sizes of a vision transformer without its patch embedding."""
 
     width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width D of a token.")
     depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
@@ -45,7 +45,7 @@ class TrunkConfig(Config):
         default=None,
         gt=0,
         le=LARGEST_WIDTH,
-        description="Output width E of a last linear layer; by default there is none, and E is D.",
+        description="Width E of a last linear layer; by default there is no such layer, and E = D.",
     )
 
     @model_validator(mode="after")

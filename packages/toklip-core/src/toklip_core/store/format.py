@@ -49,7 +49,7 @@ _REPORT_NAME = re.compile(r"rank-\d{5,}\.jsonl", re.ASCII)
 
 
 class FeatureInfo(Config):
-    """The model that a feature column of a store comes from."""
+    """The model that computed a feature column of a store."""
 
     model: str = Field(description="Name of the model, or of its folder.")
     weights_checksum: str = Field(description="SHA-256 of the model's weights.")
@@ -57,7 +57,7 @@ class FeatureInfo(Config):
 
 
 class StoreInfo(Config):
-    """The metadata of a token store; two encodes can share a store only if all of it is equal."""
+    """The metadata of a token store. `toklip encode` adds to a store only if all of its metadata are equal."""
 
     format: Literal[2] = Field(default=FORMAT, description="Version of the store format.")
     tokenizer: TokenizerRecord = Field(description="VQ tokenizer that made the ids.")
@@ -73,13 +73,13 @@ class StoreInfo(Config):
         description="Augmentation in the column `crops`: LlamaGen's ten crops at 1.1 and at 1.05 times the side.",
     )
     pooled: FeatureInfo | None = Field(
-        default=None, description="TokLIP of the column `pooled`, one unit-norm feature per picture."
+        default=None, description="TokLIP that computed the column `pooled`, one unit-norm feature per picture."
     )
     tokens: FeatureInfo | None = Field(
-        default=None, description="TokLIP of the column `tokens`, all tokens of each picture."
+        default=None, description="TokLIP that computed the column `tokens`, all tokens of each picture."
     )
     teacher: FeatureInfo | None = Field(
-        default=None, description="Teacher of the column `teacher`, one unit-norm feature per picture."
+        default=None, description="Teacher that computed the column `teacher`, one unit-norm feature per picture."
     )
 
     @property

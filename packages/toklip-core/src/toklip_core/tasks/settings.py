@@ -19,7 +19,7 @@ TEACHER_RECIPES = _RECIPES / "teacher"
 
 
 class EncoderLosses(Config):
-    """Losses of the encoder: contrast with captions, distillation from the teacher. A weight of 0 turns one off."""
+    """Losses of the encoder: contrast with captions, distillation from the teacher. A weight of 0 turns a loss off."""
 
     contrast: Literal["softmax", "sigmoid"] = Field(
         default="softmax", description="Contrastive loss: softmax as in CLIP, sigmoid as in SigLIP."
@@ -29,7 +29,7 @@ class EncoderLosses(Config):
         default=1000.0,
         ge=0,
         description="Weight of the mean squared error between the unit-norm pooled features of encoder and teacher. It "
-        "equals 2 (1 - cos) / D, so 1000 weighs 1 - cos by 1.74 at D = 1152.",
+        "equals 2 (1 - cos) / D, so 1000 puts a weight of 1.74 on 1 - cos at D = 1152.",
     )
     token_weight: float = Field(
         default=0.0,
@@ -46,7 +46,7 @@ class EncoderLosses(Config):
 
 
 class HeldOutPictures(HeldOut):
-    """Held-out data of encoders and teachers: scenes, or folders of classes and pictures with captions.
+    """Held-out data for encoders and teachers: scenes, or a folder of classes and a file of captioned pictures.
 
     ``scenes = N`` takes N scenes of one object for zero-shot accuracy, and N others for retrieval.
     """
@@ -59,7 +59,7 @@ class HeldOutPictures(HeldOut):
         "`a photo of a {}.`",
     )
     imagenet: bool = Field(
-        default=False, description="Read `classes` as ImageNet's 1000, with open_clip's class names."
+        default=False, description="Read `classes` as ImageNet's 1000 classes, with open_clip's class names."
     )
     captions: Path | None = Field(
         default=None, description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval.'
@@ -86,11 +86,11 @@ class EncoderTrainConfig(Config):
 
     tokenizer: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it; it stays frozen.")
     tokenizer_weights: Path | None = Field(
-        default=None, description="File or folder of tokenizer weights to use instead of its own."
+        default=None, description="Tokenizer weights, a file or a folder; by default the tokenizer's own."
     )
     teacher: str = Field(
-        description="Teacher: a folder that `toklip train teacher` wrote, or open_clip:NAME/TAG. It stays frozen; it "
-        "gives the text tower, the initial weights and the features to distil."
+        description="Teacher: a folder that `toklip train teacher` wrote, or open_clip:NAME/TAG. It stays frozen, and "
+        "provides the text tower, the initial weights and the features to distil."
     )
     image_size: int = Field(
         gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor."
@@ -100,7 +100,7 @@ class EncoderTrainConfig(Config):
         default=1.0,
         gt=0,
         le=1,
-        description="Smallest share of the picture's area in a random crop; 1 does not crop, TokLIP used 0.9.",
+        description="Smallest share of the picture's area in a random crop; 1 turns cropping off. TokLIP used 0.9.",
     )
     data: tuple[CaptionSource, ...] = Field(
         min_length=1, description="Training data; an epoch is one pass over all sources."
@@ -119,11 +119,12 @@ class EncoderTrainConfig(Config):
         default=1_000_000,
         ge=0,
         description="Largest number of distinct captions whose text features are computed once, before the first step, "
-        "and kept in memory (4 bytes per dimension). Applies to data that are token stores or tables; the text tower "
-        "encodes other captions with each batch.",
+        "and kept in memory (4 bytes per dimension). Applies to token stores and tables; the text tower encodes all "
+        "other captions batch by batch.",
     )
     grad_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, one more forward pass."
+        default=False,
+        description="Recompute activations in the backward pass, which saves memory and costs one more forward pass.",
     )
     projector_learning_rate_factor: float = Field(
         default=1.0,
@@ -167,7 +168,10 @@ class TeacherTrainConfig(Config):
     image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the patch size.")
     resize: ResizeSetting = "crop"
     smallest_crop: float = Field(
-        default=1.0, gt=0, le=1, description="Smallest share of the picture's area in a random crop; 1 does not crop."
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Smallest share of the picture's area in a random crop; 1 turns cropping off.",
     )
     vision: VisionConfig
     text: TeacherText
@@ -176,7 +180,7 @@ class TeacherTrainConfig(Config):
     )
     data: tuple[CaptionSource, ...] = Field(
         min_length=1,
-        description="Training data with pixels, so no token stores; an epoch is one pass over all sources.",
+        description="Training data with pictures, so no token stores; an epoch is one pass over all sources.",
     )
     held_out: HeldOutPictures = HeldOutPictures()
     run: RunConfig

@@ -70,14 +70,14 @@ REFERENCES = {
 
 
 class ReferenceInfo(Config):
-    """Description of a reference, stored with its statistics."""
+    """Description of a reference (statistics of real pictures), stored with it."""
 
-    purpose: Purpose = Field(description="Use of the reference; figures of any other kind refuse it.")
+    purpose: Purpose = Field(description="Kind of evaluation that the reference is for; the other kind refuses it.")
     extractor: str = Field(description="Name of the feature extractor.")
-    weights: str = Field(description="Weights of the extractor, in words.")
+    weights: str = Field(description="Description of the extractor's weights.")
     image_size: int = Field(description="Side of the pictures in pixels.")
     pictures: int | None = Field(description="Number of pictures, if known.")
-    source: str = Field(description="Where the pictures come from.")
+    source: str = Field(description="Origin of the pictures.")
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 class ClassCondition(Config):
-    """Class condition: one position, a row of an embedding table that has one more row for "no class"."""
+    """Class condition: one position, filled from an embedding table with a row per class and a row for "no class"."""
 
     kind: Literal["class"] = "class"
     classes: int = Field(
         gt=0, le=LARGEST_COUNT, description="Number of classes, counted from 0; the next number means no class."
     )
     names: tuple[str, ...] | None = Field(
-        default=None, description="Names of the classes in the order of their numbers; training sets the data's own."
+        default=None,
+        description="Names of the classes in the order of their numbers; training takes them from the data.",
     )
 
     @model_validator(mode="after")
@@ -44,7 +45,7 @@ class ClassCondition(Config):
 
 
 class TextCondition(Config):
-    """Text condition: T positions, the features of a text encoder after a small network of the generator."""
+    """Text condition: T positions, filled with the features of a text encoder after a small MLP of the generator."""
 
     kind: Literal["text"] = "text"
     encoder: str = Field(
@@ -71,15 +72,17 @@ class GeneratorConfig(Config):
     kind: Literal["generator"] = "generator"
     tokenizer: TokenizerRecord = Field(description="VQ tokenizer whose ids are predicted.")
     toklip: str | None = Field(
-        default=None, description="Name or path of the TokLIP whose semantic tokens (concat) or text tower is read."
+        default=None,
+        description="Name or path of the TokLIP whose semantic tokens (concat) or text tower the generator reads.",
     )
     toklip_checksum: str | None = Field(
-        default=None, description="SHA-256 of the parts of the TokLIP that are read; others are refused."
+        default=None, description="SHA-256 of the TokLIP weights that the generator reads; others are refused."
     )
-    codebook_size: int = Field(gt=0, le=LARGEST_COUNT, description="Codebook size K: the number of ids to choose from.")
+    codebook_size: int = Field(gt=0, le=LARGEST_COUNT, description="Codebook size K, the number of different ids.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
     resize: Literal["crop", "squash"] = Field(
-        default="crop", description="Way in which pictures were made square in training, and in which a prefix is."
+        default="crop",
+        description="How pictures were made square in training, and how a prefix picture is made square now.",
     )
     width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width W of the transformer.")
     depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
@@ -95,31 +98,31 @@ class GeneratorConfig(Config):
     )
     features: Features = Field(
         default="ids",
-        description="Input for each id: ids (a learned embedding table, as in LlamaGen), codes (its row of the "
-        "codebook), or concat (its code and its semantic token, as in TokLIP).",
+        description="Input for each id: the id itself through a learned embedding (ids, as in LlamaGen), its code "
+        "(codes), or its code and semantic token (concat, as in TokLIP).",
     )
     feature_width: int | None = Field(
         default=None,
         gt=0,
         le=LARGEST_WIDTH,
-        description="Width of the input: C with codes, C + D with concat; none with ids.",
+        description="Width of the input: C for codes, C + D for concat; not set for ids.",
     )
     condition: ClassCondition | TextCondition = Field(
         discriminator="kind", description="Kind of prompt: classes or texts."
     )
     condition_keys: ConditionKeys = Field(
         default="zero",
-        description="Queries and keys at the condition's positions: zero, as LlamaGen was trained, so that later "
-        "positions attend to all words of a text equally; or learned, so that they can choose among the words.",
+        description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
+        "as in LlamaGen; learned: a position can attend to some words more than to others.",
     )
     guidance: float = Field(
-        default=4.0, ge=0, description="Default scale of classifier-free guidance in sampling; 1 turns it off."
+        default=4.0, ge=0, description="Default classifier-free guidance scale; 1 turns it off."
     )
     top_k: int = Field(
         default=0,
         ge=0,
         le=LARGEST_COUNT,
-        description="Default number of the likeliest ids to sample from; 0 means all.",
+        description="Default number of most likely ids to sample from; 0 means all.",
     )
     rope_base: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
     norm_eps: float = Field(default=1e-5, gt=0, description="Epsilon of the RMS norms.")

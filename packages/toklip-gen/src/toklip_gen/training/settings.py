@@ -18,18 +18,19 @@ RECIPES = files("toklip_gen") / "recipes"
 
 
 class StoredIds(Config):
-    """Token store of ids; a row's class is the folder below the path that all keys share (FOLDER/CLASS/...).
+    """Token store. The class of a row is the first folder below the path that all keys share (FOLDER/CLASS/...).
 
-    A tar is no folder: its pictures lie where it does. If a store has a single class, encode it without folders below
-    it: cat/train and cat/val alone are the classes train and val. With a text condition, its caption is read instead.
+    A tar does not count as a folder: its pictures belong to the folder that contains the tar. If all pictures are of
+    one class, encode them from a folder without subfolders: a store of only cat/train and cat/val has the classes train
+    and val. With a text condition, the row's caption is read instead of the class.
     """
 
     kind: Literal["store"]
     store: Path = Field(description="Folder that `toklip encode` wrote.")
     crops: bool = Field(
         default=True,
-        description="Take one of the 20 views of a picture at each visit, if the store has them (`toklip encode "
-        "--augment ten-crop`); with captions, one of the 10 that are not mirrored. false: take the whole square.",
+        description="Take one of a picture's 20 views at random in each epoch, if the store has them (`toklip encode "
+        "--augment ten-crop`); with captions, one of the 10 that are not mirrored. false takes the whole square.",
     )
 
 
@@ -37,12 +38,14 @@ class ClassFolders(Config):
     """Pictures in one folder per class (FOLDER/CLASS/PICTURE); each epoch encodes one random crop of each."""
 
     kind: Literal["classes"]
-    folder: Path = Field(description="Folder with one folder per class; classes are numbered in order of their names.")
+    folder: Path = Field(
+        description="Folder with one folder per class; classes are numbered in the order of their names.",
+    )
     smallest_crop: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="Smallest side of a crop, as a share of the short side; the largest is all of it.",
+        description="Smallest side of a random crop, as a share of the picture's short side; the largest is 1.",
     )
     flip: bool = Field(default=True, description="Mirror half of the crops, at random.")
     max_pixels: MaxPixels = MAX_PIXELS
@@ -55,7 +58,7 @@ GeneratorSource = Annotated[
 
 
 class TextSetting(Config):
-    """Text condition; the width of the text encoder is looked up."""
+    """Text condition. The width of the text encoder is read from the encoder itself."""
 
     kind: Literal["text"]
     encoder: str = Field(
@@ -68,7 +71,7 @@ class Architecture(Config):
     """Sizes and inputs of the transformer."""
 
     size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = Field(
-        default=None, description="Size of LlamaGen's, in place of width, depth and heads."
+        default=None, description="Name of a LlamaGen size, in place of width, depth and heads."
     )
     width: int = Field(default=0, ge=0, description="Width W of the transformer.")
     depth: int = Field(default=0, ge=0, description="Number of transformer blocks.")
@@ -82,15 +85,18 @@ class Architecture(Config):
         description="Hidden width of the SwiGLU; by default 8 W / 3, rounded up to a multiple of 256.",
     )
     features: Features = Field(
-        default="ids", description="Input for each id: ids, codes, or concat (code and semantic token)."
+        default="ids",
+        description="Input for each id: the id itself (ids), its code (codes), or its code and semantic token "
+        "(concat).",
     )
     condition_keys: ConditionKeys = Field(
         default="zero",
-        description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, as "
-        "LlamaGen was trained; learned: a position can choose among the words.",
+        description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
+        "as in LlamaGen; learned: a position can attend to some words more than to others.",
     )
     grad_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, one more forward pass."
+        default=False,
+        description="Recompute activations in the backward pass, which saves memory and costs one more forward pass.",
     )
 
     @model_validator(mode="after")
@@ -107,30 +113,33 @@ class Architecture(Config):
 
 
 class HeldOutStore(HeldOut):
-    """Held-out data of generators, for the loss: scenes on plain backgrounds, or a token store.
+    """Held-out data on which the loss of a generator is evaluated: scenes on plain backgrounds, or a token store.
 
-    Each scene has its class, or one of its captions.
+    The condition of a scene is its class, or one of its captions.
     """
 
     own: ClassVar[tuple[str, ...]] = ("store",)
 
-    store: Path | None = Field(default=None, description="Token store of pictures that are not trained on.")
-    pictures: int = Field(default=1024, gt=0, description="Maximum number of rows of that store, evenly spaced.")
+    store: Path | None = Field(default=None, description="Token store of held-out pictures.")
+    pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `store`, evenly spaced.")
 
 
 class Sampling(Config):
-    """The pictures that a run samples at each evaluation, for TensorBoard."""
+    """Pictures that a run samples at each evaluation, to be shown in TensorBoard."""
 
     prompts: tuple[int | str, ...] = Field(
-        default=(), description="Classes or texts to sample; by default those of the first 16 held-out pictures."
+        default=(),
+        description="Prompts (classes or texts) to sample from; by default those of the first 16 held-out pictures.",
     )
     guidance: float = Field(
-        default=4.0, ge=0, description="Guidance scale, also the trained generator's default; 1 turns it off."
+        default=4.0,
+        ge=0,
+        description="Classifier-free guidance scale, also the trained generator's default; 1 turns it off.",
     )
     top_k: int = Field(
         default=0,
         ge=0,
-        description="Number of the likeliest ids to sample from, also the trained generator's default; 0 means all.",
+        description="Number of most likely ids to sample from, also the trained generator's default; 0 means all.",
     )
 
     @property
@@ -140,29 +149,40 @@ class Sampling(Config):
 
 
 class GeneratorTrainConfig(Config):
-    """Settings of `toklip train generator FILE.toml`."""
+    """Settings of `toklip train generator`: an autoregressive generator over the ids of a VQ tokenizer."""
 
     tokenizer: str | None = Field(
         default=None, description="Name of the VQ tokenizer, which stays frozen; by default the TokLIP's own."
     )
     tokenizer_weights: Path | None = Field(
-        default=None, description="File or folder of weights for the tokenizer, in place of those of its name."
+        default=None, description="Tokenizer weights, a file or a folder; by default the tokenizer's own."
     )
     toklip: str | None = Field(
-        default=None, description="Name or folder of the TokLIP for features = 'concat' or the text encoder toklip."
+        default=None,
+        description="Name or folder of the TokLIP; needed for features = 'concat' and for the text encoder toklip.",
     )
-    image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's factor.")
+    image_size: int = Field(
+        gt=0,
+        description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor.",
+    )
     resize: ResizeSetting = "crop"
     generator: Architecture
     condition: Annotated[ClassCondition | TextSetting, Field(discriminator="kind")]
     condition_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of samples trained without their condition, which guidance needs."
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of samples trained without their condition; classifier-free guidance needs this.",
     )
     dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="Dropout after the embeddings and each half of a block."
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Dropout after the embeddings and after the attention and the MLP of each block.",
     )
     data: tuple[GeneratorSource, ...] = Field(
-        min_length=1, description="Sources of data, one after another: token stores, or pictures."
+        min_length=1,
+        description="Training data: all token stores, or all pictures; an epoch is one pass over all sources.",
     )
     held_out: HeldOutStore = HeldOutStore()
     sampling: Sampling = Sampling()

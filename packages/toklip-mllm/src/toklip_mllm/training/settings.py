@@ -16,16 +16,21 @@ RECIPES = files("toklip_mllm") / "recipes"
 
 
 class SceneTalk(Config):
-    """Conversations about procedural scenes: questions and requests for captions; every epoch has new scenes."""
+    """Conversations about generated scenes: questions and requests for captions. Every epoch has new scenes."""
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Number of scenes per epoch; each is one conversation.")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed that the scenes are made from.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Seed of the scenes; another seed gives other scenes.",
+    )
     turns: int | None = Field(
         default=None, gt=0, description="Number of questions per conversation, chosen at random; by default all."
     )
     captions: float = Field(
-        default=0.5, ge=0, le=1, description="Share of conversations that ask for a caption, at a random turn."
+        default=0.5, ge=0, le=1, description="Share of conversations that also ask for a caption, at a random turn."
     )
 
 
@@ -35,13 +40,13 @@ class Conversations(Config):
     kind: Literal["conversations"]
     file: Path = Field(description="File of conversations: NAME.json with a list, or NAME.jsonl with one per line.")
     root: Path | None = Field(
-        default=None, description="Folder that picture paths are relative to; by default that of the file."
+        default=None, description="Folder that the picture paths are relative to; by default the folder of the file."
     )
     store: Path | None = Field(
         default=None,
-        description="Token store of the pictures, which are then not read. Its keys are those that `toklip encode` "
-        "gives to the pictures' paths, root included: encode the folder under the name given as root. If the store has "
-        "the tokens of the model's encoder (`--tokens`), they are read too, and the encoder does not run.",
+        description="Token store to read in place of the pictures. Its keys must be the picture paths including "
+        "root, so run `toklip encode` on the folder exactly as it is written in root. If the store also has the "
+        "tokens of the model's encoder (`--tokens`), these are read too, and the encoder does not run.",
     )
     max_pixels: MaxPixels = MAX_PIXELS
 
@@ -50,17 +55,20 @@ TalkSource = Annotated[SceneTalk | Conversations, Field(discriminator="kind")]
 
 
 class SmallLanguage(Config):
-    """Small Llama with random weights, and a tokenizer whose vocabulary is the words of the data."""
+    """A small Llama with random weights, and a tokenizer whose vocabulary is the words of the data."""
 
     width: int = Field(gt=0, description="Width of the token embeddings.")
     hidden: int = Field(gt=0, description="Hidden width of the MLPs.")
     heads: int = Field(gt=0, description="Number of attention heads; twice this number must divide the width.")
     layers: int = Field(gt=0, description="Number of transformer blocks.")
-    context_length: int = Field(gt=1, description="Maximum tokens of a conversation, pictures included.")
+    context_length: int = Field(
+        gt=1,
+        description="Maximum number of tokens per conversation, including those of pictures.",
+    )
     conversations: int = Field(
         default=20_000,
         gt=0,
-        description="Number of conversations, from all over the data, whose words make the vocabulary.",
+        description="Number of conversations, sampled across all data, whose words make the vocabulary.",
     )
 
     @model_validator(mode="after")
@@ -71,13 +79,17 @@ class SmallLanguage(Config):
 
 
 class LoRA(Config):
-    """Low-rank adapters of the language model, by peft; they are merged into the weights of the exported model.
+    """Low-rank adapters of the language model (by peft), which are merged into the weights of the exported model.
 
     Source: Hu et al., https://arxiv.org/abs/2106.09685.
     """
 
     rank: int = Field(default=128, gt=0, description="Rank of the adapters.")
-    alpha: float = Field(default=256, gt=0, description="Adapters are scaled by alpha / rank.")
+    alpha: float = Field(
+        default=256,
+        gt=0,
+        description="Scale of the adapters: their output is multiplied by alpha / rank.",
+    )
     dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout on the input of an adapter.")
     targets: tuple[str, ...] = Field(
         default=(),
@@ -87,11 +99,11 @@ class LoRA(Config):
 
 
 class MLLMTrainConfig(Config):
-    """Settings of `toklip train mllm FILE.toml`: a language model that reads a TokLIP's tokens by a connector."""
+    """Settings of `toklip train mllm`: a language model that reads a TokLIP's tokens through a connector."""
 
     start: Path | None = Field(
         default=None,
-        description="Model folder of an earlier stage (RUN/model) to continue from; it has the language model, the "
+        description="Model folder of an earlier stage (RUN/model) to start from; it contains the language model, the "
         "TokLIP and the connector.",
     )
     language_model: str | None = Field(
@@ -110,32 +122,43 @@ class MLLMTrainConfig(Config):
     train: tuple[Literal["connector", "language_model", "encoder"], ...] = Field(
         min_length=1, description="Parts to train; all others are frozen."
     )
-    lora: LoRA | None = Field(default=None, description="Train adapters of the language model, not the whole of it.")
+    lora: LoRA | None = Field(
+        default=None,
+        description="Train low-rank adapters of the language model instead of all its weights.",
+    )
     template: Literal["chat", "plain"] = Field(
         default="chat",
         description="Template of conversations. chat: the language model's own chat template; plain: only the pictures "
-        "and the assistant's words, as in LLaVA's first stage.",
+        "and the assistant's text, as in LLaVA's first stage.",
     )
-    max_length: int = Field(default=2048, gt=0, description="Number of tokens after which a conversation is cut.")
+    max_length: int = Field(
+        default=2048,
+        gt=0,
+        description="Maximum number of tokens per conversation; longer ones are cut.",
+    )
     frozen_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Dtype of the frozen weights; the VQ tokenizer stays in float32."
     )
     saved_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Dtype of the weights in the model folder; checkpoints keep their own."
+        default="float32",
+        description="Dtype of the weights in the model folder; checkpoints keep the dtype of training.",
     )
     grad_checkpointing: bool = Field(
         default=False,
-        description="Recompute the language model's activations in the backward pass: less memory, one more forward "
-        "pass.",
+        description="Recompute the language model's activations in the backward pass, which saves memory and costs one "
+        "more forward pass.",
     )
     connector_learning_rate_factor: float = Field(
-        default=1.0, gt=0, description="Factor on the learning rate for the connector."
+        default=1.0, gt=0, description="Factor on the learning rate of the connector."
     )
-    data: tuple[TalkSource, ...] = Field(min_length=1, description="Sources of conversations, one after another.")
+    data: tuple[TalkSource, ...] = Field(
+        min_length=1,
+        description="Training data; an epoch is one pass over all sources.",
+    )
     group_by_length: bool = Field(
         default=True,
-        description="Group conversations of similar length into batches, those without a picture apart. Scenes count "
-        "as all of one length.",
+        description="Put conversations of similar length into the same batch, separately with and without pictures. "
+        "Scenes count as all of one length.",
     )
     held_out: HeldOutQuestions = HeldOutQuestions()
     run: RunConfig

@@ -16,7 +16,7 @@ RECIPES = files("toklip_vq") / "recipes"
 
 
 class ScenesSource(Config):
-    """Generated scenes; every epoch has new ones."""
+    """Generated scenes. Every epoch has new ones."""
 
     kind: Literal["scenes"]
     count: int = Field(gt=0, description="Number of scenes per epoch.")
@@ -33,23 +33,23 @@ class PhotographsSource(Config):
 
 
 class FolderSource(Config):
-    """Picture files in a folder, each randomly cropped."""
+    """Random crops of the picture files in a folder."""
 
     kind: Literal["folder"]
     folder: Path = Field(description="Folder to search for pictures, with all its subfolders.")
     count: int | None = Field(
         default=None,
         gt=0,
-        description="Number of pictures per epoch, taken in turn; by default all. Sets the share of this source in the "
-        "data.",
+        description="Number of pictures per epoch, taken in turn; by default all. It sets the share of this source in "
+        "the data.",
     )
     smallest_crop: float = Field(
         default=0.8,
         gt=0,
         le=1,
-        description="Smallest side of a random crop, as a share of the picture's short side; the largest is all of it.",
+        description="Smallest side of a random crop, as a share of the picture's short side; the largest is 1.",
     )
-    flip: bool = Field(default=True, description="Mirror half of the crops.")
+    flip: bool = Field(default=True, description="Mirror half of the crops, at random.")
     max_pixels: MaxPixels = MAX_PIXELS
 
 
@@ -57,11 +57,11 @@ VQSource = Annotated[ScenesSource | PhotographsSource | FolderSource, Field(disc
 
 
 class HeldOutFolder(HeldOut):
-    """Held-out pictures of tokenizers: scenes, or a folder of pictures, centre-cropped."""
+    """Held-out pictures for a tokenizer: scenes, or a folder of pictures, which are centre-cropped."""
 
     own: ClassVar[tuple[str, ...]] = ("folder",)
 
-    folder: Path | None = Field(default=None, description="Folder of pictures, with all its subfolders.")
+    folder: Path | None = Field(default=None, description="Folder to search for pictures, with all its subfolders.")
     pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `folder`, evenly spaced.")
 
 
@@ -69,12 +69,12 @@ class LossConfig(Config):
     """The training losses of a tokenizer and their weights."""
 
     reconstruction: Literal["l1", "l2"] = Field(
-        default="l2", description="Reconstruction loss: l1 is the absolute, l2 the squared difference of pixels."
+        default="l2", description="Reconstruction loss: absolute (l1) or squared (l2) difference of pixels."
     )
     reconstruction_weight: float = Field(default=1.0, ge=0, description="Weight of the reconstruction loss.")
     perceptual: Literal["none", "squeeze", "alex", "vgg"] = Field(
         default="none",
-        description="Network of the LPIPS loss; its weights must be in the torch hub cache. none turns LPIPS off.",
+        description="Network of the LPIPS loss, whose weights must be in the torch hub cache; none turns it off.",
     )
     perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the LPIPS loss.")
     quantizer: Literal["straight-through", "index"] = Field(
@@ -84,12 +84,13 @@ class LossConfig(Config):
     )
     codebook_weight: float = Field(default=1.0, ge=0, description="Weight of the quantizer's loss.")
     beta: float = Field(
-        default=0.25, ge=0, description="Factor on one term of the quantizer's loss; see beta_placement."
+        default=0.25, ge=0, description="Factor on one term of the quantizer's loss, which beta_placement selects."
     )
     beta_placement: Literal["paper", "code"] = Field(
         default="paper",
-        description="Which term beta multiplies: paper is the commitment term, which moves latents (the papers and "
-        "LlamaGen's code); code is the term that moves codes (IBQ's public code).",
+        description="Term of the quantizer's loss that beta multiplies. paper: the commitment term, which moves "
+        "latents (as in the papers and in LlamaGen's code); code: the term that moves codes (as in IBQ's public "
+        "code).",
     )
     entropy_weight: float = Field(default=0.0, ge=0, description="Weight of the codebook entropy loss; 0 turns it off.")
     entropy_temperature: float = Field(
@@ -98,9 +99,9 @@ class LossConfig(Config):
     quantize_from: int = Field(
         default=0,
         ge=0,
-        description="Step from which latents are quantized. Before it the decoder gets the latents themselves; at it "
-        "the codes are initialised to latents of training pictures, which helps against codebook collapse. 0 "
-        "quantizes with random codes from the first step, as published.",
+        description="Step from which latents are quantized. Earlier steps give the decoder the latents themselves. "
+        "At this step the codes are initialised to latents of training pictures, which helps against codebook "
+        "collapse. 0 quantizes with random codes from the first step, as published.",
     )
     restart_until: int = Field(
         default=0,
@@ -109,7 +110,7 @@ class LossConfig(Config):
         "the current batch, which helps against codebook collapse. 0 never restarts codes, as published.",
     )
     discriminator_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the adversarial loss; 0: no discriminator."
+        default=0.0, ge=0, description="Weight of the adversarial loss; 0 trains without a discriminator."
     )
     discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Weight of the discriminator's own loss.")
     discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses start.")
@@ -119,8 +120,8 @@ class LossConfig(Config):
     )
     discriminator_norm: Literal["batch", "group"] = Field(
         default="batch",
-        description="Normalisation of the discriminator: batch as published; group does not depend on how a batch is "
-        "split over processes.",
+        description="Normalisation of the discriminator: batch (as published), or group, which does not depend on "
+        "how a batch is split over processes.",
     )
     generator_loss: Literal["hinge", "non-saturating"] = Field(
         default="hinge", description="Adversarial loss of the decoder; the discriminator always uses the hinge loss."
