@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from toklip_core.drawing import Drawing, Guidance, Sampler
+from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import save_model_folder
 from toklip_gen.generator import IdPredictor, PictureGenerator, load_generator
 
@@ -80,6 +81,6 @@ def test_a_folder_with_such_a_weight_is_refused_by_its_name(toy, tmp_path, value
 
 
 def test_pixels_that_are_no_numbers_are_no_pictures():
-    pictures = PictureGenerator(small_generator(), tokenizer=Blind())
+    pictures = PictureGenerator(small_generator(), tokenizer=Tokenizer("mean-colour", Blind(), None))
     with refusing("a pixel of picture 1 of 2 is not finite"):
         pictures.pixels(torch.zeros(2, 8, 8, dtype=torch.int64))
