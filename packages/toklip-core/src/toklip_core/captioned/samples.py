@@ -29,7 +29,7 @@ from toklip_core.captioned.settings import (
 )
 from toklip_core.pictures import Resize, levels_of, random_crop, resized
 from toklip_core.scenes import scene
-from toklip_core.store import StoreInfo, TokenStore, refuse_other
+from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 
 
@@ -122,9 +122,7 @@ class CaptionedSamples:
                 self._parts.append(_Pictures(_reader(source), crop, derived_seed(seed, number)))
         self._samples = Concatenation(self._parts)
         self._stores = [part.store for part in self._parts if isinstance(part, _Stored)]
-        for other in self._stores[1:]:
-            first = self._stores[0]
-            refuse_other(_of_training(other.info), _of_training(first.info), what=str(other.path), store=first.path)
+        refuse_mixed([(store.path, store.info) for store in self._stores], read={"augment", "teacher"})
 
     @property
     def stored(self) -> StoreInfo | None:
@@ -227,12 +225,7 @@ class _Stored:
 
     def __init__(self, source: CaptionedStore, size: int, resize: Resize, window: int) -> None:
         self.store = TokenStore(source.store, cached_rows=window, features=("teacher",))
-        info = self.store.info
-        if (info.image_size, info.resize) != (size, resize):
-            raise ValueError(
-                f"{source.store} has ids of {info.image_size} px (resize {info.resize!r}), but the model takes {size} "
-                f"px ({resize!r}): encode again with --size {size} --resize {resize}"
-            )
+        refuse_other_squares(self.store.info, source.store, image_size=size, resize=resize)
         if missing := sum(not caption for caption in self.store.captions()):
             raise ValueError(
                 f"{missing} of {len(self.store)} rows of {source.store} have no caption; put a KEY.txt beside each "
@@ -262,8 +255,3 @@ def _reader(source: CaptionedPictures | CaptionedTable | CaptionedDataset) -> Ca
             return PictureTable(source)
         case CaptionedDataset():
             return PictureDataset(source)
-
-
-def _of_training(info: StoreInfo) -> StoreInfo:
-    """Return the settings that must agree between stores that are read together."""
-    return info.model_copy(update={"pooled": None, "tokens": None})

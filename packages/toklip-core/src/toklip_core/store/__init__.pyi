@@ -15,7 +15,8 @@ from .format import (
     UnreadablePicture as UnreadablePicture,
     part_paths as part_paths,
     read_report as read_report,
-    refuse_other as refuse_other,
+    refuse_mixed as refuse_mixed,
+    refuse_other_squares as refuse_other_squares,
     report_paths as report_paths,
 )
 from .locks import writing as writing

@@ -6,7 +6,7 @@ import glob
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -186,6 +186,28 @@ def refuse_other(got: StoreInfo, wanted: StoreInfo, *, what: str, store: Path) -
     ]
     if differences:
         raise ValueError(f"{what} does not fit the store {store}: it has {', '.join(differences)}; take another store")
+
+
+def refuse_mixed(stores: Sequence[tuple[Path, StoreInfo]], *, read: Collection[str] = ()) -> None:
+    """Raise ValueError unless stores whose rows are mixed agree.
+
+    Args:
+        stores: the path and the info of each.
+        read: columns beside the ids that have to agree as well: augment, pooled, tokens, teacher.
+    """
+    unread = dict.fromkeys({"augment", "pooled", "tokens", "teacher"} - {*read})
+    infos = [info.model_copy(update=unread) for _, info in stores]
+    for (path, _), info in zip(stores, infos, strict=True):
+        refuse_other(info, infos[0], what=str(path), store=stores[0][0])
+
+
+def refuse_other_squares(info: StoreInfo, store: Path, *, image_size: int, resize: str) -> None:
+    """Raise ValueError unless the pictures of a store were made square as a model takes them."""
+    if (info.image_size, info.resize) != (image_size, resize):
+        raise ValueError(
+            f"{store} has ids of {info.image_size} px (resize {info.resize!r}), but the model takes {image_size} px "
+            f"({resize!r}): encode again with --size {image_size} --resize {resize}"
+        )
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

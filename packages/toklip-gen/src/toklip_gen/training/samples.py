@@ -27,7 +27,7 @@ from toklip_core.evaluation import (
 )
 from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, Resize, levels_of, random_square
 from toklip_core.scenes import CLASSES, scene
-from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_other
+from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 from torch import Tensor
 
@@ -99,7 +99,9 @@ class GeneratorSamples:
             self._window = _WINDOW_OF_CROPS if crops else _WINDOW
             kept = {CROPS} if crops else set()
             self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
-            self._refuse_other_stores(config)
+            refuse_mixed([(store.path, store.info) for store in self._stores])
+            first = self._stores[0]
+            refuse_other_squares(first.info, first.path, image_size=config.image_size, resize=config.resize)
         #: Name -> class, of a generator of classes: one mapping for all sources.
         self.classes: dict[str, int] = {}
         if of_class:
@@ -163,20 +165,6 @@ class GeneratorSamples:
                 self._window,
                 held,
                 fair,
-            )
-
-    def _refuse_other_stores(self, config: GeneratorTrainConfig) -> None:
-        first = self._stores[0]
-        for other in self._stores[1:]:
-            mine, theirs = (
-                store.info.model_copy(update={"pooled": None, "tokens": None, "teacher": None, "augment": None})
-                for store in (other, first)
-            )
-            refuse_other(mine, theirs, what=str(other.path), store=first.path)
-        if (first.info.image_size, first.info.resize) != (config.image_size, config.resize):
-            raise ValueError(
-                f"{first.path} has ids of {first.info.image_size} px (resize {first.info.resize!r}), but the settings "
-                f"say {config.image_size} px ({config.resize!r})"
             )
 
 

@@ -27,7 +27,7 @@ from toklip_core.drawing import Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
 from toklip_core.scenes import Scenes
-from toklip_core.store import StoreInfo, TokenStore
+from toklip_core.store import TokenStore, refuse_other_squares
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
     Evaluation,
@@ -115,7 +115,7 @@ class GeneratorTask(Task):
             "checksums": {"tokenizer": networks.tokenizer.checksum, "toklip": networks.config.toklip_checksum},
         }
         if self.samples.stored is not None:
-            refuse_other_store(self.samples.stored, config, networks)
+            networks.tokenizer.refuse_other_ids(self.samples.stored.tokenizer, "the token store")
         if self.samples.classes:
             networks = with_names(networks, list(self.samples.classes))
             print_classes(networks)
@@ -306,7 +306,8 @@ def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes
         ids = torch.cat([networks.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())
-        refuse_other_store(store.info, config, networks)
+        networks.tokenizer.refuse_other_ids(store.info.tokenizer, "the token store")
+        refuse_other_squares(store.info, store.path, image_size=config.image_size, resize=config.resize)
         last, most = len(store) - 1, min(len(store), settings.pictures)
         places = torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()
         rows = [store[place] for place in places]
@@ -350,13 +351,6 @@ def evaluate(
         match = match_by_pixels(matched, [prompt.claims for prompt in of_scenes])
         figures |= {f"match_{name}": share for name, share in match.as_json().items() if share is not None}
     return Evaluation(figures, {"drawn": drawn.clamp(-1, 1)})
-
-
-def refuse_other_store(store: StoreInfo, config: GeneratorTrainConfig, networks: FrozenNetworks) -> None:
-    """ValueError unless a token store is of this tokenizer."""
-    networks.tokenizer.refuse_other_ids(store.tokenizer, "the token store")
-    if store.image_size != config.image_size:
-        raise ValueError(f"the token store has ids of {store.image_size} px, but image_size is {config.image_size}")
 
 
 def _drawn(

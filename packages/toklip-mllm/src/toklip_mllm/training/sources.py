@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
 from toklip_core.scenes import Question, scene
-from toklip_core.store import StoreInfo, TokenStore, refuse_other
+from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import derived_seed
 from torch import Tensor
 
@@ -117,8 +117,7 @@ def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, see
         else:
             readers.append(FileReader(source, picturing))
     infos = [source.stored for source in readers if source.stored is not None]
-    for store, other in zip(stores, infos, strict=True):
-        refuse_other(_of_ids(other), _of_ids(infos[0]), what=str(store), store=stores[0])
+    refuse_mixed(list(zip(stores, infos, strict=True)))
     return readers
 
 
@@ -318,12 +317,7 @@ def _stored_ids(
     """What a store's ids mean, those of some pictures, 2 bytes a token mostly, and their rows in the store."""
     opened = TokenStore(store, features=())
     info = opened.info
-    if (info.image_size, info.resize) != (picturing.image_size, picturing.resize):
-        raise ValueError(
-            f"{store} has ids of {info.image_size} px (resize {info.resize!r}), but the model takes "
-            f"{picturing.image_size} px ({picturing.resize!r}): encode again with --size {picturing.image_size} "
-            f"--resize {picturing.resize}"
-        )
+    refuse_other_squares(info, store, image_size=picturing.image_size, resize=picturing.resize)
     rows: dict[str, list[int]] = {}
     for path, row in paths.items():
         rows.setdefault(key_of(path), []).append(row)
@@ -340,8 +334,3 @@ def _stored_ids(
             "encode the folder by the name that root has"
         )
     return info, found, places
-
-
-def _of_ids(info: StoreInfo) -> StoreInfo:
-    """What has to agree between stores whose ids are read together."""
-    return info.model_copy(update=dict.fromkeys(("augment", "pooled", "tokens", "teacher")))
