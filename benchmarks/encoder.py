@@ -41,7 +41,7 @@ from benchmarks.vq import tokenizer_in_place
 
 #: timm's name of the L model in the official code.
 TOWER = "vit_so400m_patch16_toklip_384"
-#: Of the contestant whose ids are those of float32.
+#: Name of the contestant whose ids are those of float32.
 EXACT_IDS = " but for the tokenizer"
 CAPTIONS = ["a red circle on a blue ground", "two green stars"]
 

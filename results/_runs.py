@@ -1,4 +1,4 @@
-"""What the scripts here share: scenes, stores and trainings, each made once, and tables of figures over seeds."""
+"""Code that the scripts here share: scenes, stores and trainings, each made once, and tables of figures over seeds."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from toklip_core.scenes import Scenes, write_scenes
 class Training(NamedTuple):
     """A run of ``toklip train``, by one thread."""
 
-    #: Such as "mllm".
+    #: Kind of training, such as "mllm".
     kind: str
     out: Path
-    #: KEY=VALUE each, of the recipe.
+    #: Changes of the recipe, KEY=VALUE each.
     settings: tuple[str, ...]
-    #: A name, or a file.
+    #: Name or file of the recipe.
     recipe: str = "scenes-tiny"
 
 
 def arguments(description: str, *, steps: int) -> argparse.ArgumentParser:
     """Return the options that all scripts have: --out, --seeds, --steps, --jobs and --page."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="of all that is made; finished things are kept")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; finished ones are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=steps, help="of each training that is compared")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings and measurements at a time, one thread each")
-    parser.add_argument("--page", type=Path, help="a page whose tables between the script's markers are replaced")
+    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps of each training that is compared")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time, with one thread each")
+    parser.add_argument("--page", type=Path, help="page in which to replace the tables between the script's markers")
     return parser
 
 
 def at_once(calls: Iterable[Callable[[], object]], jobs: int) -> None:
-    """Call all, so many at a time."""
+    """Call all functions, ``jobs`` of them at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda call: call(), calls))
 
 
 def train_all(trainings: Iterable[Training], jobs: int) -> None:
-    """Train what is not finished, each by its own process; what was stopped goes on. A log lies beside each."""
+    """Run unfinished trainings, or resume them, each in its own process, with a log beside it."""
     at_once([partial(_train, training) for training in trainings], jobs)
 
 
@@ -60,7 +60,7 @@ def _train(training: Training) -> None:
 
 
 def write_scenes_once(folder: Path, scenes: Scenes) -> Path:
-    """Write scenes as files, unless the folder is there; return it."""
+    """Write scenes as files unless the folder exists; return the folder."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
@@ -70,7 +70,7 @@ def write_scenes_once(folder: Path, scenes: Scenes) -> Path:
 
 
 def encode_once(store: Path, pictures: Sequence[Path], *options: str | Path) -> None:
-    """Write a token store of folders, by one thread, unless it is there; what was stopped goes on."""
+    """Write a token store of folders, with one thread, or resume it, unless it exists."""
     if not store.exists():
         part = store.with_name(f"{store.name}.part")
         _toklip("encode", *pictures, "--out", part, "--workers", "1", *options, log=store)
@@ -78,7 +78,7 @@ def encode_once(store: Path, pictures: Sequence[Path], *options: str | Path) -> 
 
 
 def _toklip(*words: str | Path, log: Path) -> None:
-    """Run a command; what it says is put into a file beside ``log``, with the suffix .log."""
+    """Run a command, with its output in a file beside ``log`` that ends in .log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.with_name(f"{log.name}.log").open("w", encoding="utf-8") as said:
         # The other core has a command of its own.
@@ -90,12 +90,12 @@ def _toklip(*words: str | Path, log: Path) -> None:
 
 
 def measured(calls: Mapping[Path, Callable[[], dict[str, float]]], jobs: int) -> list[dict[str, float]]:
-    """Return the figures in JSON files, whose names say by what arguments; what is not there is measured.
+    """Return the figures in JSON files; figures of missing files are measured first.
 
-    Each call is made by a process in which torch has one thread, so it must be picklable.
+    Each call runs in a process in which torch has one thread, so it must be picklable.
     """
     missing = {file: measure for file, measure in calls.items() if not file.exists()}
-    # Not forked: a copy of a process in which torch has threads may hang.
+    # Spawned, because a fork of a process in which torch has threads may hang.
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         list(pool.map(_measure, missing, missing.values()))
     return [json.loads(file.read_text("utf-8")) for file in calls]
@@ -108,7 +108,7 @@ def _measure(file: Path, measure: Callable[[], dict[str, float]]) -> None:
 
 
 def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """Return mean (least to greatest), the percent sign with the mean alone."""
+    """Return "mean (lowest to highest)", with the percent sign only at the mean."""
     if len(values) == 1:
         return form(values[0])
     least, greatest = (form(value).removesuffix(" %") for value in (min(values), max(values)))
@@ -116,12 +116,12 @@ def spread(values: Sequence[float], form: Callable[[float], str]) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as it is printed."""
+    """Return a share as a percentage."""
     return f"{100 * share:.1f} %"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table."""
+    """Return a table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 

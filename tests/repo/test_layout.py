@@ -20,8 +20,15 @@ MOST_LINES_OF_A_FUNCTION = 60
 #: The training loop is one function.
 LONG_FUNCTIONS = {"fit": 120}
 
-#: What no explanation begins with: it has a verb first, or the noun that it explains.
+#: Words that no explanation and no comment begins with; it begins with a verb, or with the noun that it explains.
 FRAGMENT = re.compile(r"(Of|And|In|At|Such)\b")
+#: Names of classes that are participles, or that had several meanings.
+NO_NOUN = re.compile(
+    r"_?(Asked|Answered|Captioned|Drawn|Encoded|Found|Frozen|Gathered|Held|Labelled|Loaded|Quantized|Read|Seen|Shown|Told"
+    r"|Wanted|Part|Parts|Picture|Sample|Source)"
+)
+#: A comment on a line of its own.
+COMMENT = re.compile(r"\s*#:? (.*)")
 
 #: What the code is not called: it says nothing, or it is one codebase's word for what the field calls otherwise.
 EMPTY_FILES = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "base", "core"}
@@ -93,8 +100,18 @@ def test_an_explanation_is_a_full_thought(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_a_comment_is_a_full_thought(path):
+    lines = path.read_text().splitlines()
+    first = [line for above, line in zip(["", *lines], lines, strict=False) if not COMMENT.match(above)]
+    assert [line for line in first if (comment := COMMENT.match(line)) and FRAGMENT.match(comment[1])] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_names_are_the_fields(path):
-    assert sorted({name for name in defined(ast.parse(path.read_text())) if FORBIDDEN.match(name)}) == []
+    tree = ast.parse(path.read_text())
+    assert sorted({name for name in defined(tree) if FORBIDDEN.match(name)}) == []
+    classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert [name for name in classes if NO_NOUN.fullmatch(name)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)

@@ -1,4 +1,4 @@
-"""What ``toklip generate`` does: prompts to picture files."""
+"""``toklip generate``: draws prompts and writes picture files."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from tqdm import tqdm
 
 from toklip_gen.generator import Checkpoint
 
-#: Beside the pictures of a call that has not ended: what they are of.
+#: File beside the pictures of an unfinished call, with its prompts and settings.
 _RECORD = ".generate.json"
-#: Locked by the process that generates into the folder.
+#: File that the process that generates into the folder locks.
 _LOCK = ".generate.lock"
 _TAKEN = "the folder {} has pictures already; name another one, or empty it"
-#: Pixels between the pictures of a grid.
+#: Gap between the pictures of a grid, in pixels.
 _GAP = 2
 
 
 @dataclass(frozen=True)
 class PictureRecord:
-    """Picture that was generated."""
+    """A generated picture."""
 
     #: Text or class.
     prompt: str | int
-    #: Seed that, with the same settings, generates the picture again on its own.
+    #: Seed that generates the same picture alone, with the same settings.
     seed: int
-    #: File of the picture, or of the grid that it is in, row by row.
+    #: File of the picture, or of its grid, which has the pictures row by row.
     file: str
 
 
@@ -106,7 +106,7 @@ class GenerateSettings:
     seed: int = 0
     #: Take prompts as classes, and refuse a model of texts, which would read the name of a class as a text.
     of_classes: bool = False
-    #: Picture that all pictures begin like.
+    #: Picture whose upper rows all pictures share.
     prefix: Prefix | None = None
     #: Number of pictures sampled at once.
     batch_size: int = 16
@@ -132,11 +132,11 @@ def generate(
         out: picture file for one grid of all pictures, one row per prompt if there are several; or folder, created if
             it is missing, for one file each. The folder must have no pictures, except those of an interrupted run of
             the same call, which is then resumed. Each batch is written as soon as it is finished.
-        settings: which model draws, how, and how many pictures.
+        settings: model, settings of drawing, and number of pictures.
         progress: show progress bars on stderr.
 
     Raises:
-        LookupError: there is no such model.
+        LookupError: the model is unknown.
         OSError: a file cannot be read or written, or another process generates into the folder.
         ValueError: a setting is out of its range, or the model does not know a prompt.
 
@@ -155,7 +155,7 @@ def generate(
     model = settings.checkpoint.load()
     if settings.of_classes and model.classes is None:
         raise ValueError(f"got the class {prompts[0]!r}, but the generator draws texts, not classes; say what to draw")
-    model.refuse_prompts(prompts)  # what is none of its prompts leaves nothing behind
+    model.refuse_prompts(prompts)  # before any file is written
     begun = None if prefix is None else _ids_of(prefix, model)
     drawing = settings.drawing.completed(model.drawing)
     wanted = PromptList(prompts, settings.number, settings.seed)
@@ -169,7 +169,7 @@ def generate(
 
 
 class PromptList:
-    """Prompt and seed of each picture by its number, one prompt after another."""
+    """Prompts and seeds of pictures, by number, with the pictures of one prompt after another."""
 
     def __init__(self, prompts: Sequence[int | str], each: int, seed: int) -> None:
         self.prompts, self.each, self.seed = prompts, each, seed
@@ -192,7 +192,7 @@ def _draw(
     begun: Tensor | None,
     progress: bool,
 ) -> None:
-    """Draw what is not there, and write each batch as it is finished."""
+    """Draw the missing pictures, and write each batch when it is finished."""
     size = settings.batch_size
     several = len(wanted) - place.found > size
     starts = range(place.found, len(wanted), size)
@@ -211,13 +211,13 @@ def _draw(
 
 
 class _Grid:
-    """All pictures in one file, row by row, which is there from the first batch on.
+    """Output of all pictures to one file, row by row, which exists from the first batch on.
 
     Raises:
         ValueError: the grid would be too large.
     """
 
-    #: None is there before: a grid is drawn as a whole.
+    #: Number of pictures from before: 0, because a grid is always drawn as a whole.
     found = 0
 
     def __init__(self, out: Path, wanted: PromptList, size: tuple[int, int]) -> None:
@@ -235,25 +235,25 @@ class _Grid:
         self._canvas = Image.new("RGB", sides, "white")
 
     def add(self, start: int, pictures: Sequence[Image.Image]) -> None:
-        """Write the pictures from number ``start`` on beside those before."""
+        """Add the pictures from number ``start`` on, and write the grid."""
         for number, picture in enumerate(pictures, start=start):
             row, column = divmod(number, self._columns)
             self._canvas.paste(picture, (column * self._step[0], row * self._step[1]))
         save_picture(self._canvas, self._out)
 
     def close(self) -> None:
-        """Do nothing: all is written."""
+        """Do nothing, since everything is written."""
 
     def file(self, number: int) -> str:
-        """Return the file."""
+        """Return the file of the grid."""
         return str(self._out)
 
 
 class _Folder:
-    """A file for each picture. Until all are there, a hidden file says what they are of, so that the same call goes on.
+    """Output of pictures to a file each. Until all exist, a hidden file has the prompts and settings, for resuming.
 
     Raises:
-        ValueError: there are pictures of something else.
+        ValueError: the folder has pictures of another call.
     """
 
     def __init__(self, out: Path, wanted: PromptList, how: dict[str, Any]) -> None:
@@ -265,7 +265,7 @@ class _Folder:
         there = _pictures_in(out)
         if there and (not self._record.is_file() or self._record.read_text("utf-8") != text):
             raise ValueError(_TAKEN.format(out))
-        #: So many pictures of this very call are there already, from the first on.
+        #: Number of pictures of this call that exist already, from the first on.
         self.found = next((n for n in range(len(wanted)) if not Path(self.file(n)).is_file()), len(wanted))
         write_text(self._record, text)
 
@@ -275,7 +275,7 @@ class _Folder:
             save_picture(picture, Path(self.file(number)))
 
     def close(self) -> None:
-        """Say that all are there: another call with this folder is refused again."""
+        """Delete the hidden file, so that further calls with this folder are refused."""
         self._record.unlink(missing_ok=True)
 
     def file(self, number: int) -> str:
@@ -285,7 +285,7 @@ class _Folder:
 
 @contextmanager
 def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
-    """Yield where the pictures go; a folder is this process's alone while inside, and OSError if it is another's."""
+    """Yield the output of pictures; a folder is locked while inside, and OSError if another process uses it."""
     if out.suffix:
         yield _Grid(out, wanted, model.image_size)
         return
@@ -295,7 +295,7 @@ def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[st
 
 
 def _readable(prompts: Sequence[int | str]) -> list[int | str]:
-    """Return prompts with half characters replaced; ValueError if there is none, or an empty one."""
+    """Return prompts without lone surrogates; ValueError if there is none, or an empty one."""
     if not prompts:
         raise ValueError("got no prompt; say what is to be drawn")
     readable = [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -305,7 +305,7 @@ def _readable(prompts: Sequence[int | str]) -> list[int | str]:
 
 
 def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
-    """(1, n): the ids of the upper rows of a picture."""
+    """Return the ids (1, n) of the upper rows of a picture."""
     height, width = model.image_size
     all_rows = height // model.tokenizer.downsample_factor
     rows = all_rows // 2 if prefix.rows is None else prefix.rows

@@ -1,4 +1,4 @@
-"""What toklip-gen offers: its generators and its commands. Imports no torch."""
+"""The plugin of toklip-gen: its generators and its commands. It does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generators that have a name: where they come from and, of LlamaGen's, their sizes. Light: imports no torch.
+"""Named generators: where they come from, and the sizes of LlamaGen's. This module does not import torch.
 
 Source: README and GETTING_STARTED of FoundationVision/LlamaGen, and the hub's pages of the two repositories.
 """
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from toklip_gen.generator import PictureGenerator
 
-#: The generator that is in the package.
+#: Folder of the generator that ships with the package.
 TINY = Path(__file__).parent / "models" / "toklip-gen-tiny"
 
 
 class _File(NamedTuple):
-    """A file of LlamaGen's."""
+    """A file of LlamaGen."""
 
     source: str
-    #: In toklip_gen.generator.SIZES.
+    #: Key in toklip_gen.generator.SIZES.
     size: str
     image_size: int
     bytes: float
 
 
-#: Where the README does not say how large a file is, it is four bytes for each parameter.
+#: LlamaGen's files. A size that the README does not give is four bytes per parameter.
 LLAMAGEN = {
     "llamagen-c2i-b-256": _File("FoundationVision/LlamaGen/c2i_B_256.pt", "B", 256, 444e6),
     "llamagen-c2i-b-384": _File("FoundationVision/LlamaGen/c2i_B_384.pt", "B", 384, 444e6),
@@ -48,13 +48,13 @@ LLAMAGEN = {
 
 @cache
 def generators() -> dict[str, NamedModel]:
-    """Return the generators that have a name."""
+    """Return name -> description of all named generators."""
     named = [_named(name, file) for name, file in LLAMAGEN.items()]
     return {model.name: model for model in [_tiny(), *named]}
 
 
 def unknown(name: str) -> str:
-    """Return what to say of a name that no generator has."""
+    """Return the message for an unknown name."""
     known = generators()
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -21,7 +21,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Cache:
     """Keys and values of the positions that a model has read, with room for all."""
 
-    #: Of each block, (B, G, N, d).
+    #: Keys (B, G, N, d) of each block.
     keys: list[Tensor]
     values: list[Tensor]
     #: (B, N), bool, False at padding, which is never attended to; None without padding.

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from toklip_core.config import MAX_PIXELS
 from toklip_core.files import one_line, refuse_special, replacing
 
-#: The array's name in the file.
+#: Name of the array in the file.
 ARRAY = "arr_0"
 
-#: What zipfile, zlib and numpy raise over an .npz that is cut short, or is none.
+#: Errors of zipfile, zlib and numpy for a file that is cut short or is no .npz.
 TORN_ARCHIVE = (
     OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, MemoryError,
     struct.error, zlib.error, zipfile.BadZipFile,
@@ -29,9 +29,9 @@ TORN_ARCHIVE = (
 
 
 class SampleWriter:
-    """Writes pictures into an .npz; the file is not there before :meth:`close`, and whole after it.
+    """Writer of pictures to an .npz, which appears, complete, at :meth:`close`.
 
-    They wait in a file beside it: how many they are stands at the start of an array.
+    Until then the pictures are in a file beside it, because an array begins with its number of entries.
 
     Args:
         path: NAME.npz.
@@ -61,14 +61,14 @@ class SampleWriter:
             self._file.close()
 
     def add(self, levels: NDArray[np.uint8]) -> None:
-        """Write pictures (B, H, W, 3), uint8; all of one size."""
+        """Add pictures (B, H, W, 3), uint8; all must have the same size."""
         assert not self._count or levels.shape[1:] == self._size
         self._size = levels.shape[1:]
         self._count += len(levels)
         self._file.write(np.ascontiguousarray(levels).tobytes())
 
     def close(self) -> None:
-        """Put the file in its place."""
+        """Write the file."""
         self._file.close()
         header = {"descr": "|u1", "fortran_order": False, "shape": (self._count, *self._size)}
         with (
@@ -82,10 +82,10 @@ class SampleWriter:
 
 
 def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pictures (H, W, 3), uint8, of such a file, one in memory at a time.
+    """Yield the pictures (H, W, 3), uint8, of an .npz, with one in memory at a time.
 
     Raises:
-        ValueError: it is no .npz, or its array is no 8-bit pictures.
+        ValueError: the file is no .npz, or its array has no 8-bit pictures.
     """
     refuse_special(path)
     try:

@@ -1,4 +1,4 @@
-"""What pictures are compared by: features of a network, gathered over a stream of pictures, and figures of them.
+"""Comparison of pictures by activations of a network, gathered over a stream of pictures, and figures of these.
 
     levels (B, 3, H, W), uint8 -Extractor-> features (B, D), and logits (B, 1008) if it is Inception
     -> Fréchet distance, Inception score, precision and recall
@@ -22,10 +22,10 @@ from torch import Tensor
 
 #: The extractor of published figures.
 INCEPTION = "inception"
-#: As ADM's evaluator: the neighbour whose distance is the radius of a feature.
+#: Neighbour whose distance is the radius of a feature, as in ADM's evaluator.
 _NEIGHBOUR = 3
 _ROWS = 1024
-#: Parts of the pictures over which the Inception score is averaged.
+#: Number of groups of pictures over which the Inception score is averaged.
 _SPLITS = 10
 
 
@@ -34,7 +34,7 @@ class Activations(NamedTuple):
 
     #: (B, D), float32.
     features: Tensor
-    #: (B, 1008), of Inception alone.
+    #: (B, 1008), only for Inception.
     logits: Tensor | None
 
 
@@ -50,7 +50,7 @@ class Extractor:
     see: Callable[[Tensor], Activations]
 
     def __call__(self, levels: Tensor) -> Activations:
-        """Return what it makes of levels (B, 3, H, W), uint8, on the CPU; ValueError if a feature is not finite."""
+        """Return the activations of levels (B, 3, H, W), uint8, on the CPU; ValueError if one is not finite."""
         with torch.no_grad():
             seen = self.see(levels)
         refuse_not_finite(seen.features, f"a feature of {self.name}'s")
@@ -58,11 +58,11 @@ class Extractor:
 
 
 def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") -> Extractor:
-    """Return an extractor: ``inception``, or any model that ``load_matcher`` takes, by its unit feature of a picture.
+    """Return an extractor: ``inception``, or a model for ``load_matcher``, whose unit vectors are the features.
 
     Raises:
-        FileNotFoundError: the weights are not there; those of Inception are never downloaded from here.
-        LookupError: there is no such model, or the extra toklip-core[evaluate] is not installed.
+        FileNotFoundError: weights are missing; those of Inception are never downloaded automatically.
+        LookupError: the model is unknown, or the extra toklip-core[evaluate] is not installed.
         ValueError: the weights do not fit.
     """
     if name == INCEPTION:
@@ -97,7 +97,8 @@ def moments(features: Tensor) -> Moments:
 def frechet_distance(one: Moments, other: Moments) -> float:
     """Return |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of two Gaussians.
 
-    The trace of the root is that of (R S2 R)^(1/2), R being the root of S1: symmetric, so its eigenvalues are real.
+    The trace of the root equals that of (R S2 R)^(1/2), where R is the root of S1. That matrix is symmetric, so its
+    eigenvalues are real.
 
     Source: https://arxiv.org/abs/1706.08500, equation 6.
 
@@ -112,30 +113,30 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     product = root @ other.covariance @ root
     shared = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
     apart = (one.mean - other.mean).square().sum()
-    # Of equal ones it is 0 within the root of the rounding, on either side.
+    # For equal Gaussians it is 0 up to the root of the rounding, and may be negative.
     return max(0.0, float(apart + one.covariance.trace() + other.covariance.trace() - 2 * shared))
 
 
 def inception_score(logits: Tensor) -> float:
-    """Return exp(E KL(p(y | x) || p(y))) of logits (n, classes), the mean over ten parts.
+    """Return exp(E KL(p(y | x) || p(y))) of logits (n, classes), the mean over ten groups.
 
-    Pictures are shuffled first, always alike: in order of their classes, a part would have few of them.
+    Pictures are shuffled first, always in the same way, because in order of classes a group would have few of them.
 
     Source: https://arxiv.org/abs/1606.03498.
     """
     scores = []
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
-    for part in order.tensor_split(min(_SPLITS, len(logits))):
-        shares = logits[part].double().softmax(1)
+    for group in order.tensor_split(min(_SPLITS, len(logits))):
+        shares = logits[group].double().softmax(1)
         marginal = shares.mean(0)
         scores.append((torch.xlogy(shares, shares).sum(1).mean() - torch.xlogy(marginal, marginal).sum()).exp())
     return float(torch.stack(scores).mean())
 
 
 def precision_recall(real: Tensor, drawn: Tensor) -> tuple[float, float]:
-    """Return the share of drawn features within a real one's radius, and of real ones within a drawn one's.
+    """Return the share of drawn features within the radius of a real one, and of real ones within that of a drawn one.
 
-    A radius is the distance to the third nearest of its own kind.
+    A radius is the distance to the third nearest feature of the same kind.
 
     Args:
         real: (n, D), n > 3.

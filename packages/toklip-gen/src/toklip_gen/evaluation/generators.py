@@ -1,4 +1,4 @@
-"""A generator is measured on what it draws: captions of Scenes, or every class alike.
+"""Evaluation of a generator on pictures that it draws, from captions of Scenes or from all classes.
 
     captions or classes -draw-> pictures -> pictures.py and scene_match.py beside this file
 """
@@ -73,7 +73,7 @@ def evaluate_on_scenes(
     sampling: SamplingSettings = SamplingSettings(),
     progress: bool = False,
 ) -> GenerationReport:
-    """Evaluate a text generator on captions of Scenes: do pictures show them, and how far are they from the scenes.
+    """Evaluate a text generator on captions of Scenes: the match of its pictures, and their distance to the scenes.
 
     Args:
         checkpoint: generator of texts.
@@ -217,7 +217,7 @@ def _described(checkpoint: Checkpoint, model: PictureModel) -> str:
 
 
 def _pixels(model: PictureModel, prompts: Sequence[int | str], how: SamplingSettings, *, first: int) -> Tensor:
-    """(B, 3, H, W), near [-1, 1]; picture n of a run has a seed of its own, whatever the batches."""
+    """Return pixels (B, 3, H, W), near [-1, 1]; the seed of picture n does not depend on batches."""
     seeds = [derived_seed(how.seed, first + place) for place in range(len(prompts))]
     ids = model.draw(prompts, seeds=seeds, drawing=how.drawing, compiled=how.compiled)
     return model.tokenizer.decode(ids).float().cpu()
@@ -226,5 +226,5 @@ def _pixels(model: PictureModel, prompts: Sequence[int | str], how: SamplingSett
 def _resized(pixels: Tensor, size: int | None) -> Tensor:
     if size is None or pixels.shape[-1] == size:
         return pixels
-    # As the published figures have it: neither antialiased nor cut to [-1, 1] before.
+    # As in published figures: without antialiasing, and without clamping to [-1, 1] before.
     return torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic")

@@ -1,10 +1,10 @@
-"""``toklip evaluate generation``: how good drawn pictures are, and whether they show what was asked for.
+"""``toklip evaluate generation``: measures the quality of drawn pictures, and their match with captions.
 
     pictures: files, an .npz, or a generator that draws them -extractor-> features
     features, and those of a reference -> Fréchet distance, Inception score, precision, recall
     pictures with captions -a CLIP-> CLIP score;  captions of Scenes -> :mod:`toklip_gen.evaluation.scene_match`
 
-A figure without its protocol means nothing, so a report holds both.
+A report has the figures and their protocol.
 
 Letters: B pictures at a time, H and W sides, n pictures.
 """
@@ -54,10 +54,10 @@ class PictureWithCaption(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationReport:
-    """The figures of drawn pictures, and the protocol they were taken by. None is what was left out."""
+    """Figures of drawn pictures, with the protocol of the measurement. A figure that is left out is None."""
 
     pictures: int
-    #: Between features of the reference and of the pictures; an FID only if the extractor is Inception.
+    #: Fréchet distance between the reference and the pictures; it is an FID only if the extractor is Inception.
     frechet: float | None = None
     inception_score: float | None = None
     precision: float | None = None
@@ -111,15 +111,15 @@ def measure_pictures(
     """Return figures of pictures, in one pass.
 
     Args:
-        pictures: all of one size.
-        extractor: for all figures but the CLIP score; None leaves them out.
-        reference: for Fréchet distance, precision and recall, of the extractor; None leaves them out.
-        clip: for the CLIP score, which needs captions; None leaves it out.
-        npz: gets the pictures, too.
-        batch_size: pictures at a time.
+        pictures: pictures, all of the same size.
+        extractor: extractor for all figures but the CLIP score; None leaves these out.
+        reference: reference of the extractor, for Fréchet distance, precision and recall; None leaves these out.
+        clip: model for the CLIP score, which needs captions; None leaves it out.
+        npz: writer that also gets the pictures; None: no file.
+        batch_size: number of pictures at a time.
 
     Raises:
-        ValueError: there are fewer than two pictures, of different sizes, or another size than the reference's.
+        ValueError: there are fewer than two pictures, or their sizes differ from each other or from the reference.
     """
     gathered = gather(pictures, extractor=extractor, reference=reference, clip=clip, npz=npz, batch_size=batch_size)
     if gathered.pictures < 2:
@@ -154,18 +154,18 @@ class Measurements(NamedTuple):
     size: tuple[int, int]
     #: (n, D); empty without an extractor.
     features: Tensor
-    #: (n, 1008), of Inception alone.
+    #: (n, 1008), only for Inception.
     logits: Tensor | None
-    #: (n,), cosines of pictures and captions; None if one lacks a caption, or nobody judges.
+    #: (n,), cosines of pictures and captions; None if a caption is missing, or without a CLIP.
     scores: Tensor | None
-    #: Those that were compared.
+    #: Captions that were compared.
     captions: Sequence[str] = ()
 
 
 def refuse_other_size(
     size: tuple[int, int], reference: Reference, *, way_out: str = "resize them before, as published figures do"
 ) -> None:
-    """ValueError unless pictures of a height and width can be compared with a reference."""
+    """Raise ValueError unless pictures of this height and width can be compared with a reference."""
     side = reference.info.image_size
     if size != (side, side):
         raise ValueError(f"got pictures of {size[0]} x {size[1]}, and the reference is of {side} x {side}: {way_out}")
@@ -180,7 +180,7 @@ def gather(
     npz: SampleWriter | None = None,
     batch_size: int = 32,
 ) -> Measurements:
-    """Return features of pictures, and how near they are to their captions; see :func:`measure_pictures`."""
+    """Return features of pictures, and their cosines with captions; see :func:`measure_pictures`."""
     features: list[Tensor] = []
     logits: list[Tensor] = []
     scores: list[Tensor] = []
@@ -191,7 +191,7 @@ def gather(
         if count and tuple(levels.shape[-2:]) != size:
             raise ValueError(f"got pictures of {size} and {tuple(levels.shape[-2:])}; resize them to one size")
         size = (levels.shape[-2], levels.shape[-1])
-        if reference is not None:  # with the first pictures, not after the last
+        if reference is not None:  # with the first pictures instead of after the last
             refuse_other_size(size, reference)
         count += len(batch)
         if npz is not None:
@@ -213,11 +213,11 @@ def gather(
 def read_pictures(
     inputs: Sequence[Path | str], unreadable: list[str], *, max_pixels: int = MAX_PIXELS
 ) -> Iterator[PictureWithCaption]:
-    """Yield the pictures of files, folders, globs, tars and .npz files, as they are, with the captions beside them.
+    """Yield pictures of files, folders, globs, tars and .npz files in their own size, with the captions beside them.
 
     Raises:
-        FileNotFoundError: an input is not there.
-        ValueError: an .npz is no file of pictures.
+        FileNotFoundError: an input is missing.
+        ValueError: an .npz has no pictures.
     """
     archives = [Path(item) for item in inputs if str(item).endswith(".npz")]
     for path in archives:
@@ -237,9 +237,9 @@ def read_pictures(
 
 @dataclass(frozen=True)
 class Measures:
-    """What pictures are measured with."""
+    """Networks and reference for measuring pictures."""
 
-    #: Extractor of features, see :func:`toklip_gen.evaluation.load_extractor`; None: only the CLIP is asked.
+    #: Extractor of features, see :func:`toklip_gen.evaluation.load_extractor`; None: only the CLIP score is measured.
     features: str | None = INCEPTION
     #: Statistics of real pictures, see :func:`toklip_gen.evaluation.load_reference`; they need the extractor.
     reference: Path | str | None = None
@@ -248,14 +248,14 @@ class Measures:
 
     @property
     def files(self) -> list[Path | str]:
-        """Files that are read, and not to be written over."""
+        """Return the files that are read, which must not be overwritten."""
         return [] if self.reference is None else [self.reference]
 
     def loaded(self, device: torch.device | str) -> tuple[Extractor | None, Reference | None]:
         """Load the extractor and the reference.
 
         Raises:
-            FileNotFoundError, LookupError: one is not there.
+            FileNotFoundError, LookupError: one of them is missing.
             ValueError: they do not fit one another.
         """
         if self.features is None:
@@ -266,7 +266,7 @@ class Measures:
         return extractor, None if self.reference is None else load_reference(self.reference, extractor)
 
     def judge(self, device: torch.device | str) -> tuple[Matcher | None, dict[str, str]]:
-        """Load the CLIP or TokLIP, if there is one, and return it with what a protocol says of it.
+        """Load the CLIP or TokLIP, if there is one, and return it with its entries in the protocol.
 
         Raises:
             FileNotFoundError, LookupError, ValueError: see :func:`toklip_core.evaluation.load_matcher`.
@@ -281,16 +281,16 @@ def evaluate_pictures(
     npz: Path | str | None = None,
     compute: Compute = Compute(),
 ) -> GenerationReport:
-    """Measure pictures that lie in files: what ``toklip evaluate generation INPUTS`` does.
+    """Measure pictures in files, as ``toklip evaluate generation INPUTS`` does.
 
     Args:
         inputs: files, folders, globs, tars, or .npz files of ADM's evaluator.
-        measures: what the pictures are measured with.
-        npz: write the pictures there, too, for ADM's evaluator.
-        compute: where and how it is computed; networks always compute in float32.
+        measures: networks and reference.
+        npz: file to write the pictures to as well, for ADM's evaluator.
+        compute: device, and number of pictures at a time; networks always compute in float32.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: an input, the reference or a network is not there, or does not fit.
+        FileNotFoundError, LookupError, ValueError: an input, the reference or a network is missing or does not fit.
     """
     refuse_missing_device(compute.device)
     if npz is not None:
@@ -318,10 +318,10 @@ def write_reference_of(
     features: str = INCEPTION,
     compute: Compute = Compute(),
 ) -> ReferenceInfo:
-    """Write the statistics of real pictures: what ``toklip evaluate generation INPUTS --write-reference`` does.
+    """Write the statistics of real pictures, as ``toklip evaluate generation INPUTS --write-reference`` does.
 
     Raises:
-        FileNotFoundError, LookupError, ValueError: as :func:`evaluate_pictures`.
+        FileNotFoundError, LookupError, ValueError: see :func:`evaluate_pictures`.
     """
     refuse_missing_device(compute.device)
     refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
@@ -349,7 +349,7 @@ def write_reference_of(
 def _compared(
     gathered: Measurements, reference: Reference, left_out: dict[str, str], protocol: dict[str, str | int]
 ) -> dict[str, float]:
-    """Fréchet distance, precision and recall."""
+    """Return Fréchet distance, precision and recall."""
     drawn: Moments = moments(gathered.features)
     found = {"frechet": frechet_distance(reference.moments, drawn)}
     protocol["reference"] = reference.described

@@ -1,10 +1,10 @@
-"""What generated pictures are measured against: statistics of real pictures, and what they are for.
+"""References for generated pictures: statistics of real pictures, with their purpose.
 
-A reference of a generator (gFID) is of the training pictures, one of a tokenizer (rFID) of the very pictures that it
-rebuilds. Taken for one another they give figures that look right and are wrong: LlamaGen's tokenizer has an rFID of
+The reference of a generator (gFID) is made from training pictures, that of a tokenizer (rFID) from the pictures that it
+reconstructs. Mixing them up gives figures that look right and are wrong: LlamaGen's tokenizer has an rFID of
 2.19 against the validation pictures and 4.28 against the generator's reference, and its generators did not reproduce
-against the validation pictures (FoundationVision/LlamaGen, issues 34, 48, 53 and 86). So every reference says what it
-is for, and the other use is refused.
+against the validation pictures (FoundationVision/LlamaGen, issues 34, 48, 53 and 86). So every reference has
+a purpose, and other uses are refused.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from toklip_gen.evaluation.frechet import INCEPTION, Extractor, Moments, moments
 
 Purpose = Literal["generation", "reconstruction"]
 
-#: Features that a reference keeps, for precision and recall, at most: as many pictures as ADM's files have.
+#: Maximum number of features in a reference, for precision and recall: the number of pictures in ADM's files.
 _KEPT = 10_000
-#: Bytes of its arrays: ADM's take 0.2 GB, with features. Compressed, a small file may claim any number.
+#: Maximum number of bytes of its arrays, because a small compressed file may claim any size; ADM's have 0.2 GB.
 _LARGEST = 2**30
 _INFO = "toklip"
-#: Of the layer that FID is taken on.
+#: Width of the layer of Inception that FID uses.
 _INCEPTION_WIDTH = 2048
 
 
@@ -45,7 +45,7 @@ class NamedReference:
     file: str
     url: str
     image_size: int
-    #: Of the file, where one is known; else the protocol says that it was not compared.
+    #: Checksum of the file if it is known; otherwise the protocol says that it was not compared.
     sha256: str | None
     summary: str
 
@@ -86,25 +86,25 @@ class Reference:
 
     info: ReferenceInfo
     moments: Moments
-    #: (n, D), of some or all of the pictures; None if the file has neither features nor pictures.
+    #: (n, D), features of some or all pictures; None if the file has neither features nor pictures.
     features: Tensor | None
-    #: For the protocol: name, checksum.
+    #: Name and checksum, for the protocol.
     described: str
 
 
 def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose = "generation") -> Reference:
-    """Return a reference, for figures by an extractor.
+    """Return a reference for figures by an extractor.
 
     Args:
-        name: of ``REFERENCES``, whose file lies in the torch hub cache; or a file: ADM's, or one of
+        name: name in ``REFERENCES``, whose file must be in the torch hub cache; or path of a file of ADM's or of
             :func:`write_reference`.
-        extractor: what the pictures are seen by; the reference must be of the same.
-        purpose: what the figures are of.
+        extractor: extractor of the figures, which must be that of the reference.
+        purpose: purpose of the figures.
 
     Raises:
-        FileNotFoundError: the file is not there; it is not downloaded.
+        FileNotFoundError: the file is missing; it is not downloaded.
         LookupError: no reference has the name.
-        ValueError: it is of another extractor, or for another purpose, or damaged, or says not what it is for.
+        ValueError: the reference has another extractor or purpose, has no purpose, or is damaged.
     """
     path, named = _located(name)
     checksum = _sha256(path)
@@ -144,10 +144,10 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
 
 
 def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> None:
-    """Write statistics of features (n, D) as NAME.npz; what it was before stays until the new file is whole.
+    """Write statistics of features (n, D) to NAME.npz; an old file stays until the new one is complete.
 
     Raises:
-        ValueError: there are fewer than two features, or the name is another.
+        ValueError: there are fewer than two features, or the name has another suffix.
     """
     path = Path(path)
     if path.suffix != ".npz" or len(features) < 2:
@@ -186,20 +186,20 @@ def _located(name: Path | str) -> tuple[Path, NamedReference | None]:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """All arrays but the pictures, which are read one by one."""
+    """Return all arrays except the pictures, which are read one by one."""
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened) as archive, np.load(opened, allow_pickle=False) as file:
             size = sum(entry.file_size for entry in archive.infolist() if entry.filename != f"{ARRAY}.npy")
             if size > _LARGEST:
                 raise ValueError(f"its arrays take {size} bytes; a reference's take less than {_LARGEST}")
             return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
-    except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # of numpy: the file is a single array, or a list
+    except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # a single array, or a list
         words = one_line(error, longest=120) or type(error).__name__
         raise ValueError(f"{path} is no .npz of arrays, or cut short: {words}") from error
 
 
 def _numbers(path: Path, arrays: dict[str, Any], key: str, dimensions: int) -> Tensor:
-    """An array of a file as a tensor; ValueError unless it is there, has so many dimensions, and is finite numbers."""
+    """Return an array as a tensor; ValueError if it is missing, has other dimensions, or is not finite."""
     array = arrays.get(key)
     if array is None or array.ndim != dimensions or array.dtype.kind != "f":
         found = "nothing" if array is None else f"{array.shape} {array.dtype}"
@@ -211,7 +211,7 @@ def _numbers(path: Path, arrays: dict[str, Any], key: str, dimensions: int) -> T
 
 
 def _refuse_impostor(path: Path, arrays: dict[str, Any], named: NamedReference) -> None:
-    """ValueError if a file that has a published name, and no published checksum, cannot be what it is called."""
+    """Raise ValueError if a file with a published name, but no published checksum, cannot be that file."""
     shape = tuple(_numbers(path, arrays, "mu", 1).shape)
     if shape != (_INCEPTION_WIDTH,):
         raise ValueError(

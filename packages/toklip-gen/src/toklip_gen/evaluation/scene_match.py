@@ -1,7 +1,7 @@
-"""Do pictures of Scenes show what their captions say: colour, shape, count, relation.
+"""Match of generated scenes with their captions: colour, shape, count, relation.
 
-Two judges, each measured on the scenes themselves and on what the tokenizer makes of them, for a generator cannot do
-better than its tokenizer, and no figure is worth more than its judge:
+There are two judges. Each is also measured on the scenes themselves and on their reconstructions, because a generator
+cannot do better than its tokenizer, and no figure is better than its judge:
 
     pixels  reads the picture (:mod:`toklip_core.scenes.reading`); no network; on plain backgrounds, where it is exact
     model   a CLIP or TokLIP finds the true caption among those that differ in one word, zero-shot
@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-#: Captions say "above" where centres are 0.12 of the side apart; half of it must be seen.
+#: Distance of centres at which a relation counts as shown: half of the 0.12 at which captions mention it.
 _MARGIN = 0.06
-#: Texts that the model reads at a time.
+#: Number of texts that the model reads at a time.
 _TEXTS = 512
 
 
 class Prompt(NamedTuple):
-    """A caption, what it claims, and the scene that it is of."""
+    """A caption, its claims, and its scene."""
 
     text: str
     claims: Description
@@ -44,13 +44,13 @@ class Prompt(NamedTuple):
 def scene_prompts(
     count: int, *, split: str = "held-out", seed: int = 0, size: int = 64, objects: int | None = None
 ) -> list[Prompt]:
-    """Return captions of scenes on plain backgrounds, each saying so.
+    """Return captions of scenes on plain backgrounds, which all captions mention.
 
     Args:
-        count: how many.
-        split: "validation": combinations of colour and shape that training shows, in other scenes; "held-out": each
-            scene has one that it never shows.
-        seed: of the scenes.
+        count: number of captions.
+        split: "validation" for combinations of colour and shape that training shows, in other scenes; "held-out" for
+            scenes with a combination that training never shows.
+        seed: seed of the scenes.
         size: side of their pictures.
         objects: number of objects per scene; None: random.
     """
@@ -65,27 +65,27 @@ def scene_prompts(
 
 @dataclass(frozen=True)
 class Match:
-    """Shares that are right. None where no caption claims such a thing, or the judge cannot say."""
+    """Shares that are right; None if no caption claims such a thing, or the judge cannot tell."""
 
-    #: Of the named objects: one of this colour, and of this shape, is found for it.
+    #: Shares of named objects with an object of this colour, and of this shape.
     colour: float | None
     shape: float | None
-    #: Of the named objects: colour and shape are both right.
+    #: Share of named objects with the right colour and shape.
     object: float | None
-    #: Of the pictures: as many objects as are named.
+    #: Share of pictures with the right number of objects.
     count: float | None
-    #: Of the named relations.
+    #: Share of named relations that hold.
     relation: float | None
-    #: Of the pictures: all of this is right.
+    #: Share of pictures in which everything is right.
     caption: float | None
 
     def as_json(self) -> dict[str, float | None]:
-        """Return the figures under their names."""
+        """Return the figures by name."""
         return dict(vars(self))
 
 
 def match_by_pixels(pixels: Tensor, claims: Sequence[Description]) -> Match:
-    """Return how far pictures (B, 3, S, S), in [-1, 1], on plain backgrounds, show what is claimed of each."""
+    """Return how well pictures (B, 3, S, S) in [-1, 1], on plain backgrounds, match their claims."""
     levels = to_levels(pixels).movedim(1, -1).cpu().numpy()
     tally = _Tally()
     for picture, claim in zip(levels, claims, strict=True):
@@ -105,12 +105,12 @@ def match_by_pixels(pixels: Tensor, claims: Sequence[Description]) -> Match:
 
 @torch.no_grad()
 def match_by_model(model: Matcher, pixels: Tensor, claims: Sequence[Description]) -> Match:
-    """Return how often a model finds what is claimed likelier than every other colour, shape, count or relation.
+    """Return how often a model prefers a claim to every other colour, shape, count or relation.
 
     Args:
-        model: on the device of the pixels.
-        pixels: (B, 3, S, S) in [-1, 1]; resized to what the model takes.
-        claims: of each picture.
+        model: model on the device of the pixels.
+        pixels: (B, 3, S, S) in [-1, 1]; they are resized for the model.
+        claims: claims of each picture.
     """
     size = model.config.image_size
     if pixels.shape[-1] != size:
@@ -129,7 +129,7 @@ def match_by_model(model: Matcher, pixels: Tensor, claims: Sequence[Description]
             answer = bool(scores[0] > scores[1:].max())
             right.append(tally.add(kind, answer))
             of_object += [answer] if kind in ("colour", "shape") else []
-        for i in range(len(claim.objects)):  # a colour and a shape are asked of each object, in turn
+        for i in range(len(claim.objects)):  # one question about the colour and one about the shape of each object
             tally.add("object", all(of_object[2 * i : 2 * i + 2]))
         tally.add("caption", all(right))
     return tally.match()

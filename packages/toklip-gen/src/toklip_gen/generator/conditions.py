@@ -63,7 +63,7 @@ class Classes:
 
     def __init__(self, config: ClassCondition) -> None:
         self._count = config.classes
-        #: In the order of their numbers; empty if the generator knows none.
+        #: Names of the classes, in the order of their numbers; empty if the generator has no names.
         self.names = config.names or ()
 
     def __call__(self, prompts: Sequence[int | str]) -> Condition:

@@ -34,7 +34,7 @@ IGNORED = {
 _AND = " and "
 _GATE, _UP = r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"
 
-#: Of the tensors of a generator -> of an official file.
+#: Patterns of our names -> names in an official file.
 _NAMES = (
     (r"condition\.weight", "cls_embedding.embedding_table.weight"),
     (r"condition\.nothing", "cls_embedding.uncond_embedding"),

@@ -34,9 +34,9 @@ from torch import Tensor
 from toklip_gen.generator import ClassCondition
 from toklip_gen.training.settings import ClassFolders, GeneratorTrainConfig, StoredIds
 
-#: Rows of token stores that are shuffled together, and kept in memory by each reading process.
+#: Number of rows of token stores that are shuffled together, and that each reading process keeps in memory.
 _WINDOW = 2**16
-#: Of a store with crops a row is 21 grids.
+#: The same for stores with crops, where a row has 21 grids.
 _WINDOW_OF_CROPS = 2**13
 
 _log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class GeneratorSamples:
 
     def __getitem__(self, key: tuple[int, int]) -> GeneratorSample:
         epoch, index = key
-        # Of the sample, not of the step: so two processes drop what one would.
+        # A function of the sample and not of the step, so that two processes drop the same conditions as one.
         drop = random.Random(derived_seed(self._seed, epoch, index, -1)).random() < self._dropout
         return GeneratorSample(**{**self._samples[key], "drop": drop})
 
@@ -175,7 +175,7 @@ class SourceClasses(NamedTuple):
     what: str
     #: All classes, in the source's own order, those without pictures too.
     names: Sequence[str]
-    #: Of each picture; empty where pictures are drawn as they are wanted.
+    #: Class of each picture; empty for scenes, which are drawn when they are needed.
     of_pictures: Sequence[str] = ()
     #: The folder's, unread.
     pictures: LabelledPictures | None = None

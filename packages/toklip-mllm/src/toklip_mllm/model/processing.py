@@ -26,13 +26,13 @@ from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.messages import as_items, flatten, normalize, pictures_in
 from toklip_mllm.model.pictures import PictureInput, name_of, to_image, to_list
 
-#: Of ``from_pretrained``, what says where on the hub files are.
+#: Options of ``from_pretrained`` that say where on the hub files are.
 _OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
 
 #: How a chat template marks what the assistant says.
 MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-#: Of ``apply_chat_template``, what is for the processor's call and not for the template.
+#: Options of ``apply_chat_template`` that are for the call of the processor and not for the template.
 _CALLED = {*TextKwargs.__annotations__, "device", "fetch", "images", "text_kwargs", "images_kwargs", "common_kwargs"}
 
 #: Text of a user's message for testing how a template reads messages.

@@ -181,7 +181,7 @@ def _is_asked_for(
     """Whether target_modules, of which an adapter goes into these layers, name a part of a model."""
     if isinstance(targets, str):
         return part in targets
-    # Of "all-linear" peft makes the names of all: none of this part and the language model's is left.
+    # peft turns "all-linear" into the names of all linear layers; then none of these layers is left out.
     left = {name for name in _linear(outside, model) - {*layers} if name.split(".")[0] in (part, "language_model")}
     return bool(left) and any(part in target.split(".") for target in targets)
 

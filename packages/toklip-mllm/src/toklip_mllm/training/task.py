@@ -204,7 +204,7 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
     places = wanted.any(dim=0).nonzero()[:, 0]
     wanted, labels = wanted[:, places], labels[:, places]
-    # In float32, as the codes that they come beside.
+    # Computed in float32, like the codes beside them.
     tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
     # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
     output = model(
@@ -323,7 +323,7 @@ def _beginning(
     picturing = PictureFormat(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
     sources = open_sources(config.data, picturing, seed=config.run.seed)
     if config.small is None:
-        # In float32, a language model of 7B takes 28 GB; an encoder that learns must be read in it.
+        # A language model of 7B takes 28 GB in float32, but an encoder that is trained must be loaded in it.
         rests = config.lora is not None or "language_model" not in config.train
         stored = torch.bfloat16 if rests else None
         dtype = stored if half and "encoder" not in config.train else torch.float32

@@ -157,7 +157,7 @@ class VQTraining(nn.Module):
         config, codebook = self.config, self.vqgan.codebook
         if step < config.quantize_from:
             return comparable(latents, codebook), {}, {}
-        # At quantize_from itself all codes are new.
+        # Not at quantize_from itself, where all codes are new.
         restart = self.restart if config.quantize_from < step <= config.restart_until else None
         if restart is not None:
             restart(codebook, comparable(latents, codebook), step - config.quantize_from)
