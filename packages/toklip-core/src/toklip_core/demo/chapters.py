@@ -19,7 +19,7 @@ STORE = "tokens"
 _CORE = ("toklip-vq",)
 
 
-class Illustration(NamedTuple):
+class Figure(NamedTuple):
     """A picture in the working folder."""
 
     path: str
@@ -39,7 +39,7 @@ class Chapter:
     #: Words of each command, without ``toklip``.
     commands: tuple[tuple[str, ...], ...]
     python: str
-    pictures: tuple[Illustration, ...] = ()
+    pictures: tuple[Figure, ...] = ()
     #: Distributions that the commands come with, beside toklip-core.
     packages: tuple[str, ...] = _CORE
     #: Whether the ids of the scene are shown as well.
@@ -68,8 +68,8 @@ ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # 
 to_picture(tokenizer.decode(ids)[0]).save("photograph-again.png")
 """,
         pictures=(
-            Illustration(PHOTOGRAPH, "The photograph, 256 x 256 pixels", small=False),
-            Illustration(f"decoded/{PHOTOGRAPH}.png", "Decoded from its 32 x 32 ids", small=False),
+            Figure(PHOTOGRAPH, "The photograph, 256 x 256 pixels", small=False),
+            Figure(f"decoded/{PHOTOGRAPH}.png", "Decoded from its 32 x 32 ids", small=False),
         ),
     ),
     Chapter(
@@ -91,8 +91,8 @@ ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8): the ids shown above
 to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
 """,
         pictures=(
-            Illustration(SCENE, "A scene"),
-            Illustration(f"decoded/{SCENE}.png", "Decoded from its ids"),
+            Figure(SCENE, "A scene"),
+            Figure(f"decoded/{SCENE}.png", "Decoded from its ids"),
         ),
         numbers=True,
     ),
@@ -129,7 +129,7 @@ print(F.cosine_similarity(pooled, model.text_features(["a yellow square", "a gre
 each = model.encoder.pool_each(model.encode_ids(ids).tokens)[0].detach()  # one vector for each of the 64 tokens
 print(F.cosine_similarity(each, model.text_features(["a yellow square"])).reshape(8, 8))
 """,
-        pictures=(Illustration("explained.webp", "Lighter cells are closer to this text than to the other", small=False),),
+        pictures=(Figure("explained.webp", "Lighter cells are closer to this text than to the other", small=False),),
     ),
     Chapter(
         name="search",
@@ -145,7 +145,7 @@ from toklip_core.evaluation import search_pictures
 for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hits:
     print(hit.cosine, hit.picture.name)
 """,
-        pictures=(Illustration("found.webp", "The six best matches, decoded from their ids", small=False),),
+        pictures=(Figure("found.webp", "The six best matches, decoded from their ids", small=False),),
     ),
     Chapter(
         name="ask",
@@ -193,8 +193,8 @@ drawn = generator.draw([text], seeds=[5], prefix=upper)
 to_picture(generator.pixels(drawn)[0]).save("continued-again.png")
 """,
         pictures=(
-            Illustration("continued.png", "The upper half is the scene's; the lower half is generated"),
-            Illustration("drawn.png", "Upper row: a large red circle. Lower row: a large yellow square"),
+            Figure("continued.png", "The upper half is the scene's; the lower half is generated"),
+            Figure("drawn.png", "Upper row: a large red circle. Lower row: a large yellow square"),
         ),
         packages=("toklip-vq", "toklip-gen"),
     ),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from toklip_core.demo.chapters import PHOTOGRAPH, ROW, SCENE, STORE, Chapter, Illustration
+from toklip_core.demo.chapters import PHOTOGRAPH, ROW, SCENE, STORE, Chapter, Figure
 from toklip_core.store import TokenStore
 
 
@@ -96,7 +96,7 @@ def cells_of_scene(folder: Path) -> list[list[Cell]]:
     ]
 
 
-def picture_on_page(shown: Illustration, folder: Path) -> PictureOnPage:
+def picture_on_page(shown: Figure, folder: Path) -> PictureOnPage:
     """Return a picture of the folder with its bytes, enlarged to about 256 pixels if it is small."""
     path = folder / shown.path
     with Image.open(path) as image:
