@@ -2,6 +2,7 @@ from .choice import choose_ids as choose_ids
 from .guidance import Guidance as Guidance
 from .models import (
     CompilableModel as CompilableModel,
+    NextIdCache as NextIdCache,
     NextIdModel as NextIdModel,
 )
 from .sampler import Sampler as Sampler

@@ -35,8 +35,8 @@ class Checkpoint:
 
         Raises:
             LookupError: there is no such model, or what it needs is not there.
-            OSError: a file is missing, or the device is.
-            ValueError: the model does not draw, or does not fit.
+            OSError: a file is missing, and cannot be downloaded.
+            ValueError: the model does not draw, its weights do not fit, or there is no such device.
         """
         refuse_missing_device(self.device)
         spec = registry().models.get(str(self.model))
