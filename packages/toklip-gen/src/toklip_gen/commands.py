@@ -99,8 +99,8 @@ _COMPILE = click.option(
     "--model",
     kind=None,
     default="toklip-gen-tiny",
-    help_text="Model that draws: a name from `toklip models`, a folder from `toklip train generator`, or a .pt file of "
-    "LlamaGen.",
+    help_text="Model that generates pictures: a name from `toklip models`, a folder from `toklip train generator`, or "
+    "a .pt file of LlamaGen.",
 )
 @_TOKLIP
 @batch_size("pictures sampled at once", default=16)
@@ -217,7 +217,9 @@ _MODES = {
 )
 @click.option("--npz", type=click.Path(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
 @click.option(
-    "--write-reference", type=click.Path(), help="Write the statistics of INPUTS to this file and measure nothing."
+    "--write-reference",
+    type=click.Path(),
+    help="Write the statistics of INPUTS to this file as a reference, without evaluating them.",
 )
 @click.option(
     "--purpose",

@@ -30,7 +30,7 @@ Metric = Literal["cosine", "dot", "euclidean"]
 
 
 class VQGANConfig(BaseModel):
-    """The sizes of a VQGAN: ``config.json`` of its model folder, and the table ``model`` of a training file."""
+    """The sizes of a VQGAN, stored as ``config.json`` in its folder and set as the table ``model`` for training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

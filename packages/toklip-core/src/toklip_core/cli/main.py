@@ -126,8 +126,8 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 )
 @click.option(
     "--teacher",
-    help="Also store one unit-norm feature per picture from this teacher, for the training of an encoder; a folder, or "
-    "open_clip:NAME/TAG.",
+    help="Also store one unit-norm feature per picture from this teacher (a folder, or open_clip:NAME/TAG), for the "
+    "training of an encoder.",
 )
 @click.option(
     "--size",
@@ -189,8 +189,8 @@ def encode(
     cannot be read are listed in .STORE.unreadable. Under torchrun or accelerate the processes share the work.
 
     A picture's key is its path as typed, without a leading / or `..`. A picture whose key is already in the store is
-    skipped, even if it was typed in another folder and is another picture: use another store for it, or type a longer
-    path.
+    skipped. If it is a different picture, typed with the same path in another folder, use another store for it, or type
+    a longer path.
     """
     from toklip_core.store import EncodeSettings, encode_pictures
     from toklip_core.training import stop_on_signals
@@ -211,7 +211,9 @@ def encode(
 @click.argument("store", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Folder to write the pictures to, as OUT/KEY.png.")
 @click.option(
-    "--weights", type=click.Path(), help="Tokenizer weights; required if the store was encoded with --weights."
+    "--weights",
+    type=click.Path(),
+    help="Tokenizer weights that the store was encoded with. [default: the tokenizer's own]",
 )
 @batch_size("pictures per batch")
 @device
@@ -268,7 +270,7 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers of the installed plugins.
 
-    Each is printed with the side of its pictures and, where they are known, the source, size and licence of its
+    The list gives the picture size of each tokenizer and, where they are known, the source, size and licence of its
     weights. Nothing is downloaded.
     """
     specs = registry_of(ctx).tokenizers.values()

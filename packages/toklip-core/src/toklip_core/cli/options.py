@@ -39,7 +39,7 @@ max_pixels = click.option(
     type=click.IntRange(1, LARGEST_MAX_PIXELS),
     default=MAX_PIXELS,
     show_default=True,
-    help="Maximum number of pixels (width x height) of a picture; reading one takes up to 19 bytes per pixel.",
+    help="Maximum number of pixels (width x height) of a picture; reading takes up to 19 bytes of memory per pixel.",
 )
 device = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -50,7 +50,7 @@ _SAMPLES = ("", "Two small_Cats &amp; a dog: isn't it?", "a long caption " * 100
 
 
 class CLIPConfig(Config):
-    """The sizes of a CLIP, a vision tower on pixels and a text tower: ``config.json`` of a teacher."""
+    """The sizes of a CLIP (vision tower on pixels, text tower), stored as ``config.json`` in a teacher's folder."""
 
     kind: Literal["clip"] = "clip"
     image_size: int = Field(

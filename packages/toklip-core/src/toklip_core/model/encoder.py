@@ -48,7 +48,7 @@ class EncoderConfig(Config):
     causal: bool = Field(
         default=True,
         description="Causal attention: each token sees its own code and those before it. false lets each token see all "
-        "codes, which a generator does not have yet.",
+        "codes, and then no generator can use the model.",
     )
 
 

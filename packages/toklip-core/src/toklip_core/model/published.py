@@ -30,7 +30,7 @@ from toklip_core.weights import hub_file, read_tensors, state_dict_in
 
 
 class TokLIPConfig(Config):
-    """The sizes of a TokLIP and its VQ tokenizer: ``config.json`` of its model folder."""
+    """The sizes of a TokLIP and its VQ tokenizer, stored as ``config.json`` in its model folder."""
 
     kind: Literal["toklip"] = "toklip"
     tokenizer: TokenizerRecord = Field(description="VQ tokenizer that the model was trained with.")

@@ -38,7 +38,7 @@ _CHUNK = 256
 
 
 class TextConfig(Config):
-    """Sizes of a text tower, and the preparation of its texts."""
+    """The sizes of a text tower, and how its texts are prepared."""
 
     context_length: int = Field(
         gt=0,

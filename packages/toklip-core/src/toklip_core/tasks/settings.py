@@ -152,7 +152,7 @@ class TeacherText(Config):
     captions: int = Field(
         default=20_000,
         gt=0,
-        description="Number of captions, sampled across all data, whose words make the vocabulary.",
+        description="Number of captions, sampled across all data, whose words form the vocabulary.",
     )
 
     @model_validator(mode="after")

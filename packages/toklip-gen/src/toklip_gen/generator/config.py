@@ -25,7 +25,9 @@ class ClassCondition(Config):
 
     kind: Literal["class"] = "class"
     classes: int = Field(
-        gt=0, le=LARGEST_COUNT, description="Number of classes, counted from 0; the next number means no class."
+        gt=0,
+        le=LARGEST_COUNT,
+        description="Number of classes, which are numbered from 0; the next number means no class.",
     )
     names: tuple[str, ...] | None = Field(
         default=None,

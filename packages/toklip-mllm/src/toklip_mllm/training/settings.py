@@ -68,7 +68,7 @@ class SmallLanguage(Config):
     conversations: int = Field(
         default=20_000,
         gt=0,
-        description="Number of conversations, sampled across all data, whose words make the vocabulary.",
+        description="Number of conversations, sampled across all data, whose words form the vocabulary.",
     )
 
     @model_validator(mode="after")
