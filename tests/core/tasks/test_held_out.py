@@ -118,7 +118,7 @@ def test_recipes_of_the_published_models_have_the_published_settings(name: str, 
     assert (settings.image_size, settings.smallest_crop) == (size, 0.9)
     assert settings.projector_learning_rate_factor == 1
     assert settings.teacher == f"open_clip:ViT-SO400M-16-SigLIP2-{size}/webli"
-    assert spec is not None and (settings.tokenizer, settings.resize) == (spec.tokenizer, spec.resize)
+    assert spec is not None and (settings.tokenizer, settings.resize) == (spec.tokenizer.name, spec.resize)
 
 
 def invoke(*arguments: object) -> Any:

@@ -131,12 +131,12 @@ class GeneratorTask(Task):
         self.cut = 0
 
     def prepare(self, batch: Batch) -> GeneratorBatch:
-        """Have tokenizer, TokLIP and text encoder read a batch."""
+        """Return ids, inputs and condition of a batch, and count the captions that are cut."""
         texts = self.networks.conditions if isinstance(self.networks.conditions, Texts) else None
         before = texts.cut if texts else 0
-        read = read_batch(batch, self.networks)
+        prepared = read_batch(batch, self.networks)
         self.cut += texts.cut - before if texts else 0
-        return read
+        return prepared
 
     def objective(self, model: nn.Module, prepared: GeneratorBatch, step: int) -> Losses:
         """Return the cross entropy of the next id."""
