@@ -6,6 +6,7 @@ import shutil
 import pytest
 from toklip_mllm.model import load
 from toklip_mllm.published import TINY
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.damaged_folders import NO_OBJECT
 from tests.support.refusals import refusing
@@ -36,3 +37,17 @@ def test_a_setting_of_another_type(folder, key, wrong):
     (folder / "config.json").write_text(json.dumps(config | {key: wrong}))
     with refusing(str(folder), kind=(ValueError, OSError)):
         load(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+@pytest.mark.parametrize(("number", "has"), [(None, "has no format number"), (2, "is of format 2")])
+def test_a_folder_of_another_format(folder, file, number, has):
+    """Whoever loads it: the toolkit, or the Auto classes of transformers."""
+    values = json.loads((folder / file).read_text())
+    assert values["format"] == 1
+    (folder / file).write_text(json.dumps(values | {"format": number}))
+    line = f"{folder / file} {has}, and this version of toklip reads format 1; convert or train the model again"
+    auto = AutoProcessor if file == "processor_config.json" else AutoModelForImageTextToText
+    for loading in (load, auto.from_pretrained):
+        with refusing(line):
+            loading(folder)

@@ -55,6 +55,13 @@ def test_a_single_file_gives_the_tokenizer_alone(tmp_path, name, write):
     assert same(read_tokenizer_tensors(tmp_path / name, ["vq."]))
 
 
+def test_tensors_that_are_given_are_taken_as_those_of_a_file():
+    own = read_tokenizer_tensors(TOKENIZER | REST, ["gone.", "vq."])
+    assert own.prefix == "vq." and same(own)
+    with pytest.raises(ValueError, match=r"'the given state dict' has no gone\.quantize\.embedding\.weight; its names"):
+        read_tokenizer_tensors(TOKENIZER, ["gone."])
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 @pytest.mark.parametrize(("suffix", "write"), [("safetensors", save_file), ("bin", torch.save)])
 def test_what_wrappers_put_into_names_is_taken_out(tmp_path, suffix, write, prefix):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -166,6 +167,27 @@ def test_a_folder_of_half_precision_gives_float32_weights(tmp_path):
     save_model_folder(tmp_path, TINY.model_dump(), copy.deepcopy(VQGANTokenizer(tiny())).vqgan.to(torch.float16))
     loaded = load_tokenizer("vqgan", tmp_path)
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
+
+
+def test_tensors_take_the_place_of_the_shipped_weights():
+    """As those inside the file of a model do; the sizes are the shipped ones."""
+    shipped = load_tokenizer("llamagen-tiny")
+    tensors = {name: tensor.clone() for name, tensor in shipped.module.vqgan.state_dict().items()}
+    assert load_tokenizer("llamagen-tiny", tensors).checksum == shipped.checksum
+    tensors["codebook.weight"] *= 2
+    ids = torch.tensor([5])
+    assert torch.equal(load_tokenizer("llamagen-tiny", tensors).embed(ids), 2 * shipped.embed(ids))
+    with pytest.raises(ValueError, match=r"^'the given state dict' does not fit: missing: encoder\.conv_in\.weight"):
+        load_tokenizer("llamagen-tiny", {"codebook.weight": tensors["codebook.weight"]})
+
+
+def test_a_folder_of_another_format_is_refused(tmp_path):
+    save_model_folder(tmp_path, TINY.model_dump(), VQGANTokenizer(tiny()).vqgan)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("format") == 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json has no format number, .* train the model again"):
+        load_tokenizer("vqgan", tmp_path)
 
 
 def test_without_a_folder_the_message_says_how_to_give_one():

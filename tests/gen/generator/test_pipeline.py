@@ -95,6 +95,22 @@ def test_a_tokenizer_with_weights_of_its_own_travels_along(tmp_path):
     assert (tmp_path / "again" / "tokenizer.txt").read_text() == "0.5"
 
 
+def test_a_generator_and_its_toklip_contain_no_tokenizer(tmp_path, toklip):
+    loaded = load_generator(of_texts(tmp_path, toklip))
+    assert loaded.tokenizer is loaded.toklip.tokenizer
+    for model in (loaded.generator, loaded.toklip):
+        assert not any(isinstance(module, MeanColour) for module in model.modules())
+        assert not any("levels" in name for name in model.state_dict())
+
+
+def test_a_folder_of_another_format_is_refused(of_classes):
+    config = json.loads((of_classes / "config.json").read_text())
+    assert config.pop("format") == 1
+    (of_classes / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json has no format number, .* train the model again"):
+        load_generator(of_classes)
+
+
 def test_parts_that_do_not_belong_together_are_refused(toklip):
     with pytest.raises(ValueError, match="the tokenizer has 300 codes, and the generator chooses from 301"):
         PictureGenerator(small_generator(codebook_size=301), tokenizer=mean_colour())

@@ -370,6 +370,14 @@ def test_the_vq_tokenizers_own_weights_are_saved_and_loaded(tmp_path, toy):
     assert torch.equal(AutoProcessor.from_pretrained(tmp_path).vq_tokenizer.module.levels, own.levels)
 
 
+def test_a_model_contains_the_rows_of_the_codebook_and_no_tokenizer():
+    model, processor = shared()
+    names = [name for name in model.state_dict() if "tokenizer" in name or "levels" in name or "codebook" in name]
+    assert names == [name for name in names if name.endswith("vision.codebook")]
+    assert not any(isinstance(module, MeanColour) for module in model.modules())
+    assert model.config.tokenizer_record == processor.vq_record == processor.vq_tokenizer.record
+
+
 def test_weights_in_a_folder_are_saved_over_those_of_a_save_before(tmp_path):
     _, processor = small_mllm()
     (tmp_path / "own").mkdir()

@@ -46,6 +46,12 @@ def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16):
 
 
 @pytest.mark.slow
+def test_tensors_of_a_file_give_the_tokenizer_of_the_file(vq16):
+    """As they come out of the file of a TokLIP."""
+    assert load_tokenizer("llamagen-vq16-c2i", weights("llamagen_vq16")).checksum == vq16.checksum
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("golden", "name"), [("llamagen_vq16", "llamagen-vq16-t2i"), ("llamagen_vq8", "llamagen-vq8-c2i")]
 )

@@ -91,7 +91,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401
         """Build a config, as in transformers; ValueError if it is of another format."""
         # The Auto classes read the file themselves.
-        refuse_other_format(config_dict, f"{kwargs.get('name_or_path', '')}/config.json".removeprefix("/"))
+        refuse_other_format(config_dict, Path(kwargs.get("name_or_path", ""), "config.json"))
         return super().from_dict(config_dict, **kwargs)
 
     @property
