@@ -1,8 +1,8 @@
-"""The plugin interface: what a VQ tokenizer is, how a package offers one, and how it is found.
+"""The plugin interface: the protocol of VQ tokenizers, the hooks of plugins, and their discovery.
 
-A package takes part by naming a module in the entry point group ``toklip``; that module
-implements one hook of this file or more. Hooks return descriptions (:class:`TokenizerSpec`, :class:`NamedModel`);
-torch is imported by the factories, so ``toklip --help`` stays quick however many plugins there are.
+A plugin is a package that names a module in the entry point group ``toklip``. The module implements one or more hooks
+of this file. Hooks return descriptions (:class:`TokenizerSpec`, :class:`NamedModel`), whose factories import torch, so
+``toklip --help`` stays fast with any number of plugins.
 
 Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim, n ids of a
 prefix.
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "toklip"
 
-#: Packages of this toolkit. They are asked first, so that nobody can take a name from them.
+#: Packages of this toolkit; they come first, so that no plugin can take their names.
 _OURS = ("toklip-core", "toklip-vq", "toklip-mllm", "toklip-gen")
 
-#: What a tokenizer's factory is given: a file or folder of weights, or tensors by name.
+#: Argument of a tokenizer's factory: a file or folder of weights, or tensors by name.
 Weights: TypeAlias = "Path | Mapping[str, Tensor]"
 
 _NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
@@ -48,11 +48,11 @@ hookimpl = pluggy.HookimplMarker("toklip")
 
 @runtime_checkable
 class VQTokenizer(Protocol):
-    """A frozen tokenizer: pictures to discrete ids, ids to codebook rows, ids to pictures.
+    """A frozen tokenizer, from pictures to discrete ids, from ids to codes, and from ids to pictures.
 
-    An implementation is a ``torch.nn.Module`` without trainable parameters, on which ``train()``
-    has no effect. After ``to(torch.bfloat16)`` its networks run in half precision, the codebook and the
-    search do not; pixels may stay float32. All laws are checked by :mod:`toklip_core.testing`.
+    An implementation is a ``torch.nn.Module`` without trainable parameters, on which ``train()`` has no effect. After
+    ``to(torch.bfloat16)`` its networks run in half precision, but the codebook and the search stay in float32, and so
+    may pixels. :mod:`toklip_core.testing` checks all of this.
 
     >>> from toklip_core import load_tokenizer
     >>> tokenizer = load_tokenizer("llamagen-tiny")
@@ -64,33 +64,32 @@ class VQTokenizer(Protocol):
 
     @property
     def codebook_size(self) -> int:
-        """K: ids lie in [0, K)."""
+        """Codebook size K; ids lie in [0, K)."""
 
     @property
     def codebook_dim(self) -> int:
-        """C: the width of a code."""
+        """Codebook dim C, the width of a code."""
 
     @property
     def downsample_factor(self) -> int:
-        """f: picture sides must be multiples of it; one id covers f x f pixels."""
+        """Downsampling factor f: picture sides must be multiples of it, and one id covers f x f pixels."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
 
-        The nearest code is found in float32, whatever autocast says; ids do not depend on the
-        rest of the batch. No gradient. Pixels that are integers, NaN or infinite are a ValueError, see
-        :func:`toklip_core.pictures.refuse_pixels`.
+        The nearest code is searched in float32, also under autocast. Ids do not depend on the rest of the batch. No
+        gradient. ValueError if pixels are integers, NaN or infinite, see :func:`toklip_core.pictures.refuse_pixels`.
         """
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the codebook rows (..., C) of ids (...): a bit-exact lookup."""
+        """Return the codes (..., C) of ids (...), which are bit-exact rows of the codebook."""
 
     def decode(self, ids: Tensor) -> Tensor:
         """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
 
 
 class PictureModel(Protocol):
-    """A model that draws pictures: classes or texts in, ids of a VQ tokenizer out, and pixels of these.
+    """A model that draws pictures: from classes or texts to ids of a VQ tokenizer, and from ids to pixels.
 
     ``toklip generate`` and ``toklip evaluate generation`` use these members; :attr:`NamedModel.load` returns such a
     model. Its ``draw`` can leave the loop to :class:`toklip_core.drawing.Sampler`.
@@ -106,7 +105,7 @@ class PictureModel(Protocol):
 
     @property
     def resize(self) -> Resize:
-        """Way in which pictures were made square in training, and in which a prefix is."""
+        """Way to make pictures square, in training and for a prefix."""
 
     @property
     def classes(self) -> int | None:
@@ -114,7 +113,7 @@ class PictureModel(Protocol):
 
     @property
     def drawing(self) -> Drawing:
-        """The model's own settings, for what a caller leaves open."""
+        """The model's own settings of drawing, used for settings that a caller leaves open."""
 
     @property
     def device(self) -> torch.device:
@@ -125,13 +124,13 @@ class PictureModel(Protocol):
         """Precision that the model predicts ids in, for reports."""
 
     def checksums(self) -> list[str]:
-        """Return all that the pictures depend on beside prompt, seed and settings: an interrupted call compares it."""
+        """Return checksums of everything that pictures depend on beside prompt, seed and settings, for resuming."""
 
     def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
-        """ValueError for a prompt that the model cannot draw, or would cut; draws nothing."""
+        """Raise ValueError for a prompt that the model cannot draw or would cut; nothing is drawn."""
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """Return those of the texts of which the model reads the first words alone."""
+        """Return the texts that the model would cut."""
 
     def draw(
         self,
@@ -143,7 +142,7 @@ class PictureModel(Protocol):
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Return ids (B, h, w), int64, one picture per prompt; prefix (B, n) are the ids that they start with.
+        """Return the ids (B, h, w), int64, of one picture per prompt, which start with the ids ``prefix`` (B, n).
 
         A picture depends on its prompt, prefix and seed, not on the rest of the batch. Settings that are None are the
         model's own. See :meth:`toklip_core.drawing.Sampler.draw`.
@@ -155,7 +154,7 @@ class PictureModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """What a plugin says about a tokenizer before anything heavy is imported.
+    """Description of a tokenizer by a plugin, which needs no heavy imports.
 
     >>> from toklip_vq.vqgan import load_vqgan
     >>> spec = TokenizerSpec(name="mine", factory=load_vqgan, summary="VQGAN of my own pictures.", image_size=64)
@@ -163,21 +162,21 @@ class TokenizerSpec:
     ('mine', 64)
     """
 
-    #: The name that users type: words of a-z and 0-9, joined by hyphens.
+    #: Name that users type: words of a-z and 0-9, joined by hyphens.
     name: str
     #: Builds the tokenizer from a weights file or folder, from tensors by name (a model's file can have its tokenizer
     #: inside), or, given None, from the published or shipped weights; :func:`toklip_core.weights.read_weights` reads
     #: both a file and tensors. Import torch inside it.
     factory: Callable[[Weights | None], VQTokenizer]
-    #: One line for ``toklip tokenizers``.
+    #: Summary in one line, for ``toklip tokenizers``.
     summary: str
-    #: The picture side that ``toklip encode`` takes by default: what it was trained at, or what suits photographs.
+    #: Default side of pictures for ``toklip encode``: the side of its training, or one that suits photographs.
     image_size: int = 256
-    #: Where the published weights are, ``hub-repository/file``; empty if they are shipped or there are none.
+    #: Place of the published weights, ``hub-repository/file``; empty if they are shipped or there are none.
     source: str = ""
     #: Licence of the weights; empty if it is not known, or there are none.
     licence: str = ""
-    #: Bytes of the published or shipped file; None if that is not known, or there is none.
+    #: Size of the published or shipped file in bytes; None if it is not known, or there is none.
     size: int | None = None
 
     def __post_init__(self) -> None:
@@ -187,22 +186,22 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedModel:
-    """What a plugin says of a model of its own kind that has a name: a line of ``toklip models``."""
+    """Description of a named model by a plugin: a line of ``toklip models``."""
 
-    #: As the command that uses it takes it.
+    #: Name that its command takes.
     name: str
-    #: What it is, in a word or two: generator, language model.
+    #: Kind in a word or two, such as generator or language model.
     kind: str
-    #: One line.
+    #: Summary in one line.
     summary: str
-    #: Bytes of the file, or of all files.
+    #: Size of its files in bytes.
     size: int
     licence: str
-    #: Where it is on the hub: repository/file, or a repository; empty if it is in the package.
+    #: Place on the hub, as repository/file or a repository; empty if it ships with a package.
     source: str = ""
-    #: The package that it is in, if it is in one.
+    #: Package that it ships with; empty if there is none.
     package: str = ""
-    #: Side of the pictures that it reads or draws, and tokens of one; None where it has none.
+    #: Side of the pictures that it reads or draws, and number of tokens per picture; None if it has none.
     image_size: int | None = None
     tokens: int | None = None
     #: Loads a model that draws, for ``toklip generate --model NAME``: called with the keywords ``device`` and ``dtype``
@@ -227,7 +226,7 @@ def toklip_register_tokenizers() -> Iterable[TokenizerSpec]:
 
 @hookspec
 def toklip_register_models() -> Iterable[NamedModel]:
-    """Return the models that ``toklip models`` lists beside the TokLIPs. Called once per process, as the others are."""
+    """Return the models that ``toklip models`` lists beside the TokLIPs. Called once per process."""
     raise NotImplementedError
 
 
@@ -235,23 +234,23 @@ def toklip_register_models() -> Iterable[NamedModel]:
 def toklip_register_commands(cli: click.Group, train: click.Group, evaluate: click.Group) -> None:
     """Add commands to ``toklip``, ``toklip train`` or ``toklip evaluate``.
 
-    Called the first time that the command line looks for a command. Import click at the top of
-    the module, everything else inside the commands.
+    Called the first time that the command line looks for a command. Import click at the top of the module, and
+    everything else inside the commands.
     """
     raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point, and how its loading went."""
+    """A plugin: its entry point, and the result of loading it."""
 
     name: str
     module: str
     distribution: str
     version: str
-    #: Why the plugin was left out; empty if it is in use.
+    #: Reason why the plugin is left out; empty if it is used.
     error: str = ""
-    #: Calls the hooks of this plugin and of no other, so that what one does wrong stays with it.
+    #: Caller of the hooks of this plugin alone, so that its errors do not affect other plugins.
     hook: pluggy.HookRelay | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -261,7 +260,7 @@ class Plugin:
 
 @dataclass(frozen=True, eq=False)
 class Registry:
-    """What discovery found: made by :func:`registry`, in tests by :func:`discover` with entry points of their own."""
+    """Result of discovery, from :func:`registry`, or in tests from :func:`discover` with their own entry points."""
 
     plugins: tuple[Plugin, ...]
     tokenizers: dict[str, TokenizerSpec]
@@ -275,12 +274,11 @@ def registry() -> Registry:
 
 
 def discover(found: Iterable[EntryPoint]) -> Registry:
-    """Load plugins; leave out, and say why, each one that fails.
+    """Load plugins; those that fail are left out, with the reason.
 
-    A plugin is left out if it does not import, if a hook of it is misspelt, has a wrong signature or raises, if
-    it returns something else than it should, or if it claims the name of a tokenizer or model that is taken. This
-    toolkit's packages come first, then the others by the names of distribution and entry point, so that the outcome
-    does not depend on the order of installation.
+    A plugin fails if it cannot be imported, if one of its hooks is misspelt, has a wrong signature, raises or returns
+    something else, or if it uses the name of another tokenizer or model. This toolkit's packages come first, then the
+    others by the names of distribution and entry point, so that the order of installation does not matter.
     """
     plugins: list[Plugin] = []
     specs: dict[str, TokenizerSpec] = {}
@@ -289,7 +287,7 @@ def discover(found: Iterable[EntryPoint]) -> Registry:
     for entry_point in sorted(found, key=_order):
         plugin = Plugin(entry_point.name, entry_point.value, *_origin(entry_point))
         try:
-            # What a module prints while it is imported must not end up in the JSON on stdout.
+            # Modules may print while they are imported, which must not get into JSON on stdout.
             with contextlib.redirect_stdout(sys.stderr):
                 hook = _hook(entry_point)
                 offered = _offered(hook.toklip_register_tokenizers, TokenizerSpec, "tokenizer")
@@ -298,7 +296,7 @@ def discover(found: Iterable[EntryPoint]) -> Registry:
             _refuse_taken_names("model", offered_models, plugin, owners["model"])
         except KeyboardInterrupt:
             raise
-        except BaseException as failure:  # SystemExit, the panics of Rust extensions: none may take `toklip` down
+        except BaseException as failure:  # also SystemExit and panics of Rust extensions, which must not end `toklip`
             plugin = replace(plugin, error=reason(failure))
         else:
             plugin = replace(plugin, hook=hook)
@@ -311,7 +309,7 @@ def discover(found: Iterable[EntryPoint]) -> Registry:
 
 
 def reason(failure: BaseException) -> str:
-    """Return what a stranger's code raised as one line: type and message, and for a syntax error the place."""
+    """Return an exception of a plugin as one line: type, message, and for a syntax error the place."""
     return " ".join("".join(traceback.format_exception_only(failure)).split())
 
 
@@ -337,17 +335,17 @@ def _order(entry_point: EntryPoint) -> tuple[bool, str, str]:
 
 
 def _origin(entry_point: EntryPoint) -> tuple[str, str]:
-    """Name and version of the distribution; empty where there is none, or where it does not say."""
+    """Return the name and version of the distribution, empty if they are not known."""
     if entry_point.dist is None:
         return "", ""
     try:
         return entry_point.dist.name or "", entry_point.dist.version or ""
-    except Exception:  # An installation without METADATA: every Python raises something else.
+    except Exception:  # an installation without METADATA, for which every Python raises another error
         return "", ""
 
 
 def _hook(entry_point: EntryPoint) -> pluggy.HookRelay:
-    """Import a plugin and return the caller of its hooks; raises what the plugin or pluggy raises."""
+    """Import a plugin and return the caller of its hooks; errors of the plugin or pluggy are passed on."""
     manager = pluggy.PluginManager("toklip")
     manager.add_hookspecs(sys.modules[__name__])
     module = entry_point.load()
@@ -359,7 +357,7 @@ def _hook(entry_point: EntryPoint) -> pluggy.HookRelay:
 
 
 def _offered(asked: pluggy.HookCaller, kind: type[_Spec], what: str) -> dict[str, _Spec]:
-    """Ask a plugin for its tokenizers or models, by name."""
+    """Return name -> tokenizer or model that a plugin offers."""
     if not asked.get_hookimpls():
         return {}
     specs = [*asked(), None][0]  # pluggy leaves out an answer that is None

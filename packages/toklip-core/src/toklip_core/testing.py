@@ -1,14 +1,14 @@
-"""The contract kit: the laws of a VQ tokenizer, as checks that any plugin runs on itself.
+"""The contract kit: the laws of VQ tokenizers, as checks that any plugin can run on itself.
 
-All that a plugin author writes::
+A plugin author only writes::
 
     @pytest.mark.parametrize("check", tokenizer_checks(), ids=lambda check: check.__name__)
     def test_contract(check):
         check(load_tokenizer("toy"))
 
 A check takes a loaded tokenizer, or the module itself, returns nothing, and raises AssertionError with a sentence that
-says which law is broken. Its docstring is the law. Pictures are a few cells wide, so that a codebook of 262144 rows
-takes seconds; they lie on the device of the tokenizer. The tokenizer is left as it came.
+names the broken law. Its docstring is the law. Pictures are a few cells wide, so that even a codebook of 262144 rows
+takes only seconds, and they are on the device of the tokenizer. The tokenizer is not changed.
 
 Shape letters: B batch, f downsampling factor, h and w the grid, K codebook size, C codebook dim.
 """
@@ -26,20 +26,20 @@ from torch import Tensor, nn
 from toklip_core.plugins import VQTokenizer
 from toklip_core.tokenizer import Tokenizer
 
-#: A law: takes a tokenizer, raises AssertionError if it is broken.
+#: A check: a function of a tokenizer that raises AssertionError if a law is broken.
 Check = Callable[[VQTokenizer], None]
 
-#: Rows of the codebook that are compared at a time, so that 262144 x 256 floats need no second copy.
+#: Number of codebook rows that are compared at a time, to avoid a second copy of 262144 x 256 floats.
 _ROWS_AT_ONCE = 16384
 
-#: "Near [-1, 1]": a decoder overshoots, with random weights by a factor of a few; one that gives 0..255 is far off.
+#: Limit of "near [-1, 1]": decoders overshoot, with random weights a few times, but one that returns 0..255 is wrong.
 _LARGEST_PIXEL = 16.0
 
 _REFUSE_PIXELS = "raise ValueError: call toklip_core.pictures.refuse_pixels(pixels) first"
 
 
 def tokenizer_checks() -> list[Check]:
-    """Return the laws of a VQ tokenizer, each a function of a tokenizer with a telling ``__name__``.
+    """Return the checks of all laws, functions of a tokenizer with descriptive names.
 
     >>> from toklip_core import load_tokenizer
     >>> tokenizer = load_tokenizer("llamagen-tiny")
@@ -274,7 +274,7 @@ def _device(tokenizer: VQTokenizer) -> torch.device:
 
 
 def _pixels(tokenizer: VQTokenizer, *, batch: int, height: int, width: int) -> Tensor:
-    """Pictures (batch, 3, f height, f width) in [-1, 1]: one colour a cell, so that ids differ, and noise on top."""
+    """Return pictures (batch, 3, f height, f width) in [-1, 1], with one colour per cell and noise."""
     factor = tokenizer.downsample_factor
     generator = torch.Generator().manual_seed(0)
     cells = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
@@ -284,7 +284,7 @@ def _pixels(tokenizer: VQTokenizer, *, batch: int, height: int, width: int) -> T
 
 
 def _encode(tokenizer: VQTokenizer, pixels: Tensor, when: str = "") -> Tensor:
-    """Encode; what comes back has the shape, the type and the range of ids."""
+    """Return ids, with their shape, dtype and range checked."""
     ids = _call(partial(tokenizer.encode, pixels), f"encode{when} fails on pixels {tuple(pixels.shape)}")
     factor = tokenizer.downsample_factor
     wanted = (pixels.shape[0], pixels.shape[2] // factor, pixels.shape[3] // factor)
@@ -302,7 +302,7 @@ def _encode(tokenizer: VQTokenizer, pixels: Tensor, when: str = "") -> Tensor:
 
 
 def _embed(tokenizer: VQTokenizer, ids: Tensor) -> Tensor:
-    """Embed; what comes back has the shape and the type of codes."""
+    """Return codes, with their shape and dtype checked."""
     codes = _call(partial(tokenizer.embed, ids), f"embed fails on ids {tuple(ids.shape)}")
     wanted = (*ids.shape, tokenizer.codebook_dim)
     assert tuple(codes.shape) == wanted, (
@@ -314,7 +314,7 @@ def _embed(tokenizer: VQTokenizer, ids: Tensor) -> Tensor:
 
 
 def _decode(tokenizer: VQTokenizer, ids: Tensor, when: str = "") -> Tensor:
-    """Decode; what comes back has the shape and the type of pixels, and is finite."""
+    """Return pixels, with their shape, dtype and finiteness checked."""
     pixels = _call(partial(tokenizer.decode, ids), f"decode{when} fails on ids {tuple(ids.shape)}")
     factor = tokenizer.downsample_factor
     wanted = (ids.shape[0], 3, ids.shape[1] * factor, ids.shape[2] * factor)
@@ -329,7 +329,7 @@ def _decode(tokenizer: VQTokenizer, ids: Tensor, when: str = "") -> Tensor:
 
 
 def _call(call: Callable[[], object], complaint: str) -> Tensor:
-    """Call; an exception becomes a broken law: one line has the complaint and the cause."""
+    """Return the result of a call; an exception becomes an AssertionError with the complaint and the cause."""
     try:
         result = call()
     except Exception as error:
@@ -353,7 +353,7 @@ def _same_tensors(got: dict[str, int], expected: dict[str, int], when: str) -> N
 
 
 def _checksums(module: nn.Module) -> dict[str, int]:
-    """A checksum of every tensor, buffers outside the state dict included; a copy would double the memory."""
+    """Return a checksum of every tensor, including non-persistent buffers; copies would double the memory."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     return {name: zlib.crc32(_bytes(tensor)) for name, tensor in tensors}
 

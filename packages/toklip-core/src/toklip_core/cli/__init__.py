@@ -1,9 +1,9 @@
 """The command `toklip`.
 
-    main.py   the group, and encode, decode, scenes    group.py  groups that ask plugins, errors as lines
-    models.py commands of models                       train.py  toklip train encoder | teacher
-    task.py   what a trainer's command needs           demo.py   toklip demo
-    options.py types of options that commands share
+    main.py     the group, and encode, decode, scenes    group.py  groups with plugins' commands, errors as lines
+    models.py   commands of models                       train.py  toklip train encoder | teacher
+    task.py     training tasks as commands               demo.py   toklip demo
+    options.py  options that commands share
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,4 +1,4 @@
-"""Groups of commands: plugins add theirs on first use, and errors for users become one line."""
+"""Groups of commands, to which plugins add theirs on first use; users' errors become one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 from toklip_core.files import one_line
 from toklip_core.plugins import Plugin, Registry, reason, registry
 
-#: Group -> command -> the package it comes with, named when that package is missing.
+#: Group -> command -> package that has the command, for messages if the package is missing.
 _ELSEWHERE = {
     "cli": {"ask": "toklip-mllm", "generate": "toklip-gen"},
     "train": {"vq": "toklip-vq", "mllm": "toklip-mllm", "generator": "toklip-gen"},
@@ -25,7 +25,7 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Commands:
-    """The commands that plugins add, by group and name, and why the commands of a plugin were left out."""
+    """Commands of plugins, by group and name, and reasons why plugins are left out."""
 
     groups: dict[str, dict[str, click.Command]]
     errors: dict[Plugin, str]
@@ -33,9 +33,9 @@ class Commands:
 
 @cache
 def plugin_commands(found: Registry, root: click.Group) -> Commands:
-    """Ask the plugins for their commands; leave out, and say why, all those of a plugin that fails.
+    """Return the commands of plugins; all commands of a plugin that fails are left out, with the reason.
 
-    A plugin fails if its hook raises or if it names a command that is there already.
+    A plugin fails if its hook raises, or if it uses the name of an existing command.
 
     Args:
         found: the plugins.
@@ -48,7 +48,7 @@ def plugin_commands(found: Registry, root: click.Group) -> Commands:
     for plugin in found.plugins:
         if plugin.hook is None:
             continue
-        # Groups of its own, so that a plugin neither replaces nor removes what others made.
+        # Separate groups, so that a plugin can neither replace nor remove commands of others.
         asked = {name: click.Group(name) for name in taken}
         try:
             with contextlib.redirect_stdout(sys.stderr):
@@ -56,7 +56,7 @@ def plugin_commands(found: Registry, root: click.Group) -> Commands:
             _refuse_taken_commands(asked, taken)
         except KeyboardInterrupt:
             raise
-        except BaseException as failure:  # As at discovery: none may take `toklip` down.
+        except BaseException as failure:  # as in discovery: no plugin may end `toklip`
             errors[plugin] = reason(failure)
             continue
         for name, group in asked.items():
@@ -74,10 +74,10 @@ def _refuse_taken_commands(asked: dict[str, click.Group], taken: dict[str, dict[
 
 
 class PluginGroup(click.Group):
-    """A group that has the commands of the plugins beside its own; they are asked when it is first used.
+    """A group with its own commands and those of plugins, which are loaded when it is first used.
 
-    Its name is the argument of ``toklip_register_commands`` that stands for it. Plugins come from the Registry that is
-    the context's object (``CliRunner().invoke(cli, [...], obj=discover([...]))``), else from :func:`registry`.
+    Its name is an argument of ``toklip_register_commands``. Plugins come from the Registry in the
+    context's object (``CliRunner().invoke(cli, [...], obj=discover([...]))``), or else from :func:`registry`.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -85,7 +85,7 @@ class PluginGroup(click.Group):
         return sorted({*super().list_commands(ctx), *self._added(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command; a UsageError that says what to install if its package is missing."""
+        """Return a command; if its package is missing, raise a UsageError that says what to install."""
         command = super().get_command(ctx, cmd_name) or self._added(ctx).get(cmd_name)
         package = _ELSEWHERE[self.name or ""].get(cmd_name)
         if command is None and package is not None:
@@ -105,10 +105,10 @@ class PluginGroup(click.Group):
 
 
 class ErrorsAsLines(PluginGroup):
-    """The outermost group: users' errors become one line and exit status 1; a bug keeps its traceback."""
+    """The outermost group: users' errors become one line and exit status 1, and bugs keep their traceback."""
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - as of click
-        """Read the command line; asking plugins for their commands can be interrupted, too."""
+        """Read the command line; Ctrl-C also works while plugins are loaded."""
         with _interruption():
             return super().make_context(*args, **extra)
 
@@ -125,7 +125,7 @@ class ErrorsAsLines(PluginGroup):
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[None]:
-    """End with one line and 130, a shell's status for Ctrl-C, wherever it comes; click would end with 1."""
+    """Exit on Ctrl-C with one line and status 130, as shells do; click would exit with 1."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -134,9 +134,9 @@ def _interruption() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, FileExistsError) and error.filename:  # of mkdir, which says "File exists" and no more
+    if isinstance(error, FileExistsError) and error.filename:  # from mkdir, which only says "File exists"
         return f"{error.filename} is a file, and a folder is wanted there; name another one"
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # else the repr of it
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # str(KeyError) is a repr
     return one_line(text) or type(error).__name__
 
 

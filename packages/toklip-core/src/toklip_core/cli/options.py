@@ -23,17 +23,17 @@ from toklip_core.config import (
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: How many: from 1 on.
+#: Counts, from 1 on.
 COUNT = click.IntRange(1, LARGEST_COUNT)
-#: How many, or which: from 0 on.
+#: Numbers and counts, from 0 on.
 NUMBER = click.IntRange(0, LARGEST_COUNT)
-#: The side of a picture in pixels: so many that one of this side can be held in memory.
+#: Side of a picture in pixels, up to one that fits into memory.
 SIDE = click.IntRange(1, 2**14)
-#: Processes that read pictures; 0 is none beside the one that computes.
+#: Number of processes that read pictures; 0 reads in the main process.
 WORKERS = click.IntRange(0, MOST_WORKERS)
 SEED = click.IntRange(0, LARGEST_SEED)
 
-#: The limit of a picture that is read.
+#: Option for the maximum pixels of a picture.
 max_pixels = click.option(
     "--max-pixels",
     type=click.IntRange(1, LARGEST_MAX_PIXELS),
@@ -60,12 +60,12 @@ top_p = click.option(
 
 
 def batch_size(what: str, *, default: int = 32) -> Callable[[_Function], _Function]:
-    """Return the option of a batch size; ``what`` says of what it is the number, such as "pictures per batch"."""
+    """Return the option for a batch size; ``what`` says what it counts, such as "pictures per batch"."""
     return click.option("--batch-size", type=COUNT, default=default, show_default=True, help=f"Number of {what}.")
 
 
 def dtype(help_text: str, *, default: str | None = "float32") -> Callable[[_Function], _Function]:
-    """Return the option of a dtype, float32 or bfloat16; None as the default leaves it to the model."""
+    """Return the option for a dtype, float32 or bfloat16; the default None means the model's own."""
     kinds = click.Choice(["float32", "bfloat16"])
     return click.option("--dtype", type=kinds, default=default, show_default=default is not None, help=help_text)
 
@@ -73,7 +73,7 @@ def dtype(help_text: str, *, default: str | None = "float32") -> Callable[[_Func
 def named_model(
     *names: str, kind: str | None, help_text: str, default: str | None = None
 ) -> Callable[[_Function], _Function]:
-    """Return the option of a model that plugins offer; the shell completes the names of its kind.
+    """Return the option for a model of plugins; the shell completes the names of its kind.
 
     Args:
         names: of the option, then of the parameter.
@@ -88,9 +88,9 @@ def named_model(
 
 
 def compute_of(options: dict[str, Any], *, progress: bool = True) -> Compute:
-    """Take the options of a command that say where and how it computes out of the others, and return them.
+    """Remove the options about computing from a command's options, and return them as one value.
 
-    What was not typed is what this machine has: its accelerator, and a process per core.
+    By default they are this machine's accelerator, and a process per core.
     """
     named = {field.name: options.pop(field.name) for field in fields(Compute) if field.name in options}
     if named.get("device", "") is None:
@@ -104,7 +104,7 @@ _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionIte
 
 
 def names_or_files(names: Callable[[], Iterable[str]]) -> _Completion:
-    """Return what completes an option that takes a name or a path, for its ``shell_complete``."""
+    """Return a ``shell_complete`` function for an option that takes a name or a path."""
 
     def complete(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
         found = [CompletionItem(name) for name in sorted(names()) if name.startswith(begun)]
@@ -121,14 +121,14 @@ def tokenizer_names() -> list[str]:
 
 
 def toklip_names() -> list[str]:
-    """Return the names of the TokLIPs, other names of theirs included."""
+    """Return the names and aliases of the TokLIPs."""
     from toklip_core.model import ALIASES, models
 
     return [*models(), *ALIASES]
 
 
 def _names_of_kind(kind: str | None) -> Callable[[], list[str]]:
-    """Return what lists the models of a kind that plugins offer, or those that draw."""
+    """Return a function that lists plugins' models of a kind, or those that draw."""
 
     def names() -> list[str]:
         from toklip_core.plugins import registry

@@ -1,4 +1,4 @@
-"""What makes a training task a command of ``toklip train``. Imports click only, as the module of a command does."""
+"""Commands of ``toklip train`` from training tasks. Like all modules of commands, it only imports click."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask(Generic[ConfigT]):
-    """A training task: what it takes, and how it runs."""
+    """Description of a training task: its settings and its function."""
 
-    #: The model that settings are read into.
+    #: Class of the settings.
     settings: type[ConfigT]
-    #: The folder of its recipes, NAME.toml each; the first line of each is a comment that says what it is.
+    #: Folder of its recipes NAME.toml; the first line of each is a comment that summarises it.
     recipes: Traversable
-    #: Takes the settings and the run's folder. Import torch inside of it: wrong settings are then refused at once.
+    #: Function of the settings and the run's folder. Import torch inside it, so that wrong settings fail at once.
     train: Callable[[ConfigT, Path], FitReport]
 
 
 def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], click.Command]:
-    """Make ``toklip train NAME`` of a function that returns its task; the function's docstring is the help text.
+    """Turn a function that returns a task into ``toklip train NAME``; its docstring is the help text.
 
-    The function is called when the command runs, so that what it imports costs other commands nothing. The command has
+    The function is called when the command runs, so its imports cost other commands nothing. The command has
     the argument RECIPE (a recipe's name or a TOML file) and the options ``--out``, ``--set``, ``--list`` and
     ``--json``. A run that a signal stopped ends with the shell's status for it: 130 for Ctrl-C, 143 for SIGTERM, 129
-    for SIGHUP. The first process alone prints, by the variable RANK that torchrun and accelerate set.
+    for SIGHUP. Only the first process prints; torchrun and accelerate set its RANK.
     """
 
     def command_of(task: Callable[[], TrainTask[ConfigT]]) -> click.Command:
@@ -94,7 +94,7 @@ def _run(task: TrainTask[ConfigT], recipe: str, overrides: tuple[str, ...], out:
     from toklip_core.config import load_config
 
     settings = load_config(recipe, task.settings, overrides, task.recipes)
-    if find_spec("accelerate") is None:  # said before data and models are looked for
+    if find_spec("accelerate") is None:  # reported before data and models are searched
         raise LookupError("accelerate is not installed: pip install 'toklip-core[train]'")
     return task.train(settings, out)
 

@@ -1,8 +1,8 @@
-"""Drawing pictures id by id, with any model that says which id comes next.
+"""Drawing of pictures id by id, with any model that predicts the next id.
 
-    guidance.py   classifier-free guidance      choice.py    an id from its logits
+    guidance.py   classifier-free guidance      choice.py    choice of an id by its logits
     settings.py   settings of drawing           sampler.py   the loop, plain and compiled
-    models.py     what a model of ids offers
+    models.py     protocol of models of ids
 
 __init__.pyi lists the public names; each is imported on first use.
 """

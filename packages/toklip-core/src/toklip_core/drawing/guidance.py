@@ -1,4 +1,4 @@
-"""Classifier-free guidance: logits of two predictions, with the condition and without it, become one.
+"""Classifier-free guidance, which combines the logits with and without the condition.
 
 Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), K ids, N ids of a picture.
 """
@@ -59,7 +59,7 @@ class Guidance:
 
 
 def guide(logits: Tensor, batch: int, scale: float | Tensor) -> Tensor:
-    """Return guided logits (B, K) for logits (R, K); those of B rows have no second prediction, and stay as they are.
+    """Return guided logits (B, K) for logits (R, K); if R = B there is no guidance, and they are returned unchanged.
 
     Args:
         logits: rows with the condition, and after them, if there are 2 B, those without it.

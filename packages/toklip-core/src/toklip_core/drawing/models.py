@@ -1,4 +1,4 @@
-"""What a model of ids offers to a sampler: the logits of the next id.
+"""Protocol of models that predict the logits of the next id, for samplers.
 
 Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n ids so far, h and w grid, K ids.
 """
@@ -16,26 +16,26 @@ _Condition = TypeVar("_Condition", contravariant=True)
 
 
 class NextIdCache(Protocol):
-    """What a model remembers of the pictures that are being drawn."""
+    """Cache of a model for the pictures that are being drawn."""
 
     def keep(self, rows: int) -> None:
-        """Forget all rows but the first ``rows``: guidance has ended, and those without the condition with it."""
+        """Drop all rows but the first ``rows``, when guidance ends and rows without the condition are not needed."""
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors whose place in memory a compiled step depends on; [] if the model has no such step."""
+        """Return the tensors whose memory a compiled step uses; an empty list if the model has no such step."""
 
 
 @runtime_checkable
 class NextIdModel(Protocol[_Condition]):
-    """A model that says which id comes next: ids so far in, logits out.
+    """A model that predicts the next id: from the ids so far to logits.
 
-    A condition is whatever the model draws by, of B pictures at once: classes, features of texts, a prompt of a
-    language model. A sampler only hands it on.
+    A condition is whatever the model needs for B pictures, such as classes, features of texts, or a prompt of a
+    language model. A sampler only passes it on.
     """
 
     @property
     def codebook_size(self) -> int:
-        """K: the number of ids to choose from."""
+        """Number K of ids to choose from."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -43,14 +43,14 @@ class NextIdModel(Protocol[_Condition]):
 
     @property
     def drawing(self) -> Drawing:
-        """The model's own settings, for what a caller leaves open."""
+        """The model's own settings of drawing, used for settings that a caller leaves open."""
 
     @property
     def device(self) -> torch.device:
-        """Device that ids are put on."""
+        """Device of the ids."""
 
     def count(self, condition: _Condition) -> int:
-        """Return B, the number of pictures that a condition is of."""
+        """Return the number B of pictures of a condition."""
 
     def prefill(self, condition: _Condition, ids: Tensor, *, guided: bool, steps: int) -> tuple[Tensor, Any]:
         """Read the first n ids; return the logits (R, K), float32, of id n, and a :class:`NextIdCache`.
@@ -68,7 +68,7 @@ class NextIdModel(Protocol[_Condition]):
 
 @runtime_checkable
 class CompilableModel(NextIdModel[_Condition], Protocol[_Condition]):
-    """A model with a step whose shapes do not change, for ``torch.compile``."""
+    """A model with a step of constant shapes, for ``torch.compile``."""
 
     def step_at(self, ids: Tensor, cache: Any, position: Tensor) -> Tensor:  # noqa: ANN401
-        """Do what ``step`` does, for ids at a position (1,), int64, counted from 0, that is a tensor."""
+        """Return the result of ``step`` for ids at a position (1,), int64, counted from 0."""

@@ -1,7 +1,7 @@
-"""The loop of drawing: one id after another, with guidance, plain or compiled.
+"""The sampling loop: draws one id after another, with guidance, plain or compiled.
 
-Each step asks the model for the logits of the next id. With guidance a picture has two rows there, with its condition
-and without.
+Each step asks the model for the logits of the next id. With guidance a picture has two rows in the model, one with its
+condition and one without.
 
 Letters: B pictures, h and w grid, N = h w, n ids of the prefix, R rows of logits, K ids of the codebook.
 """
@@ -31,8 +31,8 @@ _Condition = TypeVar("_Condition")
 class Sampler(Generic[_Condition]):
     """Draws the ids of pictures with a model.
 
-    A sampler owns the caches and the graphs of compiled drawing. Keep it: a second batch of the same shape finds them
-    again and is not compiled anew.
+    A sampler owns the caches and graphs of compiled drawing. Keep it, so that further batches of the same shape are not
+    compiled again.
 
     Args:
         model: says which id comes next, in evaluation mode.
@@ -42,9 +42,9 @@ class Sampler(Generic[_Condition]):
     def __init__(self, model: NextIdModel[_Condition], *, compiler: Callable[..., Any] = torch.compile) -> None:
         self.model = model
         self._compiler = compiler
-        #: Device -> the compiled step.
+        #: Device -> compiled step.
         self._advance_on: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
-        #: The cache of the last compiled drawing.
+        #: Cache of the last compiled drawing.
         self._kept: Any = None
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class Sampler(Generic[_Condition]):
         return ids.unflatten(1, model.grid)  # type: ignore[no-any-return, no-untyped-call]
 
     def _draw(self, condition: _Condition, canvas: _Canvas) -> Tensor:
-        """Fill the canvas; return the sum of the marks, (B,)."""
+        """Draw all ids into the canvas; return the sum (B,) of the marks."""
         ids, known, scales = canvas.ids, canvas.known, canvas.scales
         batch, count = ids.shape
         logits, cache = self.model.prefill(
@@ -112,7 +112,7 @@ class Sampler(Generic[_Condition]):
         return marks
 
     def _draw_compiled(self, condition: _Condition, canvas: _Canvas) -> Tensor:
-        """Do what :meth:`_draw` does; every step is one call of one graph, whose shapes do not change."""
+        """Do the same as :meth:`_draw`, with every step as one call of a graph with constant shapes."""
         ids, known = canvas.ids, canvas.known
         count = ids.shape[1]
         logits, cache = self.model.prefill(condition, ids[:, :known], guided=canvas.is_guided, steps=0)
@@ -135,9 +135,9 @@ class Sampler(Generic[_Condition]):
         return self._advance_on[device]
 
     def _placed(self, cache: Any) -> Any:  # noqa: ANN401
-        """Return the cache of the last drawing with what is in this one, or this one if its shapes are others.
+        """Return the cache of the last drawing, filled with this one, or this one if its shapes differ.
 
-        A graph is of one place in memory: in a new cache each batch would be compiled, or recorded, anew.
+        A graph uses fixed memory, so with a new cache each batch would be compiled or recorded again.
         """
         new, old = cache.tensors(), [] if self._kept is None else self._kept.tensors()
         shapes = [[(x.shape, x.dtype, x.device) for x in tensors] for tensors in (old, new)]
@@ -146,7 +146,7 @@ class Sampler(Generic[_Condition]):
                 place.copy_(tensor)
             return self._kept
         for tensor in new:
-            torch._dynamo.mark_static_address(tensor, guard=False)  # or CUDA graphs would copy them at every step
+            torch._dynamo.mark_static_address(tensor, guard=False)  # otherwise CUDA graphs copy them at every step
         self._kept = cache
         return cache
 
@@ -155,19 +155,19 @@ class Sampler(Generic[_Condition]):
 class _Canvas:
     """Pictures that are being drawn."""
 
-    #: (B, N); those before ``known`` are the prefix.
+    #: (B, N); ids before ``known`` are the prefix.
     ids: Tensor
     known: int
-    #: (B, N), uniform in [0, 1).
+    #: Random numbers (B, N), uniform in [0, 1).
     luck: Tensor
-    #: Scale of guidance of each id.
+    #: Guidance scale of each id.
     scales: list[float]
     drawing: Drawing
     bar: tqdm[NoReturn]
 
     @property
     def is_guided(self) -> bool:
-        """Whether an id is still to be drawn with guidance."""
+        """Return whether any further id is drawn with guidance."""
         return any(scale != 1 for scale in self.scales[self.known :])
 
     def put(self, i: int, logits: Tensor) -> Tensor:
@@ -193,9 +193,9 @@ def _advance(
 
 
 def _mark(logits: Tensor) -> Tensor:
-    """Return (B,): 0, or NaN where no id can be chosen by logits (B, K). It is looked at once, after the last step.
+    """Return marks (B,): 0, or NaN if no id can be chosen by logits (B, K). They are checked once, after the last step.
 
-    -inf is no fault: it is how an id is ruled out, unless all are.
+    -inf excludes an id and is allowed unless all logits are -inf.
     """
     return 0 * logits.amax(-1)
 

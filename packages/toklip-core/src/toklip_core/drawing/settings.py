@@ -34,13 +34,13 @@ class Drawing:
         refuse_drawing(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k or 0)
 
     def completed(self, own: Drawing) -> Drawing:
-        """Return the settings with a model's own values in place of None; what the model has none of is off."""
+        """Return the settings with a model's own values in place of None; without one, a setting is off."""
         guidance = own.guidance if self.guidance is None else self.guidance
         top_k = own.top_k if self.top_k is None else self.top_k
         return Drawing(guidance or Guidance(1.0), self.temperature, top_k or 0, self.top_p)
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain data; ``guidance`` is the scale, and a schedule stands beside it if there is one."""
+        """Return JSON data, with ``guidance`` as the scale, and further keys for a schedule if there is one."""
         rest = asdict(self)
         guidance = rest.pop("guidance") or {"scale": None}
         usual = asdict(Guidance(1.0)) | {"scale": guidance["scale"]}

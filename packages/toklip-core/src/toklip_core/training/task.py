@@ -1,4 +1,4 @@
-"""A training task as one value: everything that :func:`toklip_core.training.fit` needs to know about what it trains."""
+"""A training task as one value, with everything that :func:`toklip_core.training.fit` needs to train it."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from toklip_core.training.sources import Samples
 
 
 class Losses(NamedTuple):
-    """What an objective, or a contrast, returns: scalars by name, and what a contrast needs."""
+    """Result of an objective or a contrast: scalars by name, and features for a contrast."""
 
-    #: Their sum is minimised. A value that is not finite stops the run.
+    #: Losses; their sum is minimised, and one that is not finite stops the run.
     losses: Mapping[str, Tensor]
-    #: Logged beside the losses.
+    #: Further scalars to log.
     metrics: Mapping[str, Tensor] = {}
-    #: For the contrast: (b, ...) with a row for each sample of the micro-batch, or 0-dim, the same for all samples.
+    #: Features for the contrast: (b, ...) with a row per sample of the micro-batch, or 0-dim for all samples.
     features: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation during the run gives to the log."""
+    """Result of an evaluation during the run, for the log."""
 
     figures: dict[str, float]
-    #: Name -> (N, 3, H, W) in [-1, 1].
+    #: Name -> pictures (N, 3, H, W) in [-1, 1].
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Task(ABC):
-    """What a run trains, on which data and by which losses: the value that :func:`fit` takes.
+    """Model, data and losses of a training, for :func:`fit`.
 
-    A task sets ``model``, ``samples`` and ``settings``, and defines :meth:`objective` and :meth:`export`. Every other
-    member is optional and has the default that stands here; None means that the task has no such thing.
+    A task sets ``model``, ``samples`` and ``settings``, and defines :meth:`objective` and :meth:`export`. All other
+    members are optional and have defaults here; None means that the task has no such thing.
 
     Frozen networks, such as a tokenizer or a teacher, are attributes of the task and never part of ``model``:
     :meth:`prepare` calls them.
     """
 
-    # What every task has.
+    # Members of every task.
 
     #: All trainable weights. Parameters without ``requires_grad`` stay frozen, and are not saved.
     model: nn.Module
     #: Training data; an epoch is one pass over it.
     samples: Samples[Any]
-    #: JSON data, all that the weights depend on beside ``run`` and the number of samples: a run with other settings
-    #: is not resumed.
+    #: JSON data with everything that the weights depend on beside ``run`` and the number of samples. A run with other
+    #: settings is not resumed.
     settings: Mapping[str, Any]
 
     @abstractmethod
@@ -77,11 +77,11 @@ class Task(ABC):
             folder: exists, and is empty.
         """
 
-    # What feeds the model.
+    # Members about data.
 
     #: (size, seed, epoch) -> permutation of the samples.
     order: Callable[[int, int, int], Tensor] = staticmethod(shuffled)
-    #: Samples -> batch, in a worker: no method of the task, with which the model would travel there.
+    #: Function from samples to a batch, for workers. It is no method, because the model would be sent there too.
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def prepare(self, batch: Any) -> Any:  # noqa: ANN401 - whatever the collate made
@@ -92,14 +92,14 @@ class Task(ABC):
         """
         return batch
 
-    # What trains it.
+    # Members about optimization.
 
-    #: Features of all micro-batches of this process, in float32 -> losses between samples, gathered over processes by
-    #: itself; see :mod:`toklip_core.training.losses`. Exact with ``run.accumulate`` too, for one more forward pass
-    #: without gradients. Prepared inputs and features of the whole batch are held, activations of one micro-batch at a
-    #: time.
+    #: Function from the features of this process's micro-batches, in float32, to losses between samples. It gathers
+    #: features over processes itself; see :mod:`toklip_core.training.losses`. It is exact with ``run.accumulate`` too,
+    #: at the cost of one more forward pass without gradients. Memory holds prepared inputs and features of the whole
+    #: batch, but activations of only one micro-batch.
     contrast: Callable[[Mapping[str, Tensor]], Losses] | None = None
-    #: Whether some parameters may get no gradient in some steps, which DDP must be told.
+    #: Whether some parameters may get no gradient in some steps, which DDP must know.
     unused_parameters: bool = False
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
@@ -109,15 +109,15 @@ class Task(ABC):
     def after_step(self, model: nn.Module) -> None:  # noqa: B027 - by default there is nothing to do
         """Change parameters, such as by clamping, after each step of the optimizer; gradients are off.
 
-        FSDP 2 makes a parameter a DTensor, and takes none without a dimension: (1,) for a scalar.
+        FSDP 2 turns parameters into DTensors and accepts none without a dimension; use (1,) for a scalar.
         """
 
-    # What comes out.
+    # Members about results.
 
-    #: Name of the submodule of ``model`` that is the result: averaged, evaluated, exported. "" is all of it.
+    #: Name of the submodule of ``model`` that is averaged, evaluated and exported; "" means the whole model.
     product: str = ""
-    #: Product in eval mode, with averaged weights -> figures; called in every process.
+    #: Function from the product in evaluation mode, with averaged weights, to figures; called in every process.
     evaluate: Callable[[nn.Module], Evaluation] | None = None
-    #: Product, as ``evaluate`` gets it -> what raises a ValueError unless the model in the folder that ``export`` wrote
-    #: computes the same. The first is called in every process, the second in the first one.
+    #: Function from the product, as for ``evaluate``, to a function that raises ValueError unless the exported model in
+    #: a folder computes the same. The outer one is called in every process, the inner one in the first process.
     comparison: Callable[[nn.Module], Callable[[Path], None]] | None = None
