@@ -294,7 +294,7 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
 def plugins(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins.
 
-    If a plugin could not be loaded, the list says why.
+    If a plugin or its commands had to be left out, the list says why.
     """
     found = registry_of(ctx)
     of_commands = plugin_commands(found, cli).errors
