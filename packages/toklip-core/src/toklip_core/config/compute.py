@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from toklip_core.config.ranges import MAX_PIXELS, MOST_WORKERS, refuse_counts, refuse_outside
+from toklip_core.config.ranges import LARGEST_MAX_PIXELS, MAX_PIXELS, MOST_WORKERS, refuse_counts, refuse_outside
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ class Compute:
     def __post_init__(self) -> None:
         refuse_counts(batch_size=self.batch_size)
         refuse_outside("workers", self.workers, 0 <= self.workers <= MOST_WORKERS, f"0 to {MOST_WORKERS}")
+        most = LARGEST_MAX_PIXELS
+        refuse_outside("max_pixels", self.max_pixels, 1 <= self.max_pixels <= most, f"1 to {most}")
         refuse_outside("dtype", self.dtype, self.dtype in ("float32", "bfloat16"), "float32 or bfloat16")
 
     @property

@@ -34,11 +34,12 @@ PICTURE_SUFFIXES = frozenset(
 )
 #: Files that hold pictures: in the key of one of these, the archive stands where a folder would.
 ARCHIVE_SUFFIXES = frozenset([".tar", ".parquet"])
-_log = logging.getLogger(__name__)
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 # With so many tars a rank, whole ones are shared: no rank need read the headers of all.
 _TARS_PER_RANK = 32
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def parse_scenes(item: Path | str) -> Scenes | None:
         low, high = _RANGES.get(name, (0, -1))
         if name == "background" and value in BACKGROUNDS:
             values[name] = value
-        elif value.isascii() and value.isdecimal() and low <= int(value) <= high:
+        elif value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high:
             values[name] = int(value)
         else:
             problem = problem or f"{one_line(repr(f'{name}={value}'), longest=30)} does not fit"
