@@ -53,9 +53,10 @@ def test_its_picture_size_is_the_registered_one(toy):
 
 
 def test_its_checksum_is_that_of_the_loaded_weights_whatever_they_are_cast_to():
-    tokenizer = mean_colour().to(dtype=torch.bfloat16)
-    assert tokenizer.module.levels.dtype == torch.bfloat16
-    assert tokenizer.checksum == weights_checksum(MeanColour()) != weights_checksum(tokenizer.module)
+    for arguments in ((torch.bfloat16,), ("cpu", torch.bfloat16)):
+        tokenizer = mean_colour().to(*arguments)
+        assert tokenizer.module.levels.dtype == torch.bfloat16
+        assert tokenizer.checksum == weights_checksum(MeanColour()) != weights_checksum(tokenizer.module)
 
 
 def test_its_checksum_is_computed_once_and_only_when_it_is_asked_for(monkeypatch):

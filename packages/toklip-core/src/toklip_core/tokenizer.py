@@ -164,8 +164,15 @@ class Tokenizer:
         """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
         return self._vq.decode(ids)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the tokenizer to a device, its networks to a dtype; the checksum stays that of the loaded weights."""
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move the tokenizer to a device, its networks to a dtype; the checksum stays that of the loaded weights.
+
+        A dtype may also stand alone, as for a module: ``tokenizer.to(torch.bfloat16)``.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         if dtype is not None:
             _ = self.checksum  # before the weights change
         self.module.to(device=device, dtype=dtype)
