@@ -1,10 +1,10 @@
-"""The generator: pictures drawn id by id.
+"""The generator, which draws pictures id by id.
 
     model.py    the transformer          conditions.py  classes and texts
-    inputs.py   ids, codes, tokens       predictor.py   what a sampler draws with
+    inputs.py   ids, codes, tokens       predictor.py   the model for a sampler
     config.py   sizes and conditions     pipeline.py    prompts -> pictures
     blocks.py   its blocks               llamagen.py    LlamaGen's published generators
-    t5.py       words of T5              packed_linear.py  weights as the processor reads them best
+    t5.py       words of T5              packed_linear.py  linear layers for processors
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,4 +1,4 @@
-"""What the generator is made of: its block, the rotary embedding, the mask of a condition.
+"""Building blocks of the generator: its block, the rotary embedding, and the mask of a condition.
 
 Shape letters: R rows, n positions of now, T of the condition, N = h w of the grid, W width, H heads, d = W / H.
 """
@@ -14,25 +14,25 @@ from toklip_gen.generator.config import GeneratorConfig
 
 
 class TextEmbedding(nn.Module):
-    """Features of texts (R, T, width) to (R, T, W), and the features that stand for no text."""
+    """Embedding of features of texts (R, T, width) to (R, T, W), with features that stand for no text."""
 
     nothing: Tensor
 
     def __init__(self, length: int, width: int, out: int) -> None:
         super().__init__()
-        # LlamaGen does not train it either: a buffer, of the scale of a unit vector.
+        # A buffer, because LlamaGen does not train it either; its scale is that of a unit vector.
         self.register_buffer("nothing", torch.randn(length, width) / width**0.5)
         self.fc1 = nn.Linear(width, out, bias=False)
         self.fc2 = nn.Linear(out, out, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (R, T, W) of (R, T, width)."""
+        """Return embeddings (R, T, W) of features (R, T, width)."""
         hidden = self.fc1(features.to(self.nothing.dtype))
         return self.fc2(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each after a norm and beside its input."""
+    """Transformer block: attention and SwiGLU, each with a norm before it and a residual connection."""
 
     def __init__(self, config: GeneratorConfig, dropout: float) -> None:
         super().__init__()
@@ -47,7 +47,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """Return (R, n, W) of x (R, n, W); cos and sin are (n, d), attend takes q, k and v, (R, H, n, d) each."""
+        """Return the block's output (R, n, W) for x (R, n, W).
+
+        cos and sin are (n, d). attend takes q, k and v, each (R, H, n, d).
+        """
         qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], -1, self.head_width)
         qk = turned(qkv[:, :, : -self.kv_heads].transpose(1, 2), cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
@@ -57,11 +60,11 @@ class Block(nn.Module):
 
 
 def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, (T + N, d) each, as :func:`turned` wants them.
+    """Return cosines and sines, (T + N, d) each, for :func:`turned`.
 
-    The first half of the pairs turns with the row, the second with the column.
-    At the positions of the condition both are 0, not 1 and 0, unless its keys are learned: as LlamaGen was trained,
-    these have neither queries nor keys, and all that see them see them alike.
+    The first half of the pairs rotates with the row, the second half with the column. At the positions of the condition
+    both are 0 instead of 1 and 0, unless its keys are learned. There LlamaGen has neither queries nor keys, so every id
+    attends to them equally.
 
     Source: precompute_freqs_cis_2d of FoundationVision/LlamaGen.
     """
@@ -80,13 +83,18 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x (R, H, n, d) with each pair (a, b) of the last axis as (a cos - b sin, b cos + a sin); in float32."""
+    """Return x (R, H, n, d) with the pairs of its last axis rotated, computed in float32.
+
+    A pair (a, b) becomes (a cos - b sin, b cos + a sin).
+    """
     swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).view(x.shape)
     return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 def prefix_mask(mask: Tensor, length: int) -> Tensor:
-    """Return (R, 1, length, length), bool, of the mask (R, T) of a condition: causal, padding seen by itself alone.
+    """Return the causal mask (R, 1, length, length), bool, for the mask (R, T) of a condition.
+
+    Only padding attends to padding.
 
     Source: emb_masks in generate.py, and dataset/t2i.py, of FoundationVision/LlamaGen.
     """

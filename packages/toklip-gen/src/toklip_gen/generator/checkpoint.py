@@ -1,4 +1,4 @@
-"""Which model draws, and how it is loaded, as one value."""
+"""A model that draws, and how to load it, as one value."""
 
 from __future__ import annotations
 

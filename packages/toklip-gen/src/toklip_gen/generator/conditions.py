@@ -1,11 +1,11 @@
-"""What a picture is to show: classes, or texts by a text encoder, as a generator takes them.
+"""Conditions of a generator: classes, or texts through a text encoder.
 
     classes -> values (B,)
     texts -encoder-> features of words -left padding-> values (B, T, width), mask (B, T)
 
-A text ends at the last position before the picture, so that its last word is as near to the first id whatever its
-length, as in LlamaGen. Two text encoders: the text tower of the TokLIP, each word's feature before pooling, which needs
-no second model; and a T5 of transformers, as LlamaGen's published generators want it (flan-t5-xl, 120 positions).
+As in LlamaGen, a text ends at the last position before the picture, so that its last word is always next to the first
+id. There are two text encoders: the text tower of the TokLIP, with each word's feature before pooling, which needs no
+further model; and a T5 of transformers, for LlamaGen's published generators (flan-t5-xl, 120 positions).
 
 Letters: B pictures, T positions of the condition, n words of the longest text.
 """
@@ -30,10 +30,10 @@ from toklip_gen.generator.t5 import load_t5
 
 _log = logging.getLogger(__name__)
 
-#: The text encoder that is the TokLIP's own.
+#: Name of the text encoder that is the TokLIP's text tower.
 TOKLIP = "toklip"
 
-#: Names of classes that a message shows.
+#: Number of class names that a message shows.
 _SHOWN = 5
 
 
@@ -42,24 +42,24 @@ class WordEncoder(Protocol):
 
     @property
     def width(self) -> int:
-        """Numbers of a word."""
+        """Width of a word's features."""
 
     @property
     def limit(self) -> int:
-        """Words of a text at most; what is longer is cut."""
+        """Maximum number of words of a text; longer texts are cut."""
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return features (B, n, width) of words, and a mask (B, n): True for words, which come first."""
+        """Return features (B, n, width) of words, and a mask (B, n) that is True for words, which come first."""
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the words of each text as if none were cut."""
+        """Return the number of words of each text before cutting."""
 
     def to(self, device: torch.device | str) -> object:
-        """Bring it to a device."""
+        """Move the encoder to a device."""
 
 
 class Classes:
-    """Classes by their numbers, 0 to ``count`` - 1, or by their names, as a condition."""
+    """Condition of classes, by their numbers, 0 to ``count`` - 1, or by their names."""
 
     def __init__(self, config: ClassCondition) -> None:
         self._count = config.classes
@@ -72,12 +72,12 @@ class Classes:
         Raises:
             ValueError: one is no class of the generator.
         """
-        if isinstance(prompts, str):  # which would be read letter by letter
+        if isinstance(prompts, str):  # it would be read letter by letter
             raise ValueError(f"got one class, {prompts[:50]!r}; wanted a list of classes")
         return Condition(torch.tensor([self.number(prompt) for prompt in prompts], dtype=torch.int64))
 
     def number(self, prompt: int | str) -> int:
-        """Return the number of a class, given by number or by name, _ being a space; ValueError if it is none."""
+        """Return the number of a class, given by number or by name, where _ is a space; ValueError if it is unknown."""
         if isinstance(prompt, str) and class_name(prompt) in self.names:
             return self.names.index(class_name(prompt))
         if isinstance(prompt, int) and 0 <= prompt < self._count:
@@ -89,7 +89,7 @@ class Classes:
         raise ValueError(f"got {prompt!r}, but the generator draws classes, not texts: {known}")
 
     def warn_of_names(self, numbers: Sequence[int]) -> None:
-        """Name, in the log, the numbers that are names of other classes: a folder called 3 need not be class 3."""
+        """Log numbers that are also names of other classes, since a folder called 3 need not be class 3."""
         for number in numbers:
             if str(number) in self.names and (other := self.number(str(number))) != number:
                 _log.warning(
@@ -102,11 +102,11 @@ class Classes:
 
 
 class Texts:
-    """Texts, as a condition of T positions.
+    """Condition of texts, with T positions.
 
     Args:
-        config: how many positions, and how wide.
-        encoder: gives the features.
+        config: number of positions and width.
+        encoder: text encoder.
 
     Raises:
         ValueError: the encoder has another width.
@@ -119,12 +119,12 @@ class Texts:
                 f"{config.width}; name the text encoder that it was trained with"
             )
         self._length, self._encoder = config.length, encoder
-        #: Texts that were cut so far.
+        #: Number of texts that were cut so far.
         self.cut = 0
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[int | str]) -> Condition:
-        """Return the condition of texts: of each the first T words; the first that is cut is named in the log.
+        """Return the condition of texts, with the first T words of each; the first text that is cut is logged.
 
         No gradient.
 
@@ -142,12 +142,12 @@ class Texts:
         return left_padded(features, mask, self._length)
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """Return those of the texts of which the generator reads the first words alone."""
+        """Return the texts that the generator would cut."""
         limit = min(self._length, self._encoder.limit)
         return [text for text, length in zip(texts, self._encoder.lengths(texts), strict=True) if length > limit]
 
     def refuse_cut(self, texts: Sequence[str]) -> None:
-        """ValueError that names the first of some texts that would be cut."""
+        """Raise ValueError, with the first such text, if texts would be cut."""
         if cut := self.cut_texts(texts):
             limit, (length,) = min(self._length, self._encoder.limit), self._encoder.lengths(cut[:1])
             raise ValueError(
@@ -156,21 +156,21 @@ class Texts:
             )
 
     def to(self, device: torch.device | str) -> None:
-        """Bring the encoder to a device."""
+        """Move the encoder to a device."""
         self._encoder.to(device)
 
 
 def build_conditions(config: ClassCondition | TextCondition, toklip: TokLIP | None = None) -> Classes | Texts:
-    """Return what makes a condition of classes, or of texts.
+    """Return the converter of classes or texts to conditions.
 
     Args:
-        config: of the generator.
-        toklip: whose text tower reads texts, if the config says so.
+        config: condition in the generator's config.
+        toklip: TokLIP whose text tower reads texts, if the config says so.
 
     Raises:
-        FileNotFoundError: the T5 is not there, and cannot be downloaded.
+        FileNotFoundError: the T5 is missing and cannot be downloaded.
         LookupError: transformers is not installed, or the TokLIP has no text tower.
-        ValueError: the text encoder is another than the generator was trained with.
+        ValueError: the generator was trained with another text encoder.
     """
     if isinstance(config, ClassCondition):
         return Classes(config)
@@ -182,12 +182,12 @@ def build_conditions(config: ClassCondition | TextCondition, toklip: TokLIP | No
 
 
 def as_texts(prompts: Sequence[int | str]) -> list[str]:
-    """Return prompts as texts, half characters of them replaced.
+    """Return prompts as texts without lone surrogates.
 
     Raises:
-        ValueError: one is no text.
+        ValueError: a prompt is no text.
     """
-    if isinstance(prompts, str):  # which would be read letter by letter
+    if isinstance(prompts, str):  # it would be read letter by letter
         raise ValueError(f"got one text, {prompts[:50]!r}; wanted a list of texts")
     texts = []
     for prompt in prompts:
@@ -198,18 +198,18 @@ def as_texts(prompts: Sequence[int | str]) -> list[str]:
 
 
 def left_padded(features: Tensor, mask: Tensor, length: int) -> Condition:
-    """Return features (B, n, width) of texts as a condition of ``length`` positions: zeros first, then the words.
+    """Return features of texts as a condition of ``length`` positions, with zeros first, then the words.
 
     Args:
-        features: words come first, padding after them.
+        features: (B, n, width), with words first and padding after them.
         mask: (B, n), True for words.
-        length: T; of longer texts the first T words are kept.
+        length: number T of positions; only the first T words of longer texts are kept.
     """
     features, mask = features[:, :length], mask[:, :length]
     missing = length - mask.shape[1]
     features, mask = F.pad(features, (0, 0, 0, missing)), F.pad(mask, (0, missing))
     words = mask.sum(1, keepdim=True)
-    # Position p takes what is at p + words, counted around: T - words pads come to the front.
+    # Position p takes the entry at p + words, modulo T, which moves the T - words pads to the front.
     places = (torch.arange(length, device=mask.device) + words) % length
     mask = mask.gather(1, places)
     values = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[-1]))
@@ -217,10 +217,10 @@ def left_padded(features: Tensor, mask: Tensor, length: int) -> Condition:
 
 
 class TowerWords:
-    """The text tower of a TokLIP or CLIP: each word's feature before pooling.
+    """Word encoder from the text tower of a TokLIP or CLIP: each word's feature before pooling.
 
     Args:
-        tower: in evaluation mode.
+        tower: text tower in evaluation mode.
     """
 
     def __init__(self, tower: TextTower) -> None:
@@ -238,14 +238,14 @@ class TowerWords:
 
     @property
     def limit(self) -> int:
-        """The tower's context length."""
+        """Context length of the tower."""
         return self._tower.config.context_length
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """See :meth:`toklip_core.model.TextTokenizer.lengths`."""
-        assert self._tower.tokenizer is not None  # else no text was read
+        assert self._tower.tokenizer is not None  # otherwise no text could be read
         return self._tower.tokenizer.lengths(texts)
 
     def to(self, device: torch.device | str) -> None:
-        """Bring the tower to a device."""
+        """Move the tower to a device."""
         self._tower.to(device)

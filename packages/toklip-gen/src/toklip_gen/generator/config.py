@@ -1,4 +1,4 @@
-"""``config.json`` of a generator: what it draws in, what it reads, and its sizes.
+"""The config of a generator: its tokenizer, its inputs and conditions, and its sizes.
 
 Letters: K ids of the codebook, h and w grid, C width of a code, D width of a semantic token, T positions of the
 condition, W width of the transformer.

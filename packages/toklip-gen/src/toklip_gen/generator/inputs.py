@@ -1,11 +1,11 @@
-"""What a generator reads at each position: ids, codes, or codes with their semantic tokens.
+"""Inputs of a generator at each position: ids, codes, or codes with their semantic tokens.
 
     ids     id                                     the generator has a table of its own
     codes   embed(id)                              (C)
     concat  [embed(id) ; token]                    (C + D), the token of the causal encoder at this position
 
-Whole pictures for training, and a stream for drawing, in which the semantic encoder goes along with its own cache:
-each id costs it one position.
+Training uses whole pictures. Drawing uses a stream, in which the semantic encoder has its own cache and computes one
+position per id.
 
 Shape letters: B pictures, h and w grid, N = h w, n ids so far, C codebook dim, D width of the encoder, F = C or C + D.
 """
@@ -26,7 +26,7 @@ class Inputs:
     """Converter of ids to the inputs of a generator.
 
     Args:
-        features: what the inputs are, as in the generator's config.
+        features: kind of inputs, as in the generator's config.
         tokenizer: VQ tokenizer, for codes and concat.
         encoder: semantic encoder in evaluation mode, for concat.
 
@@ -94,7 +94,7 @@ class Inputs:
         return _joined(codes, tokens), Stream(table, self.encoder, cache)
 
     def _table(self, device: torch.device) -> Tensor:
-        """(K, C), the codebook as the tokenizer gives it: asked once, for some normalise all of it at every call."""
+        """Return the codebook (K, C), which is cached, because some tokenizers normalise all of it at every call."""
         if self._rows is None or self._rows.device != device:
             assert self.tokenizer is not None
             ids = torch.arange(self.tokenizer.codebook_size, device=device)
@@ -103,7 +103,7 @@ class Inputs:
 
 
 class Stream:
-    """Inputs of pictures that are being sampled, id by id; made by :meth:`Inputs.stream`."""
+    """Inputs of pictures that are being drawn, id by id, from :meth:`Inputs.stream`."""
 
     def __init__(
         self, table: Tensor | None = None, encoder: SemanticEncoder | None = None, cache: Cache | None = None
@@ -118,14 +118,14 @@ class Stream:
         return _joined(read, self._encoder.step(read, self._cache))
 
     def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
-        """Return what :meth:`step` does, for the ids at a position (1,) that is a tensor: for ``torch.compile``."""
+        """Return the inputs of :meth:`step` for the ids at a position (1,), for ``torch.compile``."""
         read = ids if self._table is None else self._table[ids]
         if self._encoder is None or self._cache is None:
             return read
         return _joined(read, self._encoder.step_at(read, self._cache, position))
 
     def caches(self) -> list[Tensor]:
-        """Return the tensors of the cache, whose memory stays where it is."""
+        """Return the tensors of the cache, which stay in the same memory."""
         return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
 
     def packed(self) -> Stream:
@@ -134,19 +134,19 @@ class Stream:
 
 
 def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:
-    """Return the SHA-256 of the parts of a TokLIP that a generator reads, for ``toklip_checksum`` of its config.
+    """Return the SHA-256 of the towers of a TokLIP that a generator uses, for ``toklip_checksum`` in its config.
 
     Raises:
-        ValueError: the text tower is wanted, and the TokLIP was loaded without.
+        ValueError: the text tower is needed, and the TokLIP was loaded without it.
     """
-    parts: dict[str, nn.Module] = {}
+    towers: dict[str, nn.Module] = {}
     if config.features == "concat":
-        parts["encoder"] = toklip.encoder
+        towers["encoder"] = toklip.encoder
     if config.condition.kind == "text" and config.condition.encoder == "toklip":
         if toklip.text is None:
             raise ValueError("the generator reads the TokLIP's text tower; load it with text=True")
-        parts["text"] = toklip.text
-    return weights_checksum(nn.ModuleDict(parts))
+        towers["text"] = toklip.text
+    return weights_checksum(nn.ModuleDict(towers))
 
 
 def _joined(codes: Tensor, tokens: Tensor) -> Tensor:

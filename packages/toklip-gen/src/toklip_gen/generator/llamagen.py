@@ -1,7 +1,7 @@
-"""LlamaGen's own files: their layouts, and the names that tensors have in them.
+"""LlamaGen's own files: their layouts, and the names of tensors in them.
 
-A file holds a training run, and the generator under ``model`` (DDP), ``module`` (DeepSpeed), ``state_dict``, or flat
-(FSDP). Names and shapes as in the published files; gate and up of the SwiGLU are two tensors there and one here.
+A file contains a training run. The generator lies under ``model`` (DDP), ``module`` (DeepSpeed) or ``state_dict``, or
+at the top level (FSDP). Gate and up of the SwiGLU are two tensors there and one here.
 
 Source: autoregressive/sample/sample_c2i.py and models/gpt.py of FoundationVision/LlamaGen.
 """
@@ -24,13 +24,13 @@ from toklip_gen.published import LLAMAGEN
 
 LAYOUTS = ("model", "module", "state_dict")
 
-#: Names in an official file that are not the generator's -> why.
+#: Names in an official file that the generator does not take -> reason.
 IGNORED = {
     r"layers\.\d+\.attention\.kv_cache\.[kv]_cache": "a cache, which a run that had drawn pictures saved",
     r"freqs_cis|causal_mask": "computed here",
 }
 
-#: Between the two names that make one tensor.
+#: Separator between the two names of a merged tensor.
 _AND = " and "
 _GATE, _UP = r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"
 
@@ -57,14 +57,15 @@ def load_official(
     """Return LlamaGen's generator in evaluation mode; no code in the file is run.
 
     Args:
-        path: a .pt file, or safetensors with the official names.
-        config: None: that of the published file with the same name. A file does not tell its grid nor its heads.
-        dtype: None: as stored.
+        path: .pt file, or safetensors with the official names.
+        config: config of the generator; None: that of the published file with the same name, because a file does not
+            tell its grid and heads.
+        dtype: dtype of the generator; None: as stored.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file is missing.
         LookupError: no config is given, and no published file has this name.
-        ValueError: the file is damaged, or holds code, or its tensors do not fit.
+        ValueError: the file is damaged or contains code, or its tensors do not fit.
     """
     path = Path(path)
     tensors = official_tensors(state_dict_in(read_tensors(path), LAYOUTS, source=path))
@@ -83,7 +84,7 @@ def load_official(
 
 
 def official_name(name: str) -> str:
-    """Return the name that an official file has for a tensor of a generator; of two that make one, both."""
+    """Return the name in official files for a tensor of a generator; a merged tensor has both names."""
     for pattern, replacement in _NAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
@@ -91,7 +92,7 @@ def official_name(name: str) -> str:
 
 
 def official_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors by their official names, those of gate and up as one, under both names."""
+    """Return tensors by their official names; gate and up are merged, under both names."""
     tensors = dict(state)
     for name in list(tensors):
         other = re.sub(_GATE, _UP, name)
@@ -103,7 +104,7 @@ def official_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def llamagen_config(name: str) -> GeneratorConfig:
-    """Return the config of LlamaGen's generator of a name of :func:`generators`, or of its file's name; LookupError."""
+    """Return the config of a LlamaGen generator by its name or its file's name; LookupError if it is unknown."""
     named = {key: file for key, file in LLAMAGEN.items() if name in (key, file.source.rsplit("/", 1)[1])}
     if not named:
         raise LookupError(f"no generator of LlamaGen's, and no file of one, is named {name!r}")
@@ -122,7 +123,7 @@ def llamagen_config(name: str) -> GeneratorConfig:
         condition=ClassCondition(classes=1000)
         if of_class
         else TextCondition(encoder="google/flan-t5-xl", length=120, width=2048),
-        # What sample_c2i.py and sample_t2i.py draw with.
+        # Settings of sample_c2i.py and sample_t2i.py.
         guidance=4.0 if of_class else 7.5,
         top_k=2000 if of_class else 1000,
     )

@@ -1,10 +1,10 @@
-"""The generator: a transformer that says, after a condition and n ids, which id comes next.
+"""The generator: a transformer that predicts the next id from a condition and n ids.
 
     condition -> T positions -+
     inputs ----> n positions -+-> causal blocks (RMS norm, 2-D rotary embedding, SwiGLU) -> norm -> head -> logits
 
-It reads inputs, not pictures: ids, codes, or codes with semantic tokens, as inputs.py beside this file makes them.
-VQ tokenizer, semantic encoder and text encoder stand outside of it.
+It reads the inputs of inputs.py, which are ids, codes, or codes with semantic tokens. VQ tokenizer, semantic encoder
+and text encoder are not part of it.
 
 Shape letters: B pictures, R rows of the cache (one or two of each picture), T positions of the condition, n inputs,
 N = h w positions of the grid, W width, H heads, d = W / H, K ids, F width of an input.
@@ -64,7 +64,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        #: Trade a second forward pass through each block for the memory of its activations; in training alone.
+        #: Recompute the activations of each block in the backward pass instead of storing them, in training only.
         self.grad_checkpointing = False
         width = config.width
         if config.condition.kind == "class":
@@ -114,7 +114,7 @@ class Generator(nn.Module):
     def dropped(self, condition: Condition, drop: Tensor) -> Condition:
         """Return the condition, replaced by "no condition" where ``drop`` (B,), bool, is True.
 
-        No class is the table's last row; no text is T features of its own, which the mask of the text still covers.
+        "No class" is the last row of the table. "No text" is T features of its own, still masked like the text.
         """
         if self.config.condition.kind == "class":
             return condition._replace(values=condition.values.masked_fill(drop, self.config.condition.classes))
@@ -152,7 +152,7 @@ class Generator(nn.Module):
     def step(self, inputs: Tensor, cache: Cache) -> Tensor:
         """Return the logits (R, K), float32, of the id after the next input, (B,) or (B, F). No gradient.
 
-        Row r of the cache belongs to picture r mod B: what two rows read alike is embedded once.
+        Row r of the cache belongs to picture r mod B; each picture's input is embedded only once.
 
         Raises:
             ValueError: the cache is full, or its rows are no multiple of B.
@@ -173,9 +173,9 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def step_at(self, inputs: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Return what :meth:`step` does, at a position (1,), int64, that is a tensor: for ``torch.compile``.
+        """Return the logits of :meth:`step` at a position (1,), int64, for ``torch.compile``.
 
-        Every shape is the same at every position, so a graph of it can be replayed; attention reads the whole cache.
+        Shapes are the same at every position, so a graph can be replayed; attention reads the whole cache.
         """
         x = self.input(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
         cos, sin = (table[position] for table in self._rotation_on(x.device))
@@ -188,16 +188,16 @@ class Generator(nn.Module):
         return cast(Tensor, self.head(self.norm(x))).float()
 
     def _embedded(self, inputs: Tensor, condition: Condition) -> Tensor:
-        """(R, T + n, W): the condition's rows, each followed by its picture's inputs."""
+        """Return the embeddings (R, T + n, W) of conditions, each followed by the inputs of its picture."""
         prefix: Tensor = self.condition(condition.values)
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
         x: Tensor = self.input(inputs)
         x = torch.cat([prefix, x.repeat(len(prefix) // len(x), 1, 1)], dim=1)
-        # Under autocast linear layers give half precision; what blocks add to is to be as precise as the weights.
+        # Linear layers return half precision under autocast, but the residual stream must have that of the weights.
         return cast(Tensor, self.dropout(x.to(self.norm.weight.dtype)))
 
     def _rotation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        # No buffers: these would be rounded with the weights by to(bfloat16), and lost by building on the meta device.
+        # No buffers, because to(bfloat16) would round them, and building on the meta device would lose them.
         if self._rotation[0].device != device:
             self._rotation = (self._rotation[0].to(device), self._rotation[1].to(device))
         return self._rotation

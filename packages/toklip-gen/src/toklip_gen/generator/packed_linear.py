@@ -1,10 +1,10 @@
-"""Linear layers for drawing on a processor: weights in the order in which oneDNN reads them.
+"""Linear layers for drawing on a processor, with weights in oneDNN's packed order.
 
-A step multiplies all weights with the rows of one position. For two rows in float32 torch's own product takes five
-times as long as reading the weights does, and for sixteen in bfloat16 twice; packed weights are read once, at the speed
-of memory. Packing takes as long as two or three steps, and the memory of the weights once more.
+A step multiplies all weights with the rows of one position. torch's own product takes five times as long as reading
+the weights for two rows in float32, and twice as long for sixteen in bfloat16. Packed weights are read once, at the
+speed of memory. Packing takes as long as two or three steps, and as much memory as the weights.
 
-Source: the operators are those that torch.compile uses when it freezes weights.
+Source: torch.compile uses these operators when it freezes weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is packed, for inputs of few rows; it has no parameters."""
+    """A linear layer with a packed weight, for inputs of few rows; it has no parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -28,23 +28,24 @@ class PackedLinear(nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the linear layer does."""
+        """Return the product with the weight, plus the bias."""
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 def packed(module: _Module) -> _Module:
-    """Return a module that does the same, with weights of its linear layers packed where that is quicker, else itself.
+    """Return an equal module with packed linear layers where that is faster, or the module itself.
 
-    It shares all that is not packed, and does not follow what becomes of the weights. No gradient flows through it.
+    It shares everything that is not packed, and does not follow later changes of the weights. No gradient flows
+    through it.
     """
     weight = next(module.parameters())
     if weight.device.type != "cpu" or weight.dtype not in _dtypes():
         return module
-    # Memoised, parameters and buffers are taken for copied.
+    # Parameters and buffers are in the memo, so deepcopy shares them.
     shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     twin = copy.deepcopy(module, shared)
     for name, child in list(twin.named_modules()):
-        if type(child) is nn.Linear and not name.startswith("attn_pool."):  # pooling is no part of a step
+        if type(child) is nn.Linear and not name.startswith("attn_pool."):  # a step does not use the pooling
             twin.set_submodule(name, PackedLinear(child))
     return twin
 

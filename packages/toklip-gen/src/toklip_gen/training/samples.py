@@ -1,7 +1,7 @@
-"""What a generator is trained on: ids from token stores, or pixels, each with a class or a caption.
+"""Training samples of generators: ids from token stores, or pixels, each with a class or a caption.
 
-A sample is a function of (seed, epoch, index), down to the view that is drawn of a stored picture and to the condition
-that is dropped: workers, processes and resumed runs see the same.
+A sample is a function of (seed, epoch, index), including the random view of a stored picture and the dropped condition,
+so workers, processes and resumed runs see the same ones.
 
     sources -GeneratorSamples-> {"ids" or "pixels", "label" or "caption", "drop"} -collate-> batch
 """
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class GeneratorSample(TypedDict, total=False):
-    """A picture and what it shows."""
+    """A picture with its class or caption."""
 
     #: (3, S, S), uint8.
     pixels: Tensor
@@ -51,12 +51,12 @@ class GeneratorSample(TypedDict, total=False):
     ids: Tensor
     label: int
     caption: str
-    #: Whether the condition is left out.
+    #: Whether the condition is dropped, for guidance.
     drop: bool
 
 
 class Batch(TypedDict, total=False):
-    """Samples together: each tensor has the batch in front."""
+    """Samples of a batch; the first dimension of each tensor is B."""
 
     pixels: Tensor
     ids: Tensor
@@ -78,13 +78,13 @@ def collate(samples: Sequence[GeneratorSample]) -> Batch:
 
 
 class GeneratorSamples:
-    """All sources one after another, as :class:`toklip_core.training.Samples`; :func:`collate` goes with it.
+    """Samples of all sources, one source after another; batch them with :func:`collate`.
 
     Args:
-        config: of the run.
+        config: settings of the run.
 
     Raises:
-        FileNotFoundError: what a source names is not there.
+        FileNotFoundError: files of a source are missing.
         ValueError: a row has neither class nor caption, the classes are not those of the settings, or stores do not fit
             one another or the settings.
     """
@@ -102,7 +102,7 @@ class GeneratorSamples:
             refuse_mixed([(store.path, store.info) for store in self._stores])
             first = self._stores[0]
             refuse_other_squares(first.info, first.path, image_size=config.image_size, resize=config.resize)
-        #: Name -> class, of a generator of classes: one mapping for all sources.
+        #: Name -> class for a generator of classes, the same for all sources.
         self.classes: dict[str, int] = {}
         if of_class:
             condition = cast(ClassCondition, config.condition)
@@ -130,7 +130,7 @@ class GeneratorSamples:
 
     @property
     def stored(self) -> StoreInfo | None:
-        """What the ids mean; None where samples have pixels."""
+        """Info of the stores; None if samples have pixels."""
         return self._stores[0].info if self._stores else None
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class GeneratorSamples:
         return GeneratorSample(**{**self._samples[key], "drop": drop})
 
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
-        """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``."""
+        """Return the permutation in which an epoch visits the samples."""
         if not self._stores:
             return shuffled(size, seed, epoch)
         groups = [rows for store in self._stores for rows in store.group_rows]
@@ -171,24 +171,24 @@ class GeneratorSamples:
 class SourceClasses(NamedTuple):
     """The classes of a source, by name."""
 
-    #: Names the source, for messages.
+    #: Name of the source, for messages.
     what: str
-    #: All classes, in the source's own order, those without pictures too.
+    #: All classes, in the source's own order, including those without pictures.
     names: Sequence[str]
     #: Class of each picture; empty for scenes, which are drawn when they are needed.
     of_pictures: Sequence[str] = ()
-    #: The folder's, unread.
+    #: Pictures of a folder, read on demand.
     pictures: LabelledPictures | None = None
 
 
 def numbered_classes(sources: Sequence[SourceClasses], condition: ClassCondition) -> dict[str, int]:
-    """Return name -> class of all sources together: one rule, so that a folder and a store of it give the same.
+    """Return name -> class for all sources together, by one rule, so that a folder and its store give the same classes.
 
-    The order is that of the condition's names, if it has some; else of the only source; else of the names, sorted as
-    :func:`toklip_core.evaluation.sort_classes` says.
+    The order is that of the condition's names if it has any, or else that of the source if all sources agree, or else
+    that of :func:`toklip_core.evaluation.sort_classes`.
 
     Raises:
-        ValueError: there are more or fewer classes than the condition has, or others than it names.
+        ValueError: the number or the names of classes differ from those of the condition.
     """
     found = list(dict.fromkeys(name for source in sources for name in source.names))
     names = found if len({tuple(source.names) for source in sources}) == 1 else sort_classes(found)
@@ -206,9 +206,9 @@ def numbered_classes(sources: Sequence[SourceClasses], condition: ClassCondition
 
 
 def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> list[int]:
-    """Return the classes of the pictures of a held-out store, by the names that a training has.
+    """Return the classes of a held-out store's pictures, by the names of classes in the training.
 
-    A picture lies in the folder of its class, or in one below it: as in the training, or right in it.
+    A picture is in the folder of its class, or below it, as in the training.
 
     Raises:
         ValueError: the training has no such class.
@@ -227,7 +227,7 @@ def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> li
 
 
 def _classes_of(source: object, stores: Sequence[TokenStore], number: int) -> SourceClasses:
-    """The classes of a source of the settings."""
+    """Return the classes of a source in the settings."""
     if isinstance(source, StoredIds):
         store = stores[number]
         folders = folders_of_keys(list(store.keys()), str(store.path))

@@ -63,9 +63,9 @@ from toklip_gen.training.settings import GeneratorTrainConfig, Sampling, TextSet
 
 _log = logging.getLogger(__name__)
 
-#: Pictures that are drawn at an evaluation, if the settings name none; and those that are compared with captions.
+#: Number of pictures that an evaluation draws if the settings name none, and that it compares with captions.
 _DRAWN, _MATCHED = 16, 32
-#: Classes that are printed.
+#: Number of classes that are printed.
 _SHOWN = 20
 
 
@@ -127,7 +127,7 @@ class GeneratorTask(Task):
         if held_out is not None:
             self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, networks)
         self.networks = networks
-        #: Captions of this process that were longer than the generator reads.
+        #: Number of captions of this process that were too long for the generator.
         self.cut = 0
 
     def prepare(self, batch: Batch) -> GeneratorBatch:
@@ -149,7 +149,7 @@ class GeneratorTask(Task):
         PictureGenerator(result, tokenizer=self.networks.tokenizer, toklip=self.networks.toklip).save(folder)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return embeddings and head, matrices of blocks, vectors; all but vectors are decayed, as in LlamaGen."""
+        """Return groups for embeddings and head, matrices of blocks, and vectors; only vectors have no weight decay."""
         groups = parameter_groups(self.model, decay_embeddings=True)
         return sorted(groups, key=lambda group: group.weight_decay is not None)
 
@@ -169,7 +169,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     """Load tokenizer, TokLIP and text encoder, and derive the config of a generator over them.
 
     Raises:
-        FileNotFoundError, LookupError: one is not there.
+        FileNotFoundError, LookupError: one of them is missing.
         ValueError: they do not fit one another.
     """
     toklip = None
@@ -224,7 +224,7 @@ def with_names(networks: FrozenNetworks, names: Sequence[str]) -> FrozenNetworks
 
 
 def print_classes(networks: FrozenNetworks) -> None:
-    """Print which class is which, to stderr, in the first process."""
+    """Print the numbers and names of classes to stderr, in the first process."""
     names = cast(ClassCondition, networks.config.condition).names or ()
     if os.environ.get("RANK", "0") == "0":
         shown = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_SHOWN]))
@@ -233,7 +233,7 @@ def print_classes(networks: FrozenNetworks) -> None:
 
 
 class GeneratorBatch(NamedTuple):
-    """A batch as the generator takes it."""
+    """Inputs of the generator for a batch."""
 
     #: (B, N), int64.
     ids: Tensor
@@ -246,7 +246,7 @@ class GeneratorBatch(NamedTuple):
 
 @torch.no_grad()
 def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
-    """Return what the generator reads of a batch; what is frozen moves to the device of the batch."""
+    """Return the generator's inputs for a batch; frozen networks move to the device of the batch."""
     device = batch["drop"].device
     networks.conditions.to(device)
     networks.tokenizer.to(device)
@@ -258,7 +258,7 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
 
 
 def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
-    """Return the cross entropy of the next id, the mean over pictures and positions, and the share that is guessed."""
+    """Return the mean cross entropy of the next id, and the share of ids that are predicted correctly."""
     logits: Tensor = model(batch.inputs, batch.condition, batch.drop)
     loss = F.cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
     return Losses({"next_id": loss}, {"accuracy": (logits.detach().argmax(-1) == batch.ids).float().mean()})
@@ -266,29 +266,29 @@ def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """What a run is evaluated on."""
+    """Held-out data of a run."""
 
     sampling: Sampling
-    #: Whether they are scenes, whose captions a text generator's pictures are compared with.
+    #: Whether the data are scenes, with whose captions drawn pictures are compared.
     scenes: bool
-    #: None: no loss is measured.
+    #: Ids (n, h, w); None: no loss is measured.
     ids: Tensor | None
     prompts: list[int] | list[str]
-    #: What is drawn.
+    #: Prompts of the pictures to draw.
     drawn: list[int] | list[str]
 
 
 def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes: dict[str, int]) -> HeldOutSet | None:
-    """Return what the settings name, or None if that is nothing.
+    """Return the held-out data of the settings, or None if they name none.
 
     Args:
-        config: of the run.
-        networks: of the run.
-        classes: of the training's data, by their names; a class of held-out pictures is the number that it has there.
+        config: settings of the run.
+        networks: frozen networks of the run.
+        classes: name -> class of the training data.
 
     Raises:
-        FileNotFoundError: the store is not there.
-        ValueError: it is of another tokenizer, or has no captions, or a class that the training has not.
+        FileNotFoundError: the store is missing.
+        ValueError: the store has another tokenizer, no captions, or a class that the training does not have.
     """
     settings, sampling = config.held_out, config.sampling
     of_class = isinstance(config.condition, ClassCondition)
@@ -296,7 +296,7 @@ def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes
     prompts: list[int] | list[str] = []
     if settings.scenes:
         if of_class:
-            # Held-out are combinations of colour and shape, which classes are: of them, other scenes than in training.
+            # Held-out combinations would be unknown classes, so these are other scenes of the training's classes.
             scenes = list(Scenes(settings.scenes, split="validation", size=config.image_size, objects=1))
             prompts = [scene.labels[0] for scene in scenes]
         else:
@@ -312,7 +312,7 @@ def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes
         places = torch.linspace(0, last, most, dtype=torch.float64).round().long().tolist()
         rows = [store[place] for place in places]
         ids = torch.stack([row.ids for row in rows])
-        if of_class:  # by all keys, of which the rows may have only some
+        if of_class:  # from all keys, because the rows may have only some of them
             numbers = classes_of(list(store.keys()), classes, str(store.path))
             prompts = [numbers[place] for place in places]
         else:
@@ -322,17 +322,16 @@ def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes
     drawn = list(sampling.prompts) or list(prompts[:_DRAWN])
     if isinstance(networks.conditions, Texts) and sampling.prompts:
         networks.conditions.refuse_cut(list(map(str, sampling.prompts)))
-    networks.conditions(cast(list[str], drawn))  # what is refused must not wait for the first evaluation
+    networks.conditions(cast(list[str], drawn))  # refuse prompts now instead of at the first evaluation
     return HeldOutSet(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
 
 
 def evaluate(
     generator: Generator, held_out: HeldOutSet, networks: FrozenNetworks, *, batch_size: int = 64
 ) -> Evaluation:
-    """Return the loss on held-out pictures, and drawn pictures; of texts in the words of Scenes how far they match.
+    """Return the loss on held-out pictures, drawn pictures, and for captions of Scenes the match of the pictures.
 
-    Of several processes each does all of it: none waits for another's share, and a sharded model is called equally
-    often in all of them.
+    Every process does all of it, because a sharded model must be called equally often in all processes.
     """
     device = next(generator.parameters()).device
     figures: dict[str, float] = {}
@@ -356,7 +355,7 @@ def evaluate(
 def _drawn(
     generator: Generator, networks: FrozenNetworks, prompts: Sequence[int] | Sequence[str], settings: Sampling
 ) -> Tensor:
-    """(B, 3, H, W), near [-1, 1]; the same seeds at every evaluation."""
+    """Return drawn pixels (B, 3, H, W), near [-1, 1], with the same seeds at every evaluation."""
     condition = networks.conditions(prompts).to(next(generator.parameters()).device)
     seeds = [derived_seed(place) for place in range(len(prompts))]
     sampler = Sampler(IdPredictor(generator, networks.inputs))
