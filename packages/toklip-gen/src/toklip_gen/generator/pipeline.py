@@ -298,4 +298,3 @@ def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtyp
         )
     model.encoder.to(dtype)
     return model.eval()
-
