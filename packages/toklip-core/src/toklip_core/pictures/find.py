@@ -1,6 +1,6 @@
-"""Pictures: read whatever people have, bring it to one shape, and find it in files, folders, globs, tars and scenes.
+"""Pictures in files, folders, globs, tars, Parquet files and scenes: how they are found and read.
 
-One convention everywhere: pixels (3, H, W), float32, x / 127.5 - 1, so in [-1, 1].
+Pixels are (3, H, W), float32, in [-1, 1], from levels x as x / 127.5 - 1.
 
     inputs -find_pictures-> sources -share_of_...-> fewer -entries-> entries -image()-> RGB -to_pixels-> pixels
 """
@@ -27,16 +27,16 @@ from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 from toklip_core.scenes import Scene, Scenes, parse_scenes
 
-#: What a folder or a tar offers as a picture. Those that Pillow cannot read without a plugin (HEIC, JPEG XL)
-#: are listed so that they are reported, and not passed over in silence.
+#: Suffixes of pictures in a folder or a tar. Some need a plugin of Pillow (HEIC, JPEG XL); without it, files are
+#: reported instead of left out.
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .jxl .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-#: Files that hold pictures: in the key of one of these, the archive stands where a folder would.
+#: Suffixes of files that contain pictures. In the keys of these pictures, the file is like a folder.
 ARCHIVE_SUFFIXES = frozenset([".tar", ".parquet"])
 _COMPRESSED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
-# With so many tars a rank, whole ones are shared: no rank need read the headers of all.
+# With so many tars per rank, each rank takes whole tars, so that no rank reads the headers of all.
 _TARS_PER_RANK = 32
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ScenePlace:
-    """Which one of some scenes a picture is; it is drawn when it is read."""
+    """Place of a scene among scenes; it is drawn when it is read."""
 
     scenes: Scenes
     index: int
@@ -56,13 +56,13 @@ class ScenePlace:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A picture file, a scene, or an archive: of its keys that are ``rank``'s every ``step``-th from ``start``."""
+    """A picture file, a scene, or an archive, of which every ``step``-th key of ``rank`` is read from ``start`` on."""
 
     path: Path
     key: str
-    #: Whether it is a tar, or a Parquet file with a column of pictures.
+    #: True for a tar, or a Parquet file with a column of pictures.
     is_archive: bool
-    #: The table of the imagefolder that a picture file is in.
+    #: Table of the imagefolder with the picture file.
     metadata: Path | None = None
     scene: ScenePlace | None = None
     rank: int = 0
@@ -74,22 +74,22 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A picture that was found and not yet opened."""
+    """A picture that was found but not yet opened."""
 
-    #: Its name in a store: a posix path without a leading "/" or "..", the same whatever machine reads it.
+    #: Name in a store: a posix path without a leading "/" or "..", the same on every machine.
     key: str
-    #: The file it lies in: its own, a tar, or a Parquet file; of a scene, the input that names it.
+    #: File with the picture: its own, a tar, or a Parquet file; for a scene, the input that names it.
     path: Path
     member: TarMember | ParquetRow | ScenePlace | None = None
-    #: The table of the imagefolder that it is in.
+    #: Table of the imagefolder with the picture.
     metadata: Path | None = None
-    #: Width times height above which it is not read.
+    #: Largest width times height that is read.
     max_pixels: int = MAX_PIXELS
 
     def image(self) -> Image.Image:
-        """Read it; see :func:`open_picture`."""
+        """Read the picture; see :func:`open_picture`."""
         if self.member is None:
-            if not self.path.is_file():  # a pipe would be waited for
+            if not self.path.is_file():  # reading a pipe would wait
                 _refuse_no_file(self.path)
             if _is_compressed_tar(self.path):
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
@@ -111,10 +111,10 @@ class Entry:
         return next(iter(self.captions()), None)
 
     def captions(self) -> list[str]:
-        """Return its captions: KEY.txt, else "caption" in KEY.json, else what the imagefolder's table lists.
+        """Return captions from KEY.txt, else "caption" in KEY.json, else the table of the imagefolder.
 
-        What is malformed, or above 1 MiB, is no caption. One that is there and that the system does not give (no
-        permission, a tar cut short) is a PictureError: encoded now, the picture would stay without it for ever.
+        Malformed captions and those above 1 MiB are left out. A caption that exists but cannot be read (no permission,
+        a tar cut short) is a PictureError, because the picture would be stored without it.
         """
         if isinstance(self.member, ParquetRow):
             return list(self.member.captions)
@@ -130,7 +130,7 @@ class Entry:
         return self.listed_captions() if text is None else [text]
 
     def listed_captions(self) -> list[str]:
-        """Return what the table of its imagefolder lists for it; ValueError if the table is malformed."""
+        """Return its captions in the table of its imagefolder; ValueError if the table is malformed."""
         if self.metadata is None:
             return []
         listed = metadata_captions(self.metadata, PICTURE_SUFFIXES)
@@ -175,7 +175,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
             key = of_text.key(index)
             if key in found and found[key].scene is None:
                 raise ValueError(f"{found[key].path} has the key of a scene, {key!r}; encode into two stores")
-            # What two inputs name is one scene.
+            # A scene that two inputs name is one scene.
             place = ScenePlace(of_text, index)
             found[key] = InputFile(Path(text), key, is_archive=False, scene=place, max_pixels=max_pixels)
     if not found:
@@ -187,11 +187,11 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
 
 
 def share_of_rank(sources: Iterable[InputFile], rank: int, world_size: int) -> list[InputFile]:
-    """Return what one of ``world_size`` processes encodes, chosen by a hash of the keys.
+    """Return the pictures that one of ``world_size`` processes encodes, chosen by a hash of the keys.
 
-    A picture keeps its rank whatever else is listed, so ranks that list a growing folder at different moments neither
-    share a picture nor leave one out. Tars are shared by their members, and as wholes if there are 32 for each rank:
-    a list of tars must not grow past that between two ranks.
+    A picture's rank does not depend on other pictures, so ranks may list a growing folder at different moments without
+    encoding a picture twice or not at all. The pictures of a tar are divided among ranks; from 32 tars per rank on,
+    whole tars are. So a list of tars must not grow past that number between two ranks.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"got rank {rank} of {world_size}; ranks go from 0 to one less than their number")
@@ -205,9 +205,9 @@ def share_of_rank(sources: Iterable[InputFile], rank: int, world_size: int) -> l
 
 
 def share_of_worker(sources: Sequence[InputFile], worker: int, count: int) -> list[InputFile]:
-    """Return what one of ``count`` workers with the same list reads: every count-th file, tars where they go round.
+    """Return the inputs that one of ``count`` workers reads: every count-th file or tar.
 
-    With fewer tars than workers each worker takes every count-th picture of each tar.
+    With fewer tars than workers, each worker reads every count-th picture of each tar.
     """
     tars = [source for source in sources if source.is_archive]
     files = [source for source in sources if not source.is_archive]
@@ -219,7 +219,7 @@ def share_of_worker(sources: Sequence[InputFile], worker: int, count: int) -> li
 
 
 def entries(sources: Iterable[InputFile]) -> Iterator[Entry]:
-    """Yield the pictures of sources, unopened; a broken tar is an entry that cannot be read. Nothing is extracted."""
+    """Yield the unopened pictures of inputs; a broken tar is an entry that cannot be read. Nothing is extracted."""
     for source in sources:
         if source.is_archive:
             mine = (entry for entry in _members(source) if _rank_of(entry.key, source.world_size) == source.rank)
@@ -229,7 +229,7 @@ def entries(sources: Iterable[InputFile]) -> Iterator[Entry]:
 
 
 def count_of(sources: Iterable[InputFile]) -> int | None:
-    """Return the number of pictures in sources, or None if an archive hides it."""
+    """Return the number of pictures in inputs, or None if they have an archive."""
     sources = list(sources)
     return None if any(source.is_archive for source in sources) else len(sources)
 
@@ -242,12 +242,11 @@ def key_of(path: Path | str) -> str:
 
 
 def read_metadata(sources: Iterable[InputFile], *, said: bool = True) -> None:
-    """Read the tables of imagefolders, so that processes forked from here have them; ValueError if one is malformed.
+    """Read the tables of imagefolders, so that forked processes have them; ValueError if one is malformed.
 
     Args:
-        sources: all that are encoded.
-        said: whether the log says of how many pictures a store keeps one caption of several, and which table names no
-            picture.
+        sources: all inputs that are encoded.
+        said: log the number of pictures that lose captions in a store, and tables that name no picture.
     """
     of_table: dict[Path, list[InputFile]] = {}
     for source in sources:
@@ -266,7 +265,7 @@ def _has_several_captions(source: InputFile) -> bool:
     entry = Entry(source.key, source.path, metadata=source.metadata)
     try:
         return len(entry.listed_captions()) > 1 and len(entry.captions()) > 1
-    except PictureError:  # its own caption cannot be read: it is reported when it is encoded
+    except PictureError:  # an unreadable caption is reported when the picture is encoded
         return False
 
 
@@ -276,7 +275,7 @@ def _members(source: InputFile) -> Iterator[Entry]:
             yield Entry(f"{source.key}/{name}" if name else source.key, source.path, row, max_pixels=source.max_pixels)
         return
     for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
-        # A name that climbs out is reported as it is: without its ".." it could be another picture's key.
+        # A name with ".." is reported as it is; without the ".." it could be another picture's key.
         inside = _text(name) if member.problem else key_of(name)
         yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member, max_pixels=source.max_pixels)
 
@@ -305,7 +304,7 @@ def _bytes_of(path: Path) -> bytes | None:
 
 
 def _metadata(folder: Path, root: Path, known: dict[Path, Path | None]) -> Path | None:
-    """The nearest table of an imagefolder in a folder, or above it up to ``root``."""
+    """Return the nearest table of an imagefolder in a folder, or above it up to ``root``."""
     if folder not in known:
         here = next((path for name in METADATA if (path := folder / name).is_file()), None)
         above = None if here or folder == root or folder == folder.parent else _metadata(folder.parent, root, known)
@@ -314,7 +313,7 @@ def _metadata(folder: Path, root: Path, known: dict[Path, Path | None]) -> Path 
 
 
 def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
-    """Yield files, and the folders that they were found from."""
+    """Yield files, with the folders that they were found in."""
     named = [path for item in inputs for path in _expanded(item)]
     stems = {path.with_suffix("") for path in named if path.suffix.lower() in PICTURE_SUFFIXES}
     for path in named:
@@ -330,7 +329,7 @@ def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
 
 def _expanded(item: Path | str) -> list[Path]:
     path = Path(item)
-    if path.exists():  # first: a name may hold brackets and be no glob
+    if path.exists():  # checked first, because the name of a file may have brackets
         return [path]
     matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
     if not matches:
@@ -342,7 +341,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     visited: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real = os.path.realpath(here)
-        if real in visited:  # a link back to where we have been
+        if real in visited:  # a link back to a visited folder
             folders.clear()
             continue
         visited.add(real)

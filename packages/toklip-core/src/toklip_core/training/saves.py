@@ -1,12 +1,12 @@
-"""One save of a run: what a number of steps made of model, averages and optimizer.
+"""One save of a run: model, averages and optimizer after a number of steps.
 
     progress.json                                          step, figures, state of the scaler, names of the shards
-    model.safetensors, average.safetensors,                of a model that each process has whole: written by the
-    optimizer.safetensors                                  first process
-    shard-00001-model-00001-of-00001.safetensors, …        of a sharded model (FSDP): each process writes its own
+    model.safetensors, average.safetensors,                unsharded model: written by the first process
+    optimizer.safetensors
+    shard-00001-model-00001-of-00001.safetensors, …        sharded model (FSDP): each process writes its own
 
-Shards are written and read by torch.distributed.checkpoint, in its format that is no pickle: no process ever holds
-more than its share, and another number of processes may read them.
+Shards are written and read by torch.distributed.checkpoint, in its format without pickle. No process ever holds more
+than its share, and any number of processes can read them.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _PARTS = ("model", "average", "optimizer")
 
 
 class TrainState(NamedTuple):
-    """What a save holds."""
+    """Contents of a save."""
 
     model: nn.Module
     optimizers: tuple[torch.optim.Optimizer, ...]
     #: Moving averages by parameter name; empty if the run keeps none.
     average: dict[str, Tensor]
-    #: The scaler of fp16.
+    #: Gradient scaler of fp16.
     scaler: torch.amp.GradScaler | None
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process has its share of the weights alone."""
+    """Return whether each process has only its share of the weights."""
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded over processes as a whole one. Every process must take part."""
+    """Return the whole tensor of one that may be sharded over processes. Every process must take part."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -55,7 +55,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Bring tensors, whole, to the CPU of the process that keeps them. Every process must take part."""
+    """Gather whole tensors on the CPU of the process that keeps them. Every process must take part."""
     gathered: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         all_of_it = whole(tensor)
@@ -65,7 +65,7 @@ def gather(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def first_anywhere(problem: str | None) -> str | None:
-    """Return the first problem that a process has, the same in all of them. Every process must take part."""
+    """Return the first problem of any process, the same in all of them. Every process must take part."""
     if not (dist.is_available() and dist.is_initialized()):
         return problem
     problems: list[str | None] = [None] * dist.get_world_size()
@@ -74,10 +74,10 @@ def first_anywhere(problem: str | None) -> str | None:
 
 
 def saved_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return what a save has, as ``model/name``, ``average/name`` and ``optimizer/parameter name/kind``.
+    """Return the tensors of a save, as ``model/name``, ``average/name`` and ``optimizer/parameter name/kind``.
 
-    What training changes: trained parameters, buffers that are kept, moments and counts of steps. Frozen weights come
-    from elsewhere, and the settings of the optimizer from the run's.
+    These are the tensors that training changes: trained parameters, persistent buffers, moments and step counts. Frozen
+    weights and the settings of the optimizer come from the settings of the run.
     """
     names: dict[Tensor, str] = {weight: name for name, weight in state.model.named_parameters()}
     optimizer = {
@@ -92,13 +92,13 @@ def saved_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor]) -> None:
-    """OSError if a weight or an average of this process has NaN or infinity in it."""
+    """Raise OSError if a weight or an average of this process contains NaN or infinity."""
     if (problem := _not_finite(tensors)) is not None:
         raise OSError(f"the {problem}: lower the learning rate")
 
 
 def write_whole(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write tensors that one process has gathered."""
+    """Write tensors that one process gathered."""
     for part in _PARTS:
         save_file(_without(tensors, f"{part}/"), folder / f"{part}.safetensors")
 
@@ -111,7 +111,7 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    # What every process has, such as a buffer, is saved as the first one has it.
+    # A tensor that every process has, such as a buffer, is saved once, from the first process.
     planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
     try:
         save({**tensors}, storage_writer=writer, planner=planner)
@@ -128,7 +128,7 @@ def read_save(save: Path, state: TrainState) -> dict[str, float]:
     """Fill ``state`` from a save, whole or sharded; return the figures of the last evaluation before it.
 
     Raises:
-        ValueError: the save is damaged, or does not fit the model.
+        ValueError: the save is damaged or does not fit the model.
     """
     try:
         progress = read_json_object(save / "progress.json")
@@ -154,7 +154,7 @@ def read_save(save: Path, state: TrainState) -> dict[str, float]:
 
 
 class _OtherModelError(ValueError):
-    """A save whose tensors are those of another model."""
+    """Error for a save with the tensors of another model."""
 
 
 def _fill_from_whole(state: TrainState, save: Path) -> dict[str, Tensor]:
@@ -186,11 +186,11 @@ def _fill_from_shards(state: TrainState, save: Path) -> dict[str, Tensor]:
 
 
 def _places(state: TrainState, shapes: Mapping[str, tuple[int, ...]], save: Path) -> dict[str, Tensor]:
-    """Return the tensors of the state that a save goes into, by its names; those of the optimizer are made.
+    """Return the tensors of the state to fill, by their names in the save; those of the optimizer are created.
 
     Raises:
-        _OtherModelError: names or shapes of weights or averages are others.
-        LookupError: a tensor of the optimizer is of no weight.
+        _OtherModelError: names or shapes of weights or averages differ.
+        LookupError: a tensor of the optimizer belongs to no weight.
     """
     parts = {"model": _changing(state.model), "average": state.average}
     places = {f"{part}/{name}": tensor.detach() for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -215,7 +215,7 @@ def _places(state: TrainState, shapes: Mapping[str, tuple[int, ...]], save: Path
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters, and buffers that are kept."""
+    """Return trained parameters and persistent buffers by name."""
     parameters = dict(model.named_parameters())
     everything = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in everything}
@@ -223,7 +223,7 @@ def _changing(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Which weight or average of this process has NaN or infinity in it, in words."""
+    """Return a message about a weight or average of this process with NaN or infinity; None if there is none."""
     for name, tensor in tensors.items():
         part, _, own = name.partition("/")
         if part != "optimizer" and not is_finite(_local(tensor)):

@@ -1,4 +1,4 @@
-"""A generator with all that it needs: from classes or texts to pictures.
+"""A generator with everything that it needs to turn classes or texts into pictures.
 
     prompts --conditions--> condition --sampler, over generator and inputs--> ids --tokenizer--> pixels
 
@@ -140,14 +140,14 @@ class PictureGenerator:
         parts: list[nn.Module] = [self.generator, *([] if self.toklip is None else [self.toklip.encoder])]
         if self.toklip is not None and self.toklip.text is not None:
             parts.append(self.toklip.text)
-        # A T5 is named by the config.
+        # The config names the T5.
         return [self.tokenizer.checksum, *map(weights_checksum, parts), self.config.model_dump_json()]
 
     def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
-        """Check prompts before anything is drawn; what is known of them but not drawn is named in the log.
+        """Check prompts before anything is drawn; doubtful ones are named in the log.
 
         Raises:
-            ValueError: one is no class of the generator, or no text, or a text of which it reads only the first words.
+            ValueError: a prompt is no class of the generator, no text, or a text that it would cut.
         """
         if isinstance(self.conditions, Classes):
             self.conditions(prompts)
@@ -161,7 +161,7 @@ class PictureGenerator:
         self.conditions.refuse_cut(texts)
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
-        """Return those of the texts of which the generator reads the first words alone."""
+        """Return the texts that the generator would cut."""
         return self.conditions.cut_texts(texts) if isinstance(self.conditions, Texts) else []
 
     def draw(
@@ -185,7 +185,7 @@ class PictureGenerator:
             progress: show a progress bar on stderr.
 
         Raises:
-            ValueError: a prompt is none of the generator's, or as in ``Sampler.draw``.
+            ValueError: a prompt is not one for this generator, or ``Sampler.draw`` raises it.
         """
         was_training = self.generator.training
         self.generator.eval()
@@ -254,7 +254,7 @@ def load_generator(
 
 
 def _located(name: str | Path) -> Path:
-    """The folder or file of a generator."""
+    """Return the folder or file of a generator."""
     if spec := generators().get(str(name)):
         if not spec.source:
             return TINY

@@ -25,19 +25,19 @@ _STEPS_OF_PACKING = 3
 
 @dataclass
 class PredictorCache:
-    """What generator and encoder remember of the pictures that are being drawn."""
+    """Caches of generator and encoder for the pictures that are being drawn."""
 
-    #: The generator that makes the steps, its weights packed if there are many.
+    #: Generator of the steps, with packed weights if many steps follow.
     generator: Generator
     stream: Stream
     cache: Cache
 
     def keep(self, rows: int) -> None:
-        """Forget all rows of the generator but the first ``rows``."""
+        """Drop all rows of the generator except the first ``rows``."""
         self.cache.keep(rows)
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors of both caches, whose memory stays where it is."""
+        """Return the tensors of both caches, which stay in the same memory."""
         return [*self.cache.tensors(), *self.stream.caches()]
 
 
@@ -85,7 +85,7 @@ class IdPredictor:
         return self.generator.head.weight.device
 
     def count(self, condition: Condition) -> int:
-        """Return B, the number of pictures that a condition is of."""
+        """Return the number B of pictures of a condition."""
         return len(condition.values)
 
     def prefill(self, condition: Condition, ids: Tensor, *, guided: bool, steps: int) -> tuple[Tensor, PredictorCache]:
@@ -104,13 +104,13 @@ class IdPredictor:
         return cache.generator.step(cache.stream.step(ids), cache.cache)
 
     def step_at(self, ids: Tensor, cache: PredictorCache, position: Tensor) -> Tensor:
-        """Do what :meth:`step` does, for ids at a position (1,), int64, that is a tensor: for ``torch.compile``."""
+        """Return the logits of :meth:`step` for ids at a position (1,), int64, for ``torch.compile``."""
         place = position + self.generator.config.condition.length
         return self.generator.step_at(cache.stream.step_at(ids, position), cache.cache, place)
 
 
 def _with_nothing(generator: Generator, condition: Condition) -> Condition:
-    """Return the condition, and after its rows those without it."""
+    """Return the condition with as many rows of the empty condition after it."""
     everywhere = torch.ones(len(condition.values), dtype=torch.bool, device=condition.values.device)
     nothing = generator.dropped(condition, everywhere)
     mask = None if condition.mask is None else condition.mask.repeat(2, 1)

@@ -1,4 +1,4 @@
-"""Words for a generator, by a T5 encoder as LlamaGen has them."""
+"""Features of words from a T5 encoder, as in LlamaGen."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 class T5Words:
-    """A T5 encoder: each token's last hidden state.
+    """Word encoder that returns each token's last hidden state of a T5 encoder.
 
     Args:
-        model: transformers' T5EncoderModel.
-        tokenizer: that belongs to it.
-        length: tokens of a text at most, its end among them.
+        model: T5EncoderModel of transformers.
+        tokenizer: tokenizer of the model.
+        length: maximum number of tokens of a text, including its end.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, *, length: int) -> None:  # noqa: ANN401 - of transformers
@@ -46,29 +46,29 @@ class T5Words:
 
     @property
     def limit(self) -> int:
-        """Tokens of a text at most."""
+        """Maximum number of tokens of a text."""
         return self._length
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of cleaned texts, each with its end."""
+        """Return the number of tokens of each cleaned text, including its end."""
         if not texts:
             return []
         written = [clean_text(clean_text(text)) for text in texts]
         return list(map(len, self._tokenizer(written, verbose=False)["input_ids"]))
 
     def to(self, device: torch.device | str) -> None:
-        """Bring the model to a device."""
+        """Move the model to a device."""
         self._device = torch.device(device)
         self._model.to(device)
 
 
 def load_t5(name: str, *, length: int) -> T5Words:
-    """Return a T5 of the hub, such as google/flan-t5-xl, or of a folder; in bfloat16, as LlamaGen has it.
+    """Return a T5 from the hub, such as google/flan-t5-xl, or from a folder, in bfloat16 as in LlamaGen.
 
     Raises:
-        FileNotFoundError: it is not there, and cannot be downloaded.
+        FileNotFoundError: the T5 is missing and cannot be downloaded.
         LookupError: transformers is not installed.
-        ValueError: one of its weights is NaN or infinite.
+        ValueError: a weight is NaN or infinite.
     """
     try:
         from transformers import AutoTokenizer, T5EncoderModel
@@ -145,9 +145,9 @@ _REMAINS = _rules(
 
 
 def clean_text(text: str) -> str:
-    """Return a caption as LlamaGen's T5 was given it: lower case, without markup, links and odd signs.
+    """Return a caption cleaned as for LlamaGen's T5: in lower case, without markup, links and special characters.
 
-    Rules and their order are the official ones; tags are found by a pattern, where those have a parser of HTML.
+    Rules and their order are the official ones, except that tags are found by a pattern instead of an HTML parser.
 
     Source: FoundationVision/LlamaGen, language/t5.py, clean_caption, which it calls twice.
     """

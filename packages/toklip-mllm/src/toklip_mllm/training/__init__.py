@@ -1,4 +1,4 @@
-"""Training a language model that sees: `toklip train mllm`.
+"""Training of a language model that reads pictures: `toklip train mllm`.
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,8 +1,7 @@
 """Conversations about pictures: reading them, and which of their tokens have labels.
 
-Labels are the assistant's turns as the chat template itself marks them: by ``{% generation %}`` if the template has
-it, else by what it renders more when a turn is added. No length of a string is ever guessed: a template from whose
-renderings the turns cannot be told is an error.
+Only the assistant's turns have labels. The chat template says where they are: by ``{% generation %}`` if it has that
+mark, otherwise by the text that it adds when a turn is added. If that does not show the turns, it is an error.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from torch import Tensor
 from toklip_mllm.evaluation import id_of, is_missing
 from toklip_mllm.model import MARKS_TURNS, PictureInput, TokLIPProcessor, flatten
 
-#: What has no label.
+#: Label of tokens without a label.
 IGNORED = -100
 
-#: What stands for a picture in LLaVA's files and in the text of a :class:`Conversation`, whatever the image token is.
+#: Placeholder of a picture in LLaVA's files and in the text of a :class:`Conversation`, whatever the image token is.
 PLACEHOLDER = "<image>"
 
-#: LLaVA's names of the speakers -> those of chat templates.
+#: Names of the speakers in chat templates, by LLaVA's names.
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 _ADDRESS = re.compile(r"\w+://|data:")
@@ -39,7 +38,7 @@ _WAY_OUT = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and pictures of a conversation, with the name that errors call it by."""
+    """Messages and pictures of a conversation, with its name for error messages."""
 
     name: str
     #: {"role": "system" | "user" | "assistant", "content": text with ``PLACEHOLDER`` where a picture goes}.
@@ -49,13 +48,13 @@ class Conversation:
 
 
 class Example(NamedTuple):
-    """Conversation as the model is trained on it."""
+    """Tokens, labels and picture ids of a conversation, for training."""
 
-    #: (L,), int64; N image tokens for each picture.
+    #: (L,), int64, with N image tokens for each picture.
     input_ids: Tensor
-    #: (L,), int64; -100 except for the tokens that the assistant says.
+    #: (L,), int64; -100 except at the assistant's tokens.
     labels: Tensor
-    #: (P, h, w), int64; P may be 0.
+    #: (P, h, w), int64, for P pictures; P may be 0.
     image_ids: Tensor
 
 
@@ -98,7 +97,7 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
 def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:
     """Return one row, in either form; see :func:`read_conversations`.
 
-    What the assistant says before anybody asked is left out, as LLaVA does: most chat templates refuse it.
+    Turns of the assistant before the first question are left out, as in LLaVA, because most chat templates refuse them.
     """
     try:
         if "conversations" in row:
@@ -136,17 +135,17 @@ def label_conversation(
     image_ids: Tensor | None = None,
     max_length: int | None = None,
 ) -> Example:
-    """Tokenize a conversation and label what the assistant says.
+    """Tokenize a conversation and label the assistant's tokens.
 
     Args:
         conversation: conversation to tokenize; only turns of the assistant get labels.
-        processor: processor whose tokenizer is a fast one, which tells where in the text a token is.
+        processor: processor with a fast tokenizer, which knows the place of each token in the text.
         image_ids: (P, h, w) instead of the conversation's pictures, which then need not exist.
         max_length: maximum number of tokens; None: no limit.
 
     Raises:
         ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; the
-            conversation is longer than ``max_length``; or the assistant's turns cannot be told. The message names the
+            conversation is longer than ``max_length``; or the assistant's turns cannot be found. The message names the
             conversation.
 
     >>> from toklip_mllm.model import load
@@ -207,7 +206,7 @@ def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "ri
 
 
 def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor) -> tuple[list[int], list[bool]]:
-    """Tokens, an image being one, and whether the assistant says them."""
+    """Return the tokens, one per image, and for each whether it is the assistant's."""
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError("the tokenizer is a slow one, which does not tell where tokens are; take the fast one")
@@ -221,11 +220,11 @@ def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor
     for start, end in _turns(messages, text, processor):
         inside = [i for i, place in enumerate(offsets) if place[0] < end and place[1] > start]
         for first, last in (offsets[i] for i in inside):
-            # A word and the space before it may be one token: that is no doubt.
+            # A word and the space before it may be one token, which is no reason for doubt.
             if (text[first:start] + text[end:last]).strip():
                 raise ValueError(f"{_UNTOLD}: the token {text[first:last]!r} is partly of one; {_WAY_OUT}")
-        # What a template puts after the token that ends a turn, such as a new line, is never generated.
-        # That token is not always the tokenizer's eos: Gemma's turns have one of their own.
+        # Text after the token that ends a turn, such as a new line, is never generated. That token is not always the
+        # tokenizer's eos: Gemma has another one for turns.
         after = [i for i in inside if not text[offsets[i][1] : end].strip()]
         ends = [i for i in after if not tokenizer.decode([tokens[i]], skip_special_tokens=True)]
         for i in inside:
@@ -234,9 +233,9 @@ def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor
 
 
 def _turns(messages: list[dict[str, str]], text: str, processor: TokLIPProcessor) -> Iterator[tuple[int, int]]:
-    """Where in the text the assistant's turns are: what is rendered more with the turn than without.
+    """Yield begin and end of the assistant's turns in the text, each the text that is added with the turn.
 
-    The prefix without it is rendered as for an answer to come, so that what is labelled is what will be generated.
+    The text before a turn is rendered as the prompt of an answer, so that labels are on text that will be generated.
     """
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -270,7 +269,7 @@ def _text(value: object) -> str:
 
 
 def _pictures(row: Mapping[str, Any]) -> list[PictureInput]:
-    """The pictures that stand beside a conversation, none, one or a list; "", null and NaN are none."""
+    """Return the pictures listed beside a conversation: none, one or several; "", null and NaN are none."""
     for key in ("image", "images"):
         value = row.get(key)
         listed: Sequence[Any] = value if isinstance(value, list | tuple) else [value]

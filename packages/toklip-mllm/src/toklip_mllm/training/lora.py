@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from toklip_mllm.training.settings import LoRA
 
-#: All linear layers but the head, as peft calls them.
+#: Name in peft for all linear layers except the head.
 ALL_LINEAR = "all-linear"
 
 #: GPT-2's layers are linear, too; their weights are transposed.
@@ -28,8 +28,8 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
     """Put trainable adapters, float32, into a frozen language model, in place.
 
     Args:
-        language_model: of transformers.
-        lora: their settings.
+        language_model: language model of transformers.
+        lora: settings of the adapters.
 
     Raises:
         LookupError: peft is not installed.
@@ -46,7 +46,7 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
         target_modules=_adapted(language_model, lora.targets or (ALL_LINEAR,)),
     )
     with warnings.catch_warnings():
-        # peft remarks that weights of Conv1D are transposed, which it sees itself, and that a tied weight is adapted,
+        # peft warns that weights of Conv1D are transposed, although it handles them, and that a tied weight is adapted,
         # which `merged` unties.
         warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
         inject_adapter_in_model(settings, language_model)
@@ -59,12 +59,12 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
 def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA) -> dict[str, Tensor]:
     """Return the state dict of an adapted language model with its adapters merged, by peft, in float32.
 
-    Where one of two weights that were tied has an adapter they are two from then on, and the config says so.
+    If one of two tied weights has an adapter, they are untied, and the config records it.
 
     Args:
-        tensors: the adapted state dict, on the CPU.
-        language_model: as it was before it was adapted, of the meta device; it is changed.
-        lora: the adapters' settings.
+        tensors: adapted state dict, on the CPU.
+        language_model: language model without adapters, on the meta device; it is changed.
+        lora: settings of the adapters.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -76,7 +76,8 @@ def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA)
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, BaseTunerLayer):
             base = cast(nn.Module, layer.get_base_layer())
-            base.weight = nn.Parameter(cast(Tensor, base.weight).clone())  # not what another layer, or the caller, has
+            # Cloned, because another layer or the caller may have the same weight.
+            base.weight = nn.Parameter(cast(Tensor, base.weight).clone())
             cast(Any, layer).merge()
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, base)
@@ -84,14 +85,14 @@ def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA)
 
 
 def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str, ...]) -> None:
-    """Keep adapters out of parts of a model, unless the settings name the part: "all-linear", and names such as "fc1"
-    that layers of several parts have, mean the language model.
+    """Keep adapters out of parts of a model, unless the settings name the part.
 
-    The settings exclude what is left out, so that adapters that are saved come back as they were.
+    "all-linear", and names such as "fc1" that layers of several parts have, mean the language model. Layers that are
+    left out are excluded in the settings, so that adapters load as they were saved.
 
     Args:
-        model: peft has just put adapters into it, which are taken out again, or is about to.
-        settings: of peft, by the adapters' names.
+        model: model before or after peft adds adapters; those in the parts are removed.
+        settings: settings of peft, by adapter name.
         parts: first words of the layers' names.
     """
     for adapter, config in settings.items():
@@ -117,7 +118,7 @@ def keep_out(model: nn.Module, settings: Mapping[str, Any], *, parts: tuple[str,
 
 
 def _outside_adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's layers by name, an adapted one as one layer."""
+    """Return a model's layers by name; an adapted layer is one layer."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = dict(model.named_modules())
@@ -137,7 +138,7 @@ def _layers_of(
     outside: Mapping[str, nn.Module],
     model: nn.Module,
 ) -> list[str]:
-    """The layers that an adapter is in; before peft has put it in, those that its settings mean."""
+    """Return the layers with an adapter, or before peft adds it, the layers that its settings mean."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     if found := [name for name, layer in outside.items() if _has(adapter, layer)]:
@@ -150,7 +151,7 @@ def _layers_of(
 
 
 def _linear(outside: Mapping[str, nn.Module], model: nn.Module) -> set[str]:
-    """All linear layers but the head, adapted or not."""
+    """Return all linear layers except the head, adapted or not."""
     head = cast(Any, model).get_output_embeddings()
     return {
         name
@@ -160,7 +161,7 @@ def _linear(outside: Mapping[str, nn.Module], model: nn.Module) -> set[str]:
 
 
 def _take_out(adapter: str, name: str, model: nn.Module) -> None:
-    """Take an adapter out of a layer, if it is in there."""
+    """Remove an adapter from a layer if it has it."""
     layer = cast(Any, model.get_submodule(name))
     if not _has(adapter, layer):
         return
@@ -178,7 +179,7 @@ def _is_asked_for(
     outside: Mapping[str, nn.Module],
     model: nn.Module,
 ) -> bool:
-    """Whether target_modules, of which an adapter goes into these layers, name a part of a model."""
+    """Return whether target_modules, which put an adapter into these layers, name a part of a model."""
     if isinstance(targets, str):
         return part in targets
     # peft turns "all-linear" into the names of all linear layers; then none of these layers is left out.
@@ -187,7 +188,7 @@ def _is_asked_for(
 
 
 def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
-    """The layers, by their whole names, that the settings mean."""
+    """Return the full names of the layers that the settings mean."""
     head = cast(Any, language_model).get_output_embeddings()
     layers = dict(language_model.named_modules())
     linear = [name for name, layer in layers.items() if isinstance(layer, _LINEAR) and layer is not head]
@@ -206,10 +207,10 @@ def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
 
 
 def _is_merged_exactly(layer: nn.Module) -> bool:
-    """Whether an adapter can be added to the weights of a layer, and the sum computes what both did."""
+    """Return whether the sum of a layer's weights and an adapter computes the same as both together."""
     from peft.tuners.lora import Embedding
 
     if isinstance(layer, nn.Embedding):
-        # Gemma's scales what it looks up, and peft from 0.18 on an adapter, too. Others count places otherwise: OPT's.
+        # Gemma scales its embeddings, and peft from 0.18 on scales the adapter, too. OPT counts positions differently.
         return type(layer) is nn.Embedding or (hasattr(layer, "embed_scale") and hasattr(Embedding, "_get_embed_scale"))
     return isinstance(layer, _LINEAR)

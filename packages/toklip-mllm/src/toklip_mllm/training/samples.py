@@ -1,11 +1,11 @@
-"""What a language model that sees is trained on, as :func:`toklip_core.training.fit` takes it.
+"""Training data of a language model that reads pictures, for :func:`toklip_core.training.fit`.
 
-A sample is a function of (seed, epoch, index): workers, processes and resumed runs see the same.
+A sample depends only on (seed, epoch, index), so workers, processes and resumed runs get the same.
 
     sources -open_sources-> conversations -TalkSamples-> tokens, labels, and pixels or ids -collate-> batch
 
-From a token store no picture is read, and the VQ tokenizer has nothing to do. With the encoder's tokens in it the
-encoder has nothing to do either; they stay in the store, and conversations are visited in windows of its groups.
+With a token store no picture is read, and the VQ tokenizer is not used. If the store has the encoder's tokens, the
+encoder is not used either: tokens are read from the store, and conversations are visited in windows of its groups.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from toklip_mllm.model import TokLIPProcessor
 from toklip_mllm.training.conversations import Example, collate as collate_examples, label_conversation
 from toklip_mllm.training.sources import TOKEN_MEMORY, Talk, TalkReader
 
-#: Batches that are grouped by length together: more of them give less padding, and an order that is less random.
+#: Number of batches that are sorted by length together. More give less padding, and a less random order.
 _BATCHES = 50
 
 
 class TalkSample(NamedTuple):
-    """Tokens, with ids of 0 where the pictures are still levels."""
+    """Example with its pictures as ids, or as levels; then its ids are 0."""
 
     example: Example
-    #: (P, 3, S, S), uint8; None where the example has its ids.
+    #: (P, 3, S, S), uint8; None if the example has ids.
     levels: Tensor | None
-    #: (P, N, D), float16, if they are stored.
+    #: (P, N, D), float16, if tokens are stored.
     tokens: Tensor | None = None
 
 
 class TalkSamples:
-    """All sources one after another, as :class:`toklip_core.training.Samples`; :meth:`collate` goes with it.
+    """Samples of all sources, one source after another, for ``fit`` with :meth:`collate`.
 
-    A conversation is cut after ``max_length`` tokens. One of which that leaves half a picture, or nothing that the
-    assistant says, or whose picture cannot be read, is logged, and the next takes its place.
+    A conversation is cut after ``max_length`` tokens. It is logged and replaced by the next one if that cuts a picture
+    or leaves no token of the assistant, or if a picture cannot be read.
 
     Args:
-        sources: of :func:`toklip_mllm.training.open_sources`.
-        processor: of the model.
-        grid: h and w of a picture's ids.
-        max_length: tokens of a conversation, those of its pictures included.
-        batch_size: of a step, if conversations of one length are to come together; None: they are not.
-        window: bytes of stored tokens whose conversations are shuffled together. Half of what a source keeps in
-            memory: the first batches of a window may have the last conversations of the window before.
+        sources: readers from :func:`toklip_mllm.training.open_sources`.
+        processor: processor of the model.
+        grid: height h and width w of a picture's ids.
+        max_length: maximum number of tokens of a conversation, including those of pictures.
+        batch_size: batch size of a step, to group conversations by length; None: no grouping.
+        window: bytes of stored tokens whose conversations are shuffled together. The default is half the memory of a
+            source, because the first batches of a window may have the last conversations of the window before.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class TalkSamples:
 
     @cached_property
     def collate(self) -> Any:  # noqa: ANN401 - a function that can be pickled
-        """Samples -> batch, see :func:`collate`."""
+        """Function that makes a batch of samples, see :func:`collate`."""
         return partial(collate, pad_id=int(self._processor.tokenizer.pad_token_id or 0))
 
     def __len__(self) -> int:
         return len(self._talks)
 
     def try_templates(self) -> None:
-        """Render conversations of each kind, before hours of training come to one; ValueError that names it."""
+        """Render one conversation of each kind before training; ValueError that names the one that fails."""
         for source in self._sources:
             for talk in source.of_each_kind():
                 ids = torch.zeros(len(talk.pictures), *self._grid, dtype=torch.int64)
@@ -99,13 +99,13 @@ class TalkSamples:
     def order(self, size: int, seed: int, epoch: int) -> Tensor:
         """Return the permutation in which an epoch visits the samples: the argument ``order`` of ``fit``.
 
-        With a batch size, conversations of about the same length share a step, those without a picture apart: samples
-        are shuffled, sorted by length within windows of 50 batches, and the batches of a window shuffled. A batch that
-        began in the epoch before is filled first.
+        With a batch size, a step has conversations of about the same length, and those without a picture are separate:
+        samples are shuffled, sorted by length within windows of 50 batches, and the batches of a window are shuffled.
+        A batch that began in the epoch before is filled first.
 
-        Where tokens are read from a store, a conversation costs the reading of its first picture's group. So groups
-        are shuffled, then the conversations of each ``window``; those without a picture come anywhere in the epoch.
-        Further pictures of a conversation may lie in groups of other windows, and cost the reading of those.
+        If tokens are read from a store, each conversation reads the group of its first picture. So groups are shuffled,
+        and then the conversations of each ``window``; those without a picture may come anywhere in the epoch. Further
+        pictures of a conversation may lie in other windows' groups, which are then read, too.
         """
         shuffle, ends = self._shuffled(size, seed, epoch)
         batch = self._batch_size
@@ -114,7 +114,7 @@ class TalkSamples:
         draw = torch.Generator().manual_seed(derived_seed(seed, epoch, batch))
         head = -epoch * size % batch
         parts = [shuffle[:head]]
-        # Whole batches up to the end of a window: what is over comes with the next.
+        # A window ends with a whole batch; the remaining conversations come with the next window.
         bounds = sorted({head, size, *(end - (end - head) % batch for end in ends if end > head)})
         for first, last in pairwise(bounds):
             for window in torch.split(shuffle[first:last], _BATCHES * batch):
@@ -126,13 +126,13 @@ class TalkSamples:
 
     @cached_property
     def layout(self) -> str | None:
-        """A checksum of where stored tokens are read, on which the order depends; None without them."""
+        """Return a checksum of the places of stored tokens, on which the order depends; None without tokens."""
         if self._groups is None:
             return None
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._groups)).hexdigest()
 
     def _shuffled(self, size: int, seed: int, epoch: int) -> tuple[Tensor, list[int]]:
-        """A permutation, and where in it windows of groups end, but for the last."""
+        """Return a permutation (size,), and the ends of its windows of groups, except the last."""
         if self._groups is None:
             return shuffled(size, seed, epoch), []
         of_talks, nbytes = self._groups
@@ -140,7 +140,7 @@ class TalkSamples:
         groups = torch.randperm(len(nbytes), generator=draw)
         before = torch.empty_like(nbytes)
         before[groups] = nbytes[groups].cumsum(0) - nbytes[groups]
-        mixed = shuffled(size, seed, epoch)  # and it stays so where all is one window
+        mixed = shuffled(size, seed, epoch)  # one window needs no other order
         places = (of_talks[mixed] >= 0).nonzero()[:, 0]
         windows = before[of_talks[mixed[places]]] // self._window
         in_order = windows.argsort(stable=True)
@@ -151,7 +151,7 @@ class TalkSamples:
 
     @cached_property
     def _groups(self) -> tuple[Tensor, Tensor] | None:
-        """The group of each conversation's tokens, of all stores one after another, and the bytes of the groups."""
+        """Return the group of each conversation, counted over all stores, and the bytes of each group."""
         found = [source.groups for source in self._sources]
         stores = {groups.store: groups.nbytes for groups in found if groups is not None}
         if not stores:
@@ -174,7 +174,7 @@ class TalkSamples:
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
     def _sample(self, talk: Talk) -> TalkSample:
-        """The tokens of a conversation; UnusableSampleError if nothing can be learnt from them."""
+        """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
         ids = talk.ids
         if ids is None:
             ids = torch.zeros(len(talk.conversation.pictures), *self._grid, dtype=torch.int64)
@@ -191,8 +191,8 @@ class TalkSamples:
 def collate(samples: Sequence[TalkSample], *, pad_id: int) -> dict[str, Tensor]:
     """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w).
 
-    Beside ids there are image_tokens (P, N, D), float16, if they are stored. Rows are padded on the right. Pixels stay
-    bytes, so that a worker sends a quarter of what floats would be. Without pictures there is none of these.
+    If tokens are stored, image_tokens (P, N, D), float16, come with the ids. Rows are padded on the right. Pixels are
+    bytes, so that a worker sends a quarter of the size of floats. A batch without pictures has none of these.
     """
     batch = collate_examples([sample.example for sample in samples], pad_id=pad_id)
     levels = [sample.levels for sample in samples if sample.levels is not None]

@@ -1,6 +1,6 @@
-"""A small language model from nothing, with a tokenizer of the data's own words: where none can be downloaded.
+"""A small untrained language model, and a tokenizer of the words of the data, which need no download.
 
-Both are transformers' own classes, so that whatever holds for a large language model holds for this one.
+Both are classes of transformers, so that everything works as with a large language model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toklip_mllm.training.settings import SmallLanguage
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<|end|>"
 _ROLES = ("system", "user", "assistant")
 
-#: What an assistant says is marked as generated, its end too: that is what is trained.
+#: The assistant's turns are marked as generated, up to their end token, because labels are on them.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}"
@@ -35,24 +35,24 @@ _SPACE = "\u2581"
 
 
 def word_tokenizer(texts: Iterable[str], *, context_length: int) -> PreTrainedTokenizerBase:
-    """Return a tokenizer of the words of some texts, in lower case, with a chat template.
+    """Return a tokenizer of the words of texts, in lower case, with a chat template.
 
-    A word and a punctuation mark are tokens; of known words, text without needless spaces comes back as it was. The
+    Words and punctuation marks are tokens. Text of known words is decoded as it was, if it has no needless spaces. The
     vocabulary does not depend on the order of the texts.
 
     Args:
-        texts: whose words are known; all others are one unknown word.
-        context_length: tokens that the language model takes.
+        texts: texts whose words are known; all other words are one unknown token.
+        context_length: maximum number of tokens of the language model.
 
     Raises:
-        ValueError: there is no word.
+        ValueError: the texts have no word.
     """
     special = [PAD, UNKNOWN, END, *(f"<|{role}|>" for role in _ROLES)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special)}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )
-    # A word carries the space before it, so that "circle?" does not come back as "circle ?".
+    # A word includes the space before it, so that "circle?" does not come back as "circle ?".
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always"), pre_tokenizers.Punctuation("isolated")]
     )
@@ -63,7 +63,7 @@ def word_tokenizer(texts: Iterable[str], *, context_length: int) -> PreTrainedTo
         counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
     if not counts:
         raise ValueError("got no words for a vocabulary; give texts")
-    # Digits as well: questions ask for numbers that a small share of the data may lack.
+    # Digits are added, because questions ask for numbers that a small share of the data may lack.
     words = sorted({*counts, *(_SPACE + digit for digit in "0123456789")}, key=lambda word: (-counts[word], word))
     tokenizer.model = models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token=UNKNOWN)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -80,7 +80,7 @@ def word_tokenizer(texts: Iterable[str], *, context_length: int) -> PreTrainedTo
 
 
 def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return a Llama of random weights for a tokenizer; its seed is torch's global one."""
+    """Return a Llama with random weights for a tokenizer, from torch's global random state."""
     sizes = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=config.width,

@@ -1,4 +1,4 @@
-"""Conversations by epoch and index, with what their pictures are to the model: of files, and about scenes."""
+"""Conversations from files and about scenes, by epoch and index, with pictures in the form that the model needs."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from torch import Tensor
 from toklip_mllm.training.conversations import PLACEHOLDER, Conversation, read_conversations
 from toklip_mllm.training.settings import Conversations, SceneTalk, TalkSource
 
-#: Bytes of stored tokens that each reading process keeps in memory, of each store: 1,800 pictures of 256 x 1152.
+#: Bytes of stored tokens that each process keeps in memory per store: 1,800 pictures of 256 x 1152.
 TOKEN_MEMORY = 2**30
 
-#: How a scene is asked for its caption.
+#: Requests for the caption of a scene.
 REQUESTS = ("describe the picture.", "describe this picture.", "what is in the picture?", "what does the picture show?")
 
-#: Letters of a token, roughly, where only the order of lengths matters.
+#: Rough number of letters per token; only the order of lengths matters.
 _LETTERS = 4
 
-#: Turns that tell one sequence of speakers from another.
+#: Number of first turns by which sequences of speakers are told apart.
 _ROLES = 6
 
 _log = logging.getLogger(__name__)
 
 
 class PictureFormat(NamedTuple):
-    """How a picture becomes what a model takes."""
+    """Form of a picture that a model takes."""
 
     image_size: int
     resize: Resize
-    #: h and w of its ids.
+    #: Height h and width w of its ids.
     grid: tuple[int, int]
 
 
 class Talk(NamedTuple):
-    """A conversation, and its pictures as the model needs them: levels or ids, None where there is no picture."""
+    """A conversation, with its pictures as levels or ids; both are None without pictures."""
 
     conversation: Conversation
     #: (P, 3, S, S), uint8.
     levels: Tensor | None
     #: (P, h, w), int64.
     ids: Tensor | None
-    #: (P, N, D), float16, of the semantic encoder: see :func:`use_stored_tokens`.
+    #: (P, N, D), float16, outputs of the semantic encoder; see :func:`use_stored_tokens`.
     tokens: Tensor | None = None
 
 
 class Groups(NamedTuple):
-    """Where in a token store conversations have their tokens: a row is read with its group."""
+    """Groups of a token store that have the tokens of conversations; a row is read with its group."""
 
     store: Path
-    #: (conversations,), int64: the group of the first picture, -1 without pictures.
+    #: (conversations,), int64: group of the first picture, or -1 without pictures.
     of_talks: NDArray[np.int64]
-    #: Bytes of tokens in each group of the store.
+    #: (groups,), int64: bytes of tokens in each group of the store.
     nbytes: NDArray[np.int64]
 
 
@@ -71,37 +71,37 @@ class TalkReader(Protocol):
     """Conversations by (epoch, index)."""
 
     def __len__(self) -> int:
-        """Conversations of an epoch."""
+        """Number of conversations in an epoch."""
 
     def __getitem__(self, key: tuple[int, int]) -> Talk:
         """Return a conversation with its pictures; PictureError if one of them cannot be read."""
 
     def name(self, index: int) -> str:
-        """Return what messages call a conversation."""
+        """Return the name of a conversation for messages."""
 
     def texts(self, index: int) -> list[str]:
-        """Return what is said in a conversation of epoch 0."""
+        """Return the texts of a conversation of epoch 0."""
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield one conversation of each sequence of speakers, on which a chat template may depend."""
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
-        """Return the length of each conversation in tokens, roughly; negative of those without a picture."""
+        """Return the rough lengths (conversations,) in tokens; negative for those without a picture."""
 
     @property
     def stored(self) -> StoreInfo | None:
-        """What the ids of its token store mean; None without one."""
+        """Info of its token store; None without a store."""
 
     @property
     def groups(self) -> Groups | None:
-        """Where its tokens are read; None where they are not."""
+        """Groups that tokens are read from; None if none are read."""
 
 
 def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, seed: int) -> list[TalkReader]:
-    """Return the sources of the settings, looked through: no file and no placeholder is missing.
+    """Return readers for the sources of the settings, and check that no file and no placeholder is missing.
 
     Raises:
-        FileNotFoundError: what a source names is not there.
+        FileNotFoundError: a file that a source names is missing.
         ValueError: a file is malformed, stores do not fit one another or the model, or stores and pixels are mixed.
     """
     stores = [source.store for source in sources if isinstance(source, Conversations) and source.store is not None]
@@ -126,12 +126,12 @@ def use_stored_tokens(
 ) -> bool:
     """Make readers use stored tokens if all stores have those of this encoder; return whether they do.
 
-    Tokens that are of no use are left alone, and a warning says why: the ids mean the same.
+    Otherwise a warning says why, and only the ids are used, which mean the same.
 
     Args:
-        sources: of :func:`open_sources`.
-        encoder_checksum: of the model's config; None: it tells none.
-        memory: see ``TOKEN_MEMORY``.
+        sources: readers from :func:`open_sources`.
+        encoder_checksum: checksum in the model's config; None: it has none.
+        memory: bytes to keep; see ``TOKEN_MEMORY``.
     """
     files = [source for source in sources if isinstance(source, FileReader) and source.stored is not None]
     having = [source for source in files if source.stored is not None and source.stored.tokens is not None]
@@ -158,7 +158,7 @@ def use_stored_tokens(
 
 
 def words_of(sources: Sequence[TalkReader], conversations: int) -> Iterator[str]:
-    """Yield what is said in some conversations of epoch 0, spread evenly over all sources."""
+    """Yield the texts of some conversations of epoch 0, spread evenly over all sources."""
     total = sum(map(len, sources))
     for source in sources:
         count = min(len(source), max(1, round(conversations * len(source) / total)))
@@ -167,7 +167,7 @@ def words_of(sources: Sequence[TalkReader], conversations: int) -> Iterator[str]
 
 
 class SceneReader:
-    """Scenes with their questions in random order, and requests for captions among them."""
+    """Conversations about scenes: questions and a request for the caption, in random order."""
 
     stored = None
     groups = None
@@ -192,31 +192,31 @@ class SceneReader:
             for role, text in (("user", turn.text), ("assistant", turn.answer))
         ]
         messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
-        # No picture in it: its levels are beside it.
+        # The picture in it is empty, because its levels come separately.
         talk = Conversation(self.name(drawn.index), tuple(messages), ("",))
         return Talk(talk, levels_of(drawn.pixels)[None], None)
 
     def name(self, index: int) -> str:
-        """Return the number of a scene, and the seed."""
+        """Return the number of the scene and the seed."""
         return f"scene {index} of seed {self._source.seed}"
 
     def texts(self, index: int) -> list[str]:
-        """Return all questions, answers and captions of a scene, and the requests."""
+        """Return all questions, answers and captions of a scene, with the requests."""
         drawn = scene(index, seed=self._source.seed, size=self._size)
         asked = [text for question in drawn.questions for text in (question.text, question.answer)]
         return [*asked, *drawn.captions, *REQUESTS]
 
     def of_each_kind(self) -> Iterator[Conversation]:
-        """Yield the first conversation: of all of them, the question comes first."""
+        """Yield the first conversation, because all begin with a question."""
         yield self[0, 0].conversation
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
-        """Return one length for all."""
+        """Return the same length for all conversations."""
         return np.full(len(self), tokens_per_picture + 1, np.int64)
 
 
 class FileReader:
-    """The conversations of a file. They are held as bytes: half a million of them as objects would be gigabytes."""
+    """Conversations of a file, kept as bytes, because half a million objects would take gigabytes."""
 
     groups: Groups | None
 
@@ -252,7 +252,7 @@ class FileReader:
         return len(self._ends)
 
     def __getitem__(self, key: tuple[int, int]) -> Talk:
-        """Return a conversation, with the levels or ids of its pictures."""
+        """Return a conversation with the levels or ids of its pictures."""
         talk = self._talk(key[1])
         if not talk.pictures:
             return Talk(talk, None, None)
@@ -262,7 +262,7 @@ class FileReader:
         return Talk(talk, torch.stack([self._read(str(picture)) for picture in talk.pictures]), None)
 
     def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
-        """Read tokens, too, from now on; sources of one store share it, and what it keeps in memory."""
+        """Read tokens, too, from now on; readers of one store share it and its memory."""
         assert self.path is not None and self.stored is not None and self.stored.tokens is not None
         rows, columns = self._picturing.grid
         each = 2 * rows * columns * self.stored.tokens.width
@@ -275,19 +275,19 @@ class FileReader:
         self.groups = Groups(self.path, of_talks, sizes * each)
 
     def name(self, index: int) -> str:
-        """Return the file and the row, and the id if it has one."""
+        """Return the file, the row, and the id if the conversation has one."""
         return self._talk(index).name
 
     def texts(self, index: int) -> list[str]:
-        """Return what is said in a conversation."""
+        """Return the texts of a conversation."""
         return [message["content"].replace(PLACEHOLDER, " ") for message in self._talk(index).messages]
 
     def of_each_kind(self) -> Iterator[Conversation]:
-        """Yield the first conversation of each sequence of speakers, by its first turns."""
+        """Yield the first conversation of each sequence of speakers in the first turns."""
         yield from map(self._talk, self._kinds.values())
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
-        """Return lengths by the number of letters and pictures."""
+        """Return lengths (conversations,) from the numbers of letters and pictures."""
         pictures = np.array(self._pictures, np.int64)
         lengths = np.array(self._letters, np.int64) // _LETTERS + pictures * tokens_per_picture + 1
         return lengths * np.where(pictures > 0, 1, -1)
@@ -300,7 +300,7 @@ class FileReader:
     def _tokens(self, rows: list[int]) -> Tensor | None:
         if self._store is None:
             return None
-        # They were float16 in the store, so nothing is lost.
+        # Tokens are float16 in the store, so nothing is lost.
         return torch.stack([cast(Tensor, self._store[int(self._places[row])].tokens).half() for row in rows])
 
     def _read(self, path: str) -> Tensor:
@@ -314,7 +314,7 @@ class FileReader:
 def _stored_ids(
     store: Path, paths: dict[str, int], picturing: PictureFormat
 ) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
-    """What a store's ids mean, those of some pictures, 2 bytes a token mostly, and their rows in the store."""
+    """Return a store's info, the ids of some pictures, mostly 2 bytes each, and the pictures' rows in the store."""
     opened = TokenStore(store, features=())
     info = opened.info
     refuse_other_squares(info, store, image_size=picturing.image_size, resize=picturing.resize)

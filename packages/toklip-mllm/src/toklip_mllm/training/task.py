@@ -1,9 +1,9 @@
-"""``toklip train mllm``: the connector between pictures and a language model, and the language model.
+"""``toklip train mllm``: trains the connector between pictures and a language model, and the language model.
 
-    pictures -VQ tokenizer-> ids -codebook, encoder-> codes, tokens -connector-> language model -> what is said next
+    pictures -VQ tokenizer-> ids -codebook, encoder-> codes, tokens -connector-> language model -> next text token
 
-Two stages as LLaVA has them: first the connector alone, then it and the language model, whole or by LoRA. VQ tokenizer
-and semantic encoder stay frozen, unless the settings say otherwise.
+As in LLaVA, there are two stages: first the connector alone, then the connector and the language model, fully or by
+LoRA. VQ tokenizer and semantic encoder stay frozen, unless the settings say otherwise.
 
 Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422, section 3.3; Liu et al., LLaVA-1.5,
 https://arxiv.org/abs/2310.03744.
@@ -34,13 +34,13 @@ from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
 from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
 from toklip_mllm.training.sources import PictureFormat, TalkReader, open_sources, use_stored_tokens, words_of
 
-#: What of the semantic encoder tokens do not depend on.
+#: Modules of the semantic encoder that its tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
-#: Conversations that the written model and the trained one are compared on.
+#: Number of conversations for the comparison of the written model with the trained one.
 _COMPARED = 2
-#: How far their logits may be apart, as a share of their spread: by rounding in float32, and in bfloat16 (8 bits).
+#: Largest root mean square difference of their logits, as a share of their spread, in float32 and in bfloat16 (8 bits).
 _EXACT, _ROUNDED = 1e-3, 2**-4
-#: What names of the language model's weights begin with.
+#: Prefix of the names of the language model's weights.
 _TEXT = "language_model."
 
 
@@ -55,7 +55,7 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
         out: folder of the run.
 
     Raises:
-        FileNotFoundError: data or a model are missing.
+        FileNotFoundError: data or a model is missing.
         ValueError: data and models do not fit one another, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
@@ -63,10 +63,10 @@ def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
 
 
 class MLLMTask(Task):
-    """Learn to answer about pictures: the connector, and the language model, whole or by adapters, or the encoder.
+    """Task of answering about pictures: trains connector, language model (fully or by adapters) and encoder.
 
-    What the settings do not train is frozen inside of the model, which transformers saves as a whole. The VQ tokenizer
-    stands outside: :meth:`prepare` has it read pictures.
+    Modules that the settings do not train are frozen inside the model, which transformers saves as a whole. The VQ
+    tokenizer is outside of it, and reads pictures in :meth:`prepare`.
 
     Args:
         config: settings of the run.
@@ -107,7 +107,7 @@ class MLLMTask(Task):
         self.evaluate = self._evaluate if self._held_out else None
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a batch with image_ids (P, h, w) in place of pixels (P, 3, S, S), uint8."""
+        """Return a batch with image_ids (P, h, w) instead of pixels (P, 3, S, S), uint8."""
         if "pixels" not in batch:
             return batch
         pixels = normalized(batch["pixels"])
@@ -116,20 +116,20 @@ class MLLMTask(Task):
         return {**rest, "image_ids": tokenizer.encode(pixels)}
 
     def objective(self, model: nn.Module, prepared: dict[str, Tensor], step: int) -> Losses:
-        """Return the cross entropy of what the assistant says."""
+        """Return the cross entropy of the assistant's tokens."""
         return cast(Losses, model(prepared))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        """Write model and processor, adapters merged."""
+        """Write model and processor, with adapters merged."""
         dtype = getattr(torch, self.config.saved_dtype)
         save(self.model.model, self.processor, tensors, folder, lora=self.config.lora, dtype=dtype)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return groups of what is trained; the connector has its own learning rate."""
+        """Return the groups of trained parameters; the connector has its own learning rate."""
         return parameter_groups(self.model, {"connector": self.config.connector_learning_rate_factor})
 
     def comparison(self, product: nn.Module) -> Callable[[Path], None]:
-        """Return what refuses the folder of another model than this one, by their logits on a few conversations."""
+        """Return a function that refuses a folder whose model gives other logits on a few conversations."""
         device = next(product.parameters()).device
         samples = [self.samples[0, index] for index in range(min(_COMPARED, len(self.samples)))]
         batch = self.prepare({name: tensor.to(device) for name, tensor in self.samples.collate(samples).items()})
@@ -156,19 +156,19 @@ class MLLMTask(Task):
             return evaluate_answers(model, self.processor, self._held_out, self.config.held_out.prompt)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        """Let weights of both dtypes meet where some are frozen in bfloat16."""
+        """Return autocast to bfloat16 if some weights are frozen in bfloat16."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.frozen_dtype == "bfloat16")
 
 
 class MLLMTraining(nn.Module):
-    """The model; the forward pass gives the loss of a batch that :meth:`MLLMTask.prepare` returned."""
+    """The model, with a forward pass that returns the loss of a batch from :meth:`MLLMTask.prepare`."""
 
     def __init__(self, model: TokLIPForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Mapping[str, Tensor]) -> Losses:
-        """Return the cross entropy of what the assistant says: the mean over its tokens in all processes.
+        """Return the cross entropy of the assistant's tokens, averaged over the tokens of all processes.
 
         Args:
             batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w) if there are pictures; with
@@ -178,7 +178,7 @@ class MLLMTraining(nn.Module):
         logits, labels = answers(self.model, batch)
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
-            # Sharded, or with gradients averaged over processes, every process must come by all that is trained.
+            # If weights are sharded or gradients averaged, every process must use all trained weights.
             rows, columns = self.model.vision.grid
             nothing = self.model.get_image_features(labels.new_zeros(1, rows, columns), return_dict=True)
             loss = loss + 0 * nothing.pooler_output.sum()
@@ -186,27 +186,27 @@ class MLLMTraining(nn.Module):
         return Losses({"text": loss}, {"token_accuracy": accuracy})
 
     def _checkpoint_frozen_layers(self) -> None:
-        """Let a frozen language model save memory, too: in eval mode, its layers would keep all activations."""
+        """Turn checkpointing on in a frozen language model, whose layers would keep all activations in eval mode."""
         for layer in self.modules():
             if getattr(layer, "gradient_checkpointing", False):
                 layer.training = self.training
 
 
 def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return logits (T, V), float32, of the T tokens that the assistant says in a batch, and these tokens (T,).
+    """Return logits (T, V), float32, for the T tokens of the assistant in a batch, and these tokens (T,).
 
     Args:
-        model: on the device of the batch.
-        batch: as :meth:`MLLMTraining.forward` takes it.
+        model: model on the device of the batch.
+        batch: batch as for :meth:`MLLMTraining.forward`.
     """
     labels = batch["labels"][:, 1:]
     wanted = labels != -100
-    # Logits are the greatest tensor: they are computed where any row has a label, and no picture has one.
+    # Logits are the largest tensor, so they are computed only where a row has a label, which no picture has.
     places = wanted.any(dim=0).nonzero()[:, 0]
     wanted, labels = wanted[:, places], labels[:, places]
-    # Computed in float32, like the codes beside them.
+    # Tokens are computed in float32, like the codes.
     tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
-    # Padding is on the right, where no token that matters sees it: without a mask, attention is quicker.
+    # Padding is on the right, where no labelled token attends to it; attention is faster without a mask.
     output = model(
         input_ids=batch["input_ids"],
         image_ids=batch.get("image_ids"),
@@ -214,13 +214,13 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
         use_cache=False,
         logits_to_keep=places,
     )
-    # A language model that knows no logits_to_keep computes all.
+    # A language model without logits_to_keep computes all logits.
     logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
     return logits[wanted].float(), labels[wanted]
 
 
 def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
-    """Freeze what is not trained, in its dtype, add adapters, and turn on gradient checkpointing."""
+    """Freeze untrained modules in their dtype, add adapters, and turn on gradient checkpointing."""
     model.requires_grad_(False)
     if config.lora is not None:
         add_adapters(model.language_model, config.lora)
@@ -239,7 +239,7 @@ def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> No
         weight.data = weight.data.to(torch.float32 if weight.requires_grad else frozen)
     if config.grad_checkpointing:
         language_model = model.language_model
-        # Older releases of transformers know the second name alone, later ones warn of it.
+        # Older releases of transformers have only the second name, and later ones warn about it.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
 
@@ -256,12 +256,12 @@ def save(
     """Write model and processor into a folder.
 
     Args:
-        model: its configs are saved.
-        processor: its tokenizer and template are saved.
-        tensors: the model's state dict, with adapters if there is ``lora``.
-        folder: made if it is not there.
-        lora: the adapters' settings.
-        dtype: of the weights; the codebook stays in float32.
+        model: model whose configs are saved.
+        processor: processor whose tokenizer and template are saved.
+        tensors: state dict of the model, with adapters if ``lora`` is given.
+        folder: folder to write; created if missing.
+        lora: settings of the adapters.
+        dtype: dtype of the weights; the codebook stays in float32.
     """
     config = copy.deepcopy(model.config)
     if lora is not None:
@@ -278,7 +278,7 @@ def save(
 
 
 def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -> dict[str, Tensor]:
-    """The state dict of the whole model without adapters; the config says whether weights are still tied."""
+    """Return the state dict of the whole model with adapters merged; the config records whether weights are tied."""
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(config.text_config)
     adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
@@ -289,14 +289,14 @@ def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -
 
 
 def with_plain_template(processor: TokLIPProcessor) -> TokLIPProcessor:
-    """Return the processor with a template of pictures and the assistant's words alone, a new line after them.
+    """Return the processor with a template that renders only pictures and the assistant's text, with a new line.
 
-    Where the tokenizer begins texts with a token, such as Llama 3's, so do these.
+    If the tokenizer begins texts with a token, as Llama 3's does, the template does, too.
 
     Source: LLaVA, llava/train/train.py, preprocess_plain.
     """
     token, tokenizer = processor.image_token, processor.tokenizer
-    # As every text of such a tokenizer begins: Llama's and Gemma's models saw none that did not.
+    # Every text of such a tokenizer begins so; Llama's and Gemma's models were trained on no others.
     begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     template = ("{{ bos_token }}" if begins else "") + (
         "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -311,10 +311,10 @@ def with_plain_template(processor: TokLIPProcessor) -> TokLIPProcessor:
 def _beginning(
     config: MLLMTrainConfig,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[TalkReader], PictureFormat]:
-    """Model and processor before the first step, in float32, and the data, opened."""
+    """Return model and processor before the first step, in float32, with the opened data."""
     half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
-        # As it is stored nothing is lost, and `freeze` brings each weight to its dtype.
+        # The stored dtype loses nothing, and `freeze` converts each weight to its dtype.
         model, processor = load(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
         return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
@@ -342,7 +342,7 @@ def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:
 
 
 def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
-    """What a resume must begin with. Of the language model its embeddings stand for all: 7B are a minute to read."""
+    """Return checksums that a resumed run must match; of the language model only the embeddings, to save a minute."""
     embeddings = model.get_input_embeddings()
     return {"vision": weights_checksum(model.vision), "embeddings": weights_checksum(embeddings)}
 
@@ -361,7 +361,7 @@ def _refuse_past_context(max_length: int, context: int | None) -> None:
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
-    """The tokens of this process if all had equally many: gradients are averaged over processes."""
+    """Return the mean number of tokens per process, because gradients are averaged over processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return count.clamp(min=1)
     total = count.clone().float()

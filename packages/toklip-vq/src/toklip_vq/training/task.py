@@ -1,12 +1,12 @@
-"""``toklip train vq``: a VQGAN from pictures, scenes or photographs.
+"""``toklip train vq``: trains a VQGAN on pictures, scenes or photographs.
 
     pixels -> encoder -> latents -> quantizer -> codes -> decoder -> reconstruction
                                        |                                |
                          codebook loss, entropy          L1 or L2, LPIPS, discriminator
 
-Generator and discriminator train in one forward and one backward pass: the decoder's loss sees the discriminator with
-detached weights, the discriminator's loss sees detached reconstructions. That is LlamaGen's order of updates exactly,
-since it updates both from the same reconstructions; SEED-Voken updates the discriminator first.
+Generator and discriminator train in one forward and one backward pass: the decoder's loss uses the discriminator with
+detached weights, and the discriminator's loss uses detached reconstructions. That equals LlamaGen's order of updates,
+which updates both from the same reconstructions; SEED-Voken updates the discriminator first.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from toklip_vq.training.samples import held_out_pictures, open_sources
 from toklip_vq.training.settings import LossConfig, VQTrainConfig
 from toklip_vq.vqgan import VQGAN
 
-#: A warning is logged if less than this share of the codebook, or of as many codes as the held-out pictures have
-#: tokens, is in use on them.
+#: A warning is logged if the held-out pictures use less than this share of the codes that they could: of the codebook,
+#: or of their number of ids if that is smaller.
 COLLAPSED = 0.1
 
 _log = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ class VQTask(Task):
         return cast(Losses, model(prepared, step))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        """Write a tokenizer."""
+        """Write the model folder of the tokenizer."""
         result = VQGAN(self.config.model)
         result.load_state_dict(tensors)
         save_model_folder(folder, self.config.model.model_dump(mode="json"), result)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return one group for the VQGAN and one for the discriminator, each clipped by itself."""
+        """Return one group for the VQGAN and one for the discriminator; their gradients are clipped separately."""
         names = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
         judge = frozenset(name for name in names if name.startswith("discriminator."))
         groups = [ParameterGroup(names=frozenset(names - judge), clip_with="vqgan")]
@@ -114,11 +114,11 @@ class VQTask(Task):
 
 
 class VQTraining(nn.Module):
-    """A VQGAN and all that it is trained with; the forward pass returns the losses.
+    """A VQGAN with its losses and the networks that they need; the forward pass returns the losses.
 
     Args:
-        vqgan: the tokenizer; what the run is for.
-        config: losses and weights.
+        vqgan: the tokenizer that the run trains.
+        config: losses and their weights.
     """
 
     def __init__(self, vqgan: VQGAN, config: LossConfig) -> None:
@@ -136,7 +136,7 @@ class VQTraining(nn.Module):
         self.restart = CodeRestart(len(vqgan.codebook.weight)) if config.restart_until else None
 
     def forward(self, pixels: Tensor, step: int) -> Losses:
-        """Return the losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0; weights are included."""
+        """Return the weighted losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0."""
         config = self.config
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         latents = self.vqgan.latents(pixels).movedim(1, -1)
@@ -190,14 +190,14 @@ class VQTraining(nn.Module):
 
 @torch.no_grad()
 def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig) -> None:
-    """Set each code to the latent of some patch of a training picture, so that all of them start in use.
+    """Set each code to the latent of a random patch of the training pictures, so that all codes start in use.
 
     Source: https://arxiv.org/abs/2005.08520, section 3.3, where k-means chooses them.
     """
     codebook = vqgan.codebook
     size = len(codebook.weight)
     per_picture = (config.image_size // vqgan.downsample_factor) ** 2
-    # One token of a picture in eight: neighbours are alike.
+    # One latent in eight of each picture, because neighbours are alike.
     needed = min(math.ceil(8 * size / per_picture), len(samples))
     device = codebook.weight.device
     found: list[Tensor] = []
@@ -210,18 +210,18 @@ def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig
     chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.run.seed))[:size].to(device)
     codebook.weight[: len(chosen)] = comparable(latents[chosen], codebook)
     if dist.is_available() and dist.is_initialized():
-        dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and nothing would even it out
+        dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and would stay different
 
 
 def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Evaluation:
-    """Return PSNR (dB, mean over pictures, of clamped pictures), and use of the codebook; eight pictures beside theirs.
+    """Return the mean PSNR in dB of clamped pictures, the codebook use, and eight pictures beside their originals.
 
-    Every process evaluates its share.
+    Every process evaluates its share of the pictures.
 
     Args:
-        vqgan: in eval mode.
+        vqgan: VQGAN in evaluation mode.
         pixels: (N, 3, H, W) in [-1, 1].
-        batch_size: pictures at a time.
+        batch_size: number of pictures at a time.
     """
     assert isinstance(vqgan, VQGAN)
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
