@@ -1,4 +1,4 @@
-"""What holds for all tests: signals, and no network."""
+"""Set-up of all tests: default signals, and no network."""
 
 import os
 import signal

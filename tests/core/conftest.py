@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the core: a plugin that is found as an installed one, and pictures."""
+"""Fixtures of the tests of the core: a plugin that is found like an installed one, and pictures."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Discovery finds what is installed; whatever a plugin does wrong stays with it, and is said."""
+"""Discovery finds installed plugins; an error of one plugin is reported and affects no other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The contract kit passes on a right tokenizer, and says of a wrong one what is wrong with it."""
+"""The contract kit passes for a correct tokenizer, and names the error of a wrong one."""
 
 import pytest
 import torch

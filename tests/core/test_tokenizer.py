@@ -1,4 +1,4 @@
-"""The value of a loaded tokenizer: what it knows, that no model contains it, and that other ids are refused."""
+"""A loaded tokenizer as a value: its properties, that no model contains it, and that other ids are refused."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Which class is which: one rule for folders and stores, names that are printed and saved, and drawing by name."""
+"""Classes: one order for folders and stores, printed and saved names, and drawing by name."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Logits that are NaN or infinite: no picture is drawn of them, greedily or by chance, compiled or not."""
+"""Logits that are NaN or infinite: no picture is drawn from them, greedy or sampled, compiled or not."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The generator in the package: its size, its name, and whether it draws what it is asked for."""
+"""The generator in the package: its size, its name, and whether it draws its prompts."""
 
 import json
 

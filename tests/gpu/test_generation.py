@@ -1,4 +1,4 @@
-"""Drawing by a compiled step, CUDA graphs among it: the same ids as without."""
+"""Drawing with a compiled step and CUDA graphs: the same ids as without."""
 
 import pytest
 import torch

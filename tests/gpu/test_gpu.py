@@ -1,4 +1,4 @@
-"""What a GPU must not change: the laws of a tokenizer, and its ids but for ties."""
+"""A GPU does not change the laws of a tokenizer, nor its ids, except at ties."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Damaged folders of language models that see: one short line that names the folder."""
+"""Damaged folders of multimodal language models: one short line that names the folder."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Logits that are NaN or infinite: no answer is made up of them; weights that are, are refused by name."""
+"""Logits that are NaN or infinite give no answer; such weights are refused by name."""
 
 import copy
 import math

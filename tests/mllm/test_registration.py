@@ -1,4 +1,4 @@
-"""Importing the package registers its classes, and costs nothing."""
+"""Importing the package registers its classes and imports nothing heavy."""
 
 import subprocess
 import sys

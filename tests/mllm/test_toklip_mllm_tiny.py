@@ -1,4 +1,4 @@
-"""The model in the package: its size, its name, and what it knows."""
+"""The model in the package: its size, its name, and its accuracy."""
 
 import json
 

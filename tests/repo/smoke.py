@@ -1,4 +1,4 @@
-"""What a plain install must do, run by `nox -s build` where one wheel and what it needs, without extras, is installed.
+"""Smoke test of a plain install, which `nox -s build` runs with one wheel and its requirements, without extras.
 
 python tests/repo/smoke.py toklip-vq
 """

@@ -1,4 +1,4 @@
-"""`toklip demo` with all packages: the page needs nothing else, and the Python on it does what the commands did."""
+"""`toklip demo` with all packages: the page needs no other file, and its Python code does the same as the commands."""
 
 from __future__ import annotations
 

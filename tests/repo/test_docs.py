@@ -1,4 +1,4 @@
-"""The pages say what is so: every block runs as it is typed, every hook is described, every link leads somewhere.
+"""Contract: every block on the pages runs as it is typed, every hook is described, every link has a target.
 
 Blocks run in order, each page in a folder of its own that has the repository's `docs/examples` in it. `toklip` is a
 process there that has its libraries already: most of the time would go into importing them. A block that cannot run

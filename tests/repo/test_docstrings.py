@@ -1,4 +1,4 @@
-"""Contract: examples in docstrings give what they say, and the names of a package's face have one."""
+"""Contract: examples in docstrings give the output that they show, and public names have one."""
 
 from __future__ import annotations
 

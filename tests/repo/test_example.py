@@ -1,4 +1,4 @@
-"""The example plugin is a real one: it is built, installed and tested; and the tutorial shows it, byte for byte."""
+"""The example plugin is built, installed and tested, and the tutorial shows exactly its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contract: who may import whom, and what `toklip --help` costs. docs/explanation/architecture.md says it in words."""
+"""Contract: allowed imports, and the time of `toklip --help`; docs/explanation/architecture.md describes them."""
 
 from __future__ import annotations
 

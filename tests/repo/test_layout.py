@@ -1,4 +1,4 @@
-"""Contract: files with telling names, nothing public without a word about it, the field's names."""
+"""Contract: telling file names, docstrings for everything public, and the names of the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contracts of the packages: one version, pinned siblings, what a wheel carries, nothing of a developer's machine."""
+"""Contracts of the packages: one version, pinned siblings, contents of a wheel, nothing from a developer's machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's two commands: one runs the main job, the other the tests, and CI runs what the README says."""
+"""The README's two commands: one runs the main job, the other the tests, and CI runs the same."""
 
 from __future__ import annotations
 

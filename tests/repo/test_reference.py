@@ -1,4 +1,4 @@
-"""The reference leaves nothing out: commands and options, settings, public names. What pages name exists."""
+"""The reference has all commands, options, settings and public names, and pages name only what exists."""
 
 from __future__ import annotations
 

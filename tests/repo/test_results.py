@@ -1,4 +1,4 @@
-"""Laws and contracts of the scripts in results/: the packages take what they ask for, the pages have their tables."""
+"""Laws and contracts of the scripts in results/: the packages accept their calls, and the pages have their tables."""
 
 import importlib
 import json

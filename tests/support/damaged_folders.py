@@ -1,4 +1,4 @@
-"""A model folder, damaged in every way that its files can be: what each loader must refuse in one line."""
+"""Model folders, damaged in every way that their files can be, which each loader must refuse in one line."""
 
 import json
 import shutil

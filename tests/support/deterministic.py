@@ -1,4 +1,4 @@
-"""Weights that depend on a tensor's official name and shape alone: the rule that the goldens were made with."""
+"""Weights that depend only on a tensor's official name and shape, by the rule of the goldens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small runs of `toklip train encoder` for tests: their data, their settings, what they leave behind."""
+"""Small runs of `toklip train encoder` for tests: their data, their settings, and their files."""
 
 import json
 import math

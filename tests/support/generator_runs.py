@@ -1,4 +1,4 @@
-"""Small runs of `toklip train generator` for tests: their data, their settings, what they leave behind."""
+"""Small runs of `toklip train generator` for tests: their data, their settings, and their files."""
 
 import json
 from pathlib import Path

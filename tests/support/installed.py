@@ -1,4 +1,4 @@
-"""Installs plugins into a folder as an installer does: a module, and a .dist-info beside it."""
+"""Installation of plugins into a folder, as an installer does it: a module with a .dist-info."""
 
 from importlib.metadata import distributions
 from pathlib import Path

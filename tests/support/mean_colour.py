@@ -1,4 +1,4 @@
-"""A tokenizer for tests, quick and right: one id is the grey level of a 4 x 4 cell. Offered as a real plugin is."""
+"""A fast and correct tokenizer for tests: an id is the grey level of a 4 x 4 cell. It is offered like a real plugin."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""Small runs of `toklip train mllm` for tests: their data, their settings, what they leave behind."""
+"""Small runs of `toklip train mllm` for tests: their data, their settings, and their files."""
 
 import json
 from collections.abc import Callable

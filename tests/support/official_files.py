@@ -1,4 +1,4 @@
-"""Files of the layout that the official TokLIP was published in, of a small model."""
+"""Files of a small model in the layout of the official TokLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LlamaGen's small generators of the goldens: weights that depend on a tensor's official name and shape alone."""
+"""LlamaGen's small generators of the goldens, with weights that depend only on a tensor's official name and shape."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Small models of open_clip, by names of its registry as the published ones have them."""
+"""Small models of open_clip, with names in its registry like the published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the code blocks out of Markdown pages, for the tests that run them."""
+"""Reader of the code blocks in Markdown pages, for the tests that run them."""
 
 from __future__ import annotations
 

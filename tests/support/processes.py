@@ -1,4 +1,4 @@
-"""Functions that run in several processes of one group, as torchrun starts them, and locks that another one holds."""
+"""Functions that run in several processes of a group, as torchrun starts them, and locks that another process holds."""
 
 import os
 import socket

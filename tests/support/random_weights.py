@@ -1,4 +1,4 @@
-"""Weights of which none is zero or one: what is left out, misplaced or doubled shows."""
+"""Random weights, none of which is zero or one, so that missing, misplaced or doubled tensors show."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""What every test of bad input asks of a message: one line, short, about something that it names."""
+"""Check of the messages of bad input: one short line that names the cause."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The tensors of a run's save, whole or in the shards of several processes."""
+"""Tensors of a run's save, whole or from the shards of several processes."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models of ids without weights: the likeliest next id is the condition and all ids so far, modulo K."""
+"""Models of ids without weights: the likeliest next id is the sum of the condition and all ids so far, modulo K."""
 
 import torch
 from toklip_core.drawing import Drawing

@@ -1,4 +1,4 @@
-"""A Python that has imported torch and its like: what takes most of the time of a command or of a pair of processes.
+"""A Python server that has imported torch and other slow libraries, to save most of the time of short commands.
 
 A server imports them once. For each command line a child of it, forked, runs as `python` would: with the words, the
 folder, the environment and the open files of whoever asks, in an interpreter that imports our own code itself. So it

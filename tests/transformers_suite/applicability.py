@@ -1,4 +1,4 @@
-"""Leaving out tests of a mixin that do not apply to a class, each with its reason."""
+"""Tests of a mixin that do not apply to a class, with reasons, are left out."""
 
 import unittest
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in pixels, weights and codebook: refused by every backend, for all are one tokenizer's class."""
+"""NaN and infinity in pixels, weights and codebook: refused by every backend, because all share one class."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The search for the nearest code: exact, the same in any company, and small."""
+"""The search for the nearest code: exact, independent of the batch, and with little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer's tensors out of a whole model: those alone, from whatever files the model is in."""
+"""A tokenizer's tensors are read from the files of a whole model, sharded or not, without the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped model: what toklip-tiny knows of scenes that no training has seen, by the public commands."""
+"""The shipped model: accuracy of toklip-tiny on scenes outside its training data, by the public commands."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The published tokenizers, from the hub or its cache: they load strictly, and photographs stay what they were."""
+"""The published tokenizers, from the hub or its cache: they load strictly, and reconstruct photographs well."""
 
 from pathlib import Path
 

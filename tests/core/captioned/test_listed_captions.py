@@ -1,4 +1,4 @@
-"""Pictures in a column of a Parquet file, and captions that an imagefolder's table lists: encoded as trained on."""
+"""Pictures in a column of a Parquet file, and captions in an imagefolder's table: encoding and training agree."""
 
 import json
 

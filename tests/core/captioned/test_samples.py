@@ -1,4 +1,4 @@
-"""Captioned samples are functions of (seed, epoch, index), whatever they are read from and whoever reads them."""
+"""Captioned samples depend only on (seed, epoch, index), whatever source and process they come from."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What people really hand over. Each kind does the right thing, or ends with one line that says why.
+"""Unusual input of commands: each kind gives the right result, or one line that says what is wrong.
 
 Kills, signals and a full disk are in test_encode.py; what each odd mode looks like once it is read, in test_data.py.
 """

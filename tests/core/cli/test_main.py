@@ -1,4 +1,4 @@
-"""The command `toklip`: help, commands of plugins, errors as lines, and what a start costs."""
+"""The command `toklip`: help, commands of plugins, errors as lines, and the time of a start."""
 
 import errno
 import json

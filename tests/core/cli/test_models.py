@@ -1,4 +1,4 @@
-"""The commands that use a model, as they are typed: what they print, and the one line where they cannot."""
+"""The commands that use a model, as they are typed: their output, and the one line if they fail."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Compute is refused by its wrong value, and commands make it of their options and of the machine."""
+"""Compute names the value that is wrong, and commands derive it from their options and the machine."""
 
 import pytest
 import torch

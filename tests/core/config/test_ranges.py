@@ -1,4 +1,4 @@
-"""Numbers that people give: NaN, infinity and what no computer holds are refused, before any work."""
+"""Numbers from users: NaN, infinity and values beyond any computer are refused before any work."""
 
 import math
 

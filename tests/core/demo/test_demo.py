@@ -1,4 +1,4 @@
-"""`toklip demo` where no other package is installed, and where it cannot write or a command fails."""
+"""`toklip demo` without the other packages, without a folder to write to, and with a command that fails."""
 
 import re
 

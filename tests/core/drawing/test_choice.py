@@ -1,4 +1,4 @@
-"""Laws of choosing an id: as often as its probability says, and never one that the settings exclude."""
+"""Laws of choosing an id: its frequency is its probability, and excluded ids are never chosen."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Laws of guidance and of the other settings: schedules, ranges, and whose value counts."""
+"""Laws of guidance and of the other settings: schedules, ranges, and which value wins."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where in a picture a text is: the numbers, and the drawing."""
+"""Maps of where a text is in a picture: their numbers and their drawing."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pictures and texts by any model: ranks with ties, batches, and what is refused."""
+"""Matching of pictures and texts by any model: ranks with ties, batches, and refused input."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Figures of reconstruction: laws, the formulas, and what is said where a network is absent."""
+"""Figures of reconstruction: laws, formulas, and the message if a network is missing."""
 
 import hashlib
 import json

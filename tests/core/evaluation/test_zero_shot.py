@@ -1,4 +1,4 @@
-"""Classes by their names: parity with open_clip, laws of the figures, folders, templates and labels."""
+"""Zero-shot classification: parity with open_clip, laws of the figures, folders, templates and labels."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and what a killed process left beside them is gone after the next write."""
+"""Files are whole or missing, and the next write removes what a killed process left beside them."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Half a character, which JSON can spell and a terminal can type, is U+FFFD wherever a text enters."""
+"""A lone surrogate, which JSON and a terminal can contain, becomes U+FFFD in every text that is read."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Text files that people hand over: a byte-order mark is no text, another encoding is named, characters are whole."""
+"""Text files from users: byte-order marks are dropped, other encodings are named, characters are whole."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""torch.compile changes no law: the tokens are the same but for rounding, and as causal."""
+"""torch.compile changes nothing: the tokens are equal up to rounding, and causal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of the semantic encoder: causal to the bit, one function however it is run, and its towers' own numbers."""
+"""The laws of the semantic encoder: exactly causal, the same however it is run, with the original towers' numbers."""
 
 from __future__ import annotations
 

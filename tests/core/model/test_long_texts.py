@@ -1,4 +1,4 @@
-"""A text that is longer than a text tower reads is refused where somebody typed it, else counted."""
+"""A text too long for the text tower is refused if a user typed it, and otherwise counted."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Texts: how they are written, cut and padded, and open_clip's own numbers through the real conversion."""
+"""Texts are cleaned, cut and padded, and give open_clip's own numbers through the real conversion."""
 
 from __future__ import annotations
 

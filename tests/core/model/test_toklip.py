@@ -1,4 +1,4 @@
-"""TokLIP: folders, the hub, the tokenizer that stands outside, and what is refused."""
+"""TokLIP: folders, the hub, the tokenizer outside of it, and refused input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures are found once, keyed safely, read as people see them, and squared as the published figures were."""
+"""Pictures are found once, get safe keys, are read upright, and are made square as for the published figures."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""What a picture may cost: a limit that callers change, and so little memory below it that many workers survive."""
+"""Memory of reading a picture: a limit that callers can change, and little enough below it for many workers."""
 
 import io
 import subprocess

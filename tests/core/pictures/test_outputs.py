@@ -1,4 +1,4 @@
-"""Where a command writes is looked at before any work: no input is written over, and what cannot be is said."""
+"""The output of a command is checked before any work: no input is overwritten, and a wrong path is named."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pixels are read whatever is written beside them: profiles and texts that Pillow refuses to inflate."""
+"""Pixels are read despite profiles and texts in the file that Pillow refuses to inflate."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Members of a tar that belong together stay together, and a damaged tar costs no other one."""
+"""Members of a tar that belong together stay together, and a damaged tar does not affect others."""
 
 import codecs
 import io

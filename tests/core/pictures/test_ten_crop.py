@@ -1,4 +1,4 @@
-"""Ten crops at two sizes: torchvision's, stored as ids beside those of the whole picture."""
+"""Ten crops at two sizes: equal to torchvision's, and stored as ids after those of the whole picture."""
 
 import json
 

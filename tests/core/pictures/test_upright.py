@@ -1,4 +1,4 @@
-"""A picture is seen as people see it: upright once, on white, whether it comes as a file or as a picture of Pillow."""
+"""A picture is read as people see it: upright, on white, both from a file and from Pillow."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Laws of scenes as an input: it is the folder that `toklip scenes` writes, and a wrong one is one line."""
+"""Laws of scenes as an input: it equals the folder that `toklip scenes` writes, and wrong input gives one line."""
 
 import pytest
 import torch

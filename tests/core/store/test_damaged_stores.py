@@ -1,4 +1,4 @@
-"""A damaged token store gives the right rows or one line that names file and row, the same from every command."""
+"""A damaged token store gives the right rows, or one line with file and row that is the same in every command."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Keys come from anybody's files, tars and stores: `toklip decode` writes what it can, inside its folder."""
+"""`toklip decode` writes only inside its folder, although keys come from any files, tars and stores."""
 
 import errno
 import json

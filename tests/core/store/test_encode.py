@@ -1,4 +1,4 @@
-"""`toklip encode` and `toklip decode`: pictures there and back, and nothing lost or repeated however they end."""
+"""`toklip encode` and `toklip decode`: a round trip, and nothing lost or repeated however they end."""
 
 import errno
 import fcntl

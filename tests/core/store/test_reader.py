@@ -1,4 +1,4 @@
-"""A token store is read as it is by other tools, row by row by ours, and never mixes what does not belong together."""
+"""A token store can be read by other tools and row by row by ours, and never mixes different encodings."""
 
 import json
 import pickle

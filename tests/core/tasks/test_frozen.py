@@ -1,4 +1,4 @@
-"""What an encoder's training takes from tokenizer and teacher, by pictures or by a store, and what it leaves alone."""
+"""Frozen tokenizer and teacher in an encoder's training: their outputs, from pictures or a store, and their weights."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""What a run is evaluated on, the recipes, and the command."""
+"""Held-out data of a run, the recipes, and the command."""
 
 import json
 from pathlib import Path

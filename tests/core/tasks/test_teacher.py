@@ -1,4 +1,4 @@
-"""Training a teacher: exact resume, its words, what is decayed, what is exported, the command."""
+"""Training a teacher: exact resume, its words, weight decay, export, and the command."""
 
 import json
 import os

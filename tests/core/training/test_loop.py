@@ -1,4 +1,4 @@
-"""The laws of fit: exact resume, whole saves, frozen things, order of the data, signals."""
+"""The laws of fit: exact resume, whole saves, frozen weights, order of the data, signals."""
 
 import json
 import multiprocessing

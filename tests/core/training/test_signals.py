@@ -1,4 +1,4 @@
-"""What asks long work to stop: Ctrl-C, SIGTERM, and the end of a terminal."""
+"""Signals that stop long work: Ctrl-C, SIGTERM, and the end of a terminal."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Several sources as one data set, and the sample that stands for one that cannot be used."""
+"""Several sources as one data set, and the replacement of unusable samples."""
 
 import logging
 import pickle

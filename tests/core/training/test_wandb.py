@@ -1,4 +1,4 @@
-"""The log of a run at Weights & Biases: the same lines, one run however often it is resumed."""
+"""The log of a run at Weights & Biases: the same lines, and one run even if it is resumed."""
 
 import sys
 import types

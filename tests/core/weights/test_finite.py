@@ -1,4 +1,4 @@
-"""NaN and infinity: refused wherever numbers come in or go out, also by what a caller passes from Python."""
+"""NaN and infinity: refused in every input and output, including values passed from Python."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A generator of classes is measured: pictures of the reference's size, resized as LlamaGen resizes them."""
+"""Evaluation of a generator of classes: pictures of the reference's size, resized as LlamaGen resizes them."""
 
 import json
 

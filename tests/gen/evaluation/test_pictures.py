@@ -1,4 +1,4 @@
-"""Figures of drawn pictures: formulas, parity with torchmetrics and torch-fidelity, references that are not mixed."""
+"""Figures of drawn pictures: formulas, parity with torchmetrics and torch-fidelity, separate references."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Scenes read from pixels, and whether pictures show what captions say: judges are right about scenes themselves."""
+"""Scenes read from pixels, and whether pictures show what captions say: judges are right about real scenes."""
 
 from dataclasses import replace
 

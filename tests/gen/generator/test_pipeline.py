@@ -1,4 +1,4 @@
-"""Folders of generators, what is refused, and `toklip generate`."""
+"""Folders of generators, refused input, and `toklip generate`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What ends a training of a generator from outside: a kill loses steps, a full disk a save, and neither the run."""
+"""Interrupted training of a generator: a kill loses steps and a full disk loses a save, but never the run."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""What a generator is trained on: views, classes, captions, their order, and what is refused."""
+"""Training data of a generator: views, classes, captions, their order, and refused data."""
 
 import logging
 from pathlib import Path

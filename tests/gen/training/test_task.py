@@ -1,4 +1,4 @@
-"""Training a generator: exact resume, two processes, data with crops and classes, what is refused, the command."""
+"""Training a generator: exact resume, two processes, data with crops and classes, refused settings, the command."""
 
 import json
 import os

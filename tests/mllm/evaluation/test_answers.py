@@ -1,4 +1,4 @@
-"""When an answer is right: laws of the figures, and the formulas of VQA and POPE by hand."""
+"""Correctness of answers: laws of the figures, and the formulas of VQA and POPE, computed by hand."""
 
 import pytest
 from toklip_mllm.evaluation import exact_match, find_choice, is_yes, normalize_answer, vqa_accuracy, yes_no

@@ -1,4 +1,4 @@
-"""`toklip evaluate vqa`: which questions, which figures, the command, and one line for bad input."""
+"""`toklip evaluate vqa`: its questions, its figures, the command, and one line for bad input."""
 
 import json
 import re

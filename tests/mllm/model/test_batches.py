@@ -1,4 +1,4 @@
-"""Batches of prompts: what a saved and loaded model says to several questions is what it says to each alone."""
+"""Batches of prompts: a saved and loaded model answers several questions as it answers each alone."""
 
 import pytest
 import torch

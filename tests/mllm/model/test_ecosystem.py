@@ -1,4 +1,4 @@
-"""What works on any model of transformers works on this one unchanged: Trainer, peft, device maps, checkpointing."""
+"""Tools for any model of transformers work unchanged on this one: Trainer, peft, device maps, checkpointing."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Generation with pictures: all of transformers' generate, and pictures are encoded once."""
+"""Generation with pictures: transformers' generate with all its modes, and pictures are encoded once."""
 
 import pytest
 import torch

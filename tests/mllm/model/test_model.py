@@ -1,4 +1,4 @@
-"""Laws of the model: where pictures land, what padding, batching and saving change (nothing), and what is refused."""
+"""Laws of the model: places of pictures, no change by padding, batching or saving, and refused input."""
 
 import pytest
 import torch

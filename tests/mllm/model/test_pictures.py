@@ -1,4 +1,4 @@
-"""A picture may be given as whatever people have; nothing is fetched from a network unless it is asked for."""
+"""A picture may come in any usual form; nothing is fetched from a network unless that is allowed."""
 
 import base64
 import io

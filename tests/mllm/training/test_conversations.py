@@ -1,4 +1,4 @@
-"""Conversations: both forms are read, and labels are what the assistant says, as the chat template tells."""
+"""Conversations: both forms are read, and labels are on the assistant's tokens in the chat template."""
 
 import json
 from pathlib import Path

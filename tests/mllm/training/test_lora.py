@@ -1,4 +1,4 @@
-"""What `train mllm` exports of adapters is the model that was trained, whatever layers they are in, or is refused."""
+"""`train mllm` exports adapters in any layers as the model that was trained, or refuses them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Two processes train to what one trains to, each with all weights (DDP) or with a part of them (FSDP 2)."""
+"""Two processes train the same model as one, each with all weights (DDP) or with a share of them (FSDP 2)."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the language model is trained on: order, cuts, what is left out, stores, and what is refused."""
+"""Training data of the language model: order, cuts, left-out samples, stores, and refused data."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The small language model and its tokenizer: words come back, turns are marked, the vocabulary is the data's."""
+"""The small language model and its tokenizer: decoded words, marked turns, and the vocabulary of the data."""
 
 import pytest
 import torch

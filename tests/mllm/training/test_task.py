@@ -1,4 +1,4 @@
-"""Training: exact resume, what is frozen, LoRA, the loss, stores, stages."""
+"""Training: exact resume, frozen weights, LoRA, the loss, stores, stages."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`toklip train mllm`: recipes, and one line for what does not fit."""
+"""`toklip train mllm`: recipes, and one line for settings that do not fit."""
 
 import pytest
 from click.testing import CliRunner

@@ -1,4 +1,4 @@
-"""Chameleon's tokenizer: the numbers of Meta's code, and of the half that transformers has."""
+"""Chameleon's tokenizer: the numbers of Meta's code, and of the encoder in transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IBQ: the numbers of the official code, and its Lightning files with everything that is inside them."""
+"""IBQ: the numbers of the official code, and its Lightning files with all their contents."""
 
 from __future__ import annotations
 

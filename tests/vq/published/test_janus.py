@@ -1,4 +1,4 @@
-"""Janus's tokenizer: the numbers of LlamaGen's VQ-16, which it is, and the towers of transformers."""
+"""Janus's tokenizer: the numbers of LlamaGen's VQ-16, which it equals, and of transformers' towers."""
 
 from __future__ import annotations
 
