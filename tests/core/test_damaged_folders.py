@@ -35,7 +35,7 @@ def run_folder(path):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run with a save of step 3, its folder and its state."""
+    """A run with a checkpoint of step 3, its folder and its state."""
     state = TrainState(nn.Linear(2, 2), (), {}, None)
     folder = run_folder(tmp_path / "run")
     with folder.open({"a": 1}, harmless=set()):
@@ -76,15 +76,15 @@ def test_a_run_within_its_format_goes_on(run):
 def test_progress_of_a_save_that_is_none(run, what):
     path, state = run
     content = NO_OBJECT.get(what, json.dumps({"step": 3, "figures": [], "scaler": {}}).encode())
-    (path / "saves" / "step-00000003" / "progress.json").write_bytes(content)
-    with refusing("step-00000003 is damaged (", "delete it to go on from the save before"):
+    (path / "checkpoints" / "step-00000003" / "progress.json").write_bytes(content)
+    with refusing("step-00000003 is damaged (", "delete it to go on from the one before it"):
         run_folder(path).load(state, steps=9)
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "average"])
 def test_tensors_of_a_save_that_are_cut(run, part):
     path, state = run
-    file = path / "saves" / "step-00000003" / f"{part}.safetensors"
+    file = path / "checkpoints" / "step-00000003" / f"{part}.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with refusing("step-00000003 is damaged ("):
         run_folder(path).load(state, steps=9)

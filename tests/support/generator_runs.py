@@ -72,13 +72,13 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 
 def last(out: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the last save."""
-    return load_file(max((out / "saves").iterdir()) / "model.safetensors")
+    """Return the weights of the last checkpoint."""
+    return load_file(max((out / "checkpoints").iterdir()) / "model.safetensors")
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The last saves and the exported files, byte for byte; the logs but for the clock."""
-    files = [*max((one / "saves").iterdir()).iterdir(), *(one / "model").iterdir()]
+    """The last checkpoints and the exported files, byte for byte; the logs but for the clock."""
+    files = [*max((one / "checkpoints").iterdir()).iterdir(), *(one / "model").iterdir()]
     names = [file.relative_to(one) for file in files]
     assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []
     logs = [[line | {"steps_per_second": 0} for line in lines(out)] for out in (one, other)]

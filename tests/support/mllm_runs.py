@@ -90,8 +90,8 @@ def exported(out: Path) -> dict[str, Tensor]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """The last saves and the exported files, byte for byte, and the logs."""
-    files = [*max((one / "saves").iterdir()).iterdir(), *(one / "model").iterdir()]
+    """The last checkpoints and the exported files, byte for byte, and the logs."""
+    files = [*max((one / "checkpoints").iterdir()).iterdir(), *(one / "model").iterdir()]
     names = [file.relative_to(one) for file in files]
     assert len(names) > 7
     assert [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()] == []

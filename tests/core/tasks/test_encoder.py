@@ -28,6 +28,7 @@ from toklip_core.training import FitReport
 from torch import Tensor, nn
 
 from tests.core.training.test_passes import FSDP2, assert_losses_agree, knows_fsdp2, shard_on_cpus
+from tests.support.checkpoints import last
 from tests.support.encoder_runs import (
     Source,
     assert_same_run,
@@ -40,7 +41,6 @@ from tests.support.encoder_runs import (
     write_toml,
 )
 from tests.support.processes import run_together
-from tests.support.saves import last
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ class Interrupted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Interrupted]:
-    """A run for each signal, which comes after the first save; the tokenizer is slow, so that it meets them at work."""
+    """A run for each signal, sent after the first checkpoint; the tokenizer is slow, so that it meets them at work."""
     folder = tmp_path_factory.mktemp("interrupted")
     changes = {"tokenizer": "mean-colour-slow", "run": {"steps": 30, "save_every": 2}}
     found = values(world, pictures(world), **changes)
@@ -115,7 +115,7 @@ def interrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
     waiting = dict(started)
     while waiting:
         for number, process in [*waiting.items()]:
-            if list((folder / f"{number}").glob("saves/step-*")) or process.poll() is not None:
+            if list((folder / f"{number}").glob("checkpoints/step-*")) or process.poll() is not None:
                 waiting.pop(number).send_signal(number)
         time.sleep(0.002)
     errors = {number: process.communicate()[1] for number, process in started.items()}
@@ -142,7 +142,7 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_save(interrupted: dict[in
 def test_sigterm_saves_and_stops_with_status_143(interrupted: dict[int, Interrupted], uninterrupted: Path):
     run = interrupted[signal.SIGTERM]
     assert run.status == 143, run.error
-    step = int(max((run.out / "saves").iterdir()).name.removeprefix("step-"))
+    step = int(max((run.out / "checkpoints").iterdir()).name.removeprefix("step-"))
     assert 2 <= step < 30 and f"Stopped and saved at step {step}; the same command goes on." in run.error
     train_encoder(run.settings, run.out)
     assert_same_run(run.out, uninterrupted)
@@ -161,12 +161,12 @@ def test_a_full_disk_leaves_the_last_save_whole(tmp_path: Path, world: Path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distillation, "clamp_logit_scale", filling)
         try:
-            with pytest.raises(OSError, match=r"cannot save step 4; the last save is step 2 in") as raised:
+            with pytest.raises(OSError, match=r"cannot save step 4; the last checkpoint is step 2 in") as raised:
                 train_encoder(settings, tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
-    assert [entry.name for entry in (tmp_path / "run/saves").iterdir()] == ["step-00000002"]
+    assert [entry.name for entry in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
     train_encoder(settings, tmp_path / "run")
     train_encoder(settings, tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -261,11 +261,12 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one(alone: Path, pair: Path, kind: str, sharded: str):
     """The losses and gradients of all steps, the figures, and the model."""
     if sharded and not knows_fsdp2():
-        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded saves")
+        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded checkpoints")
     one, two = alone / kind, pair / f"{sharded}{kind}"
     assert_losses_agree(lines(two), lines(one))
     assert_moments_agree(moments(two), moments(one))
-    figures = [json.loads((out / "saves/step-00000002/progress.json").read_text())["figures"] for out in (two, one)]
+    progress = [json.loads((out / "checkpoints/step-00000002/progress.json").read_text()) for out in (two, one)]
+    figures = [read["figures"] for read in progress]
     assert figures[0] == figures[1] and len(figures[0]) == 3
     models = [load_file(out / "model/model.safetensors") for out in (two, one)]
     torch.testing.assert_close(models[0], models[1], rtol=0, atol=1e-5)

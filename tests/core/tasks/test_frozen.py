@@ -18,6 +18,7 @@ from toklip_core.training import parameter_groups
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
+from tests.support.checkpoints import last
 from tests.support.encoder_runs import (
     CAPTIONS,
     Source,
@@ -31,7 +32,6 @@ from tests.support.encoder_runs import (
     values,
 )
 from tests.support.mean_colour import MeanColour
-from tests.support.saves import last
 from tests.support.small_models import SIZE, TRUNK
 
 

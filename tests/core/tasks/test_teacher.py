@@ -79,7 +79,7 @@ def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, chan
     whole = train_teacher(settings, tmp_path / "whole")
     assert stopped_after(2, settings, tmp_path / "parts")[::2] == (2, signal.SIGTERM)
     assert train_teacher(settings, tmp_path / "parts") == whole
-    for file in ("saves/step-00000004/model.safetensors", "saves/step-00000004/optimizer.safetensors"):
+    for file in ("checkpoints/step-00000004/model.safetensors", "checkpoints/step-00000004/optimizer.safetensors"):
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         assert (tmp_path / "parts/model" / file).read_bytes() == (tmp_path / "whole/model" / file).read_bytes()
@@ -192,7 +192,7 @@ def test_what_is_trained_is_what_is_exported(clip: CLIP):
 @pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
 def test_the_bias_is_the_sigmoids_alone(tmp_path: Path, clip: CLIP, contrast: str):
     train_teacher(config(contrast=contrast), tmp_path / "run")
-    saved = load_file(tmp_path / "run/saves/step-00000004/model.safetensors")
+    saved = load_file(tmp_path / "run/checkpoints/step-00000004/model.safetensors")
     assert ("logit_bias" in saved) == (contrast == "sigmoid")
     assert (load_clip(tmp_path / "run/model").logit_bias == -10).item() == (contrast == "softmax")
 

@@ -1,4 +1,4 @@
-"""The laws of fit: exact resume, whole saves, frozen weights, order of the data, signals."""
+"""The laws of fit: exact resume, whole checkpoints, frozen weights, order of the data, signals."""
 
 import json
 import multiprocessing
@@ -99,15 +99,15 @@ def evaluate(product: nn.Module) -> Evaluation:
     return Evaluation({"weight": float(product.head.weight.sum())}, {"grey": torch.zeros(1, 3, 4, 4)})
 
 
-def last_save(out: Path) -> Path:
-    return max((out / "saves").iterdir())
+def last_checkpoint(out: Path) -> Path:
+    return max((out / "checkpoints").iterdir())
 
 
 def assert_same_save(one: Path, other: Path) -> None:
     """Weights, averages and optimizer, bit for bit."""
-    assert last_save(one).name == last_save(other).name
+    assert last_checkpoint(one).name == last_checkpoint(other).name
     for part in ("model", "average", "optimizer"):
-        mine, theirs = (load_file(last_save(out) / f"{part}.safetensors") for out in (one, other))
+        mine, theirs = (load_file(last_checkpoint(out) / f"{part}.safetensors") for out in (one, other))
         assert mine.keys() == theirs.keys() and mine
         different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
         assert not different, (part, different)
@@ -205,7 +205,7 @@ def test_frozen_weights_stay_in_eval_mode_unchanged_and_out_of_the_saves(tmp_pat
     _, model = train(tmp_path / "run", objective=noting)
     assert set(modes) == {(True, False)}
     assert all(torch.equal(model.frozen.state_dict()[name], before[name]) for name in before)
-    saved = load_file(last_save(tmp_path / "run") / "model.safetensors")
+    saved = load_file(last_checkpoint(tmp_path / "run") / "model.safetensors")
     assert not any(name.startswith("frozen") for name in saved)
     assert saved["seen"] == 28
     assert "frozen.0.weight" in load_file(tmp_path / "run/model/model.safetensors"), "the result is complete"
@@ -246,10 +246,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_loss(tmp_path: Path)
         losses = objective(model, batch, step).losses
         return Losses({**losses, "other": losses["error"] * (float("nan") if step == 4 else 1)})
 
-    with pytest.raises(ValueError, match=r"the loss 'other' is nan at step 5; the last save is step 3 in") as raised:
+    with pytest.raises(ValueError, match=r"'other' is nan at step 5; the last checkpoint is step 3 in") as raised:
         train(tmp_path / "run", run_config(log_every=50), breaking)
     assert "\n" not in str(raised.value)
-    assert last_save(tmp_path / "run").name == "step-00000003"
+    assert last_checkpoint(tmp_path / "run").name == "step-00000003"
 
 
 def test_gradients_that_are_not_finite_stop_before_their_step_is_saved(tmp_path: Path):
@@ -261,18 +261,18 @@ def test_gradients_that_are_not_finite_stop_before_their_step_is_saved(tmp_path:
             next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
         return Losses(losses)
 
-    with refusing("the norm of the gradients of 'model' is inf at step 6; the last save is step 3 in "):
+    with refusing("the norm of the gradients of 'model' is inf at step 6; the last checkpoint is step 3 in "):
         train(tmp_path / "run", run_config(log_every=50), breaking)
-    assert last_save(tmp_path / "run").name == "step-00000003"
+    assert last_checkpoint(tmp_path / "run").name == "step-00000003"
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path):
     def spoil(model: nn.Module) -> None:
         next(model.parameters()).view(-1)[0] = float("nan")
 
-    with refusing("cannot save step 1; there is no save yet (the model's 'body.0.weight' has NaN", kind=OSError):
+    with refusing("cannot save step 1; there is no checkpoint yet (the model's 'body.0.weight' has NaN", kind=OSError):
         train(tmp_path / "run", run_config(save_every=1), after_step=spoil)
-    assert not list((tmp_path / "run" / "saves").iterdir())
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tmp_path: Path):
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tm
     def evaluate(product: nn.Module) -> Evaluation:
         raise AssertionError("it was evaluated")
 
-    with refusing("the loss 'error' is nan at step 2; there is no save yet"):
+    with refusing("the loss 'error' is nan at step 2; there is no checkpoint yet"):
         train(tmp_path / "run", run_config(log_every=50), breaking, evaluate=evaluate)
 
 
@@ -326,19 +326,20 @@ def test_a_full_disk_leaves_the_last_save_whole(tmp_path: Path, whole: Path):
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(OSError, match=r"cannot save step 6; the last save is step 3 in .*saves \(") as raised:
+        with pytest.raises(OSError, match=r"save step 6; the last checkpoint is step 3 in .*checkpoints \(") as raised:
             train(run, run_config(log_every=50), filling)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
-    assert [entry.name for entry in (run / "saves").iterdir()] == ["step-00000003"], "and nothing half-written"
+    assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["step-00000003"], "and nothing half-written"
     train(run)
     assert_same_save(run, whole)
 
 
 def test_the_last_saves_are_kept_and_older_ones_deleted(tmp_path: Path):
     train(tmp_path / "run", run_config(save_every=1, keep=2))
-    assert sorted(entry.name for entry in (tmp_path / "run/saves").iterdir()) == ["step-00000006", "step-00000007"]
+    kept = sorted(entry.name for entry in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000007"]
 
 
 def test_another_setting_is_an_error_that_names_it(tmp_path: Path):
@@ -420,15 +421,15 @@ def held_alone(file: Path) -> bool:
 
 
 def test_a_save_folder_that_is_there_already_is_not_deleted(tmp_path: Path):
-    """Where no locks are known, two runs may come to one save."""
-    theirs = tmp_path / "run/saves/.step-00000002/model.safetensors"
+    """Where no locks are known, two runs may come to one checkpoint."""
+    theirs = tmp_path / "run/checkpoints/.step-00000002/model.safetensors"
 
     def meanwhile(model: nn.Module, batch: Any, step: int) -> Losses:
         theirs.parent.mkdir(exist_ok=True)
         theirs.write_bytes(b"of another process")
         return objective(model, batch, step)
 
-    with pytest.raises(OSError, match="cannot save step 2; there is no save yet"):
+    with pytest.raises(OSError, match="cannot save step 2; there is no checkpoint yet"):
         train(tmp_path / "run", run_config(steps=2), meanwhile)
     assert theirs.read_bytes() == b"of another process"
 
@@ -469,9 +470,9 @@ def test_an_export_that_fails_leaves_the_model_that_was_there(tmp_path: Path):
 
 def test_a_damaged_save_is_named(tmp_path: Path):
     train(tmp_path / "run", run_config(steps=2, save_every=1))
-    file = last_save(tmp_path / "run") / "optimizer.safetensors"
+    file = last_checkpoint(tmp_path / "run") / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"step-00000002 is damaged \(.*\); delete it to go on from the save before"):
+    with pytest.raises(ValueError, match=r"step-00000002 is damaged \(.*\); delete it to go on from the one before it"):
         train(tmp_path / "run", run_config(steps=2, save_every=1))
 
 
@@ -540,7 +541,7 @@ def test_muon_moves_a_matrix_by_its_own_rate_in_every_direction(tmp_path: Path):
     torch.manual_seed(0)
     before = Toy().body[0].weight.detach()
     train(tmp_path / "run", run, groups=[matrix, rest])
-    after = load_file(last_save(tmp_path / "run") / "model.safetensors")["body.0.weight"]
+    after = load_file(last_checkpoint(tmp_path / "run") / "model.safetensors")["body.0.weight"]
     rows, columns = after.shape
     sizes = torch.linalg.svdvals(after - before) / max(1, rows / columns) ** 0.5
     assert sizes.median() > 0.25 and sizes.max() < 0.75

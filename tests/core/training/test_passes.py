@@ -28,9 +28,9 @@ from toklip_core.training import (
 )
 from torch import Tensor, nn
 
+from tests.support.checkpoints import last, last_checkpoint
 from tests.support.processes import run_together
 from tests.support.refusals import refusing
-from tests.support.saves import last, last_save
 from tests.support.toy_tasks import ToyTask
 
 pytestmark = pytest.mark.slow
@@ -306,7 +306,7 @@ def test_after_each_step_a_parameter_can_be_clamped(tmp_path: Path):
     _, model = train(tmp_path / "run", members={"after_step": clamp})
     limit = torch.tensor([math.log(10) - 0.1])
     assert torch.equal(model.logit_scale, limit)
-    assert torch.equal(last(tmp_path / "run", "model")["logit_scale"], limit), "in the save too"
+    assert torch.equal(last(tmp_path / "run", "model")["logit_scale"], limit), "in the checkpoint too"
 
 
 def in_two_processes(folder: Path) -> None:
@@ -328,12 +328,12 @@ def in_two_processes(folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if os.environ["RANK"] == "1":
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))  # a file may not grow beyond these bytes
-    with pytest.raises(OSError, match=r"cannot save step 2; the last save is step 1 in .*full.saves \(") as raised:
+    with pytest.raises(OSError, match=r"save step 2; the last checkpoint is step 1 in .*full.checkpoints \(") as raised:
         train(folder / "full", steps=3, save_every=1, **more)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 360
     if os.environ["RANK"] == "0":  # which tidies up
-        names = [save.name for save in (folder / "full/saves").iterdir()]
+        names = [save.name for save in (folder / "full/checkpoints").iterdir()]
         assert names == ["step-00000001"], "and nothing half-written"
     train(folder / "full", steps=3, save_every=9, **more)
 
@@ -370,7 +370,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shards(pair: Path) -> Path:
     if not knows_fsdp2():
-        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded saves")
+        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded checkpoints")
     return pair
 
 
@@ -416,7 +416,7 @@ def test_a_sharded_run_resumes_bit_for_bit(shards: Path, run: str):
 
 def test_each_process_saves_its_shards_and_nothing_is_a_pickle(shards: Path):
     names = ["progress.json", *(f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2))]
-    save = last_save(shards / "whole")
+    save = last_checkpoint(shards / "whole")
     assert sorted(file.name for file in save.iterdir()) == names
     parts = [last(shards / "whole", part) for part in ("model", "average", "optimizer")]
     whole = sum(tensor.nbytes for tensors in parts for tensor in tensors.values())
@@ -443,9 +443,9 @@ def test_one_process_reads_the_shards_of_two(tmp_path: Path, shards: Path):
 
 def test_a_shard_that_is_cut_or_missing_is_said(tmp_path: Path, shards: Path):
     run = alone(tmp_path, shards)
-    shard = last_save(run) / "shard-00002-model-00001-of-00001.safetensors"
+    shard = last_checkpoint(run) / "shard-00002-model-00001-of-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with refusing("step-00000003 is damaged (", "; delete it to go on from the save before"):
+    with refusing("step-00000003 is damaged (", "; delete it to go on from the one before it"):
         finish(run)
     shard.unlink()
     with refusing("step-00000003 is damaged (a shard is missing)"):

@@ -1,4 +1,4 @@
-"""Interrupted training of a generator: a kill loses steps and a full disk loses a save, but never the run."""
+"""Interrupted training of a generator: a kill loses steps and a full disk loses a checkpoint, but never the run."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ def uninterrupted(world, settings):
 
 @pytest.fixture(scope="module")
 def interrupted(world, settings):
-    """How the command ends after each signal, which comes after the first save: status and errors."""
+    """How the command ends after each signal, which comes after the first checkpoint: status and errors."""
     toml = write_toml(world / "run.toml", settings)
     command = [sys.executable, "-m", "toklip_core", "train", "generator", str(toml), "--out"]
     own = {"PYTHONPATH": str(world / "site"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -46,7 +46,7 @@ def interrupted(world, settings):
     waiting = dict(started)
     while waiting:
         for number, process in [*waiting.items()]:
-            if list((world / f"{number}").glob("saves/step-*")) or process.poll() is not None:
+            if list((world / f"{number}").glob("checkpoints/step-*")) or process.poll() is not None:
                 waiting.pop(number).send_signal(number)
         time.sleep(0.002)
     errors = {number: process.communicate()[1] for number, process in started.items()}
@@ -56,7 +56,7 @@ def interrupted(world, settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted, interrupted, number):
-    """A kill loses at most the steps since the last save."""
+    """A kill loses at most the steps since the last checkpoint."""
     status, errors = interrupted[number]
     assert status == SIGNALS[number], errors
     run = world / f"{number}"
@@ -78,12 +78,12 @@ def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "next_id_loss", filling)
         try:
-            with pytest.raises(OSError, match=r"cannot save step 4; the last save is step 2 in") as raised:
+            with pytest.raises(OSError, match=r"cannot save step 4; the last checkpoint is step 2 in") as raised:
                 train_generator(settings, tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(raised.value)
-    assert [entry.name for entry in Path(tmp_path / "run/saves").iterdir()] == ["step-00000002"]
+    assert [entry.name for entry in Path(tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
     for name in ("run", "whole"):
         train_generator(settings, tmp_path / name)
     assert_same_run(tmp_path / "run", tmp_path / "whole")

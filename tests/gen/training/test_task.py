@@ -117,7 +117,7 @@ def test_a_logged_loss_is_the_cross_entropy_of_uniform_ids_at_the_start(whole):
 
 
 def test_the_result_is_the_average_of_the_weights(whole):
-    average = load_file(max((whole / "saves").iterdir()) / "average.safetensors")
+    average = load_file(max((whole / "checkpoints").iterdir()) / "average.safetensors")
     exported = load_file(whole / "model/model.safetensors")
     assert all(torch.equal(exported[name], average[name]) for name in average)
 

@@ -17,7 +17,7 @@ from tests.support.processes import run_together
 
 pytestmark = pytest.mark.slow
 
-needs_fsdp2 = pytest.mark.skipif(not knows_fsdp2(), reason="needs FSDP 2 with sharded saves")
+needs_fsdp2 = pytest.mark.skipif(not knows_fsdp2(), reason="needs FSDP 2 with sharded checkpoints")
 
 
 def settings(world: Path, **changes: Any) -> MLLMTrainConfig:
@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("kind", ["replicated", pytest.param("sharded", marks=needs_fsdp2)])
 def test_two_processes_agree_with_one_within_rounding(kind: str, runs: Path):
     one, two = runs / "one", runs / kind
-    assert bool([*two.glob("saves/*/shard-*")]) is (kind == "sharded")
+    assert bool([*two.glob("checkpoints/*/shard-*")]) is (kind == "sharded")
     for mine, theirs in zip(lines(one), lines(two), strict=True):
         # A share of all tokens here, the mean of two shares there.
         mine.pop("token_accuracy", None), theirs.pop("token_accuracy", None)
@@ -78,7 +78,7 @@ def test_two_processes_agree_with_one_within_rounding(kind: str, runs: Path):
 @needs_fsdp2
 def test_adapters_over_sharded_weights_of_half_precision_train_as_in_one_process(runs: Path):
     one, two = runs / "one-adapters", runs / "sharded-adapters"
-    assert [*two.glob("saves/*/shard-*")]
+    assert [*two.glob("checkpoints/*/shard-*")]
     for mine, theirs in zip(lines(one), lines(two), strict=True):
         assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-6)
     mine, theirs = exported(one), exported(two)

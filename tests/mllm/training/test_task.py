@@ -77,10 +77,10 @@ TURNS = [("<image> what is it ?", "red circle"), ("<image> how many red circle i
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_each_save_is_a_place_to_go_on_from_bit_for_bit(step, world, whole, tmp_path):
     out = tmp_path / "run"
-    (out / "saves").mkdir(parents=True)
+    (out / "checkpoints").mkdir(parents=True)
     shutil.copy(whole / "run.json", out)
     shutil.copy(whole / "metrics.jsonl", out)
-    shutil.copytree(whole / f"saves/step-{step:08d}", out / f"saves/step-{step:08d}")
+    shutil.copytree(whole / f"checkpoints/step-{step:08d}", out / f"checkpoints/step-{step:08d}")
     train_mllm(everything(world), out)
     assert_same_run(out, whole)
 
@@ -139,10 +139,10 @@ def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encod
 def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
     settings = config(world, talks(world, store=str(world / "tokens")))
     train_mllm(settings, tmp_path / "whole")
-    (tmp_path / "run/saves").mkdir(parents=True)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl"):
         shutil.copy(tmp_path / "whole" / name, tmp_path / "run")
-    shutil.copytree(tmp_path / "whole/saves/step-00000002", tmp_path / "run/saves/step-00000002")
+    shutil.copytree(tmp_path / "whole/checkpoints/step-00000002", tmp_path / "run/checkpoints/step-00000002")
     train_mllm(settings, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 

@@ -95,7 +95,7 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(out: Path) -> dict[str, torch.Tensor]:
-    save = max((out / "saves").iterdir())
+    save = max((out / "checkpoints").iterdir())
     files = [*sorted(save.glob("*.safetensors")), out / "model/model.safetensors"]
     return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
@@ -133,7 +133,7 @@ def test_losses_set_in_at_their_steps(whole: Path):
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, tiny: Path, whole: Path):
     out = tmp_path / "run"
     process = start([str(tiny), "--out", str(out)])
-    while not list((out / "saves").glob("step-*2")) and process.poll() is None:
+    while not list((out / "checkpoints").glob("step-*2")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -149,9 +149,9 @@ def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path, whole: 
     """Before, at and after the steps where quantization and discriminator set in."""
     for step in range(1, 5):
         out = tmp_path / str(step)
-        (out / "saves").mkdir(parents=True)
+        (out / "checkpoints").mkdir(parents=True)
         (out / "run.json").write_bytes((whole / "run.json").read_bytes())
-        (out / f"saves/step-{step:08d}").symlink_to(whole / f"saves/step-{step:08d}")
+        (out / f"checkpoints/step-{step:08d}").symlink_to(whole / f"checkpoints/step-{step:08d}")
         train_vq(load_config(tiny, VQTrainConfig), out)
         assert_same(out, whole)
 

@@ -3,8 +3,8 @@
     task.py        Task, the value that is fitted  optimizers.py  AdamW and Muon, their groups
     loop.py        fit(), read top to bottom       losses.py      contrasts and distillation
     passes.py      micro-batches of a step         run_folder.py  settings, log, result, resume
-    order.py       which sample comes when         saves.py       one save, whole or in shards
-    sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a save
+    order.py       which sample comes when         checkpoints.py one checkpoint, whole or in shards
+    sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a checkpoint
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,3 +1,4 @@
+from .checkpoints import TrainState as TrainState
 from .loop import (
     FitReport as FitReport,
     fit as fit,
@@ -21,7 +22,6 @@ from .order import (
     window_order as window_order,
 )
 from .run_folder import RunFolder as RunFolder
-from .saves import TrainState as TrainState
 from .signals import (
     held_back as held_back,
     leave_signals_to_the_parent as leave_signals_to_the_parent,

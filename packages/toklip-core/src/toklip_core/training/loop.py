@@ -8,7 +8,7 @@ Its laws, which are tested:
 - Several processes see the same batches as one process, and reach the same weights within rounding.
 - Micro-batches give the gradients of the whole batch, within rounding, for means over samples and for contrasts.
 - Frozen modules are not trained and not saved, and stay in evaluation mode.
-- A save is complete or missing (see :mod:`toklip_core.training.run_folder`).
+- A checkpoint is complete or missing (see :mod:`toklip_core.training.run_folder`).
 
 The engine is Hugging Face Accelerate: start several processes with ``torchrun`` or ``accelerate launch``, and shard
 weights (FSDP 2, tested in two processes on CPUs) by accelerate's configuration. It needs the extra
@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from toklip_core.config import RunConfig
+from toklip_core.training.checkpoints import TrainState, whole
 from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
 from toklip_core.training.order import SampleKeys
 from toklip_core.training.passes import Passes
 from toklip_core.training.run_folder import RunFolder
-from toklip_core.training.saves import TrainState, whole
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
 from toklip_core.training.task import Losses, Task
 
@@ -50,7 +50,7 @@ class FitReport(NamedTuple):
     step: int
     #: Figures of the last evaluation.
     figures: dict[str, float]
-    #: The signal that stopped the run after a save; 0 if it reached its last step.
+    #: The signal that stopped the run, after a last checkpoint; 0 if it reached its last step.
     signal: int
 
 
@@ -67,7 +67,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
     Raises:
         LookupError: the extra is not installed.
         ValueError: a loss is not finite, ``out`` contains something else, or the settings do not fit.
-        OSError: a save failed, and the previous one is kept; or another process trains into ``out``.
+        OSError: a checkpoint cannot be written, and the previous one is kept; or another process trains into ``out``.
     """
     accelerator = _accelerator(run, task.unused_parameters)
     folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)
@@ -351,7 +351,8 @@ class _Window:
                 kind, _, own = name.partition("/")
                 if kind in watched and not math.isfinite(value):
                     raise ValueError(
-                        f"the {watched[kind]} {own!r} is {value} at step {step}; {self.folder.last_save_in_words()}: "
+                        f"the {watched[kind]} {own!r} is {value} at step {step}; "
+                        f"{self.folder.last_checkpoint_in_words()}: "
                         "lower the learning rate, or look at the data of that step"
                     )
                 yield step, name, value

@@ -1,14 +1,14 @@
-"""The folder of a training run: its settings, saves, log and result.
+"""The folder of a training run: its settings, checkpoints, log and result.
 
-    OUT/run.json                  number of the format, and settings; a resume must have the same
-    OUT/saves/step-00001000/      a save, see :mod:`toklip_core.training.saves`. Whole, or not there
-    OUT/metrics.jsonl             one JSON object per line, for programs
-    OUT/tensorboard/              the same, and pictures
-    OUT/wandb-run                 id of the run at Weights & Biases, if it logs there too
-    OUT/model/                    the result: a model folder
+    OUT/run.json                     number of the format, and settings; a resume must have the same
+    OUT/checkpoints/step-00001000/   a checkpoint, see :mod:`toklip_core.training.checkpoints`: whole, or not there
+    OUT/metrics.jsonl                one JSON object per line, for programs
+    OUT/tensorboard/                 the same, and pictures
+    OUT/wandb-run                    id of the run at Weights & Biases, if it logs there too
+    OUT/model/                       the result: a model folder
 
-Saves and the model are written into hidden folders and then renamed. None of their files is a pickle. A lock, which
-ends with its process, lets only one run at a time train into a folder.
+Checkpoints and the model are written into hidden folders and then renamed. None of their files is a pickle. A lock,
+which ends with its process, lets only one run at a time train into a folder.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from toklip_core.files import (
     read_json_object,
     write_text,
 )
-from toklip_core.training.saves import (
+from toklip_core.training.checkpoints import (
     TrainState,
     first_anywhere,
     gather,
     is_sharded,
-    read_save,
+    read_checkpoint,
     refuse_not_finite,
     saved_tensors,
     shards,
@@ -71,7 +71,7 @@ class RunFolder:
     Args:
         path: folder that is missing, empty, or of this run.
         accelerator: accelerator that tells which process this is.
-        keep: number of saves to keep.
+        keep: number of checkpoints to keep.
         project: Weights & Biases project for the log; LookupError if that library is not installed.
     """
 
@@ -79,7 +79,7 @@ class RunFolder:
         self.path = path
         self._accelerator = accelerator
         self._keep = keep
-        self._saves = path / "saves"
+        self._checkpoints = path / "checkpoints"
         self._metrics = path / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
         self._wandb: Any = project and _imported("wandb", "pip install wandb, or leave out run.wandb")  # everywhere
@@ -100,8 +100,8 @@ class RunFolder:
         def write() -> None:
             # run.json comes first, so that the folder is known as a run's even if the process is killed now.
             write_text(self.path / "run.json", json.dumps(settings, indent=2) + "\n")
-            self._saves.mkdir(exist_ok=True)
-            for leftover in (*self._saves.glob(".*"), hidden_path(self.path / "model")):
+            self._checkpoints.mkdir(exist_ok=True)
+            for leftover in (*self._checkpoints.glob(".*"), hidden_path(self.path / "model")):
                 delete(leftover)
 
         settings = {"format": FORMAT, **settings}
@@ -114,10 +114,10 @@ class RunFolder:
             yield
 
     def load(self, state: TrainState, *, steps: int) -> tuple[int, dict[str, float]]:
-        """Fill ``state`` from the last save; return its number of steps and last figures, or (0, {}) without a save.
+        """Fill ``state`` from the last checkpoint; return its number of steps and last figures, (0, {}) without one.
 
         Raises:
-            ValueError: the save is damaged, does not fit the model, or has more steps than the run.
+            ValueError: the checkpoint is damaged, does not fit the model, or has more steps than the run.
         """
         step = self._last_save()
         if step > steps:
@@ -125,26 +125,26 @@ class RunFolder:
                 f"{self.path} has finished step {step}, and run.steps is {steps}; give it {step} or more steps, or "
                 "choose another folder"
             )
-        save = self._saves / _save_name(step)
+        checkpoint = self._checkpoints / _checkpoint_name(step)
         figures: dict[str, float] = {}
         if step:
-            figures = read_save(save, state)
+            figures = read_checkpoint(checkpoint, state)
         self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
         return step, figures
 
     def save(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
-        """Write a save, then delete the oldest ones.
+        """Write a checkpoint, then delete the oldest ones.
 
         Raises:
-            OSError: it cannot be written, such as on a full disk; earlier saves are unchanged.
+            OSError: it cannot be written, such as on a full disk; earlier checkpoints are unchanged.
         """
-        failure = f"cannot save step {step}; {self.last_save_in_words()}"
+        failure = f"cannot save step {step}; {self.last_checkpoint_in_words()}"
         tensors, sharded = saved_tensors(state), is_sharded(state.model)
         self._in_every_process(lambda: refuse_not_finite(tensors), failure)
         if not sharded:
             tensors = gather(tensors, keep=self._accelerator.is_main_process)
         scaler = state.scaler.state_dict() if state.scaler is not None else {}
-        beside, final = self._saves / f".{_save_name(step)}", self._saves / _save_name(step)
+        beside, final = self._checkpoints / f".{_checkpoint_name(step)}", self._checkpoints / _checkpoint_name(step)
 
         def finish() -> None:
             if not sharded:
@@ -154,7 +154,7 @@ class RunFolder:
             flush_to_disk(*beside.iterdir())
             if not final.exists():  # the run stopped at a step that is saved already
                 beside.rename(final)
-            flush_to_disk(self._saves)
+            flush_to_disk(self._checkpoints)
 
         self._in_first_process(beside.mkdir, failure)  # outside of what tidies up: a folder there is another's
         try:
@@ -228,10 +228,10 @@ class RunFolder:
             if self._online is not None:
                 self._online.finish(exit_code=int(sys.exc_info()[0] is not None))
 
-    def last_save_in_words(self) -> str:
-        """Return a phrase for errors that names the last save."""
+    def last_checkpoint_in_words(self) -> str:
+        """Return a phrase for errors that names the last checkpoint."""
         step = self._last_save()
-        return f"the last save is step {step} in {self._saves}" if step else "there is no save yet"
+        return f"the last checkpoint is step {step} in {self._checkpoints}" if step else "there is no checkpoint yet"
 
     def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
         file = self.path / "run.json"
@@ -257,14 +257,14 @@ class RunFolder:
         held.enter_context(held_alone(self.path / _LOCK, problem))
 
     def _save_steps(self) -> list[int]:
-        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._saves.iterdir())
+        found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._checkpoints.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def _last_save(self) -> int:
         return max(self._save_steps(), default=0)
 
     def _start_log(self, step: int) -> None:
-        """Delete the lines of the log after the save from which the run resumes."""
+        """Delete the lines of the log after the checkpoint from which the run resumes."""
         tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
         if self._metrics.exists():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
@@ -285,7 +285,7 @@ class RunFolder:
 
     def _delete_old_saves(self) -> None:
         for old in self._save_steps()[: -self._keep]:
-            shutil.rmtree(self._saves / _save_name(old))
+            shutil.rmtree(self._checkpoints / _checkpoint_name(old))
         if self._writer is not None:
             self._writer.flush()
 
@@ -323,7 +323,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _save_name(step: int) -> str:
+def _checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 

@@ -145,7 +145,7 @@ class MLLMTask(Task):
             if not error <= (_ROUNDED if rounded else _EXACT) * spread:
                 raise ValueError(
                     f"what was written is not the trained model: its logits are off by {error:.2g} (root mean square), "
-                    f"and those of the run have a spread of {spread:.2g}; the saves of the run are whole"
+                    f"and those of the run have a spread of {spread:.2g}; the checkpoints of the run are whole"
                 )
 
         return refuse_other

@@ -1,4 +1,4 @@
-"""One save of a run: model, averages and optimizer after a number of steps.
+"""One checkpoint of a run: model, averages and optimizer after a number of steps.
 
     progress.json                                          step, figures, state of the scaler, names of the shards
     model.safetensors, average.safetensors,                unsharded model: written by the first process
@@ -29,7 +29,7 @@ _PARTS = ("model", "average", "optimizer")
 
 
 class TrainState(NamedTuple):
-    """Contents of a save."""
+    """Contents of a checkpoint."""
 
     model: nn.Module
     optimizers: tuple[torch.optim.Optimizer, ...]
@@ -74,7 +74,7 @@ def first_anywhere(problem: str | None) -> str | None:
 
 
 def saved_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return the tensors of a save, as ``model/name``, ``average/name`` and ``optimizer/parameter name/kind``.
+    """Return the tensors of a checkpoint, as ``model/name``, ``average/name`` and ``optimizer/parameter name/kind``.
 
     These are the tensors that training changes: trained parameters, persistent buffers, moments and step counts. Frozen
     weights and the settings of the optimizer come from the settings of the run.
@@ -124,22 +124,22 @@ def shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("shard-*.safetensors"))
 
 
-def read_save(save: Path, state: TrainState) -> dict[str, float]:
-    """Fill ``state`` from a save, whole or sharded; return the figures of the last evaluation before it.
+def read_checkpoint(checkpoint: Path, state: TrainState) -> dict[str, float]:
+    """Fill ``state`` from a checkpoint, whole or sharded; return the figures of the last evaluation before it.
 
     Raises:
-        ValueError: the save is damaged or does not fit the model.
+        ValueError: the checkpoint is damaged or does not fit the model.
     """
     try:
-        progress = read_json_object(save / "progress.json")
+        progress = read_json_object(checkpoint / "progress.json")
         if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
             raise ValueError("progress.json has no figures")
-        if any(not (save / name).is_file() for name in progress.get("shards", ())):
+        if any(not (checkpoint / name).is_file() for name in progress.get("shards", ())):
             raise ValueError("a shard is missing")
         if progress.get("shards"):
-            tensors = _fill_from_shards(state, save)
+            tensors = _fill_from_shards(state, checkpoint)
         else:
-            tensors = _fill_from_whole(state, save)
+            tensors = _fill_from_whole(state, checkpoint)
         if state.scaler is not None and progress["scaler"]:
             state.scaler.load_state_dict(progress["scaler"])
         if (problem := first_anywhere(_not_finite(tensors))) is not None:
@@ -148,34 +148,34 @@ def read_save(save: Path, state: TrainState) -> dict[str, float]:
         raise
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
         words = one_line(error, longest=120)
-        raise ValueError(f"{save} is damaged ({words}); delete it to go on from the save before") from error
+        raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
     figures: dict[str, float] = progress["figures"]
     return figures
 
 
 class _OtherModelError(ValueError):
-    """Error for a save with the tensors of another model."""
+    """Error for a checkpoint with the tensors of another model."""
 
 
-def _fill_from_whole(state: TrainState, save: Path) -> dict[str, Tensor]:
-    parts = {part: load_file(save / f"{part}.safetensors") for part in _PARTS}
+def _fill_from_whole(state: TrainState, checkpoint: Path) -> dict[str, Tensor]:
+    parts = {part: load_file(checkpoint / f"{part}.safetensors") for part in _PARTS}
     tensors = {f"{part}/{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
-    places = _places(state, {name: tensor.shape for name, tensor in tensors.items()}, save)
+    places = _places(state, {name: tensor.shape for name, tensor in tensors.items()}, checkpoint)
     for name, place in places.items():
         _copy(place, tensors[name])
     return tensors
 
 
-def _fill_from_shards(state: TrainState, save: Path) -> dict[str, Tensor]:
+def _fill_from_shards(state: TrainState, checkpoint: Path) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = HuggingFaceStorageReader(str(save))
+    reader = HuggingFaceStorageReader(str(checkpoint))
     found = reader.read_metadata().state_dict_metadata
     shapes = {name: tensor.size for name, tensor in found.items() if isinstance(tensor, TensorStorageMetadata)}
-    places = _places(state, shapes, save)
+    places = _places(state, shapes, checkpoint)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process may read shards, too
@@ -185,8 +185,8 @@ def _fill_from_shards(state: TrainState, save: Path) -> dict[str, Tensor]:
     return places
 
 
-def _places(state: TrainState, shapes: Mapping[str, tuple[int, ...]], save: Path) -> dict[str, Tensor]:
-    """Return the tensors of the state to fill, by their names in the save; those of the optimizer are created.
+def _places(state: TrainState, shapes: Mapping[str, tuple[int, ...]], checkpoint: Path) -> dict[str, Tensor]:
+    """Return the tensors of the state to fill, by their names in the checkpoint; those of the optimizer are created.
 
     Raises:
         _OtherModelError: names or shapes of weights or averages differ.
@@ -198,7 +198,7 @@ def _places(state: TrainState, shapes: Mapping[str, tuple[int, ...]], save: Path
     wrong = {*places} ^ (shapes.keys() - moments) or {name for name in places if places[name].shape != shapes[name]}
     if wrong:
         names = ", ".join(name.partition("/")[2] for name in sorted(wrong)[:5])
-        raise _OtherModelError(f"{save} is of another model: {names} do not fit; choose another folder")
+        raise _OtherModelError(f"{checkpoint} is of another model: {names} do not fit; choose another folder")
     weights = dict(state.model.named_parameters())
     owners = {weight: each for each in state.optimizers for group in each.param_groups for weight in group["params"]}
     for key in sorted(moments):

@@ -1,4 +1,4 @@
-"""Tensors of a run's save, whole or from the shards of several processes."""
+"""Tensors of a run's checkpoint, whole or from the shards of several processes."""
 
 import warnings
 from pathlib import Path
@@ -8,13 +8,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
-def last_save(out: Path) -> Path:
-    return max((out / "saves").iterdir())
+def last_checkpoint(out: Path) -> Path:
+    return max((out / "checkpoints").iterdir())
 
 
 def last(out: Path, part: str) -> dict[str, Tensor]:
-    """Return a part of the last save of a run: model, average or optimizer."""
-    save = last_save(out)
+    """Return a part of the last checkpoint of a run: model, average or optimizer."""
+    save = last_checkpoint(out)
     if (save / f"{part}.safetensors").exists():
         return load_file(save / f"{part}.safetensors")
     from torch.distributed import checkpoint
