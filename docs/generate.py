@@ -121,7 +121,8 @@ def _models() -> list[type[BaseModel]]:
 
 def _model(model: type[BaseModel]) -> str:
     lines = [f"## {model.__name__}", "", f"`{_offered_by(model)}.{model.__name__}`", ""]
-    lines += [_ROLE.sub("", cleandoc(model.__doc__ or "")), "", "| key | type | default | |", "|---|---|---|---|"]
+    said = cleandoc(model.__doc__ or "").partition("\n>>>")[0].strip()  # the example is for who calls it from Python
+    lines += [_ROLE.sub("", said), "", "| key | type | default | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         bounds = ", ".join(filter(None, map(_bound, field.metadata)))
         kind = f"{_type(field.annotation)} {bounds}".strip()

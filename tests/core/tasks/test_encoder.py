@@ -131,7 +131,7 @@ def uninterrupted(interrupted: dict[int, Interrupted], tmp_path_factory: pytest.
 
 
 @pytest.mark.slow
-def test_a_kill_loses_at_most_the_steps_since_the_last_save(interrupted: dict[int, Interrupted], uninterrupted: Path):
+def test_a_kill_loses_at_most_the_steps_since_a_checkpoint(interrupted: dict[int, Interrupted], uninterrupted: Path):
     run = interrupted[signal.SIGKILL]
     assert run.status == -signal.SIGKILL, run.error
     assert not (run.out / "model").exists()

@@ -119,7 +119,7 @@ class RunFolder:
         Raises:
             ValueError: the checkpoint is damaged, does not fit the model, or has more steps than the run.
         """
-        step = self._last_save()
+        step = self._last_step()
         if step > steps:
             raise ValueError(
                 f"{self.path} has finished step {step}, and run.steps is {steps}; give it {step} or more steps, or "
@@ -230,7 +230,7 @@ class RunFolder:
 
     def last_checkpoint_in_words(self) -> str:
         """Return a phrase for errors that names the last checkpoint."""
-        step = self._last_save()
+        step = self._last_step()
         return f"the last checkpoint is step {step} in {self._checkpoints}" if step else "there is no checkpoint yet"
 
     def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
@@ -260,7 +260,7 @@ class RunFolder:
         found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self._checkpoints.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
-    def _last_save(self) -> int:
+    def _last_step(self) -> int:
         return max(self._save_steps(), default=0)
 
     def _start_log(self, step: int) -> None:
