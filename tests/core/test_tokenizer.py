@@ -19,7 +19,7 @@ from tests.support.small_models import small_clip, small_toklip
 
 PIXELS = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
 #: Ways to give the same weights, gamma 0.5.
-WAYS = ["number.txt", "folder", "levels.safetensors", "tensors"]
+WAYS = ["number.txt", "folder", "folder 0.5 of levels", "levels.safetensors", "tensors"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def weights(tmp_path, request):
     if request.param == "tensors":
         return levels
     path = tmp_path / request.param
-    if request.param == "folder":
+    if "folder" in request.param:
         path.mkdir()
         (path / "weights.txt").write_text("0.5")
     elif path.suffix == ".txt":

@@ -181,6 +181,23 @@ def test_tensors_take_the_place_of_the_shipped_weights():
         load_tokenizer("llamagen-tiny", {"codebook.weight": tensors["codebook.weight"]})
 
 
+def test_a_saved_model_finds_its_tensors_again(tmp_path):
+    """They are saved as one file, which the tokenizer reads with the shipped config."""
+    given = load_tokenizer("llamagen-tiny").module.vqgan.state_dict()
+    given["codebook.weight"] = given["codebook.weight"] + 1
+    first = load_tokenizer("llamagen-tiny", given)
+    first.save_into(tmp_path)
+    assert first.record.load(tmp_path, where="the model").checksum == first.checksum
+    with pytest.raises(FileNotFoundError, match=r"there is no weights file '.*nowhere'"):
+        load_tokenizer("llamagen-tiny", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["llamagen-tiny", "llamagen-vq16-t2i", "ibq-1024-raw", "janus-vq16"])
+def test_no_tensors_are_not_the_published_ones(name):
+    with pytest.raises(ValueError, match="missing"):
+        load_tokenizer(name, {})
+
+
 def test_a_folder_of_another_format_is_refused(tmp_path):
     save_model_folder(tmp_path, TINY.model_dump(), VQGANTokenizer(tiny()).vqgan)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from toklip_core.config import Config, FileName
+from toklip_core.config import Config, FileName, is_file_name
 from toklip_core.files import one_line
 from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
 from toklip_core.weights import refuse_damaged, weights_checksum, write_weights
@@ -148,8 +148,11 @@ class Tokenizer:
     def record(self) -> TokenizerRecord:
         """Record of the tokenizer, for a config in whose folder :meth:`save_into` writes."""
         file = None
-        if self.weights is not None:
-            file = f"tokenizer{self.weights.suffix}" if isinstance(self.weights, Path) else "tokenizer.safetensors"
+        if isinstance(self.weights, Path):
+            file = f"tokenizer{self.weights.suffix}"
+            file = file if is_file_name(file) else "tokenizer"  # such as a folder "vq-0.5 of photographs"
+        elif self.weights is not None:
+            file = "tokenizer.safetensors"
         return TokenizerRecord(name=self.name, file=file, checksum=self.checksum)
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -44,9 +44,13 @@ _TINY = Path(__file__).parent / "models" / "llamagen-tiny"
 
 
 def _tiny(weights: Weights | None) -> VQTokenizer:
+    from toklip_core.weights import read_weights
+
     from toklip_vq.vqgan import load_vqgan
 
-    return load_vqgan(weights) if isinstance(weights, Path) else load_vqgan(_TINY, weights)
+    if isinstance(weights, Path) and weights.is_dir():
+        return load_vqgan(weights)
+    return load_vqgan(_TINY, None if weights is None else read_weights(weights))
 
 
 def _vqgan(weights: Weights | None) -> VQTokenizer:
@@ -63,7 +67,7 @@ def _llamagen(size: Literal["VQ-16", "VQ-8"], source: str) -> Callable[[Weights 
     def factory(weights: Weights | None) -> VQTokenizer:
         from toklip_vq.published import load_llamagen
 
-        return load_llamagen(weights or _published(source), size)
+        return load_llamagen(_published(source) if weights is None else weights, size)
 
     return factory
 
@@ -72,7 +76,7 @@ def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Weight
     def factory(weights: Weights | None) -> VQTokenizer:
         from toklip_vq.published import load_ibq
 
-        return load_ibq(weights or _published(source), codebook_size, averaged=averaged)
+        return load_ibq(_published(source) if weights is None else weights, codebook_size, averaged=averaged)
 
     return factory
 
@@ -80,19 +84,19 @@ def _ibq(codebook_size: int, source: str, *, averaged: bool) -> Callable[[Weight
 def _chameleon(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_chameleon
 
-    return load_chameleon(weights or _published(_CHAMELEON))
+    return load_chameleon(_published(_CHAMELEON) if weights is None else weights)
 
 
 def _emu3(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_emu3
 
-    return load_emu3(weights or _published(_EMU3))
+    return load_emu3(_published(_EMU3) if weights is None else weights)
 
 
 def _janus(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_janus
 
-    return load_janus(weights or _published(_JANUS))
+    return load_janus(_published(_JANUS) if weights is None else weights)
 
 
 def _published(source: str) -> Path:
