@@ -194,7 +194,7 @@ def test_a_saved_model_finds_its_tensors_again(tmp_path):
 
 @pytest.mark.parametrize("name", ["llamagen-tiny", "llamagen-vq16-t2i", "ibq-1024-raw", "janus-vq16"])
 def test_no_tensors_are_not_the_published_ones(name):
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(ValueError, match=r"^'the given state dict' (does not fit: missing: |has no )"):
         load_tokenizer(name, {})
 
 
