@@ -370,7 +370,7 @@ def test_a_key_is_the_path_as_typed_and_help_says_what_follows(here):
     os.chdir(here)
     assert json.loads(encode("day2/photos/1.jpg", "--json").stdout)["pictures"] == 1
     said = " ".join(CliRunner().invoke(cli, ["encode", "--help"]).stdout.split())
-    assert "A picture's key is its path as typed" in said and "is skipped as already stored" in said
+    assert "A picture's key is its path as typed" in said and "whose key is already in the store is skipped" in said
 
 
 DECODE_REFUSED = {
