@@ -38,6 +38,15 @@ def test_a_prefix_is_kept_and_a_picture_goes_on_from_its_own_beginning():
         assert torch.equal(drawn(prefix=whole.flatten(1)[:, :known]), whole)
 
 
+def test_no_conditions_give_no_pictures():
+    assert drawn(conditions=(), seeds=()).shape == (0, *Sums().grid)
+
+
+def test_a_prefix_that_is_no_ids_is_refused():
+    with pytest.raises(ValueError, match=r"^got a prefix of torch\.float32; wanted ids"):
+        drawn(prefix=torch.zeros(3, 2))
+
+
 def test_a_model_is_told_how_many_steps_follow_and_whether_it_is_guided():
     model = Sums()
     drawn(model, prefix=torch.zeros(3, 2, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))

@@ -66,6 +66,17 @@ def test_scenes_are_named_as_their_captions_name_them():
     assert found.templates == ("{}",) and found.labelled.names[0].startswith(("a ", "an "))
 
 
+def test_scenes_can_be_named_in_place_of_files():
+    named = HeldOutPictures.model_validate(
+        {"classes": "scenes:held-out?count=4&objects=1", "captions": "scenes:held-out?count=4"}
+    )
+    found, same = (held_out_set(config, image_size=64) for config in (named, HeldOutPictures(scenes=4)))
+    assert found is not None and same is not None and found.labelled is not None and same.labelled is not None
+    assert found.templates == same.templates == ("{}",)
+    assert found.labelled.names == same.labelled.names and found.labelled.labels == same.labelled.labels
+    assert [pair.captions for pair in found.captioned] == [pair.captions for pair in same.captioned]
+
+
 @pytest.mark.parametrize("kind", ["classes", "captions"])
 def test_a_run_is_refused_before_its_first_step_if_held_out_pictures_cannot_be_read(
     tmp_path: Path, world: Path, folder: Path, kind: str

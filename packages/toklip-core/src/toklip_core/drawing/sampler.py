@@ -86,8 +86,8 @@ class Sampler(Generic[_Condition]):
             raise ValueError(f"got {len(seeds)} seeds for {batch} pictures; wanted one for each")
         ids = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
         known = 0 if prefix is None else _begin(ids, prefix, model.codebook_size)
-        luck = torch.stack([_uniform(seed, count) for seed in seeds]).to(ids.device)
-        if known < count:
+        if known < count and batch:
+            luck = torch.stack([_uniform(seed, count) for seed in seeds]).to(ids.device)
             with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
                 canvas = _Canvas(ids, known, luck, drawing.guidance.scales(count), drawing, bar)
                 marks = (self._draw_compiled if compiled else self._draw)(condition, canvas)
@@ -206,6 +206,8 @@ def _uniform(seed: int, count: int) -> Tensor:
 
 def _begin(ids: Tensor, prefix: Tensor, codebook_size: int) -> int:
     """Put a prefix into ids (B, N), and return its length."""
+    if prefix.is_floating_point():
+        raise ValueError(f"got a prefix of {prefix.dtype}; wanted ids, which are integers")
     if prefix.ndim != 2 or len(prefix) != len(ids) or prefix.shape[1] > ids.shape[1]:
         raise ValueError(f"got the prefix {tuple(prefix.shape)}; wanted ({len(ids)}, n), n from 0 to {ids.shape[1]}")
     if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < codebook_size:

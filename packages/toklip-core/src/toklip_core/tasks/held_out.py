@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from toklip_core.config import Compute
 from toklip_core.evaluation import (
@@ -15,7 +16,7 @@ from toklip_core.evaluation import (
     warn_of_unreadable,
 )
 from toklip_core.pictures import LabelledPictures, LazyPair, labelled_scenes, scene_pairs
-from toklip_core.scenes import Scenes
+from toklip_core.scenes import Scenes, parse_scenes
 from toklip_core.tasks.settings import HeldOutPictures
 from toklip_core.training import Evaluation
 
@@ -47,9 +48,15 @@ def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | No
     if config.classes is None and config.captions is None:
         return None
     labelled = None if config.classes is None else class_folders(config.classes, imagenet=config.imagenet)
-    pairs = [] if config.captions is None else table_pairs(config.captions, config.captions.parent)
+    pairs = [] if config.captions is None else _pairs(config.captions)
     refuse_unreadable([*([] if labelled is None else labelled.pictures), *(pair.picture for pair in pairs)])
-    return HeldOutSet(labelled, ("a photo of a {}.",), pairs)
+    of_scenes = config.classes is not None and parse_scenes(config.classes) is not None
+    return HeldOutSet(labelled, ("{}",) if of_scenes else ("a photo of a {}.",), pairs)
+
+
+def _pairs(captions: Path) -> list[LazyPair]:
+    scenes = parse_scenes(captions)
+    return table_pairs(captions, captions.parent) if scenes is None else scene_pairs(scenes)
 
 
 def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:

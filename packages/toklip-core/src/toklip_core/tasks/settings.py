@@ -56,13 +56,14 @@ class HeldOutPictures(HeldOut):
     classes: Path | None = Field(
         default=None,
         description="Folder with one folder of pictures per class, for zero-shot accuracy with the single template "
-        "`a photo of a {}.`",
+        "`a photo of a {}.`; or scenes:SPLIT?objects=1, whose classes are named as they are.",
     )
     imagenet: bool = Field(
         default=False, description="Read `classes` as ImageNet's 1000 classes, with open_clip's class names."
     )
     captions: Path | None = Field(
-        default=None, description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval.'
+        default=None,
+        description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval; or scenes:SPLIT?count=N.',
     )
 
     @model_validator(mode="after")
