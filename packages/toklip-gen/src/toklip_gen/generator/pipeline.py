@@ -42,7 +42,7 @@ from toklip_gen.published import TINY, generators, unknown
 class PictureGenerator:
     """Generator with everything that it needs to turn classes or texts into pictures.
 
-    It is a :class:`toklip_core.drawing.PictureModel`.
+    It is a :class:`toklip_core.plugins.PictureModel`.
 
     Args:
         generator: the transformer.
