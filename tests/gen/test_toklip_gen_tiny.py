@@ -45,7 +45,7 @@ def test_generate_needs_nothing_but_the_packages(tmp_path):
 
 def test_words_that_it_does_not_know_are_named(tmp_path, caplog):
     generate(["a purple unicorn", "a circle"], tmp_path / "out.png")
-    assert "does not know, and takes for one another: unicorn" in caplog.text
+    assert "reads every unknown word alike: unicorn" in caplog.text
 
 
 def test_a_class_is_refused_and_no_word(tmp_path, caplog):

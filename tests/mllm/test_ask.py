@@ -42,7 +42,7 @@ def test_the_answer_streams_to_stdout(folder):
 
 def test_words_that_the_language_model_does_not_know_are_named(folder, caplog):
     assert ask("0.png", "what is zirconium ?").exit_code == 0
-    assert caplog.messages == ["words that the model does not know, and takes for one another: zirconium"]
+    assert caplog.messages == ["unknown to the model, which reads every unknown word alike: zirconium"]
 
 
 def test_a_word_is_named_once_and_without_the_space_that_a_tokenizer_gives_it():

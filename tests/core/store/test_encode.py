@@ -34,6 +34,7 @@ from toklip_core.weights import weights_checksum
 from tests.core.conftest import picture
 from tests.support import kill_often
 from tests.support.encoding import encode_with
+from tests.support.refusals import refusing
 from tests.support.small_models import small_clip, small_toklip
 from tests.support.warm import warm_python
 
@@ -730,6 +731,13 @@ def test_models_that_do_not_fit_are_one_line(models, photos, tmp_path, arguments
     result = run("encode", photos, "--out", tmp_path / "s", "--workers", 0, *tokenizer, *words)
     assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("s/part-*"))
+
+
+def test_the_folder_of_the_pictures_is_no_place_for_the_store(photos, tmp_path):
+    before = sorted(photos.rglob("*"))
+    with refusing("as the store and as a folder of pictures", "photos"):
+        encode_with([photos], photos / "../photos", tokenizer="mean-colour")
+    assert sorted(photos.rglob("*")) == before
 
 
 def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):

@@ -94,7 +94,7 @@ class Chat:
         start = time.perf_counter()
         question = replace_lone_surrogates(question)
         if unknown := unknown_words(self.processor.tokenizer, question):
-            _log.warning("words that the model does not know, and takes for one another: %s", ", ".join(unknown))
+            _log.warning("unknown to the model, which reads every unknown word alike: %s", ", ".join(unknown))
         content = f"{self.processor.image_token}\n" * self._shown + question
         messages = [*self.messages, {"role": "user", "content": content}]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)

@@ -261,7 +261,9 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """
     from toklip_core.scenes import Scenes, write_scenes
 
-    write_scenes(Scenes(**options), out, progress=True)
+    drawn = Scenes(**options)
+    write_scenes(drawn, out, progress=True)
+    click.echo(f"{len(drawn)} scenes written into {out}", err=True)
 
 
 @cli.command()

@@ -136,8 +136,8 @@ print(F.cosine_similarity(each, model.text_features(["a yellow square"])).reshap
         title="Search by text, using the ids alone",
         text="The encoder reads the ids of all 64 scenes in the store, and the tokenizer decodes the scenes that "
         "match the text best; no picture file is opened. For the text \"a blue star\" it finds blue objects, "
-        "and one of them is a star. Among 1,000 scenes, the right one comes first for 15.0 % of the captions; "
-        "chance is 0.1 %.",
+        "and two of the six pictures show a blue star. Among 1,000 scenes, the right one comes first for 15.0 % of "
+        "the captions; chance is 0.1 %.",
         commands=(("search", STORE, "a blue star", "--top", "6", "--out", "found.webp"),),
         python=f"""\
 from toklip_core.evaluation import search_pictures

@@ -218,7 +218,7 @@ def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
     if tower.tokenizer is not None and (unknown := tower.tokenizer.unknown_words(texts)):
         more = f", and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         named = ", ".join(unknown[:_NAMED]) + more
-        _log.warning("words that the model does not know, and takes for one another: %s", named)
+        _log.warning("unknown to the model, which reads every unknown word alike: %s", named)
 
 
 def hit_chances(scores: Tensor, own: Tensor, ranks: Sequence[int]) -> Tensor:

@@ -125,6 +125,8 @@ def encode_pictures(
     """
     started = time.perf_counter()
     path = Path(store)
+    if path.is_dir() and any(Path(item).is_dir() and path.samefile(item) for item in inputs):
+        raise ValueError(f"got {store} as the store and as a folder of pictures; name another folder for the store")
     refuse_missing_device(compute.device)
     found = find_pictures(inputs, max_pixels=compute.max_pixels)
     read_metadata(found, said=rank == 0)

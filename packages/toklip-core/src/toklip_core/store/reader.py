@@ -87,9 +87,8 @@ class TokenStore:
         self.path = Path(path)
         self._parts = part_paths(self.path)
         if not self._parts:
-            raise FileNotFoundError(
-                f"no token store at {self.path}: it holds no part-*.parquet, which `toklip encode` writes"
-            )
+            found = "no part-*.parquet is in it, as `toklip encode` writes" if self.path.exists() else "it is not there"
+            raise FileNotFoundError(f"no token store at {self.path}: {found}")
         self.info = part_contents(self._parts[0]).info
         self._groups: list[tuple[int, int]] = []
         rows: list[int] = []
