@@ -108,7 +108,7 @@ def test_a_store_of_another_teacher_is_refused(tmp_path: Path, world: Path):
 
 def test_a_store_without_features_serves_the_contrast_alone(tmp_path: Path, world: Path):
     source = encode(world, tmp_path / "bare")
-    message = r"pooled_weight needs the teacher's features, .* encode with --teacher .*teacher, or set it to 0"
+    message = r"needs the teacher's features, .* encode with --teacher .*teacher, or set pooled_weight to 0"
     refused(config(world, source), tmp_path / "run", message)
     assert train_encoder(config(world, source, losses={"pooled_weight": 0.0}), tmp_path / "run").step == 4
     assert "loss/pooled" not in lines(tmp_path / "run")[0]

@@ -315,7 +315,7 @@ def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, t
     assert report["pictures"] == 6 and "2 pictures of each of 3 classes" in report["protocol"]["drawn"]
     assert np.load(tmp_path / "s.npz")["arr_0"].shape == (6, 16, 16, 3)
     wrong = evaluated("scenes:held-out?count=2", "--generator", model)
-    assert wrong.exit_code == 1 and "draws classes, and Scenes have captions" in wrong.stderr
+    assert wrong.exit_code == 1 and "draws classes, but scenes have captions" in wrong.stderr
 
 
 def test_what_does_not_go_together_is_said(whole):

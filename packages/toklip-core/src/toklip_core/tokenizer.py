@@ -202,8 +202,8 @@ def load_tokenizer(name: str, weights: Weights | str | None = None) -> Tokenizer
 
     Args:
         name: name that ``toklip tokenizers`` lists.
-        weights: file, folder, or tensors by name to load instead of the published weights. None takes the shipped or
-            published ones: this may download.
+        weights: file, folder, or tensors by the names that such a file has, to load instead of the published weights.
+            None takes the shipped or published ones: this may download.
 
     Raises:
         LookupError: no plugin registered the name; the message has the nearest names.

@@ -313,7 +313,7 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: st
         if store.teacher is None:
             raise ValueError(
                 "pooled_weight needs the teacher's features, and the token store has none: encode with --teacher "
-                f"{config.teacher}, or set it to 0"
+                f"{config.teacher}, or set pooled_weight to 0"
             )
         if store.teacher.weights_checksum != teacher:
             raise ValueError(

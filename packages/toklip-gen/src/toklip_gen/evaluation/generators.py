@@ -97,7 +97,8 @@ def evaluate_on_scenes(
     pictures = checkpoint.load()
     if pictures.classes is not None:
         raise ValueError(
-            f"{str(checkpoint.model)!r} draws classes, and Scenes have captions; name one of texts, or --per-class"
+            f"{str(checkpoint.model)!r} draws classes, but scenes have captions; name a generator of texts, or "
+            "leave the scenes out and give --per-class"
         )
     matcher, of_judge = measures.judge(device)
     extractor = None if measures.features is None else load_extractor(measures.features, device)

@@ -126,7 +126,7 @@ class TalkSamples:
 
     @cached_property
     def layout(self) -> str | None:
-        """Return a checksum of the places of stored tokens, on which the order depends; None without tokens."""
+        """Return a checksum of where the tokens are stored, which sets the order; None without stored tokens."""
         if self._groups is None:
             return None
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._groups)).hexdigest()
