@@ -171,13 +171,3 @@ def test_a_text_tokenizer_that_is_not_to_be_had_is_a_warning(monkeypatch, tmp_pa
         caplog.text,
     )
     assert published_text_tokenizer(small_toklip().config) is None
-
-
-def test_a_file_without_a_tokenizer_takes_the_one_of_the_name(tmp_path, toy):
-    model = small_toklip()
-    inside = [f"visual.trunk.vq.{name}" for name in model.tokenizer.module.state_dict()]
-    path = write_official(tmp_path / "x.pt", model, without=inside)
-    loaded = TokLIP.from_pretrained(path, config=model.config)
-    assert loaded.tokenizer.record == model.tokenizer.record and loaded.tokenizer.weights is None
-    loaded.save_pretrained(tmp_path / "folder")
-    assert TokLIP.from_pretrained(tmp_path / "folder").tokenizer.record == model.tokenizer.record

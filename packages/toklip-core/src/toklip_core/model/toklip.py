@@ -318,9 +318,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _tokenizer_inside(config: TokLIPConfig, path: Path, inside: Mapping[str, Tensor]) -> Tokenizer:
-    """The tokenizer of an official file, with the weights that are ``inside`` it, or else those of its name."""
-    if not inside:
-        return config.tokenizer.load(where=f"the model {path}")
+    """The tokenizer of an official file, with the weights that are ``inside`` it; a file without them does not fit."""
     try:
         # From a mapping of its own, which ends here: what was read of the model's would stay in memory.
         tokenizer = config.tokenizer.load(where=f"the model {path}", weights=read_official(path)[1])
