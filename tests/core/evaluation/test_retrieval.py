@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from toklip_core.config import Compute
-from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, retrieval, table_pairs
+from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, table_pairs
 from toklip_core.pictures import LazyPair, LazyPicture, PictureError, scene_pairs
 from toklip_core.scenes import Scenes
 
@@ -89,11 +89,10 @@ def test_the_figures_of_chance_are_those_of_a_model_that_scores_all_alike():
 
 
 @pytest.mark.parametrize("scores", [1, 50, 2**24])
-def test_the_size_of_the_pieces_changes_no_figure(monkeypatch, scores):
+def test_the_size_of_the_pieces_changes_no_figure(scores):
     images, texts, picture_of = unit(9, 16, seed=1), unit(27, 16, seed=2), torch.arange(27) // 3
     whole = recall(images, texts, torch.arange(27), picture_of)
-    monkeypatch.setattr(retrieval, "_SCORES", scores)
-    assert recall(images, texts, torch.arange(27), picture_of) == whole
+    assert recall(images, texts, torch.arange(27), picture_of, scores_at_once=scores) == whole
 
 
 def test_a_text_that_is_written_often_is_encoded_once():

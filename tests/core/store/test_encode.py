@@ -745,9 +745,9 @@ def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):
         encode_with([photos], tmp_path / "s")
 
 
-def test_large_rows_are_written_in_more_parts(models, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoding, "_PART_BYTES", 5000)  # of a picture 4.3 kB
-    encode_with([photos], tmp_path / "s", model=models["model"], tokens=True, batch_size=1)
+def test_large_rows_are_written_in_more_parts(models, photos, tmp_path):
+    more = {"batch_size": 1, "part_bytes": 5000}  # a picture takes 4.3 kB
+    encode_with([photos], tmp_path / "s", model=models["model"], tokens=True, **more)
     assert [path.name for path in sorted((tmp_path / "s").glob("part-*"))] == [
         f"part-00000-00000{n}.parquet" for n in (1, 2, 3)
     ]

@@ -276,10 +276,9 @@ def test_what_fails_leaves_no_file_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_features_are_kept_evenly_from_the_first_to_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(references, "_KEPT", 7)
+def test_features_are_kept_evenly_from_the_first_to_the_last(tmp_path):
     found = torch.arange(12.0)[:, None].repeat(1, 3)
-    write_reference(tmp_path / "r.npz", found, info())
+    write_reference(tmp_path / "r.npz", found, info(), most=7)
     assert load_reference(tmp_path / "r.npz", EYE).features[:, 0].tolist() == [0, 2, 4, 6, 7, 9, 11]
 
 

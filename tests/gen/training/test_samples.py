@@ -8,7 +8,7 @@ import torch
 from toklip_core.pictures import UPRIGHT
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import TokenStore
-from toklip_gen.training import GeneratorSamples, held_out_set, load_networks, samples as data
+from toklip_gen.training import GeneratorSamples, held_out_set, load_networks
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
@@ -93,34 +93,32 @@ def sorted_stores(world):
     return world
 
 
-def of_four(world: Path, name: str) -> GeneratorSamples:
-    return GeneratorSamples(config(values(world, data=[store(world, name)], condition={"kind": "class", "classes": 4})))
+def of_four(world: Path, name: str, window: int) -> GeneratorSamples:
+    found = values(world, data=[store(world, name)], condition={"kind": "class", "classes": 4})
+    return GeneratorSamples(config(found), window=window)
 
 
-def test_batches_of_a_shuffled_store_have_many_classes_though_a_window_is_small(sorted_stores, monkeypatch, caplog):
-    monkeypatch.setattr(data, "_WINDOW", 16)
+def test_batches_of_a_shuffled_store_have_many_classes_though_a_window_is_small(sorted_stores, caplog):
     caplog.set_level(logging.WARNING)
-    samples = of_four(sorted_stores, "shuffled")
+    samples = of_four(sorted_stores, "shuffled", 16)
     order = samples.order(64, 0, 0)
     assert all(len({samples[0, int(i)]["label"] for i in batch}) >= 3 for batch in order.split(16))
     assert not caplog.records
 
 
-def test_a_store_in_the_order_of_its_classes_is_warned_of(sorted_stores, monkeypatch, caplog):
-    monkeypatch.setattr(data, "_WINDOW", 16)
-    of_four(sorted_stores, "in order")
+def test_a_store_in_the_order_of_its_classes_is_warned_of(sorted_stores, caplog):
+    of_four(sorted_stores, "in order", 16)
     assert "16 rows that are shuffled together have 1 classes, and 4 if" in caplog.text and "--shuffle" in caplog.text
     caplog.clear()
-    monkeypatch.setattr(data, "_WINDOW", 64)
-    of_four(sorted_stores, "in order")
+    of_four(sorted_stores, "in order", 64)
     assert not caplog.records
 
 
-def test_rows_without_crops_are_shuffled_in_the_large_window(world, monkeypatch):
+def test_rows_without_crops_are_shuffled_in_the_large_window(world):
     """crops = true is the default, whatever the store has."""
-    monkeypatch.setattr(data, "_WINDOW_OF_CROPS", 1)
     settings = [config(values(world, data=[store(world, name)])) for name in ("store", "crops")]
-    assert [GeneratorSamples(each)._window for each in settings] == [data._WINDOW, 1]
+    windows = [GeneratorSamples(each, window=50, window_of_crops=1)._window for each in settings]
+    assert windows == [50, 1]
 
 
 def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path):

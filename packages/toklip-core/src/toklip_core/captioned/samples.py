@@ -114,14 +114,14 @@ class CaptionedSamples:
         self._parts: list[_SourceSamples] = []
         for number, source in enumerate(sources):
             if isinstance(source, CaptionedStore):
-                self._parts.append(_Stored(source, image_size, resize, window))
+                self._parts.append(_StoreSamples(source, image_size, resize, window))
             elif isinstance(source, CaptionedScenes):
                 self._parts.append(_Scenes(source, image_size, derived_seed(seed, number)))
             else:
                 crop = _Crop(image_size, resize, smallest_crop)
                 self._parts.append(_Pictures(_reader(source), crop, derived_seed(seed, number)))
         self._samples = Concatenation(self._parts)
-        self._stores = [part.store for part in self._parts if isinstance(part, _Stored)]
+        self._stores = [part.store for part in self._parts if isinstance(part, _StoreSamples)]
         refuse_mixed([(store.path, store.info) for store in self._stores], read={"augment", "teacher"})
 
     @property
@@ -220,7 +220,7 @@ class _Pictures:
         return self._reader.all_captions()
 
 
-class _Stored:
+class _StoreSamples:
     """Rows of a token store with their captions."""
 
     def __init__(self, source: CaptionedStore, size: int, resize: Resize, window: int) -> None:

@@ -37,9 +37,6 @@ from toklip_core.scenes import parse_scenes
 
 RANKS = (1, 5, 10)
 
-# Number of scores that are ranked at a time: 64 MB, and a few times that in between.
-_SCORES = 2**24
-
 # Number of pictures that must be missing before their root counts as wrong.
 _LOOKED_FOR = 100
 
@@ -157,7 +154,7 @@ def measure_retrieval(
 
 
 def recall(
-    images: Tensor, texts: Tensor, text_of: Tensor, picture_of: Tensor
+    images: Tensor, texts: Tensor, text_of: Tensor, picture_of: Tensor, *, scores_at_once: int = 2**24
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return R@1, R@5 and R@10 from pictures to captions, and from captions to pictures.
 
@@ -166,13 +163,15 @@ def recall(
         texts: (U, E), unit norm.
         text_of: (T,), int64, the row in ``texts`` of each caption.
         picture_of: (T,), int64, the row of each caption's picture; every picture has at least one caption.
+        scores_at_once: number of scores that are ranked at a time; the default takes 64 MB, and a few times that in
+            between.
     """
     forward, back = [], []
     numbers = torch.arange(len(images))
-    for rows in torch.split(numbers, max(1, _SCORES // len(text_of))):
+    for rows in torch.split(numbers, max(1, scores_at_once // len(text_of))):
         scores = (images[rows] @ texts.T)[:, text_of]
         forward.append(hit_chances(scores, picture_of == rows[:, None], RANKS))
-    for columns in torch.split(torch.arange(len(text_of)), max(1, _SCORES // len(images))):
+    for columns in torch.split(torch.arange(len(text_of)), max(1, scores_at_once // len(images))):
         scores = texts[text_of[columns]] @ images.T
         back.append(hit_chances(scores, picture_of[columns, None] == numbers, RANKS))
     first, second = (torch.cat(hits).mean(0).tolist() for hits in (forward, back))

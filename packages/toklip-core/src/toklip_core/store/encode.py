@@ -50,7 +50,6 @@ from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
 from toklip_core.training import held_back, leave_signals_to_the_parent
 
-_PART_BYTES = 2**29  # with tokens, 10,000 pictures would be 6 GB in memory
 _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
 _SLOT_BYTES = 2048  # for the key that a worker reads; nearly all keys are shorter
 
@@ -154,7 +153,7 @@ def encode_pictures(
                         log.add(row)
                     bar.update(counts.add(batch))
                     late = time.perf_counter() - written >= settings.part_seconds
-                    if len(writer) >= settings.part_rows or writer.nbytes >= _PART_BYTES or late:
+                    if len(writer) >= settings.part_rows or writer.nbytes >= settings.part_bytes or late:
                         writer.flush()
                         written = time.perf_counter()
                     if stopped := stop is not None and stop():

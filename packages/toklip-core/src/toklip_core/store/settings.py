@@ -34,6 +34,7 @@ class EncodeSettings:
         shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
             folders; tars, too, though what is in one stays in its order.
         part_rows: a part is written when it has so many pictures.
+        part_bytes: and when its rows take so many bytes in memory; with tokens, 10,000 pictures would take 6 GB.
         part_seconds: and after so long at the latest: what a kill can lose.
 
     >>> EncodeSettings(tokenizer="llamagen-tiny").part_rows
@@ -50,7 +51,8 @@ class EncodeSettings:
     augment: Literal["ten-crop"] | None = None
     shuffle: bool = False
     part_rows: int = 10_000
+    part_bytes: int = 2**29
     part_seconds: float = 30
 
     def __post_init__(self) -> None:
-        refuse_counts(part_rows=self.part_rows)
+        refuse_counts(part_rows=self.part_rows, part_bytes=self.part_bytes)

@@ -29,8 +29,6 @@ from toklip_gen.evaluation.frechet import INCEPTION, Extractor, Moments, moments
 
 Purpose = Literal["generation", "reconstruction"]
 
-#: Maximum number of features in a reference, for precision and recall: the number of pictures in ADM's files.
-_KEPT = 10_000
 #: Maximum number of bytes of its arrays, because a small compressed file may claim any size; ADM's have 0.2 GB.
 _LARGEST = 2**30
 _INFO = "toklip"
@@ -143,8 +141,11 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
     return Reference(info, found, features, described)
 
 
-def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> None:
+def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo, *, most: int = 10_000) -> None:
     """Write statistics of features (n, D) to NAME.npz; an old file stays until the new one is complete.
+
+    Args:
+        most: maximum number of features that are kept beside them, for precision and recall; ADM's files have 10,000.
 
     Raises:
         ValueError: there are fewer than two features, or the name has another suffix.
@@ -153,7 +154,7 @@ def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo) -> 
     if path.suffix != ".npz" or len(features) < 2:
         raise ValueError(f"got {len(features)} pictures for {str(path)!r}; wanted two or more, and a file NAME.npz")
     found = moments(features)
-    kept = torch.linspace(0, len(features) - 1, min(len(features), _KEPT), dtype=torch.float64).round().long()
+    kept = torch.linspace(0, len(features) - 1, min(len(features), most), dtype=torch.float64).round().long()
     with replacing(path) as beside, beside.open("wb") as file:
         np.savez(
             file,

@@ -34,11 +34,6 @@ from torch import Tensor
 from toklip_gen.generator import ClassCondition
 from toklip_gen.training.settings import ClassFolders, GeneratorTrainConfig, StoredIds
 
-#: Number of rows of token stores that are shuffled together, and that each reading process keeps in memory.
-_WINDOW = 2**16
-#: The same for stores with crops, where a row has 21 grids.
-_WINDOW_OF_CROPS = 2**13
-
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +77,9 @@ class GeneratorSamples:
 
     Args:
         config: settings of the run.
+        window: number of rows of token stores that are shuffled together, and that each reading process keeps in
+            memory.
+        window_of_crops: the same for stores with crops, where a row has 21 grids.
 
     Raises:
         FileNotFoundError: files of a source are missing.
@@ -89,14 +87,16 @@ class GeneratorSamples:
             one another or the settings.
     """
 
-    def __init__(self, config: GeneratorTrainConfig) -> None:
+    def __init__(
+        self, config: GeneratorTrainConfig, *, window: int = 2**16, window_of_crops: int = 2**13
+    ) -> None:
         self._dropout, self._seed = config.condition_dropout, config.run.seed
         of_class = isinstance(config.condition, ClassCondition)
         sources = [source for source in config.data if isinstance(source, StoredIds)]
         self._stores: list[TokenStore] = []
         if sources:
             crops = any(source.crops and TokenStore(source.store).info.augment is not None for source in sources)
-            self._window = _WINDOW_OF_CROPS if crops else _WINDOW
+            self._window = window_of_crops if crops else window
             kept = {CROPS} if crops else set()
             self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
             refuse_mixed([(store.path, store.info) for store in self._stores])
@@ -116,7 +116,7 @@ class GeneratorSamples:
             if of_class:
                 labels = [self.classes[name] for name in labelled[number].of_pictures]
             if isinstance(source, StoredIds):
-                by_source.append(_Stored(self._stores[number], source.crops, labels if of_class else None, seed))
+                by_source.append(_StoreSamples(self._stores[number], source.crops, labels if of_class else None, seed))
             elif isinstance(source, ClassFolders):
                 pictures = cast(LabelledPictures, labelled[number].pictures).pictures
                 by_source.append(_Folders(source, pictures, labels, config.image_size, seed))
@@ -239,7 +239,7 @@ def _classes_of(source: object, stores: Sequence[TokenStore], number: int) -> So
     return SourceClasses("scenes", CLASSES)
 
 
-class _Stored:
+class _StoreSamples:
     """Rows of a token store."""
 
     def __init__(self, store: TokenStore, crops: bool, labels: Sequence[int] | None, seed: int) -> None:
