@@ -17,6 +17,7 @@ INFO = ReferenceInfo(
 )
 
 
+@pytest.mark.slow
 def test_a_generator(toy, tmp_path):
     save_model_folder(tmp_path / "generator", small_config().model_dump(mode="json"), small_generator())
     assert loaded_after_every_damage(tmp_path / "generator", tmp_path, load_generator) == []

@@ -35,6 +35,7 @@ def test_it_draws_colours_and_numbers_that_it_is_asked_for():
     assert drawn.colour > 0.5 and drawn.count > 0.45
 
 
+@pytest.mark.slow
 def test_generate_needs_nothing_but_the_packages(tmp_path):
     out = tmp_path / "grid.png"
     done = CliRunner().invoke(cli, ["generate", "a large red circle", "-n", "4", "--out", str(out), "--device", "cpu"])
@@ -43,6 +44,7 @@ def test_generate_needs_nothing_but_the_packages(tmp_path):
         assert grid.size == (2 * 64 + 2, 2 * 64 + 2)
 
 
+@pytest.mark.slow
 def test_words_that_it_does_not_know_are_named(tmp_path, caplog):
     generate(["a purple unicorn", "a circle"], tmp_path / "out.png")
     assert "reads every unknown word alike: unicorn" in caplog.text

@@ -24,6 +24,7 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in words.parts if part != "__init__")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=module_name)
 def test_examples_give_what_they_say(path, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(ROOT / "docs", target_is_directory=True)

@@ -58,6 +58,7 @@ def test_the_installed_example_passes_its_own_tests(installed, tmp_path):
     assert "passed" in run(installed, *words, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_installed_example_is_found_and_offers_its_command(installed):
     (toy,) = [row for row in json.loads(toklip(installed, "plugins", "--json")) if row["name"] == "toy"]
     assert toy == {

@@ -116,6 +116,7 @@ def test_a_parquet_file_that_changes_between_two_encodes_of_a_process_is_read_ag
         assert torch.equal(*ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", ["image", "caption"])
 def test_a_parquet_file_with_a_column_twice_is_reported_and_the_others_are_encoded(here, workers, name):

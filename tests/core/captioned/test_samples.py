@@ -149,6 +149,7 @@ def test_a_sample_is_a_function_of_epoch_and_index_alone(every, kind):
     assert all(same(again[key], expected[key]) for key in reversed(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_sends_what_the_process_itself_reads(every, kind):
     data = samples(*every[kind])

@@ -98,6 +98,7 @@ UNREADABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_unreadable_picture_is_named_and_the_others_are_encoded(here, kind):
     name, data, reason = UNREADABLE[kind]
@@ -145,6 +146,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_picture_is_encoded_and_decoded(here, kind):
     name, data = ODD[kind]

@@ -90,6 +90,7 @@ def test_an_unknown_way_to_resize_is_refused(monkeypatch):
         clip_from_open_clip(theirs, CLIP["text_cfg"], tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_file_of_weights_of_a_named_model_is_loaded(monkeypatch, tmp_path, suffix):
     theirs, tokenizer = open_clip_model(monkeypatch, CLIP)

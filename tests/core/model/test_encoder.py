@@ -279,6 +279,7 @@ def test_pooled_features_in_bfloat16_point_where_those_in_float32_do(trunk):
         assert torch.cosine_similarity(seen, other).min() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [GRID, (1, 7), (4, 4)])
 @pytest.mark.parametrize("trunk", TRUNKS)
 @torch.no_grad()
@@ -294,6 +295,7 @@ def test_prefill_and_steps_give_what_the_full_pass_gives(trunk, grid):
         assert cache.length == count
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same():
     model = encoder()
@@ -399,6 +401,7 @@ def test_sizes_that_cannot_be_are_refused(changes, match):
         EncoderConfig(codebook_dim=6, grid=(0, 3), trunk=TRUNKS["attention"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [4304, 1, 31, 32, 33, 119])
 @pytest.mark.parametrize("width", [32, 1152])
 def test_the_hidden_width_of_a_tower_survives_its_ratio(width, hidden):

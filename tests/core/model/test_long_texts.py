@@ -120,6 +120,7 @@ def test_a_model_without_a_tokenizer_of_ours_is_none_to_ask(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True], ids=["read with their batch", "known before the first step"])
 def test_captions_of_a_training_that_are_cut_are_said_at_the_first_and_counted_at_the_end(
     world, tmp_path, caplog, known

@@ -99,6 +99,7 @@ def file_at(address):
     return [""]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
 @pytest.mark.parametrize("kind", ["official", "folder"])
 def test_weights_are_mapped_from_the_disk_and_the_optimizer_is_left_there(tmp_path, kind):

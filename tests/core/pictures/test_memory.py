@@ -88,6 +88,7 @@ def test_a_picture_above_the_limit_of_pillow_is_read_if_a_caller_wants_it(monkey
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
+@pytest.mark.slow
 def test_a_webp_of_a_few_bytes_and_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     Image.new("RGB", (16383, 4097)).save(tmp_path / "a.webp", lossless=True, method=0)
     with pytest.raises(PictureError, match="16383 x 4097 pixels are more than the limit of 67108864"):

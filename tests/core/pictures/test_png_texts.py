@@ -67,6 +67,7 @@ LARGE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_png_is_read_whatever_is_written_beside_its_pixels(tmp_path, kind):
     data, orientation = LARGE[kind]

@@ -122,6 +122,7 @@ def test_scenes_is_a_sequence_that_survives_pickling():
 # The law of the splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_train_and_validation_never_show_or_name_a_held_out_combination(split):
     held_out = {f"{colour} {shape}" for colour, shape in HELD_OUT}
@@ -384,6 +385,7 @@ def patches(split, count):
     )
 
 
+@pytest.mark.slow
 def test_a_linear_read_out_of_mean_patches_fails():
     """Ridge regression to the 64 classes; results/scenes_probe.py does it with codes, and beside a network."""
     (train, labels), (test, expected) = patches("train", 1200), patches("validation", 400)

@@ -428,6 +428,7 @@ def commands(toy, photos, tmp_path, monkeypatch):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

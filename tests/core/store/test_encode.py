@@ -185,6 +185,7 @@ def test_another_number_of_ranks_goes_on_where_the_first_ended(toy, photos, tmp_
     assert len(set(TokenStore(tmp_path / "s").keys())) == len(TokenStore(tmp_path / "s")) == 5
 
 
+@pytest.mark.slow
 def test_every_one_of_many_keys_is_known_again(toy, tmp_path):
     """Enough of them to meet every last byte of a digest."""
     line = picture(0, (4, 4))
@@ -421,6 +422,7 @@ def test_a_log_gets_a_line_now_and_then_and_a_short_run_none(toy, photos, tmp_pa
     assert lines[-3].strip().startswith("5 of 5 pictures, ") and "1 of 5 pictures, " in lines[0]
 
 
+@pytest.mark.slow
 def test_more_workers_than_cores_are_no_matter_for_a_warning(toy, photos, tmp_path):
     many = (os.cpu_count() or 1) + 3
     for number in range(many):
@@ -710,6 +712,7 @@ def test_a_store_takes_no_other_features(models, photos, tmp_path):
         encode_with([photos], store, **other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

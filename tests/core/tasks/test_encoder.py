@@ -139,6 +139,7 @@ def test_a_kill_loses_at_most_the_steps_since_a_checkpoint(interrupted: dict[int
     assert_same_run(run.out, uninterrupted)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops_with_status_143(interrupted: dict[int, Interrupted], uninterrupted: Path):
     run = interrupted[signal.SIGTERM]
     assert run.status == 143, run.error
@@ -187,6 +188,7 @@ def assert_moments_agree(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
         torch.testing.assert_close(mine[name], moment, rtol=1e-4, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_four_micro_batches_have_every_gradient_of_the_whole_batch(tmp_path: Path, world: Path, kind: str):
     """And make the same model: in its first step Adam moves a weight by the learning rate, whatever its gradient."""

@@ -35,6 +35,7 @@ from tests.support.mean_colour import MeanColour
 from tests.support.small_models import SIZE, TRUNK
 
 
+@pytest.mark.slow
 def test_stored_ids_and_features_train_as_pixels_do(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch):
     """In batches of all the data: the order of a store is another. The networks that made the store are not called."""
     settings = partial(config, world, run={"batch_size": 12, "steps": 3}, losses={"pooled_weight": 100.0})
@@ -234,6 +235,7 @@ def test_what_is_frozen_stays_and_is_not_saved(tmp_path: Path, world: Path):
     assert [name for name in trained if torch.equal(trained[name], started[name])] == [], "all of it is trained"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "end"), [(300.0, 100.0), (0.5, 1.0)])
 def test_the_temperature_stays_between_1_and_100(tmp_path: Path, world: Path, start: float, end: float):
     small_teacher(1, logit_scale=start).save_pretrained(tmp_path / "teacher")
@@ -282,6 +284,7 @@ def test_a_model_folder_carries_the_weights_of_its_tokenizer(tmp_path: Path, wor
         TokLIP.from_pretrained(tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_number(tmp_path: Path, world: Path):
     for flag in (False, True):
         train_encoder(config(world, pictures(world), grad_checkpointing=flag), tmp_path / str(flag))

@@ -27,6 +27,7 @@ from tests.support.small_models import SIZE
 FIGURES = {"zero_shot_top1", "image_to_text_r1", "text_to_image_r1"}
 
 
+@pytest.mark.slow
 def test_the_exported_model_is_the_one_that_was_evaluated(tmp_path: Path, world: Path):
     settings = config(world, pictures(world), held_out={"scenes": 12}, run={"ema_decay": 0.5})
     report = train_encoder(settings, tmp_path / "run")

@@ -189,6 +189,7 @@ def test_what_is_trained_is_what_is_exported(clip: CLIP):
     assert not torch.allclose(pixels, clip._normalised(pixels), atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
 def test_the_bias_is_the_sigmoids_alone(tmp_path: Path, clip: CLIP, contrast: str):
     train_teacher(config(contrast=contrast), tmp_path / "run")

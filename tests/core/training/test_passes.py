@@ -193,6 +193,7 @@ def test_dropout_and_autocast_are_the_same_in_both_passes(tmp_path: Path, accumu
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_steps_are_steps_then_resume_then_steps_bit_for_bit(tmp_path: Path, accumulate: int):
     told: list[int] = []

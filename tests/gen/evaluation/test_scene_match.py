@@ -59,6 +59,7 @@ def test_every_shape_is_told_from_the_others_whatever_its_turn(shape, turn):
     assert (found.x, found.y) == (pytest.approx(0.5, abs=0.02), pytest.approx(0.5, abs=0.02))
 
 
+@pytest.mark.slow
 def test_every_colour_is_read_from_the_palette_it_was_drawn_from():
     for index in range(80):
         drawn = scene(index, objects=1)

@@ -53,6 +53,7 @@ def run(*words):
     return result
 
 
+@pytest.mark.slow
 def test_a_folder_loads_and_draws_the_same(tmp_path, toklip):
     folder = of_texts(tmp_path, toklip)
     first, second = load_generator(folder), load_generator(folder)
@@ -222,6 +223,7 @@ def pixels(path):
     return to_pixels(open_picture(path), 32)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -325,6 +327,7 @@ def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupt
     assert len(drawn) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_takes_one_call_at_a_time_and_the_same_call_when_the_other_has_died(interrupted, tmp_path):
     call, drawn = interrupted
     held = {path: path.read_bytes() for path in (tmp_path / "folder").iterdir() if path.suffix != ".lock"}

@@ -220,6 +220,7 @@ def test_pictures_without_input_ids_are_refused():
         model(image_ids=ids(), inputs_embeds=torch.zeros(1, 3, 32))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_loaded_by_the_auto_classes_is_the_same(family, tmp_path):

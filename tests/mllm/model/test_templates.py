@@ -113,6 +113,7 @@ def learnt(kind: str, *messages: dict) -> str:
     return processor.tokenizer.decode(example.labels[example.labels != IGNORED])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_learnt_of_one_turn_are_its_words_and_its_end(kind):
     assert learnt(kind, ASK, SAY).strip() == f"a red circle{KINDS[kind][3]}"

@@ -79,6 +79,7 @@ def test_the_exported_model_has_the_logits_of_the_adapted_one(family, tied, targ
     assert model.config.text_config.tie_word_embeddings is tied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "target", "message"),
     [
@@ -169,6 +170,7 @@ def randomized(adapted):
             weight.data.normal_()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 @pytest.mark.parametrize(
     ("family", "targets"), [("llama", "all-linear"), ("gpt2", "all-linear"), ("llama", ["q_proj", "qkv", "fc1"])]

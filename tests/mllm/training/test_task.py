@@ -106,6 +106,7 @@ def test_learning_lowers_the_loss(world, tmp_path):
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
+@pytest.mark.slow
 def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):
     for name, changes in (("pictures", {}), ("store", {"store": str(world / "store")})):
         train_mllm(config(world, talks(world, **changes)), tmp_path / name)
@@ -122,6 +123,7 @@ def encoder_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encoder_rests(
     world, tmp_path, encoder_calls
 ):
@@ -136,6 +138,7 @@ def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encod
         torch.testing.assert_close(theirs[name], mine[name], rtol=2**-8, atol=2e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
     settings = config(world, talks(world, store=str(world / "tokens")))
     train_mllm(settings, tmp_path / "whole")
@@ -162,6 +165,7 @@ def changed_parts(before: dict, after: dict) -> set[str]:
     return {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_well(world, tmp_path):
     start, _ = small_mllm(template=MARKED)
     captions = str(world / "captions.json")
@@ -174,6 +178,7 @@ def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_wel
     assert changed_parts(one, exported(tmp_path / "two")) == {"connector", "language_model"}
 
 
+@pytest.mark.slow
 def test_lora_is_merged_into_what_is_exported(world, tmp_path):
     lora = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
     train_mllm(config(world, talks(world), train=["language_model"], **lora), tmp_path / "run")
@@ -211,6 +216,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers():
         torch.testing.assert_close(ours, model(**batch).loss, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 def test_logits_are_computed_where_a_row_has_a_label_and_the_loss_is_that_of_all(family):
     model, processor = small_mllm(family)
