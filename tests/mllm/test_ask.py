@@ -7,7 +7,8 @@ import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.plugins import registry
-from toklip_mllm.chat import Chat, pictures_and_question, unknown_words
+from toklip_mllm.chat import Chat, unknown_words
+from toklip_mllm.commands import pictures_and_question
 from toklip_mllm.model import PictureEncoder, load
 
 from tests.core.conftest import picture
@@ -200,6 +201,12 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
 def test_bad_input_gets_one_line(words, line, folder):
     result = CliRunner().invoke(cli, ["ask", "--model", "model", "--device", "cpu", *words], obj=registry())
     refused(result, line)
+
+
+def test_a_picture_that_cannot_be_read_is_refused_before_the_model_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr("toklip_mllm.model.load", None)
+    result = CliRunner().invoke(cli, ["ask", "none.png", "what ?", "--model", "model"], obj=registry())
+    refused(result, "picture 1 ('none.png') cannot be read: ")
 
 
 def test_a_model_without_a_chat_template_gets_one_line(folder):

@@ -9,6 +9,8 @@ from toklip_core.config import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import TINY
 
+from tests.core.conftest import picture
+
 pytest.importorskip("toklip_vq")
 
 
@@ -30,8 +32,9 @@ def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
     assert report.by_type["colour"].right > 0.5
 
 
-def test_a_name_that_no_model_has_is_said_in_one_line():
-    done = CliRunner().invoke(cli, ["ask", "--model", "nosuch", "docs/x.png", "what is it?"])
+def test_a_name_that_no_model_has_is_said_in_one_line(tmp_path):
+    picture(0).save(tmp_path / "x.png")
+    done = CliRunner().invoke(cli, ["ask", "--model", "nosuch", str(tmp_path / "x.png"), "what is it?"])
     assert done.exit_code == 1 and "there is no model 'nosuch'" in done.stderr
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os.path
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from toklip_core.config import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
 from toklip_core.files import replace_lone_surrogates
-from toklip_core.pictures import PICTURE_SUFFIXES
 from torch import Tensor
 
 from toklip_mllm.model import PictureInput, TokLIPForConditionalGeneration, TokLIPProcessor
@@ -128,23 +125,6 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
     places = zip(found["input_ids"], found["offset_mapping"], strict=True)
     words = (text[start:end].strip() for token, (start, end) in places if token == tokenizer.unk_token_id)
     return list(dict.fromkeys(words))
-
-
-def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the picture files and the question of ``toklip ask``; the question is the last word unless it is a file.
-
-    Raises:
-        ValueError: there is no picture, or the question is empty.
-    """
-    *pictures, last = words or ("",)
-    if pictures and not last.strip():
-        raise ValueError("the question is empty; ask something, or leave it out for a conversation")
-    # A question may be too long for a file's name, and may end like one: "what is in b.png".
-    if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
-        return [*pictures, last], None
-    if not pictures:
-        raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
-    return pictures, last
 
 
 def _drawing(temperature: float, top_p: float) -> dict[str, Any]:

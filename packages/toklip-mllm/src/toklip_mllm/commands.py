@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os.path
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,25 @@ def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **opti
 _SHOW, _NEW = "/picture ", "/new"
 
 
+def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the picture files and the question of ``toklip ask``; the question is the last word unless it is a file.
+
+    Raises:
+        ValueError: there is no picture, or the question is empty.
+    """
+    from toklip_core.pictures import PICTURE_SUFFIXES
+
+    *pictures, last = words or ("",)
+    if pictures and not last.strip():
+        raise ValueError("the question is empty; ask something, or leave it out for a conversation")
+    # A question may be too long for a file's name, and may end like one: "what is in b.png".
+    if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
+        return [*pictures, last], None
+    if not pictures:
+        raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
+    return pictures, last
+
+
 @click.command()
 @click.argument("words", nargs=-1, metavar='PICTURE... ["QUESTION"]')
 @_MODEL
@@ -143,9 +163,11 @@ def ask(
     from toklip_core.config import refuse_drawing
 
     refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
-    from toklip_mllm.chat import pictures_and_question
+    from toklip_mllm.model import read_picture
 
     pictures, question = pictures_and_question(words)
+    # Read first, because a model takes seconds to load.
+    shown = [read_picture(picture, number, max_pixels=max_pixels) for number, picture in enumerate(pictures, 1)]
     if sys.stderr.isatty():
         click.echo(f"loading {name}", err=True)
 
@@ -162,7 +184,7 @@ def ask(
     torch.manual_seed(seed)
     model, processor = load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)
     chat = Chat(model, processor)
-    chat.show(pictures, max_pixels=max_pixels)
+    chat.show(shown)
     if question is not None:
         _answer(chat, question, {"model": name, "pictures": pictures} if as_json else None, options)
         return

@@ -10,6 +10,7 @@ from .model import (
 )
 from .pictures import (
     PictureInput as PictureInput,
+    read_picture as read_picture,
     to_image as to_image,
 )
 from .processing import (

@@ -84,9 +84,18 @@ def to_image(picture: PictureInput, *, fetch: bool = False, max_pixels: int = MA
     return open_picture(picture, max_pixels=max_pixels)
 
 
-def name_of(picture: PictureInput) -> str:
-    """Return the name of a picture for errors, which is its file or address, cut to 200 letters; arrays have none."""
-    return f" ({one_line(picture, longest=200)!r})" if isinstance(picture, str | Path) else ""
+def read_picture(
+    picture: PictureInput, number: int, *, fetch: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Return picture ``number`` of a list as :func:`to_image` does; its ValueErrors have the number and the name.
+
+    The name is that of the file or the address, cut to 200 letters; arrays have none.
+    """
+    try:
+        return to_image(picture, fetch=fetch, max_pixels=max_pixels)
+    except (ValueError, OSError) as error:
+        name = f" ({one_line(picture, longest=200)!r})" if isinstance(picture, str | Path) else ""
+        raise ValueError(f"picture {number}{name} cannot be read: {error}") from error
 
 
 def _batch(images: Any) -> list[PictureInput]:  # noqa: ANN401

@@ -24,7 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.messages import as_items, flatten, normalize, pictures_in
-from toklip_mllm.model.pictures import PictureInput, name_of, to_image, to_list
+from toklip_mllm.model.pictures import PictureInput, read_picture, to_list
 
 #: Options of ``from_pretrained`` that say where on the hub files are.
 _OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
@@ -196,9 +196,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if isinstance(pictures, str | bytes | Path | Image.Image) or not len(pictures):
             raise ValueError(f"got {repr(pictures)[:80]}; wanted a list of pictures")
         flat, _ = to_list(pictures)
-        pixels = torch.stack(
-            [self._pixels(picture, number, fetch, max_pixels) for number, picture in enumerate(flat, start=1)]
-        )
+        images = (read_picture(one, number, fetch=fetch, max_pixels=max_pixels) for number, one in enumerate(flat, 1))
+        pixels = torch.stack([to_pixels(image, self.image_size, self.resize) for image in images])
         tokenizer = self.vq_tokenizer if device is None else self.vq_tokenizer.to(device)
         return tokenizer.encode(pixels.to(tokenizer.device))
 
@@ -485,13 +484,6 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         more = len(self.image_token) * (self.tokens_per_picture - 1)
         moved = [[place + more * text.count(self.image_token, 0, place) for place in span] for span in said]
         return [int(any(first < end and last > start for start, end in moved)) for first, last in offsets]
-
-    def _pixels(self, picture: PictureInput, number: int, fetch: bool, max_pixels: int) -> Tensor:
-        try:
-            found = to_image(picture, fetch=fetch, max_pixels=max_pixels)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"picture {number}{name_of(picture)} cannot be read: {error}") from error
-        return to_pixels(found, self.image_size, self.resize)
 
     def _pictures(
         self,
