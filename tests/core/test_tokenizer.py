@@ -43,9 +43,10 @@ def test_it_gives_what_its_module_gives():
     tokenizer = Tokenizer("mean-colour", module)
     ids = tokenizer.encode(PIXELS)
     assert torch.equal(ids, module.encode(PIXELS))
-    assert torch.equal(tokenizer.embed(ids), module.embed(ids))
+    assert torch.equal(tokenizer.embed(ids), module.embedding(ids))
+    assert torch.equal(tokenizer.code_map(ids), module.embedding.code_map(ids))
     assert torch.equal(tokenizer.decode(ids), module.decode(ids))
-    assert (tokenizer.codebook_size, tokenizer.codebook_dim, tokenizer.downsample_factor) == (LEVELS, 1, 4)
+    assert (tokenizer.codebook_sizes, tokenizer.codebook_dim, tokenizer.grid(8, 12)) == ((LEVELS,), 1, (2, 3))
 
 
 def test_its_picture_size_is_the_registered_one(toy):
@@ -55,7 +56,7 @@ def test_its_picture_size_is_the_registered_one(toy):
 def test_its_checksum_is_that_of_the_loaded_weights_whatever_they_are_cast_to():
     for arguments in ((torch.bfloat16,), ("cpu", torch.bfloat16)):
         tokenizer = mean_colour().to(*arguments)
-        assert tokenizer.module.levels.dtype == torch.bfloat16
+        assert tokenizer.module.gain.dtype == torch.bfloat16 and tokenizer.module.levels.dtype == torch.float32
         assert tokenizer.checksum == weights_checksum(MeanColour()) != weights_checksum(tokenizer.module)
 
 
@@ -81,8 +82,8 @@ def test_a_copy_has_weights_of_its_own():
     tokenizer = mean_colour()
     other = copy.deepcopy(tokenizer)
     other.module.levels.zero_()
-    assert torch.equal(tokenizer.embed(torch.arange(LEVELS)), MeanColour().levels)
-    assert torch.equal(other.embed(torch.arange(LEVELS)), torch.zeros(LEVELS, 1))
+    assert torch.equal(tokenizer.embed(torch.arange(LEVELS)[:, None]), MeanColour().levels)
+    assert torch.equal(other.embed(torch.arange(LEVELS)[:, None]), torch.zeros(LEVELS, 1))
 
 
 def test_what_is_no_module_is_refused():

@@ -18,6 +18,7 @@ FLOORS = {
     "toklip_core": [
         {"files"},
         {"config", "weights"},
+        {"embeddings"},
         {"drawing", "plugins", "scenes"},
         {"pictures", "tokenizer"},
         {"model", "testing", "training"},

@@ -4,7 +4,7 @@ A plugin is a package that names a module in the entry point group ``toklip``. T
 of this file. Hooks return descriptions (:class:`TokenizerSpec`, :class:`NamedModel`), whose factories import torch, so
 ``toklip --help`` stays fast with any number of plugins.
 
-Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim, n ids of a
+Shape letters: B batch, H and W picture sides, h and w the grid of ids, Q levels (ids per position), n positions of a
 prefix.
 """
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from toklip_core.drawing import Drawing
+    from toklip_core.embeddings import CodeEmbedding
     from toklip_core.pictures import Resize
 
 ENTRY_POINT_GROUP = "toklip"
@@ -51,41 +52,38 @@ class VQTokenizer(Protocol):
     """A frozen tokenizer, from pictures to discrete ids, from ids to codes, and from ids to pictures.
 
     An implementation is a ``torch.nn.Module`` without trainable parameters, on which ``train()`` has no effect. After
-    ``to(torch.bfloat16)`` its networks run in half precision, but the codebook and the search stay in float32, and so
+    ``to(torch.bfloat16)`` its networks run in half precision, but the embedding and the search stay in float32, and so
     may pixels. :mod:`toklip_core.testing` checks all of this.
 
     >>> from toklip_core import load_tokenizer
     >>> tokenizer = load_tokenizer("llamagen-tiny")
     >>> isinstance(tokenizer, VQTokenizer)
     True
-    >>> tokenizer.codebook_size, tokenizer.codebook_dim, tokenizer.downsample_factor
-    (1024, 8, 8)
+    >>> tokenizer.embedding.codebook_sizes, tokenizer.embedding.codebook_dim, tokenizer.grid(64, 96)
+    ((1024,), 8, (8, 12))
     """
 
     @property
-    def codebook_size(self) -> int:
-        """Codebook size K; ids lie in [0, K)."""
+    def embedding(self) -> CodeEmbedding:
+        """From ids to codes, and the sizes of the codebooks: one of the modules of :mod:`toklip_core.embeddings`."""
 
-    @property
-    def codebook_dim(self) -> int:
-        """Codebook dim C, the width of a code."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of the ids of a picture of height x width pixels.
 
-    @property
-    def downsample_factor(self) -> int:
-        """Downsampling factor f: picture sides must be multiples of it, and one id covers f x f pixels."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
-
-        The nearest code is searched in float32, also under autocast. Ids do not depend on the rest of the batch. No
-        gradient. ValueError if pixels are integers, NaN or infinite, see :func:`toklip_core.pictures.refuse_pixels`.
+        ValueError, with the sizes that the tokenizer takes, if it does not take this one; see
+        :func:`toklip_core.pictures.grid_by_factor` and :func:`toklip_core.pictures.grid_of_size`.
         """
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return the codes (..., C) of ids (...), which are bit-exact rows of the codebook."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the ids (B, h, w, Q), int64, of pixels (B, 3, H, W) in [-1, 1].
+
+        The nearest code is searched in float32, also under autocast. Ids do not depend on the rest of the batch. No
+        gradient. ValueError if pixels are integers, NaN or infinite, see :func:`toklip_core.pictures.refuse_pixels`, or
+        of a size that ``grid`` refuses.
+        """
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
+        """Return pixels (B, 3, H, W), float32, near [-1, 1], of ids (B, h, w, Q). No gradient."""
 
 
 class PictureModel(Protocol):
@@ -142,14 +140,14 @@ class PictureModel(Protocol):
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Return the ids (B, h, w), int64, of one picture per prompt, which start with the ids ``prefix`` (B, n).
+        """Return the ids (B, h, w, Q), int64, of one picture per prompt, which start with the ids ``prefix`` (B, n, Q).
 
         A picture depends on its prompt, prefix and seed, not on the rest of the batch. Settings that are None are the
         model's own. See :meth:`toklip_core.drawing.Sampler.draw`.
         """
 
     def pixels(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W), float32 in [-1, 1], for ids (B, h, w)."""
+        """Return pixels (B, 3, H, W), float32 in [-1, 1], for ids (B, h, w, Q)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +176,14 @@ class TokenizerSpec:
     licence: str = ""
     #: Size of the published or shipped file in bytes; None if it is not known, or there is none.
     size: int | None = None
+    #: Codebook size of each level; empty if the weights decide.
+    codebook_sizes: tuple[int, ...] = ()
+    #: Grid (h, w) of the ids of a picture of ``image_size`` pixels; None if the weights decide.
+    grid: tuple[int, int] | None = None
+    #: Whether it takes pictures of ``image_size`` alone.
+    fixed_size: bool = False
+    #: Published rFID, with its data set and its source; empty if there is none.
+    rfid: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):

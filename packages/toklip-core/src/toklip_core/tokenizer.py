@@ -4,7 +4,7 @@
                                          ^                          |
                                          `-------- .load(folder) ---'   other weights are refused
 
-Shape letters: B batch, H and W picture sides, f downsampling factor, h = H/f, w = W/f, C codebook dim.
+Shape letters: B batch, H and W picture sides, h and w the grid of ids, Q levels (ids per position), C codebook dim.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from toklip_core.config import Config, FileName, is_file_name
+from toklip_core.embeddings import CodeEmbedding
 from toklip_core.files import one_line
 from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
 from toklip_core.weights import refuse_damaged, weights_checksum, write_weights
@@ -29,8 +30,8 @@ class TokenizerRecord(Config):
     >>> record = load_tokenizer("llamagen-tiny").record
     >>> print(record)
     'llamagen-tiny' (sha256 63571018c169483b)
-    >>> record.load(where="the model first").codebook_size
-    1024
+    >>> record.load(where="the model first").codebook_sizes
+    (1024,)
     """
 
     name: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
@@ -97,11 +98,11 @@ class Tokenizer:
         TypeError: the module is no ``torch.nn.Module``.
 
     >>> tokenizer = load_tokenizer("llamagen-tiny")
-    >>> tokenizer.codebook_size, tokenizer.codebook_dim, tokenizer.downsample_factor
-    (1024, 8, 8)
+    >>> tokenizer.codebook_sizes, tokenizer.codebook_dim, tokenizer.grid(64, 96)
+    ((1024,), 8, (8, 12))
     >>> ids = tokenizer.encode(torch.zeros(1, 3, 64, 64))
     >>> tuple(ids.shape), tuple(tokenizer.embed(ids).shape), tuple(tokenizer.decode(ids).shape)
-    ((1, 8, 8), (1, 8, 8, 8), (1, 3, 64, 64))
+    ((1, 8, 8, 1), (1, 8, 8, 8), (1, 3, 64, 64))
     """
 
     def __init__(self, name: str, module: VQTokenizer, weights: Weights | None = None) -> None:
@@ -114,19 +115,19 @@ class Tokenizer:
         self._vq: VQTokenizer = module
 
     @property
-    def codebook_size(self) -> int:
-        """Codebook size K: ids lie in [0, K)."""
-        return self._vq.codebook_size
+    def embedding(self) -> CodeEmbedding:
+        """From ids to codes; see :mod:`toklip_core.embeddings`."""
+        return self._vq.embedding
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codebook size of each of the Q levels: ids of level q lie in [0, K_q)."""
+        return self._vq.embedding.codebook_sizes
 
     @property
     def codebook_dim(self) -> int:
         """Width C of a code."""
-        return self._vq.codebook_dim
-
-    @property
-    def downsample_factor(self) -> int:
-        """Downsampling factor f: one id covers f x f pixels."""
-        return self._vq.downsample_factor
+        return self._vq.embedding.codebook_dim
 
     @property
     def image_size(self) -> int:
@@ -155,16 +156,29 @@ class Tokenizer:
             file = "tokenizer.safetensors"
         return TokenizerRecord(name=self.name, file=file, checksum=self.checksum)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of the ids of a picture of height x width pixels.
+
+        Raises:
+            ValueError: the tokenizer does not take this size; the message has those it takes.
+        """
+        return self._vq.grid(height, width)
+
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1]. No gradient."""
+        """Return the ids (B, h, w, Q), int64, of pixels (B, 3, H, W) in [-1, 1]. No gradient."""
         return self._vq.encode(pixels)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the codebook rows (..., C) of ids (...): a bit-exact lookup."""
-        return self._vq.embed(ids)
+        """Return the codes (..., C), float32, of ids (..., Q): a function of each position alone, exact to the bit."""
+        codes: Tensor = self._vq.embedding(ids)
+        return codes
+
+    def code_map(self, ids: Tensor) -> Tensor:
+        """Return the codes (B, h', w', C) that encoders read; see :meth:`CodeEmbedding.code_map`."""
+        return self._vq.embedding.code_map(ids)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w). No gradient."""
+        """Return pixels (B, 3, H, W), float32, near [-1, 1], of ids (B, h, w, Q). No gradient."""
         return self._vq.decode(ids)
 
     def to(
@@ -211,7 +225,7 @@ def load_tokenizer(name: str, weights: Weights | str | None = None) -> Tokenizer
         ValueError: the weights do not fit, or one of them is NaN or infinite.
 
     >>> load_tokenizer("llamagen-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
-    torch.Size([1, 4, 8])
+    torch.Size([1, 4, 8, 1])
     """
     given = Path(weights) if isinstance(weights, str) else weights
     tokenizer = Tokenizer(name, tokenizer_spec(name).factory(given), given)

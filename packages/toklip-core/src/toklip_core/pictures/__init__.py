@@ -7,6 +7,7 @@
     png_texts.py  PNG files with long texts                  parquet_rows.py  pictures in a column of a Parquet file
     outputs.py  files that can be written and are no input
     random_crops.py  random parts of a picture, for training
+    grids.py    the size of a picture -> the grid of its ids
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -12,6 +12,10 @@ from .find import (
     share_of_rank as share_of_rank,
     share_of_worker as share_of_worker,
 )
+from .grids import (
+    grid_by_factor as grid_by_factor,
+    grid_of_size as grid_of_size,
+)
 from .lazy import (
     LabelledPictures as LabelledPictures,
     LazyPair as LazyPair,
