@@ -30,7 +30,7 @@ FLOORS = {
         {"__main__"},
     ],
     "toklip_vq": [
-        {"sharded_weights", "towers"},
+        {"nearest", "sharded_weights", "towers"},
         {"vqgan"},
         {"published", "training"},
         {"plugin"},

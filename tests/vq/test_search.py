@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toklip_vq.vqgan import Codebook, Metric
+from toklip_vq.nearest import Metric
+from toklip_vq.vqgan import Codebook
 
 METRICS = ("cosine", "dot", "euclidean")
 

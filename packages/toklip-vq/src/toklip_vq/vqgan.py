@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,8 @@ from toklip_core.pictures import refuse_pixels
 from toklip_core.weights import refuse_not_finite
 from torch import Tensor, nn
 
+from toklip_vq.nearest import Metric, nearest_rows
 from toklip_vq.towers import Decoder, Encoder
-
-Metric = Literal["cosine", "dot", "euclidean"]
 
 
 class VQGANConfig(BaseModel):
@@ -138,7 +137,7 @@ class Codebook(nn.Module):
     tensor([0, 1])
     """
 
-    #: Number of codes that are scored at a time; it limits the memory of a search to latents x chunk scores.
+    #: Number of codes that are scored at a time, see :func:`toklip_vq.nearest.nearest_rows`.
     chunk = 4096
 
     def __init__(self, size: int, dim: int, metric: Metric) -> None:
@@ -170,24 +169,8 @@ class Codebook(nn.Module):
 
         A latent or code that is not finite gives a score of NaN or infinity; the ids do not show it.
         """
-        with torch.autocast(latents.device.type, enabled=False):
-            queries_NC = latents.detach().reshape(-1, latents.shape[-1]).float()
-            rows_KC = self.rows()
-            if self.metric == "cosine":
-                queries_NC = F.normalize(queries_NC, dim=-1)
-            # |q - e|^2 = |q|^2 - 2 (q.e - |e|^2 / 2): the nearest code has the largest bracket.
-            half_squares_K = rows_KC.square().sum(-1) / 2 if self.metric == "euclidean" else None
-            best_N = queries_NC.new_full((len(queries_NC),), -torch.inf)
-            ids_N = torch.zeros_like(best_N, dtype=torch.int64)
-            for start in range(0, len(rows_KC), self.chunk):
-                scores_NK = queries_NC @ rows_KC[start : start + self.chunk].T
-                if half_squares_K is not None:
-                    scores_NK -= half_squares_K[start : start + self.chunk]
-                score_N, id_N = scores_NK.max(dim=-1)
-                better_N = score_N > best_N
-                best_N = torch.maximum(best_N, score_N)  # maximum keeps NaN, a comparison does not
-                ids_N = torch.where(better_N, id_N + start, ids_N)
-            return ids_N.reshape(latents.shape[:-1]), best_N.reshape(latents.shape[:-1])
+        with torch.autocast(latents.device.type, enabled=False):  # of the rows, if they are normalised
+            return nearest_rows(latents, self.rows(), self.metric, self.chunk)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
