@@ -67,9 +67,10 @@ def prompts(model: TokLIPForConditionalGeneration, batch: int = 1) -> tuple[dict
     config, device = model.config, model.device
     picture = torch.full((batch, config.tokens_per_picture), config.image_token_id, device=device)
     text = torch.randint(100, 1000, (batch, WORDS), device=device)
-    rows, columns = config.encoder_config.grid
+    *grid, _ = model.vision.ids_shape
     seen = {"input_ids": torch.cat([picture, text], 1)}
-    seen["image_ids"] = torch.randint(0, config.codebook_size, (batch, rows, columns), device=device)
+    levels = [torch.randint(size, (batch, *grid), device=device) for size in model.vision.embedding.codebook_sizes]
+    seen["image_ids"] = torch.stack(levels, dim=-1)
     bare = {"input_ids": torch.randint(100, 1000, seen["input_ids"].shape, device=device)}
     mask = {"attention_mask": torch.ones_like(seen["input_ids"])}
     return seen | mask, bare | mask
@@ -106,7 +107,7 @@ def prefill_row(model: TokLIPForConditionalGeneration, options: Options) -> Row:
     """A prompt with one picture, beside the encoder and the language model, each alone."""
     seen, bare = prompts(model)
     assert model.vision.encoder is not None
-    codes = model.vision.codebook[seen["image_ids"]]
+    codes = model.vision.embedding.code_map(seen["image_ids"])
     seconds, _ = race(
         {
             "ours": lambda: model(**seen, logits_to_keep=1),
@@ -137,7 +138,7 @@ def training_rows(
     side = model.config.image_size
     pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, device=model.device)
     ids = seen.pop("image_ids")
-    tokens = model.vision.encoder(model.vision.codebook[ids]).tokens
+    tokens = model.vision.encoder(model.vision.embedding.code_map(ids)).tokens
 
     def step(pictures: Callable[[], dict[str, torch.Tensor]]) -> Callable[[], float]:
         def run() -> float:

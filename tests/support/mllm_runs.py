@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from toklip_core.tokenizer import Tokenizer
 from toklip_mllm.training import MLLMTrainConfig
 from torch import Tensor
 
@@ -19,9 +20,10 @@ ANSWERS = ["red circle", "blue square", "two", "it is green ."]
 SMALL = {"width": 32, "hidden": 48, "heads": 2, "layers": 1, "context_length": 160, "conversations": 12}
 
 
-def write_world(folder: Path) -> None:
+def write_world(folder: Path, vq: Tokenizer | None = None) -> None:
     """Write a TokLIP, a language model, pictures, their token store, and conversations in LLaVA's form."""
-    small_toklip().save_pretrained(folder / "toklip")
+    vq = vq or mean_colour.mean_colour()
+    small_toklip(tokenizer=vq).save_pretrained(folder / "toklip")
     language_model().save_pretrained(folder / "language")
     tokenizer(MARKED).save_pretrained(folder / "language")
     (folder / "pictures").mkdir()
@@ -36,7 +38,7 @@ def write_world(folder: Path) -> None:
     rows += [{"conversations": said([("human", "yes ?"), ("gpt", "no")])} for _ in range(2)]
     (folder / "talks.json").write_text(json.dumps(rows))
     encode_with(
-        [folder / "pictures"], folder / "store", tokenizer="mean-colour", image_size=SIZE, resize="crop"
+        [folder / "pictures"], folder / "store", tokenizer=vq.name, image_size=SIZE, resize="crop"
     )
 
 

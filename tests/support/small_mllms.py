@@ -91,11 +91,16 @@ def language_model(family: str = "llama", seed: int = 0, **changes):
 
 
 def small_mllm(
-    family: str = "llama", features: str = "concat", template: str = PLAIN, seed: int = 0, bos: str | None = None
+    family: str = "llama",
+    features: str = "concat",
+    template: str = PLAIN,
+    seed: int = 0,
+    bos: str | None = None,
+    vq=None,
 ):
-    """Model and processor. 32 px, a grid of 8 x 8: 64 places for a picture."""
+    """Model and processor. 32 px, codes on a grid of 8 x 8: 64 places for a picture. ``vq``: the VQ tokenizer."""
     words = tokenizer(template, bos)
-    return build(language_model(family, seed), small_toklip(seed), tokenizer=words, features=features)
+    return build(language_model(family, seed), small_toklip(seed, vq), tokenizer=words, features=features)
 
 
 @cache
@@ -105,7 +110,7 @@ def shared(family: str = "llama", features: str = "concat"):
 
 
 def ids(pictures: int = 1, seed: int = 0):
-    return torch.randint(0, 300, (pictures, 8, 8), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 300, (pictures, 8, 8, 1), generator=torch.Generator().manual_seed(seed))
 
 
 def prompt(processor, *texts: str, image_ids=None, **options):

@@ -41,10 +41,12 @@ def text_config() -> TextConfig:
     )
 
 
-def toklip_config(**changes) -> TokLIPConfig:
-    """Over the tokenizer of tests.support.mean_colour: a grid of 8 x 8, codes of width 1."""
-    encoder = EncoderConfig(codebook_dim=1, grid=(SIZE // 4, SIZE // 4), trunk=TRUNK)
-    record = TokenizerRecord(name="mean-colour")
+def toklip_config(tokenizer: Tokenizer | None = None, **changes) -> TokLIPConfig:
+    """Over a tokenizer of tests.support.mean_colour, that of its name by default: codes on a grid of 8 x 8."""
+    vq = tokenizer or mean_colour()
+    grid = vq.embedding.map_grid(vq.grid(SIZE, SIZE))
+    encoder = EncoderConfig(codebook_dim=vq.codebook_dim, grid=grid, trunk=TRUNK)
+    record = TokenizerRecord(name=vq.name)
     fields = {"tokenizer": record, "image_size": SIZE, "resize": "crop", "encoder": encoder, "text": text_config()}
     return TokLIPConfig(**fields | changes)
 
@@ -52,7 +54,7 @@ def toklip_config(**changes) -> TokLIPConfig:
 def small_toklip(seed: int = 0, tokenizer: Tokenizer | None = None, **changes) -> TokLIP:
     """Saved and loaded again, it needs the fixture ``toy``, which registers its tokenizer."""
     torch.manual_seed(seed)
-    config = toklip_config(**changes)
+    config = toklip_config(tokenizer, **changes)
     model = TokLIP(config, tokenizer=tokenizer or mean_colour(), text_tokenizer=TextTokenizer(config.text, words()))
     return model.eval()
 

@@ -5,8 +5,10 @@ import unittest
 import torch
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_modeling_common import ModelTesterMixin
+from toklip_core.embeddings import TableEmbedding
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig
 
+from tests.support.mean_colour import LEVELS
 from tests.support.small_mllms import CONFIGS
 from tests.support.small_models import toklip_config
 from tests.transformers_suite.applicability import leave_out
@@ -44,7 +46,8 @@ class ModelTester:
         return TokLIPLMConfig(
             text_config=CONFIGS["llama"](),
             encoder=toklip_config().encoder.model_copy(update={"grid": (2, 2)}).model_dump(mode="json"),
-            codebook_size=300,
+            embedding=TableEmbedding([torch.zeros(LEVELS, 1)]).config.model_dump(mode="json"),
+            grid=(2, 2),
             image_token_id=self.image_token_id,
         )
 
@@ -55,7 +58,7 @@ class ModelTester:
         tokens[:, : config.tokens_per_picture] = self.image_token_id
         return config, {
             "input_ids": tokens,
-            "image_ids": torch.randint(0, config.codebook_size, (self.batch_size, 2, 2)),
+            "image_ids": torch.randint(0, LEVELS, (self.batch_size, 2, 2, 1)),
             "attention_mask": torch.ones_like(tokens),
         }
 

@@ -145,7 +145,7 @@ def test_tokens_that_a_store_has_take_the_encoders_place(features, monkeypatch):
     model, processor = shared(features=features)
     batch = prompt(processor, "<image> what ?", image_ids=ids())
     expected = model(**batch).logits
-    tokens = model.vision.encoder(model.vision.codebook[ids()]).tokens
+    tokens = model.vision.encoder(model.vision.embedding(ids())).tokens
     monkeypatch.setattr(model.vision.encoder, "forward", None)
     assert torch.equal(model(**batch, image_tokens=tokens).logits, expected)
     told = dict(max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
@@ -165,7 +165,7 @@ def test_features_of_another_name_are_refused():
 
 def test_the_codebook_is_the_tokenizers_rows_bit_for_bit():
     model, _ = shared()
-    assert torch.equal(model.vision.codebook, MeanColour().embed(torch.arange(300)))
+    assert torch.equal(model.vision.embedding.rows(), MeanColour().levels)
 
 
 def test_the_vq_tokenizer_is_no_part_of_the_model():
@@ -210,7 +210,7 @@ def test_pictures_and_places_that_differ_in_number_are_refused(text, pictures, m
 def test_ids_of_another_grid_are_refused():
     model, processor = shared()
     batch = prompt(processor, "<image>", image_ids=ids())
-    with pytest.raises(ValueError, match=r"got ids \(1, 4, 4\); wanted \(pictures, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"got ids \(1, 4, 4, 1\); wanted \(pictures, 8, 8, 1\)"):
         model(**batch | {"image_ids": ids()[:, :4, :4]})
 
 
@@ -250,7 +250,7 @@ def test_in_half_precision_the_codebook_stays_in_float32(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.connector[0].weight.dtype == loaded.vision.encoder.pos_embed.dtype == torch.bfloat16
-    assert loaded.vision.codebook.dtype == torch.float32
+    assert loaded.vision.embedding.rows().dtype == torch.float32
     assert loaded(**prompt(processor, "<image>", image_ids=ids())).logits.dtype == torch.bfloat16
 
 
@@ -259,23 +259,23 @@ def test_a_model_made_of_a_config_in_half_precision_has_a_codebook_in_float32(au
     config = shared()[0].config
     model = auto.from_config(config, dtype=torch.bfloat16)
     assert model.connector[0].weight.dtype == torch.bfloat16
-    assert model.vision.codebook.dtype == torch.float32
-    model.vision.codebook.copy_(shared()[0].vision.codebook)
+    assert model.vision.embedding.rows().dtype == torch.float32
+    model.vision.embedding.load_state_dict(shared()[0].vision.embedding.state_dict())
     model.save_pretrained(tmp_path)
-    assert torch.equal(auto.from_pretrained(tmp_path).vision.codebook, shared()[0].vision.codebook)
+    assert torch.equal(auto.from_pretrained(tmp_path).vision.embedding.rows(), shared()[0].vision.embedding.rows())
 
 
 def test_a_model_made_without_memory_is_given_its_codebook_by_its_initial_values():
     with torch.device("meta"):
         model = TokLIPForConditionalGeneration(shared()[0].config)
-    model.to_empty(device="cpu").vision.codebook.fill_(torch.nan)
+    model.to_empty(device="cpu").vision.embedding.rows().fill_(torch.nan)
     model.init_weights()
-    assert torch.equal(model.vision.codebook, torch.zeros(300, 1))
+    assert torch.equal(model.vision.embedding.rows(), torch.zeros(300, 1))
 
 
 def test_a_codebook_that_was_changed_on_disk_is_refused(tmp_path):
     model, _ = small_mllm()
-    model.vision.codebook += 1
+    model.vision.embedding.rows().add_(1)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"the codebook of .* is not the one it was made with"):
         AutoModel.from_pretrained(tmp_path)
@@ -309,10 +309,10 @@ def test_built_or_loaded_codebook_and_encoder_are_frozen_and_the_rest_learns(tmp
 
 def test_a_model_brought_to_half_precision_keeps_its_codebook_and_comes_back(tmp_path):
     model, _ = small_mllm()
-    rows = model.vision.codebook.clone()
+    rows = model.vision.embedding.rows().clone()
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     assert model.connector[0].weight.dtype == torch.bfloat16
-    assert torch.equal(AutoModel.from_pretrained(tmp_path).vision.codebook, rows)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path).vision.embedding.rows(), rows)
 
 
 @torch.no_grad()

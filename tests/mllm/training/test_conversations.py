@@ -274,4 +274,4 @@ def test_a_batch_is_padded_without_labels(side):
 
 def test_a_batch_without_pictures_has_no_ids():
     text = torch.tensor([5])
-    assert "image_ids" not in collate([Example(text, text, torch.empty(0, 0, 0, dtype=torch.int64))], pad_id=0)
+    assert "image_ids" not in collate([Example(text, text, torch.empty(0, 0, 0, 0, dtype=torch.int64))], pad_id=0)

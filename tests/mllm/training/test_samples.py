@@ -25,7 +25,7 @@ from tests.support.mllm_runs import said, talks, write_tokens, write_world
 from tests.support.small_mllms import MARKED, PLAIN, small_mllm
 from tests.support.small_models import small_toklip
 
-PICTURING = PictureFormat(32, "crop", (8, 8))
+PICTURING = PictureFormat(32, "crop")
 PLACES = 64
 
 
@@ -52,7 +52,7 @@ def file_source(world: Path, **changes) -> Conversations:
 
 def samples(processor, *sources, max_length=512, batch_size=None, seed=0):
     return TalkSamples(
-        open_sources(sources, PICTURING, seed=seed), processor, (8, 8), max_length=max_length, batch_size=batch_size
+        open_sources(sources, PICTURING, seed=seed), processor, max_length=max_length, batch_size=batch_size
     )
 
 
@@ -202,7 +202,7 @@ def test_a_store_without_a_picture_says_which_and_what_its_keys_are_like(world, 
 
 def test_a_store_of_another_size_says_how_to_encode(world):
     with pytest.raises(ValueError, match=r"has ids of 32 px .* takes 64 px .*--size 64 --resize squash"):
-        open_sources([file_source(world, store=world / "store")], PictureFormat(64, "squash", (16, 16)), seed=0)
+        open_sources([file_source(world, store=world / "store")], PictureFormat(64, "squash"), seed=0)
 
 
 def test_stores_beside_pixels_are_refused(world):
@@ -230,7 +230,7 @@ def token_samples(processor, *sources, checksum=CHECKSUM, window=2**29, batch_si
     """Samples that read tokens, from a store of five groups of two pictures."""
     opened = open_sources(sources, PICTURING, seed=0)
     assert use_stored_tokens(opened, checksum)
-    return TalkSamples(opened, processor, (8, 8), max_length=512, batch_size=batch_size, window=window)
+    return TalkSamples(opened, processor, max_length=512, batch_size=batch_size, window=window)
 
 
 def about(world: Path, *numbers: int, words: int = 1) -> dict:
@@ -323,8 +323,8 @@ def test_tokens_of_no_use_are_left_alone_with_one_warning(checksum, stores, reas
     assert not use_stored_tokens(opened, checksum)
     [record] = caplog.records
     assert "stored tokens are left alone" in record.message and re.search(reason, record.message)
-    found = TalkSamples(opened, processor, (8, 8), max_length=512)
-    assert found[0, 0].tokens is None and found[0, 0].example.image_ids.shape == (1, 8, 8)
+    found = TalkSamples(opened, processor, max_length=512)
+    assert found[0, 0].tokens is None and found[0, 0].example.image_ids.shape == (1, 8, 8, 1)
 
 
 def test_a_store_without_tokens_is_no_cause_for_a_warning(world, caplog):

@@ -271,7 +271,7 @@ def test_weights_that_are_frozen_have_the_dtype_of_the_settings(world):
     freeze(model, config(world, SCENES, train=["connector"], **half))
     dtypes = {weight.requires_grad: weight.dtype for weight in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
-    assert model.vision.codebook.dtype == torch.float32
+    assert model.vision.embedding.rows().dtype == torch.float32
 
 
 @pytest.mark.parametrize(

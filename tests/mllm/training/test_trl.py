@@ -122,7 +122,7 @@ def test_labels_are_what_the_assistant_says_where_that_is_asked_for(tmp_path):
     batch = learner.data_collator([learner.train_dataset[row] for row in range(2)])
     said = [learner.processing_class.decode(row[row != -100]) for row in batch["labels"]]
     assert said == ["red circle <|end|>", "two <|end|>"]
-    assert batch["image_ids"].shape == (2, 8, 8)
+    assert batch["image_ids"].shape == (2, 8, 8, 1)
 
 
 def test_pictures_that_the_longest_row_would_cut_are_refused(tmp_path):

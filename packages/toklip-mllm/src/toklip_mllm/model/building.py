@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from toklip_core.files import one_line
 from toklip_core.model import TokLIP
-from toklip_core.tokenizer import Tokenizer
-from toklip_core.weights import refuse_damaged, why_not_fetched
-from torch import Tensor
+from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toklip_mllm.model.config import Features, TokLIPLMConfig
 from toklip_mllm.model.model import TokLIPForConditionalGeneration, connector
 from toklip_mllm.model.processing import TokLIPProcessor
-from toklip_mllm.model.vision import PictureEncoder, cast_weights, codebook_checksum, encoder_checksum
+from toklip_mllm.model.vision import PictureEncoder, cast_weights, encoder_checksum
 from toklip_mllm.published import TINY, TINY_NAME
 
 
@@ -79,20 +77,21 @@ def build(
         toklip = TokLIP.from_pretrained(toklip, text=False)
     _make_room(language_model, tokenizer, image_token)
     tokenizer.padding_side = "left"  # so that the prompts of a batch end together
-    rows = _codebook(toklip.tokenizer)
+    embedding, side = toklip.tokenizer.embedding, toklip.config.image_size
     config = TokLIPLMConfig(
         text_config=language_model.config,
         encoder=toklip.config.encoder.model_dump(mode="json"),
         features=features,
         encoder_checksum=None if features == "codes" else encoder_checksum(toklip.encoder),
         tokenizer=toklip.tokenizer.record.model_dump(),
-        codebook_size=len(rows),
-        codebook_checksum=codebook_checksum(rows),
-        image_size=toklip.config.image_size,
+        embedding=embedding.config.model_dump(mode="json"),
+        embedding_checksum=weights_checksum(embedding),
+        grid=[*toklip.tokenizer.grid(side, side)],
+        image_size=side,
         resize=toklip.config.resize,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
     )
-    model = _assembled(config, language_model, toklip, rows, dtype)
+    model = _assembled(config, language_model, toklip, dtype)
     model.generation_config = _generation_config(language_model, tokenizer, config.image_token_id)
     processor = TokLIPProcessor(
         tokenizer,
@@ -192,16 +191,10 @@ def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  
         layer.weight[before:] = layer.weight[:before].mean(dim=0)
 
 
-@torch.no_grad()
-def _codebook(tokenizer: Tokenizer) -> Tensor:
-    return tokenizer.embed(torch.arange(tokenizer.codebook_size, device=tokenizer.device)).float().cpu()
-
-
 def _assembled(
     config: TokLIPLMConfig,
     language_model: Any,  # noqa: ANN401
     toklip: TokLIP,
-    rows: Tensor,
     dtype: torch.dtype | None,
 ) -> TokLIPForConditionalGeneration:
     dtype = dtype or language_model.dtype
@@ -209,7 +202,8 @@ def _assembled(
     with torch.device("meta"):
         model = TokLIPForConditionalGeneration(config)
         vision = PictureEncoder(config)
-    vision.codebook = rows
+    tokenizer = toklip.tokenizer
+    load_strict(vision.embedding, tokenizer.embedding.state_dict(), source=f"the tokenizer {tokenizer.name}")
     if vision.encoder is not None:
         vision.encoder = toklip.encoder.to(dtype)
     model.vision = vision.to(device).requires_grad_(False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from toklip_core.config import validated
+from toklip_core.embeddings import EmbeddingConfig
 from toklip_core.model import EncoderConfig
 from toklip_core.pictures import Resize
 from toklip_core.tokenizer import TokenizerRecord
@@ -30,8 +32,9 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         encoder_checksum: sha256 of the encoder's weights in float32, which a token store of its tokens also records;
             None if the weights are not known, and once the encoder was trained.
         tokenizer: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer whose ids are read.
-        codebook_size: codebook size K.
-        codebook_checksum: sha256 of the codebook's rows in float32, which are saved with the model.
+        embedding: fields of :class:`toklip_core.embeddings.EmbeddingConfig`: how ids become codes.
+        embedding_checksum: sha256 of the embedding's tables, which are saved with the model; bits have none.
+        grid: height h and width w of a picture's ids.
         image_size: side in pixels of the square that a picture becomes.
         resize: way to make a picture square.
         image_token_id: token of the language model that is replaced by a picture's tokens.
@@ -53,8 +56,9 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         features: Features = "concat",
         encoder_checksum: str | None = None,
         tokenizer: dict[str, Any] | None = None,
-        codebook_size: int = 0,
-        codebook_checksum: str | None = None,
+        embedding: dict[str, Any] | None = None,
+        embedding_checksum: str | None = None,
+        grid: Sequence[int] = (0, 0),
         image_size: int = 0,
         resize: Resize = "crop",
         image_token_id: int = 0,
@@ -72,8 +76,9 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.features = features
         self.encoder_checksum = encoder_checksum
         self.tokenizer = tokenizer
-        self.codebook_size = codebook_size
-        self.codebook_checksum = codebook_checksum
+        self.embedding = embedding
+        self.embedding_checksum = embedding_checksum
+        self.grid = grid
         self.image_size = image_size
         self.resize = resize
         self.image_token_id = image_token_id
@@ -98,6 +103,11 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def tokenizer_record(self) -> TokenizerRecord:
         """Record of the VQ tokenizer, checked; ValueError if it is missing or wrong."""
         return validated(TokenizerRecord, self.tokenizer or {}, "tokenizer of config.json")
+
+    @property
+    def embedding_config(self) -> EmbeddingConfig:
+        """How ids become codes, checked; ValueError if it is missing or wrong."""
+        return validated(EmbeddingConfig, self.embedding or {}, "embedding of config.json")
 
     @property
     def encoder_config(self) -> EncoderConfig:

@@ -1,13 +1,14 @@
 """TokLIP's tokens in a causal language model of transformers.
 
-    ids (P, h, w) --codebook--> codes --encoder--> tokens      [codes ; tokens] (P, N, F)
+    ids (P, h, w, Q) --embedding--> codes --encoder--> tokens      [codes ; tokens] (P, N, F)
     [codes ; tokens] --connector F -> D -> D--> in the places of the image token among input embeddings (B, L, D)
 
-The model takes ids, never pixels; the VQ tokenizer belongs to the processor. The rows of the codebook are a buffer that
-is saved with the model, so a token store and the model are enough for training.
+The model takes ids, never pixels; the VQ tokenizer belongs to the processor. The embedding of the ids, with its tables
+if it has any, is saved with the model, so a token store and the model are enough for training.
 
-Shape letters: P pictures of a batch, in reading order: all of row 0, then all of row 1; h and w grid, N = h w; F width
-of codes, of tokens, or of both; B batch, L prompt, D width of the language model.
+Shape letters: P pictures of a batch, in reading order: all of row 0, then all of row 1; h and w grid of ids, Q ids per
+position; N tokens per picture, mostly h w; F width of codes, of tokens, or of both; B batch, L prompt, D width of the
+language model.
 
 Source: Lin et al., TokLIP, https://arxiv.org/abs/2505.05422, section 3.3; the connector is LLaVA-1.5's,
 https://arxiv.org/abs/2310.03744.
@@ -22,6 +23,7 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.embeddings import CodeEmbedding
 from toklip_core.weights import refuse_damaged, weights_checksum
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -39,7 +41,7 @@ from transformers.utils import torch_compilable_check
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.logits import FiniteLogits
-from toklip_mllm.model.vision import PictureEncoder, codebook_checksum, round_to
+from toklip_mllm.model.vision import PictureEncoder, round_to
 from toklip_mllm.training import keep_out
 
 #: transformers' name of the cache: the first from 5.24 on, the second before.
@@ -64,13 +66,13 @@ class ContextError(ValueError):
 class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Causal language model that reads pictures as TokLIP's tokens, with all of transformers' ``generate``.
 
-    Its parts are ``vision`` (codebook and semantic encoder), ``connector`` and ``language_model``; ``vision`` is frozen
-    (``requires_grad`` off) unless you turn its training on. Use :func:`toklip_mllm.model.build` to make a model from a
-    TokLIP and a language model, and :func:`toklip_mllm.model.load` to load a saved one.
+    Its parts are ``vision`` (embedding of ids and semantic encoder), ``connector`` and ``language_model``; ``vision``
+    is frozen (``requires_grad`` off) unless you turn its training on. Use :func:`toklip_mllm.model.build` to make a
+    model from a TokLIP and a language model, and :func:`toklip_mllm.model.load` to load a saved one.
 
     >>> from toklip_mllm.model import load
     >>> model, processor = load("toklip-mllm-tiny")
-    >>> ids = torch.zeros(1, 8, 8, dtype=torch.int64)
+    >>> ids = torch.zeros(1, 8, 8, 1, dtype=torch.int64)
     >>> prompt = torch.full((1, model.config.tokens_per_picture), model.config.image_token_id)
     >>> model(input_ids=prompt, image_ids=ids).logits.shape
     torch.Size([1, 64, 109])
@@ -81,7 +83,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = ["codebook"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["vision.embedding"]  # noqa: RUF012
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     # The language model itself refuses what it does not support.
     _supports_sdpa = True
@@ -176,7 +178,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 )
         model.vision.requires_grad_(False)  # loaded parameters are new ones
         refuse_damaged(model, model.name_or_path)
-        model.check_codebook()
+        model.check_embedding()
         model.remember_encoder()
         return cast(Self, (model, info) if told else model)
 
@@ -201,7 +203,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
         Args:
             input_ids: (B, L), with the image token N times for every picture.
-            image_ids: (P, h, w), the ids of the pictures, in reading order.
+            image_ids: (P, h, w, Q), the ids of the pictures, in reading order.
             attention_mask: (B, L), 0 where a row is padded, on either side.
             position_ids: positions, as the language model takes them.
             cache: keys and values of the tokens before, as the language model takes them.
@@ -249,7 +251,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         Args:
             inputs: (B, L), the prompts; may also be given as ``input_ids``.
             generation_config: generation config of transformers.
-            image_ids: (P, h, w), the ids of the pictures, in reading order.
+            image_ids: (P, h, w, Q), the ids of the pictures, in reading order.
             image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
             image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
             kwargs: all that transformers' ``generate`` takes: attention_mask, max_new_tokens, num_beams, streamer, ...;
@@ -311,13 +313,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         first block and the output of every block; None if the encoder does not run.
 
         Args:
-            image_ids: (P, h, w), the ids of the pictures.
+            image_ids: (P, h, w, Q), the ids of the pictures.
             image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
             output_hidden_states: also return the hidden states; None: as the config says.
             return_dict: if False, return a tuple of all that is not None; None: as the config says.
 
         Raises:
-            ValueError: the ids are of another grid.
+            ValueError: the ids are of another grid or number of levels.
         """
         config = self.config
         if config.output_hidden_states if output_hidden_states is None else output_hidden_states:
@@ -333,12 +335,12 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         )
         return found if (config.return_dict if return_dict is None else return_dict) else found.to_tuple()
 
-    def check_codebook(self) -> None:
+    def check_embedding(self) -> None:
         """Raise ValueError if the codebook does not match the checksum in the config, if there is one."""
-        wanted, rows = self.config.codebook_checksum, self.vision.codebook
-        if wanted is None or rows.is_meta:
+        wanted, tables = self.config.embedding_checksum, self.vision.embedding.state_dict()
+        if wanted is None or any(table.is_meta for table in tables.values()):
             return
-        found = codebook_checksum(rows)
+        found = weights_checksum(tables)
         if found != wanted:
             raise ValueError(
                 f"the codebook of {self.name_or_path or 'the model'} (sha256 {found[:16]}) is not the one it was made "
@@ -352,12 +354,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     def _encoder_weights(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Return the semantic encoder's weights from a state dict or from here; empty if they are not accessible."""
-        if state_dict is None:
-            weights: dict[str, Tensor] = cast(nn.Module, self.vision.encoder).state_dict()
-        else:
-            weights = {
-                name.removeprefix(_ENCODER): weight for name, weight in state_dict.items() if name.startswith(_ENCODER)
-            }
+        state = self.state_dict() if state_dict is None else state_dict
+        weights = {name.removeprefix(_ENCODER): weight for name, weight in state.items() if name.startswith(_ENCODER)}
         return {} if any(weight.is_meta or isinstance(weight, DTensor) for weight in weights.values()) else weights
 
     def _checksum_of_saved(self, state_dict: Mapping[str, Tensor] | None) -> str | None:
@@ -380,7 +378,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embeddings of the language model."""
-        return cast(nn.Module, self.language_model.get_input_embeddings())
+        found: nn.Module = self.language_model.get_input_embeddings()
+        return found
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embeddings of the language model."""
@@ -396,9 +395,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self.language_model.set_output_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Clear the codebook. Encoder and connector already have initial values, and so has the language model."""
-        if isinstance(module, PictureEncoder):
-            initialization.zeros_(module.codebook)
+        """Clear the tables of codes. All other modules already have initial values."""
+        if isinstance(module, CodeEmbedding):
+            for table in module.buffers():
+                initialization.zeros_(table)
 
     def _features(self, image_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Return pictures in the language model's embedding space, (P, N, D)."""

@@ -83,7 +83,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ... )
     >>> inputs["image_ids"].shape
-    torch.Size([1, 8, 8])
+    torch.Size([1, 8, 8, 1])
     >>> answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     >>> processor.batch_decode(answer, skip_special_tokens=True)
     ['3']
@@ -183,7 +183,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         fetch: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
-        """Encode pictures to ids (P, h, w), int64; ValueError names a picture that cannot be read.
+        """Encode pictures to ids (P, h, w, Q), int64; ValueError names a picture that cannot be read.
 
         Args:
             pictures: list of pictures, each a file, its bytes, a data URI or base64 of it, a Pillow picture of any
@@ -215,14 +215,14 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         fetch: bool | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> BatchFeature:
-        """Return ``input_ids`` and ``attention_mask`` (B, L), and ``image_ids`` (P, h, w) if there are pictures.
+        """Return ``input_ids`` and ``attention_mask`` (B, L), and ``image_ids`` (P, h, w, Q) if there are pictures.
 
         Every ``image_token`` of the text becomes N of them.
 
         Args:
             images: pictures in reading order, or one list of pictures per text; see :meth:`encode` for their types.
             text: one text or several, with ``image_token`` where a picture goes.
-            image_ids: ids (P, h, w) instead of pictures.
+            image_ids: ids (P, h, w, Q) instead of pictures.
             fetch: download pictures given by URL; otherwise they are refused.
             kwargs: options as for every processor of transformers. Options of the language model's tokenizer:
                 ``return_tensors`` ("pt", "np"), ``padding`` (by default to the longest if tensors are asked for),
@@ -306,7 +306,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             return_dict: with ``tokenize``, return all inputs of the model, not only ``input_ids``.
             return_tensors: type of the tensors, "pt" or "np".
             return_assistant_tokens_mask: with both, also return ``assistant_masks``, 1 where the assistant speaks.
-            image_ids: ids (P, h, w) instead of the pictures.
+            image_ids: ids (P, h, w, Q) instead of the pictures.
             processor_kwargs: options of calling the processor: padding, truncation, max_length, device, fetch, ...
             kwargs: variables of the template: add_generation_prompt, tools, ...; ``enable_thinking``, which templates
                 such as Qwen3's know, is off unless it is given. Options of calling the processor may be given here too.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self, cast
+from typing import cast
 
 import torch
 from toklip_core.model import SemanticEncoder
@@ -18,27 +17,33 @@ from toklip_mllm.model.config import TokLIPLMConfig
 class PictureEncoder(nn.Module):
     """Module from ids to the connector's input; with features "codes" it has no semantic encoder."""
 
-    #: (K, C), float32 for every dtype of the model.
-    codebook: Tensor
-
     def __init__(self, config: TokLIPLMConfig) -> None:
         super().__init__()
         sizes = config.encoder_config
-        self.grid = sizes.grid
         self.features = config.features
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, sizes.codebook_dim, dtype=torch.float32))
+        self.tokens_per_picture = config.tokens_per_picture
+        self.embedding = config.embedding_config.build()
+        rows, columns = config.grid
+        #: Shape (h, w, Q) of a picture's ids.
+        self.ids_shape = (rows, columns, len(self.embedding.codebook_sizes))
+        codes = (*self.embedding.map_grid((rows, columns)), self.embedding.codebook_dim)
+        if codes != (*sizes.grid, sizes.codebook_dim):
+            found, wanted = ("{} x {}, {} wide".format(*size) for size in (codes, (*sizes.grid, sizes.codebook_dim)))
+            raise ValueError(
+                f"ids on a grid of {rows} x {columns} become codes on {found}, but the encoder takes codes on {wanted}"
+            )
         self.encoder = None if config.features == "codes" else SemanticEncoder(sizes)
 
     def forward(self, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Return codes and tokens, or one of them, (P, N, F), of ids (P, h, w); ValueError if the grid differs.
+        """Return codes and tokens, or one of them, (P, N, F), of ids (P, h, w, Q); ValueError if the shape differs.
 
         Args:
             ids: ids of the VQ tokenizer.
             tokens: (P, N, D), the encoder's tokens of these ids if they are known; the encoder does not run then.
         """
-        if ids.ndim != 3 or tuple(ids.shape[1:]) != self.grid:
-            raise ValueError(f"got ids {tuple(ids.shape)}; wanted (pictures, {self.grid[0]}, {self.grid[1]})")
-        codes = self.codebook[ids]
+        if tuple(ids.shape[1:]) != self.ids_shape:
+            raise ValueError(f"got ids {tuple(ids.shape)}; wanted (pictures, {', '.join(map(str, self.ids_shape))})")
+        codes = self.embedding.code_map(ids)
         if self.encoder is None:
             return codes.flatten(1, 2)
         tokens = cast(Tensor, self.encoder(codes).tokens if tokens is None else tokens)
@@ -50,41 +55,27 @@ class PictureEncoder(nn.Module):
     def record_hidden_states(self) -> Iterator[list[Tensor]]:
         """Collect the semantic encoder's hidden states (P, N, D) while inside: before each block and after the last."""
         states: list[Tensor] = []
-        places = self.grid[0] * self.grid[1]  # a class token comes after them
+        places = self.tokens_per_picture  # a class token comes after them
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             states.append(inputs[0][:, :places])
 
         # Hooks are on the first layer of each block, because not every path through the encoder calls the blocks.
-        encoder = self.encoder
-        norms = [] if encoder is None else [*(cast(nn.Module, block.norm1) for block in encoder.blocks), encoder.norm]
-        hooks = [norm.register_forward_pre_hook(keep) for norm in norms]
+        encoder, hooks = self.encoder, []
+        if encoder is not None:
+            norms = [*(f"blocks.{number}.norm1" for number in range(len(encoder.blocks))), "norm"]
+            hooks = [encoder.get_submodule(norm).register_forward_pre_hook(keep) for norm in norms]
         try:
             yield states
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `model.to(torch.bfloat16)` is for weights: rounded codes would be other codes.
-        kept = self.codebook
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.codebook.dtype != kept.dtype:
-            self.codebook = kept.to(self.codebook.device)
-        return self
-
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast weights in place; buffers, such as the frequencies of rotary positions, keep their dtype."""
     for weight in module.parameters():
         weight.data = weight.data.to(dtype)
-
-
-def codebook_checksum(rows: Tensor) -> str:
-    """Return the sha256 (64 hex digits) of a codebook (K, C): its shape, and its rows in float32."""
-    digest = hashlib.sha256(f"{tuple(rows.shape)}\n".encode())
-    digest.update(rows.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def encoder_checksum(encoder: nn.Module) -> str:

@@ -54,7 +54,7 @@ class Example(NamedTuple):
     input_ids: Tensor
     #: (L,), int64; -100 except at the assistant's tokens.
     labels: Tensor
-    #: (P, h, w), int64, for P pictures; P may be 0.
+    #: (P, h, w, Q), int64, for P pictures; P may be 0.
     image_ids: Tensor
 
 
@@ -140,7 +140,7 @@ def label_conversation(
     Args:
         conversation: conversation to tokenize; only turns of the assistant get labels.
         processor: processor with a fast tokenizer, which knows the place of each token in the text.
-        image_ids: (P, h, w) instead of the conversation's pictures, which then need not exist.
+        image_ids: (P, h, w, Q) instead of the conversation's pictures, which then need not exist.
         max_length: maximum number of tokens; None: no limit.
 
     Raises:
@@ -165,7 +165,7 @@ def label_conversation(
         tokens, said = _tokens_and_turns(messages, processor)
         found = image_ids
         if found is None:
-            found = processor.encode(conversation.pictures) if number else torch.empty(0, 0, 0, dtype=torch.int64)
+            found = processor.encode(conversation.pictures) if number else torch.empty(0, 0, 0, 0, dtype=torch.int64)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     rendered = tokens.count(processor.image_token_id)
@@ -183,9 +183,10 @@ def label_conversation(
 
 
 def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
-    """Pad examples to a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w) if there are pictures.
+    """Pad examples to a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w, Q) if there are
+    pictures.
 
-    >>> no_picture = torch.empty(0, 8, 8, dtype=torch.int64)
+    >>> no_picture = torch.empty(0, 8, 8, 1, dtype=torch.int64)
     >>> long = Example(torch.tensor([5, 6, 7]), torch.tensor([-100, 6, 7]), no_picture)
     >>> short = Example(torch.tensor([5, 6]), torch.tensor([-100, 6]), no_picture)
     >>> collate([long, short], pad_id=0)["labels"].tolist()

@@ -75,7 +75,7 @@ def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA)
         model.config.tie_word_embeddings = False
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, BaseTunerLayer):
-            base = cast(nn.Module, layer.get_base_layer())
+            base: nn.Module = layer.get_base_layer()
             # Cloned, because another layer or the caller may have the same weight.
             base.weight = nn.Parameter(cast(Tensor, base.weight).clone())
             cast(Any, layer).merge()

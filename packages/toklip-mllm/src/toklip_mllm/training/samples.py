@@ -30,7 +30,7 @@ _BATCHES = 50
 
 
 class TalkSample(NamedTuple):
-    """Example with its pictures as ids, or as levels; then its ids are 0."""
+    """Example with its pictures as ids, or as levels; then its ids are empty, (P, 0, 0, 0)."""
 
     example: Example
     #: (P, 3, S, S), uint8; None if the example has ids.
@@ -48,7 +48,6 @@ class TalkSamples:
     Args:
         sources: readers from :func:`toklip_mllm.training.open_sources`.
         processor: processor of the model.
-        grid: height h and width w of a picture's ids.
         max_length: maximum number of tokens of a conversation, including those of pictures.
         batch_size: batch size of a step, to group conversations by length; None: no grouping.
         window: bytes of stored tokens whose conversations are shuffled together. The default is half the memory of a
@@ -59,13 +58,12 @@ class TalkSamples:
         self,
         sources: Sequence[TalkReader],
         processor: TokLIPProcessor,
-        grid: tuple[int, int],
         *,
         max_length: int,
         batch_size: int | None = None,
         window: int = TOKEN_MEMORY // 2,
     ) -> None:
-        self._sources, self._processor, self._grid = list(sources), processor, grid
+        self._sources, self._processor = list(sources), processor
         self._max_length, self._batch_size, self._window = max_length, batch_size, window
         self._talks = Concatenation(self._sources)
 
@@ -81,8 +79,7 @@ class TalkSamples:
         """Render one conversation of each kind before training; ValueError that names the one that fails."""
         for source in self._sources:
             for talk in source.of_each_kind():
-                ids = torch.zeros(len(talk.pictures), *self._grid, dtype=torch.int64)
-                label_conversation(talk, self._processor, image_ids=ids)
+                label_conversation(talk, self._processor, image_ids=_unread(len(talk.pictures)))
 
     def __getitem__(self, key: tuple[int, int]) -> TalkSample:
         epoch, index = key
@@ -170,14 +167,12 @@ class TalkSamples:
 
     @cached_property
     def _lengths(self) -> Tensor:
-        tokens = self._grid[0] * self._grid[1]
+        tokens = self._processor.tokens_per_picture
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
     def _sample(self, talk: Talk) -> TalkSample:
         """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
-        ids = talk.ids
-        if ids is None:
-            ids = torch.zeros(len(talk.conversation.pictures), *self._grid, dtype=torch.int64)
+        ids = _unread(len(talk.conversation.pictures)) if talk.ids is None else talk.ids
         example = label_conversation(talk.conversation, self._processor, image_ids=ids)
         cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
         image = self._processor.image_token_id
@@ -189,7 +184,8 @@ class TalkSamples:
 
 
 def collate(samples: Sequence[TalkSample], *, pad_id: int) -> dict[str, Tensor]:
-    """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w).
+    """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w,
+    Q).
 
     If tokens are stored, image_tokens (P, N, D), float16, come with the ids. Rows are padded on the right. Pixels are
     bytes, so that a worker sends a quarter of the size of floats. A batch without pictures has none of these.
@@ -203,3 +199,8 @@ def collate(samples: Sequence[TalkSample], *, pad_id: int) -> dict[str, Tensor]:
     if tokens:
         batch["image_tokens"] = torch.cat(tokens)
     return batch
+
+
+def _unread(pictures: int) -> Tensor:
+    """Return empty ids that stand for pictures, because places in the prompt only need their number."""
+    return torch.empty(pictures, 0, 0, 0, dtype=torch.int64)

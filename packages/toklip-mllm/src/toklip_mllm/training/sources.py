@@ -41,8 +41,6 @@ class PictureFormat(NamedTuple):
 
     image_size: int
     resize: Resize
-    #: Height h and width w of its ids.
-    grid: tuple[int, int]
 
 
 class Talk(NamedTuple):
@@ -51,7 +49,7 @@ class Talk(NamedTuple):
     conversation: Conversation
     #: (P, 3, S, S), uint8.
     levels: Tensor | None
-    #: (P, h, w), int64.
+    #: (P, h, w, Q), int64.
     ids: Tensor | None
     #: (P, N, D), float16, outputs of the semantic encoder; see :func:`use_stored_tokens`.
     tokens: Tensor | None = None
@@ -264,8 +262,7 @@ class FileReader:
     def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
         """Read tokens, too, from now on; readers of one store share it and its memory."""
         assert self.path is not None and self.stored is not None and self.stored.tokens is not None
-        rows, columns = self._picturing.grid
-        each = 2 * rows * columns * self.stored.tokens.width
+        each = 2 * self.stored.tokens.count * self.stored.tokens.width
         if self.path not in stores:
             stores[self.path] = TokenStore(self.path, cached_rows=memory // each, features=("tokens",))
         self._store = stores[self.path]
@@ -314,14 +311,15 @@ class FileReader:
 def _stored_ids(
     store: Path, paths: dict[str, int], picturing: PictureFormat
 ) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
-    """Return a store's info, the ids of some pictures, mostly 2 bytes each, and the pictures' rows in the store."""
+    """Return a store's info, the ids of some pictures, in their smallest type, and the pictures' rows in the store."""
     opened = TokenStore(store, features=())
     info = opened.info
     refuse_other_squares(info, store, image_size=picturing.image_size, resize=picturing.resize)
     rows: dict[str, list[int]] = {}
     for path, row in paths.items():
         rows.setdefault(key_of(path), []).append(row)
-    found = np.zeros((len(paths), *picturing.grid), info.ids_dtype)
+    dtype = np.min_scalar_type(max(info.codebook_sizes) - 1)
+    found = np.zeros((len(paths), *info.grid, len(info.codebook_sizes)), dtype)
     places = np.zeros(len(paths), np.int64)
     last = ""
     for place, stored in enumerate(opened):

@@ -1,6 +1,6 @@
 """``toklip train mllm``: trains the connector between pictures and a language model, and the language model.
 
-    pictures -VQ tokenizer-> ids -codebook, encoder-> codes, tokens -connector-> language model -> next text token
+    pictures -VQ tokenizer-> ids -embedding, encoder-> codes, tokens -connector-> language model -> next text token
 
 As in LLaVA, there are two stages: first the connector alone, then the connector and the language model, fully or by
 LoRA. VQ tokenizer and semantic encoder stay frozen, unless the settings say otherwise.
@@ -92,7 +92,6 @@ class MLLMTask(Task):
         self.samples = TalkSamples(
             sources,
             processor if config.template == "chat" else with_plain_template(processor),
-            picturing.grid,
             max_length=config.max_length,
             batch_size=config.run.batch_size if config.group_by_length else None,
         )
@@ -107,7 +106,7 @@ class MLLMTask(Task):
         self.evaluate = self._evaluate if self._held_out else None
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a batch with image_ids (P, h, w) instead of pixels (P, 3, S, S), uint8."""
+        """Return a batch with image_ids (P, h, w, Q) instead of pixels (P, 3, S, S), uint8."""
         if "pixels" not in batch:
             return batch
         pixels = normalized(batch["pixels"])
@@ -171,16 +170,16 @@ class MLLMTraining(nn.Module):
         """Return the cross entropy of the assistant's tokens, averaged over the tokens of all processes.
 
         Args:
-            batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w) if there are pictures; with
-                image_tokens (P, N, D), float16, the encoder does not run.
+            batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w, Q) if there are pictures;
+                with image_tokens (P, N, D), float16, the encoder does not run.
         """
         self._checkpoint_frozen_layers()
         logits, labels = answers(self.model, batch)
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
             # If weights are sharded or gradients averaged, every process must use all trained weights.
-            rows, columns = self.model.vision.grid
-            nothing = self.model.get_image_features(labels.new_zeros(1, rows, columns), return_dict=True)
+            ids = labels.new_zeros(1, *self.model.vision.ids_shape)
+            nothing = self.model.get_image_features(ids, return_dict=True)
             loss = loss + 0 * nothing.pooler_output.sum()
         accuracy = (logits.detach().argmax(-1) == labels).float().mean()
         return Losses({"text": loss}, {"token_accuracy": accuracy})
@@ -261,7 +260,7 @@ def save(
         tensors: state dict of the model, with adapters if ``lora`` is given.
         folder: folder to write; created if missing.
         lora: settings of the adapters.
-        dtype: dtype of the weights; the codebook stays in float32.
+        dtype: dtype of the weights; the tables of codes stay in float32.
     """
     config = copy.deepcopy(model.config)
     if lora is not None:
@@ -320,7 +319,7 @@ def _beginning(
         return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
     assert config.toklip is not None
     toklip = TokLIP.from_pretrained(config.toklip, text=False, dtype=torch.float32)
-    picturing = PictureFormat(toklip.config.image_size, toklip.config.resize, toklip.config.encoder.grid)
+    picturing = PictureFormat(toklip.config.image_size, toklip.config.resize)
     sources = open_sources(config.data, picturing, seed=config.run.seed)
     if config.small is None:
         # A language model of 7B takes 28 GB in float32, but an encoder that is trained must be loaded in it.
@@ -338,7 +337,7 @@ def _beginning(
 
 def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:
     config = model.config
-    return PictureFormat(config.image_size, cast(Any, config.resize), config.encoder_config.grid)
+    return PictureFormat(config.image_size, cast(Any, config.resize))
 
 
 def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
