@@ -18,7 +18,7 @@ from toklip_mllm import build
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.training import word_tokenizer
 from toklip_vq.published import CONFIGS
-from toklip_vq.vqgan import VQGANTokenizer
+from toklip_vq.autoencoder import AutoencoderTokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks._race import Options, Row, floor, published, race, vqgan, weight_bytes
@@ -49,9 +49,9 @@ def rows(options: Options) -> Iterator[Row]:
     yield from training_rows(model, vq, options)
 
 
-def shaped(options: Options) -> tuple[TokLIPForConditionalGeneration, VQGANTokenizer]:
+def shaped(options: Options) -> tuple[TokLIPForConditionalGeneration, AutoencoderTokenizer]:
     """Return the model, and its VQ tokenizer."""
-    vq = VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options))
+    vq = vqgan(CONFIGS["VQ-16"], options).tokenizer()
     config = published("toklip-s-256", options)
     toklip = TokLIP(config, tokenizer=Tokenizer(config.tokenizer.name, vq), text=False)
     if options.quick:
@@ -123,7 +123,7 @@ def prefill_row(model: TokLIPForConditionalGeneration, options: Options) -> Row:
 
 
 def training_rows(
-    model: TokLIPForConditionalGeneration, vq: VQGANTokenizer, options: Options
+    model: TokLIPForConditionalGeneration, vq: AutoencoderTokenizer, options: Options
 ) -> Iterator[Row]:
     """Forward and backward pass of stage one on two pictures: from pixels, from ids, and from ids and tokens.
 

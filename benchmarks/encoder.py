@@ -33,7 +33,7 @@ from toklip_core.pictures import normalized
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig
 from toklip_core.tokenizer import Tokenizer
 from toklip_vq.published import CONFIGS
-from toklip_vq.vqgan import VQGAN, VQGANTokenizer
+from toklip_vq.vqgan import VQGAN
 from torch import Tensor, nn
 
 from benchmarks._race import DTYPES, Options, Row, floor, noise, operation_count, published, race, vqgan, weight_bytes
@@ -58,7 +58,7 @@ def picture_rows(options: Options) -> Iterator[Row]:
     """One picture of 384 px through TokLIP-L: the tokenizer, the encoder alone, and both."""
     vq = vqgan(CONFIGS["VQ-16"], options)
     config = published("toklip-l-384", options)
-    tokenizer = VQGANTokenizer(copy.deepcopy(vq))
+    tokenizer = copy.deepcopy(vq).tokenizer()
     model = TokLIP(config, tokenizer=Tokenizer(config.tokenizer.name, tokenizer), text=False).eval().to(options.device)
     model.requires_grad_(False)  # or the counter of operations asks for a graph of attention pooling's query
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -216,7 +216,7 @@ def task_of(trunk: TrunkConfig, side: int, options: Options) -> EncoderTask:
             "run": {"steps": 1, "batch_size": 2, "learning_rate": 1e-5},
         }
     )
-    tokenizer = Tokenizer(config.tokenizer, VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)))
+    tokenizer = Tokenizer(config.tokenizer, vqgan(CONFIGS["VQ-16"], options).tokenizer())
     task = EncoderTask(config, tokenizer, teacher)
     task.model.train().to(options.device)
     return task

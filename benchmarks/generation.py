@@ -28,7 +28,6 @@ from toklip_gen.generator import (
     official_name,
 )
 from toklip_vq.published import CONFIGS
-from toklip_vq.vqgan import VQGANTokenizer
 from torch import Tensor, nn
 
 from benchmarks._race import DTYPES, Options, Row, floor, race, vqgan, weight_bytes
@@ -115,7 +114,7 @@ def with_semantics(plain: Generator, dtype: str, options: Options) -> Row:
     trunk = TrunkConfig(width=width, depth=depth, heads=heads)
     config = EncoderConfig(codebook_dim=8, grid=plain.config.grid, trunk=trunk)
     encoder = SemanticEncoder(config).eval().to(DTYPES[dtype])
-    tokenizer = Tokenizer("codebook", VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options)))
+    tokenizer = Tokenizer("codebook", vqgan(CONFIGS["VQ-16"], options).tokenizer())
     inputs = Inputs("concat", tokenizer=tokenizer, encoder=encoder)
     generator = random_generator("concat", options, inputs.width).to(DTYPES[dtype])
     condition = Condition(torch.zeros(1, dtype=torch.int64))

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig, resized_encoder
 from toklip_vq.published import CONFIGS
-from toklip_vq.vqgan import Codebook, VQGANTokenizer
+from toklip_vq.vqgan import Codebook
 from torch import nn
 
 from benchmarks._race import Options, Row, elsewhere, floor, noise, operation_count, race, vqgan, weight_bytes
@@ -60,7 +60,7 @@ def search_rows(options: Options) -> Iterator[Row]:
 @torch.no_grad()
 def tokenizer_rows(options: Options) -> Iterator[Row]:
     """Encode pictures of several sides, and several pictures, with VQ-16."""
-    tokenizer = VQGANTokenizer(vqgan(CONFIGS["VQ-16"], options))
+    tokenizer = vqgan(CONFIGS["VQ-16"], options).tokenizer()
     sizes = [(1, 32), (1, 64)] if options.quick else [(1, 128), (1, 256), (1, 512), (2, 256), (4, 256)]
     for batch, side in sizes:
         pixels = noise(batch, side, options)

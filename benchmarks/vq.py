@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from toklip_vq.published import CONFIGS, ibq_config, llamagen_name, taming_name
-from toklip_vq.vqgan import VQGAN, Codebook, VQGANTokenizer
+from toklip_vq.vqgan import VQGAN, Codebook
 from torch import Tensor, nn
 
 from benchmarks._race import MIB, Options, Row, floor, noise, operation_count, peak_mib, race, vqgan
@@ -35,7 +35,7 @@ def ibq_rows(options: Options) -> Iterator[Row]:
     """Encode one picture of 512 px, and search 262144 codes for it."""
     size, side = (4096, 128) if options.quick else (262144, 512)
     model = vqgan(ibq_config(size), options)
-    encode: dict[str, Callable[[Tensor], Tensor]] = {"ours": VQGANTokenizer(model).encode}
+    encode: dict[str, Callable[[Tensor], Tensor]] = {"ours": copy.deepcopy(model).tokenizer().encode}
     if options.ibq:
         encode["official"] = official_ibq(options.ibq, model)
     peaks = {}
@@ -72,7 +72,7 @@ def llamagen_rows(options: Options) -> Iterator[Row]:
     """Encode and decode 4 pictures of 256 px with VQ-16."""
     batch, side = (1, 64) if options.quick else (4, 256)
     model = vqgan(CONFIGS["VQ-16"], options)
-    ours = VQGANTokenizer(model)
+    ours = copy.deepcopy(model).tokenizer()
     half = copy.deepcopy(ours).to(torch.bfloat16)
     pixels = noise(batch, side, options)
     ids = ours.encode(pixels)
@@ -86,7 +86,7 @@ def llamagen_rows(options: Options) -> Iterator[Row]:
     if options.llamagen:
         official: Any = official_llamagen(options.llamagen, model)
         contestants["official encode"] = lambda: official.encode(pixels)[2][2]
-        contestants["official decode"] = lambda: official.decode_code(ids.flatten(), (batch, 8, *ids.shape[1:]))
+        contestants["official decode"] = lambda: official.decode_code(ids.flatten(), (batch, 8, *ids.shape[1:3]))
     seconds, results = race(contestants, options.repeats)
     changed = (results["encode, bfloat16"] != ids).float().mean().item()
     notes = {"encode, bfloat16": f"{changed:.1%} of the ids change"}
@@ -110,7 +110,7 @@ def llamagen_rows(options: Options) -> Iterator[Row]:
 
 def vq8_row(options: Options) -> Row:
     """Encode one picture of 256 px with VQ-8."""
-    tokenizer = VQGANTokenizer(vqgan(CONFIGS["VQ-8"], options))
+    tokenizer = vqgan(CONFIGS["VQ-8"], options).tokenizer()
     pixels = noise(1, 64 if options.quick else 256, options)
     seconds, _ = race({"ours": lambda: tokenizer.encode(pixels)}, options.repeats)
     operations = operation_count(lambda: tokenizer.encode(pixels))

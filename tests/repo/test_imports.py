@@ -31,6 +31,8 @@ FLOORS = {
     ],
     "toklip_vq": [
         {"nearest", "sharded_weights", "towers"},
+        {"quantizers"},
+        {"autoencoder"},
         {"vqgan"},
         {"published", "training"},
         {"plugin"},

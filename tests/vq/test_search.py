@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from toklip_vq.nearest import Metric
+from toklip_vq.nearest import Metric, nearest_rows
 from toklip_vq.vqgan import Codebook
 
 METRICS = ("cosine", "dot", "euclidean")
@@ -32,10 +32,10 @@ def scores(book: Codebook, queries: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk", [7, 256, 4096])
 @pytest.mark.parametrize("metric", METRICS)
-def test_it_finds_the_code_that_float64_finds(metric, chunk, monkeypatch):
-    monkeypatch.setattr(Codebook, "chunk", chunk)
+def test_it_finds_the_code_that_float64_finds(metric, chunk):
     book, queries = codebook(metric), latents(500, 8)
-    assert torch.equal(book.nearest(queries), scores(book, queries).argmax(-1))
+    ids = nearest_rows(queries, book.rows(), metric, chunk)[0]
+    assert torch.equal(ids, scores(book, queries).argmax(-1))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -50,13 +50,12 @@ def test_ids_keep_the_shape_and_do_not_depend_on_their_neighbours(metric):
 
 @pytest.mark.parametrize("chunk", [3, 4096])
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_first_of_equal_codes_wins(metric, chunk, monkeypatch):
+def test_the_first_of_equal_codes_wins(metric, chunk):
     """As the official argmin and argmax have it, also where a chunk ends between the two."""
-    monkeypatch.setattr(Codebook, "chunk", chunk)
     book = codebook(metric, size=20)
     with torch.no_grad():
         book.weight[10:] = book.weight[:10]
-    assert book.nearest(latents(200, 8)).max() < 10
+    assert nearest_rows(latents(200, 8), book.rows(), metric, chunk)[0].max() < 10
 
 
 def test_autocast_changes_no_id():
@@ -82,7 +81,7 @@ def test_the_codebook_keeps_float32_and_moves_with_its_module():
     assert book.to("meta").weight.is_meta
 
 
-def test_memory_is_bounded_by_a_chunk_not_by_the_codebook(monkeypatch):
+def test_memory_is_bounded_by_a_chunk_not_by_the_codebook():
     """No tensor of tokens x codes is ever made: the largest is tokens x chunk."""
     largest = 0
 
@@ -95,11 +94,10 @@ def test_memory_is_bounded_by_a_chunk_not_by_the_codebook(monkeypatch):
                     largest = max(largest, tensor.untyped_storage().nbytes())
             return result
 
-    monkeypatch.setattr(Codebook, "chunk", 64)
     book, queries = codebook("euclidean", size=4096, dim=4), latents(100, 4)
     codes = book.weight.untyped_storage().nbytes()
     with Watch():
-        book.nearest(queries)
+        nearest_rows(queries, book.rows(), book.metric, chunk=64)
     assert largest <= max(100 * 64 * 4, codes)
 
 

@@ -74,5 +74,5 @@ def test_a_red_circle_is_red(red_circle: Path):
 
 def test_one_call_gives_ids_codes_tokens_and_a_feature(red_circle: Path):
     encoded = TokLIP.from_pretrained("toklip-tiny").encode_pictures([red_circle])
-    assert encoded.ids.shape == (1, 8, 8) and encoded.codes.shape == (1, 8, 8, 8)
+    assert encoded.ids.shape == (1, 8, 8, 1) and encoded.codes.shape == (1, 8, 8, 8)
     assert encoded.tokens.shape == (1, 64, 128) and encoded.pooled.shape == (1, 128)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.resources import files
 
 import pytest
 import torch
 from toklip_core import load_tokenizer
-from toklip_core.weights import save_model_folder
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
+from toklip_core.weights import read_model_folder, save_model_folder
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 TINY = VQGANConfig(
     codebook_size=64, codebook_dim=8, channels=16, channel_multipliers=(1, 2, 2, 4), blocks_per_level=2, z_channels=32,
@@ -76,7 +77,7 @@ def test_every_weight_gets_a_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_picture_has_the_same_ids_and_pixels_alone_and_in_a_batch(dtype):
-    tokenizer = VQGANTokenizer(tiny()).to(dtype)
+    tokenizer = tiny().tokenizer().to(dtype)
     ids = tokenizer.encode(pixels())
     decoded = tokenizer.decode(ids)
     assert ids.unique().numel() > 5
@@ -86,7 +87,7 @@ def test_a_picture_has_the_same_ids_and_pixels_alone_and_in_a_batch(dtype):
 
 
 def test_ids_do_not_change_under_autocast():
-    tokenizer = VQGANTokenizer(tiny())
+    tokenizer = tiny().tokenizer()
     ids = tokenizer.encode(pixels())
     pictures = tokenizer.decode(ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -96,7 +97,7 @@ def test_ids_do_not_change_under_autocast():
 
 def test_the_tokenizer_stays_as_it_is():
     """No mode, no gradient, no buffer that moves: encoding and train() change nothing."""
-    tokenizer = VQGANTokenizer(tiny())
+    tokenizer = tiny().tokenizer()
     before = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
     ids = tokenizer.encode(pixels())
     assert tokenizer.train() is tokenizer
@@ -108,10 +109,10 @@ def test_the_tokenizer_stays_as_it_is():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_for_the_towers_not_for_the_codes(dtype):
-    full = VQGANTokenizer(tiny())
+    full = tiny().tokenizer()
     half = copy.deepcopy(full).to(dtype)
-    assert half.vqgan.codebook.weight.dtype == torch.float32
-    assert torch.equal(half.vqgan.codebook.weight, full.vqgan.codebook.weight)
+    assert half.embedding.rows().dtype == torch.float32
+    assert torch.equal(half.embedding.rows(), full.embedding.rows())
     ids = half.encode(pixels())
     assert (ids == full.encode(pixels())).float().mean() > 0.5
     decoded = half.decode(ids)
@@ -120,10 +121,10 @@ def test_half_precision_is_for_the_towers_not_for_the_codes(dtype):
 
 
 def test_embedded_ids_are_rows_of_the_codebook():
-    tokenizer = VQGANTokenizer(tiny())
-    rows = tokenizer.embed(torch.arange(64))
+    tokenizer = tiny().tokenizer()
+    rows = tokenizer.embedding.rows()
     ids = tokenizer.encode(pixels())
-    assert torch.equal(tokenizer.embed(ids), rows[ids])
+    assert torch.equal(tokenizer.embedding(ids), rows[ids[..., 0]])
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(64))
 
 
@@ -138,44 +139,59 @@ def test_embedded_ids_are_rows_of_the_codebook():
 )
 def test_pixels_of_another_shape_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        VQGANTokenizer(tiny()).encode(torch.zeros(shape))
+        tiny().tokenizer().encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_the_frozen_form_takes_the_codes_over(metric):
+    """A second copy of 262144 x 256 codes would take 256 MiB; those of unit norm are written anew, and narrow."""
+    vqgan = tiny(metric=metric)
+    rows = vqgan.codebook.rows().detach()
+    tokenizer = vqgan.tokenizer()
+    assert torch.equal(tokenizer.embedding.rows(), rows)
+    assert (tokenizer.embedding.rows().data_ptr() == rows.data_ptr()) == (metric != "cosine")
+    assert not any("codebook" in name for name in tokenizer.state_dict())
 
 
 def test_ids_of_another_tokenizer_are_refused():
     with pytest.raises(ValueError, match="ids from 0 to 64, but the codebook has 64"):
-        VQGANTokenizer(tiny()).decode(torch.tensor([[[0, 64]]]))
-    with pytest.raises(ValueError, match=r"shape \(2,\); wanted \(B, h, w\)"):
-        VQGANTokenizer(tiny()).decode(torch.zeros(2, dtype=torch.int64))
+        tiny().tokenizer().decode(torch.tensor([[[[0], [64]]]]))
+    with pytest.raises(ValueError, match=r"shape \(2,\); wanted \(B, h, w, Q\)"):
+        tiny().tokenizer().decode(torch.zeros(2, dtype=torch.int64))
 
 
 def test_an_empty_batch_gives_an_empty_batch():
-    tokenizer = VQGANTokenizer(tiny())
+    tokenizer = tiny().tokenizer()
     ids = tokenizer.encode(torch.zeros(0, 3, 40, 24))
-    assert ids.shape == (0, 5, 3)
+    assert ids.shape == (0, 5, 3, 1)
     assert tokenizer.decode(ids).shape == (0, 3, 40, 24)
 
 
 def test_a_model_folder_gives_back_the_tokenizer(tmp_path):
-    tokenizer = VQGANTokenizer(tiny())
-    save_model_folder(tmp_path, TINY.model_dump(), tokenizer.vqgan)
+    save_model_folder(tmp_path, TINY.model_dump(), tiny())
+    tokenizer = tiny().tokenizer()
     loaded = load_tokenizer("vqgan", tmp_path)
     assert torch.equal(loaded.encode(pixels()), tokenizer.encode(pixels()))
-    assert (loaded.codebook_size, loaded.codebook_dim, loaded.downsample_factor) == (64, 8, 8)
+    assert (loaded.codebook_sizes, loaded.codebook_dim, loaded.grid(16, 24)) == ((64,), 8, (2, 3))
 
 
 def test_a_folder_of_half_precision_gives_float32_weights(tmp_path):
-    save_model_folder(tmp_path, TINY.model_dump(), copy.deepcopy(VQGANTokenizer(tiny())).vqgan.to(torch.float16))
+    save_model_folder(tmp_path, TINY.model_dump(), tiny().to(torch.float16))
     loaded = load_tokenizer("vqgan", tmp_path)
     assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.float32}
+
+
+def shipped_tensors() -> dict[str, torch.Tensor]:
+    return read_model_folder(files("toklip_vq") / "models" / "llamagen-tiny")[1]
 
 
 def test_tensors_take_the_place_of_the_shipped_weights():
     """As those inside the file of a model do; the sizes are the shipped ones."""
     shipped = load_tokenizer("llamagen-tiny")
-    tensors = {name: tensor.clone() for name, tensor in shipped.module.vqgan.state_dict().items()}
+    tensors = shipped_tensors()
     assert load_tokenizer("llamagen-tiny", tensors).checksum == shipped.checksum
     tensors["codebook.weight"] *= 2
-    ids = torch.tensor([5])
+    ids = torch.tensor([[5]])
     assert torch.equal(load_tokenizer("llamagen-tiny", tensors).embed(ids), 2 * shipped.embed(ids))
     with pytest.raises(ValueError, match=r"^'the given state dict' does not fit: missing: encoder\.conv_in\.weight"):
         load_tokenizer("llamagen-tiny", {"codebook.weight": tensors["codebook.weight"]})
@@ -183,7 +199,7 @@ def test_tensors_take_the_place_of_the_shipped_weights():
 
 def test_a_saved_model_finds_its_tensors_again(tmp_path):
     """They are saved as one file, which the tokenizer reads with the shipped config."""
-    given = load_tokenizer("llamagen-tiny").module.vqgan.state_dict()
+    given = shipped_tensors()
     given["codebook.weight"] = given["codebook.weight"] + 1
     first = load_tokenizer("llamagen-tiny", given)
     first.save_into(tmp_path)
@@ -199,7 +215,7 @@ def test_no_tensors_are_not_the_published_ones(name):
 
 
 def test_a_folder_of_another_format_is_refused(tmp_path):
-    save_model_folder(tmp_path, TINY.model_dump(), VQGANTokenizer(tiny()).vqgan)
+    save_model_folder(tmp_path, TINY.model_dump(), tiny())
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("format") == 1
     (tmp_path / "config.json").write_text(json.dumps(config))

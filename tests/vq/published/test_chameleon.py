@@ -35,10 +35,10 @@ def test_ids_and_pictures_are_those_of_metas_code(tmp_path):
     """Golden: facebookresearch/chameleon, chameleon/inference/vqgan.py, published sizes, float32 on a CPU."""
     tokenizer = load_chameleon(chameleon_file(tmp_path / "vqgan.ckpt"))
     numbers = golden("chameleon")
-    latents = tokenizer.vqgan.latents(numbers["pixels"])
+    latents = tokenizer.autoencoder.latents(numbers["pixels"])
     torch.testing.assert_close(latents, numbers["latents"], rtol=0, atol=2e-4)
-    assert torch.equal(tokenizer.encode(numbers["pixels"]), numbers["indices"])
-    pictures = tokenizer.decode(numbers["indices"])
+    assert torch.equal(tokenizer.encode(numbers["pixels"])[..., 0], numbers["indices"])
+    pictures = tokenizer.decode(numbers["indices"][..., None])
     torch.testing.assert_close(pictures, numbers["reconstruction"], rtol=0, atol=2e-4)
 
 
@@ -58,7 +58,7 @@ def test_encodes_as_transformers_does(tmp_path):
     with torch.no_grad():
         found = theirs.encode(pixels)
         latents = theirs.quant_conv(found.last_hidden_state)
-    torch.testing.assert_close(ours.vqgan.latents(pixels), latents, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.autoencoder.latents(pixels), latents, rtol=0, atol=1e-6)
     assert torch.equal(ours.encode(pixels).flatten(), found.image_tokens)
     assert len(found.image_tokens.unique()) > 8
 
@@ -81,7 +81,7 @@ def test_a_model_folder_with_the_decoder_loads(tmp_path):
     save_file(weights | {"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     ids = torch.arange(6).view(1, 2, 3)
     codes = weights["model.vqmodel.quantize.embedding.weight"][ids]
-    assert torch.equal(load_chameleon(tmp_path, SMALL).embed(ids), codes)
+    assert torch.equal(load_chameleon(tmp_path, SMALL).embedding(ids[..., None]), codes)
 
 
 @pytest.mark.parametrize(

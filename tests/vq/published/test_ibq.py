@@ -30,10 +30,10 @@ def test_ibq_gives_the_numbers_of_the_official_code(tmp_path):
     torch.save(lightning(constants("ibq_8192"), weights("ibq_8192")), tmp_path / "weights.ckpt")
     tokenizer = load_tokenizer("ibq-8192", tmp_path / "weights.ckpt")
     with torch.no_grad():
-        latents = tokenizer.module.vqgan.latents(golden["pixels"])
+        latents = tokenizer.module.autoencoder.latents(golden["pixels"])
     ids = tokenizer.encode(golden["pixels"])
     torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=2e-4)
-    assert torch.equal(ids.flatten(1), golden["indices"])
+    assert torch.equal(ids[..., 0].flatten(1), golden["indices"])
     torch.testing.assert_close(tokenizer.embed(ids).movedim(-1, 1), golden["quantized"], rtol=0, atol=2e-4)
     torch.testing.assert_close(tokenizer.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
 
@@ -44,7 +44,8 @@ def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_p
     raw = constants("ibq_8192")
     average = {name: tensor + 1 for name, tensor in raw.items()}
     torch.save(lightning(raw, average), tmp_path / "weights.ckpt")
-    loaded = load_tokenizer(name, tmp_path / "weights.ckpt").module.vqgan.state_dict()
+    module = load_tokenizer(name, tmp_path / "weights.ckpt").module
+    loaded = module.autoencoder.state_dict() | {"codebook.weight": module.embedding.rows()}
     expected = raw if name.endswith("raw") else average
     assert len(loaded) == len(expected)
     assert all(torch.equal(tensor, expected[taming_name(ours)]) for ours, tensor in loaded.items())
@@ -53,7 +54,7 @@ def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_p
 def test_a_flat_file_of_the_raw_weights_loads(tmp_path):
     tensors = constants("ibq_8192")
     torch.save(tensors, tmp_path / "weights.pt")
-    loaded = load_ibq(tmp_path / "weights.pt", 8192, averaged=False).vqgan
+    loaded = load_ibq(tmp_path / "weights.pt", 8192, averaged=False).autoencoder
     assert torch.equal(loaded.quant_conv.bias, tensors["quant_conv.bias"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from toklip_core import load_tokenizer
 from toklip_vq.published import llamagen_name, load_llamagen
@@ -26,7 +27,7 @@ def vq16(tmp_path_factory):
 def test_vq16_gives_the_numbers_of_the_official_code(vq16):
     golden = arrays("llamagen_vq16")
     with torch.no_grad():
-        latents = vq16.module.vqgan.latents(golden["pixels"])
+        latents = vq16.module.autoencoder.latents(golden["pixels"])
     ids = vq16.encode(golden["pixels"])
     torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=2e-4)
     assert torch.equal(ids.flatten(1), golden["indices"])
@@ -39,9 +40,10 @@ def test_vq16_in_stripes_gives_the_numbers_of_the_official_code(vq16):
     """Sixteen pictures at once are as large as one of 256 x 256, which the towers work through in stripes."""
     golden = {name: torch.cat(8 * [array]) for name, array in arrays("llamagen_vq16").items()}
     with torch.no_grad():
-        torch.testing.assert_close(vq16.module.vqgan.latents(golden["pixels"]), golden["latents"], rtol=0, atol=2e-4)
+        latents = vq16.module.autoencoder.latents(golden["pixels"])
+    torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=2e-4)
     ids = vq16.encode(golden["pixels"])
-    assert torch.equal(ids.flatten(1), golden["indices"])
+    assert torch.equal(ids[..., 0].flatten(1), golden["indices"])
     torch.testing.assert_close(vq16.decode(ids), golden["reconstruction"], rtol=0, atol=2e-4)
 
 
@@ -58,8 +60,10 @@ def test_tensors_of_a_file_give_the_tokenizer_of_the_file(vq16):
 def test_every_name_of_the_published_files_finds_its_place(tmp_path, golden, name):
     tensors = constants(golden)
     torch.save({"model": tensors}, tmp_path / "weights.pt")
-    loaded = load_tokenizer(name, tmp_path / "weights.pt").module.vqgan.state_dict()
-    assert len(loaded) == len(tensors) - 1  # all but the counter `quantize.codebook_used`
+    module = load_tokenizer(name, tmp_path / "weights.pt").module
+    loaded = module.autoencoder.state_dict()
+    assert len(loaded) == len(tensors) - 2  # all but the codes and the counter `quantize.codebook_used`
+    assert torch.equal(module.embedding.rows(), F.normalize(tensors["quantize.embedding.weight"], dim=-1))
     assert all(torch.equal(tensor, tensors[llamagen_name(ours)]) for ours, tensor in loaded.items())
 
 
@@ -74,7 +78,7 @@ def test_every_layout_loads_the_weights_that_are_preferred(tmp_path, layout):
         torch.save({"steps": 3, "ema": tensors, "model": {}, "state_dict": {}}, path)
     else:
         torch.save(tensors if layout == "flat" else {"steps": 3, layout: tensors}, path)
-    loaded = load_llamagen(path, "VQ-8").vqgan
+    loaded = load_llamagen(path, "VQ-8").autoencoder
     assert torch.equal(loaded.quant_conv.bias, tensors["quant_conv.bias"])
 
 
@@ -85,7 +89,7 @@ def test_names_of_a_training_in_several_processes_or_compiled_are_read(tmp_path,
     tensors = constants("llamagen_vq8")
     content = {"ema": None, "model": {prefix + name: tensor for name, tensor in tensors.items()}}
     torch.save(content, tmp_path / "weights.pt")
-    loaded = load_llamagen(tmp_path / "weights.pt", "VQ-8").vqgan
+    loaded = load_llamagen(tmp_path / "weights.pt", "VQ-8").autoencoder
     assert torch.equal(loaded.quant_conv.bias, tensors["quant_conv.bias"])
 
 

@@ -29,7 +29,7 @@ class TokenizerRecord(Config):
 
     >>> record = load_tokenizer("llamagen-tiny").record
     >>> print(record)
-    'llamagen-tiny' (sha256 63571018c169483b)
+    'llamagen-tiny' (sha256 5ae7d12fd1fddb46)
     >>> record.load(where="the model first").codebook_sizes
     (1024,)
     """

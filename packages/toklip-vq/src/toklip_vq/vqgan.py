@@ -1,6 +1,6 @@
 """VQGAN: the autoencoder and the codebook that LlamaGen, IBQ, Chameleon and our own tiny tokenizer share.
 
-    pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> nearest code -> ids (B, h, w)
+    pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> nearest code -> ids (B, h, w, 1)
     ids -> codes (B, h, w, C) -> post_quant_conv -> decoder -> pixels (B, 3, H, W)
 
 Shape letters: B batch, H and W picture sides, f = patch_size * 2^(levels - 1), h = H/f, w = W/f, C codebook dim,
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
-from toklip_core.pictures import refuse_pixels
-from toklip_core.weights import refuse_not_finite
+from toklip_core.embeddings import TableEmbedding
+from toklip_core.pictures import grid_by_factor
 from torch import Tensor, nn
 
+from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.nearest import Metric, nearest_rows
+from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.towers import Decoder, Encoder
-
 
 class VQGANConfig(BaseModel):
     """The sizes of a VQGAN, stored as ``config.json`` in its folder and set as the table ``model`` for training."""
@@ -89,12 +90,12 @@ class VQGANConfig(BaseModel):
 
 
 class VQGAN(nn.Module):
-    """Encoder, codebook and decoder with fresh weights; trainable. :class:`VQGANTokenizer` is its frozen form.
+    """Encoder, codebook and decoder with fresh weights; trainable. :meth:`tokenizer` gives its frozen form.
 
     >>> config = VQGANConfig(codebook_size=16, codebook_dim=4, channels=8, channel_multipliers=(1, 2), norm_groups=4)
-    >>> tokenizer = VQGANTokenizer(VQGAN(config))
+    >>> tokenizer = VQGAN(config).tokenizer()
     >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 16, 16])
+    torch.Size([1, 16, 16, 1])
     """
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -112,6 +113,19 @@ class VQGAN(nn.Module):
         self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.metric)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
         self.decoder = Decoder(widths[::-1], blocks=config.blocks_per_level + 1, **sizes)
+
+    def tokenizer(self) -> AutoencoderTokenizer:
+        """Return the frozen tokenizer, which takes over the towers and the codebook: the VQGAN cannot be used again.
+
+        A second copy of 262144 x 256 codes would take 256 MiB.
+        """
+        quantizer = self.codebook.quantizer()
+        del self.codebook
+        return AutoencoderTokenizer(self, quantizer)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of a picture; ValueError unless its sides are multiples of f."""
+        return grid_by_factor(height, width, self.downsample_factor)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
@@ -137,9 +151,6 @@ class Codebook(nn.Module):
     tensor([0, 1])
     """
 
-    #: Number of codes that are scored at a time, see :func:`toklip_vq.nearest.nearest_rows`.
-    chunk = 4096
-
     def __init__(self, size: int, dim: int, metric: Metric) -> None:
         super().__init__()
         self.metric = metric
@@ -155,22 +166,13 @@ class Codebook(nn.Module):
         """Return the codes (K, C) of all ids; they have unit norm if the metric is cosine."""
         return F.normalize(self.weight, dim=-1) if self.metric == "cosine" else self.weight
 
-    @torch.no_grad()
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return the ids (...), int64, of the codes nearest to latents (..., C).
+        """Return the ids (...), int64, of the codes nearest to latents (..., C); see :func:`nearest_rows`."""
+        return nearest_rows(latents, self.rows(), self.metric)[0]
 
-        The search runs in float32, also under autocast. Of equally near codes the first wins. No gradient.
-        """
-        return self.search(latents)[0]
-
-    @torch.no_grad()
-    def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids (...) of :meth:`nearest` and their scores (...), float32, higher for nearer codes.
-
-        A latent or code that is not finite gives a score of NaN or infinity; the ids do not show it.
-        """
-        with torch.autocast(latents.device.type, enabled=False):  # of the rows, if they are normalised
-            return nearest_rows(latents, self.rows(), self.metric, self.chunk)
+    def quantizer(self) -> TableQuantizer:
+        """Return the frozen form, whose table shares the memory of the codes unless the metric is cosine."""
+        return TableQuantizer(TableEmbedding([self.rows()]), self.metric)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
@@ -181,112 +183,7 @@ class Codebook(nn.Module):
         return self
 
 
-class Autoencoder(Protocol):
-    """Model that :class:`VQGANTokenizer` freezes: a :class:`VQGAN`, or another ``nn.Module`` with its own towers."""
-
-    downsample_factor: int
-    codebook: Codebook
-
-    def latents(self, pixels: Tensor) -> Tensor:
-        """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
-
-    def reconstruct(self, codes: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w), near [-1, 1], of codes (B, h, w, C)."""
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Set ``requires_grad`` of all weights, as in ``nn.Module``."""
-
-
-class VQGANTokenizer(nn.Module):
-    """A VQGAN as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
-
-    ``.to(torch.bfloat16)`` halves the precision of the towers; codes and search stay in float32. On a GPU torch lets
-    convolutions round to TF32: set ``torch.backends.cudnn.allow_tf32 = False`` if ids must equal those of a CPU.
-    """
-
-    def __init__(self, vqgan: Autoencoder) -> None:
-        super().__init__()
-        self.vqgan = vqgan.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # an encode is 1.1 times as fast as in NCHW on Zen 4
-                module.to(memory_format=torch.channels_last)
-        super().train(False)
-
-    @property
-    def codebook_size(self) -> int:
-        """Codebook size K."""
-        return self.vqgan.codebook.weight.shape[0]
-
-    @property
-    def codebook_dim(self) -> int:
-        """Codebook dimension C."""
-        return self.vqgan.codebook.weight.shape[1]
-
-    @property
-    def downsample_factor(self) -> int:
-        """Downsampling factor f."""
-        return self.vqgan.downsample_factor
-
-    def train(self, mode: bool = True) -> Self:
-        """Return the tokenizer unchanged: it always stays in evaluation mode."""
-        return self
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, h, w), int64, of pixels (B, 3, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: H or W is not a multiple of f, ``pixels`` has another shape or an integer dtype, or a pixel or a
-                latent is NaN or infinite.
-        """
-        factor = self.downsample_factor
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"got pixels of shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
-        if pixels.shape[2] % factor or pixels.shape[3] % factor or not pixels.shape[2] * pixels.shape[3]:
-            raise ValueError(
-                f"got a picture of {pixels.shape[2]} x {pixels.shape[3]}; its sides must be multiples of {factor}: "
-                "crop or resize it"
-            )
-        refuse_pixels(pixels)
-        height, width = pixels.shape[2] // factor, pixels.shape[3] // factor
-        ids = torch.empty(len(pixels), height, width, dtype=torch.int64, device=pixels.device)
-        nearness = torch.empty_like(ids, dtype=torch.float32)
-        with torch.autocast(pixels.device.type, enabled=False):
-            # One by one: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
-            for i in range(len(pixels)):
-                latents = self.vqgan.latents(pixels[i : i + 1]).movedim(1, -1)
-                ids[i : i + 1], nearness[i : i + 1] = self.vqgan.codebook.search(latents)
-        refuse_not_finite(nearness, "a latent")
-        return ids
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return the codes (..., C) of ids (...), which are bit-exact rows of the codebook."""
-        return F.embedding(ids, self.vqgan.codebook.rows())
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """Return float32 pixels (B, 3, f h, f w), near [-1, 1], of ids (B, h, w).
-
-        Raises:
-            ValueError: ``ids`` has another shape, an id is not in [0, K), or a decoded pixel is NaN or infinite.
-        """
-        if ids.ndim != 3:
-            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w)")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.codebook_size:
-            raise ValueError(
-                f"got ids from {int(ids.min())} to {int(ids.max())}, but the codebook has {self.codebook_size}; "
-                "take the tokenizer that made them"
-            )
-        with torch.autocast(ids.device.type, enabled=False):
-            pictures = [self.vqgan.reconstruct(self.embed(grid[None])).float() for grid in ids]
-        factor = self.downsample_factor
-        empty = torch.empty(0, 3, ids.shape[1] * factor, ids.shape[2] * factor, device=ids.device)
-        pixels = torch.cat([empty, *pictures])
-        refuse_not_finite(pixels, "a decoded pixel")
-        return pixels
-
-
-def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) -> VQGANTokenizer:
+def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) -> AutoencoderTokenizer:
     """Return the tokenizer in a model folder of ``toklip train vq``, in float32, also from half precision.
 
     Args:
@@ -305,4 +202,4 @@ def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) 
     with torch.device("meta"):
         vqgan = VQGAN(sizes)
     load_strict(vqgan, stored if tensors is None else tensors, source=folder if tensors is None else tensors)
-    return VQGANTokenizer(vqgan)
+    return vqgan.tokenizer()

@@ -67,12 +67,14 @@ def levels_of(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
 
 
 def refuse_pixels(pixels: Tensor) -> None:
-    """Raise ValueError unless pixels (B, ...) are finite floating-point numbers; 8-bit levels are not pixels.
+    """Raise ValueError unless pixels (B, 3, H, W) are finite floating-point numbers; 8-bit levels are not pixels.
 
     >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     Traceback (most recent call last):
     ValueError: got pixels of torch.uint8; wanted floating point in [-1, 1], which ...
     """
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"got pixels of shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
     if not pixels.is_floating_point():
         raise ValueError(
             f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "

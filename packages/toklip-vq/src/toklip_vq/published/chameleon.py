@@ -13,9 +13,10 @@ import torch
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict, source_name
 
+from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.ibq import taming_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: The published sizes; a picture of 512 px has 32 x 32 ids.
 CONFIG = VQGANConfig(codebook_size=8192, codebook_dim=256, metric="euclidean", attention=False)
@@ -26,7 +27,7 @@ _PREFIXES = ("", "model.vqmodel.")
 _IGNORED = {r"loss\..+": "the discriminator and the perceptual network of training"}
 
 
-def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> VQGANTokenizer:
+def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> AutoencoderTokenizer:
     """Return Chameleon's tokenizer.
 
     Args:
@@ -54,4 +55,4 @@ def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> VQGANToken
         name_in_file=lambda name: own.prefix + taming_name(name, levels),
         ignored=_IGNORED,
     )
-    return VQGANTokenizer(vqgan)
+    return vqgan.tokenizer()

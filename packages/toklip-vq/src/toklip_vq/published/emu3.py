@@ -16,12 +16,15 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
+from toklip_core.embeddings import TableEmbedding
+from toklip_core.pictures import grid_by_factor
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict
 from torch import Tensor, nn
 
+from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-from toklip_vq.vqgan import Codebook, VQGANTokenizer
 
 if TYPE_CHECKING:
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
@@ -58,10 +61,12 @@ class Emu3Vision(nn.Module):
         self.downsample_factor: int = vqvae.spatial_scale_factor
         self.encoder, self.decoder = vqvae.encoder, vqvae.decoder
         self.quant_conv, self.post_quant_conv = vqvae.quant_conv, vqvae.post_quant_conv
-        self.codebook = Codebook(config.codebook_size, config.embed_dim, "euclidean")
-        self.codebook.weight = nn.Parameter(vqvae.quantize.embedding.weight.detach())
         self.encoder_time_conv, self.encoder_time_blocks = _take_temporal_layers(self.encoder)
         self.decoder_time_conv, self.decoder_time_blocks = _take_temporal_layers(self.decoder)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of a picture; ValueError unless its sides are multiples of 8."""
+        return grid_by_factor(height, width, self.downsample_factor)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return the latents (B, C, h, w), to compare with codes, of pixels (B, 3, H, W) in [-1, 1]."""
@@ -100,7 +105,7 @@ def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> VQGANTokenizer:
+def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> AutoencoderTokenizer:
     """Return Emu3's tokenizer.
 
     Args:
@@ -125,7 +130,8 @@ def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> VQGANT
     if "encoder.mid.block_1.conv1.weight" in own:
         tensors, layout = {name: _linear(name, tensor) for name, tensor in tensors.items()}, _official_name
     load_strict(vqvae, tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name))
-    return VQGANTokenizer(Emu3Vision(vqvae))
+    rows = vqvae.quantize.embedding.weight
+    return AutoencoderTokenizer(Emu3Vision(vqvae), TableQuantizer(TableEmbedding([rows]), "euclidean"))
 
 
 def _transformers_name(name: str) -> str:

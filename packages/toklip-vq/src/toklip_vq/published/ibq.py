@@ -15,7 +15,8 @@ import torch
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict, read_weights, source_name
 
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
+from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 _LOSS = {
     r"loss\..+": "the discriminator and the perceptual network of training",
@@ -44,7 +45,7 @@ def ibq_config(codebook_size: int) -> VQGANConfig:
     return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, metric="dot", blocks_per_level=4)
 
 
-def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = True) -> VQGANTokenizer:
+def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = True) -> AutoencoderTokenizer:
     """Return an IBQ tokenizer with the weights of a file: .ckpt as published, or its ``state_dict`` as .safetensors.
 
     Args:
@@ -68,7 +69,7 @@ def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = Tru
         load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)
     else:
         load_strict(vqgan, tensors, source=weights, name_in_file=taming_name, ignored=_LOSS | _AVERAGED)
-    return VQGANTokenizer(vqgan)
+    return vqgan.tokenizer()
 
 
 def taming_name(name: str, levels: int = 5) -> str:

@@ -18,9 +18,10 @@ import torch
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict
 
+from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: Prefixes in DeepSeek's files, and in those of transformers.
 _PREFIXES = ("gen_vision_model.", "model.vqmodel.")
@@ -38,7 +39,7 @@ _TRANSFORMERS = (
 )
 
 
-def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGANTokenizer:
+def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> AutoencoderTokenizer:
     """Return Janus's tokenizer.
 
     Args:
@@ -58,7 +59,7 @@ def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> VQGA
     load_strict(
         vqgan, own.tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name), ignored=_IGNORED
     )
-    return VQGANTokenizer(vqgan)
+    return vqgan.tokenizer()
 
 
 def _transformers_name(name: str) -> str:

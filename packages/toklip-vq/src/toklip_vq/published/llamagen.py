@@ -13,7 +13,8 @@ import torch
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict, read_weights
 
-from toklip_vq.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
+from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: The published sizes: 72 and 70 million weights.
 CONFIGS = {
@@ -39,7 +40,7 @@ _NAMES = (
 )
 
 
-def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16") -> VQGANTokenizer:
+def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-16") -> AutoencoderTokenizer:
     """Return a LlamaGen tokenizer with the weights of a file: .pt as published, or .safetensors.
 
     Args:
@@ -55,7 +56,7 @@ def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-1
     with torch.device("meta"):
         vqgan = VQGAN(CONFIGS[size])
     load_strict(vqgan, tensors, source=weights, name_in_file=llamagen_name, ignored=_IGNORED)
-    return VQGANTokenizer(vqgan)
+    return vqgan.tokenizer()
 
 
 def llamagen_name(name: str) -> str:
