@@ -17,8 +17,8 @@ from toklip_core.tokenizer import Tokenizer
 from toklip_mllm import build
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.training import word_tokenizer
-from toklip_vq.published import CONFIGS
 from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.published import CONFIGS
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks._race import Options, Row, floor, published, race, vqgan, weight_bytes

@@ -29,6 +29,7 @@ from toklip_vq.nearest import Metric, nearest_rows
 from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.towers import Decoder, Encoder
 
+
 class VQGANConfig(BaseModel):
     """The sizes of a VQGAN, stored as ``config.json`` in its folder and set as the table ``model`` for training."""
 
