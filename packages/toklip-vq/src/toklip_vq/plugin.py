@@ -33,6 +33,13 @@ _IBQ: dict[str, tuple[int, str]] = {
     "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt"),
 }
 
+#: Name -> patch side, picture side, file on the hub, its bytes where known, rFID. Source: README of NVlabs/QLIP.
+_QLIP: dict[str, tuple[int, int, str, int | None, str]] = {
+    "qlip-b-16-256": (16, 256, "nvidia/QLIP-B-16-256/model.safetensors", 958_000_000, "3.21"),
+    "qlip-b-8-256": (8, 256, "nvidia/QLIP-B-8-256/model.safetensors", 957_000_000, "0.70"),
+    "qlip-l-14-392": (14, 392, "nvidia/QLIP-L-14-392/model.safetensors", None, "1.46"),
+}
+
 #: Meta's own file. Meta gives it out only on request; Anole passes it on unchanged, under Meta's licence.
 _CHAMELEON = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
 _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
@@ -99,6 +106,15 @@ def _janus(weights: Weights | None) -> VQTokenizer:
     return load_janus(_published(_JANUS) if weights is None else weights)
 
 
+def _qlip(patch_size: int, image_size: int, source: str) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
+        from toklip_vq.published import load_qlip
+
+        return load_qlip(_published(source) if weights is None else weights, patch_size, image_size)
+
+    return factory
+
+
 def _published(source: str) -> Path:
     from toklip_core.weights import hub_file
 
@@ -129,6 +145,25 @@ def _ibq_spec(name: str, size: int, source: str, *, averaged: bool) -> Tokenizer
     )
 
 
+def _qlip_spec(
+    name: str, patch_size: int, image_size: int, source: str, file_size: int | None, rfid: str
+) -> TokenizerSpec:
+    side = image_size // patch_size
+    return TokenizerSpec(
+        name=name,
+        factory=_qlip(patch_size, image_size, source),
+        summary=f"QLIP, 28 bits per {patch_size} px, {image_size} px only; for noncommercial use.",
+        image_size=image_size,
+        source=source,
+        licence="CC-BY-NC-4.0, for noncommercial use only",
+        size=file_size,
+        codebook_sizes=(2**28,),
+        grid=(side, side),
+        fixed_size=True,
+        rfid=f"{rfid} (ImageNet, README of NVlabs/QLIP)",
+    )
+
+
 @hookimpl
 def toklip_register_tokenizers() -> list[TokenizerSpec]:
     """Return the tokenizers of this package."""
@@ -151,6 +186,7 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             for name, (size, source) in _IBQ.items()
             for averaged in (True, False)
         ),
+        *(_qlip_spec(name, *described) for name, described in _QLIP.items()),
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,

@@ -11,3 +11,11 @@ from .llamagen import (
     llamagen_name as llamagen_name,
     load_llamagen as load_llamagen,
 )
+from .qlip import (
+    QLIP as QLIP,
+    QLIPSizes as QLIPSizes,
+    QLIPTokenizer as QLIPTokenizer,
+    TrunkSizes as TrunkSizes,
+    load_qlip as load_qlip,
+    qlip_name as qlip_name,
+)

@@ -1,0 +1,360 @@
+"""QLIP's tokenizers: two EVA transformers around a binary spherical quantizer (BSQ), from the published files.
+
+    pixels (B, 3, S, S) -> encoder -> latents (B, g, g, C) -> signs -> ids (B, g, g, 1), one of 2^C per position
+    ids -> codes (B, g, g, C), each number 1 / sqrt(C) or minus that -> decoder -> pixels (B, 3, S, S)
+
+Positions are learned, so a tokenizer takes pictures of one size. The blocks are timm's, which have the layers and
+numbers of QLIP's.
+
+Shape letters: B batch, S picture side, p patch side, g = S/p, N = g^2 patches, D width, C bits.
+
+Source: Zhao et al., https://arxiv.org/abs/2502.05178; names and sizes of NVlabs/QLIP, QLIP/modeling_qlip.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
+from toklip_core.embeddings import BitEmbedding
+from toklip_core.files import read_json_object
+from toklip_core.pictures import grid_of_size, refuse_pixels
+from toklip_core.plugins import Weights
+from toklip_core.weights import CONFIG_FILE, load_strict, read_weights, refuse_not_finite, source_name
+from torch import Tensor, nn
+
+#: Mean and standard deviation of red, green and blue in [0, 1], by which CLIP normalises pixels.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+#: Positions a side that the rotary frequencies are scaled to, whatever the grid is; pt_seq_len of the official code.
+_ROTARY_SIDE = 16
+
+#: Width of a head in all published sizes.
+_HEAD_WIDTH = 64
+
+_IGNORED = {
+    r"(vision_model|vision_decoder)\..*rope\.freqs_(cos|sin)": "the rotary tables, which are computed",
+    r"text_model\..+|text_projection\.weight": "the text tower, which no tokenizer needs",
+    r"vision_model\.post_layernorm\..+|visual_projection\..+": "the way from the class token to the feature of CLIP",
+    r"logit_scale": "the factor on CLIP's cosines",
+}
+
+#: Our names -> QLIP's, applied in this order.
+_NAMES = (
+    (r"^encoder\.(class_embedding|patch_embedding|position_embedding)", r"vision_model.embeddings.\1"),
+    (r"^(quant_embed|quant_embed_post)\.0\.", r"vision_model.\1.c_fc."),
+    (r"^(quant_embed|quant_embed_post)\.2\.", r"vision_model.\1.c_proj."),
+    (r"^encoder\.", "vision_model."),
+    (r"^decoder\.", "vision_decoder."),
+    (r"\.trunk\.blocks\.", ".encoder.layers."),
+    (r"\.norm([12])\.", r".layer_norm\1."),
+    (r"\.attn\.norm\.", ".self_attn.inner_attn_ln."),
+    (r"\.attn\.proj\.", ".self_attn.out_proj."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.fc1_g\.", ".mlp.w1."),
+    (r"\.mlp\.fc1_x\.", ".mlp.w2."),
+    (r"\.mlp\.fc2\.", ".mlp.w3."),
+    (r"\.mlp\.norm\.", ".mlp.ffn_ln."),
+)
+
+
+class TrunkSizes(Config):
+    """The sizes of one of the two transformers."""
+
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width D of a token.")
+    depth: int = Field(gt=0, le=MOST_LAYERS, description="Number of blocks.")
+    heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads.")
+    hidden: int = Field(gt=0, le=LARGEST_WIDTH, description="Hidden width of the MLPs.")
+    norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % (4 * self.heads):  # a sine and a cosine for the row, and for the column
+            raise ValueError(f"width ({self.width}) must be a multiple of 4 heads ({self.heads})")
+        return self
+
+
+class QLIPSizes(Config):
+    """The sizes of a QLIP without its text tower.
+
+    >>> small = TrunkSizes(width=32, depth=1, heads=2, hidden=48)
+    >>> tokenizer = QLIPTokenizer(QLIP(QLIPSizes(patch_size=8, grid=4, bits=28, encoder=small, decoder=small)))
+    >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 4, 4, 1])
+    """
+
+    patch_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side p of a patch in pixels.")
+    grid: int = Field(gt=0, le=LARGEST_SIDE, description="Number g of patches per side.")
+    bits: int = Field(gt=0, le=62, description="Number C of bits of an id.")
+    encoder: TrunkSizes
+    decoder: TrunkSizes
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the pictures in pixels."""
+        return self.patch_size * self.grid
+
+
+class Trunk(nn.Module):
+    """A stack of timm's EVA blocks with rotary positions on a square of patches.
+
+    Args:
+        sizes: sizes of the blocks.
+        grid: patches a side.
+        prefix: number of tokens before the patches, which have no place.
+    """
+
+    def __init__(self, sizes: TrunkSizes, grid: int, prefix: int) -> None:
+        super().__init__()
+        from timm.layers import RotaryEmbeddingCat
+        from timm.models.eva import EvaBlock
+
+        self.blocks = nn.ModuleList(
+            EvaBlock(
+                sizes.width,
+                sizes.heads,
+                qkv_fused=False,
+                mlp_ratio=(sizes.hidden + 0.5) / sizes.width,  # timm rounds the product down
+                swiglu_mlp=True,
+                scale_mlp=True,
+                scale_attn_inner=True,
+                num_prefix_tokens=prefix,
+                norm_layer=partial(nn.LayerNorm, eps=sizes.norm_eps),
+            )
+            for _ in range(sizes.depth)
+        )
+        with torch.device("cpu"):  # a table that is in no file of ours, so it must not stay on the meta device
+            rotary = RotaryEmbeddingCat(
+                sizes.width // sizes.heads,
+                in_pixels=False,
+                feat_shape=[grid, grid],
+                ref_feat_shape=[_ROTARY_SIDE, _ROTARY_SIDE],
+            )
+        self.register_buffer("rotary", rotary.get_embed(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, prefix + N, D) of tokens of the same shape; no norm follows the last block."""
+        for block in self.blocks:
+            x = block(x, rope=self.rotary)
+        return x
+
+
+class QLIPEncoder(nn.Module):
+    """Transformer from normalised pixels (B, 3, S, S) to tokens (B, 1 + N, D): a class token, then the patches."""
+
+    def __init__(self, sizes: QLIPSizes) -> None:
+        super().__init__()
+        width = sizes.encoder.width
+        self.class_embedding = nn.Parameter(torch.randn(width))
+        self.patch_embedding = nn.Conv2d(3, width, sizes.patch_size, sizes.patch_size)
+        self.position_embedding = nn.Embedding(1 + sizes.grid**2, width)
+        self.trunk = Trunk(sizes.encoder, sizes.grid, prefix=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return tokens (B, 1 + N, D) of pixels (B, 3, S, S) in [-1, 1]."""
+        patches_BND = self.patch_embedding(_normalised(pixels).to(self.class_embedding.dtype)).flatten(2).mT
+        tokens_BND = torch.cat([self.class_embedding.expand(len(pixels), 1, -1), patches_BND], dim=1)
+        tokens: Tensor = self.trunk(tokens_BND + self.position_embedding.weight)
+        return tokens
+
+
+class QLIPDecoder(nn.Module):
+    """Transformer from tokens (B, N, D) of codes to pixels (B, 3, S, S), near [-1, 1]."""
+
+    def __init__(self, sizes: QLIPSizes) -> None:
+        super().__init__()
+        width, hidden = sizes.decoder.width, sizes.decoder.hidden
+        self.grid, self.patch_size = sizes.grid, sizes.patch_size
+        self.position_embeddings = nn.Parameter(torch.zeros(1, sizes.grid**2, width))
+        self.trunk = Trunk(sizes.decoder, sizes.grid, prefix=0)
+        self.norm = nn.LayerNorm(width, eps=sizes.decoder.norm_eps)
+        self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
+        self.conv_out = nn.Linear(hidden, 3 * sizes.patch_size**2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return pixels (B, 3, S, S), near [-1, 1], of tokens (B, N, D)."""
+        patches = self.conv_out(self.ffn(self.norm(self.trunk(tokens + self.position_embeddings))))
+        # A patch is (channel, row, column).
+        patches = patches.unflatten(-1, (3, self.patch_size, self.patch_size)).unflatten(1, (self.grid, self.grid))
+        return _denormalised(patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3).float())
+
+
+class QLIP(nn.Module):
+    """Encoder, quantizer and decoder with fresh weights. :class:`QLIPTokenizer` is its frozen form."""
+
+    def __init__(self, sizes: QLIPSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        widths = sizes.encoder.width, sizes.decoder.width
+        self.encoder = QLIPEncoder(sizes)
+        self.quant_embed = nn.Sequential(nn.Linear(widths[0], widths[0]), nn.GELU(), nn.Linear(widths[0], sizes.bits))
+        self.quant_embed_post = nn.Sequential(
+            nn.Linear(sizes.bits, widths[1]), nn.GELU(), nn.Linear(widths[1], widths[1])
+        )
+        self.decoder = QLIPDecoder(sizes)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return the latents (B, N, C), not normalised, of pixels (B, 3, S, S) in [-1, 1]; their signs are the bits."""
+        latents: Tensor = self.quant_embed(self.encoder(pixels)[:, 1:])
+        return latents
+
+    def reconstruct(self, codes: Tensor) -> Tensor:
+        """Return pixels (B, 3, S, S), near [-1, 1], of codes (B, N, C)."""
+        pixels: Tensor = self.decoder(self.quant_embed_post(codes.to(self.decoder.position_embeddings.dtype)))
+        return pixels
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """Return pixels in [-1, 1] in CLIP's units."""
+    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    return (pixels / 2 + 0.5 - mean) / std
+
+
+def _denormalised(pixels: Tensor) -> Tensor:
+    """Return pixels in CLIP's units in [-1, 1]."""
+    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    return (pixels * std + mean) * 2 - 1
+
+
+class QLIPTokenizer(nn.Module):
+    """A QLIP as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
+
+    ``.to(torch.bfloat16)`` halves the precision of the transformers; bits are taken, and codes made, in float32.
+    """
+
+    def __init__(self, qlip: QLIP) -> None:
+        super().__init__()
+        self.qlip = qlip.requires_grad_(False)
+        bits = qlip.sizes.bits
+        self.embedding = BitEmbedding(bits, scale=1 / math.sqrt(bits), order="big")
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Return the tokenizer unchanged: it always stays in evaluation mode."""
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (g, g); ValueError, with the one size that it takes, for a picture of another size."""
+        sizes = self.qlip.sizes
+        return grid_of_size(height, width, size=(sizes.image_size,) * 2, grid=(sizes.grid,) * 2)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the ids (B, g, g, 1), int64, of pixels (B, 3, S, S) in [-1, 1].
+
+        Raises:
+            ValueError: ``pixels`` has another shape or an integer dtype, or a pixel or a latent is NaN or infinite.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"got pixels of shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
+        grid = self.grid(*pixels.shape[2:])
+        refuse_pixels(pixels)
+        latents = torch.empty(len(pixels), *grid, self.qlip.sizes.bits, device=pixels.device)
+        with torch.autocast(pixels.device.type, enabled=False):
+            # One by one: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
+            for i in range(len(pixels)):
+                latents[i] = self.qlip.latents(pixels[i : i + 1]).view(*grid, -1)
+        refuse_not_finite(latents, "a latent")
+        return self.embedding.ids_of(latents > 0)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Return float32 pixels (B, 3, S, S), near [-1, 1], of ids (B, g, g, 1).
+
+        Raises:
+            ValueError: ``ids`` has another shape, an id is not in [0, 2^C), or a decoded pixel is NaN or infinite.
+        """
+        grid, side = self.qlip.sizes.grid, self.qlip.sizes.image_size
+        if ids.ndim != 4 or ids.shape[1:] != (grid, grid, 1):
+            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, {grid}, {grid}, 1)")
+        self.embedding.refuse_ids(ids)
+        pixels = torch.empty(len(ids), 3, side, side, device=ids.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            for i in range(len(ids)):
+                pixels[i] = self.qlip.reconstruct(self.embedding(ids[i : i + 1]).flatten(1, 2))[0]
+        refuse_not_finite(pixels, "a decoded pixel")
+        return pixels
+
+
+def load_qlip(weights: Weights | str, patch_size: int | None = None, image_size: int | None = None) -> QLIPTokenizer:
+    """Return a QLIP tokenizer with the weights of a file: model.safetensors as published.
+
+    All sizes are read from the file's own tensors. What they do not tell, the number of heads where the file has no
+    rotary tables and the epsilon of the norms, is read from a ``config.json`` beside it, if there is one; else heads
+    are 64 wide and the epsilon is 1e-6, as published.
+
+    Args:
+        weights: the file, its folder, or tensors by its names.
+        patch_size: patch size that the file must have; None: any.
+        image_size: side of its pictures that the file must have; None: any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or does not fit.
+    """
+    if isinstance(weights, str):
+        weights = Path(weights)
+    if isinstance(weights, Path) and weights.is_dir():
+        weights = weights / "model.safetensors"
+    tensors = read_weights(weights)
+    sizes = _sizes(tensors, weights)
+    for what, got, wanted in (("patches", sizes.patch_size, patch_size), ("pictures", sizes.image_size, image_size)):
+        if wanted not in (None, got):
+            raise ValueError(
+                f"{source_name(weights)!r} is a QLIP with {what} of {got} px, not {wanted}; name the tokenizer by the "
+                "file's sizes, or take another file"
+            )
+    with torch.device("meta"):
+        qlip = QLIP(sizes)
+    load_strict(qlip, tensors, source=weights, name_in_file=qlip_name, ignored=_IGNORED)
+    return QLIPTokenizer(qlip)
+
+
+def qlip_name(name: str) -> str:
+    """Return QLIP's name of a tensor of :class:`QLIP`."""
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _sizes(tensors: Mapping[str, Any], weights: Weights) -> QLIPSizes:
+    """Return the sizes that the tensors of a file have, completed by a ``config.json`` beside it."""
+    beside = weights.with_name(CONFIG_FILE) if isinstance(weights, Path) else None
+    config = read_json_object(beside) if beside is not None and beside.is_file() else {}
+
+    def size(name: str, axis: int) -> int:
+        shape = getattr(tensors.get(name), "shape", None)
+        if shape is None:
+            raise ValueError(f"{source_name(weights)!r} does not fit: missing: {name}; wanted the file of a QLIP")
+        return int(shape[axis]) if len(shape) > axis else 0
+
+    def trunk(tower: str, width: int, told: object) -> dict[str, Any]:
+        told = told if isinstance(told, dict) else {}
+        layers = {found[1] for name in tensors if (found := re.match(rf"{tower}\.encoder\.layers\.(\d+)\.", name))}
+        rotary = f"{tower}.rope.freqs_cos"
+        heads = width // max(size(rotary, 1), 1) if rotary in tensors else told.get("num_attention_heads")
+        return {
+            "width": width,
+            "depth": len(layers),
+            "heads": width // _HEAD_WIDTH if heads is None else heads,
+            "hidden": size(f"{tower}.encoder.layers.0.mlp.w1.weight", 0),
+            "norm_eps": told.get("layer_norm_eps", 1e-6),
+        }
+
+    embeddings = "vision_model.embeddings"
+    values = {
+        "patch_size": size(f"{embeddings}.patch_embedding.weight", 2),
+        "grid": math.isqrt(max(size(f"{embeddings}.position_embedding.weight", 0) - 1, 0)),
+        "bits": size("vision_model.quant_embed.c_proj.weight", 0),
+        "encoder": trunk("vision_model", size(f"{embeddings}.class_embedding", 0), config.get("vision_config")),
+        "decoder": trunk("vision_decoder", size("vision_decoder.norm.weight", 0), config.get("decoder_config")),
+    }
+    return validated(QLIPSizes, values, source_name(weights))

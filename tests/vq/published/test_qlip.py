@@ -1,0 +1,198 @@
+"""QLIP: the numbers of the official code, every name of its files, and pictures of one size without any table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from toklip_core import load_tokenizer
+from toklip_core.plugins import tokenizer_spec
+from toklip_vq.published import load_qlip, qlip_name
+
+from tests.support.deterministic import arrays, constants, weights
+from tests.support.refusals import refusing
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file of the published layout: 48 x 48, patches of 8, 3 layers of 64, 28 bits."""
+    save_file(weights("qlip_small"), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def changed(file, **changes):
+    """Write a small file again, with other tensors; None leaves one out."""
+    tensors = weights("qlip_small") | {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+
+
+def test_bits_codes_and_pictures_are_those_of_the_official_code(small):
+    """Golden: NVlabs/QLIP, QLIP/modeling_qlip.py, width 64, 3 layers, patch 8, 28 bits, float32 on a CPU."""
+    golden = arrays("qlip_small")
+    tokenizer = load_qlip(small)
+    with torch.no_grad():
+        latents = tokenizer.qlip.latents(golden["pixels"])
+    torch.testing.assert_close(latents, golden["latents"], rtol=0, atol=5e-5)
+    ids = tokenizer.encode(golden["pixels"])
+    assert ids.shape == (2, 6, 6, 1)
+    assert torch.equal(ids.flatten(1), golden["ids_int64"])
+    codes = tokenizer.embedding(ids)
+    assert torch.equal(codes.flatten(1, 2) > 0, golden["bits"].bool())
+    torch.testing.assert_close(codes.flatten(1, 2), golden["quantized"], rtol=0, atol=0)
+    with torch.no_grad():
+        tokens = tokenizer.qlip.quant_embed_post(codes.flatten(1, 2))
+    torch.testing.assert_close(tokens, golden["post_quant_tokens"], rtol=0, atol=5e-5)
+    # The official pictures are normalised as CLIP's input; so is `fed`, the golden's pixels as the network sees them.
+    mean, std = torch.tensor([[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]])[
+        ..., None, None
+    ]
+    torch.testing.assert_close((golden["pixels"] / 2 + 0.5 - mean) / std, golden["fed"], rtol=0, atol=1e-6)
+    pictures = tokenizer.decode(ids) / 2 + 0.5
+    torch.testing.assert_close((pictures - mean) / std, golden["reconstruction"], rtol=0, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("golden", "name"),
+    [
+        ("qlip_b_16_256", "qlip-b-16-256"),
+        ("qlip_b_8_256", "qlip-b-8-256"),
+        ("qlip_l_14_392", "qlip-l-14-392"),  # its sizes are derived, not read
+    ],
+)
+def test_every_name_of_the_published_files_finds_its_place(golden, name):
+    """The rest of a file is another tower's: of texts, of the class token, or the rotary tables."""
+    tensors, spec = constants(golden), tokenizer_spec(name)
+    tokenizer = load_tokenizer(name, tensors)
+    loaded = tokenizer.module.qlip.state_dict()
+    assert all(torch.equal(tensor, tensors[qlip_name(ours)]) for ours, tensor in loaded.items())
+    left = tensors.keys() - set(map(qlip_name, loaded))
+    others = ("text_model.", "text_projection.", "visual_projection.", "vision_model.post_layernorm.", "logit_scale")
+    assert all(name.startswith(others) or ".rope.freqs_" in name for name in left)
+    assert spec.licence == "CC-BY-NC-4.0, for noncommercial use only"
+    assert tokenizer.codebook_sizes == spec.codebook_sizes == (2**28,)
+    assert tokenizer.grid(spec.image_size, spec.image_size) == spec.grid
+    assert spec.fixed_size
+
+
+def without_tables():
+    """Changes that leave the rotary tables out of a small file, and with them the width of its heads."""
+    towers, tables = ("vision_model", "vision_decoder"), ("freqs_cos", "freqs_sin")
+    return {f"{tower}__rope__{table}": None for tower in towers for table in tables}
+
+
+def test_the_bias_of_the_projection_and_the_rotary_tables_may_be_there_or_not(small):
+    """A built model lists the tables once more for each layer; transformers saves one pair per tower."""
+    pixels = arrays("qlip_small")["pixels"]
+    ids = load_qlip(small).encode(pixels)
+    layer = "vision_model__encoder__layers__0__self_attn__rope__freqs_cos"
+    changed(small, visual_projection__bias=None, **{layer: torch.zeros(36, 16)})
+    assert torch.equal(load_qlip(small).encode(pixels), ids)
+    changed(small, **without_tables())
+    told = {"num_attention_heads": 4, "layer_norm_eps": 1e-6}
+    small.with_name("config.json").write_text(json.dumps({"vision_config": told, "decoder_config": told}))
+    assert torch.equal(load_qlip(small.parent).encode(pixels), ids)
+
+
+def test_sizes_that_tensors_do_not_show_are_those_of_the_config_beside_the_file(small):
+    changed(small, **without_tables())
+    config = small.with_name("config.json")
+    config.write_text(json.dumps({"vision_config": {"num_attention_heads": 2, "layer_norm_eps": 1e-5}}))
+    encoder, decoder = load_qlip(small).qlip.sizes.encoder, load_qlip(small).qlip.sizes.decoder
+    assert (encoder.heads, encoder.norm_eps) == (2, 1e-5)
+    assert (decoder.heads, decoder.norm_eps) == (1, 1e-6)  # as published: heads of 64
+    config.write_text(json.dumps({"vision_config": {"num_attention_heads": 5}}))
+    with refusing("model.safetensors", "encoder", "multiple of 4 heads (5)"):
+        load_qlip(small)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"vision_decoder__encoder__layers__2__mlp__w3__bias": None},
+            "missing: vision_decoder.encoder.layers.2.mlp.w3.bias",
+        ),
+        ({"vision_model__quant_embed__c_proj__weight": None}, "missing: vision_model.quant_embed.c_proj.weight"),
+        ({"vision_decoder__norm__weight": torch.zeros(0)}, "decoder"),
+        ({"vision_model__extra": torch.zeros(1)}, "not expected: vision_model.extra"),
+        ({"vision_decoder__conv_out__bias": torch.zeros(3)}, "vision_decoder.conv_out.bias is (3,), not (192,)"),
+        ({"vision_model__embeddings__position_embedding__weight": torch.zeros(38, 64)}, "is (38, 64), not (37, 64)"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_a_line_with_the_name_in_it(small, changes, message):
+    changed(small, **changes)
+    with refusing("model.safetensors", message):
+        load_qlip(small)
+
+
+def test_a_file_of_another_size_is_refused_under_a_published_name(small):
+    with refusing("model.safetensors", "a QLIP with patches of 8 px, not 16"):
+        load_tokenizer("qlip-b-16-256", small)
+    with refusing("model.safetensors", "a QLIP with pictures of 48 px, not 256"):
+        load_tokenizer("qlip-b-8-256", small)
+
+
+def test_a_file_that_asks_to_run_code_is_refused(tmp_path):
+    torch.save({"vision_model": print}, tmp_path / "model.bin")
+    with refusing("model.bin", "is refused: it asks to run"):
+        load_qlip(tmp_path / "model.bin")
+
+
+def test_pictures_have_one_size_and_ids_one_shape(small):
+    tokenizer = load_qlip(small)
+    assert tokenizer.grid(48, 48) == (6, 6)
+    with refusing("got a picture of 48 x 56", "takes 48 x 48 alone"):
+        tokenizer.encode(torch.zeros(1, 3, 48, 56))
+    with refusing("got ids of shape (1, 6, 5, 1); wanted (B, 6, 6, 1)"):
+        tokenizer.decode(torch.zeros(1, 6, 5, 1, dtype=torch.int64))
+    with refusing("got ids from 0 to 268435456, but the codebook has 268435456"):
+        tokenizer.decode(torch.eye(6, dtype=torch.int64)[None, ..., None] * 2**28)
+
+
+def test_half_precision_in_the_file_gives_float32_weights(small):
+    save_file({name: tensor.bfloat16() for name, tensor in weights("qlip_small").items()}, small)
+    assert {tensor.dtype for tensor in load_qlip(small).state_dict().values()} == {torch.float32}
+
+
+def test_nothing_is_as_large_as_a_table_of_all_ids(small):
+    """A table of 2^28 rows takes 256 MiB even with one byte a row."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                    largest = max(largest, tensor.untyped_storage().nbytes())
+            return result
+
+    with Watch():
+        tokenizer = load_qlip(small)
+        ids = tokenizer.encode(arrays("qlip_small")["pixels"])
+        tokenizer.embedding.code_map(ids)
+        tokenizer.decode(ids)
+    assert 0 < largest < 2**20
+
+
+@pytest.mark.slow
+def test_the_ids_of_a_picture_take_little_memory_above_the_weights(small):
+    code = (
+        "import resource, sys, torch\n"
+        "from toklip_vq.published import load_qlip\n"
+        "tokenizer = load_qlip(sys.argv[1])\n"
+        "pixels = torch.zeros(1, 3, 48, 48)\n"
+        "tokenizer.qlip.latents(pixels)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert tokenizer.embedding(torch.randint(2**28, (1, 32, 32, 1))).shape == (1, 32, 32, 28)\n"
+        "assert tokenizer.embedding(tokenizer.encode(pixels)).shape == (1, 6, 6, 28)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, str(small)]
+    kilobytes = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert int(kilobytes.stdout) < 50 * 1024
