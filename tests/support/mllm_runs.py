@@ -36,7 +36,7 @@ def write_world(folder: Path, vq: Tokenizer | None = None) -> None:
         rows.append({"id": number, "image": name, "conversations": said(turns)})
     (folder / "captions.json").write_text(json.dumps(rows))
     rows += [{"conversations": said([("human", "yes ?"), ("gpt", "no")])} for _ in range(2)]
-    (folder / "talks.json").write_text(json.dumps(rows))
+    (folder / "conversations.json").write_text(json.dumps(rows))
     encode_with(
         [folder / "pictures"], folder / "store", tokenizer=vq.name, image_size=SIZE, resize="crop"
     )
@@ -54,8 +54,8 @@ def said(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"from": speaker, "value": text} for speaker, text in turns]
 
 
-def talks(world: Path, **changes: Any) -> dict[str, Any]:
-    source = {"kind": "conversations", "file": str(world / "talks.json"), "root": str(world / "pictures")}
+def file_data(world: Path, **changes: Any) -> dict[str, Any]:
+    source = {"kind": "conversations", "file": str(world / "conversations.json"), "root": str(world / "pictures")}
     return source | changes
 
 

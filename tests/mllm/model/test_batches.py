@@ -22,9 +22,9 @@ def asked(count: int = 2):
         yield [{"role": "user", "content": parts}]
 
 
-def said(model, processor, talks, **options):
+def said(model, processor, conversations, **options):
     batch = processor.apply_chat_template(
-        talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
     found = model.generate(**batch, max_new_tokens=6, do_sample=False)
     return processor.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -37,8 +37,8 @@ def tiny():
 
 
 def test_a_batch_of_unequal_questions_gives_what_each_alone_gives(tiny):
-    talks = [*asked()]
-    assert said(*tiny, talks) == [said(*tiny, [talk])[0] for talk in talks]
+    conversations = [*asked()]
+    assert said(*tiny, conversations) == [said(*tiny, [conversation])[0] for conversation in conversations]
 
 
 def test_a_pipeline_of_transformers_gives_the_same_in_batches(tiny):
@@ -46,7 +46,7 @@ def test_a_pipeline_of_transformers_gives_the_same_in_batches(tiny):
     answer = pipeline("image-text-to-text", model=model, processor=processor, max_new_tokens=6)
     options = dict(return_full_text=False, generate_kwargs={"do_sample": False})
     together = answer([*asked(4)], batch_size=2, **options)
-    alone = [answer(talk, **options) for talk in asked(4)]
+    alone = [answer(conversation, **options) for conversation in asked(4)]
     assert [one[0]["generated_text"] for one in together] == [one[0]["generated_text"] for one in alone]
 
 

@@ -66,9 +66,9 @@ def test_a_picture_in_each_form_may_be_a_part_of_a_message(form, key, wanted):
     part = {"type": "image", key: FORMS[form]}
     if key.startswith("image_url"):
         part = {"type": "image_url", "image_url": {"url": FORMS[form]} if key.endswith(" url") else FORMS[form]}
-    talk = [{"role": "user", "content": [part, {"type": "text", "text": "what ?"}]}]
+    conversation = [{"role": "user", "content": [part, {"type": "text", "text": "what ?"}]}]
     options = dict(tokenize=True, return_dict=True, return_tensors="pt")
-    assert torch.equal(processor.apply_chat_template(talk, **options)["image_ids"], wanted)
+    assert torch.equal(processor.apply_chat_template(conversation, **options)["image_ids"], wanted)
 
 
 def test_an_array_of_four_dimensions_is_a_batch():
@@ -161,19 +161,19 @@ def address():
 def test_nothing_is_fetched_from_a_network_unless_it_is_asked_for(address, wanted):
     _, processor = shared()
     where, asked = address
-    talk = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": where}}]}]
+    conversation = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": where}}]}]
     options = dict(tokenize=True, return_dict=True, return_tensors="pt")
     message = r"picture 1 \('http://127.*a.png'\) cannot be read: nothing is fetched .*; download it first, or"
     for call in (
-        lambda: processor.apply_chat_template(talk, **options),
+        lambda: processor.apply_chat_template(conversation, **options),
         lambda: processor(text="<image>", images=where),
         lambda: processor.encode([where]),
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    assert processor.apply_chat_template(talk).startswith("<|user|> <image>")
+    assert processor.apply_chat_template(conversation).startswith("<|user|> <image>")
     assert asked == []
-    assert torch.equal(processor.apply_chat_template(talk, fetch=True, **options)["image_ids"], wanted)
+    assert torch.equal(processor.apply_chat_template(conversation, fetch=True, **options)["image_ids"], wanted)
     assert torch.equal(processor(text="<image>", images=where, fetch=True, return_tensors="pt")["image_ids"], wanted)
     assert torch.equal(processor.encode([where], fetch=True), wanted)
     assert len(asked) == 3

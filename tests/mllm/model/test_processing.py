@@ -120,11 +120,12 @@ def test_a_text_longer_than_is_taken_is_refused():
 )
 def test_what_the_tokenizer_takes_reaches_it_from_the_chat_template_as_from_the_call(options, direct):
     _, processor = shared()
-    talks = [[{"role": "user", "content": text}] for text in ("how many ?", "what is the colour of the circle ?")]
-    texts = processor.apply_chat_template(talks)
+    questions = ("how many ?", "what is the colour of the circle ?")
+    conversations = [[{"role": "user", "content": question}] for question in questions]
+    texts = processor.apply_chat_template(conversations)
     wanted = processor.tokenizer(texts, add_special_tokens=False, **options)
     given = options if direct else {"processor_kwargs": options}
-    found = processor.apply_chat_template(talks, tokenize=True, return_dict=True, **given)
+    found = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, **given)
     called = processor(text=texts, **options)
     for key in ("input_ids", "attention_mask"):
         assert found[key] == called[key] == wanted[key]
@@ -166,8 +167,8 @@ def test_truncation_that_would_cut_a_picture_is_refused(direct):
         if direct:
             processor(text=["what", "what <image>"], image_ids=ids(), **options)
         else:
-            talks = [[turn("user", "red")], [turn("user", picture(0), "?")]]
-            processor.apply_chat_template(talks, tokenize=True, **options)
+            conversations = [[turn("user", "red")], [turn("user", picture(0), "?")]]
+            processor.apply_chat_template(conversations, tokenize=True, **options)
     assert len(str(caught.value)) < 240
 
 
@@ -204,12 +205,12 @@ def test_arrays_of_numpy_are_arrays_of_all_that_the_model_takes():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_mask_of_the_assistant_is_what_is_learnt_of_a_conversation(side, tensors):
     _, processor = small_mllm(template=MARKED)
-    talks = [
+    conversations = [
         [turn("user", picture(0), "?"), turn("assistant", "red circle"), turn("user", "?"), turn("assistant", "no")],
         [turn("user", "how many ?"), turn("assistant", "two")],
     ]
     batch = processor.apply_chat_template(
-        talks,
+        conversations,
         tokenize=True,
         return_dict=True,
         return_tensors=tensors,
@@ -231,33 +232,33 @@ def test_a_mask_of_the_assistant_is_refused_where_the_template_does_not_tell():
 
 def test_text_alone_is_rendered_whatever_is_asked_of_its_tokens():
     _, processor = shared()
-    talk = [turn("user", "red"), turn("assistant", "no")]
-    wanted = processor.apply_chat_template(talk)
-    assert processor.apply_chat_template(talk, return_assistant_tokens_mask=True, padding=True) == wanted
+    conversation = [turn("user", "red"), turn("assistant", "no")]
+    wanted = processor.apply_chat_template(conversation)
+    assert processor.apply_chat_template(conversation, return_assistant_tokens_mask=True, padding=True) == wanted
 
 
 def test_one_of_several_chat_templates_is_named():
     _, processor = small_mllm()
     processor.chat_template = {"default": "what", "other": "red"}
-    talk = [turn("user", "yes")]
-    assert processor.apply_chat_template(talk) == "what"
-    assert processor.apply_chat_template(talk, "other") == "red"
-    assert processor.apply_chat_template(talk, "{{ messages[0].content }}") == "yes"
+    conversation = [turn("user", "yes")]
+    assert processor.apply_chat_template(conversation) == "what"
+    assert processor.apply_chat_template(conversation, "other") == "red"
+    assert processor.apply_chat_template(conversation, "{{ messages[0].content }}") == "yes"
 
 
 def test_a_message_goes_on_or_an_answer_begins():
     _, processor = shared()
-    talk = [turn("user", "what ?"), turn("assistant", "red")]
-    assert processor.apply_chat_template(talk, continue_final_message=True).endswith("<|assistant|> red")
+    conversation = [turn("user", "what ?"), turn("assistant", "red")]
+    assert processor.apply_chat_template(conversation, continue_final_message=True).endswith("<|assistant|> red")
     with pytest.raises(ValueError, match="got continue_final_message and add_generation_prompt; give one"):
-        processor.apply_chat_template(talk, continue_final_message=True, add_generation_prompt=True)
+        processor.apply_chat_template(conversation, continue_final_message=True, add_generation_prompt=True)
 
 
 def test_pictures_may_stand_beside_messages():
     _, processor = shared()
-    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
     options = dict(tokenize=True, return_dict=True, return_tensors="pt")
-    batch = processor.apply_chat_template(talk, processor_kwargs={"images": [picture(0)]}, **options)
+    batch = processor.apply_chat_template(conversation, processor_kwargs={"images": [picture(0)]}, **options)
     assert torch.equal(batch["image_ids"], processor.encode([picture(0)]))
 
 

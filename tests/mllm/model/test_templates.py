@@ -136,13 +136,13 @@ def test_a_template_is_given_messages_in_the_form_that_it_reads(kind):
     processor, end = made(kind)
     parts = [{"type": "image"}, {"type": "text", "text": "what is it ?"}]
     for content in (parts, "<image>\nwhat is it ?"):
-        talk = [{"role": "user", "content": content}, SAY, {"role": "user", "content": "how many ?"}]
-        text = processor.apply_chat_template(talk, add_generation_prompt=True)
+        conversation = [{"role": "user", "content": content}, SAY, {"role": "user", "content": "how many ?"}]
+        text = processor.apply_chat_template(conversation, add_generation_prompt=True)
         assert text.endswith(
             f"<|im_start|>user\n<image>\nwhat is it ?{end}\n<|im_start|>assistant\na red circle{end}\n"
             f"<|im_start|>user\nhow many ?{end}\n<|im_start|>assistant\n"
         )
-        batch = processor.apply_chat_template(talk, tokenize=True, return_dict=True, image_ids=ids())
+        batch = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, image_ids=ids())
         assert batch["input_ids"][0].count(processor.image_token_id) == 64
 
 
@@ -162,12 +162,12 @@ def test_messages_may_be_objects():
         "{% for m in messages %}{{ m.role }}{% if m.tool_calls is defined %} (tools){% endif %}:"
         "{% for part in m.content %} {{ part.type }}={{ part.url or part.text }}{% endfor %}{% endfor %}"
     )
-    talk = [Said("user", [Address({"url": "https://host/a.png"}), {"type": "text", "text": "what ?"}])]
+    conversation = [Said("user", [Address({"url": "https://host/a.png"}), {"type": "text", "text": "what ?"}])]
     processor, _ = made("qwen2")
     wanted = "user: image=https://host/a.png text=what ?"
-    assert processor.apply_chat_template(talk, template) == wanted
-    assert processor.apply_chat_template([talk, talk], template) == [wanted, wanted]
-    assert processor.apply_chat_template(talk).endswith("<|im_start|>user\n<image>\nwhat ?<|im_end|>\n")
+    assert processor.apply_chat_template(conversation, template) == wanted
+    assert processor.apply_chat_template([conversation, conversation], template) == [wanted, wanted]
+    assert processor.apply_chat_template(conversation).endswith("<|im_start|>user\n<image>\nwhat ?<|im_end|>\n")
     with pytest.raises(ValueError, match="got 'what' in a conversation; wanted a message: a role and its content"):
         processor.apply_chat_template(["what"])
 

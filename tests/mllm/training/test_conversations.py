@@ -20,7 +20,7 @@ from tests.support.small_mllms import MARKED, PLAIN, ids, small_mllm
 
 FAULTS = Path(__file__).parents[2] / "faults"
 QUESTION = {"role": "user", "content": "<image>\nwhat is it ?"}
-TALK = Conversation(
+CONVERSATION = Conversation(
     "file.json, row 3",
     (
         QUESTION,
@@ -45,12 +45,12 @@ def with_template(template):
 
 
 def test_labels_are_what_the_assistant_says_and_the_ends_of_its_turns(processor):
-    example = label_conversation(TALK, processor, image_ids=ids())
+    example = label_conversation(CONVERSATION, processor, image_ids=ids())
     assert labelled_text(example, processor) == "a red circle .<|end|> two<|end|>".replace("<|end|>", " <|end|>")
 
 
 def test_labels_stand_where_their_tokens_do(processor):
-    example = label_conversation(TALK, processor, image_ids=ids())
+    example = label_conversation(CONVERSATION, processor, image_ids=ids())
     known = example.labels != IGNORED
     assert torch.equal(example.labels[known], example.input_ids[known])
     assert (example.input_ids == processor.image_token_id).sum() == 64
@@ -58,7 +58,7 @@ def test_labels_stand_where_their_tokens_do(processor):
 
 
 def test_what_is_labelled_is_what_an_answer_to_the_prompt_would_be(processor):
-    example = label_conversation(TALK, processor, image_ids=ids())
+    example = label_conversation(CONVERSATION, processor, image_ids=ids())
     asked = processor.apply_chat_template(
         [QUESTION], add_generation_prompt=True, tokenize=True, image_ids=ids(), return_tensors="pt"
     )[0]
@@ -67,15 +67,16 @@ def test_what_is_labelled_is_what_an_answer_to_the_prompt_would_be(processor):
 
 
 def test_marked_and_plain_templates_give_the_same_example():
-    one, other = (label_conversation(TALK, with_template(template), image_ids=ids()) for template in (PLAIN, MARKED))
+    processors = map(with_template, (PLAIN, MARKED))
+    one, other = (label_conversation(CONVERSATION, processor, image_ids=ids()) for processor in processors)
     assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.labels, other.labels)
 
 
 def test_a_repeated_answer_is_labelled_in_the_assistants_turns_alone(processor):
-    talk = Conversation(
+    conversation = Conversation(
         "x", ({"role": "user", "content": "red <|assistant|> red"}, {"role": "assistant", "content": "red"})
     )
-    example = label_conversation(talk, processor)
+    example = label_conversation(conversation, processor)
     assert labelled_text(example, processor) == "red <|end|>"
     assert example.labels[:-2].eq(IGNORED).all(), "not the words of the question, though they are the same"
 
@@ -83,13 +84,13 @@ def test_a_repeated_answer_is_labelled_in_the_assistants_turns_alone(processor):
 def test_a_header_that_the_prompt_does_not_have_is_learnt():
     template = PLAIN.replace("{% if add_generation_prompt %}<|assistant|> {% endif %}", "")
     processor = with_template(template)
-    example = label_conversation(TALK, processor, image_ids=ids())
+    example = label_conversation(CONVERSATION, processor, image_ids=ids())
     assert labelled_text(example, processor).startswith("<|assistant|> a red circle")
 
 
 def test_pictures_are_encoded_if_there_are_no_ids(processor):
-    talk = Conversation("x", TALK.messages, (picture(0),))
-    assert torch.equal(label_conversation(talk, processor).image_ids, processor.encode([picture(0)]))
+    conversation = Conversation("x", CONVERSATION.messages, (picture(0),))
+    assert torch.equal(label_conversation(conversation, processor).image_ids, processor.encode([picture(0)]))
 
 
 def test_an_example_whose_labels_are_all_masked_is_named(processor):
@@ -101,18 +102,18 @@ def test_an_example_whose_labels_are_all_masked_is_named(processor):
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_an_example_with_other_numbers_of_placeholders_and_pictures_is_named(pictures, processor):
     with pytest.raises(ValueError, match=rf"file.json, row 3: 1 placeholders \(<image>\) for {pictures} pictures"):
-        label_conversation(TALK, processor, image_ids=ids(pictures))
+        label_conversation(CONVERSATION, processor, image_ids=ids(pictures))
 
 
 def test_an_example_that_is_too_long_is_named(processor):
     with pytest.raises(ValueError, match=r"file.json, row 3: \d+ tokens with its pictures, more than the 50"):
-        label_conversation(TALK, processor, image_ids=ids(), max_length=50)
+        label_conversation(CONVERSATION, processor, image_ids=ids(), max_length=50)
 
 
 def test_a_broken_picture_names_its_example(processor, tmp_path):
-    talk = Conversation("file.json, row 3", TALK.messages, (tmp_path / "none.png",))
+    conversation = Conversation("file.json, row 3", CONVERSATION.messages, (tmp_path / "none.png",))
     with pytest.raises(ValueError, match=r"file.json, row 3: picture 1 .* cannot be read"):
-        label_conversation(talk, processor)
+        label_conversation(conversation, processor)
 
 
 def test_a_template_that_renders_past_turns_in_another_way_is_refused_by_name():
@@ -121,7 +122,7 @@ def test_a_template_that_renders_past_turns_in_another_way_is_refused_by_name():
         "{{ message['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}"
     )
     with pytest.raises(ValueError, match=r"file.json, row 3: .* cannot be told: .* turn 2 in another"):
-        label_conversation(TALK, with_template(forgets), image_ids=ids())
+        label_conversation(CONVERSATION, with_template(forgets), image_ids=ids())
 
 
 def test_a_token_that_is_partly_of_a_turn_is_refused_by_name():
@@ -136,7 +137,7 @@ def test_a_token_that_is_partly_of_a_turn_is_refused_by_name():
 def test_a_template_that_drops_pictures_is_refused_by_name():
     deaf = PLAIN.replace("{{ message['content'] }}", "{{ message['content'] | replace('<image>', '') }}")
     with pytest.raises(ValueError, match=r"file.json, row 3: the chat template renders 0 of 1 pictures"):
-        label_conversation(TALK, with_template(deaf), image_ids=ids())
+        label_conversation(CONVERSATION, with_template(deaf), image_ids=ids())
 
 
 LLAVA = {
@@ -158,47 +159,47 @@ MESSAGES = {
 @pytest.mark.parametrize("row", [LLAVA, MESSAGES], ids=["llava", "messages"])
 @pytest.mark.parametrize("lines", [False, True], ids=["json", "jsonl"])
 def test_both_forms_are_read_from_lists_and_lines(row, lines, tmp_path):
-    file = tmp_path / "talks.json"
+    file = tmp_path / "conversations.json"
     file.write_text("\n".join([json.dumps(row)] * 2) if lines else json.dumps([row] * 2, indent=2))
     found = list(read_conversations(file))
     assert len(found) == 2
-    assert found[1].messages == TALK.messages[:2]
+    assert found[1].messages == CONVERSATION.messages[:2]
     assert found[1].pictures == (tmp_path / "a.png",)
     assert found[1].name.startswith(f"{file}, row 2")
 
 
 def test_pictures_of_messages_may_stand_beside_them(tmp_path):
-    file = tmp_path / "talks.jsonl"
-    file.write_text(json.dumps({"messages": list(TALK.messages), "images": ["a.png"]}))
+    file = tmp_path / "conversations.jsonl"
+    file.write_text(json.dumps({"messages": list(CONVERSATION.messages), "images": ["a.png"]}))
     assert next(read_conversations(file, root="/elsewhere")).pictures[0].as_posix() == "/elsewhere/a.png"
 
 
 def test_what_the_assistant_says_before_anybody_asked_is_left_out(tmp_path):
     turns = [{"from": "gpt", "value": "hello"}, *LLAVA["conversations"]]
-    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"conversations": turns}]))
-    assert next(read_conversations(tmp_path / "talks.json")).messages == TALK.messages[:2]
+    (tmp_path / "conversations.json").write_text(json.dumps([LLAVA | {"conversations": turns}]))
+    assert next(read_conversations(tmp_path / "conversations.json")).messages == CONVERSATION.messages[:2]
 
 
 def test_llavas_system_is_the_first_turn(tmp_path):
-    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"system": "the colour"}]))
-    first, *rest = next(read_conversations(tmp_path / "talks.json")).messages
-    assert first == {"role": "system", "content": "the colour"} and tuple(rest) == TALK.messages[:2]
+    (tmp_path / "conversations.json").write_text(json.dumps([LLAVA | {"system": "the colour"}]))
+    first, *rest = next(read_conversations(tmp_path / "conversations.json")).messages
+    assert first == {"role": "system", "content": "the colour"} and tuple(rest) == CONVERSATION.messages[:2]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_conversation():
-    [talk] = read_conversations(FAULTS / "bom.jsonl")
-    assert talk.name.endswith("bom.jsonl, row 1 (id 1)") and talk.messages[1]["content"] == "a"
+    [conversation] = read_conversations(FAULTS / "bom.jsonl")
+    assert conversation.name.endswith("bom.jsonl, row 1 (id 1)") and conversation.messages[1]["content"] == "a"
 
 
 def test_another_encoding_is_refused_by_the_name_of_the_file(tmp_path):
-    (tmp_path / "talks.json").write_text(json.dumps([LLAVA]), encoding="utf-16")
-    with pytest.raises(ValueError, match=r"talks.json is no text in UTF-8 \(.*\); save it as UTF-8"):
-        list(read_conversations(tmp_path / "talks.json"))
+    (tmp_path / "conversations.json").write_text(json.dumps([LLAVA]), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"conversations.json is no text in UTF-8 \(.*\); save it as UTF-8"):
+        list(read_conversations(tmp_path / "conversations.json"))
 
 
 def test_rows_of_sharegpt_have_their_pictures_in_images():
-    [talk] = read_conversations(FAULTS / "images-list.json")
-    assert talk.pictures == (FAULTS / "s/000000.png",)
+    [conversation] = read_conversations(FAULTS / "images-list.json")
+    assert conversation.pictures == (FAULTS / "s/000000.png",)
 
 
 @pytest.mark.parametrize("form", [LLAVA, MESSAGES], ids=["llava", "messages"])
@@ -208,19 +209,19 @@ def test_a_row_without_a_picture_may_say_so_in_any_way(form, key, empty, tmp_pat
     words = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     row = words if form is LLAVA else {"messages": turns}
-    (tmp_path / "talks.json").write_text(json.dumps([row | {key: empty}]))
-    [talk] = read_conversations(tmp_path / "talks.json")
-    assert talk.pictures == () and talk.messages[0]["content"] == "q"
+    (tmp_path / "conversations.json").write_text(json.dumps([row | {key: empty}]))
+    [conversation] = read_conversations(tmp_path / "conversations.json")
+    assert conversation.pictures == () and conversation.messages[0]["content"] == "q"
 
 
 def test_the_text_only_rows_of_llava_are_read():
-    [talk] = read_conversations(FAULTS / "image-empty.json")
-    assert talk.pictures == ()
+    [conversation] = read_conversations(FAULTS / "image-empty.json")
+    assert conversation.pictures == ()
 
 
 def test_an_empty_image_beside_images_is_read_over(tmp_path):
-    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"image": "", "images": ["a.png"]}]))
-    assert next(read_conversations(tmp_path / "talks.json")).pictures == (tmp_path / "a.png",)
+    (tmp_path / "conversations.json").write_text(json.dumps([LLAVA | {"image": "", "images": ["a.png"]}]))
+    assert next(read_conversations(tmp_path / "conversations.json")).pictures == (tmp_path / "a.png",)
 
 
 def test_half_a_character_in_a_conversation_is_replaced(processor):
@@ -232,13 +233,13 @@ def test_half_a_character_in_a_conversation_is_replaced(processor):
 
 def test_half_a_character_of_a_caller_is_replaced_too():
     asked = {"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}
-    talk = conversation_of({"messages": [asked, {"role": "assistant", "content": "a\udce9"}]}, name="x")
-    assert [turn["content"] for turn in talk.messages] == ["q\ufffd", "a\ufffd"]
+    conversation = conversation_of({"messages": [asked, {"role": "assistant", "content": "a\udce9"}]}, name="x")
+    assert [turn["content"] for turn in conversation.messages] == ["q\ufffd", "a\ufffd"]
 
 
 def test_an_id_that_a_table_made_a_float_is_a_whole_number(tmp_path):
-    (tmp_path / "talks.json").write_text(json.dumps([LLAVA | {"id": 7.0}]))
-    assert next(read_conversations(tmp_path / "talks.json")).name.endswith("row 1 (id 7)")
+    (tmp_path / "conversations.json").write_text(json.dumps([LLAVA | {"id": 7.0}]))
+    assert next(read_conversations(tmp_path / "conversations.json")).name.endswith("row 1 (id 7)")
 
 
 @pytest.mark.parametrize(
@@ -249,13 +250,13 @@ def test_an_id_that_a_table_made_a_float_is_a_whole_number(tmp_path):
         ('[{"conversations": [{"from": "human", "value": 3}]}]', "row 1: .* got a int where a text is wanted"),
         ('[{"conversations": 3}]', "row 1: no conversation that is known here"),
         ("[3]", "row 1: got a int; wanted an object with a conversation"),
-        ("[{", "talks.json is not JSON"),
+        ("[{", "conversations.json is not JSON"),
         ('{"messages": []}\n{', "row 2 is not JSON"),
         (json.dumps([LLAVA | {"image": None}]), r"row 1 \(id 7\): 1 placeholders \(<image>\) for 0 pictures"),
     ],
 )
 def test_a_row_that_is_no_conversation_is_named(text, message, tmp_path):
-    file = tmp_path / "talks.json"
+    file = tmp_path / "conversations.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         list(read_conversations(file))

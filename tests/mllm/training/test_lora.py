@@ -14,7 +14,7 @@ from torch.distributed.tensor import distribute_module
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from tests.support import mean_colour
-from tests.support.mllm_runs import SCENES, config, talks, write_world
+from tests.support.mllm_runs import SCENES, config, file_data, write_world
 from tests.support.small_mllms import FAMILIES, MARKED, ids, language_model, prompt, small_mllm, tokenizer
 from tests.support.small_models import small_toklip
 
@@ -102,7 +102,7 @@ def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the
     tokenizer(MARKED).save_pretrained(tmp_path / "language")
     lora = {"targets": [target, *(["q_proj"] if family == "llama" else ["c_attn"])]}
     changes = {"language_model": str(tmp_path / "language"), "train": ["language_model"], "lora": lora}
-    settings = config(world, talks(world), **changes)
+    settings = config(world, file_data(world), **changes)
     with pytest.raises(ValueError, match=message) as raised:
         train_mllm(settings, tmp_path / "run")
     assert "\n" not in str(raised.value) and not (tmp_path / "run").exists()
@@ -127,7 +127,7 @@ def test_adapters_stay_out_of_the_semantic_encoder_and_the_connector(world, targ
 )
 def test_a_run_ends_with_a_model_that_says_what_it_says(world, tmp_path, changes):
     train = ["language_model", "connector"]
-    train_mllm(config(world, talks(world), train=train, **changes), tmp_path / "run")
+    train_mllm(config(world, file_data(world), train=train, **changes), tmp_path / "run")
     assert (tmp_path / "run/model/config.json").is_file()
 
 
@@ -144,7 +144,7 @@ def test_an_export_that_says_something_else_than_the_run_is_no_end_of_it(world, 
 
     lora = {"rank": 4, "alpha": 64, "dropout": 0.0, "targets": ["embed_tokens"]}
     run = {"learning_rate": 0.1, "steps": 4}
-    settings = config(world, talks(world), train=["language_model"], lora=lora, run=run, saved_dtype=saved_dtype)
+    settings = config(world, file_data(world), train=["language_model"], lora=lora, run=run, saved_dtype=saved_dtype)
     monkeypatch.setattr(training, "merged", without_embeddings)
     with pytest.raises(OSError, match=r"cannot write .*model \(.* is not the trained model: .*\)") as raised:
         train_mllm(settings, tmp_path / "run")

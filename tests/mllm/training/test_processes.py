@@ -12,7 +12,7 @@ from toklip_mllm.training import MLLMTrainConfig, train_mllm
 
 from tests.core.training.test_passes import FSDP2, knows_fsdp2, shard_on_cpus
 from tests.support import mean_colour
-from tests.support.mllm_runs import SCENES, config, exported, lines, talks, write_world
+from tests.support.mllm_runs import SCENES, config, exported, file_data, lines, write_world
 from tests.support.processes import run_together
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ needs_fsdp2 = pytest.mark.skipif(not knows_fsdp2(), reason="needs FSDP 2 with sh
 def settings(world: Path, **changes: Any) -> MLLMTrainConfig:
     """Answers differ in length, so that processes have different numbers of tokens; some have no picture."""
     run = {"learning_rate": 1e-5, "steps": 3}
-    return config(world, talks(world), SCENES, **{"run": run, "held_out": {"scenes": 1}} | changes)
+    return config(world, file_data(world), SCENES, **{"run": run, "held_out": {"scenes": 1}} | changes)
 
 
 def adapters(world: Path) -> MLLMTrainConfig:

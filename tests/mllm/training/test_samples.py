@@ -11,9 +11,9 @@ from toklip_core.scenes import scene
 from toklip_core.weights import weights_checksum
 from toklip_mllm.training import (
     Conversations,
+    ConversationSamples,
     PictureFormat,
-    SceneTalk,
-    TalkSamples,
+    SceneConversations,
     open_sources,
     use_stored_tokens,
     with_plain_template,
@@ -21,7 +21,7 @@ from toklip_mllm.training import (
 )
 
 from tests.support import mean_colour
-from tests.support.mllm_runs import said, talks, write_tokens, write_world
+from tests.support.mllm_runs import file_data, said, write_tokens, write_world
 from tests.support.small_mllms import MARKED, PLAIN, small_mllm
 from tests.support.small_models import small_toklip
 
@@ -47,11 +47,11 @@ def processor():
 
 
 def file_source(world: Path, **changes) -> Conversations:
-    return Conversations.model_validate(talks(world, **changes))
+    return Conversations.model_validate(file_data(world, **changes))
 
 
 def samples(processor, *sources, max_length=512, batch_size=None, seed=0):
-    return TalkSamples(
+    return ConversationSamples(
         open_sources(sources, PICTURING, seed=seed), processor, max_length=max_length, batch_size=batch_size
     )
 
@@ -85,7 +85,7 @@ def test_each_sequence_of_speakers_is_tried_once(tmp_path):
     long = {"conversations": said([("human", "red ?"), ("gpt", "yes"), ("human", "blue ?"), ("gpt", "no")])}
     system = text_row(1) | {"system": "red"}
     [source] = open_sources([written(tmp_path, *[text_row(1), long, system] * 2)], PICTURING, seed=0)
-    tried = [talk.name.rsplit(" ", 1)[-1] for talk in source.of_each_kind()]
+    tried = [conversation.name.rsplit(" ", 1)[-1] for conversation in source.of_each_kind()]
     assert tried == ["1", "2", "3"]
 
 
@@ -99,7 +99,7 @@ def test_plain_texts_begin_as_those_of_the_tokenizer_do(bos, world):
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(processor):
-    source = SceneTalk(kind="scenes", count=3)
+    source = SceneConversations(kind="scenes", count=3)
     one, same, other = (samples(processor, source, seed=seed) for seed in (0, 0, 1))
     keys = [(epoch, index) for epoch in (0, 1) for index in range(3)]
     for key in keys:
@@ -108,27 +108,27 @@ def test_samples_depend_on_seed_epoch_and_index_alone(processor):
     assert len({one[key].levels.numpy().tobytes() for key in keys}) == 6, "another epoch draws new scenes"
 
 
-def test_a_talk_about_a_scene_has_its_questions_and_answers():
-    [source] = open_sources([SceneTalk(kind="scenes", count=5, captions=1.0)], PICTURING, seed=0)
+def test_a_conversation_about_a_scene_has_its_questions_and_answers():
+    [source] = open_sources([SceneConversations(kind="scenes", count=5, captions=1.0)], PICTURING, seed=0)
     for index in range(5):
         drawn = scene(5 + index, size=32)
-        talk = source[1, index].conversation
+        conversation = source[1, index].conversation
         pairs = [(ask["content"].removeprefix("<image>\n"), answer["content"]) for ask, answer in
-                 zip(talk.messages[::2], talk.messages[1::2], strict=True)]  # fmt: skip
+                 zip(conversation.messages[::2], conversation.messages[1::2], strict=True)]  # fmt: skip
         asked = {(question.text, question.answer) for question in drawn.questions}
         captions = [answer for question, answer in pairs if (question, answer) not in asked]
         assert asked <= set(pairs) and len(captions) == 1 and captions[0] in drawn.captions
-        places = [message["content"].count("<image>") for message in talk.messages]
+        places = [message["content"].count("<image>") for message in conversation.messages]
         assert places == [1] + [0] * (len(places) - 1)
 
 
 def test_turns_bound_the_questions_and_no_share_asks_for_no_caption():
-    [source] = open_sources([SceneTalk(kind="scenes", count=20, captions=0.0, turns=2)], PICTURING, seed=0)
+    [source] = open_sources([SceneConversations(kind="scenes", count=20, captions=0.0, turns=2)], PICTURING, seed=0)
     assert {len(source[0, index].conversation.messages) for index in range(20)} == {4}
 
 
 def test_the_vocabulary_comes_from_all_sources(world):
-    sources = open_sources([file_source(world), SceneTalk(kind="scenes", count=50)], PICTURING, seed=0)
+    sources = open_sources([file_source(world), SceneConversations(kind="scenes", count=50)], PICTURING, seed=0)
     words = {word for text in words_of(sources, 62) for word in text.split()}
     assert {"square", "describe", "picture."} <= words and "<image>" not in words
 
@@ -142,7 +142,7 @@ def test_an_order_visits_every_sample_once_and_depends_on_seed_and_epoch(process
 
 def test_batches_of_every_epoch_have_one_length_nearly_and_pictures_apart(processor, world, tmp_path):
     turns = [[("human", "<image>"), ("gpt", "red " * words)] for words in range(1, 50)]
-    pictures = [{"image": f"{world}/pictures/00.png", "conversations": said(talk)} for talk in turns]
+    pictures = [{"image": f"{world}/pictures/00.png", "conversations": said(conversation)} for conversation in turns]
     grouped = samples(processor, written(tmp_path, *pictures, *(text_row(n) for n in range(50))), batch_size=8)
     lengths = [len(grouped[0, index].example.input_ids) for index in range(99)]
     kinds = [len(grouped[0, index].example.image_ids) for index in range(99)]
@@ -154,8 +154,8 @@ def test_batches_of_every_epoch_have_one_length_nearly_and_pictures_apart(proces
 
 
 def test_a_long_conversation_is_cut_behind_its_pictures(processor, tmp_path, world):
-    talk = said([("human", "<image> what"), ("gpt", "red " * 40)])
-    row = {"image": f"{world}/pictures/00.png", "conversations": talk}
+    conversation = said([("human", "<image> what"), ("gpt", "red " * 40)])
+    row = {"image": f"{world}/pictures/00.png", "conversations": conversation}
     cut = samples(processor, written(tmp_path, row), max_length=PLACES + 10)[0, 0].example
     assert len(cut.input_ids) == len(cut.labels) == PLACES + 10 and len(cut.image_ids) == 1
 
@@ -207,7 +207,8 @@ def test_a_store_of_another_size_says_how_to_encode(world):
 
 def test_stores_beside_pixels_are_refused(world):
     with pytest.raises(ValueError, match="beside sources without one, but a batch has either ids or pixels"):
-        open_sources([file_source(world, store=world / "store"), SceneTalk(kind="scenes", count=1)], PICTURING, seed=0)
+        scenes = SceneConversations(kind="scenes", count=1)
+        open_sources([file_source(world, store=world / "store"), scenes], PICTURING, seed=0)
 
 
 def test_an_empty_file_is_refused(tmp_path):
@@ -230,7 +231,7 @@ def token_samples(processor, *sources, checksum=CHECKSUM, window=2**29, batch_si
     """Samples that read tokens, from a store of five groups of two pictures."""
     opened = open_sources(sources, PICTURING, seed=0)
     assert use_stored_tokens(opened, checksum)
-    return TalkSamples(opened, processor, max_length=512, batch_size=batch_size, window=window)
+    return ConversationSamples(opened, processor, max_length=512, batch_size=batch_size, window=window)
 
 
 def about(world: Path, *numbers: int, words: int = 1) -> dict:
@@ -323,7 +324,7 @@ def test_tokens_of_no_use_are_left_alone_with_one_warning(checksum, stores, reas
     assert not use_stored_tokens(opened, checksum)
     [record] = caplog.records
     assert "stored tokens are left alone" in record.message and re.search(reason, record.message)
-    found = TalkSamples(opened, processor, max_length=512)
+    found = ConversationSamples(opened, processor, max_length=512)
     assert found[0, 0].tokens is None and found[0, 0].example.image_ids.shape == (1, 8, 8, 1)
 
 

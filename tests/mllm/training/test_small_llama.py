@@ -39,8 +39,8 @@ def test_numbers_are_known_though_the_texts_have_none():
 
 def test_the_template_marks_what_the_assistant_says_and_its_end():
     tokenizer = made()
-    talk = [{"role": "user", "content": "how many circles are there?"}, {"role": "assistant", "content": "2"}]
-    found = tokenizer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    conversation = [{"role": "user", "content": "how many circles are there?"}, {"role": "assistant", "content": "2"}]
+    found = tokenizer.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
     pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
     said = [token for token, mark in pairs if mark]
     assert tokenizer.decode(said) == "2<|end|>" and said[-1] == tokenizer.eos_token_id

@@ -19,8 +19,8 @@ from tests.support.mllm_runs import (
     assert_same_run,
     config,
     exported,
+    file_data,
     lines,
-    talks,
     write_tokens,
     write_world,
 )
@@ -101,7 +101,7 @@ def test_the_log_has_the_shares_of_right_answers_by_type(whole):
 @pytest.mark.slow
 def test_learning_lowers_the_loss(world, tmp_path):
     longer = {"steps": 40, "learning_rate": 1e-2, "batch_size": 6, "save_every": 40}
-    train_mllm(config(world, talks(world), run=longer), tmp_path / "run")
+    train_mllm(config(world, file_data(world), run=longer), tmp_path / "run")
     losses = [line["loss/text"] for line in lines(tmp_path / "run")]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
@@ -109,7 +109,7 @@ def test_learning_lowers_the_loss(world, tmp_path):
 @pytest.mark.slow
 def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):
     for name, changes in (("pictures", {}), ("store", {"store": str(world / "store")})):
-        train_mllm(config(world, talks(world, **changes)), tmp_path / name)
+        train_mllm(config(world, file_data(world, **changes)), tmp_path / name)
     mine, theirs = exported(tmp_path / "pictures"), exported(tmp_path / "store")
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
@@ -129,7 +129,8 @@ def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encod
 ):
     for name, store in (("ids", "store"), ("tokens", "tokens")):
         encoder_calls.clear()
-        train_mllm(config(world, talks(world, store=str(world / store)), run={"learning_rate": 1e-4}), tmp_path / name)
+        stored = file_data(world, store=str(world / store))
+        train_mllm(config(world, stored, run={"learning_rate": 1e-4}), tmp_path / name)
     assert not encoder_calls
     for mine, theirs in zip(lines(tmp_path / "ids"), lines(tmp_path / "tokens"), strict=True):
         assert theirs["loss/text"] == pytest.approx(mine["loss/text"], rel=2**-10)
@@ -140,7 +141,7 @@ def test_a_store_with_tokens_trains_the_same_model_within_rounding_and_the_encod
 
 @pytest.mark.slow
 def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
-    settings = config(world, talks(world, store=str(world / "tokens")))
+    settings = config(world, file_data(world, store=str(world / "tokens")))
     train_mllm(settings, tmp_path / "whole")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl"):
@@ -152,7 +153,7 @@ def test_a_run_over_stored_tokens_goes_on_bit_for_bit(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_later_stage_reads_the_tokens_too_unless_the_encoder_was_trained(world, tmp_path, encoder_calls):
-    stored = talks(world, store=str(world / "tokens"))
+    stored = file_data(world, store=str(world / "tokens"))
     for name, parts, calls in (("frozen", ["connector"], False), ("trained", ["connector", "encoder"], True)):
         train_mllm(config(world, stored, train=parts, saved_dtype="bfloat16", run={"steps": 1}), tmp_path / name)
         encoder_calls.clear()
@@ -169,19 +170,19 @@ def changed_parts(before: dict, after: dict) -> set[str]:
 def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_well(world, tmp_path):
     start, _ = small_mllm(template=MARKED)
     captions = str(world / "captions.json")
-    train_mllm(config(world, talks(world, file=captions), train=["connector"], template="plain"), tmp_path / "one")
+    train_mllm(config(world, file_data(world, file=captions), train=["connector"], template="plain"), tmp_path / "one")
     one = exported(tmp_path / "one")
     frozen = {name: weight for name, weight in start.state_dict().items() if not name.startswith("connector.")}
     assert all(torch.equal(one[name], weight) for name, weight in frozen.items())
     stage = {"start": str(tmp_path / "one/model"), "toklip": None, "language_model": None}
-    train_mllm(config(world, talks(world), **stage), tmp_path / "two")
+    train_mllm(config(world, file_data(world), **stage), tmp_path / "two")
     assert changed_parts(one, exported(tmp_path / "two")) == {"connector", "language_model"}
 
 
 @pytest.mark.slow
 def test_lora_is_merged_into_what_is_exported(world, tmp_path):
     lora = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
-    train_mllm(config(world, talks(world), train=["language_model"], **lora), tmp_path / "run")
+    train_mllm(config(world, file_data(world), train=["language_model"], **lora), tmp_path / "run")
     after = exported(tmp_path / "run")
     names, before = set(after), small_mllm(template=MARKED)[0].state_dict()
     adapted = {name for name in after if "connector" not in name and not torch.equal(after[name], before[name])}

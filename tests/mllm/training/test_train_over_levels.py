@@ -12,7 +12,7 @@ from toklip_mllm.model import load
 from toklip_mllm.training import train_mllm
 
 from tests.support import mean_colour
-from tests.support.mllm_runs import assert_same_run, config, exported, lines, talks, write_tokens, write_world
+from tests.support.mllm_runs import assert_same_run, config, exported, file_data, lines, write_tokens, write_world
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ train = ["connector", "language_model"]
 max_length = 256
 [[data]]
 kind = "conversations"
-file = "talks.json"
+file = "conversations.json"
 root = "pictures"
 [run]
 steps = 3
@@ -81,7 +81,7 @@ def test_a_token_store_trains_the_same_model_as_its_pictures_and_its_tokens_do_w
     write_tokens(world)
     for name, changes in (("pictures", {}), ("store", {"store": "store"}), ("tokens", {"store": "tokens"})):
         changes = {key: str(world / value) for key, value in changes.items()}
-        train_mllm(config(world, talks(world, **changes), run=run), tmp_path / name)
+        train_mllm(config(world, file_data(world, **changes), run=run), tmp_path / name)
     mine, theirs = exported(tmp_path / "pictures"), exported(tmp_path / "store")
     assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
     for mine, theirs in zip(lines(tmp_path / "store"), lines(tmp_path / "tokens"), strict=True):

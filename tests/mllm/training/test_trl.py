@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-TALKS = [("what is it ?", "red circle"), ("how many ?", "two"), ("is it red ?", "yes"), ("what colour ?", "blue")] * 2
+TURNS = [("what is it ?", "red circle"), ("how many ?", "two"), ("is it red ?", "yes"), ("what colour ?", "blue")] * 2
 LORA = LoraConfig(
     r=4, target_modules=r"language_model\..*\.(q_proj|v_proj|up_proj)", modules_to_save=["connector"], lora_alpha=32
 )
@@ -31,7 +31,7 @@ def turn(role, text):
 
 def rows(kind):
     """The same questions, answers and pictures in each form of TRL's."""
-    for number, (question, answer) in enumerate(TALKS):
+    for number, (question, answer) in enumerate(TURNS):
         images = [picture(number % 4)]
         asked, said = [turn("user", question)], [turn("assistant", answer)]
         both = asked + said

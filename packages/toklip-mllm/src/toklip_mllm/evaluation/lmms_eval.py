@@ -72,10 +72,10 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
         with tqdm(total=len(requests), unit=" questions", disable=self.rank != 0) as bar:
             for numbers in self._batches(requests):
                 arguments = [requests[number].args for number in numbers]
-                talks = [self._messages(one) for one in arguments]
+                conversations = [self._messages(one) for one in arguments]
                 options = dict(arguments[0][2])
                 until = options.pop("until", None) or []
-                for number, text in zip(numbers, self._said(talks, options), strict=True):
+                for number, text in zip(numbers, self._said(conversations, options), strict=True):
                     found[number] = _cut(text, [until] if isinstance(until, str) else until)
                 bar.update(len(numbers))
         return found
@@ -100,7 +100,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
     def _messages(self, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
         """Return a document as messages for the processor."""
         _, messages_of, _, document, task, split = arguments
-        talk = []
+        messages = []
         for message in messages_of(self.task_dict[task][split][document]):
             parts = []
             for part in message["content"]:
@@ -111,12 +111,12 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
                     parts.append({"type": "text", "text": part["text"].replace(self.processor.image_token, "")})
                 else:
                     raise ValueError(f"the task {task!r} asks about a {part['type']}; this model reads pictures alone")
-            talk.append({"role": message["role"], "content": parts})
-        return talk
+            messages.append({"role": message["role"], "content": parts})
+        return messages
 
-    def _said(self, talks: Sequence[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
+    def _said(self, conversations: Sequence[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
         inputs = self.processor.apply_chat_template(
-            talks,
+            conversations,
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,

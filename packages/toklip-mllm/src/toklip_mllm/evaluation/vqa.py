@@ -200,12 +200,12 @@ def _said(
     token = processor.image_token
     # Image tokens in a question are removed, because the pictures already have their places.
     prompts = [text.replace(token, "").strip() if token in text else text for text in prompts]
-    talks = [
+    conversations = [
         [{"role": "user", "content": "\n".join([*[token] * len(one.pictures), text])}]
         for one, text in zip(questions, prompts, strict=True)
     ]
     inputs = processor.apply_chat_template(
-        talks,
+        conversations,
         tokenize=True,
         add_generation_prompt=True,
         return_dict=True,

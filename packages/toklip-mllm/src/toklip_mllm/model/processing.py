@@ -319,13 +319,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         called = {"add_special_tokens": False, **(processor_kwargs or {}), **called}  # the template adds them
         first = next(iter(conversation), None)
         batched = isinstance(first, list | tuple) or hasattr(first, "messages")
-        talks = [normalize(messages) for messages in (conversation if batched else [conversation])]
+        conversations = [normalize(messages) for messages in (conversation if batched else [conversation])]
         marked = tokenize and return_dict and return_assistant_tokens_mask
-        texts, said = self.render(talks, chat_template, return_assistant_tokens_mask=marked, **kwargs)
+        texts, said = self.render(conversations, chat_template, return_assistant_tokens_mask=marked, **kwargs)
         if not tokenize:
             return texts if batched else texts[0]
         beside = called.pop("images", None)
-        pictures = [pictures_in(talk) for talk in talks] if beside is None else beside if batched else [beside]
+        pictures = [*map(pictures_in, conversations)] if beside is None else beside if batched else [beside]
         if return_tensors is not None:
             called["return_tensors"] = return_tensors
         offsets = called.get("return_offsets_mapping", False)
@@ -390,13 +390,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if kwargs.pop("sanitize_control_tokens", False):
             raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
         kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
-        talks = [normalize(messages) for messages in conversations]
+        rendered = [normalize(messages) for messages in conversations]
         if self._reads_items(template):
-            talks = [as_items(talk) for talk in talks]
+            rendered = [as_items(messages) for messages in rendered]
         else:
-            talks = [flatten(talk, self.image_token)[0] for talk in talks]
+            rendered = [flatten(messages, self.image_token)[0] for messages in rendered]
         try:
-            texts, said = render_jinja_template(talks, chat_template=template, **kwargs)
+            texts, said = render_jinja_template(rendered, chat_template=template, **kwargs)
         except TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         return texts, [[(start, end) for start, end in spans] for spans in said]
@@ -417,9 +417,11 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         """Return whether a template only renders contents that are lists of items."""
 
         def says(content: object) -> bool:
-            talk = [{"role": "user", "content": content}]
+            messages = [{"role": "user", "content": content}]
             try:
-                (text,), _ = render_jinja_template([talk], chat_template=template, **self.tokenizer.special_tokens_map)
+                (text,), _ = render_jinja_template(
+                    [messages], chat_template=template, **self.tokenizer.special_tokens_map
+                )
             except Exception:  # a template may raise anything for a form that it does not know
                 return False
             return _PROBE in text

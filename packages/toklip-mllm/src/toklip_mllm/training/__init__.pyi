@@ -11,13 +11,13 @@ from .lora import (
     add_adapters as add_adapters,
     keep_out as keep_out,
 )
-from .samples import TalkSamples as TalkSamples
+from .samples import ConversationSamples as ConversationSamples
 from .settings import (
     RECIPES as RECIPES,
     Conversations as Conversations,
     LoRA as LoRA,
     MLLMTrainConfig as MLLMTrainConfig,
-    SceneTalk as SceneTalk,
+    SceneConversations as SceneConversations,
     SmallLanguage as SmallLanguage,
 )
 from .small_llama import (

@@ -2,7 +2,7 @@
 
 A sample depends only on (seed, epoch, index), so workers, processes and resumed runs get the same.
 
-    sources -open_sources-> conversations -TalkSamples-> tokens, labels, and pixels or ids -collate-> batch
+    sources -open_sources-> conversations -ConversationSamples-> tokens, labels, and pixels or ids -collate-> batch
 
 With a token store no picture is read, and the VQ tokenizer is not used. If the store has the encoder's tokens, the
 encoder is not used either: tokens are read from the store, and conversations are visited in windows of its groups.
@@ -23,13 +23,13 @@ from torch import Tensor
 
 from toklip_mllm.model import TokLIPProcessor
 from toklip_mllm.training.conversations import Example, collate as collate_examples, label_conversation
-from toklip_mllm.training.sources import TOKEN_MEMORY, Talk, TalkReader
+from toklip_mllm.training.sources import TOKEN_MEMORY, ConversationReader, LoadedConversation
 
 #: Number of batches that are sorted by length together. More give less padding, and a less random order.
 _BATCHES = 50
 
 
-class TalkSample(NamedTuple):
+class ConversationSample(NamedTuple):
     """Example with its pictures as ids, or as levels; then its ids are empty, (P, 0, 0, 0)."""
 
     example: Example
@@ -39,7 +39,7 @@ class TalkSample(NamedTuple):
     tokens: Tensor | None = None
 
 
-class TalkSamples:
+class ConversationSamples:
     """Samples of all sources, one source after another, for ``fit`` with :meth:`collate`.
 
     A conversation is cut after ``max_length`` tokens. It is logged and replaced by the next one if that cuts a picture
@@ -56,7 +56,7 @@ class TalkSamples:
 
     def __init__(
         self,
-        sources: Sequence[TalkReader],
+        sources: Sequence[ConversationReader],
         processor: TokLIPProcessor,
         *,
         max_length: int,
@@ -65,7 +65,7 @@ class TalkSamples:
     ) -> None:
         self._sources, self._processor = list(sources), processor
         self._max_length, self._batch_size, self._window = max_length, batch_size, window
-        self._talks = Concatenation(self._sources)
+        self._conversations = Concatenation(self._sources)
 
     @cached_property
     def collate(self) -> Any:  # noqa: ANN401 - a function that can be pickled
@@ -73,17 +73,17 @@ class TalkSamples:
         return partial(collate, pad_id=int(self._processor.tokenizer.pad_token_id or 0))
 
     def __len__(self) -> int:
-        return len(self._talks)
+        return len(self._conversations)
 
     def try_templates(self) -> None:
         """Render one conversation of each kind before training; ValueError that names the one that fails."""
         for source in self._sources:
-            for talk in source.of_each_kind():
-                label_conversation(talk, self._processor, image_ids=_unread(len(talk.pictures)))
+            for conversation in source.of_each_kind():
+                label_conversation(conversation, self._processor, image_ids=_unread(len(conversation.pictures)))
 
-    def __getitem__(self, key: tuple[int, int]) -> TalkSample:
+    def __getitem__(self, key: tuple[int, int]) -> ConversationSample:
         epoch, index = key
-        number, place = self._talks.place(index)
+        number, place = self._conversations.place(index)
         source = self._sources[number]
         return first_usable(
             lambda place: self._sample(source[epoch, place]),
@@ -132,14 +132,14 @@ class TalkSamples:
         """Return a permutation (size,), and the ends of its windows of groups, except the last."""
         if self._groups is None:
             return shuffled(size, seed, epoch), []
-        of_talks, nbytes = self._groups
+        of_conversations, nbytes = self._groups
         draw = torch.Generator().manual_seed(derived_seed(seed, epoch, -1))
         groups = torch.randperm(len(nbytes), generator=draw)
         before = torch.empty_like(nbytes)
         before[groups] = nbytes[groups].cumsum(0) - nbytes[groups]
         mixed = shuffled(size, seed, epoch)  # one window needs no other order
-        places = (of_talks[mixed] >= 0).nonzero()[:, 0]
-        windows = before[of_talks[mixed[places]]] // self._window
+        places = (of_conversations[mixed] >= 0).nonzero()[:, 0]
+        windows = before[of_conversations[mixed[places]]] // self._window
         in_order = windows.argsort(stable=True)
         visited = mixed.clone()
         visited[places] = mixed[places[in_order]]
@@ -154,12 +154,12 @@ class TalkSamples:
         if not stores:
             return None
         firsts = dict(zip(stores, accumulate(map(len, stores.values()), initial=0), strict=False))
-        of_talks = [
-            np.where(groups.of_talks < 0, -1, groups.of_talks + firsts[groups.store])
+        of_conversations = [
+            np.where(groups.of_conversations < 0, -1, groups.of_conversations + firsts[groups.store])
             for groups in found
             if groups is not None
         ]
-        numbers = torch.from_numpy(np.concatenate(of_talks))
+        numbers = torch.from_numpy(np.concatenate(of_conversations))
         nbytes = torch.from_numpy(np.concatenate([*stores.values()]))
         used = torch.zeros(len(nbytes), dtype=torch.bool)
         used[numbers[numbers >= 0]] = True
@@ -170,20 +170,20 @@ class TalkSamples:
         tokens = self._processor.tokens_per_picture
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
-    def _sample(self, talk: Talk) -> TalkSample:
+    def _sample(self, loaded: LoadedConversation) -> ConversationSample:
         """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
-        ids = _unread(len(talk.conversation.pictures)) if talk.ids is None else talk.ids
-        example = label_conversation(talk.conversation, self._processor, image_ids=ids)
+        ids = _unread(len(loaded.conversation.pictures)) if loaded.ids is None else loaded.ids
+        example = label_conversation(loaded.conversation, self._processor, image_ids=ids)
         cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
         image = self._processor.image_token_id
         if (cut.input_ids == image).sum() < (example.input_ids == image).sum():
             raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
         if (cut.labels[1:] < 0).all():
             raise UnusableSampleError(f"{self._max_length} tokens have nothing that the assistant says")
-        return TalkSample(cut, talk.levels, talk.tokens)
+        return ConversationSample(cut, loaded.levels, loaded.tokens)
 
 
-def collate(samples: Sequence[TalkSample], *, pad_id: int) -> dict[str, Tensor]:
+def collate(samples: Sequence[ConversationSample], *, pad_id: int) -> dict[str, Tensor]:
     """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w,
     Q).
 

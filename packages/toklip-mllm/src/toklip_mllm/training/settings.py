@@ -15,7 +15,7 @@ from toklip_mllm.evaluation import HeldOutQuestions
 RECIPES = files("toklip_mllm") / "recipes"
 
 
-class SceneTalk(Config):
+class SceneConversations(Config):
     """Conversations about generated scenes: questions and requests for captions. Every epoch has new scenes."""
 
     kind: Literal["scenes"]
@@ -51,7 +51,7 @@ class Conversations(Config):
     max_pixels: MaxPixels = MAX_PIXELS
 
 
-TalkSource = Annotated[SceneTalk | Conversations, Field(discriminator="kind")]
+ConversationSource = Annotated[SceneConversations | Conversations, Field(discriminator="kind")]
 
 
 class SmallLanguage(Config):
@@ -151,7 +151,7 @@ class MLLMTrainConfig(Config):
     connector_learning_rate_factor: float = Field(
         default=1.0, gt=0, description="Factor on the learning rate of the connector."
     )
-    data: tuple[TalkSource, ...] = Field(
+    data: tuple[ConversationSource, ...] = Field(
         min_length=1,
         description="Training data; an epoch is one pass over all sources.",
     )

@@ -19,7 +19,7 @@ from toklip_core.training import derived_seed
 from torch import Tensor
 
 from toklip_mllm.training.conversations import PLACEHOLDER, Conversation, read_conversations
-from toklip_mllm.training.settings import Conversations, SceneTalk, TalkSource
+from toklip_mllm.training.settings import Conversations, ConversationSource, SceneConversations
 
 #: Bytes of stored tokens that each process keeps in memory per store: 1,800 pictures of 256 x 1152.
 TOKEN_MEMORY = 2**30
@@ -43,7 +43,7 @@ class PictureFormat(NamedTuple):
     resize: Resize
 
 
-class Talk(NamedTuple):
+class LoadedConversation(NamedTuple):
     """A conversation, with its pictures as levels or ids; both are None without pictures."""
 
     conversation: Conversation
@@ -60,18 +60,18 @@ class Groups(NamedTuple):
 
     store: Path
     #: (conversations,), int64: group of the first picture, or -1 without pictures.
-    of_talks: NDArray[np.int64]
+    of_conversations: NDArray[np.int64]
     #: (groups,), int64: bytes of tokens in each group of the store.
     nbytes: NDArray[np.int64]
 
 
-class TalkReader(Protocol):
+class ConversationReader(Protocol):
     """Conversations by (epoch, index)."""
 
     def __len__(self) -> int:
         """Number of conversations in an epoch."""
 
-    def __getitem__(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
         """Return a conversation with its pictures; PictureError if one of them cannot be read."""
 
     def name(self, index: int) -> str:
@@ -95,7 +95,9 @@ class TalkReader(Protocol):
         """Groups that tokens are read from; None if none are read."""
 
 
-def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, seed: int) -> list[TalkReader]:
+def open_sources(
+    sources: Sequence[ConversationSource], picturing: PictureFormat, *, seed: int
+) -> list[ConversationReader]:
     """Return readers for the sources of the settings, and check that no file and no placeholder is missing.
 
     Raises:
@@ -108,9 +110,9 @@ def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, see
             f"got the token store {stores[0]} beside sources without one, but a batch has either ids or pixels; encode "
             "all pictures, or read all of them as pictures"
         )
-    readers: list[TalkReader] = []
+    readers: list[ConversationReader] = []
     for number, source in enumerate(sources):
-        if isinstance(source, SceneTalk):
+        if isinstance(source, SceneConversations):
             readers.append(SceneReader(source, picturing, derived_seed(seed, number)))
         else:
             readers.append(FileReader(source, picturing))
@@ -120,7 +122,7 @@ def open_sources(sources: Sequence[TalkSource], picturing: PictureFormat, *, see
 
 
 def use_stored_tokens(
-    sources: Sequence[TalkReader], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY
+    sources: Sequence[ConversationReader], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY
 ) -> bool:
     """Make readers use stored tokens if all stores have those of this encoder; return whether they do.
 
@@ -155,7 +157,7 @@ def use_stored_tokens(
     return True
 
 
-def words_of(sources: Sequence[TalkReader], conversations: int) -> Iterator[str]:
+def words_of(sources: Sequence[ConversationReader], conversations: int) -> Iterator[str]:
     """Yield the texts of some conversations of epoch 0, spread evenly over all sources."""
     total = sum(map(len, sources))
     for source in sources:
@@ -170,13 +172,13 @@ class SceneReader:
     stored = None
     groups = None
 
-    def __init__(self, source: SceneTalk, picturing: PictureFormat, seed: int) -> None:
+    def __init__(self, source: SceneConversations, picturing: PictureFormat, seed: int) -> None:
         self._source, self._size, self._seed = source, picturing.image_size, seed
 
     def __len__(self) -> int:
         return self._source.count
 
-    def __getitem__(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
         """Return a conversation about a new scene."""
         drawn = scene(key[0] * len(self) + key[1], seed=self._source.seed, size=self._size)
         draw = random.Random(derived_seed(self._seed, *key))
@@ -191,8 +193,8 @@ class SceneReader:
         ]
         messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
         # The picture in it is empty, because its levels come separately.
-        talk = Conversation(self.name(drawn.index), tuple(messages), ("",))
-        return Talk(talk, levels_of(drawn.pixels)[None], None)
+        conversation = Conversation(self.name(drawn.index), tuple(messages), ("",))
+        return LoadedConversation(conversation, levels_of(drawn.pixels)[None], None)
 
     def name(self, index: int) -> str:
         """Return the number of the scene and the seed."""
@@ -223,14 +225,14 @@ class FileReader:
         self._letters, self._pictures = [], []
         self._kinds = dict[tuple[str, ...], int]()
         self.path, self.groups = source.store, None
-        for talk in read_conversations(source.file, root=source.root):
-            roles = tuple(message["role"] for message in talk.messages)
+        for conversation in read_conversations(source.file, root=source.root):
+            roles = tuple(message["role"] for message in conversation.messages)
             if "assistant" not in roles:
-                raise ValueError(f"{talk.name}: the assistant says nothing in it, so there is nothing to learn")
+                raise ValueError(f"{conversation.name}: the assistant says nothing in it, so there is nothing to learn")
             self._kinds.setdefault(roles[:_ROLES], len(rows))
-            pictures = [str(picture) for picture in talk.pictures]
-            rows.append(json.dumps([talk.name, talk.messages, pictures]).encode())
-            self._letters.append(sum(len(message["content"]) for message in talk.messages))
+            pictures = [str(picture) for picture in conversation.pictures]
+            rows.append(json.dumps([conversation.name, conversation.messages, pictures]).encode())
+            self._letters.append(sum(len(message["content"]) for message in conversation.messages))
             self._pictures.append(len(pictures))
             for path in pictures if source.store is not None else ():
                 paths.setdefault(path, len(paths))
@@ -249,15 +251,17 @@ class FileReader:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, key: tuple[int, int]) -> Talk:
+    def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
         """Return a conversation with the levels or ids of its pictures."""
-        talk = self._talk(key[1])
-        if not talk.pictures:
-            return Talk(talk, None, None)
+        conversation = self._conversation(key[1])
+        if not conversation.pictures:
+            return LoadedConversation(conversation, None, None)
         if self.stored is not None:
-            rows = [self._rows[str(picture)] for picture in talk.pictures]
-            return Talk(talk, None, torch.from_numpy(self._ids[rows].astype(np.int64)), self._tokens(rows))
-        return Talk(talk, torch.stack([self._read(str(picture)) for picture in talk.pictures]), None)
+            rows = [self._rows[str(picture)] for picture in conversation.pictures]
+            ids = torch.from_numpy(self._ids[rows].astype(np.int64))
+            return LoadedConversation(conversation, None, ids, self._tokens(rows))
+        levels = torch.stack([self._read(str(picture)) for picture in conversation.pictures])
+        return LoadedConversation(conversation, levels, None)
 
     def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
         """Read tokens, too, from now on; readers of one store share it and its memory."""
@@ -268,20 +272,20 @@ class FileReader:
         self._store = stores[self.path]
         sizes = np.array(self._store.group_rows, np.int64)
         group_of = np.searchsorted(sizes.cumsum(), self._places, side="right")
-        of_talks = np.where(self._first < 0, -1, group_of[self._first] if len(group_of) else -1)
-        self.groups = Groups(self.path, of_talks, sizes * each)
+        of_conversations = np.where(self._first < 0, -1, group_of[self._first] if len(group_of) else -1)
+        self.groups = Groups(self.path, of_conversations, sizes * each)
 
     def name(self, index: int) -> str:
         """Return the file, the row, and the id if the conversation has one."""
-        return self._talk(index).name
+        return self._conversation(index).name
 
     def texts(self, index: int) -> list[str]:
         """Return the texts of a conversation."""
-        return [message["content"].replace(PLACEHOLDER, " ") for message in self._talk(index).messages]
+        return [message["content"].replace(PLACEHOLDER, " ") for message in self._conversation(index).messages]
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield the first conversation of each sequence of speakers in the first turns."""
-        yield from map(self._talk, self._kinds.values())
+        yield from map(self._conversation, self._kinds.values())
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return lengths (conversations,) from the numbers of letters and pictures."""
@@ -289,7 +293,7 @@ class FileReader:
         lengths = np.array(self._letters, np.int64) // _LETTERS + pictures * tokens_per_picture + 1
         return lengths * np.where(pictures > 0, 1, -1)
 
-    def _talk(self, index: int) -> Conversation:
+    def _conversation(self, index: int) -> Conversation:
         start = int(self._ends[index - 1]) if index else 0
         name, messages, pictures = json.loads(self._blob[start : int(self._ends[index])])
         return Conversation(name, tuple(messages), tuple(pictures))

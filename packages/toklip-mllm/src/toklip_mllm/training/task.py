@@ -29,10 +29,10 @@ from transformers import AutoModelForCausalLM
 from toklip_mllm.evaluation import evaluate_answers, held_out_questions
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, TokLIPProcessor, build, cast_weights, load
 from toklip_mllm.training.lora import add_adapters, merged
-from toklip_mllm.training.samples import TalkSamples
+from toklip_mllm.training.samples import ConversationSamples
 from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
 from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
-from toklip_mllm.training.sources import PictureFormat, TalkReader, open_sources, use_stored_tokens, words_of
+from toklip_mllm.training.sources import ConversationReader, PictureFormat, open_sources, use_stored_tokens, words_of
 
 #: Modules of the semantic encoder that its tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
@@ -77,7 +77,7 @@ class MLLMTask(Task):
     """
 
     model: MLLMTraining
-    samples: TalkSamples
+    samples: ConversationSamples
     product = "model"
 
     def __init__(self, config: MLLMTrainConfig) -> None:
@@ -89,7 +89,7 @@ class MLLMTask(Task):
             use_stored_tokens(sources, model.config.encoder_checksum)
         freeze(model, config)
         self.config, self.processor, self.model = config, processor, MLLMTraining(model)
-        self.samples = TalkSamples(
+        self.samples = ConversationSamples(
             sources,
             processor if config.template == "chat" else with_plain_template(processor),
             max_length=config.max_length,
@@ -309,7 +309,7 @@ def with_plain_template(processor: TokLIPProcessor) -> TokLIPProcessor:
 
 def _beginning(
     config: MLLMTrainConfig,
-) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[TalkReader], PictureFormat]:
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor, list[ConversationReader], PictureFormat]:
     """Return model and processor before the first step, in float32, with the opened data."""
     half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
@@ -346,7 +346,7 @@ def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
     return {"vision": weights_checksum(model.vision), "embeddings": weights_checksum(embeddings)}
 
 
-def _refuse_other_store(sources: Sequence[TalkReader], model: TokLIPForConditionalGeneration) -> None:
+def _refuse_other_store(sources: Sequence[ConversationReader], model: TokLIPForConditionalGeneration) -> None:
     for info in (source.stored for source in sources if source.stored is not None):
         model.config.tokenizer_record.refuse_other_ids(info.tokenizer, "the token store")
 
