@@ -14,7 +14,6 @@ from .llamagen import (
 from .qlip import (
     QLIP as QLIP,
     QLIPSizes as QLIPSizes,
-    QLIPTokenizer as QLIPTokenizer,
     TrunkSizes as TrunkSizes,
     load_qlip as load_qlip,
     qlip_name as qlip_name,

@@ -25,10 +25,13 @@ from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
 from toklip_core.embeddings import BitEmbedding
 from toklip_core.files import read_json_object
-from toklip_core.pictures import grid_of_size, refuse_pixels
+from toklip_core.pictures import grid_of_size
 from toklip_core.plugins import Weights
-from toklip_core.weights import CONFIG_FILE, load_strict, read_weights, refuse_not_finite, source_name
+from toklip_core.weights import CONFIG_FILE, load_strict, read_weights, source_name
 from torch import Tensor, nn
+
+from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.quantizers import BitQuantizer
 
 #: Mean and standard deviation of red, green and blue in [0, 1], by which CLIP normalises pixels.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -83,13 +86,7 @@ class TrunkSizes(Config):
 
 
 class QLIPSizes(Config):
-    """The sizes of a QLIP without its text tower.
-
-    >>> small = TrunkSizes(width=32, depth=1, heads=2, hidden=48)
-    >>> tokenizer = QLIPTokenizer(QLIP(QLIPSizes(patch_size=8, grid=4, bits=28, encoder=small, decoder=small)))
-    >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 4, 4, 1])
-    """
+    """The sizes of a QLIP without its text tower."""
 
     patch_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side p of a patch in pixels.")
     grid: int = Field(gt=0, le=LARGEST_SIDE, description="Number g of patches per side.")
@@ -188,7 +185,13 @@ class QLIPDecoder(nn.Module):
 
 
 class QLIP(nn.Module):
-    """Encoder, quantizer and decoder with fresh weights. :class:`QLIPTokenizer` is its frozen form."""
+    """Encoder and decoder with fresh weights; an :class:`~toklip_vq.autoencoder.Autoencoder`.
+
+    >>> small = TrunkSizes(width=32, depth=1, heads=2, hidden=48)
+    >>> tokenizer = QLIP(QLIPSizes(patch_size=8, grid=4, bits=28, encoder=small, decoder=small)).tokenizer()
+    >>> tokenizer.encode(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 4, 4, 1])
+    """
 
     def __init__(self, sizes: QLIPSizes) -> None:
         super().__init__()
@@ -201,15 +204,37 @@ class QLIP(nn.Module):
         )
         self.decoder = QLIPDecoder(sizes)
 
+    def tokenizer(self) -> AutoencoderTokenizer:
+        """Return the frozen tokenizer, which shares these weights: codes are corners of a cube on the unit sphere."""
+        bits = self.sizes.bits
+        return AutoencoderTokenizer(self, BitQuantizer(BitEmbedding(bits, scale=1 / math.sqrt(bits), order="big")))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (g, g); ValueError, with the one size that it takes, for a picture of another size."""
+        return grid_of_size(height, width, size=(self.sizes.image_size,) * 2, grid=(self.sizes.grid,) * 2)
+
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return the latents (B, N, C), not normalised, of pixels (B, 3, S, S) in [-1, 1]; their signs are the bits."""
-        latents: Tensor = self.quant_embed(self.encoder(pixels)[:, 1:])
-        return latents
+        """Return the latents (B, C, g, g), whose signs are the bits, of pixels (B, 3, S, S) in [-1, 1].
+
+        They are not brought to unit norm, which would change no sign.
+        """
+        latents_BNC: Tensor = self.quant_embed(self.encoder(pixels)[:, 1:])
+        return latents_BNC.mT.reshape(len(pixels), -1, self.sizes.grid, self.sizes.grid)
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        """Return pixels (B, 3, S, S), near [-1, 1], of codes (B, N, C)."""
-        pixels: Tensor = self.decoder(self.quant_embed_post(codes.to(self.decoder.position_embeddings.dtype)))
+        """Return pixels (B, 3, S, S), near [-1, 1], of codes (B, g, g, C); ValueError for another grid."""
+        grid = self.sizes.grid
+        if codes.shape[1:3] != (grid, grid):
+            raise ValueError(
+                f"got a grid of {codes.shape[1]} x {codes.shape[2]} ids; this tokenizer has {grid} x {grid}"
+            )
+        pixels: Tensor = self.decoder(self.tokens(codes))
         return pixels
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        """Return the tokens (B, N, D), which the decoder reads, of codes (B, g, g, C)."""
+        tokens: Tensor = self.quant_embed_post(codes.flatten(1, 2).to(self.decoder.position_embeddings.dtype))
+        return tokens
 
 
 def _normalised(pixels: Tensor) -> Tensor:
@@ -224,67 +249,9 @@ def _denormalised(pixels: Tensor) -> Tensor:
     return (pixels * std + mean) * 2 - 1
 
 
-class QLIPTokenizer(nn.Module):
-    """A QLIP as a tokenizer plugin: frozen, always in eval mode. See :class:`toklip_core.plugins.VQTokenizer`.
-
-    ``.to(torch.bfloat16)`` halves the precision of the transformers; bits are taken, and codes made, in float32.
-    """
-
-    def __init__(self, qlip: QLIP) -> None:
-        super().__init__()
-        self.qlip = qlip.requires_grad_(False)
-        bits = qlip.sizes.bits
-        self.embedding = BitEmbedding(bits, scale=1 / math.sqrt(bits), order="big")
-        super().train(False)
-
-    def train(self, mode: bool = True) -> Self:
-        """Return the tokenizer unchanged: it always stays in evaluation mode."""
-        return self
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the grid (g, g); ValueError, with the one size that it takes, for a picture of another size."""
-        sizes = self.qlip.sizes
-        return grid_of_size(height, width, size=(sizes.image_size,) * 2, grid=(sizes.grid,) * 2)
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, g, g, 1), int64, of pixels (B, 3, S, S) in [-1, 1].
-
-        Raises:
-            ValueError: ``pixels`` has another shape or an integer dtype, or a pixel or a latent is NaN or infinite.
-        """
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"got pixels of shape {tuple(pixels.shape)}; wanted (B, 3, H, W)")
-        grid = self.grid(*pixels.shape[2:])
-        refuse_pixels(pixels)
-        latents = torch.empty(len(pixels), *grid, self.qlip.sizes.bits, device=pixels.device)
-        with torch.autocast(pixels.device.type, enabled=False):
-            # One by one: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
-            for i in range(len(pixels)):
-                latents[i] = self.qlip.latents(pixels[i : i + 1]).view(*grid, -1)
-        refuse_not_finite(latents, "a latent")
-        return self.embedding.ids_of(latents > 0)
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """Return float32 pixels (B, 3, S, S), near [-1, 1], of ids (B, g, g, 1).
-
-        Raises:
-            ValueError: ``ids`` has another shape, an id is not in [0, 2^C), or a decoded pixel is NaN or infinite.
-        """
-        grid, side = self.qlip.sizes.grid, self.qlip.sizes.image_size
-        if ids.ndim != 4 or ids.shape[1:] != (grid, grid, 1):
-            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, {grid}, {grid}, 1)")
-        self.embedding.refuse_ids(ids)
-        pixels = torch.empty(len(ids), 3, side, side, device=ids.device)
-        with torch.autocast(ids.device.type, enabled=False):
-            for i in range(len(ids)):
-                pixels[i] = self.qlip.reconstruct(self.embedding(ids[i : i + 1]).flatten(1, 2))[0]
-        refuse_not_finite(pixels, "a decoded pixel")
-        return pixels
-
-
-def load_qlip(weights: Weights | str, patch_size: int | None = None, image_size: int | None = None) -> QLIPTokenizer:
+def load_qlip(
+    weights: Weights | str, patch_size: int | None = None, image_size: int | None = None
+) -> AutoencoderTokenizer:
     """Return a QLIP tokenizer with the weights of a file: model.safetensors as published.
 
     All sizes are read from the file's own tensors. What they do not tell, the number of heads where the file has no
@@ -315,7 +282,7 @@ def load_qlip(weights: Weights | str, patch_size: int | None = None, image_size:
     with torch.device("meta"):
         qlip = QLIP(sizes)
     load_strict(qlip, tensors, source=weights, name_in_file=qlip_name, ignored=_IGNORED)
-    return QLIPTokenizer(qlip)
+    return qlip.tokenizer()
 
 
 def qlip_name(name: str) -> str:
