@@ -30,7 +30,7 @@ FLOORS = {
         {"__main__"},
     ],
     "toklip_vq": [
-        {"nearest", "sharded_weights", "towers"},
+        {"nearest", "onednn", "sharded_weights", "towers"},
         {"quantizers"},
         {"autoencoder"},
         {"vqgan"},

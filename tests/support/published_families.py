@@ -1,4 +1,4 @@
-"""Weights of Chameleon, Emu3 and Janus in their published layouts, with other numbers in them.
+"""Weights of Chameleon, Emu3, Janus and UniTok in their published layouts, with other numbers in them.
 
 The names and shapes are those of goldens/*.keys.json, which the official classes gave; the numbers of the goldens
 come from weights that depend on name and shape only (:func:`named_weight`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def named_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     if len(shape) >= 2:
         return torch.from_numpy(normal / np.float32(np.sqrt(np.prod(shape[1:]))))
     scale = normal * np.float32(0.1)
-    return torch.from_numpy(scale if name.endswith("bias") else 1 + scale)
+    return torch.from_numpy(np.asarray(scale if name.endswith("bias") else 1 + scale))
 
 
 def pooled_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -79,6 +80,20 @@ def janus_file(path: Path, weights: Weights = named_weights) -> Path:
 def emu3_file(path: Path, weights: Weights = named_weights) -> Path:
     """Write the weights of ``BAAI/Emu3-VisionTokenizer``, as a torch file."""
     torch.save(weights(golden_shapes("emu3")), path)
+    return path
+
+
+def unitok_file(path: Path, weights: Weights = named_weights, golden: str = "unitok") -> Path:
+    """Write ``unitok_tokenizer.pth``: the model in the middle of its training."""
+    trainer = {
+        "config": {"dbg_unused": False},
+        "unitok": weights(golden_shapes(golden)),
+        "disc": {"dino_proxy.0.weight": torch.zeros(8, 3, 4, 4)},
+        "unitok_optim": {"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 5e-4, "params": [0]}]},
+        "disc_optim": {},
+    }
+    settings = {"model": "vitamin_large", "num_codebooks": 8, "vocab_norm": True, "dtype": torch.float32, "seed": None}
+    torch.save({"args": OrderedDict(settings), "epoch": 1, "iter": 0, "trainer": trainer}, path)
     return path
 
 

@@ -48,3 +48,18 @@ def nearest_rows(latents: Tensor, rows: Tensor, metric: Metric, chunk: int = _CH
             best_N = torch.maximum(best_N, score_N)  # maximum keeps NaN, a comparison does not
             ids_N = torch.where(better_N, id_N + start, ids_N)
         return ids_N.reshape(latents.shape[:-1]), best_N.reshape(latents.shape[:-1])
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return rows (K, C) divided by their lengths; a row of zeros stays.
+
+    Squares are added in a fixed order, so that every processor gives the same bits, and with them the same checksum.
+
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    squares = torch.zeros_like(rows[:, 0])
+    for channel in rows.unbind(1):
+        squares = squares + channel * channel
+    return rows / squares.sqrt().clamp(min=1e-12)[:, None]

@@ -44,6 +44,7 @@ _QLIP: dict[str, tuple[int, int, str, int | None, str]] = {
 _CHAMELEON = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
 _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
+_UNITOK = "FoundationVision/unitok_tokenizer/unitok_tokenizer.pth"
 
 
 #: Trained by the recipe scenes-tiny. It ships with the package, so that everything works without a network.
@@ -113,6 +114,10 @@ def _qlip(patch_size: int, image_size: int, source: str) -> Callable[[Weights | 
         return load_qlip(_published(source) if weights is None else weights, patch_size, image_size)
 
     return factory
+def _unitok(weights: Weights | None) -> VQTokenizer:
+    from toklip_vq.published import load_unitok
+
+    return load_unitok(_published(_UNITOK) if weights is None else weights)
 
 
 def _published(source: str) -> Path:
@@ -211,6 +216,16 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             source=_JANUS,
             licence="DeepSeek Model License",
             size=4_000_000_000,  # of the whole model, as its page rounds it
+        ),
+        TokenizerSpec(
+            name="unitok",
+            factory=_unitok,
+            summary="UniTok, 8 ids per position, each of 4096 codes, trained on pictures and their captions.",
+            source=_UNITOK,
+            licence="MIT",
+            codebook_sizes=(4096,) * 8,
+            grid=(16, 16),
+            rfid="0.41 (ImageNet, README of FoundationVision/UniTok)",
         ),
     ]
 

@@ -18,3 +18,9 @@ from .qlip import (
     load_qlip as load_qlip,
     qlip_name as qlip_name,
 )
+from .unitok import (
+    UniTok as UniTok,
+    UniTokConfig as UniTokConfig,
+    load_unitok as load_unitok,
+    unitok_name as unitok_name,
+)
