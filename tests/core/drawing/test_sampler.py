@@ -1,14 +1,15 @@
-"""Laws of drawing with any model that can prefill and step, here one without weights."""
+"""Laws of drawing with any model that can prefill and step, here one without weights, for every kind of levels."""
 
 from functools import partial
 
 import pytest
 import torch
-from toklip_core.drawing import CompilableModel, Drawing, Guidance, NextIdModel, Sampler
+from toklip_core.drawing import CompilableModel, Drawing, Guidance, NextIdModel, Sampler, choose_ids
 
-from tests.support.sums import Sums, SumsThatCompile
+from tests.support.sums import LEVELS, Sums, SumsThatCompile
 
 GREEDY = Drawing(temperature=0)
+every_kind = pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 
 
 def drawn(model=None, conditions=(1, 2, 3), seeds=(7, 8, 9), **options):
@@ -26,37 +27,91 @@ def test_the_likeliest_id_follows_from_all_ids_before():
     assert drawn(drawing=GREEDY).flatten(1).tolist() == [[c * 2**i % 11 for i in range(6)] for c in (1, 2, 3)]
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch():
-    together = drawn()
+@every_kind
+def test_the_likeliest_level_follows_from_the_levels_before(levels):
+    ids = drawn(Sums(levels), drawing=GREEDY).flatten(1, 2)
+    for condition, of_picture in zip((1, 2, 3), ids, strict=True):
+        for position, chosen in enumerate(levels.split(of_picture)):
+            total = condition + int(of_picture[:position].sum())
+            for level, size in enumerate(levels.sizes):
+                assert chosen[level] == (total + int(chosen[:level].sum())) % size
+
+
+def test_with_one_level_the_random_numbers_are_one_for_each_id_as_they_come():
+    """The ids of seeds on record: what was drawn before there were levels is drawn still."""
+    luck = torch.rand(6, generator=torch.Generator().manual_seed(7))
+    total, expected = 1, []
+    for number in luck:
+        logits = -((torch.arange(11) - total) % 11).float()
+        expected.append(int(choose_ids(logits[None], number[None], Drawing())))
+        total += expected[-1]
+    assert drawn(conditions=(1,), seeds=(7,)).flatten().tolist() == expected
+
+
+@every_kind
+def test_a_picture_is_the_same_alone_and_in_a_batch(levels):
+    together = drawn(Sums(levels))
     for row, (condition, seed) in enumerate(zip((1, 2, 3), (7, 8, 9), strict=True)):
-        assert torch.equal(drawn(conditions=(condition,), seeds=(seed,))[0], together[row])
+        assert torch.equal(drawn(Sums(levels), conditions=(condition,), seeds=(seed,))[0], together[row])
 
 
-def test_a_prefix_is_kept_and_a_picture_goes_on_from_its_own_beginning():
-    whole = drawn()
+@every_kind
+def test_a_prefix_is_kept_and_a_picture_goes_on_from_its_own_beginning(levels):
+    whole = drawn(Sums(levels))
     for known in (0, 1, 4, 6):
-        assert torch.equal(drawn(prefix=whole.flatten(1)[:, :known]), whole)
+        assert torch.equal(drawn(Sums(levels), prefix=whole.flatten(1, 2)[:, :known]), whole)
+
+
+@every_kind
+def test_every_id_is_one_of_its_codebook(levels):
+    ids = drawn(Sums(levels), conditions=(1,) * 40, seeds=range(40), drawing=Drawing(temperature=30.0)).flatten(0, 2)
+    assert ids.amin(0).tolist() == [0] * len(levels.codebook_sizes)
+    assert all(size // 2 < most < size for most, size in zip(ids.amax(0), levels.codebook_sizes, strict=True))
+
+
+def test_the_likeliest_ids_to_choose_from_are_counted_in_each_level():
+    """With top-k = 2, every level is its sum or the number after it."""
+    levels = LEVELS["several"]
+    ids = drawn(Sums(levels), drawing=Drawing(top_k=2, temperature=30.0)).flatten(1, 2)
+    for condition, of_picture in zip((1, 2, 3), ids, strict=True):
+        sums = condition + of_picture.sum(1).cumsum(0) - of_picture.sum(1)
+        before = of_picture.cumsum(1) - of_picture
+        away = (of_picture - sums[:, None] - before) % torch.tensor(levels.sizes)
+        assert set(away.flatten().tolist()) == {0, 1}
 
 
 def test_no_conditions_give_no_pictures():
-    assert drawn(conditions=(), seeds=()).shape == (0, *Sums().grid)
+    assert drawn(conditions=(), seeds=()).shape == (0, *Sums().grid, 1)
 
 
 def test_a_prefix_that_is_no_ids_is_refused():
     with pytest.raises(ValueError, match=r"^got a prefix of torch\.float32; wanted ids"):
-        drawn(prefix=torch.zeros(3, 2))
+        drawn(prefix=torch.zeros(3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (torch.zeros(3, 2, dtype=torch.int64), r"got the prefix \(3, 2\); wanted \(3, n, 3\), n from 0 to 6"),
+        (torch.zeros(3, 2, 1, dtype=torch.int64), r"got the prefix \(3, 2, 1\); wanted \(3, n, 3\), n from 0 to 6"),
+        (torch.full((3, 2, 3), 5), "the prefix has ids from 5 to 5; wanted 0 to 4"),
+    ],
+)
+def test_a_prefix_of_other_levels_is_refused(prefix, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(Sums(LEVELS["several"]), prefix=prefix)
 
 
 def test_a_model_is_told_how_many_steps_follow_and_whether_it_is_guided():
     model = Sums()
-    drawn(model, prefix=torch.zeros(3, 2, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
+    drawn(model, prefix=torch.zeros(3, 2, 1, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
     assert model.calls == [("prefill", True, 3), ("step", 6), ("step", 3), ("step", 3)]
     assert model.kept == [3, 3]
 
 
 def test_guidance_that_has_ended_within_the_prefix_asks_for_no_second_rows():
     model = Sums()
-    drawn(model, prefix=torch.zeros(3, 4, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
+    drawn(model, prefix=torch.zeros(3, 4, 1, dtype=torch.int64), drawing=Drawing(guidance=Guidance(2.0, last=3)))
     assert model.calls == [("prefill", False, 1), ("step", 3)]
 
 
@@ -71,17 +126,18 @@ def test_what_a_caller_leaves_open_is_the_models_own():
     assert torch.equal(drawn(own, drawing=Drawing(top_k=0)), drawn())
 
 
-def test_a_compiled_sampler_draws_the_same_and_finds_its_graph_again():
+@every_kind
+def test_a_compiled_sampler_draws_the_same_and_finds_its_graph_again(levels):
     graphs = []
 
     def counting(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
-    sampler = Sampler(SumsThatCompile(), compiler=partial(torch.compile, backend=counting))
+    sampler = Sampler(SumsThatCompile(levels), compiler=partial(torch.compile, backend=counting))
     for seeds in ((7, 8, 9), (1, 2, 3)):
         options = {"seeds": seeds, "drawing": Drawing(guidance=Guidance(2.0), top_k=5)}
-        assert torch.equal(sampler.draw(torch.tensor([1, 2, 3]), compiled=True, **options), drawn(**options))
+        assert torch.equal(sampler.draw(torch.tensor([1, 2, 3]), compiled=True, **options), drawn(Sums(levels), **options))
     assert len(graphs) == 1
     torch.compiler.reset()
 

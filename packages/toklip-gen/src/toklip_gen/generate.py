@@ -202,7 +202,7 @@ def _draw(
             [prompt for prompt, _ in batch],
             seeds=[own for _, own in batch],
             drawing=settings.drawing,
-            prefix=None if begun is None else begun.expand(len(batch), -1),
+            prefix=None if begun is None else begun.expand(len(batch), -1, -1),
             compiled=settings.compiled,
             progress=progress and not several,
         )
@@ -305,9 +305,9 @@ def _readable(prompts: Sequence[int | str]) -> list[int | str]:
 
 
 def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
-    """Return the ids (1, n) of the upper rows of a picture."""
+    """Return the ids (1, n, Q) of the upper rows of a picture."""
     height, width = model.image_size
-    all_rows = height // model.tokenizer.downsample_factor
+    all_rows, _ = model.tokenizer.grid(height, width)
     rows = all_rows // 2 if prefix.rows is None else prefix.rows
     if not 0 <= rows <= all_rows:
         raise ValueError(f"got {rows} rows of the prefix; wanted 0 to {all_rows}, which the picture has")
@@ -317,7 +317,7 @@ def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
         pixels = to_pixels(open_picture(prefix.picture, max_pixels=prefix.max_pixels), height, model.resize)
     except PictureError as error:
         raise PictureError(f"the prefix {str(prefix.picture)!r} cannot be read: {error}") from error
-    return model.tokenizer.encode(pixels[None].to(model.device))[:, :rows].flatten(1)
+    return model.tokenizer.encode(pixels[None].to(model.device))[:, :rows].flatten(1, 2)
 
 
 def _refuse_place(out: Path, prefix: Prefix | None) -> None:

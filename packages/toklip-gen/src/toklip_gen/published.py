@@ -85,7 +85,8 @@ def _named(name: str, file: _File) -> NamedModel:
 
 
 def _tiny() -> NamedModel:
-    rows, columns = json.loads((TINY / "config.json").read_text("utf-8"))["grid"]
+    config = json.loads((TINY / "config.json").read_text("utf-8"))
+    rows, columns = config["grid"]
     return NamedModel(
         name="toklip-gen-tiny",
         kind="generator",
@@ -93,7 +94,7 @@ def _tiny() -> NamedModel:
         size=(TINY / "model.safetensors").stat().st_size,
         licence="Apache-2.0",
         package="toklip-gen",
-        image_size=8 * rows,  # llamagen-tiny: 8 px an id
+        image_size=config["image_size"][0],
         tokens=rows * columns,
         load=partial(_load, "toklip-gen-tiny"),
     )

@@ -1,5 +1,6 @@
 from .choice import choose_ids as choose_ids
 from .guidance import Guidance as Guidance
+from .levels import IdLevels as IdLevels
 from .models import (
     CompilableModel as CompilableModel,
     NextIdCache as NextIdCache,

@@ -1,6 +1,7 @@
-"""Protocol of models that predict the logits of the next id, for samplers.
+"""Protocol of models that predict the next ids of a picture, for samplers.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n ids so far, h and w grid, K ids.
+Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far, h and w grid,
+Q ids of a position, L levels of them, q levels so far, K_q size of level q, S width of a state.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from toklip_core.drawing.levels import IdLevels
 from toklip_core.drawing.settings import Drawing
 
 _Condition = TypeVar("_Condition", contravariant=True)
@@ -27,15 +29,15 @@ class NextIdCache(Protocol):
 
 @runtime_checkable
 class NextIdModel(Protocol[_Condition]):
-    """A model that predicts the next id: from the ids so far to logits.
+    """A model that predicts the next ids: from the ids so far to a state, and from a state to logits, level by level.
 
     A condition is whatever the model needs for B pictures, such as classes, features of texts, or a prompt of a
     language model. A sampler only passes it on.
     """
 
     @property
-    def codebook_size(self) -> int:
-        """Number K of ids to choose from."""
+    def levels(self) -> IdLevels:
+        """Levels in which the ids of a position are predicted."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -53,17 +55,26 @@ class NextIdModel(Protocol[_Condition]):
         """Return the number B of pictures of a condition."""
 
     def prefill(self, condition: _Condition, ids: Tensor, *, guided: bool, steps: int) -> tuple[Tensor, Any]:
-        """Read the first n ids; return the logits (R, K), float32, of id n, and a :class:`NextIdCache`.
+        """Read the ids of the first n positions; return the states (R, S) of position n, and a :class:`NextIdCache`.
 
         Args:
             condition: condition of B pictures.
-            ids: (B, n), int64; n may be 0.
+            ids: (B, n, Q), int64; n may be 0.
             guided: predict without the condition as well: R = 2 B, the rows without it being last; else R = B.
             steps: number of calls of :meth:`step` that follow, for a model that prepares itself for many.
         """
 
     def step(self, ids: Tensor, cache: Any) -> Tensor:  # noqa: ANN401 - each model has a cache of its own
-        """Read one more id of each picture, (B,); return the logits (R, K), float32, of the id after it."""
+        """Read the ids (B, Q) of one more position of each picture; return the states (R, S) of the position after."""
+
+    def logits(self, states: Tensor, before: Tensor, cache: Any) -> Tensor:  # noqa: ANN401
+        """Return the logits (R, K_q), float32, of level q.
+
+        Args:
+            states: (R, S), from :meth:`prefill` or :meth:`step`.
+            before: (R, q), the levels of the same position that are chosen; q is 0 for the first.
+            cache: cache of the pictures, which does not change.
+        """
 
 
 @runtime_checkable
@@ -71,4 +82,4 @@ class CompilableModel(NextIdModel[_Condition], Protocol[_Condition]):
     """A model with a step of constant shapes, for ``torch.compile``."""
 
     def step_at(self, ids: Tensor, cache: Any, position: Tensor) -> Tensor:  # noqa: ANN401
-        """Return the result of ``step`` for ids at a position (1,), int64, counted from 0."""
+        """Return the result of ``step`` for ids (B, Q) at a position (1,), int64, counted from 0."""

@@ -1,9 +1,10 @@
-"""The sampling loop: draws one id after another, with guidance, plain or compiled.
+"""The sampling loop: draws the ids of one position after another, with guidance, plain or compiled.
 
-Each step asks the model for the logits of the next id. With guidance a picture has two rows in the model, one with its
-condition and one without.
+Each step asks the model for the states of the next position, and for logits from them, level by level. With guidance a
+picture has two rows in the model, one with its condition and one without.
 
-Letters: B pictures, h and w grid, N = h w, n ids of the prefix, R rows of logits, K ids of the codebook.
+Letters: B pictures, h and w grid, N = h w, n positions of the prefix, Q ids of a position, L levels of them, R rows,
+S width of a state.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class Sampler(Generic[_Condition]):
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Draw pictures id by id; return ids (B, h, w), int64.
+        """Draw pictures id by id; return ids (B, h, w, Q), int64.
 
         Apart from rounding, a picture depends only on its condition, its prefix and its seed: it is the same alone and
-        in a batch. All random numbers are drawn before the first step, one for each id.
+        in a batch. All random numbers are drawn before the first step, one for each level of a position.
 
         Args:
             condition: condition of B pictures, as the model takes it.
             seeds: one seed per picture.
             drawing: settings; those that are None are the model's own.
-            prefix: (B, n) ids that the pictures start with, in raster order; n <= N.
+            prefix: (B, n, Q) ids that the pictures start with, in raster order; n <= N.
             compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster.
             progress: show a progress bar on stderr.
 
@@ -78,16 +79,18 @@ class Sampler(Generic[_Condition]):
         model = self.model
         drawing = drawing.completed(model.drawing)
         assert drawing.guidance is not None and drawing.top_k is not None
-        refuse_drawing(top_k=drawing.top_k, most=model.codebook_size, seeds=seeds)
+        refuse_drawing(top_k=drawing.top_k, most=max(model.levels.sizes), seeds=seeds)
         if compiled and not isinstance(model, CompilableModel):
             raise ValueError(f"{type(model).__name__} has no step that can be compiled; draw without compiled")
         batch, count = model.count(condition), model.grid[0] * model.grid[1]
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} pictures; wanted one for each")
-        ids = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
-        known = 0 if prefix is None else _begin(ids, prefix, model.codebook_size)
+        sizes = model.levels.codebook_sizes
+        ids = torch.zeros(batch, count, len(sizes), dtype=torch.int64, device=model.device)
+        known = 0 if prefix is None else _begin(ids, prefix, sizes)
         if known < count and batch:
-            luck = torch.stack([_uniform(seed, count) for seed in seeds]).to(ids.device)
+            shape = (count, len(model.levels.sizes))
+            luck = torch.stack([_uniform(seed, shape) for seed in seeds]).to(ids.device)
             with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
                 canvas = _Canvas(ids, known, luck, drawing.guidance.scales(count), drawing, bar)
                 marks = (self._draw_compiled if compiled else self._draw)(condition, canvas)
@@ -97,8 +100,8 @@ class Sampler(Generic[_Condition]):
     def _draw(self, condition: _Condition, canvas: _Canvas) -> Tensor:
         """Draw all ids into the canvas; return the sum (B,) of the marks."""
         ids, known, scales = canvas.ids, canvas.known, canvas.scales
-        batch, count = ids.shape
-        logits, cache = self.model.prefill(
+        batch, count, _ = ids.shape
+        states, cache = self.model.prefill(
             condition, ids[:, :known], guided=canvas.is_guided, steps=count - known - 1
         )
         guided_to = max((i for i, scale in enumerate(scales) if scale != 1), default=-1)
@@ -107,16 +110,16 @@ class Sampler(Generic[_Condition]):
             if i > known:
                 if i > guided_to:
                     cache.keep(batch)
-                logits = self.model.step(ids[:, i - 1], cache)
-            marks += canvas.put(i, logits)
+                states = self.model.step(ids[:, i - 1], cache)
+            marks += canvas.put(i, self.model, states, cache)
         return marks
 
     def _draw_compiled(self, condition: _Condition, canvas: _Canvas) -> Tensor:
         """Do the same as :meth:`_draw`, with every step as one call of a graph with constant shapes."""
         ids, known = canvas.ids, canvas.known
         count = ids.shape[1]
-        logits, cache = self.model.prefill(condition, ids[:, :known], guided=canvas.is_guided, steps=0)
-        marks = canvas.put(known, logits)
+        states, cache = self.model.prefill(condition, ids[:, :known], guided=canvas.is_guided, steps=0)
+        marks = canvas.put(known, self.model, states, cache)
         cache = self._placed(cache)
         scale = torch.tensor(canvas.scales, device=ids.device)
         position = torch.arange(count, device=ids.device)
@@ -155,12 +158,12 @@ class Sampler(Generic[_Condition]):
 class _Canvas:
     """Pictures that are being drawn."""
 
-    #: (B, N); ids before ``known`` are the prefix.
+    #: (B, N, Q); positions before ``known`` are the prefix.
     ids: Tensor
     known: int
-    #: Random numbers (B, N), uniform in [0, 1).
+    #: Random numbers (B, N, L), uniform in [0, 1).
     luck: Tensor
-    #: Guidance scale of each id.
+    #: Guidance scale of each position.
     scales: list[float]
     drawing: Drawing
     bar: tqdm[NoReturn]
@@ -170,12 +173,11 @@ class _Canvas:
         """Return whether any further id is drawn with guidance."""
         return any(scale != 1 for scale in self.scales[self.known :])
 
-    def put(self, i: int, logits: Tensor) -> Tensor:
-        """Choose id i of each picture by logits (R, K); return the marks (B,)."""
-        guided = guide(logits, len(self.ids), self.scales[i])
-        self.ids[:, i] = choose_ids(guided, self.luck[:, i], self.drawing)
+    def put(self, i: int, model: NextIdModel[Any], states: Tensor, cache: Any) -> Tensor:  # noqa: ANN401
+        """Choose the ids of position i of each picture by states (R, S); return the marks (B,)."""
+        self.ids[:, i], marks = _chosen(model, states, cache, self.scales[i], self.luck[:, i], self.drawing)
         self.bar.update()
-        return _mark(guided)
+        return marks
 
 
 def _advance(
@@ -187,30 +189,49 @@ def _advance(
     luck: Tensor,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids (B,) that follow ``ids`` (B,), which are at ``position`` (1,) of the picture, and their marks."""
-    guided = guide(model.step_at(ids, cache, position), len(ids), scale)
-    return choose_ids(guided, luck, drawing), _mark(guided)
+    """Return the ids (B, Q) that follow ``ids`` (B, Q), which are at ``position`` (1,) of the picture, and marks."""
+    return _chosen(model, model.step_at(ids, cache, position), cache, scale, luck, drawing)
 
 
-def _mark(logits: Tensor) -> Tensor:
-    """Return marks (B,): 0, or NaN if no id can be chosen by logits (B, K). They are checked once, after the last step.
+def _chosen(
+    model: NextIdModel[Any],
+    states: Tensor,
+    cache: Any,  # noqa: ANN401
+    scale: float | Tensor,
+    luck: Tensor,
+    drawing: Drawing,
+) -> tuple[Tensor, Tensor]:
+    """Choose the ids (B, Q) of a position by states (R, S) and numbers (B, L), level by level; return them and marks.
 
-    -inf excludes an id and is allowed unless all logits are -inf.
+    A mark is 0, or NaN if no id can be chosen by the logits. Marks (B,) are checked once, after the last step; -inf
+    excludes an id and is allowed unless all logits of a level are -inf.
     """
-    return 0 * logits.amax(-1)
+    batch = len(luck)
+    chosen = torch.zeros(batch, 0, dtype=torch.int64, device=luck.device)
+    marks = luck.new_zeros(batch)
+    for level in range(luck.shape[1]):
+        logits = model.logits(states, chosen.repeat(len(states) // batch, 1), cache)
+        logits = guide(logits, batch, scale)
+        chosen = torch.cat([chosen, choose_ids(logits, luck[:, level], drawing)[:, None]], dim=1)
+        marks = marks + 0 * logits.amax(-1)
+    return model.levels.join(chosen), marks
 
 
-def _uniform(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+def _uniform(seed: int, shape: tuple[int, int]) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _begin(ids: Tensor, prefix: Tensor, codebook_size: int) -> int:
-    """Put a prefix into ids (B, N), and return its length."""
+def _begin(ids: Tensor, prefix: Tensor, codebook_sizes: Sequence[int]) -> int:
+    """Put a prefix into ids (B, N, Q), and return its length."""
     if prefix.is_floating_point():
         raise ValueError(f"got a prefix of {prefix.dtype}; wanted ids, which are integers")
-    if prefix.ndim != 2 or len(prefix) != len(ids) or prefix.shape[1] > ids.shape[1]:
-        raise ValueError(f"got the prefix {tuple(prefix.shape)}; wanted ({len(ids)}, n), n from 0 to {ids.shape[1]}")
-    if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < codebook_size:
-        raise ValueError(f"the prefix has ids from {prefix.min()} to {prefix.max()}; wanted 0 to {codebook_size - 1}")
+    batch, count, each = ids.shape
+    if prefix.ndim != 3 or prefix.shape[0] != batch or prefix.shape[1] > count or prefix.shape[2] != each:
+        wanted = f"({batch}, n, {each}), n from 0 to {count}"
+        raise ValueError(f"got the prefix {tuple(prefix.shape)}; wanted {wanted}")
+    for level, size in enumerate(codebook_sizes):
+        own = prefix[..., level]
+        if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < size:
+            raise ValueError(f"the prefix has ids from {own.min()} to {own.max()}; wanted 0 to {size - 1}")
     ids[:, : prefix.shape[1]] = prefix
     return prefix.shape[1]

@@ -18,6 +18,7 @@ from .encoder import (
     encoder_from_tower as encoder_from_tower,
     resized_encoder as resized_encoder,
 )
+from .level_transformer import LevelTransformer as LevelTransformer
 from .published import (
     ALIASES as ALIASES,
     IGNORED as IGNORED,

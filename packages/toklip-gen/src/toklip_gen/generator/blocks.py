@@ -1,12 +1,16 @@
-"""Building blocks of the generator: its block, the rotary embedding, and the mask of a condition.
+"""Building blocks of the generator: its embeddings, its block, the rotary embedding, and the mask of a condition.
 
-Shape letters: R rows, n positions of now, T of the condition, N = h w of the grid, W width, H heads, d = W / H.
+Shape letters: R rows, n positions of now, T of the condition, N = h w of the grid, W width, H heads, d = W / H, Q ids
+of a position.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
+from toklip_core.drawing import IdLevels
 from toklip_core.model import Attend
 from torch import Tensor, nn
 
@@ -29,6 +33,24 @@ class TextEmbedding(nn.Module):
         """Return embeddings (R, T, W) of features (R, T, width)."""
         hidden = self.fc1(features.to(self.nothing.dtype))
         return self.fc2(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class IdEmbedding(nn.Embedding):
+    """Embedding of the ids (..., Q) of positions to (..., W): the sum of a row for each level.
+
+    The tables of the levels are one weight, one after another.
+    """
+
+    def __init__(self, levels: IdLevels, out: int) -> None:
+        super().__init__(sum(levels.sizes), out)
+        self._levels = levels
+        self._starts = [0, *accumulate(levels.sizes)][:-1]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return embeddings (..., W) of ids (..., Q)."""
+        levels = self._levels.split(ids).unbind(-1)
+        rows = torch.stack([level + start for level, start in zip(levels, self._starts, strict=True)], dim=-1)
+        return super().forward(rows).sum(-2)
 
 
 class Block(nn.Module):

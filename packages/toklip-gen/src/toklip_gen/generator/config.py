@@ -1,7 +1,7 @@
 """The config of a generator: its tokenizer, its inputs and conditions, and its sizes.
 
-Letters: K ids of the codebook, h and w grid, C width of a code, D width of a semantic token, T positions of the
-condition, W width of the transformer.
+Letters: h and w grid, C width of a code, D width of a semantic token, T positions of the condition, W width of the
+transformer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
-from toklip_core.drawing import Drawing, Guidance
+from toklip_core.drawing import Drawing, Guidance, IdLevels
 from toklip_core.tokenizer import TokenizerRecord
 
 Features = Literal["ids", "codes", "concat"]
@@ -18,6 +18,7 @@ Features = Literal["ids", "codes", "concat"]
 ConditionKeys = Literal["zero", "learned"]
 
 _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
+_Size = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 
 
 class ClassCondition(Config):
@@ -64,8 +65,8 @@ class GeneratorConfig(Config):
     """Configuration of a generator, stored as ``config.json`` in its folder.
 
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(8, 8), width=192, depth=4, heads=4,
-    ...     condition=ClassCondition(classes=10),
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(64, 64), grid=(8, 8), width=192,
+    ...     depth=4, heads=4, condition=ClassCondition(classes=10),
     ... )
     >>> config.positions, config.mlp_width, config.needs_toklip
     (64, 512, False)
@@ -80,7 +81,22 @@ class GeneratorConfig(Config):
     toklip_checksum: str | None = Field(
         default=None, description="SHA-256 of the TokLIP weights that the generator reads; others are refused."
     )
-    codebook_size: int = Field(gt=0, le=LARGEST_COUNT, description="Codebook size K, the number of different ids.")
+    codebook_sizes: tuple[_Size, ...] = Field(
+        min_length=1, description="Codebook size of each id of a position, as the tokenizer has them."
+    )
+    levels: tuple[_Size, ...] | None = Field(
+        default=None,
+        description="Sizes of the levels in which the ids of a position are predicted; by default the codebook sizes. "
+        "An id of many bits is predicted as several levels, the lowest bits first.",
+    )
+    level_blocks: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_LAYERS,
+        description="Number of blocks of the transformer that predicts the levels of a position one after another, for "
+        "residual levels; 0: one linear layer predicts all levels, independently of each other.",
+    )
+    image_size: tuple[_Side, _Side] = Field(description="Height and width of the pictures in pixels.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
     resize: Literal["crop", "squash"] = Field(
         default="crop",
@@ -135,6 +151,11 @@ class GeneratorConfig(Config):
         return self.grid[0] * self.grid[1]
 
     @property
+    def id_levels(self) -> IdLevels:
+        """Levels in which the ids of a position are predicted."""
+        return IdLevels(self.codebook_sizes, self.levels or self.codebook_sizes)
+
+    @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU."""
         return self.hidden_width or -(-(8 * self.width // 3) // 256) * 256
@@ -157,6 +178,7 @@ class GeneratorConfig(Config):
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        _ = self.id_levels  # ValueError unless they fit the codebook sizes
         if (self.feature_width is None) != (self.features == "ids"):
             raise ValueError("feature_width goes with features = 'codes' or 'concat', and not with 'ids'")
         if (self.toklip is not None) != self.needs_toklip:

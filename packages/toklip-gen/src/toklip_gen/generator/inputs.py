@@ -1,18 +1,20 @@
 """Inputs of a generator at each position: ids, codes, or codes with their semantic tokens.
 
-    ids     id                                     the generator has a table of its own
-    codes   embed(id)                              (C)
-    concat  [embed(id) ; token]                    (C + D), the token of the causal encoder at this position
+    ids     ids (Q)                                the generator has tables of its own
+    codes   embed(ids)                             (C)
+    concat  [embed(ids) ; token]                   (C + D), the token of the causal encoder at this position
 
 Training uses whole pictures. Drawing uses a stream, in which the semantic encoder has its own cache and computes one
-position per id.
+position at a time.
 
-Shape letters: B pictures, h and w grid, N = h w, n ids so far, C codebook dim, D width of the encoder, F = C or C + D.
+Shape letters: B pictures, h and w grid, N = h w, n positions so far, Q ids of a position, C codebook dim, D width of the
+encoder, F = C or C + D.
 """
 
 from __future__ import annotations
 
 import torch
+from toklip_core.embeddings import CodeEmbedding
 from toklip_core.model import Cache, SemanticEncoder, TokLIP
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import weights_checksum
@@ -34,9 +36,9 @@ class Inputs:
         ValueError: ``features`` needs a tokenizer or an encoder and there is none, their widths do not fit, or the
             encoder is not causal.
 
-    >>> ids = torch.tensor([[[3, 1], [4, 1]]])
-    >>> Inputs("ids")(ids)
-    tensor([[3, 1, 4, 1]])
+    >>> ids = torch.zeros(1, 2, 3, 4, dtype=torch.int64)
+    >>> Inputs("ids")(ids).shape
+    torch.Size([1, 6, 4])
     """
 
     def __init__(
@@ -49,7 +51,6 @@ class Inputs:
         self.features = features
         self.tokenizer = tokenizer if features != "ids" else None
         self.encoder = encoder if features == "concat" else None
-        self._rows: Tensor | None = None
         if self.encoder is not None:
             self.encoder.refuse_steps()
         if self.tokenizer and self.encoder and self.tokenizer.codebook_dim != self.encoder.config.codebook_dim:
@@ -67,59 +68,57 @@ class Inputs:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Return the inputs (B, N) or (B, N, F) for the ids (B, h, w) of whole pictures, without gradient.
+        """Return the inputs (B, N, Q) or (B, N, F) for the ids (B, h, w, Q) of whole pictures, without gradient.
 
-        Position i depends only on ids 0 to i.
+        Position i depends only on the ids of positions 0 to i.
 
         Raises:
             ValueError: the encoder has another grid.
         """
         if self.tokenizer is None:
-            return ids.flatten(1)
-        codes = self._table(ids.device)[ids]
+            return ids.flatten(1, 2)
+        codes = self.tokenizer.to(ids.device).embed(ids)
         if self.encoder is None:
             return codes.flatten(1, 2)
         return _joined(codes.flatten(1, 2), self.encoder(codes).tokens)
 
     @torch.no_grad()
     def stream(self, ids: Tensor) -> tuple[Tensor, Stream]:
-        """Return the inputs (B, n) or (B, n, F) for the first n >= 0 ids (B, n), and a stream for those that follow."""
+        """Return the inputs of the first n >= 0 positions, and a stream for those that follow.
+
+        For ids (B, n, Q) they are (B, n, Q) or (B, n, F).
+        """
         if self.tokenizer is None:
             return ids, Stream()
-        table = self._table(ids.device)
-        codes = table[ids]
+        embedding = self.tokenizer.to(ids.device).embedding
+        codes = embedding(ids)
         if self.encoder is None:
-            return codes, Stream(table)
+            return codes, Stream(embedding)
         tokens, cache = self.encoder.prefill(codes)
-        return _joined(codes, tokens), Stream(table, self.encoder, cache)
-
-    def _table(self, device: torch.device) -> Tensor:
-        """Return the codebook (K, C), which is cached, because some tokenizers normalise all of it at every call."""
-        if self._rows is None or self._rows.device != device:
-            assert self.tokenizer is not None
-            ids = torch.arange(self.tokenizer.codebook_size, device=device)
-            self._rows = self.tokenizer.to(device).embed(ids)
-        return self._rows
+        return _joined(codes, tokens), Stream(embedding, self.encoder, cache)
 
 
 class Stream:
-    """Inputs of pictures that are being drawn, id by id, from :meth:`Inputs.stream`."""
+    """Inputs of pictures that are being drawn, position by position, from :meth:`Inputs.stream`."""
 
     def __init__(
-        self, table: Tensor | None = None, encoder: SemanticEncoder | None = None, cache: Cache | None = None
+        self,
+        embedding: CodeEmbedding | None = None,
+        encoder: SemanticEncoder | None = None,
+        cache: Cache | None = None,
     ) -> None:
-        self._table, self._encoder, self._cache = table, encoder, cache
+        self._embedding, self._encoder, self._cache = embedding, encoder, cache
 
     def step(self, ids: Tensor) -> Tensor:
-        """Return the inputs (B,) or (B, F) for the next ids (B,)."""
-        read = ids if self._table is None else self._table[ids]
+        """Return the inputs (B, Q) or (B, F) for the ids (B, Q) of the next position."""
+        read = ids if self._embedding is None else self._embedding(ids)
         if self._encoder is None or self._cache is None:
             return read
         return _joined(read, self._encoder.step(read, self._cache))
 
     def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
         """Return the inputs of :meth:`step` for the ids at a position (1,), for ``torch.compile``."""
-        read = ids if self._table is None else self._table[ids]
+        read = ids if self._embedding is None else self._embedding(ids)
         if self._encoder is None or self._cache is None:
             return read
         return _joined(read, self._encoder.step_at(read, self._cache, position))
@@ -130,7 +129,7 @@ class Stream:
 
     def packed(self) -> Stream:
         """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.packed`."""
-        return self if self._encoder is None else Stream(self._table, packed(self._encoder), self._cache)
+        return self if self._encoder is None else Stream(self._embedding, packed(self._encoder), self._cache)
 
 
 def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:

@@ -114,7 +114,8 @@ def llamagen_config(name: str) -> GeneratorConfig:
     side = file.image_size // 16
     return GeneratorConfig(
         tokenizer=TokenizerRecord(name=f"llamagen-vq16-{'c2i' if of_class else 't2i'}"),
-        codebook_size=16384,
+        codebook_sizes=(16384,),
+        image_size=(file.image_size, file.image_size),
         grid=(side, side),
         resize="crop",  # center_crop_arr in its extract_codes_c2i.py
         width=width,

@@ -1,13 +1,16 @@
-"""The generator: a transformer that predicts the next id from a condition and n ids.
+"""The generator: a transformer that predicts the ids of the next position from a condition and n positions.
 
     condition -> T positions -+
     inputs ----> n positions -+-> causal blocks (RMS norm, 2-D rotary embedding, SwiGLU) -> norm -> head -> logits
+
+The head is one linear layer for all levels of the ids, or a small transformer over them.
 
 It reads the inputs of inputs.py, which are ids, codes, or codes with semantic tokens. VQ tokenizer, semantic encoder
 and text encoder are not part of it.
 
 Shape letters: B pictures, R rows of the cache (one or two of each picture), T positions of the condition, n inputs,
-N = h w positions of the grid, W width, H heads, d = W / H, K ids, F width of an input.
+N = h w positions of the grid, W width, H heads, d = W / H, Q ids of a position, L levels of them, K_q size of level q,
+S width of a state, F width of an input.
 
 Source: Sun et al., LlamaGen, https://arxiv.org/abs/2406.06525, whose published weights fit
 (:mod:`toklip_gen.generator.llamagen`).
@@ -20,11 +23,20 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.model import Attend, Cache, attend, attend_at, attend_causally, attend_with_cache
+from toklip_core.model import (
+    Attend,
+    Cache,
+    LevelTransformer,
+    TrunkConfig,
+    attend,
+    attend_at,
+    attend_causally,
+    attend_with_cache,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toklip_gen.generator.blocks import Block, TextEmbedding, prefix_mask, rotation
+from toklip_gen.generator.blocks import Block, IdEmbedding, TextEmbedding, prefix_mask, rotation
 from toklip_gen.generator.config import GeneratorConfig
 
 
@@ -52,18 +64,20 @@ class Generator(nn.Module):
 
     >>> from toklip_gen.generator.config import ClassCondition
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(4, 4), width=64, depth=2, heads=4,
-    ...     condition=ClassCondition(classes=10),
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(32, 32), grid=(4, 4), width=64,
+    ...     depth=2, heads=4, condition=ClassCondition(classes=10),
     ... )
     >>> generator = Generator(config).eval()
-    >>> inputs = torch.zeros(2, 15, dtype=torch.int64)
-    >>> generator(inputs, Condition(torch.tensor([3, 7]))).shape
+    >>> ids = torch.zeros(2, 16, 1, dtype=torch.int64)
+    >>> (logits,) = generator(ids[:, :-1], generator.levels.split(ids), Condition(torch.tensor([3, 7])))
+    >>> logits.shape
     torch.Size([2, 16, 1024])
     """
 
     def __init__(self, config: GeneratorConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.levels = config.id_levels
         #: Recompute the activations of each block in the backward pass instead of storing them, in training only.
         self.grad_checkpointing = False
         width = config.width
@@ -72,24 +86,37 @@ class Generator(nn.Module):
         else:
             self.condition = TextEmbedding(config.condition.length, config.condition.width, width)
         if config.feature_width is None:
-            self.input: nn.Module = nn.Embedding(config.codebook_size, width)
+            self.input: nn.Module = IdEmbedding(self.levels, width)
         else:
             self.input = nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.depth))
         self.norm = nn.RMSNorm(width, eps=config.norm_eps)
-        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        if config.level_blocks:
+            # Source of the epsilon and the activation: VILA-U's depth transformer.
+            trunk = TrunkConfig(
+                width=width, depth=config.level_blocks, heads=config.heads, activation="gelu", norm_eps=1e-5
+            )
+            self.head: nn.Module = LevelTransformer(self.levels.sizes, state_width=width, config=trunk)
+        else:
+            self.head = nn.Linear(width, sum(self.levels.sizes), bias=False)
         self._rotation = rotation(config)
         self.apply(_initialize)
-        nn.init.zeros_(self.head.weight)
+        for head in self.head.heads if isinstance(self.head, LevelTransformer) else [self.head]:
+            nn.init.zeros_(cast(nn.Linear, head).weight)
 
-    def forward(self, inputs: Tensor, condition: Condition, drop: Tensor | None = None) -> Tensor:
-        """Return logits (B, n + 1, K), float32; those at i predict id i from the condition and inputs 0 to i - 1.
+    def forward(
+        self, inputs: Tensor, levels: Tensor, condition: Condition, drop: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the logits (B, n + 1, K_q), float32, of each level of the ids.
 
-        To train, give the inputs of all ids but the last: ``inputs(ids)[:, :-1]``, n = N - 1.
+        Those at i predict a level of position i from the condition, inputs 0 to i - 1 and, if the head is a
+        transformer over levels, the levels of position i before it. To train, give the inputs of all positions but the
+        last, and the levels of all: ``inputs(ids)[:, :-1]`` and ``levels.split(ids.flatten(1, 2))``, n = N - 1.
 
         Args:
-            inputs: ids (B, n), int64, or inputs (B, n, F); n may be 0.
+            inputs: ids (B, n, Q), int64, or inputs (B, n, F); n may be 0.
+            levels: (B, n + 1, L), int64, levels of the ids that are predicted.
             condition: condition of each picture.
             drop: (B,), bool, True for pictures to train without condition, for guidance; see :meth:`dropped`.
 
@@ -97,6 +124,8 @@ class Generator(nn.Module):
             ValueError: a shape is another, or n is more than the grid has.
         """
         self._refuse_other(inputs, condition)
+        if levels.shape != (wanted := (len(inputs), inputs.shape[1] + 1, len(self.levels.sizes))):
+            raise ValueError(f"got levels {tuple(levels.shape)} with inputs {tuple(inputs.shape)}; wanted {wanted}")
         if drop is not None:
             condition = self.dropped(condition, drop)
         x = self._embedded(inputs, condition)
@@ -109,7 +138,12 @@ class Generator(nn.Module):
                 x = checkpoint(block, x, cos, sin, see, use_reentrant=False)
             else:
                 x = block(x, cos, sin, see)
-        return self.head(self.norm(x[:, self.config.condition.length - 1 :])).float()  # type: ignore[no-any-return]
+        x = self.norm(x[:, self.config.condition.length - 1 :])
+        if not isinstance(self.head, LevelTransformer):
+            return self.head(x).float().split(self.levels.sizes, dim=-1)  # type: ignore[no-any-return]
+        if self.grad_checkpointing and self.training:
+            return checkpoint(self.head, x, levels, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.head(x, levels)  # type: ignore[no-any-return]
 
     def dropped(self, condition: Condition, drop: Tensor) -> Condition:
         """Return the condition, replaced by "no condition" where ``drop`` (B,), bool, is True.
@@ -123,10 +157,12 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def prefill(self, inputs: Tensor, condition: Condition) -> tuple[Tensor, Cache]:
-        """Return the logits (R, K), float32, of id n, and the cache for the steps that follow. No gradient.
+        """Return the states (R, S) of position n, for :meth:`logits`, and the cache for the steps that follow.
+
+        No gradient.
 
         Args:
-            inputs: inputs (B, n) or (B, n, F) of the first n ids; n may be 0.
+            inputs: inputs (B, n, Q) or (B, n, F) of the first n positions; n may be 0.
             condition: R rows, B or a multiple of it; row r belongs to picture r mod B.
 
         Raises:
@@ -146,11 +182,11 @@ class Generator(nn.Module):
         cos, sin = (table[:length] for table in self._rotation_on(x.device))
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=0, mask=mask))
-        return self._logits(x[:, -1]), cache
+        return self._states(x[:, -1]), cache
 
     @torch.no_grad()
     def step(self, inputs: Tensor, cache: Cache) -> Tensor:
-        """Return the logits (R, K), float32, of the id after the next input, (B,) or (B, F). No gradient.
+        """Return the states (R, S) of the position after the next input, (B, Q) or (B, F). No gradient.
 
         Row r of the cache belongs to picture r mod B; each picture's input is embedded only once.
 
@@ -169,11 +205,11 @@ class Generator(nn.Module):
         visible = None if cache.visible is None else cache.visible[:, None, None, : cache.length]
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=start, mask=visible))
-        return self._logits(x[:, 0])
+        return self._states(x[:, 0])
 
     @torch.no_grad()
     def step_at(self, inputs: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Return the logits of :meth:`step` at a position (1,), int64, for ``torch.compile``.
+        """Return the states of :meth:`step` at a position (1,), int64, for ``torch.compile``.
 
         Shapes are the same at every position, so a graph can be replayed; attention reads the whole cache.
         """
@@ -182,10 +218,22 @@ class Generator(nn.Module):
         seen = cache.seen_at(position)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block(x, cos, sin, partial(attend_at, keys=keys, values=values, position=position, seen=seen))
-        return self._logits(x[:, 0])
+        return self._states(x[:, 0])
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.head(self.norm(x))).float()
+    @torch.no_grad()
+    def logits(self, states: Tensor, before: Tensor) -> Tensor:
+        """Return the logits (R, K_q), float32, of level q for states (R, S) and the levels before it, (R, q).
+
+        No gradient.
+        """
+        if isinstance(self.head, LevelTransformer):
+            return self.head.logits(states, before)
+        return states.split(self.levels.sizes, dim=-1)[before.shape[-1]]
+
+    def _states(self, x: Tensor) -> Tensor:
+        """Return what :meth:`logits` reads: of a linear head its logits of all levels, or else the input of the head."""
+        x = self.norm(x)
+        return x if isinstance(self.head, LevelTransformer) else cast(Tensor, self.head(x)).float()
 
     def _embedded(self, inputs: Tensor, condition: Condition) -> Tensor:
         """Return the embeddings (R, T + n, W) of conditions, each followed by the inputs of its picture."""
@@ -204,10 +252,10 @@ class Generator(nn.Module):
 
     def _refuse_other(self, inputs: Tensor, condition: Condition) -> None:
         config, kind = self.config, self.config.condition
-        width = () if config.feature_width is None else (config.feature_width,)
-        if inputs.ndim != 2 + len(width) or inputs.shape[2:] != width or inputs.shape[1] > config.positions:
-            wanted = ", ".join(["B", f"n <= {config.positions}", *map(str, width)])
-            raise ValueError(f"got inputs {tuple(inputs.shape)}; wanted ({wanted}), of features = {config.features!r}")
+        width = config.feature_width or len(config.codebook_sizes)
+        if inputs.ndim != 3 or inputs.shape[2] != width or inputs.shape[1] > config.positions:
+            wanted = f"(B, n <= {config.positions}, {width}), of features = {config.features!r}"
+            raise ValueError(f"got inputs {tuple(inputs.shape)}; wanted {wanted}")
         values, mask = condition
         shape = () if kind.kind == "class" else (kind.length, kind.width)
         if values.shape[1:] != shape or len(values) % max(1, len(inputs)) or not len(inputs):

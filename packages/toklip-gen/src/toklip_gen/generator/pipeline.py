@@ -2,7 +2,7 @@
 
     prompts --conditions--> condition --sampler, over generator and inputs--> ids --tokenizer--> pixels
 
-Shape letters: B pictures, h and w grid, n ids of a prefix, f downsampling factor.
+Shape letters: B pictures, H and W picture sides, h and w grid, Q ids of a position, n positions of a prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 from toklip_core.config import validated
-from toklip_core.drawing import Drawing, Sampler
+from toklip_core.drawing import Drawing, IdLevels, Sampler
 from toklip_core.evaluation import warn_of_unknown_words
 from toklip_core.model import TokLIP
 from toklip_core.pictures import Resize
@@ -55,7 +55,7 @@ class PictureGenerator:
     >>> pictures = load_generator("toklip-gen-tiny")
     >>> ids = pictures.draw(["a red circle", "a blue square"], seeds=[0, 1])
     >>> tuple(ids.shape), tuple(pictures.pixels(ids).shape)
-    ((2, 8, 8), (2, 3, 64, 64))
+    ((2, 8, 8, 1), (2, 3, 64, 64))
     """
 
     def __init__(self, generator: Generator, *, tokenizer: Tokenizer, toklip: TokLIP | None = None) -> None:
@@ -64,11 +64,7 @@ class PictureGenerator:
         self.tokenizer = tokenizer
         self.toklip = toklip
         tokenizer.refuse_other_ids(config.tokenizer, "the generator")
-        if tokenizer.codebook_size != config.codebook_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.codebook_size} codes, and the generator chooses from "
-                f"{config.codebook_size}; they belong to different models"
-            )
+        _refuse_other_ids(tokenizer, config)
         if toklip is None and config.needs_toklip:
             raise ValueError(f"the generator reads the TokLIP {config.toklip!r}; got none")
         self.inputs = Inputs(config.features, tokenizer=tokenizer, encoder=toklip.encoder if toklip else None)
@@ -112,18 +108,17 @@ class PictureGenerator:
     @property
     def device(self) -> torch.device:
         """Device that the generator is on."""
-        return self.generator.head.weight.device
+        return self.generator.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the generator."""
-        return self.generator.head.weight.dtype
+        return self.generator.norm.weight.dtype
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the pictures in pixels."""
-        rows, columns = self.config.grid
-        return rows * self.tokenizer.downsample_factor, columns * self.tokenizer.downsample_factor
+        return self.config.image_size
 
     def to(self, device: torch.device | str) -> Self:
         """Move generator, tokenizer and TokLIP to a device."""
@@ -174,13 +169,13 @@ class PictureGenerator:
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
-        """Draw one picture per prompt, a class or a text; return ids (B, h, w).
+        """Draw one picture per prompt, a class or a text; return ids (B, h, w, Q).
 
         Args:
             prompts: B classes, by number or name, or texts.
             seeds: see :meth:`toklip_core.drawing.Sampler.draw`, also for the rest.
             drawing: settings; those that are None are the generator's own.
-            prefix: (B, n) ids that the pictures start with, in raster order.
+            prefix: (B, n, Q) ids that the pictures start with, in raster order.
             compiled: run with ``torch.compile``, for GPUs.
             progress: show a progress bar on stderr.
 
@@ -202,7 +197,7 @@ class PictureGenerator:
             self.generator.train(was_training)
 
     def pixels(self, ids: Tensor) -> Tensor:
-        """Decode ids (B, h, w) to pixels (B, 3, f h, f w), float32 in [-1, 1]; ValueError if one is not finite."""
+        """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""
         pixels = self.tokenizer.decode(ids).float()
         refuse_not_finite(pixels, "a pixel")
         return pixels.clamp(-1, 1)
@@ -253,6 +248,22 @@ def load_generator(
     return PictureGenerator(generator, tokenizer=tokenizer, toklip=model).to(device)
 
 
+def _refuse_other_ids(tokenizer: Tokenizer, config: GeneratorConfig) -> None:
+    """Raise ValueError unless a tokenizer has the ids that a generator predicts, and of every position its own code."""
+    levels = IdLevels.of_embedding(tokenizer.embedding)
+    if levels.codebook_sizes != config.codebook_sizes:
+        raise ValueError(
+            f"the tokenizer has codebooks of {levels.codebook_sizes}, and the generator predicts ids of codebooks of "
+            f"{config.codebook_sizes}; they belong to different models"
+        )
+    grid = tokenizer.grid(*config.image_size)
+    if grid != config.grid:
+        raise ValueError(
+            f"the generator draws a grid of {config.grid}, and the tokenizer has one of {grid} for pictures of "
+            f"{config.image_size}; they belong to different models"
+        )
+
+
 def _located(name: str | Path) -> Path:
     """Return the folder or file of a generator."""
     if spec := generators().get(str(name)):
@@ -275,7 +286,7 @@ def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
     config = validated(GeneratorConfig, values, folder / CONFIG_FILE)
     with torch.device("meta"):
         generator = Generator(config)
-    stored = getattr(tensors.get("head.weight"), "dtype", torch.float32)
+    stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
     generator.to(dtype or (stored if stored.is_floating_point else torch.float32))
     load_strict(generator, tensors, source=folder, mapped=True)
     return generator.eval()

@@ -3,7 +3,8 @@
 The semantic encoder, where it is in use, gives one more token for each id. With guidance a picture has two rows in the
 generator's cache, with its condition and without, and one in the encoder's.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n ids so far, K ids of the codebook.
+Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far, Q ids of a
+position, K_q size of level q, S width of a state.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from toklip_core.drawing import Drawing
+from toklip_core.drawing import Drawing, IdLevels
 from toklip_core.model import Cache
 from torch import Tensor
 
@@ -27,7 +28,7 @@ _STEPS_OF_PACKING = 3
 class PredictorCache:
     """Caches of generator and encoder for the pictures that are being drawn."""
 
-    #: Generator of the steps, with packed weights if many steps follow.
+    #: Generator of steps and logits, with packed weights if many steps follow.
     generator: Generator
     stream: Stream
     cache: Cache
@@ -51,13 +52,13 @@ class IdPredictor:
     >>> from toklip_core.drawing import Guidance, Sampler
     >>> from toklip_gen.generator.config import ClassCondition, GeneratorConfig
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_size=1024, grid=(2, 3), width=32, depth=1, heads=2,
-    ...     condition=ClassCondition(classes=10),
+    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(16, 24), grid=(2, 3), width=32,
+    ...     depth=1, heads=2, condition=ClassCondition(classes=10),
     ... )
     >>> sampler = Sampler(IdPredictor(Generator(config).eval(), Inputs("ids")))
     >>> classes = Condition(torch.tensor([3, 7]))
     >>> tuple(sampler.draw(classes, seeds=[0, 1], drawing=Drawing(guidance=Guidance(2.0), top_k=100)).shape)
-    (2, 2, 3)
+    (2, 2, 3, 1)
     """
 
     def __init__(self, generator: Generator, inputs: Inputs) -> None:
@@ -65,9 +66,9 @@ class IdPredictor:
         self.inputs = inputs
 
     @property
-    def codebook_size(self) -> int:
-        """K: the number of ids to choose from."""
-        return self.generator.config.codebook_size
+    def levels(self) -> IdLevels:
+        """Levels in which the ids of a position are predicted."""
+        return self.generator.levels
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -82,29 +83,33 @@ class IdPredictor:
     @property
     def device(self) -> torch.device:
         """Device that the generator is on."""
-        return self.generator.head.weight.device
+        return self.generator.norm.weight.device
 
     def count(self, condition: Condition) -> int:
         """Return the number B of pictures of a condition."""
         return len(condition.values)
 
     def prefill(self, condition: Condition, ids: Tensor, *, guided: bool, steps: int) -> tuple[Tensor, PredictorCache]:
-        """Read the first n ids (B, n); return the logits (R, K), float32, of id n, and the cache for what follows.
+        """Read the ids (B, n, Q) of n positions; return the states (R, S) of position n, and the cache for the rest.
 
         Weights are packed if many steps follow; see :func:`toklip_gen.generator.packed`.
         """
         worth_packing = steps >= _STEPS_OF_PACKING
         generator = packed(self.generator) if worth_packing else self.generator
         read, stream = self.inputs.stream(ids)
-        logits, cache = generator.prefill(read, _with_nothing(generator, condition) if guided else condition)
-        return logits, PredictorCache(generator, stream.packed() if worth_packing else stream, cache)
+        states, cache = generator.prefill(read, _with_nothing(generator, condition) if guided else condition)
+        return states, PredictorCache(generator, stream.packed() if worth_packing else stream, cache)
 
     def step(self, ids: Tensor, cache: PredictorCache) -> Tensor:
-        """Read the next ids (B,); return the logits (R, K), float32, of the ids after them."""
+        """Read the ids (B, Q) of the next position; return the states (R, S) of the position after it."""
         return cache.generator.step(cache.stream.step(ids), cache.cache)
 
+    def logits(self, states: Tensor, before: Tensor, cache: PredictorCache) -> Tensor:
+        """Return the logits (R, K_q), float32, of level q for states (R, S) and the levels before it, (R, q)."""
+        return cache.generator.logits(states, before)
+
     def step_at(self, ids: Tensor, cache: PredictorCache, position: Tensor) -> Tensor:
-        """Return the logits of :meth:`step` for ids at a position (1,), int64, for ``torch.compile``."""
+        """Return the states of :meth:`step` for ids at a position (1,), int64, for ``torch.compile``."""
         place = position + self.generator.config.condition.length
         return self.generator.step_at(cache.stream.step_at(ids, position), cache.cache, place)
 

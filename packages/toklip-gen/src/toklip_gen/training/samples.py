@@ -42,7 +42,7 @@ class GeneratorSample(TypedDict, total=False):
 
     #: (3, S, S), uint8.
     pixels: Tensor
-    #: (h, w), int64.
+    #: (h, w, Q), int64.
     ids: Tensor
     label: int
     caption: str

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
-from toklip_core.config import MAX_PIXELS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
+from toklip_core.config import MAX_PIXELS, MOST_LAYERS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.drawing import Drawing, Guidance
 
 from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
@@ -94,6 +94,14 @@ class Architecture(Config):
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
         "as in LlamaGen; learned: a position can attend to some words more than to others.",
     )
+    level_blocks: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_LAYERS,
+        description="Number of blocks of the transformer that predicts the levels of a position one after another; 0: "
+        "one linear layer predicts all levels, independently of each other. By default a fifth of the blocks, at least "
+        "1, for a tokenizer whose levels are residual, and 0 for others.",
+    )
     grad_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass, which saves memory and costs one more forward pass.",
@@ -110,6 +118,12 @@ class Architecture(Config):
     def sizes(self) -> Size:
         """Width, depth and heads."""
         return SIZES[self.size] if self.size else Size(self.width, self.depth, self.heads)
+
+    def level_blocks_for(self, *, residual: bool) -> int:
+        """Return the number of blocks over the levels of a tokenizer, whose levels may be residual."""
+        if self.level_blocks is not None:
+            return self.level_blocks
+        return max(1, self.sizes.depth // 5) if residual else 0  # VILA-U has 6 beside 32 blocks
 
 
 class HeldOutStore(HeldOut):
@@ -163,7 +177,7 @@ class GeneratorTrainConfig(Config):
     )
     image_size: int = Field(
         gt=0,
-        description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor.",
+        description="Side of the pictures in pixels; the tokenizer must take pictures of this size.",
     )
     resize: ResizeSetting = "crop"
     generator: Architecture

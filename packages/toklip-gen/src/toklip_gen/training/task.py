@@ -8,7 +8,7 @@ From a token store no picture is read, and the tokenizer's networks are not touc
 Source: LlamaGen, https://arxiv.org/abs/2406.06525; autoregressive/train/train_c2i.py and train_t2i.py. That the input
 has semantic tokens is TokLIP's, https://arxiv.org/abs/2505.05422.
 
-Letters: B pictures, N = h w positions, K ids.
+Letters: B pictures, N = h w positions, Q ids of a position, L levels of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.drawing import Sampler
+from toklip_core.drawing import IdLevels, Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
 from toklip_core.scenes import Scenes
@@ -185,19 +185,19 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     features = config.generator.features
     if toklip is not None and features == "concat":
         _refuse_other_toklip(config, toklip, tokenizer)
+    levels = IdLevels.of_embedding(tokenizer.embedding)
+    grid = tokenizer.grid(config.image_size, config.image_size)
     inputs = Inputs(features, tokenizer=tokenizer, encoder=None if toklip is None else toklip.encoder)
     condition, conditions = _condition(config.condition, toklip)
-    side, rest = divmod(config.image_size, tokenizer.downsample_factor)
-    if rest:
-        raise ValueError(
-            f"got image_size {config.image_size}; {tokenizer.name!r} wants a multiple of {tokenizer.downsample_factor}"
-        )
     sizes = config.generator.sizes
     settings = GeneratorConfig(
         tokenizer=tokenizer.record,
         toklip=config.toklip,
-        codebook_size=tokenizer.codebook_size,
-        grid=(side, side),
+        codebook_sizes=levels.codebook_sizes,
+        levels=levels.sizes,
+        level_blocks=config.generator.level_blocks_for(residual=tokenizer.embedding.levels_are_residual),
+        image_size=(config.image_size, config.image_size),
+        grid=grid,
         resize=config.resize,
         width=sizes.width,
         depth=sizes.depth,
@@ -235,9 +235,9 @@ def print_classes(networks: FrozenNetworks) -> None:
 class GeneratorBatch(NamedTuple):
     """Inputs of the generator for a batch."""
 
-    #: (B, N), int64.
-    ids: Tensor
-    #: (B, N - 1), or (B, N - 1, F).
+    #: Levels of the ids, (B, N, L), int64.
+    levels: Tensor
+    #: (B, N - 1, Q), int64, or (B, N - 1, F).
     inputs: Tensor
     condition: Condition
     #: (B,), bool.
@@ -254,14 +254,17 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
         networks.inputs.encoder.to(device)
     ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["pixels"]))
     condition = networks.conditions(batch["prompts"]).to(device)
-    return GeneratorBatch(ids.flatten(1), networks.inputs(ids)[:, :-1], condition, batch["drop"])
+    levels = networks.config.id_levels.split(ids.flatten(1, 2))
+    return GeneratorBatch(levels, networks.inputs(ids)[:, :-1], condition, batch["drop"])
 
 
 def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
-    """Return the mean cross entropy of the next id, and the share of ids that are predicted correctly."""
-    logits: Tensor = model(batch.inputs, batch.condition, batch.drop)
-    loss = F.cross_entropy(logits.flatten(0, 1), batch.ids.flatten())
-    return Losses({"next_id": loss}, {"accuracy": (logits.detach().argmax(-1) == batch.ids).float().mean()})
+    """Return the cross entropy of the next ids, and the share that is predicted correctly; both are means over levels."""
+    logits: tuple[Tensor, ...] = model(batch.inputs, batch.levels, batch.condition, batch.drop)
+    pairs = list(zip(logits, batch.levels.unbind(-1), strict=True))
+    losses = [F.cross_entropy(of_level.flatten(0, 1), wanted.flatten()) for of_level, wanted in pairs]
+    hits = [(of_level.detach().argmax(-1) == wanted).float().mean() for of_level, wanted in pairs]
+    return Losses({"next_id": torch.stack(losses).mean()}, {"accuracy": torch.stack(hits).mean()})
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ class HeldOutSet:
     sampling: Sampling
     #: Whether the data are scenes, with whose captions drawn pictures are compared.
     scenes: bool
-    #: Ids (n, h, w); None: no loss is measured.
+    #: Ids (n, h, w, Q); None: no loss is measured.
     ids: Tensor | None
     prompts: list[int] | list[str]
     #: Prompts of the pictures to draw.

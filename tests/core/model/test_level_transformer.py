@@ -1,0 +1,73 @@
+"""Laws of the transformer over levels: what a level sees, and that one by one gives what all at once gives."""
+
+import pytest
+import torch
+from toklip_core.model import LevelTransformer, TrunkConfig, level_transformer
+from torch import nn
+
+SIZES = (7, 5, 9, 4)
+
+
+@pytest.fixture
+def levels():
+    """With weights so large that every logit depends on all that it reads."""
+    torch.manual_seed(0)
+    config = TrunkConfig(width=16, depth=2, heads=2, activation="gelu", norm_eps=1e-5)
+    module = LevelTransformer(SIZES, state_width=12, config=config)
+    for tensor in module.parameters():
+        if tensor.ndim > 1:
+            nn.init.normal_(tensor, std=0.5)
+    return module.eval()
+
+
+def some(*shape, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(size, shape, generator=draw) for size in SIZES]
+    return torch.randn(*shape, 12, generator=draw), torch.stack(ids, dim=-1)
+
+
+@torch.no_grad()
+def test_one_by_one_gives_what_all_at_once_gives(levels):
+    states, ids = some(6)
+    whole = levels(states, ids)
+    assert [logits.shape for logits in whole] == [(6, size) for size in SIZES]
+    for level, logits in enumerate(whole):
+        torch.testing.assert_close(levels.logits(states, ids[:, :level]), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", range(4))
+@torch.no_grad()
+def test_a_level_sees_the_levels_before_it_and_no_other(levels, changed):
+    states, ids = some(6)
+    other = ids.clone()
+    other[:, changed] = (ids[:, changed] + 1) % SIZES[changed]
+    for level, (first, second) in enumerate(zip(levels(states, ids), levels(states, other), strict=True)):
+        assert torch.allclose(first, second) is (level <= changed)
+
+
+@torch.no_grad()
+def test_every_level_sees_the_state(levels):
+    (states, ids), (others, _) = some(6), some(6, seed=1)
+    for first, second in zip(levels(states, ids), levels(others, ids), strict=True):
+        assert not torch.isclose(first, second).all(-1).any()
+
+
+@torch.no_grad()
+def test_positions_do_not_see_each_other(levels, monkeypatch):
+    states, ids = some(3, 5)
+    whole = levels(states, ids)
+    alone = levels(states[1, 2], ids[1, 2])
+    monkeypatch.setattr(level_transformer, "_AT_ONCE", 4)
+    parted = levels(states, ids)
+    for logits, one, part in zip(whole, alone, parted, strict=True):
+        torch.testing.assert_close(logits[1, 2], one, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits, part, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_in_products_alone(levels):
+    states, ids = some(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = levels(states, ids)
+    for logits, exact in zip(half, levels(states, ids), strict=True):
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.5)
