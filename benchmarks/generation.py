@@ -59,7 +59,8 @@ def random_generator(features: str, options: Options, feature_width: int | None 
     config = GeneratorConfig(
         tokenizer=TokenizerRecord(name="codebook"),
         toklip="random" if features == "concat" else None,
-        codebook_size=16384,
+        codebook_sizes=(16384,),
+        image_size=(16 * side, 16 * side),
         grid=(side, side),
         width=width,
         depth=depth,
@@ -69,7 +70,7 @@ def random_generator(features: str, options: Options, feature_width: int | None 
         condition=ClassCondition(classes=1000),
     )
     generator = Generator(config)
-    nn.init.normal_(generator.head.weight, std=0.02)
+    nn.init.normal_(generator.get_parameter("head.weight"), std=0.02)
     return generator.eval()
 
 
@@ -149,7 +150,7 @@ def official_generator(path: Path, generator: Generator, compiled: bool) -> Call
     with contextlib.redirect_stdout(sys.stderr):
         from autoregressive.models.generate import generate  # type: ignore[import-not-found]
         from autoregressive.models.gpt import ModelArgs, Transformer  # type: ignore[import-not-found]
-    weight = generator.head.weight
+    weight = generator.norm.weight
     config = generator.config
     model: Any = Transformer(
         ModelArgs(

@@ -50,12 +50,8 @@ def test_a_guidance_too_large_for_the_numbers_is_refused():
 class WithoutSeven(IdPredictor):
     """Rules an id out, as a model may."""
 
-    def prefill(self, condition, ids, **how):
-        logits, cache = super().prefill(condition, ids, **how)
-        return logits.index_fill(1, torch.tensor([7]), -math.inf), cache
-
-    def step(self, ids, cache):
-        return super().step(ids, cache).index_fill(1, torch.tensor([7]), -math.inf)
+    def logits(self, states, before, cache):
+        return super().logits(states, before, cache).index_fill(1, torch.tensor([7]), -math.inf)
 
 
 def test_an_id_that_is_ruled_out_is_no_fault():
@@ -83,4 +79,4 @@ def test_a_folder_with_such_a_weight_is_refused_by_its_name(toy, tmp_path, value
 def test_pixels_that_are_no_numbers_are_no_pictures():
     pictures = PictureGenerator(small_generator(), tokenizer=Tokenizer("mean-colour", Blind(), None))
     with refusing("a pixel of picture 1 of 2 is not finite"):
-        pictures.pixels(torch.zeros(2, 8, 8, dtype=torch.int64))
+        pictures.pixels(torch.zeros(2, 8, 8, 1, dtype=torch.int64))

@@ -31,7 +31,7 @@ def toklip_register_models():
 MODEL = """
 import torch
 from toklip_core import load_tokenizer
-from toklip_core.drawing import Drawing, Guidance, Sampler
+from toklip_core.drawing import Drawing, Guidance, IdLevels, Sampler
 
 class State:
     def __init__(self, classes):
@@ -41,7 +41,7 @@ class State:
         self.classes = self.classes[:rows]
 
 class Ids:
-    codebook_size, grid, drawing = 300, (8, 8), Drawing(guidance=Guidance(1.0), top_k=1)
+    levels, grid, drawing = IdLevels((300,), (300,)), (8, 8), Drawing(guidance=Guidance(1.0), top_k=1)
 
     def __init__(self, device):
         self.device = device
@@ -52,13 +52,13 @@ class Ids:
     def prefill(self, condition, ids, *, guided, steps):
         classes = torch.cat([condition, condition * 0]) if guided else condition
         state = State(classes)
-        return self._logits(state), state
+        return classes, state
 
     def step(self, ids, state):
-        return self._logits(state)
+        return state.classes
 
-    def _logits(self, state):
-        return torch.nn.functional.one_hot(state.classes * 50, 300).float()
+    def logits(self, states, before, state):
+        return torch.nn.functional.one_hot(states * 50, 300).float()
 
 class Stripes:
     image_size, resize, classes = (32, 32), "crop", 5

@@ -24,7 +24,8 @@ def described(name):
     )
     config = GeneratorConfig(
         tokenizer={"name": "any"},
-        codebook_size=official["vocab_size"],
+        codebook_sizes=(official["vocab_size"],),
+        image_size=(8 * side, 8 * side),
         grid=(side, side),
         width=official["dim"],
         depth=official["n_layer"],

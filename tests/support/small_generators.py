@@ -2,7 +2,6 @@
 
 import torch
 from toklip_core.drawing import Drawing, Guidance, IdLevels, Sampler
-from toklip_core.model import EncoderConfig
 from toklip_core.tokenizer import TokenizerRecord
 from toklip_gen.generator import (
     ClassCondition,
@@ -16,7 +15,7 @@ from toklip_gen.generator import (
 from torch import nn
 
 from tests.support.mean_colour import SEVERAL, mean_colour, several
-from tests.support.small_models import TRUNK, small_toklip
+from tests.support.small_models import small_toklip
 
 FEATURES = ["ids", "codes", "concat"]
 #: One id per position, four that are independent, four that are residual, and one of 28 bits.
@@ -26,17 +25,15 @@ CLASSES, LENGTH, TEXT_WIDTH = 5, 6, 32
 GRID = (8, 8)
 
 
-def named(tokenizer):
+def named(vq):
     """Return a tokenizer of the tests."""
-    return mean_colour() if tokenizer == "mean-colour" else several(tokenizer)
+    return mean_colour() if vq == "mean-colour" else several(vq)
 
 
-def small_inputs(features="ids", tokenizer="mean-colour"):
+def small_inputs(features="ids", vq="mean-colour"):
     """What a small generator reads."""
-    vq = named(tokenizer)
-    encoder = EncoderConfig(codebook_dim=vq.codebook_dim, grid=GRID, trunk=TRUNK)
-    toklip = small_toklip(tokenizer=vq, encoder=encoder, **{} if tokenizer == "mean-colour" else {"tokenizer": vq})
-    return Inputs(features, tokenizer=vq, encoder=toklip.encoder)
+    toklip = small_toklip(tokenizer=named(vq))
+    return Inputs(features, tokenizer=toklip.tokenizer, encoder=toklip.encoder)
 
 
 def small_config(features="ids", condition="class", vq="mean-colour", **changes):

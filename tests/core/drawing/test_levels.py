@@ -56,5 +56,5 @@ def test_other_tokenizers_are_predicted_by_their_own_levels():
 
 
 def test_a_pyramid_of_ids_is_refused():
-    with pytest.raises(ValueError, match="has a pyramid of ids, .* no model can draw it id by id; name a tokenizer"):
+    with pytest.raises(ValueError, match=r"has a pyramid of ids, .* no model can draw it id by id; name a tokenizer"):
         IdLevels.of_embedding(PyramidEmbedding(torch.zeros(5, 2), (1, 2)))

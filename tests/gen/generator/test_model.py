@@ -1,4 +1,4 @@
-"""Laws of the generator: causality, cache, padding, rows of guidance, dropped conditions, compiling."""
+"""Laws of the generator: causality, levels, cache, padding, rows of guidance, dropped conditions, compiling."""
 
 import pytest
 import torch
@@ -9,63 +9,88 @@ from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import (
     FEATURES,
     LENGTH,
+    TOKENIZERS,
+    of_states,
     small_config,
     small_generator,
     small_inputs,
     some_condition,
     some_ids,
+    whole_pass,
 )
 from tests.support.small_models import small_toklip
 
 EXACT = {"rtol": 0, "atol": 0}
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("condition", ["class", "text"])
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
-def test_no_position_sees_ids_after_it(features, condition):
-    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
-    ids, other = some_ids(), some_ids()
-    other.flatten(1)[:, 20:] = some_ids(seed=1).flatten(1)[:, 20:]
-    first, second = (generator(inputs(x)[:, :-1], what) for x in (ids, other))
-    torch.testing.assert_close(first[:, :21], second[:, :21], rtol=1e-5, atol=1e-5)
+def test_no_position_sees_ids_after_it(features, condition, vq):
+    generator, inputs = small_generator(features, condition, vq), small_inputs(features, vq)
+    ids, other = some_ids(vq=vq), some_ids(vq=vq)
+    other.flatten(1, 2)[:, 20:] = some_ids(seed=1, vq=vq).flatten(1, 2)[:, 20:]
+    first, second = (whole_pass(generator, inputs(x)[:, :-1], x, some_condition(condition)) for x in (ids, other))
+    torch.testing.assert_close(first[:, :20], second[:, :20], rtol=1e-5, atol=1e-5)
+    first_level = generator.levels.sizes[0]  # levels after the first see those before, which are others at 20
+    torch.testing.assert_close(first[:, 20, :first_level], second[:, 20, :first_level], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(first[:, 21:], second[:, 21:])
 
 
+@pytest.mark.parametrize(("vq", "blocks"), [*((vq, None) for vq in TOKENIZERS[1:]), ("colour-bits", 1)])
+@torch.no_grad()
+def test_no_level_sees_a_later_one_and_residual_levels_see_those_before(vq, blocks):
+    generator = small_generator(vq=vq, **{} if blocks is None else {"level_blocks": blocks})
+    inputs, ids = small_inputs(vq=vq), some_ids(vq=vq)
+    read, levels = inputs(ids)[:, :-1], generator.levels.split(ids.flatten(1, 2))
+    before = generator(read, levels, some_condition())
+    for changed, size in enumerate(generator.levels.sizes):
+        other = levels.clone()
+        other[..., changed] = (levels[..., changed] + 1) % size
+        after = generator(read, other, some_condition())
+        same = [torch.allclose(one, two, rtol=1e-5, atol=1e-5) for one, two in zip(before, after, strict=True)]
+        sees = bool(blocks) or vq == "residual-greys"
+        assert same == [not (sees and level > changed) for level in range(len(same))]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("condition", ["class", "text"])
 @pytest.mark.parametrize("features", FEATURES)
 @pytest.mark.parametrize("known", [0, 5])
 @torch.no_grad()
-def test_steps_with_a_cache_give_the_logits_of_the_whole_pass(features, condition, known):
-    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
-    ids = some_ids()
-    flat = ids.flatten(1)
-    whole = generator(inputs(ids)[:, :-1], what)
+def test_steps_with_a_cache_give_the_logits_of_the_whole_pass(features, condition, known, vq):
+    generator, inputs = small_generator(features, condition, vq), small_inputs(features, vq)
+    what, ids = some_condition(condition), some_ids(vq=vq)
+    flat = ids.flatten(1, 2)
+    whole = whole_pass(generator, inputs(ids)[:, :-1], ids, what)
     read, stream = inputs.stream(flat[:, :known])
-    logits, cache = generator.prefill(read, what)
-    steps = [logits]
+    states, cache = generator.prefill(read, what)
+    steps = [of_states(generator, states, flat[:, known])]
     for i in range(known, flat.shape[1] - 1):
-        steps.append(generator.step(stream.step(flat[:, i]), cache))
+        steps.append(of_states(generator, generator.step(stream.step(flat[:, i]), cache), flat[:, i + 1]))
     torch.testing.assert_close(torch.stack(steps, dim=1), whole[:, known:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
-def test_a_stream_sees_what_the_whole_pass_sees(features):
-    inputs, ids = small_inputs(features), some_ids()
-    flat = ids.flatten(1)
+def test_a_stream_sees_what_the_whole_pass_sees(features, vq):
+    inputs, ids = small_inputs(features, vq), some_ids(vq=vq)
+    flat = ids.flatten(1, 2)
     read, stream = inputs.stream(flat[:, :7])
     steps = [stream.step(flat[:, i])[:, None] for i in range(7, flat.shape[1])]
     torch.testing.assert_close(torch.cat([read, *steps], dim=1), inputs(ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
-def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(features):
-    generator, inputs, what = small_generator(features, "text"), small_inputs(features), some_condition("text")
-    ids = some_ids().flatten(1)
+def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(features, vq):
+    generator, inputs = small_generator(features, "text", vq), small_inputs(features, vq)
+    what, ids = some_condition("text"), some_ids(vq=vq).flatten(1, 2)
     (read, stream), (_, twin) = inputs.stream(ids[:, :3]), inputs.stream(ids[:, :3])
     (_, cache), (_, static) = generator.prefill(read, what), generator.prefill(read, what)
 
@@ -92,11 +117,11 @@ def test_words_are_seen_alike_unless_their_keys_are_learned(keys, alike):
 @torch.no_grad()
 def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
     generator, inputs = small_generator("concat", "text", condition_keys="learned"), small_inputs("concat")
-    flat = some_ids().flatten(1)
+    flat = some_ids().flatten(1, 2)
     read, stream = inputs.stream(flat[:, :5])
     logits, cache = generator.prefill(read, some_condition("text"))
     after = generator.step(stream.step(flat[:, 5]), cache)
-    whole = generator(inputs(some_ids())[:, :-1], some_condition("text"))
+    whole = whole_pass(generator, inputs(some_ids())[:, :-1], some_ids(), some_condition("text"))
     torch.testing.assert_close(torch.stack([logits, after], dim=1), whole[:, 5:7], rtol=1e-4, atol=1e-4)
 
 
@@ -105,72 +130,77 @@ def test_padding_of_a_text_changes_nothing():
     generator, inputs = small_generator("ids", "text"), small_inputs()
     values, mask = some_condition("text")
     noise = torch.where(mask[:, :, None], values, torch.full_like(values, 7.0))
-    first, second = (generator(inputs(some_ids()), Condition(x, mask)) for x in (values, noise))
+    read, ids = inputs(some_ids())[:, :-1], some_ids()
+    first, second = (whole_pass(generator, read, ids, Condition(x, mask)) for x in (values, noise))
     torch.testing.assert_close(first, second, **EXACT)
-    assert not torch.allclose(generator(inputs(some_ids()), Condition(noise)), first)
+    assert not torch.allclose(whole_pass(generator, read, ids, Condition(noise)), first)
 
 
 @torch.no_grad()
 def test_two_rows_of_one_picture_are_two_pictures_with_the_same_ids():
-    generator, ids = small_generator(), some_ids().flatten(1)
+    generator, ids = small_generator(), some_ids().flatten(1, 2)
     both = Condition(torch.tensor([0, 1, 2, 5, 5, 5]))
     logits, cache = generator.prefill(ids[:, :4], both)
-    again, apart = generator.prefill(ids[:, :4].repeat(2, 1), both)
+    again, apart = generator.prefill(ids[:, :4].repeat(2, 1, 1), both)
     torch.testing.assert_close(logits, again)
-    torch.testing.assert_close(generator.step(ids[:, 4], cache), generator.step(ids[:, 4].repeat(2), apart))
+    torch.testing.assert_close(generator.step(ids[:, 4], cache), generator.step(ids[:, 4].repeat(2, 1), apart))
 
 
 @pytest.mark.parametrize("condition", ["class", "text"])
 @torch.no_grad()
 def test_a_dropped_condition_says_nothing_and_the_others_stay(condition):
-    generator, ids, what = small_generator("ids", condition), some_ids().flatten(1), some_condition(condition)
-    drop = torch.tensor([True, False, True])
-    logits = generator(ids, what, drop)
+    generator, ids, what = small_generator("ids", condition), some_ids(), some_condition(condition)
+    drop, read = torch.tensor([True, False, True]), small_inputs()(ids)[:, :-1]
+    logits = whole_pass(generator, read, ids, what, drop)
     other = what._replace(values=what.values.flip(0) if condition == "class" else what.values * 2)
-    torch.testing.assert_close(logits[drop], generator(ids, other, drop)[drop], **EXACT)
-    torch.testing.assert_close(logits[1], generator(ids, what)[1])
-    assert not torch.allclose(logits[drop], generator(ids, what)[drop])
+    torch.testing.assert_close(logits[drop], whole_pass(generator, read, ids, other, drop)[drop], **EXACT)
+    torch.testing.assert_close(logits[1], whole_pass(generator, read, ids, what)[1])
+    assert not torch.allclose(logits[drop], whole_pass(generator, read, ids, what)[drop])
 
 
 @torch.no_grad()
 def test_a_grid_that_is_no_square_knows_rows_from_columns():
     wide, tall = (small_generator(grid=grid) for grid in [(2, 8), (8, 2)])
-    ids = some_ids().flatten(1)[:, :15]
-    assert not torch.allclose(wide(ids, some_condition()), tall(ids, some_condition()))
+    ids = some_ids().flatten(1, 2)[:, :16]
+    assert not torch.allclose(*(whole_pass(one, ids[:, :-1], ids, some_condition()) for one in (wide, tall)))
 
 
 @torch.no_grad()
 def test_fewer_heads_of_keys_than_heads_agree_with_the_cache():
-    generator, ids = small_generator(kv_heads=2), some_ids().flatten(1)[:, :6]
+    generator, ids = small_generator(kv_heads=2), some_ids().flatten(1, 2)[:, :7]
     logits, cache = generator.prefill(ids[:, :5], some_condition())
-    whole = generator(ids, some_condition())
+    whole = whole_pass(generator, ids[:, :6], ids, some_condition())
     torch.testing.assert_close(torch.stack([logits, generator.step(ids[:, 5], cache)], 1), whole[:, 5:])
 
 
-def test_checkpointing_changes_no_gradient():
-    gradients = []
+@pytest.mark.parametrize("vq", ["mean-colour", "residual-greys"])
+def test_checkpointing_changes_no_gradient(vq):
+    gradients, ids = [], some_ids(vq=vq)
     for checkpointing in (False, True):
-        generator = small_generator("ids", "text").train()
+        generator = small_generator("ids", "text", vq).train()
         generator.grad_checkpointing = checkpointing
-        generator(some_ids().flatten(1), some_condition("text")).square().mean().backward()
+        read = ids.flatten(1, 2)[:, :-1]
+        whole_pass(generator, read, ids, some_condition("text")).square().mean().backward()
         gradients.append([x.grad for x in generator.parameters()])
     torch.testing.assert_close(*gradients)
 
 
 def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
-    generator, ids = small_generator(), some_ids().flatten(1)
+    generator, ids = small_generator(), some_ids().flatten(1, 2)
     _, cache = generator.prefill(ids, some_condition())
     with pytest.raises(ValueError, match="got 3 inputs for position 65 of a cache of 3 rows and 65 positions"):
         generator.step(ids[:, 0], cache)
-    with pytest.raises(ValueError, match=r"got inputs \(3, 65\); wanted \(B, n <= 64\), of features = 'ids'"):
-        generator(torch.zeros(3, 65, dtype=torch.int64), some_condition())
-    with pytest.raises(ValueError, match=r"got inputs \(3, 64\); wanted \(B, n <= 64, 33\), of features = 'concat'"):
-        small_generator("concat")(ids, some_condition())
+    with pytest.raises(ValueError, match=r"got inputs \(3, 65, 1\); wanted \(B, n <= 64, 1\), of features = 'ids'"):
+        generator(torch.zeros(3, 65, 1, dtype=torch.int64), ids, some_condition())
+    with pytest.raises(ValueError, match=r"got inputs \(3, 64, 1\); wanted \(B, n <= 64, 33\), of features = 'concat'"):
+        small_generator("concat")(ids, ids, some_condition())
+    with pytest.raises(ValueError, match=r"got levels \(3, 64, 1\) with inputs \(3, 64, 1\); wanted \(3, 65, 1\)"):
+        generator(ids, ids, some_condition())
     with pytest.raises(ValueError, match=r"got the condition \(2,\); wanted \(3\), a class a picture"):
-        generator(ids, some_condition(count=2))
+        generator(ids[:, :-1], ids, some_condition(count=2))
     with pytest.raises(ValueError, match=r"got the mask \(3, 5\); wanted \(3, 6\)"):
         what = some_condition("text")
-        small_generator("ids", "text")(ids, what._replace(mask=what.mask[:, 1:]))
+        small_generator("ids", "text")(ids[:, :-1], ids, what._replace(mask=what.mask[:, 1:]))
 
 
 def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
@@ -187,7 +217,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     counts = {}
     for name, (width, depth, heads) in SIZES.items():
         sizes = {"width": width, "depth": depth, "heads": heads}
-        many = {"codebook_size": 16384, "condition": ClassCondition(classes=1000)}
+        many = {"codebook_sizes": (16384,), "levels": None, "condition": ClassCondition(classes=1000)}
         config = small_config().model_copy(update=sizes | many)
         with torch.device("meta"):
             counts[name] = round(sum(x.numel() for x in Generator(config).parameters()) / 1e6)
@@ -199,6 +229,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     [
         ({"heads": 3}, r"width \(32\) over heads \(3\) must be a multiple of 4"),
         ({"kv_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
+        ({"levels": (299,)}, r"got levels of \(299,\) for codebooks of \(300,\); wanted one level for each id"),
         ({"feature_width": 3}, "feature_width goes with features = 'codes' or 'concat'"),
         ({"toklip": "some"}, "toklip goes with features = 'concat'"),
     ],

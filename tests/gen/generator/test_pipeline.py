@@ -113,14 +113,17 @@ def test_a_folder_of_another_format_is_refused(of_classes):
 
 
 def test_parts_that_do_not_belong_together_are_refused(toklip):
-    with pytest.raises(ValueError, match="the tokenizer has 300 codes, and the generator chooses from 301"):
-        PictureGenerator(small_generator(codebook_size=301), tokenizer=mean_colour())
+    with pytest.raises(ValueError, match=r"has codebooks of \(300,\), and the generator predicts .* of \(301,\);"):
+        PictureGenerator(small_generator(codebook_sizes=(301,), levels=None), tokenizer=mean_colour())
+    with pytest.raises(ValueError, match=r"a grid of \(4, 16\), and the tokenizer has one of \(8, 8\) for pictures of"):
+        PictureGenerator(small_generator(grid=(4, 16)), tokenizer=mean_colour())
     with pytest.raises(ValueError, match="the generator reads the TokLIP 'small'; got none"):
         PictureGenerator(small_generator("concat"), tokenizer=mean_colour())
     with pytest.raises(ValueError, match="inputs of width 34, and tokenizer and encoder give 33"):
         PictureGenerator(small_generator("concat", feature_width=34), tokenizer=mean_colour(), toklip=toklip)
     with pytest.raises(ValueError, match=r"draws a grid of \(4, 16\), and its encoder reads one of \(8, 8\)"):
-        PictureGenerator(small_generator("concat", grid=(4, 16)), tokenizer=mean_colour(), toklip=toklip)
+        wide = small_generator("concat", grid=(4, 16), image_size=(16, 64))
+        PictureGenerator(wide, tokenizer=mean_colour(), toklip=toklip)
 
 
 def test_an_unknown_name_has_its_nearest():
@@ -136,7 +139,7 @@ def test_a_folder_of_something_else_is_no_generator(tmp_path, toklip):
 def test_drawing_leaves_a_training_generator_in_training(of_classes):
     pictures = load_generator(of_classes)
     pictures.generator.train()
-    pictures.draw([1], seeds=[0], prefix=torch.zeros(1, 60, dtype=torch.int64))
+    pictures.draw([1], seeds=[0], prefix=torch.zeros(1, 60, 1, dtype=torch.int64))
     assert pictures.generator.training
 
 

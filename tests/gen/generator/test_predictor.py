@@ -1,4 +1,4 @@
-"""Laws of drawing with a generator: seeds, guidance, prefix, ranges; the same with packed weights and compiled."""
+"""Laws of drawing with a generator: seeds, levels, guidance, prefix, ranges; the same packed and compiled."""
 
 import math
 from functools import partial
@@ -10,25 +10,31 @@ from toklip_gen.generator import IdPredictor, PackedLinear, packed, predictor
 
 from tests.support.small_generators import (
     FEATURES,
+    TOKENIZERS,
     asked,
     sample,
     small_generator,
     small_inputs,
     some_condition,
     some_ids,
+    whole_pass,
 )
 
+#: Pairs of features and tokenizer, for laws that take long.
+PAIRS = [*((features, "mean-colour") for features in FEATURES), *zip(FEATURES, TOKENIZERS[1:], strict=True)]
 
-def drawn(features="ids", condition="class", count=3, seeds=(7, 8, 9), **options):
-    what = some_condition(condition, count)
-    return sample(small_generator(features, condition), small_inputs(features), what, seeds=seeds[:count], **options)
+
+def drawn(features="ids", condition="class", vq="mean-colour", seeds=(7, 8, 9), **options):
+    generator, inputs = small_generator(features, condition, vq), small_inputs(features, vq)
+    return sample(generator, inputs, some_condition(condition), seeds=seeds, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["class", "text"])
-@pytest.mark.parametrize("features", FEATURES)
-def test_a_batch_is_its_pictures_one_by_one(features, condition):
-    generator, inputs, what = small_generator(features, condition), small_inputs(features), some_condition(condition)
+@pytest.mark.parametrize(("features", "vq"), PAIRS)
+def test_a_batch_is_its_pictures_one_by_one(features, condition, vq):
+    generator, inputs = small_generator(features, condition, vq), small_inputs(features, vq)
+    what = some_condition(condition)
     batch = sample(generator, inputs, what, seeds=[7, 8, 9], guidance=2.0)
     for i in range(3):
         alone = what._make(None if x is None else x[i : i + 1] for x in what)
@@ -36,14 +42,17 @@ def test_a_batch_is_its_pictures_one_by_one(features, condition):
     assert not torch.equal(batch[0], batch[1])
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("features", FEATURES)
 @torch.no_grad()
-def test_the_likeliest_ids_are_those_of_the_whole_pass_with_guidance(features):
-    generator, inputs, what = small_generator(features), small_inputs(features), some_condition()
+def test_the_likeliest_ids_are_those_of_the_whole_pass_with_guidance(features, vq):
+    generator, inputs, what = small_generator(features, vq=vq), small_inputs(features, vq), some_condition()
     ids = sample(generator, inputs, what, seeds=[0, 0, 0], guidance=3.0, temperature=0)
-    read = inputs(ids)[:, :-1]
-    with_it, without = generator(read, what), generator(read, what, torch.ones(3, dtype=torch.bool))
-    assert torch.equal((without + 3 * (with_it - without)).argmax(-1), ids.flatten(1))
+    read, nothing = inputs(ids)[:, :-1], torch.ones(3, dtype=torch.bool)
+    with_it, without = whole_pass(generator, read, ids, what), whole_pass(generator, read, ids, what, nothing)
+    by_level = (without + 3 * (with_it - without)).split(generator.levels.sizes, dim=-1)
+    likeliest = torch.stack([logits.argmax(-1) for logits in by_level], dim=-1)
+    assert torch.equal(generator.levels.join(likeliest), ids.flatten(1, 2))
 
 
 def test_guidance_1_is_no_guidance():
@@ -66,26 +75,28 @@ def test_guidance_ends_and_the_ids_before_are_as_with_it():
     ids, always = drawn(guidance=Guidance(3.0, last=19)).flatten(1), drawn(guidance=3.0).flatten(1)
     assert torch.equal(ids[:, :20], always[:, :20])
     assert not torch.equal(ids, always)
-    tail = drawn(guidance=1.0, prefix=ids[:, :20]).flatten(1)
+    tail = drawn(guidance=1.0, prefix=ids[:, :20, None]).flatten(1)
     assert torch.equal(tail, ids)
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("known", [0, 1, 30, 64])
-def test_a_prefix_is_kept_to_the_last_id(known):
-    prefix = some_ids().flatten(1)[:, :known]
-    assert torch.equal(drawn("concat", prefix=prefix).flatten(1)[:, :known], prefix)
+def test_a_prefix_is_kept_to_the_last_id(known, vq):
+    prefix = some_ids(vq=vq).flatten(1, 2)[:, :known]
+    assert torch.equal(drawn("concat", vq=vq, prefix=prefix).flatten(1, 2)[:, :known], prefix)
 
 
-def test_a_picture_goes_on_from_its_own_beginning_as_it_did():
-    whole = drawn("concat")
-    assert torch.equal(drawn("concat", prefix=whole.flatten(1)[:, :25]), whole)
+@pytest.mark.parametrize("vq", TOKENIZERS)
+def test_a_picture_goes_on_from_its_own_beginning_as_it_did(vq):
+    whole = drawn("concat", vq=vq)
+    assert torch.equal(drawn("concat", vq=vq, prefix=whole.flatten(1, 2)[:, :25]), whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", FEATURES)
-def test_compiled_it_draws_the_same(features):
-    prefix = some_ids().flatten(1)[:, :58]
-    options = {"guidance": Guidance(2.0, last=61), "prefix": prefix, "top_k": 50, "top_p": 0.9}
+@pytest.mark.parametrize(("features", "vq"), PAIRS)
+def test_compiled_it_draws_the_same(features, vq):
+    prefix = some_ids(vq=vq).flatten(1, 2)[:, :58]
+    options = {"vq": vq, "guidance": Guidance(2.0, last=61), "prefix": prefix, "top_k": 8, "top_p": 0.9}
     eagerly = partial(torch.compile, backend="eager")
     assert torch.equal(drawn(features, compiler=eagerly, **options), drawn(features, **options))
     torch.compiler.reset()
@@ -102,7 +113,7 @@ def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condi
 
     generator, inputs = small_generator(features, condition), small_inputs(features)
     sampler = Sampler(IdPredictor(generator, inputs), compiler=partial(torch.compile, backend=counting))
-    prefix = some_ids().flatten(1)[:, :60]
+    prefix = some_ids().flatten(1, 2)[:, :60]
     for seeds, guidance in (((7, 8, 9), 2.0), ((1, 2, 3), Guidance(3.0, power=2.0))):
         what = some_condition(condition)
         options = {"seeds": seeds, "prefix": prefix}
@@ -112,30 +123,34 @@ def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condi
     torch.compiler.reset()
 
 
-def test_a_step_asks_the_tokenizer_for_nothing(monkeypatch):
-    """Some normalise their whole codebook whenever they are asked for codes."""
-    inputs = small_inputs("codes")
-    asked, embed = [], inputs.tokenizer.embed
-    monkeypatch.setattr(inputs.tokenizer, "embed", lambda ids: asked.append(len(ids)) or embed(ids))
-    sample(small_generator("codes"), inputs, some_condition(), seeds=[0, 1, 2])
-    assert asked == [300]
+@pytest.mark.parametrize("vq", TOKENIZERS)
+def test_a_step_asks_for_the_codes_of_its_own_ids_alone(vq):
+    inputs, asked = small_inputs("codes", vq), []
+    inputs.tokenizer.embedding.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].shape))
+    sample(small_generator("codes", vq=vq), inputs, some_condition(), seeds=[0, 1, 2])
+    levels = len(inputs.tokenizer.codebook_sizes)
+    assert asked == [(3, 0, levels), *[(3, levels)] * 63]
 
 
 def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
     monkeypatch.setattr(predictor, "packed", None)
-    drawn(prefix=some_ids().flatten(1)[:, :61])
+    drawn(prefix=some_ids().flatten(1, 2)[:, :61])
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_packed_weights_give_the_same_but_for_rounding(dtype):
-    generator = small_generator().to(dtype)
-    twin, ids = packed(generator), some_ids().flatten(1)
+def test_packed_weights_give_the_same_but_for_rounding(dtype, vq):
+    generator = small_generator(vq=vq).to(dtype)
+    twin, ids = packed(generator), some_ids(vq=vq).flatten(1, 2)
     assert any(isinstance(module, PackedLinear) for module in twin.modules())
     assert not any(isinstance(module, PackedLinear) for module in generator.modules())
     (_, cache), (_, other) = generator.prefill(ids[:, :4], some_condition()), twin.prefill(ids[:, :4], some_condition())
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.3}
-    torch.testing.assert_close(twin.step(ids[:, 4], other), generator.step(ids[:, 4], cache), **tolerance)
+    states = generator.step(ids[:, 4], cache)
+    torch.testing.assert_close(twin.step(ids[:, 4], other), states, **tolerance)
+    levels = generator.levels.split(ids[:, 5])[:, :-1]
+    torch.testing.assert_close(twin.logits(states, levels), generator.logits(states, levels), **tolerance)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +165,8 @@ def test_packed_weights_give_the_same_but_for_rounding(dtype):
         ({"top_p": 0.0}, r"got top_p = 0.0; wanted more than 0, up to 1 \(all\)"),
         ({"top_p": 1.1}, r"got top_p = 1.1"),
         ({"seeds": (1, 2)}, r"got 2 seeds for 3 pictures; wanted one for each"),
-        ({"prefix": torch.zeros(3, 65, dtype=torch.int64)}, r"got the prefix \(3, 65\); wanted \(3, n\), n from 0 to"),
-        ({"prefix": torch.full((3, 2), 300)}, r"the prefix has ids from 300 to 300; wanted 0 to 299"),
+        ({"prefix": torch.zeros(3, 65, 1, dtype=torch.int64)}, r"got the prefix \(3, 65, 1\); wanted \(3, n, 1\)"),
+        ({"prefix": torch.full((3, 2, 1), 300)}, r"the prefix has ids from 300 to 300; wanted 0 to 299"),
     ],
 )
 def test_values_out_of_range_are_refused_with_the_range(options, message):

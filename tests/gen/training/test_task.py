@@ -96,7 +96,7 @@ def test_forty_steps_lower_the_loss_and_the_result_draws(world, tmp_path, featur
     assert losses[-1] < 0.95 * losses[0]
     generator = load_generator(tmp_path / "run/model")
     ids = generator.draw([0, 2], seeds=[1, 2], drawing=Drawing(guidance=Guidance(2.0)))
-    assert ids.shape == (2, 8, 8) and generator.tokenizer.decode(ids).shape == (2, 3, SIZE, SIZE)
+    assert ids.shape == (2, 8, 8, 1) and generator.tokenizer.decode(ids).shape == (2, 3, SIZE, SIZE)
 
 
 def test_half_precision_trains_without_a_complaint(world, tmp_path):
@@ -129,7 +129,7 @@ def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
     networks = load_networks(ids)
     batches = [collate([GeneratorSamples(settings)[0, i] for i in range(3)]) for settings in (pixels, ids)]
     reads = [read_batch(batch, networks) for batch in batches]
-    assert torch.equal(reads[0].ids, reads[1].ids)
+    assert torch.equal(reads[0].levels, reads[1].levels)
     torch.testing.assert_close(reads[0].inputs, reads[1].inputs)
     torch.testing.assert_close(reads[0].condition.values, reads[1].condition.values)
 
@@ -166,7 +166,7 @@ def test_weights_of_the_tokenizer_come_along(world, tmp_path):
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"condition": {"kind": "class", "classes": 4}}, r": 3 classes \(such as class 0, class 1, class 2\), but"),
-    ({"image_size": 30}, "wants a multiple of 4"),
+    ({"image_size": 30}, "30 x 30"),
     ({"image_size": 64}, "has ids of 32 px"),
     ({"generator": {"features": "concat"}}, "read a TokLIP: set toklip"),
     ({"toklip": "x"}, "leave it out"),
@@ -248,8 +248,8 @@ def test_recipes_of_llamagen_have_the_published_sizes(size):
     settings = load_config(f"llamagen-{size}-ids", GeneratorTrainConfig, (), RECIPES)
     with torch.device("meta"):
         sizes = settings.generator.sizes._asdict()
-        shape = {"tokenizer": {"name": "x"}, "codebook_size": 16384, "grid": (16, 16), "condition": settings.condition}
-        model = Generator(GeneratorConfig(**shape, **sizes))
+        ids = {"tokenizer": {"name": "x"}, "codebook_sizes": (16384,), "image_size": (256, 256), "grid": (16, 16)}
+        model = Generator(GeneratorConfig(**ids, condition=settings.condition, **sizes))
     assert sum(weight.numel() for weight in model.parameters()) == pytest.approx(published, rel=1e-3)
 
 

@@ -78,7 +78,7 @@ class LevelTransformer(nn.Module):
         shape = x.shape
         positions = (x + self.pos_embed[: shape[-2]]).reshape(-1, *shape[-2:])
         read = []
-        for x in positions.split(_AT_ONCE):
+        for x in torch.split(positions, _AT_ONCE):
             for block in self.blocks:
                 x = block(x, is_causal=True)
             read.append(x)

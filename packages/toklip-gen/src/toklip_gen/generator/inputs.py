@@ -7,8 +7,8 @@
 Training uses whole pictures. Drawing uses a stream, in which the semantic encoder has its own cache and computes one
 position at a time.
 
-Shape letters: B pictures, h and w grid, N = h w, n positions so far, Q ids of a position, C codebook dim, D width of the
-encoder, F = C or C + D.
+Shape letters: B pictures, h and w grid, N = h w, n positions so far, Q ids of a position, C codebook dim, D width of
+the encoder, F = C or C + D.
 """
 
 from __future__ import annotations

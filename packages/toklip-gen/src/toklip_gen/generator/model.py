@@ -140,9 +140,9 @@ class Generator(nn.Module):
                 x = block(x, cos, sin, see)
         x = self.norm(x[:, self.config.condition.length - 1 :])
         if not isinstance(self.head, LevelTransformer):
-            return self.head(x).float().split(self.levels.sizes, dim=-1)  # type: ignore[no-any-return]
+            return self._by_level(self.head(x).float())
         if self.grad_checkpointing and self.training:
-            return checkpoint(self.head, x, levels, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(self.head, x, levels, use_reentrant=False)
         return self.head(x, levels)  # type: ignore[no-any-return]
 
     def dropped(self, condition: Condition, drop: Tensor) -> Condition:
@@ -228,10 +228,13 @@ class Generator(nn.Module):
         """
         if isinstance(self.head, LevelTransformer):
             return self.head.logits(states, before)
-        return states.split(self.levels.sizes, dim=-1)[before.shape[-1]]
+        return self._by_level(states)[before.shape[-1]]
+
+    def _by_level(self, logits: Tensor) -> tuple[Tensor, ...]:
+        return logits.split(self.levels.sizes, dim=-1)  # type: ignore[no-any-return, no-untyped-call]
 
     def _states(self, x: Tensor) -> Tensor:
-        """Return what :meth:`logits` reads: of a linear head its logits of all levels, or else the input of the head."""
+        """Return what :meth:`logits` reads: the logits of all levels, or the input of a transformer over them."""
         x = self.norm(x)
         return x if isinstance(self.head, LevelTransformer) else cast(Tensor, self.head(x)).float()
 

@@ -259,7 +259,7 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
 
 
 def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
-    """Return the cross entropy of the next ids, and the share that is predicted correctly; both are means over levels."""
+    """Return the cross entropy of the next ids and the share that is predicted correctly, means over the levels."""
     logits: tuple[Tensor, ...] = model(batch.inputs, batch.levels, batch.condition, batch.drop)
     pairs = list(zip(logits, batch.levels.unbind(-1), strict=True))
     losses = [F.cross_entropy(of_level.flatten(0, 1), wanted.flatten()) for of_level, wanted in pairs]
