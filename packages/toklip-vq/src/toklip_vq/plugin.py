@@ -15,22 +15,26 @@ if TYPE_CHECKING:
 
     from toklip_vq.training import VQTrainConfig
 
-#: Name -> size, file on the hub (repository/file), its bytes where they are known. Source: README of
+_README = "README of FoundationVision/LlamaGen"
+_VOKEN = "docs/IBQ.md of TencentARC/SEED-Voken"
+
+#: Name -> size, file on the hub (repository/file), its bytes where they are known, rFID. Source: README of
 #: FoundationVision/LlamaGen.
-_LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str, int | None]] = {
-    "llamagen-vq16-c2i": ("VQ-16", "FoundationVision/LlamaGen/vq_ds16_c2i.pt", None),
-    "llamagen-vq16-t2i": ("VQ-16", "peizesun/llamagen_t2i/vq_ds16_t2i.pt", 288_000_000),
-    "llamagen-vq8-c2i": ("VQ-8", "FoundationVision/LlamaGen/vq_ds8_c2i.pt", None),
+_LLAMAGEN: dict[str, tuple[Literal["VQ-16", "VQ-8"], str, int | None, str]] = {
+    "llamagen-vq16-c2i": ("VQ-16", "FoundationVision/LlamaGen/vq_ds16_c2i.pt", None, f"2.19 (ImageNet, {_README})"),
+    "llamagen-vq16-t2i": ("VQ-16", "peizesun/llamagen_t2i/vq_ds16_t2i.pt", 288_000_000, f"2.47 (ImageNet, {_VOKEN})"),
+    "llamagen-vq8-c2i": ("VQ-8", "FoundationVision/LlamaGen/vq_ds8_c2i.pt", None, f"0.59 (ImageNet, {_README})"),
 }
 
-#: Name -> codebook size, file on the hub. Source: docs/IBQ.md of TencentARC/SEED-Voken.
-_IBQ: dict[str, tuple[int, str]] = {
-    "ibq-1024": (1024, "TencentARC/IBQ-Tokenizer-1024/imagenet256_1024.ckpt"),
-    "ibq-8192": (8192, "TencentARC/IBQ-Tokenizer-8192/imagenet256_8192.ckpt"),
-    "ibq-16384": (16384, "TencentARC/IBQ-Tokenizer-16384/imagenet256_16384.ckpt"),
-    "ibq-262144": (262144, "TencentARC/IBQ-Tokenizer-262144/imagenet256_262144.ckpt"),
-    "ibq-16384-pretrain": (16384, "TencentARC/IBQ-Tokenizer-16384-Pretrain/IBQ_pretrain_16384.ckpt"),
-    "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt"),
+#: Name -> codebook size, file on the hub, rFID on ImageNet of the averaged weights. Source: docs/IBQ.md of
+#: TencentARC/SEED-Voken.
+_IBQ: dict[str, tuple[int, str, str]] = {
+    "ibq-1024": (1024, "TencentARC/IBQ-Tokenizer-1024/imagenet256_1024.ckpt", "2.24"),
+    "ibq-8192": (8192, "TencentARC/IBQ-Tokenizer-8192/imagenet256_8192.ckpt", "1.87"),
+    "ibq-16384": (16384, "TencentARC/IBQ-Tokenizer-16384/imagenet256_16384.ckpt", "1.37"),
+    "ibq-262144": (262144, "TencentARC/IBQ-Tokenizer-262144/imagenet256_262144.ckpt", "1.00"),
+    "ibq-16384-pretrain": (16384, "TencentARC/IBQ-Tokenizer-16384-Pretrain/IBQ_pretrain_16384.ckpt", "2.06"),
+    "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt", "1.53"),
 }
 
 #: Name -> patch side, picture side, file on the hub, its bytes where known, rFID. Source: README of NVlabs/QLIP.
@@ -127,8 +131,11 @@ def _published(source: str) -> Path:
     return hub_file(f"{owner}/{name}", filename)
 
 
-def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str, file_size: int | None) -> TokenizerSpec:
+def _llamagen_spec(
+    name: str, size: Literal["VQ-16", "VQ-8"], source: str, file_size: int | None, rfid: str
+) -> TokenizerSpec:
     task = "class" if name.endswith("c2i") else "text"
+    side = 256 // int(size.removeprefix("VQ-"))
     return TokenizerSpec(
         name=name,
         factory=_llamagen(size, source),
@@ -136,10 +143,13 @@ def _llamagen_spec(name: str, size: Literal["VQ-16", "VQ-8"], source: str, file_
         source=source,
         licence="MIT",
         size=file_size,
+        codebook_sizes=(16384,),
+        grid=(side, side),
+        rfid=rfid,
     )
 
 
-def _ibq_spec(name: str, size: int, source: str, *, averaged: bool) -> TokenizerSpec:
+def _ibq_spec(name: str, size: int, source: str, rfid: str, *, averaged: bool) -> TokenizerSpec:
     data = "200M pictures" if name.endswith("pretrain") else "ImageNet"
     return TokenizerSpec(
         name=name if averaged else f"{name}-raw",
@@ -147,6 +157,9 @@ def _ibq_spec(name: str, size: int, source: str, *, averaged: bool) -> Tokenizer
         summary=f"IBQ, {size} codes, trained on {data}; {'averaged' if averaged else 'raw'} weights.",
         source=source,
         licence="Apache-2.0 (the code)",
+        codebook_sizes=(size,),
+        grid=(16, 16),
+        rfid=f"{rfid} (ImageNet, {_VOKEN})" if averaged else "",
     )
 
 
@@ -184,11 +197,13 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
             licence="Apache-2.0",
             size=(_TINY / "model.safetensors").stat().st_size,
+            codebook_sizes=(1024,),
+            grid=(32, 32),
         ),
         *(_llamagen_spec(name, *described) for name, described in _LLAMAGEN.items()),
         *(
-            _ibq_spec(name, size, source, averaged=averaged)
-            for name, (size, source) in _IBQ.items()
+            _ibq_spec(name, *described, averaged=averaged)
+            for name, described in _IBQ.items()
             for averaged in (True, False)
         ),
         *(_qlip_spec(name, *described) for name, described in _QLIP.items()),
@@ -199,6 +214,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             image_size=512,
             source=_CHAMELEON,
             licence="Chameleon Research License, for noncommercial research only",
+            codebook_sizes=(8192,),
+            grid=(32, 32),
         ),
         TokenizerSpec(
             name="emu3-vision",
@@ -207,6 +224,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             image_size=512,
             source=_EMU3,
             licence="Apache-2.0",
+            codebook_sizes=(32768,),
+            grid=(64, 64),
         ),
         TokenizerSpec(
             name="janus-vq16",
@@ -216,6 +235,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             source=_JANUS,
             licence="DeepSeek Model License",
             size=4_000_000_000,  # of the whole model, as its page rounds it
+            codebook_sizes=(16384,),
+            grid=(24, 24),
         ),
         TokenizerSpec(
             name="unitok",

@@ -25,7 +25,7 @@ from toklip_core.pictures import grid_by_factor
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
-from toklip_vq.nearest import Metric, nearest_rows
+from toklip_vq.nearest import Metric, nearest_rows, unit_rows
 from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.towers import Decoder, Encoder
 
@@ -173,7 +173,8 @@ class Codebook(nn.Module):
 
     def quantizer(self) -> TableQuantizer:
         """Return the frozen form, whose table shares the memory of the codes unless the metric is cosine."""
-        return TableQuantizer(TableEmbedding([self.rows()]), self.metric)
+        rows = unit_rows(self.weight.detach()) if self.metric == "cosine" else self.weight
+        return TableQuantizer(TableEmbedding([rows]), self.metric)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
