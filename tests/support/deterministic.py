@@ -46,3 +46,16 @@ def deterministic(name: str, shape: tuple[int, ...]) -> Tensor:
 def constants(golden: str) -> dict[str, Tensor]:
     """An official state dict in which each tensor has one value, its own: shows where it ends up, and costs no time."""
     return {name: torch.tensor(zlib.crc32(name.encode()) / 2**32).expand(shape) for name, shape in keys(golden).items()}
+
+
+def small_weights(golden: str) -> dict[str, Tensor]:
+    """The state dict of a small official model under the rule, from goldens/NAME.json.
+
+    Entries that are one tensor have the values of the same name. Entries that the rule leaves alone are left out.
+    """
+    described = json.loads((GOLDENS / f"{golden}.json").read_text())
+    return {
+        name: deterministic(described.get("tied", {}).get(name, name), tuple(shape))
+        for name, shape in described["keys"].items()
+        if name not in described["left_as_built"]
+    }

@@ -21,7 +21,12 @@ TRAINED = "vqgan"
 SHIPPED = [name for name, spec in registry().tokenizers.items() if not spec.source and name != TRAINED]
 
 #: They meet the laws in tests of their own, at a small size: at full size that takes minutes.
-SMALL = {"qlip-b-16-256", "qlip-b-8-256", "qlip-l-14-392", "unitok"}
+SMALL = {
+    *("qlip-b-16-256", "qlip-b-8-256", "qlip-l-14-392"),
+    "unitok",
+    *("vila-u-256", "vila-u-384"),
+    *("tokenflow-clipb", "tokenflow-siglip"),
+}
 
 #: Tokenizer -> another one of its design, whose file has the same layout.
 TWINS = {

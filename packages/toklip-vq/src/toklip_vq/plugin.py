@@ -50,6 +50,27 @@ _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 _UNITOK = "FoundationVision/unitok_tokenizer/unitok_tokenizer.pth"
 
+#: Picture side -> bytes of the weights of the hub's vila-u-7b-SIDE, where they are known, and published rFID.
+_VILA_U: dict[int, tuple[int | None, str]] = {
+    256: (
+        2_712_592_654,
+        "1.80, ImageNet (UniTok's README); the published weights give 6.40 (mit-han-lab/vila-u, issue 22)",
+    ),
+    384: (None, ""),
+}
+
+#: Variant -> picture side, scales, file on the hub, bytes of its weights, published rFID.
+_TOKENFLOW: dict[Literal["clipb", "siglip"], tuple[int, tuple[int, ...], str, int, str]] = {
+    "clipb": (256, (1, 2, 4, 6, 8, 10, 12, 14, 16), "tokenflow_clipb_32k_enhanced.pt", 1_506_802_860, ""),
+    "siglip": (
+        384,
+        (*range(1, 11), 12, 14, 17, 22, 27),
+        "tokenflow_siglip_32k.pt",
+        2_216_564_164,
+        "0.63, ImageNet (arXiv 2412.03069, abstract)",
+    ),
+}
+
 
 #: Trained by the recipe scenes-tiny. It ships with the package, so that everything works without a network.
 _TINY = Path(__file__).parent / "models" / "llamagen-tiny"
@@ -118,10 +139,30 @@ def _qlip(patch_size: int, image_size: int, source: str) -> Callable[[Weights | 
         return load_qlip(_published(source) if weights is None else weights, patch_size, image_size)
 
     return factory
+
+
 def _unitok(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_unitok
 
     return load_unitok(_published(_UNITOK) if weights is None else weights)
+
+
+def _vila_u(side: int, source: str) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
+        from toklip_vq.published import VILA_U_CONFIGS, load_vila_u
+
+        return load_vila_u(_published(source) if weights is None else weights, VILA_U_CONFIGS[side])
+
+    return factory
+
+
+def _tokenflow(variant: Literal["clipb", "siglip"], source: str) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
+        from toklip_vq.published import TOKENFLOW_CONFIGS, load_tokenflow
+
+        return load_tokenflow(_published(source) if weights is None else weights, TOKENFLOW_CONFIGS[variant])
+
+    return factory
 
 
 def _published(source: str) -> Path:
@@ -179,6 +220,44 @@ def _qlip_spec(
         grid=(side, side),
         fixed_size=True,
         rfid=f"{rfid} (ImageNet, README of NVlabs/QLIP)",
+    )
+
+
+def _vila_u_spec(side: int, file_size: int | None, rfid: str) -> TokenizerSpec:
+    source = f"mit-han-lab/vila-u-7b-{side}/vision_tower/model.safetensors"
+    levels, grid, doubt = (4, 16, "") if side == 256 else (16, 27, "; its sizes are not verified")
+    return TokenizerSpec(
+        name=f"vila-u-{side}",
+        factory=_vila_u(side, source),
+        summary=f"VILA-U's tokenizer, {levels} residual ids of 16384 per position{doubt}; needs "
+        "toklip-vq[transformers].",
+        image_size=side,
+        source=source,
+        licence="MIT",
+        size=file_size,
+        codebook_sizes=(16384,) * levels,
+        grid=(grid, grid),
+        fixed_size=True,
+        rfid=rfid,
+    )
+
+
+def _tokenflow_spec(variant: Literal["clipb", "siglip"]) -> TokenizerSpec:
+    side, scales, file, file_size, rfid = _TOKENFLOW[variant]
+    source = f"ByteFlow-AI/TokenFlow/{file}"
+    needs = "; needs toklip-vq[transformers]" if variant == "siglip" else ""
+    return TokenizerSpec(
+        name=f"tokenflow-{variant}",
+        factory=_tokenflow(variant, source),
+        summary=f"TokenFlow on {'SigLIP' if needs else 'CLIP'}, 32768 codes on a pyramid of {len(scales)} maps{needs}.",
+        image_size=side,
+        source=source,
+        licence="MIT (the weights; Apache-2.0 the code)",
+        size=file_size,
+        codebook_sizes=(32768,),
+        grid=(1, sum(scale**2 for scale in scales)),
+        fixed_size=True,
+        rfid=rfid,
     )
 
 
@@ -248,6 +327,8 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             grid=(16, 16),
             rfid="0.41 (ImageNet, README of FoundationVision/UniTok)",
         ),
+        *(_vila_u_spec(side, *described) for side, described in _VILA_U.items()),
+        *(_tokenflow_spec(variant) for variant in _TOKENFLOW),
     ]
 
 

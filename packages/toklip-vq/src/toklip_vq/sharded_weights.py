@@ -40,26 +40,27 @@ class TokenizerTensors:
         return self.prefix + name in self.tensors
 
 
-def read_tokenizer_tensors(weights: Weights, prefixes: Iterable[str]) -> TokenizerTensors:
+def read_tokenizer_tensors(weights: Weights, prefixes: Iterable[str], marker: str = _MARKER) -> TokenizerTensors:
     """Read the tensors of a tokenizer.
 
     Args:
         weights: a weights file (safetensors, or a torch file, of which a ``state_dict`` inside is used), a folder of
             the hub with one weights file, or with shards and an index, or tensors by the names of such a file.
         prefixes: candidates for the tokenizer's prefix; the first one with a codebook below it is used.
+        marker: name of the codebook after the prefix.
 
     Raises:
         FileNotFoundError: no such file or folder, no weights in it, or a shard is missing.
         ValueError: no prefix has a codebook below it, or a file is damaged or refused.
     """
     if isinstance(weights, Mapping):
-        prefix = _prefix(weights, weights, prefixes)
+        prefix = _prefix(weights, weights, prefixes, marker)
         named = {name: tensor for name, tensor in weights.items() if plain_name(name).startswith(prefix)}
         return TokenizerTensors(prefix, read_weights(named))
     file = _file_of(weights)
     shards = _shards(file)
     names = shards or dict.fromkeys(_names(file), file)
-    prefix = _prefix(weights, names, prefixes)
+    prefix = _prefix(weights, names, prefixes, marker)
     by_file: dict[Path, list[str]] = {}
     for name, shard in names.items():
         if plain_name(name).startswith(prefix):
@@ -93,13 +94,13 @@ def _shards(file: Path) -> dict[str, Path]:
     return {name: file.parent / shard for name, shard in shards.items()}
 
 
-def _prefix(weights: Weights, names: Iterable[str], prefixes: Iterable[str]) -> str:
+def _prefix(weights: Weights, names: Iterable[str], prefixes: Iterable[str], marker: str) -> str:
     known, wanted = set(map(plain_name, names)), list(prefixes)
     for prefix in wanted:
-        if prefix + _MARKER in known:
+        if prefix + marker in known:
             return prefix
     like = one_line(", ".join(sorted(known)[:2]), longest=120) or "nothing: it is empty"
-    missing = " or ".join(prefix + _MARKER for prefix in wanted)
+    missing = " or ".join(prefix + marker for prefix in wanted)
     raise ValueError(f"{source_name(weights)!r} has no {missing}; its names are like {like}")
 
 

@@ -18,9 +18,23 @@ from .qlip import (
     load_qlip as load_qlip,
     qlip_name as qlip_name,
 )
+from .siglip import SiglipSizes as SiglipSizes
+from .tokenflow import (
+    TOKENFLOW_CONFIGS as TOKENFLOW_CONFIGS,
+    ClipSizes as ClipSizes,
+    TokenFlowConfig as TokenFlowConfig,
+    load_tokenflow as load_tokenflow,
+    tokenflow_name as tokenflow_name,
+)
 from .unitok import (
     UniTok as UniTok,
     UniTokConfig as UniTokConfig,
     load_unitok as load_unitok,
     unitok_name as unitok_name,
+)
+from .vila_u import (
+    VILA_U_CONFIGS as VILA_U_CONFIGS,
+    VilaUConfig as VilaUConfig,
+    load_vila_u as load_vila_u,
+    vila_u_name as vila_u_name,
 )
