@@ -27,6 +27,14 @@ from toklip_core.tokenizer import TokenizerRecord
 
 from benchmarks._race import Options, Row, race
 
+#: Tokenizer -> codebook size of each level, and side of the grid of a picture of 256 px.
+STORES = {
+    "VQ-16": ((2**14,), 16),
+    "VQ-8": ((2**14,), 32),
+    "IBQ-262144": ((2**18,), 16),
+    "UniTok": ((2**12,) * 8, 16),
+    "QLIP-B-16": ((2**28,), 16),
+}
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "examples" / "photographs" / "astronaut.jpg"
 
 
@@ -36,9 +44,9 @@ def rows(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for side in (256, 512, 1024):
             yield reading_row(side, Path(folder, f"{side}.tar"), options)
-        for name, codebook_size, side in (("VQ-16", 2**14, 16), ("VQ-8", 2**14, 32), ("IBQ-262144", 2**18, 16)):
-            yield from store_rows(name, codebook_size, side, Path(folder, name), options)
-        yield from store_rows("VQ-16", 2**14, 16, Path(folder, "teacher"), options, width=1152)
+        for name, (codebook_sizes, side) in STORES.items():
+            yield from store_rows(name, codebook_sizes, side, Path(folder, name), options)
+        yield from store_rows("VQ-16", (2**14,), 16, Path(folder, "teacher"), options, width=1152)
 
 
 def reading_row(side: int, path: Path, options: Options) -> Row:
@@ -71,15 +79,15 @@ def reading_row(side: int, path: Path, options: Options) -> Row:
 
 
 def store_rows(
-    name: str, codebook_size: int, side: int, path: Path, options: Options, width: int = 0
+    name: str, codebook_sizes: tuple[int, ...], side: int, path: Path, options: Options, width: int = 0
 ) -> Iterator[Row]:
     """Write a part of random ids, and of a teacher's features if it has a width; read it in order and at random."""
     count = 50 if options.quick else 10_000
     teacher = FeatureInfo(model="teacher", weights_checksum="", width=width) if width else None
     info = StoreInfo(
         tokenizer=TokenizerRecord(name=name.lower()),
-        codebook_size=codebook_size,
-        downsample_factor=256 // side,
+        codebook_sizes=codebook_sizes,
+        grid=(side, side),
         image_size=256,
         resize="crop",
         dtype="float32",
@@ -87,7 +95,7 @@ def store_rows(
     )
     writer = PartWriter(path, info)
     keys = [f"{number // 1000:05d}.tar/{number:09d}.jpg" for number in range(count)]
-    ids = torch.randint(0, codebook_size, (count, side, side))
+    ids = torch.stack([torch.randint(0, size, (count, side, side)) for size in codebook_sizes], dim=-1)
     teachers = F.normalize(torch.randn(count, width), dim=-1)
     writer.add(keys, ids, [None] * count, {"teacher": teachers} if width else {})
     writer.flush()
@@ -100,7 +108,7 @@ def store_rows(
             np.save(path / f"{row}.{kind}.npy", numbers[row].numpy())
     theirs = sum((path / f"0.{kind}.npy").stat().st_size for kind in kinds)
     # What compression can make of the features' random numbers is not known.
-    least = None if width else side**2 * math.log2(codebook_size) / 8
+    least = None if width else side**2 * sum(map(math.log2, codebook_sizes)) / 8
     yield Row(f"{what}, a picture", "bytes", size, theirs, ".npy, int64 and float32", least)
 
     store = TokenStore(path)

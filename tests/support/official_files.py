@@ -12,9 +12,9 @@ from toklip_core.model import TokLIP, official_name
 
 
 def official_state(model: TokLIP) -> dict[str, torch.Tensor]:
-    """A model's tensors by the official names; those of its tokenizer are among them."""
+    """A model's tensors by the official names; those of its tokenizer, mean-colour, are among them."""
     state = {official_name(name): tensor for name, tensor in model.state_dict().items()}
-    return state | {f"visual.trunk.vq.{name}": tensor for name, tensor in model.tokenizer.module.state_dict().items()}
+    return state | {"visual.trunk.vq.levels": model.tokenizer.embedding.rows()}
 
 
 def write_official(path: Path, model: TokLIP, *, without: Iterable[str] = (), **more: Any) -> Path:

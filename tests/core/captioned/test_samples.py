@@ -28,8 +28,8 @@ from tests.core.conftest import picture
 
 INFO = StoreInfo(
     tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
-    codebook_size=300,
-    downsample_factor=4,
+    codebook_sizes=(300,),
+    grid=(8, 8),
     image_size=32,
     resize="crop",
     dtype="float32",
@@ -116,7 +116,7 @@ def stored(path, counts=(7, 4), captions=lambda n: f"caption {n}", **changes):
     writer = PartWriter(path, info)
     for seed, count in enumerate(counts):
         draw = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, 300, (count, 8, 8), generator=draw)
+        ids = torch.randint(0, 300, (count, 8, 8, 1), generator=draw)
         features = {"teacher": torch.randn(count, 6, generator=draw)} if info.teacher else {}
         numbers = range(sum(counts[:seed]), sum(counts[: seed + 1]))
         writer.add([str(n) for n in numbers], ids, [captions(n) for n in numbers], features)
@@ -301,9 +301,10 @@ def test_a_store_gives_ids_captions_and_the_teachers_features(tmp_path):
     data = samples({"kind": "store", "store": stored(tmp_path, teacher=TEACHER)})
     batch = collate([data[4, index] for index in (0, 10)])
     assert set(batch) == {"ids", "teacher", "captions"} and batch["captions"] == ["caption 0", "caption 10"]
-    assert batch["ids"].shape == (2, 8, 8) and batch["ids"].dtype == torch.int64
+    assert batch["ids"].shape == (2, 8, 8, 1) and batch["ids"].dtype == torch.int64
     assert batch["teacher"].shape == (2, 6) and batch["teacher"].dtype == torch.float32
-    assert torch.equal(batch["ids"][1], torch.randint(0, 300, (4, 8, 8), generator=torch.Generator().manual_seed(1))[3])
+    drawn = torch.randint(0, 300, (4, 8, 8, 1), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(batch["ids"][1], drawn[3])
     assert data.stored.teacher == TEACHER and samples({"kind": "scenes", "count": 1}).stored is None
 
 

@@ -31,7 +31,7 @@ def saved(toy, tmp_path):
 def official(tmp_path):
     """A file of the official layout, its config, and the tokenizer of its texts."""
     tensors = {official_name(name): tensor for name, tensor in small_toklip().state_dict().items()}
-    tensors |= {f"visual.trunk.vq.{name}": tensor for name, tensor in MeanColour().state_dict().items()}
+    tensors["visual.trunk.vq.levels"] = MeanColour().levels
     torch.save({"state_dict": {f"module.{name}": x for name, x in tensors.items()}, "epoch": 3}, tmp_path / "small.pt")
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, **toklip_config().model_dump(mode="json")}))
     (tmp_path / "words.json").write_text(words())

@@ -15,8 +15,16 @@ from skimage.metrics import structural_similarity
 from toklip_core import plugins
 from toklip_core.cli import cli
 from toklip_core.config import Compute
-from toklip_core.evaluation import codebook_use, evaluate_reconstruction, load_fid, load_lpips, perceptual
-from toklip_core.pictures import open_picture, to_pixels
+from toklip_core.embeddings import ScalarEmbedding
+from toklip_core.evaluation import (
+    IdCounts,
+    codebook_use,
+    evaluate_reconstruction,
+    load_fid,
+    load_lpips,
+    perceptual,
+)
+from toklip_core.pictures import grid_by_factor, open_picture, to_pixels
 from toklip_core.plugins import TokenizerSpec
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
@@ -26,6 +34,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.models import squeezenet1_1
 
+from tests.support.mean_colour import several
 from tests.support.refusals import last_error
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
@@ -35,21 +44,21 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 class Greys(nn.Module):
     """A tokenizer with one grey value a pixel: exact on grey pictures if it has all 256 levels."""
 
-    codebook_dim = 1
-    downsample_factor = 1
+    factor = 1
 
     def __init__(self, levels: int = 256) -> None:
         super().__init__()
-        self.codebook_size = levels
+        self.embedding = ScalarEmbedding((levels,))
+
+    def grid(self, height, width):
+        return grid_by_factor(height, width, self.factor)
 
     def encode(self, pixels):
-        return ((pixels.mean(1) + 1) / 2 * (self.codebook_size - 1)).round().long()
-
-    def embed(self, ids):
-        return ids[..., None] / (self.codebook_size - 1) * 2 - 1
+        most = self.embedding.codebook_sizes[0] - 1
+        return ((pixels.mean(1) + 1) / 2 * most).round().long()[..., None]
 
     def decode(self, ids):
-        return self.embed(ids).movedim(-1, 1).expand(-1, 3, -1, -1)
+        return self.embedding(ids).movedim(-1, 1).expand(-1, 3, -1, -1)
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +124,10 @@ def test_values_beyond_the_range_are_clipped_as_a_file_would():
 
 
 def test_rows_used_evenly_have_a_perplexity_of_their_number():
-    assert tuple(map(float, codebook_use(torch.full((300,), 7)))) == (1.0, pytest.approx(300, rel=1e-12))
-    assert tuple(map(float, codebook_use(torch.tensor([0, 5, 5, 0])))) == (0.5, pytest.approx(2, rel=1e-12))
-    assert tuple(map(float, codebook_use(torch.tensor([0, 9])))) == (0.5, 1.0)
+    assert tuple(map(float, codebook_use(torch.full((300,), 7), 300))) == (1.0, pytest.approx(300, rel=1e-12))
+    assert tuple(map(float, codebook_use(torch.tensor([0, 5, 5, 0]), 4))) == (0.5, pytest.approx(2, rel=1e-12))
+    assert tuple(map(float, codebook_use(torch.tensor([5, 5]), 4))) == (0.5, pytest.approx(2, rel=1e-12))
+    assert tuple(map(float, codebook_use(torch.tensor([0, 9]), 2))) == (0.5, 1.0)
 
 
 def test_usage_and_perplexity_are_those_of_all_ids():
@@ -125,9 +135,38 @@ def test_usage_and_perplexity_are_those_of_all_ids():
     report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
     ids = tokenizer.encode(torch.stack(given))
     p = ids.flatten().bincount().double() / ids.numel()
-    assert report.codebook_usage == len(ids.unique()) / 300
-    assert report.perplexity == pytest.approx(math.exp(torch.special.entr(p).sum()))
-    assert report.protocol["codebook"] == f"{5 * 24 * 40} ids counted, 300 rows"
+    assert report.codebook_usage == (len(ids.unique()) / 300,)
+    assert report.perplexity == pytest.approx([math.exp(torch.special.entr(p).sum())])
+    assert report.bits_per_picture == pytest.approx(24 * 40 * math.log2(300))
+    assert report.protocol["codebook"] == f"{5 * 24 * 40} positions counted, 300 codes"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("quarter-greys", 300 * 16 * 5 * 2), ("colour-bits", 2**28)])
+def test_usage_and_perplexity_are_those_of_each_level(name, bits):
+    tokenizer, given = several(name), pictures(height=32, width=32)
+    report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
+    ids = tokenizer.encode(torch.stack(given)).flatten(0, 2)
+    for level, size in enumerate(tokenizer.codebook_sizes):
+        counts = ids[:, level].unique(return_counts=True)[1]
+        assert report.codebook_usage[level] == len(counts) / size
+        p = counts.double() / len(ids)
+        assert report.perplexity[level] == pytest.approx(math.exp(torch.special.entr(p).sum()))
+    assert report.bits_per_picture == pytest.approx(64 * math.log2(bits))
+    sizes = " + ".join(map(str, tokenizer.codebook_sizes))
+    assert report.protocol["codebook"] == f"{5 * 64} positions counted, {sizes} codes"
+
+
+@pytest.mark.parametrize("batch", [1, 300])
+def test_ids_that_are_counted_in_any_portions_give_the_same(monkeypatch, batch):
+    """Also where they are sorted among those before many times."""
+    monkeypatch.setattr("toklip_core.evaluation.codebook._WAITING", 7)
+    ids = torch.stack([torch.randint(0, size, (300,)) ** 2 % size for size in (50, 2**28)], dim=-1)
+    counts = IdCounts((50, 2**28))
+    for portion in ids.split(batch):
+        counts.add(portion)
+    for level, (use, size) in enumerate(zip(counts.use(), (50, 2**28), strict=True)):
+        expected = codebook_use(ids[:, level].unique(return_counts=True)[1], size)
+        assert use.used == expected.used and torch.allclose(use.perplexity, expected.perplexity)
 
 
 def test_absent_networks_are_named_with_the_file_to_fetch_and_its_place(hub):
@@ -299,7 +338,10 @@ def test_the_command_prints_figures_and_protocol_and_names_what_it_could_not_rea
     given = [to_pixels(open_picture(folder / f"{i}.png"), 48) for i in range(3)]
     expected = evaluate_reconstruction(Greys(levels=7), given)
     assert {name: report[name] for name in ("psnr", "ssim", "codebook_usage", "perplexity")} == {
-        name: getattr(expected, name) for name in ("psnr", "ssim", "codebook_usage", "perplexity")
+        "psnr": expected.psnr,
+        "ssim": expected.ssim,
+        "codebook_usage": list(expected.codebook_usage),
+        "perplexity": list(expected.perplexity),
     }
     assert [line.split(":")[0].endswith("photographs/broken.jpg") for line in report["unreadable"]] == [True]
     protocol = report["protocol"]
@@ -354,9 +396,11 @@ def test_what_cannot_be_measured_is_said_in_one_line(greys, arguments, line):
 
 
 def test_a_size_that_does_not_fit_the_tokenizer_is_refused(greys, monkeypatch):
-    monkeypatch.setattr(Greys, "downsample_factor", 16)
+    monkeypatch.setattr(Greys, "factor", 16)
     result = reconstruction(SCENES, "--size", 40)
-    assert result.stderr == "Error: got size 40; greys needs a multiple of 16\n"
+    assert result.stderr == (
+        "Error: got a picture of 40 x 40; its sides must be multiples of 16: crop or resize it\n"
+    )
 
 
 def test_a_folder_without_a_readable_picture_is_refused(greys, tmp_path):

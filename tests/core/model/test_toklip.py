@@ -88,7 +88,7 @@ def test_the_ways_into_a_model_agree():
     with torch.no_grad():
         given = to_pixels(image, SIZE, "crop")[None]
         seen = model(given)
-        assert seen.ids.shape == (1, 8, 8) and seen.codes.shape == (1, 8, 8, 1) and seen.tokens.shape == (1, 64, 32)
+        assert seen.ids.shape == (1, 8, 8, 1) and seen.codes.shape == (1, 8, 8, 1) and seen.tokens.shape == (1, 64, 32)
         for one, other in zip(model.encode_ids(seen.ids), seen, strict=True):
             assert torch.equal(one, other)
         for one, other in zip(model.encode_pictures([image]), seen, strict=True):
@@ -143,7 +143,7 @@ def test_the_tokenizer_follows_the_pictures_to_their_device():
     assert model.tokenizer.module.levels.device.type == "cpu"
     assert model(pixels().to("meta")).pooled.device.type == "meta"
     model = small_toklip().to("meta")
-    assert model.encode_ids(torch.zeros(1, 8, 8, dtype=torch.int64, device="meta")).tokens.device.type == "meta"
+    assert model.encode_ids(torch.zeros(1, 8, 8, 1, dtype=torch.int64, device="meta")).tokens.device.type == "meta"
 
 
 def test_gradients_reach_every_weight_of_both_towers():
@@ -233,7 +233,7 @@ def test_the_tokenizers_own_weights_travel_with_the_model(tmp_path, kind):
 def test_another_tokenizer_than_the_one_it_was_trained_with_is_refused(folder):
     record = mean_colour().record.model_dump()
     edit_config(folder, tokenizer=record)
-    assert TokLIP.from_pretrained(folder).tokenizer.codebook_size == LEVELS
+    assert TokLIP.from_pretrained(folder).tokenizer.codebook_sizes == (LEVELS,)
     edit_config(folder, tokenizer=record | {"checksum": weights_checksum(MeanColour(gamma=0.5))})
     with pytest.raises(ValueError, match=r"model was made with the tokenizer 'mean-colour' \(sha256 \w{16}\), and "):
         TokLIP.from_pretrained(folder)

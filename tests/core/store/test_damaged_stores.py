@@ -23,14 +23,14 @@ from tests.support.small_models import SIZE, small_toklip
 MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
 INFO = StoreInfo(
     tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
-    codebook_size=300,
-    downsample_factor=4,
+    codebook_sizes=(300,),
+    grid=(4, 4),
     image_size=16,
     resize="crop",
     dtype="float32",
     augment="ten-crop",
     pooled=MODEL,
-    tokens=MODEL.model_copy(update={"width": 4}),
+    tokens=MODEL.model_copy(update={"width": 4, "count": 16}),
     teacher=MODEL,
 )
 NAME = "part-00000-000001.parquet"
@@ -46,10 +46,10 @@ def write(path, keys="abcdefg"):
     shapes = {"pooled": (count, 6), "tokens": (count, 16, 4), "teacher": (count, 6)}
     writer.add(
         [f"{key}.jpg" for key in keys],
-        torch.randint(0, 300, (count, 4, 4), generator=draw),
+        torch.randint(0, 300, (count, 4, 4, 1), generator=draw),
         [f"picture {key}" if number % 2 else None for number, key in enumerate(keys)],
         {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()},
-        torch.randint(0, 300, (count, VIEWS, 4, 4), generator=draw),
+        torch.randint(0, 300, (count, VIEWS, 4, 4, 1), generator=draw),
     )
     writer.flush()
     return max(path.glob("part-*"))
@@ -106,7 +106,7 @@ def test_any_byte_written_over_and_any_cut_give_the_right_rows_or_one_line(tmp_p
 def test_a_damaged_page_is_named_with_the_rows_of_its_group(tmp_path):
     """The second group of 2,500 rows is named, whoever reads it; the others are read as they are."""
     writer = PartWriter(tmp_path, INFO.model_copy(update=dict.fromkeys(("augment", "pooled", "tokens", "teacher"))))
-    ids = torch.randint(0, 300, (2500, 4, 4), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 300, (2500, 4, 4, 1), generator=torch.Generator().manual_seed(0))
     writer.add([str(number) for number in range(2500)], ids, [None] * 2500)
     writer.flush()
     part = tmp_path / NAME
@@ -307,8 +307,8 @@ def test_metadata_that_are_not_a_stores_are_one_line(tmp_path, raw):
     [
         ({"tokenizer": "x"}, "tokenizer: Input should be"),
         ({"tokenizer": {"name": None}}, "tokenizer.name: Input should be a valid string"),
-        ({"codebook_size": -5}, "codebook_size: Input should be greater than 0"),
-        ({"codebook_size": 2**70}, "codebook_size: Input should be less than or equal to 9223372036854775808"),
+        ({"codebook_sizes": [-5]}, "codebook_sizes.0: Input should be greater than 0"),
+        ({"codebook_sizes": [2**70]}, "codebook_sizes.0: Input should be less than or equal to 9223372036854775808"),
         ({"image_size": 1.5}, "image_size: Input should be a valid integer"),
         ({"resize": "x" * 5000}, "resize: Input should be 'crop' or 'squash'"),
         ({"teacher": []}, "teacher: Input should be"),

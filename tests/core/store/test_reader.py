@@ -19,19 +19,19 @@ from tests.support.encoding import encode_with
 
 INFO = StoreInfo(
     tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
-    codebook_size=300,
-    downsample_factor=4,
+    codebook_sizes=(300,),
+    grid=(4, 4),
     image_size=16,
     resize="crop",
     dtype="float32",
 )
 MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
-FEATURES = {"pooled": MODEL, "tokens": MODEL.model_copy(update={"width": 4}), "teacher": MODEL}
+FEATURES = {"pooled": MODEL, "tokens": MODEL.model_copy(update={"width": 4, "count": 16}), "teacher": MODEL}
 
 
 def rows_of(count, seed=0):
-    """Keys, ids (count, 4, 4), captions of which every other is absent."""
-    ids = torch.randint(0, 300, (count, 4, 4), generator=torch.Generator().manual_seed(seed))
+    """Keys, ids (count, 4, 4, 1), captions of which every other is absent."""
+    ids = torch.randint(0, 300, (count, 4, 4, 1), generator=torch.Generator().manual_seed(seed))
     return [f"{seed}/{n}.jpg" for n in range(count)], ids, [f"picture {n}" if n % 2 else None for n in range(count)]
 
 
@@ -183,8 +183,8 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
     assert written == {
         "format": 2,
         "tokenizer": {"name": "mean-colour", "checksum": "0" * 64},
-        "codebook_size": 300,
-        "downsample_factor": 4,
+        "codebook_sizes": [300],
+        "grid": [4, 4],
         "image_size": 16,
         "resize": "crop",
         "dtype": "float32",
@@ -195,7 +195,7 @@ def test_a_store_without_features_says_nothing_of_them(tmp_path):
 
 @pytest.mark.slow
 def test_a_group_of_large_features_is_small_enough_to_read_for_one_row(tmp_path):
-    tokens = MODEL.model_copy(update={"width": 18_750})
+    tokens = MODEL.model_copy(update={"width": 18_750, "count": 16})
     writer = PartWriter(tmp_path, INFO.model_copy(update={"tokens": tokens}))
     writer.add(*rows_of(80), {"tokens": torch.zeros(80, 16, 18_750)})
     assert writer.nbytes > 80 * 16 * 18_750 * 2
@@ -224,21 +224,22 @@ def test_features_of_another_width_are_damage(tmp_path):
     ("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (65536, "uint16"), (65537, "uint32"), (1, "uint8")]
 )
 def test_ids_take_the_smallest_type_that_holds_them(tmp_path, codebook_size, dtype):
-    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_size": codebook_size, "image_size": 8}))
-    writer.add(["a"], torch.tensor([[[0, 0], [0, codebook_size - 1]]]), [None])
+    ids = torch.tensor([[0, 0], [0, codebook_size - 1]])
+    writer = PartWriter(tmp_path, INFO.model_copy(update={"codebook_sizes": (codebook_size,), "grid": (2, 2)}))
+    writer.add(["a"], ids[None, ..., None], [None])
     writer.flush()
     part = pq.read_table(next(tmp_path.glob("part-*")))
     assert str(part.schema.field("ids").type.value_type) == dtype
-    assert TokenStore(tmp_path)[0].ids.tolist() == [[0, 0], [0, codebook_size - 1]]
+    assert torch.equal(TokenStore(tmp_path)[0].ids, ids[..., None])
 
 
 @pytest.mark.parametrize("width", [0, 64])
 def test_fourteen_bits_of_an_id_take_fourteen_on_disk(tmp_path, width):
     teacher = MODEL.model_copy(update={"width": width}) if width else None
     writer = PartWriter(
-        tmp_path, INFO.model_copy(update={"codebook_size": 2**14, "image_size": 64, "teacher": teacher})
+        tmp_path, INFO.model_copy(update={"codebook_sizes": (2**14,), "grid": (16, 16), "teacher": teacher})
     )
-    ids = torch.randint(0, 2**14, (2000, 16, 16), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 2**14, (2000, 16, 16, 1), generator=torch.Generator().manual_seed(0))
     features = {"teacher": torch.zeros(2000, width)} if width else {}
     writer.add([f"{n}.jpg" for n in range(2000)], ids, [None] * 2000, features)
     writer.flush()
@@ -352,8 +353,8 @@ def test_a_store_of_a_later_format_is_refused(tmp_path):
 
 def test_ids_outside_of_the_codebook_or_the_grid_are_damage(tmp_path):
     wrong = {
-        "a": (torch.full((1, 4, 4), 300), "300 is in 'ids', but ids are from 0 to 299"),
-        "b": (torch.zeros(1, 2, 8), "its grid is 2 x 8, but one of 16 px is 4 x 4"),
+        "a": (torch.full((1, 4, 4, 1), 300), "300 is in 'ids', but ids are from 0 to 299"),
+        "b": (torch.zeros(1, 2, 8, 1), "its grid is 2 x 8, but one of 16 px is 4 x 4"),
     }
     for key, (ids, reason) in wrong.items():
         writer = PartWriter(tmp_path / key, INFO)

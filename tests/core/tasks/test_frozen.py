@@ -122,7 +122,8 @@ def test_a_store_has_no_tokens_of_the_teacher(tmp_path: Path, world: Path):
 
 def test_a_size_that_the_tokenizer_cannot_take_is_refused(tmp_path: Path, world: Path):
     settings = config(world, pictures(world), image_size=30)
-    refused(settings, tmp_path / "run", r"got image_size 30; 'mean-colour' wants a multiple of 4")
+    line = "image_size does not fit 'mean-colour': got a picture of 30 x 30; its sides must be multiples of 4"
+    refused(settings, tmp_path / "run", line)
 
 
 def test_as_many_tokens_are_wanted_as_the_teacher_has(tmp_path: Path, world: Path):

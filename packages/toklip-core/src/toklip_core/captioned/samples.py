@@ -38,7 +38,7 @@ class CaptionSample(TypedDict, total=False):
 
     #: (3, S, S), uint8; see :func:`toklip_core.pictures.normalized`.
     pixels: Tensor
-    #: (h, w), int64.
+    #: (h, w, Q), int64.
     ids: Tensor
     #: (E,), float32, of unit norm up to the rounding of float16.
     teacher: Tensor
@@ -55,7 +55,7 @@ class Batch(TypedDict, total=False):
 
 
 def collate(samples: Sequence[CaptionSample]) -> Batch:
-    """Return a batch of pixels (B, 3, S, S) uint8, ids (B, h, w), teacher (B, E) and a list of B captions.
+    """Return a batch of pixels (B, 3, S, S) uint8, ids (B, h, w, Q), teacher (B, E) and a list of B captions.
 
     Pixels stay bytes, a quarter of the size of floats, until ``normalized`` converts them on the device.
     """

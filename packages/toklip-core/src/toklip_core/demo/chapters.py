@@ -64,7 +64,7 @@ from toklip_core import load_tokenizer
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 
 tokenizer = load_tokenizer("llamagen-tiny")
-ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # (1, 32, 32)
+ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # (1, 32, 32, 1)
 to_picture(tokenizer.decode(ids)[0]).save("photograph-again.png")
 """,
         pictures=(
@@ -87,7 +87,7 @@ to_picture(tokenizer.decode(ids)[0]).save("photograph-again.png")
         python=f"""\
 from toklip_core.store import TokenStore
 
-ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8): the ids shown above
+ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8, 1): the ids shown above
 to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
 """,
         pictures=(
@@ -188,7 +188,7 @@ print(processor.decode(mllm.generate(**batch, max_new_tokens=8)[0], skip_special
 from toklip_gen import load_generator
 
 generator = load_generator("toklip-gen-tiny")
-text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1)  # the same ids
+text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1, 2)  # the same ids
 drawn = generator.draw([text], seeds=[5], prefix=upper)
 to_picture(generator.pixels(drawn)[0]).save("continued-again.png")
 """,

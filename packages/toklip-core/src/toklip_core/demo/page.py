@@ -88,7 +88,7 @@ def page_of(chapters: Sequence[ChapterOnPage], folder: Path, *, seconds: float) 
 
 def cells_of_scene(folder: Path) -> list[list[Cell]]:
     """Return the ids of the scene, row by row."""
-    ids = TokenStore(folder / STORE)[ROW].ids
+    ids = TokenStore(folder / STORE)[ROW].ids[..., 0]
     with Image.open(folder / f"decoded/{SCENE}.png") as picture:
         colours = picture.convert("RGB").resize((ids.shape[1], ids.shape[0]), Image.Resampling.BOX)
     return [

@@ -11,6 +11,7 @@ from .classes import (
 )
 from .codebook import (
     CodebookUse as CodebookUse,
+    IdCounts as IdCounts,
     codebook_use as codebook_use,
 )
 from .explain import (

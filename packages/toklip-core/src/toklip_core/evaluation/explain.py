@@ -6,7 +6,7 @@ or right of it in its row.
 
 Source: the idea of pooling each token alone is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
 
-Shape letters: h and w grid, X texts, E joint space.
+Shape letters: h and w grid of the code map, X texts, E joint space.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def explain_picture(
         each = F.normalize(model.encoder.pool_each(encoded.tokens)[0].float(), dim=-1)
         pooled = F.normalize(encoded.pooled[0].float(), dim=-1)
         refuse_not_finite(each[None], "a token's feature")
-    values = (wanted @ each.T).unflatten(1, tuple(encoded.ids.shape[1:])).cpu()  # type: ignore[no-untyped-call]
+    values = (wanted @ each.T).unflatten(1, tuple(encoded.codes.shape[1:3])).cpu()  # type: ignore[no-untyped-call]
     if relative:
         values = values - values.mean(0)
     return Explanation(

@@ -1,15 +1,15 @@
-"""Evaluation of a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, and the use of the codebook.
+"""Evaluation of a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, bits per picture, and the use of codebooks.
 
 The figures come from torchmetrics (extra ``toklip-core[evaluate]``). LPIPS and rFID need networks, see
 :mod:`toklip_core.evaluation.perceptual`. A report has the figures and their protocol.
 
-Shape letters: B batch, H and W picture sides, K codebook size.
+Shape letters: B batch, H and W picture sides, h and w grid, Q levels, K codebook size of a level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
-from toklip_core.evaluation.codebook import codebook_use
+from toklip_core.evaluation.codebook import IdCounts
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
 from toklip_core.pictures import (
     InputFile,
@@ -66,10 +66,12 @@ class ReconstructionReport:
     lpips: float | None
     #: Fréchet distance of Inception features between the pictures and their reconstructions; None if left out.
     rfid: float | None
-    #: Share of the codebook's rows that occur, in (0, 1].
-    codebook_usage: float
-    #: exp(entropy) of the frequencies of the rows, in [1, K].
-    perplexity: float
+    #: Bits in the ids of a picture: h w times the sum of log2(K) over the levels.
+    bits_per_picture: float
+    #: Share of the codes that occur, in (0, 1], for each level.
+    codebook_usage: tuple[float, ...]
+    #: exp(entropy) of the frequencies of the codes, in [1, K], for each level.
+    perplexity: tuple[float, ...]
     #: Missing figure -> reason, and how to get it.
     left_out: dict[str, str]
     #: Protocol of the measurement.
@@ -92,8 +94,9 @@ class ReconstructionReport:
             "SSIM": f"{self.ssim:.4f}",
             "LPIPS": f"left out: {self.left_out.get('lpips')}" if self.lpips is None else f"{self.lpips:.4f}",
             "rFID": f"left out: {self.left_out.get('rfid')}" if self.rfid is None else f"{self.rfid:.3f}",
-            "codebook usage": f"{self.codebook_usage:.2%}",
-            "perplexity": f"{self.perplexity:.1f}",
+            "bits a picture": f"{self.bits_per_picture:,.0f}",
+            "codebook usage": ", ".join(f"{usage:.2%}" for usage in self.codebook_usage),
+            "perplexity": ", ".join(f"{perplexity:.1f}" for perplexity in self.perplexity),
         }
         lines = [f"{name:<16}{text}" for name, text in figures.items()]
         lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in self.protocol.items())]
@@ -121,7 +124,7 @@ def evaluate_tokenizer(
         name: name of the tokenizer.
         inputs: files, folders, globs, tars, scenes; see :func:`toklip_core.pictures.find_pictures`.
         weights: file or folder to load instead of the published or shipped weights.
-        image_size: side of the pictures; None: the side that the tokenizer was trained at.
+        image_size: side of the pictures, one that the tokenizer takes; None: the side that it was trained at.
         resize: way to make a picture square.
         lpips: backbone of LPIPS.
         compute: device, number of pictures at a time, and dtype of the tokenizer's towers.
@@ -139,8 +142,7 @@ def evaluate_tokenizer(
     sources = find_pictures(inputs, max_pixels=compute.max_pixels)
     read = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
     tokenizer = load_tokenizer(name, weights)
-    if size % tokenizer.downsample_factor:
-        raise ValueError(f"got size {size}; {name} needs a multiple of {tokenizer.downsample_factor}")
+    tokenizer.grid(size, size)  # which refuses a size before the pictures are read
     named = {"tokenizer": name, "weights": f"sha256 {tokenizer.checksum}"}
     tokenizer.to(compute.device, compute.torch_dtype)
     computed = {"computed": f"in {compute.dtype} on {compute.device}", "size": f"{size} x {size}"}
@@ -177,13 +179,15 @@ def evaluate_reconstruction(
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     perceptual: PerceptualFigures | None = None
-    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-    seen, psnr, ssim = 0, 0.0, 0.0
+    sizes = tokenizer.embedding.codebook_sizes
+    counts = IdCounts(sizes)
+    places, seen, psnr, ssim = 0, 0, 0.0, 0.0
     for batch in _batches(pictures, compute.batch_size):
         refuse_pixels(batch)
         perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), compute.device)
         ids = tokenizer.encode(batch.to(compute.device))
-        counts += torch.bincount(ids.flatten().cpu(), minlength=len(counts))
+        counts.add(ids)
+        places = ids[0, ..., 0].numel()
         inputs, outputs = to_levels(batch.to(compute.device)), to_levels(tokenizer.decode(ids))
         # One by one, which is faster on a CPU, and independent of the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
@@ -193,16 +197,17 @@ def evaluate_reconstruction(
         seen += len(batch)
     if perceptual is None:
         raise ValueError("got no picture to evaluate; name at least one that can be read")
-    use = codebook_use(counts)
+    use = counts.use()
     return ReconstructionReport(
         psnr=psnr / seen,
         ssim=ssim / seen,
         lpips=perceptual.lpips(),
         rfid=perceptual.rfid(),
-        codebook_usage=use.used.item(),
-        perplexity=use.perplexity.item(),
+        bits_per_picture=places * sum(map(math.log2, sizes)),
+        codebook_usage=tuple(level.used.item() for level in use),
+        perplexity=tuple(level.perplexity.item() for level in use),
         left_out=perceptual.left_out,
-        protocol=_protocol(seen, counts) | perceptual.protocol,
+        protocol=_protocol(seen, places, sizes) | perceptual.protocol,
     )
 
 
@@ -234,7 +239,7 @@ def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
         yield torch.stack(waiting)
 
 
-def _protocol(pictures: int, counts: Tensor) -> dict[str, str | int]:
+def _protocol(pictures: int, places: int, sizes: Sequence[int]) -> dict[str, str | int]:
     return {
         "pictures": pictures,
         "values": "pictures and reconstructions rounded to 8 bits, RGB, data range 1",
@@ -242,6 +247,6 @@ def _protocol(pictures: int, counts: Tensor) -> dict[str, str | int]:
         "ssim": f"mean over pictures, Gaussian window {_SSIM_WINDOW} x {_SSIM_WINDOW} of sigma 1.5, "
         "borders mirrored, k1 0.01, k2 0.03",
         "rfid": "between the reference set and its reconstructions",
-        "codebook": f"{counts.sum()} ids counted, {len(counts)} rows",
+        "codebook": f"{pictures * places} positions counted, {' + '.join(map(str, sizes))} codes",
         "software": ", ".join(f"{name} {version(name)}" for name in ("torchmetrics", "torch-fidelity", "torch")),
     }

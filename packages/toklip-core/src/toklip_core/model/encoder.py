@@ -38,12 +38,12 @@ _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 class EncoderConfig(Config):
-    """The sizes of the semantic encoder: the grid of ids, the width of codes, and its transformer (trunk)."""
+    """The sizes of the semantic encoder: the grid of codes, the width of codes, and its transformer (trunk)."""
 
     codebook_dim: int = Field(
         gt=0, le=LARGEST_WIDTH, description="Codebook dimension C of the tokenizer, the width of a code."
     )
-    grid: tuple[_Side, _Side] = Field(description="Rows and columns of ids that the position embedding is sized for.")
+    grid: tuple[_Side, _Side] = Field(description="Rows and columns of codes that the position embedding is sized for.")
     trunk: TrunkConfig = Field(description="Sizes of the transformer.")
     causal: bool = Field(
         default=True,
@@ -242,7 +242,7 @@ def encoder_from_tower(
         vision: tower of SigLIP, SigLIP2 or CLIP, from timm or open_clip; see
             :func:`toklip_core.model.described_tower`.
         codebook_dim: codebook dim C of the tokenizer.
-        grid: rows and columns of ids.
+        grid: rows and columns of codes.
         causal: whether the encoder is causal; the tower itself is not.
 
     Raises:

@@ -1,11 +1,11 @@
 """TokLIP: from pictures to ids, codes, semantic tokens and one pooled vector in the space of texts.
 
-    pixels --tokenizer--> ids --tokenizer--> codes --encoder--> tokens, pooled        texts --text--> features
+    pixels --tokenizer--> ids --its code map--> codes --encoder--> tokens, pooled        texts --text--> features
 
 The VQ tokenizer is passed beside the model: it is frozen, and neither ``train()``, nor DDP, nor a checkpoint of the
 model touches it. ``to()`` neither: it follows the pictures that it is given to their device, and keeps its precision.
 
-Shape letters: B batch, S picture side, h and w grid, N = h w, C codebook dim, D model width, T texts, E joint space.
+Shape letters: B batch, S picture side, h and w grid, Q levels, C codebook dim, D model width, T texts, E joint space.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _NO_TEXT = {r"text\..+": "the text tower was not asked for"}
 class Encoding(NamedTuple):
     """Ids, codes, tokens and pooled vectors of B pictures."""
 
-    #: (B, h, w), int64, ids of the VQ tokenizer.
+    #: (B, h, w, Q), int64, ids of the VQ tokenizer.
     ids: Tensor
-    #: (B, h, w, C), rows of its codebook.
+    #: (B, h', w', C), its code map; the grid is that of the ids, except for a tokenizer whose ids form a pyramid.
     codes: Tensor
-    #: (B, N, D), in raster order; token i depends on ids 0 to i alone.
+    #: (B, N, D), N = h' w', in raster order; token i depends on codes 0 to i alone.
     tokens: Tensor
     #: (B, E), not normalised.
     pooled: Tensor
@@ -83,7 +83,7 @@ class TokLIP(nn.Module):
     >>> model = TokLIP.from_pretrained("toklip-tiny")
     >>> encoded = model.encode_pictures([Image.fromarray(scene(0).pixels)])
     >>> encoded.ids.shape, encoded.tokens.shape
-    (torch.Size([1, 8, 8]), torch.Size([1, 64, 128]))
+    (torch.Size([1, 8, 8, 1]), torch.Size([1, 64, 128]))
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class TokLIP(nn.Module):
         return self.encode_ids(self.tokenizer.to(pixels.device).encode(pixels))
 
     def encode_ids(self, ids: Tensor) -> Encoding:
-        """Return the encoding of ids (B, h, w), such as those of a token store; ValueError if a token is not finite."""
-        codes = self.tokenizer.to(ids.device).embed(ids)
+        """Return the encoding of ids (B, h, w, Q), such as those of a store; ValueError if a token is not finite."""
+        codes = self.tokenizer.to(ids.device).code_map(ids)
         encoded = Encoding(ids, codes, *self.encoder(codes))
         if not self.training:  # in training the losses are checked instead
             refuse_not_finite(encoded.pooled, "the model's feature")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,11 +30,11 @@ from toklip_core.weights import weights_checksum
 class Rows(NamedTuple):
     """Columns of B pictures."""
 
-    #: (B, h, w).
+    #: (B, h, w, Q).
     ids: Tensor
     #: Column -> features, for the columns of features in the store.
     features: dict[str, Tensor]
-    #: (B, VIEWS, h, w), if the store has them.
+    #: (B, VIEWS, h, w, Q), if the store has them.
     crops: Tensor | None
 
 
@@ -124,12 +125,13 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
     else:
         vq = _of_model(toklip, settings)
         image_size, resize = toklip.config.image_size, toklip.config.resize
+    size = vq.image_size if image_size is None else image_size
     info = StoreInfo(
         # What the store does not hold, it does not name.
         tokenizer=vq.record.model_copy(update={"file": None}),
-        codebook_size=vq.codebook_size,
-        downsample_factor=vq.downsample_factor,
-        image_size=_size(vq, image_size),
+        codebook_sizes=vq.codebook_sizes,
+        grid=vq.grid(size, size),
+        image_size=size,
         # The teacher sees what the ids show.
         resize=resize or (clip.config.resize if clip is not None else "crop"),
         dtype=dtype,
@@ -140,7 +142,8 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
         pooled = FeatureInfo(model=_name(model), weights_checksum=checksum, width=_joint_width(trunk))
         info = info.model_copy(update={"pooled": pooled})
         if settings.tokens:
-            info = info.model_copy(update={"tokens": pooled.model_copy(update={"width": trunk.width})})
+            of_tokens = {"width": trunk.width, "count": math.prod(toklip.config.encoder.grid)}
+            info = info.model_copy(update={"tokens": pooled.model_copy(update=of_tokens)})
     if clip is not None:
         width = _joint_width(clip.config.vision.trunk)
         of_teacher = FeatureInfo(model=_name(teacher), weights_checksum=weights_checksum(clip), width=width)
@@ -163,15 +166,6 @@ def _of_model(model: TokLIP, settings: EncodeSettings) -> Tokenizer:
             has = f"{own[name]!r}" if own[name] else "those of its tokenizer"
             raise ValueError(f"got the {name} {str(value)!r}, but the model has {has}; leave out --{name}")
     return model.tokenizer
-
-
-def _size(tokenizer: Tokenizer, image_size: int | None) -> int:
-    size = tokenizer.image_size if image_size is None else image_size
-    factor = tokenizer.downsample_factor
-    if size <= 0 or size % factor:
-        near = max(1, size // factor) * factor
-        raise ValueError(f"got the size {size}; {tokenizer.name!r} wants a multiple of {factor}, such as {near}")
-    return size
 
 
 def _name(model: nn.Module | Path | str | None) -> str:

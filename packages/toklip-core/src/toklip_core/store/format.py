@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from toklip_core.config import Config
 from toklip_core.files import parse_json
@@ -29,11 +29,11 @@ CHECKSUMS_KEY = b"toklip.crc32"
 #: Version of the layout, in the metadata of every part; a reader refuses other versions.
 FORMAT: Final = 2
 
-#: Columns of every part.
-COLUMNS = ("key", "ids", "height", "width", "caption")
-
 #: Columns of features; the fields with these names in :class:`StoreInfo` describe them.
 FEATURES = ("pooled", "tokens", "teacher")
+
+#: Column with the ids of a picture; see :meth:`StoreInfo.level_columns` for several levels.
+IDS = "ids"
 
 #: Column with the ids of further views of a picture, see :mod:`toklip_core.pictures.ten_crop`.
 CROPS = "crops"
@@ -54,6 +54,7 @@ class FeatureInfo(Config):
     model: str = Field(description="Name of the model, or of its folder.")
     weights_checksum: str = Field(description="SHA-256 of the model's weights.")
     width: int = Field(gt=0, description="Width of a feature; for the column `tokens`, of one token.")
+    count: int = Field(default=1, gt=0, description="Number of features per picture; for `tokens`, that of tokens.")
 
 
 class StoreInfo(Config):
@@ -61,8 +62,10 @@ class StoreInfo(Config):
 
     format: Literal[2] = Field(default=FORMAT, description="Version of the store format.")
     tokenizer: TokenizerRecord = Field(description="VQ tokenizer that made the ids.")
-    codebook_size: int = Field(gt=0, le=2**63, description="Codebook size K; ids lie in [0, K).")
-    downsample_factor: int = Field(gt=0, description="Downsampling factor f; one id covers f x f pixels.")
+    codebook_sizes: tuple[Annotated[int, Field(gt=0, le=2**63)], ...] = Field(
+        min_length=1, description="Codebook size K of each level; ids of a level lie in [0, K)."
+    )
+    grid: tuple[PositiveInt, PositiveInt] = Field(description="Rows and columns of the ids of a picture.")
     image_size: int = Field(gt=0, description="Side of the square that was encoded, in pixels.")
     resize: Literal["crop", "squash"] = Field(
         description="How pictures were made square: crop took the centre, squash ignored the aspect ratio."
@@ -88,9 +91,21 @@ class StoreInfo(Config):
         return {name: info for name in FEATURES if (info := getattr(self, name)) is not None}
 
     @property
-    def ids_dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned integer type that holds every id."""
-        return np.min_scalar_type(self.codebook_size - 1)
+    def columns(self) -> tuple[str, ...]:
+        """Columns of every part, without those of features and crops."""
+        return ("key", *self.level_columns(IDS), "height", "width", "caption")
+
+    def level_columns(self, name: str) -> dict[str, np.dtype[Any]]:
+        """Return the column of each level's ids, with the smallest unsigned integer type that holds all of them.
+
+        A single level has the column ``name``; several have ``name_0``, ``name_1`` and so on.
+
+        Args:
+            name: IDS or CROPS.
+        """
+        sizes = self.codebook_sizes
+        names = [name] if len(sizes) == 1 else [f"{name}_{level}" for level in range(len(sizes))]
+        return {column: np.min_scalar_type(size - 1) for column, size in zip(names, sizes, strict=True)}
 
 
 class UnreadablePicture(NamedTuple):
@@ -219,11 +234,14 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def part_schema(info: StoreInfo) -> pa.Schema:
     """Return the Arrow schema of a part, with its metadata except for the checksums."""
-    ids = pa.list_(pa.from_numpy_dtype(info.ids_dtype))
-    types = (pa.string(), ids, pa.int32(), pa.int32(), pa.string())
-    fields = dict(zip(COLUMNS, types, strict=True)) | dict.fromkeys(info.features, pa.list_(pa.float16()))
+    ids, crops = (
+        {column: pa.list_(pa.from_numpy_dtype(dtype)) for column, dtype in info.level_columns(name).items()}
+        for name in (IDS, CROPS)
+    )
+    fields = dict(zip(info.columns, (pa.string(), *ids.values(), pa.int32(), pa.int32(), pa.string()), strict=True))
+    fields |= dict.fromkeys(info.features, pa.list_(pa.float16()))
     if info.augment is not None:
-        fields[CROPS] = ids
+        fields |= crops
     # Without None, so that versions without feature columns can read a store without features.
     metadata = info.model_dump_json(exclude_none=True).encode()
     return pa.schema(list(fields.items()), metadata={METADATA_KEY: metadata})

@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from toklip_core.pictures import VIEWS
 from toklip_core.store.format import (
     CHECKSUMS_KEY,
-    COLUMNS,
     CROPS,
     FORMAT,
+    IDS,
     METADATA_KEY,
     StoreInfo,
     column_crc32,
@@ -101,22 +101,22 @@ class _Rows(NamedTuple):
                 self._refuse(self.table[name].is_null(), f"it has no {name!r}")
         if "height" not in self.table.column_names:
             return
-        side = self.info.image_size // self.info.downsample_factor
+        height, width = self.info.grid
         sides = [self.table[name].to_numpy() for name in ("height", "width")]
-        for row in np.flatnonzero((sides[0] != side) | (sides[1] != side))[:1]:
+        for row in np.flatnonzero((sides[0] != height) | (sides[1] != width))[:1]:
             got, pixels = f"{sides[0][row]} x {sides[1][row]}", self.info.image_size
-            self._refuse_row(row, f"its grid is {got}, but one of {pixels} px is {side} x {side}")
-        for name in ("ids", CROPS):
-            if name in self.table.column_names:
-                self._refuse_wrong_ids(name, side * side * (VIEWS if name == CROPS else 1))
+            self._refuse_row(row, f"its grid is {got}, but one of {pixels} px is {height} x {width}")
+        for name, views in ((IDS, 1), (CROPS, VIEWS)):
+            for column, size in zip(self.info.level_columns(name), self.info.codebook_sizes, strict=True):
+                if column in self.table.column_names:
+                    self._refuse_wrong_ids(column, size, views * height * width)
         for name, info in self.info.features.items():
             if name in self.table.column_names:
-                self._refuse_wrong_features(name, info.width * (side * side if name == "tokens" else 1))
+                self._refuse_wrong_features(name, info.width * info.count)
 
-    def _refuse_wrong_ids(self, name: str, count: int) -> None:
+    def _refuse_wrong_ids(self, name: str, size: int, count: int) -> None:
         ids = self._numbers(name, count)
-        for place in np.flatnonzero(ids >= self.info.codebook_size)[:1]:
-            size = self.info.codebook_size
+        for place in np.flatnonzero(ids >= size)[:1]:
             self._refuse_row(place // count, f"{ids[place]} is in {name!r}, but ids are from 0 to {size - 1}")
 
     def _refuse_wrong_features(self, name: str, count: int) -> None:
@@ -183,16 +183,18 @@ def _described(path: Path, file: pq.ParquetFile) -> tuple[StoreInfo, dict[str, l
             got = f"is {schema.field(wanted.name).type}" if count == 1 else f"is there {count} times"
             raise _damaged(path, f"the column {wanted.name!r} {got}, not {wanted.type}")
     listed = metadata.get(CHECKSUMS_KEY)
-    return info, None if listed is None else _checksums(path, listed, raw, file)
+    return info, None if listed is None else _checksums(path, listed, raw, file, info)
 
 
-def _checksums(path: Path, listed: bytes, raw: bytes, file: pq.ParquetFile) -> dict[str, list[int]]:
+def _checksums(
+    path: Path, listed: bytes, raw: bytes, file: pq.ParquetFile, info: StoreInfo
+) -> dict[str, list[int]]:
     try:
         found = json.loads(listed)
         if found[METADATA_KEY.decode()] != zlib.crc32(raw) or tuple(found["rows"]) != _rows(file):
             raise _damaged(path, "its metadata has another checksum than when written")
         columns = found["columns"]
-        complete = {*COLUMNS, *columns} == set(file.schema_arrow.names)
+        complete = {*info.columns, *columns} == set(file.schema_arrow.names)
         if not complete or any(len(columns[name]) != file.num_row_groups for name in columns):
             raise _damaged(path, "its list of checksums is not of its columns")
     except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:

@@ -1,7 +1,8 @@
 """The token store: a folder of Parquet files with the ids of pictures, which other tools can read too.
 
-    part-00000-000001.parquet    rank, number: key, ids (flat, raster order), height, width (of the grid), caption,
-                                 features if a model was asked for them, and crops: ids of 20 more views of each
+    part-00000-000001.parquet    rank, number: key, ids (flat, raster order; ids_0, ids_1, ... if there are several
+                                 levels), height, width (of the grid), caption, features if a model was asked for
+                                 them, and crops: ids of 20 more views of each
 
 Beside it, ``.STORE.unreadable/rank-00000.jsonl`` lists unreadable pictures with the reason. All other files in the
 folder are empty, so every reader of Parquet accepts the folder.
@@ -26,15 +27,15 @@ import torch
 from torch import Tensor
 
 from toklip_core.pictures import VIEWS
-from toklip_core.store.format import COLUMNS, CROPS, FEATURES, UnreadablePicture, part_paths, read_report, refuse_other
+from toklip_core.store.format import CROPS, FEATURES, IDS, UnreadablePicture, part_paths, read_report, refuse_other
 from toklip_core.store.part_reader import part_contents, quote_key, read_group
 
 
 class TokenRow(NamedTuple):
-    """One picture of a store: its key, its ids (h, w) int64, its caption if it has one, its features if it has any.
+    """One picture of a store: its key, its ids (h, w, Q) int64, its caption if it has one, its features if any.
 
     Features are float32 with the 11 bits of float16: pooled (E,) and teacher (E',), of unit norm up to rounding, and
-    tokens (h w, D) of the encoder. Crops are the ids of further views, (VIEWS, h, w) int64, in the order of
+    tokens (N, D) of the encoder. Crops are the ids of further views, (VIEWS, h, w, Q) int64, in the order of
     :func:`toklip_core.pictures.all_views`.
     """
 
@@ -78,7 +79,7 @@ class TokenStore:
     >>> report = encode_pictures(["scenes:train?count=3"], folder, settings)
     >>> store = TokenStore(folder)
     >>> len(store), store[0].ids.shape
-    (3, torch.Size([8, 8]))
+    (3, torch.Size([8, 8, 1]))
     """
 
     def __init__(
@@ -102,8 +103,9 @@ class TokenStore:
         self.group_rows = tuple(rows)
         self._cached_rows = 4 * max(rows, default=0) if cached_rows is None else cached_rows
         self._features = [name for name in self.info.features if name in features]
-        self._crops = [CROPS] if self.info.augment is not None and CROPS in features else []
-        self._columns = [*COLUMNS, *self._features, *self._crops]
+        self._crops = self.info.augment is not None and CROPS in features
+        crops = self.info.level_columns(CROPS) if self._crops else ()
+        self._columns = [*self.info.columns, *self._features, *crops]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._distinct = False
 
@@ -195,14 +197,19 @@ class TokenStore:
 
     def _row(self, table: pa.Table, row: int) -> TokenRow:
         key = table["key"][row].as_py()
-        ids = table["ids"][row].values.to_numpy().astype(np.int64)
-        height, width = table["height"][row].as_py(), table["width"][row].as_py()
+        ids = self._ids(table, row, IDS, self.info.grid)
         optional = {name: self._feature(table, row, name) for name in self._features}
-        for name in self._crops:
-            views = table[name][row].values.to_numpy().astype(np.int64)
-            optional[name] = torch.from_numpy(views).reshape(VIEWS, height, width)
-        grid = torch.from_numpy(ids).reshape(height, width)
-        return TokenRow(key, grid, table["caption"][row].as_py(), **optional)
+        if self._crops:
+            optional[CROPS] = self._ids(table, row, CROPS, (VIEWS, *self.info.grid))
+        return TokenRow(key, ids, table["caption"][row].as_py(), **optional)
+
+    def _ids(self, table: pa.Table, row: int, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the ids (..., Q) of a row from the columns of their levels."""
+        columns = self.info.level_columns(name)
+        ids = np.empty((*shape, len(columns)), np.int64)
+        for level, column in enumerate(columns):
+            ids[..., level] = table[column][row].values.to_numpy().reshape(shape)
+        return torch.from_numpy(ids)
 
     def _feature(self, table: pa.Table, row: int, name: str) -> Tensor:
         feature = torch.from_numpy(table[name][row].values.to_numpy().astype(np.float32))

@@ -26,8 +26,8 @@ class EncodeSettings:
             tokens.
         teacher: a CLIP, or what :func:`toklip_core.model.load_clip` takes: the store gets the column ``teacher``, its
             unit feature of the picture, at the teacher's own size.
-        image_size: side of the encoded square, a multiple of the tokenizer's factor; None: the model's, else what the
-            tokenizer was trained at.
+        image_size: side of the encoded square, one that the tokenizer's ``grid`` takes; None: the model's, else what
+            the tokenizer was trained at.
         resize: see :func:`toklip_core.pictures.resized`; None: the model's, else the teacher's, else "crop".
         augment: the store also gets the column ``crops``: ids of 20 more views of each picture, see
             :mod:`toklip_core.pictures.ten_crop`.

@@ -1,6 +1,6 @@
 """``toklip train encoder``: trains a semantic encoder by contrast with captions and distillation from a teacher.
 
-    pixels -tokenizer-> ids -tokenizer-> codes -encoder-> tokens, pooled
+    pixels -tokenizer-> ids -code map--> codes -encoder-> tokens, pooled
        |                                               |       |
     teacher's vision tower ------------------> tokens (MSE), pooled (MSE)
     captions -teacher's text tower, frozen ------------------> contrast
@@ -125,9 +125,9 @@ class EncoderTask(Task):
         text = self.captions(batch["captions"]) if losses.contrast_weight else None
         if "pixels" not in batch:
             pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
-            return EncoderInputs(self.tokenizer.embed(batch["ids"]), text, pooled, None)
+            return EncoderInputs(self.tokenizer.code_map(batch["ids"]), text, pooled, None)
         pixels = normalized(batch["pixels"])
-        codes = self.tokenizer.embed(self.tokenizer.encode(pixels))
+        codes = self.tokenizer.code_map(self.tokenizer.encode(pixels))
         if not (losses.pooled_weight or losses.token_weight):
             return EncoderInputs(codes, text, None, None)
         tokens, pooled = self.teacher.image_tokens(_resampled(pixels, self.teacher.config.image_size))
@@ -181,7 +181,7 @@ class EncoderTask(Task):
 class EncoderInputs(NamedTuple):
     """Inputs of :class:`EncoderTraining` for a batch."""
 
-    #: (B, h, w, C).
+    #: (B, h, w, C), the tokenizer's code map.
     codes: Tensor
     #: Vectors of the captions (B, E), unit norm; None without contrast.
     text: Tensor | None
@@ -288,15 +288,22 @@ def clamp_logit_scale(model: nn.Module) -> None:
 
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
     """Raise ValueError unless size, tokenizer and teacher fit one another."""
-    factor = tokenizer.downsample_factor
-    if config.image_size % factor:
-        raise ValueError(f"got image_size {config.image_size}; {config.tokenizer!r} wants a multiple of {factor}")
+    grid = code_grid(config, tokenizer)
     if config.losses.token_weight:
-        ours = (config.image_size // factor) ** 2
+        ours = math.prod(grid)
         theirs = (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
         if ours != theirs:
             counts = f"{ours} tokens with the teacher's {theirs}"
             raise ValueError(f"token_weight compares {counts}; set it to 0, or take a teacher with as many")
+
+
+def code_grid(config: EncoderTrainConfig, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the grid of the code map of a picture; ValueError if the tokenizer does not take pictures of the size."""
+    try:
+        grid = tokenizer.grid(config.image_size, config.image_size)
+    except ValueError as error:
+        raise ValueError(f"image_size does not fit {config.tokenizer!r}: {error}") from error
+    return tokenizer.embedding.map_grid(grid)
 
 
 def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: str) -> None:
@@ -325,8 +332,12 @@ def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: st
 
 def initial_encoder(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> SemanticEncoder:
     """Return the encoder with its initial weights."""
-    grid, width = (config.image_size // tokenizer.downsample_factor,) * 2, tokenizer.codebook_dim
-    encoder = encoder_from_tower(teacher.vision, codebook_dim=width, grid=grid, causal=config.causal)
+    encoder = encoder_from_tower(
+        teacher.vision,
+        codebook_dim=tokenizer.codebook_dim,
+        grid=code_grid(config, tokenizer),
+        causal=config.causal,
+    )
     encoder = SemanticEncoder(encoder.config) if config.initial_values == "random" else encoder
     encoder.grad_checkpointing = config.grad_checkpointing
     return encoder

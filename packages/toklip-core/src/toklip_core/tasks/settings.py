@@ -94,7 +94,9 @@ class EncoderTrainConfig(Config):
         "provides the text tower, the initial weights and the features to distil."
     )
     image_size: int = Field(
-        gt=0, description="Side of the pictures in pixels, a multiple of the tokenizer's downsampling factor."
+        gt=0,
+        description="Side of the pictures in pixels, one that the tokenizer takes: mostly a multiple of its "
+        "downsampling factor; some take a single size.",
     )
     resize: ResizeSetting = "crop"
     smallest_crop: float = Field(

@@ -170,7 +170,7 @@ class VQTraining(nn.Module):
         counts = count_ids(quantized.ids, len(codebook.weight))
         if restart is not None:
             restart.add(counts)
-        use = codebook_use(counts)
+        use = codebook_use(counts, len(counts))
         metrics = {"codebook_used_by_batch": use.used.float(), "codebook_perplexity": use.perplexity.float()}
         return quantized.codes, losses, metrics
 
@@ -241,7 +241,7 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     if ranks[1] > 1:
         dist.all_reduce(counts)
         dist.all_reduce(total)
-    use = codebook_use(counts)
+    use = codebook_use(counts, size)
     if (counts > 0).sum() < COLLAPSED * min(size, int(counts.sum())):
         _log.warning(
             "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
