@@ -40,13 +40,13 @@ def column(tokenizer: Tokenizer, colours: Tensor, photograph: Path) -> tuple[Ima
     """Return a photograph, its ids as colours, and its reconstruction, squares of SIDE."""
     pixels = to_pixels(open_picture(photograph), SIDE)
     ids = tokenizer.encode(pixels[None])
-    cells = to_picture(colours[ids[0]].permute(2, 0, 1)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    cells = to_picture(colours[ids[0, ..., 0]].permute(2, 0, 1)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     return to_picture(pixels), cells, to_picture(tokenizer.decode(ids)[0])
 
 
 def code_colours(tokenizer: Tokenizer) -> Tensor:
     """Return a colour (K, 3) in [-1, 1] for each code."""
-    codes = tokenizer.embed(torch.arange(tokenizer.codebook_size))
+    codes = tokenizer.embed(torch.arange(tokenizer.codebook_sizes[0])[:, None])
     _, _, directions = torch.pca_lowrank(codes, q=3, niter=8)
     parts = (codes - codes.mean(0)) @ directions
     colours: Tensor = (parts / (2 * parts.std(0))).clamp(-1, 1)

@@ -6,68 +6,71 @@ import itertools
 from typing import Self
 
 import torch
-from toklip_core.pictures import refuse_pixels
+from toklip_core.embeddings import TableEmbedding
+from toklip_core.pictures import grid_by_factor, refuse_pixels
 from toklip_core.plugins import Weights
 from toklip_core.weights import read_weights, source_name
 from torch import Tensor, nn
 
+#: Side of a cell in pixels.
+CELL = 4
 
-def cube(levels: int = 4) -> Tensor:
-    """Return a palette of levels**3 colours (K, 3) in [-1, 1]: every mix of evenly spaced red, green and blue."""
-    steps = torch.linspace(-1, 1, levels).tolist()
-    return torch.tensor(list(itertools.product(steps, repeat=3)))
+
+def cube(steps: int = 4) -> Tensor:
+    """Return a palette of steps**3 colours (K, 3) in [-1, 1]: every mix of evenly spaced red, green and blue."""
+    values = torch.linspace(-1, 1, steps).tolist()
+    return torch.tensor(list(itertools.product(values, repeat=3)))
+
+
+def cell_colours(pixels: Tensor) -> Tensor:
+    """Return the mean colours (B, h, w, 3), float32, of the cells of pixels (B, 3, H, W)."""
+    return nn.functional.avg_pool2d(pixels.float(), CELL).permute(0, 2, 3, 1)
+
+
+def nearest(colours: Tensor, palette: Tensor) -> Tensor:
+    """Return the ids (B, h, w) of the rows of a palette (K, 3) that are nearest to colours (B, h, w, 3)."""
+    return (colours.unsqueeze(-2) - palette).square().sum(dim=-1).argmin(dim=-1)
+
+
+def mosaic(colours: Tensor) -> Tensor:
+    """Return pixels (B, 3, H, W) whose cells have these colours (B, h, w, 3)."""
+    return nn.functional.interpolate(colours.permute(0, 3, 1, 2), scale_factor=CELL, mode="nearest")
 
 
 class GridTokenizer(nn.Module):
-    """A tokenizer that encodes each cell of f x f pixels as the id of the nearest palette colour.
+    """A tokenizer that encodes each cell of 4 x 4 pixels as the id of the nearest palette colour.
 
     Args:
         palette: (K, 3), colours in [-1, 1].
-        downsample_factor: f, the side of a cell in pixels.
     """
 
-    palette: Tensor
-
-    def __init__(self, palette: Tensor, *, downsample_factor: int = 4) -> None:
+    def __init__(self, palette: Tensor) -> None:
         super().__init__()
-        self.downsample_factor = downsample_factor
-        # A buffer moves with `to(device)` and is saved, but no optimizer ever sees it.
-        self.register_buffer("palette", palette.float())
+        # Its table is a buffer: it moves with `to(device)` and is saved, but no optimizer ever sees it.
+        self.embedding = TableEmbedding([palette])
         self.train(False)
-
-    @property
-    def codebook_size(self) -> int:
-        """K: the number of colours."""
-        return self.palette.shape[0]
-
-    @property
-    def codebook_dim(self) -> int:
-        """C: red, green and blue."""
-        return self.palette.shape[1]
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: a tokenizer does not change while a model is trained on its ids."""
         return super().train(False)
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid (h, w) of ids; ValueError unless both sides are multiples of 4."""
+        return grid_by_factor(height, width, CELL)
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the ids (B, h, w) of pixels (B, 3, f h, f w); ValueError if one is an integer, NaN or infinite."""
+        """Return the ids (B, h, w, 1) of pixels (B, 3, H, W); ValueError if one is an integer, NaN or infinite."""
         refuse_pixels(pixels)
+        self.grid(pixels.shape[2], pixels.shape[3])
         # In half precision another colour may be the nearest: autocast must not reach the search.
         with torch.autocast(pixels.device.type, enabled=False):
-            means_B3hw = nn.functional.avg_pool2d(pixels.float(), self.downsample_factor)
-            differences_BhwK3 = means_B3hw.permute(0, 2, 3, 1).unsqueeze(-2) - self.palette.float()
-            return differences_BhwK3.square().sum(dim=-1).argmin(dim=-1)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return the colours (..., 3) of ids (...)."""
-        return self.palette[ids]
+            return nearest(cell_colours(pixels), self.embedding.rows()).unsqueeze(-1)
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w): a mosaic of the cells' colours."""
-        colours_B3hw = self.embed(ids).float().permute(0, 3, 1, 2)
-        return nn.functional.interpolate(colours_B3hw, scale_factor=self.downsample_factor, mode="nearest")
+        """Return pixels (B, 3, H, W): a mosaic of the cells' colours."""
+        return mosaic(self.embedding(ids))
 
 
 def load_grid(weights: Weights | None) -> GridTokenizer:

@@ -16,9 +16,18 @@ def grid(weights: Weights | None) -> VQTokenizer:
     return load_grid(weights)
 
 
+def residual(weights: Weights | None) -> VQTokenizer:
+    """Build the tokenizer of four ids per position, which has no weights."""
+    from toklip_toy.residual import ResidualTokenizer
+
+    if weights is not None:
+        raise ValueError("the tokenizer 'toy-residual' has no weights; leave out `--weights`")
+    return ResidualTokenizer()
+
+
 @hookimpl
 def toklip_register_tokenizers() -> list[TokenizerSpec]:
-    """Offer one tokenizer."""
+    """Offer two tokenizers."""
     return [
         TokenizerSpec(
             name="toy",
@@ -26,7 +35,18 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             summary="Mean colour of a 4 x 4 cell, 64 colours.",
             image_size=64,
             licence="Apache-2.0",
-        )
+            codebook_sizes=(64,),
+            grid=(16, 16),
+        ),
+        TokenizerSpec(
+            name="toy-residual",
+            factory=residual,
+            summary="Mean colour of a 4 x 4 cell, 4 ids of 8 colours each.",
+            image_size=64,
+            licence="Apache-2.0",
+            codebook_sizes=(8, 8, 8, 8),
+            grid=(16, 16),
+        ),
     ]
 
 
