@@ -261,9 +261,8 @@ def _tokenflow_spec(variant: Literal["clipb", "siglip"]) -> TokenizerSpec:
     )
 
 
-@hookimpl
-def toklip_register_tokenizers() -> list[TokenizerSpec]:
-    """Return the tokenizers of this package."""
+def _own_specs() -> list[TokenizerSpec]:
+    """Return what this toolkit trains."""
     return [
         TokenizerSpec(
             name="vqgan",
@@ -279,13 +278,12 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
             codebook_sizes=(1024,),
             grid=(32, 32),
         ),
-        *(_llamagen_spec(name, *described) for name, described in _LLAMAGEN.items()),
-        *(
-            _ibq_spec(name, *described, averaged=averaged)
-            for name, described in _IBQ.items()
-            for averaged in (True, False)
-        ),
-        *(_qlip_spec(name, *described) for name, described in _QLIP.items()),
+    ]
+
+
+def _single_specs() -> list[TokenizerSpec]:
+    """Return the families that are published in one size."""
+    return [
         TokenizerSpec(
             name="chameleon-vqgan",
             factory=_chameleon,
@@ -329,6 +327,22 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
         ),
         *(_vila_u_spec(side, *described) for side, described in _VILA_U.items()),
         *(_tokenflow_spec(variant) for variant in _TOKENFLOW),
+    ]
+
+
+@hookimpl
+def toklip_register_tokenizers() -> list[TokenizerSpec]:
+    """Return the tokenizers of this package."""
+    return [
+        *_own_specs(),
+        *(_llamagen_spec(name, *described) for name, described in _LLAMAGEN.items()),
+        *(
+            _ibq_spec(name, *described, averaged=averaged)
+            for name, described in _IBQ.items()
+            for averaged in (True, False)
+        ),
+        *(_qlip_spec(name, *described) for name, described in _QLIP.items()),
+        *_single_specs(),
     ]
 
 
