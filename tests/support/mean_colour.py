@@ -1,7 +1,8 @@
 """Fast and correct tokenizers for tests, of cells of 4 x 4 pixels, offered like those of a real plugin.
 
 mean-colour has one id per position, the grey level; quarter-greys has four independent ones, residual-greys four
-residual ones, and colour-bits one of 28 bits, for pictures of 32 x 32 pixels alone.
+residual ones, and colour-bits one of 28 bits, for pictures of 32 x 32 pixels alone. The ids of pyramid-greys form a
+pyramid.
 """
 
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from toklip_core.embeddings import BitEmbedding, TableEmbedding
+from toklip_core.embeddings import BitEmbedding, PyramidEmbedding, TableEmbedding
 from toklip_core.pictures import grid_by_factor, grid_of_size, refuse_pixels
 from toklip_core.plugins import TokenizerSpec, hookimpl
 from toklip_core.tokenizer import Tokenizer
@@ -137,6 +138,31 @@ class ColourBits(Frozen):
         return (nn.functional.pixel_shuffle(greys, 4) + colours) / 2
 
 
+class PyramidGreys(Frozen):
+    """A pyramid of grey levels: maps of 1, 2, 4 and 8 cells a side. Takes pictures of 32 x 32 pixels alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = PyramidEmbedding(torch.linspace(-1, 1, LEVELS)[:, None], scales=(1, 2, 4, 8))
+        self.train()
+
+    def grid(self, height, width):
+        return grid_of_size(height, width, size=(32, 32), grid=(1, 85))
+
+    def ids_of(self, pixels):
+        rest, ids = means(pixels, 4), []
+        for scale in self.embedding.scales:
+            scaled = nn.functional.adaptive_avg_pool2d(rest[:, None], scale)[:, 0]
+            ids.append(nearest(scaled, self.embedding.rows()))
+            codes = self.embedding.rows()[ids[-1]].movedim(-1, 1)
+            rest = rest - nn.functional.interpolate(codes, size=rest.shape[1:], mode="bicubic")[:, 0]
+        return torch.cat([found.flatten(1) for found in ids], dim=1)[:, None, :, None]
+
+    @torch.no_grad()
+    def decode(self, ids):
+        return enlarged(self.embedding.code_map(ids)[..., 0], 4)
+
+
 def factory(weights, pause=0.0):
     """Weights are a text file with a number, alone or in a folder; or the levels, in a safetensors file or by name."""
     if isinstance(weights, Mapping) or (weights and weights.suffix == ".safetensors"):
@@ -170,7 +196,7 @@ def toklip_register_tokenizers():
         TokenizerSpec(name="mean-colour-slow", factory=lambda w: factory(w, 0.002), summary="2 ms.", image_size=32),
         *(
             TokenizerSpec(name=name, factory=lambda _, kind=kind: kind(), summary="For tests.", image_size=32)
-            for name, kind in SEVERAL.items()
+            for name, kind in {**SEVERAL, "pyramid-greys": PyramidGreys}.items()
         ),
     ]
 
