@@ -45,7 +45,12 @@ def deterministic(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def constants(golden: str) -> dict[str, Tensor]:
     """An official state dict in which each tensor has one value, its own: shows where it ends up, and costs no time."""
-    return {name: torch.tensor(zlib.crc32(name.encode()) / 2**32).expand(shape) for name, shape in keys(golden).items()}
+    return {name: constant(name, shape) for name, shape in keys(golden).items()}
+
+
+def constant(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of one value, which tells its name."""
+    return torch.tensor(zlib.crc32(name.encode()) / 2**32).expand(shape)
 
 
 def small_weights(golden: str) -> dict[str, Tensor]:

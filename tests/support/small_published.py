@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -93,23 +94,28 @@ def vila_u(folder: Path) -> Tokenizer:
     """A small VILA-U, loaded from a file of the published layout."""
     path = folder / "model.safetensors"
     save_file({name: tensor.contiguous().clone() for name, tensor in vila_u_weights().items()}, path)
-    return Tokenizer("vila-u-256", load_vila_u(path, VILA_U), path)
+    return Tokenizer("small-vila-u", load_vila_u(path, VILA_U), path)
 
 
 def tokenflow(folder: Path, golden: str = "tokenflow") -> Tokenizer:
     """A small TokenFlow, loaded from a file of the published layout."""
     path = folder / f"{golden}.pt"
     torch.save({"ema": tokenflow_weights(golden), "steps": 1}, path)
-    name = "tokenflow-siglip" if golden.endswith("siglip") else "tokenflow-clipb"
-    return Tokenizer(name, load_tokenflow(path, TOKENFLOW[golden]), path)
+    return Tokenizer(f"small-{golden.replace('_', '-')}", load_tokenflow(path, TOKENFLOW[golden]), path)
 
 
 def vila_u_resized() -> Tokenizer:
     """A small VILA-U of the sizes VILA_U_RESIZED, with weights by the rule of the goldens."""
+    tensors = vila_u_file(VILA_U_RESIZED, deterministic)
+    return Tokenizer("small-vila-u-resized", load_vila_u(tensors, VILA_U_RESIZED), tensors)
+
+
+def vila_u_file(config: VilaUConfig, weight: Callable[[str, tuple[int, ...]], Tensor]) -> dict[str, Tensor]:
+    """A file of the published layout for any sizes: the tensors that are read, ``weight(name, shape)`` each."""
     with torch.device("meta"):
-        state = VilaU(VILA_U_RESIZED).state_dict()
-    names = {f"rqvaesiglip.{vila_u_name(f'network.{ours}', levels=5)}": tensor for ours, tensor in state.items()}
-    tensors = {name: deterministic(name, tuple(tensor.shape)) for name, tensor in names.items()}
-    for level in range(VILA_U_RESIZED.levels):
-        tensors[f"rqvaesiglip.quantizer.codebooks.{level}.weight"] = deterministic("table", (41, 32))
-    return Tokenizer("vila-u-384", load_vila_u(tensors, VILA_U_RESIZED), tensors)
+        state = VilaU(config).state_dict()
+    levels = len(config.channel_multipliers)
+    shapes = {f"rqvaesiglip.{vila_u_name(f'network.{ours}', levels)}": tuple(t.shape) for ours, t in state.items()}
+    table = weight("table", (config.codebook_size + 1, config.siglip.width))
+    tables = {f"rqvaesiglip.quantizer.codebooks.{level}.weight": table for level in range(config.levels)}
+    return {name: weight(name, shape) for name, shape in shapes.items()} | tables

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import zlib
 
 import pytest
 import torch
 import torch.nn.functional as F
 from toklip_core import load_tokenizer
-from toklip_core.testing import tokenizer_checks
+from toklip_core.testing import check_the_description_fits, tokenizer_checks
 from toklip_vq.published import TOKENFLOW_CONFIGS, load_tokenflow, tokenflow_name
 
-from tests.support.deterministic import GOLDENS, arrays
+from tests.support.deterministic import GOLDENS, arrays, constant
 from tests.support.small_published import TOKENFLOW, tokenflow, tokenflow_weights
 
 
@@ -107,7 +106,7 @@ def test_ids_are_one_line_of_all_scales(golden, tokenizer):
 def published(name: str) -> dict[str, torch.Tensor]:
     """One value, its own, for each tensor of a published file."""
     shapes = json.loads((GOLDENS / "tokenflow.keys.json").read_text())[name]
-    return {key: torch.tensor(zlib.crc32(key.encode()) / 2**32).expand(shape) for key, shape in shapes.items()}
+    return {key: constant(key, tuple(shape)) for key, shape in shapes.items()}
 
 
 @pytest.mark.slow
@@ -124,3 +123,4 @@ def test_every_name_of_a_published_file_finds_its_place(variant, file):
     config = TOKENFLOW_CONFIGS[variant]
     assert loaded.embedding.rows().shape == (config.codebook_size, config.semantic_dim + config.pixel_dim)
     assert loaded.grid(config.image_size, config.image_size) == (1, {"clipb": 817, "siglip": 2227}[variant])
+    check_the_description_fits(loaded)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toklip_core import load_tokenizer
-from toklip_core.testing import tokenizer_checks
-from toklip_vq.published import load_vila_u, vila_u_name
+from toklip_core.testing import check_the_description_fits, tokenizer_checks
+from toklip_vq.published import VILA_U_CONFIGS, load_vila_u, vila_u_name
 
-from tests.support.deterministic import arrays, constants
-from tests.support.small_published import VILA_U, vila_u, vila_u_resized, vila_u_weights
+from tests.support.deterministic import arrays, constant, constants
+from tests.support.small_published import VILA_U, vila_u, vila_u_file, vila_u_resized, vila_u_weights
 
 TABLE = "rqvaesiglip.quantizer.codebooks.{}.weight"
 
@@ -134,6 +134,14 @@ def test_every_name_of_the_published_file_finds_its_place():
         assert tensor.shape == expected.shape
         assert tensor.flatten()[0] == tensor.flatten()[-1] == expected.flatten()[0], ours
     assert loaded.embedding.rows().shape == (16384, 1024)
+    check_the_description_fits(loaded)
+
+
+@pytest.mark.slow
+def test_the_384_one_is_what_its_description_says():
+    loaded = load_tokenizer("vila-u-384", vila_u_file(VILA_U_CONFIGS[384], constant))
+    check_the_description_fits(loaded)
+    assert loaded.module.autoencoder.decoder_side * 16 == 384
 
 
 @pytest.mark.slow

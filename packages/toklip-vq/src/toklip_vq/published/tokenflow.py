@@ -31,7 +31,7 @@ from toklip_core.weights import load_strict, read_weights
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
-from toklip_vq.nearest import nearest_rows
+from toklip_vq.nearest import nearest_rows, unit_rows
 from toklip_vq.published.llamagen import llamagen_name
 from toklip_vq.published.siglip import SO400M_384, SiglipSizes, SiglipStates, siglip_name, unused_names
 from toklip_vq.towers import Decoder, Encoder
@@ -327,7 +327,7 @@ def load_tokenflow(weights: Weights, config: TokenFlowConfig = TOKENFLOW_CONFIGS
         name_in_file=lambda name: tokenflow_name(name, siglip=siglip),
         ignored=_IGNORED | (unused_names(_VISION, config.tower) if isinstance(config.tower, SiglipSizes) else {}),
     )
-    rows = torch.cat([F.normalize(table.weight.detach(), dim=-1) for table in (semantic, look)], dim=1)
+    rows = torch.cat([unit_rows(table.weight.detach()) for table in (semantic, look)], dim=1)
     return AutoencoderTokenizer(network, PyramidQuantizer(PyramidEmbedding(rows, config.scales), config.semantic_dim))
 
 
