@@ -5,6 +5,8 @@ import torch
 from toklip_core.model import LevelTransformer, TrunkConfig, level_transformer
 from torch import nn
 
+from tests.support.deterministic import arrays, small_weights
+
 SIZES = (7, 5, 9, 4)
 
 
@@ -71,3 +73,44 @@ def test_half_precision_is_in_products_alone(levels):
     for logits, exact in zip(half, levels(states, ids), strict=True):
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.5)
+
+
+@torch.no_grad()
+def test_it_can_be_the_depth_transformer_of_vila_u():
+    """Golden: mit-han-lab/vila-u, width 80, 2 blocks, 5 heads, on states of width 40.
+
+    Its head has a bias, and ours none. It projects the sum of the codes so far; a table of projected codes for each
+    level, the bias of the projection in the first, gives the same.
+    """
+    golden, weights = arrays("vila_u"), small_weights("vila_u")
+    own = {name.removeprefix("rqtransformer."): t for name, t in weights.items() if name.startswith("rqtransformer.")}
+    config = TrunkConfig(width=80, depth=2, heads=5, activation="gelu", norm_eps=1e-5)
+    module = LevelTransformer((2048,) * 4, state_width=40, config=config)
+    projected = weights["rqvaesiglip.quantizer.codebooks.0.weight"][:-1] @ own["in_mlp_1.weight"].T
+    state = {f"tables.{level}.weight": projected + own["in_mlp_1.bias"] * (level == 0) for level in range(3)}
+    state |= {f"heads.{level}.weight": own["classifier_mlp.linear.weight"] for level in range(4)}
+    state["pos_embed"] = own["pos_emb_d"][0]
+    for part in ("weight", "bias"):
+        state |= {f"project.{part}": own[f"in_mlp_2.{part}"], f"norm.{part}": own[f"classifier_mlp.layer_norm.{part}"]}
+        for block in range(2):
+            theirs = {name: own[f"head_transformer.blocks.{block}.{name}.{part}"] for name in VILA_U_BLOCK}
+            packed = torch.cat([theirs[f"attn.{name}"] for name in ("query", "key", "value")])
+            state[f"blocks.{block}.attn.qkv.{part}"] = packed
+            state |= {f"blocks.{block}.{ours}.{part}": theirs[name] for name, ours in VILA_U_BLOCK.items() if ours}
+    module.load_state_dict(state)
+    ids = golden["ids"][0].flatten(0, 1)[:3]
+    logits = torch.stack(module.eval()(golden["depth_body"][0], ids), dim=1) + own["classifier_mlp.linear.bias"]
+    torch.testing.assert_close(logits, golden["depth_logits"][0], rtol=0, atol=5e-5)
+
+
+#: Layers of a block of VILA-U -> ours.
+VILA_U_BLOCK = {
+    "ln1": "norm1",
+    "ln2": "norm2",
+    "attn.query": "",
+    "attn.key": "",
+    "attn.value": "",
+    "attn.proj": "attn.proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from toklip_core import load_tokenizer
 from toklip_core.testing import check_the_description_fits, tokenizer_checks
-from toklip_vq.published import VILA_U_CONFIGS, load_vila_u, vila_u_name
+from toklip_vq.published import VILA_U_CONFIGS, load_vila_u, load_vila_u_siglip, vila_u_name
 
 from tests.support.deterministic import arrays, constant, constants
 from tests.support.small_published import VILA_U, vila_u, vila_u_file, vila_u_resized, vila_u_weights
@@ -32,6 +32,20 @@ def test_it_gives_the_numbers_of_the_official_code(tokenizer):
         torch.testing.assert_close(rows, golden["codes_by_depth"][..., level, :], rtol=0, atol=5e-5)
     torch.testing.assert_close(tokenizer.embed(ids), golden["quantized"], rtol=0, atol=5e-5)
     torch.testing.assert_close(tokenizer.decode(ids), golden["reconstruction"], rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+def test_the_siglip_in_the_file_gives_the_official_features():
+    from transformers import SiglipConfig, SiglipTextConfig
+
+    golden, vision = arrays("vila_u"), VILA_U.siglip.vision_config()
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "projection_size": 48}
+    text = SiglipTextConfig(vocab_size=300, max_position_embeddings=16, **sizes, **ends)
+    siglip = load_vila_u_siglip(vila_u_weights(), SiglipConfig(text_config=text, vision_config=vision))
+    pictures, texts = siglip.vision_model(golden["pixels"]), siglip.text_model(golden["text"])
+    torch.testing.assert_close(pictures.pooler_output, golden["image_features"], rtol=0, atol=5e-5)
+    torch.testing.assert_close(texts.pooler_output, golden["text_features"], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("check", tokenizer_checks(), ids=lambda check: check.__name__)
@@ -135,6 +149,15 @@ def test_every_name_of_the_published_file_finds_its_place():
         assert tensor.flatten()[0] == tensor.flatten()[-1] == expected.flatten()[0], ours
     assert loaded.embedding.rows().shape == (16384, 1024)
     check_the_description_fits(loaded)
+
+
+@pytest.mark.slow
+def test_every_name_of_the_siglip_in_the_published_file_finds_its_place():
+    tensors = published()
+    loaded = load_vila_u_siglip(tensors).state_dict()
+    for name, tensor in loaded.items():
+        assert tensor.flatten()[-1] == tensors[f"rqvaesiglip.siglip_model.{name}"].flatten()[0], name
+    assert sum(name.startswith("rqvaesiglip.siglip_model.") for name in tensors) == len(loaded)
 
 
 @pytest.mark.slow

@@ -36,5 +36,6 @@ from .vila_u import (
     VILA_U_CONFIGS as VILA_U_CONFIGS,
     VilaUConfig as VilaUConfig,
     load_vila_u as load_vila_u,
+    load_vila_u_siglip as load_vila_u_siglip,
     vila_u_name as vila_u_name,
 )

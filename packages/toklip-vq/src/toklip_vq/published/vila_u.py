@@ -16,6 +16,7 @@ https://arxiv.org/abs/2203.01941; names of mit-han-lab/vila-u, vila_u/model/mult
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,9 @@ from toklip_vq.published.siglip import LARGE_256, SO400M_384, SiglipSizes, Sigli
 from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.sharded_weights import read_tokenizer_tensors
 from toklip_vq.towers import Decoder
+
+if TYPE_CHECKING:
+    from transformers import SiglipConfig, SiglipModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,12 @@ _IGNORED = {
     r"rqvaesiglip\.siglip_model\.text_model\..+": "the text tower of SigLIP",
     r"rqvaesiglip\.quantizer\.codebooks\.\d+\.(cluster_size|embed)_ema": "statistics of training the table",
     r"rqtransformer\..+": "the small transformer with which the language model draws the levels of a position",
+}
+
+_IGNORED_BY_SIGLIP = {
+    r"rqvaesiglip\.logit_(scale|bias)": "the scale and bias of SigLIP's loss once more",
+    r"rqvaesiglip\.(quantizer|post_quant_conv|decoder)\..+": "the tokenizer",
+    r"rqtransformer\..+": _IGNORED[r"rqtransformer\..+"],
 }
 
 
@@ -140,6 +150,52 @@ def load_vila_u(weights: Weights, config: VilaUConfig = VILA_U_CONFIGS[256]) -> 
         )
     embedding = TableEmbedding([rows[0][:-1]] * config.levels, combine="sum", shared=True)
     return AutoencoderTokenizer(network, TableQuantizer(embedding, "euclidean"))
+
+
+def load_vila_u_siglip(weights: Weights, config: SiglipConfig | None = None) -> SiglipModel:
+    """Return the SigLIP in the file of a VILA-U, which was trained along, for its features of pictures and texts.
+
+    It reads pixels in [-1, 1]. The tokenizer of texts is not in the file; vocabulary and length are those of Google's
+    SigLIP (``google/siglip-large-patch16-256``).
+
+    Args:
+        weights: as for :func:`load_vila_u`.
+        config: sizes of both towers; None: those of ``vila-u-256``.
+
+    Raises:
+        FileNotFoundError: there are no such weights.
+        LookupError: transformers is not installed.
+        ValueError: the weights do not fit.
+    """
+    vision = LARGE_256.vision_config()  # first, because it reports that transformers is missing
+    from transformers import SiglipConfig, SiglipModel, SiglipTextConfig
+
+    text = SiglipTextConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        projection_size=1024,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    sizes = config or SiglipConfig(text_config=text, vision_config=vision)
+    with torch.device("meta"):
+        siglip = SiglipModel(sizes)
+    own = read_tokenizer_tensors(weights, ("",), marker=f"{_PREFIX}quantizer.codebooks.0.weight")
+    load_strict(
+        siglip,
+        own.tensors,
+        source=weights,
+        name_in_file=lambda name: f"{_PREFIX}siglip_model.{name}",
+        ignored=_IGNORED_BY_SIGLIP,
+    )
+    for tower, positions in (
+        (siglip.text_model, sizes.text_config.max_position_embeddings),
+        (siglip.vision_model, siglip.vision_model.embeddings.num_positions),
+    ):  # files do not have these, and the meta device loses them
+        tower.embeddings.position_ids = torch.arange(positions)[None]
+    return siglip.eval()
 
 
 def vila_u_name(name: str, levels: int) -> str:
