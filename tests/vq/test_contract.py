@@ -24,8 +24,10 @@ SHIPPED = [name for name, spec in registry().tokenizers.items() if not spec.sour
 SMALL = {
     *("qlip-b-16-256", "qlip-b-8-256", "qlip-l-14-392"),
     "unitok",
+    "emu3-5-vision",
     *("vila-u-256", "vila-u-384"),
     *("tokenflow-clipb", "tokenflow-siglip"),
+    *(name for name in registry().tokenizers if name.startswith("open-magvit2-")),
 }
 
 #: Tokenizer -> another one of its design, whose file has the same layout.

@@ -37,6 +37,17 @@ _IBQ: dict[str, tuple[int, str, str]] = {
     "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt", "1.53"),
 }
 
+#: Name -> bits, picture side, side of the grid, file on the hub, rFID. Source: docs/Open-MAGVIT2.md of
+#: TencentARC/SEED-Voken, where the rFID is that of ImageNet.
+_OPEN_MAGVIT2: dict[str, tuple[int, int, int, str, str]] = {
+    "256": (18, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-256-resolution/imagenet_256_L.ckpt", "1.17"),
+    "128": (18, 128, 16, "TencentARC/Open-MAGVIT2-Tokenizer-128-resolution/imagenet_128_L.ckpt", "1.18"),
+    "16384-pretrain": (14, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain/pretrain256_16384.ckpt", "2.55"),
+    "262144-pretrain": (
+        18, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-262144-Pretrain/pretrain256_262144.ckpt", "1.67",
+    ),
+}  # fmt: skip
+
 #: Name -> patch side, picture side, file on the hub, its bytes where known, rFID. Source: README of NVlabs/QLIP.
 _QLIP: dict[str, tuple[int, int, str, int | None, str]] = {
     "qlip-b-16-256": (16, 256, "nvidia/QLIP-B-16-256/model.safetensors", 958_000_000, "3.21"),
@@ -47,6 +58,7 @@ _QLIP: dict[str, tuple[int, int, str, int | None, str]] = {
 #: Meta's own file. Meta gives it out only on request; Anole passes it on unchanged, under Meta's licence.
 _CHAMELEON = "GAIR/Anole-7b-v0.1/tokenizer/vqgan.ckpt"
 _EMU3 = "BAAI/Emu3-VisionTokenizer/model.safetensors"
+_EMU3_5 = "BAAI/Emu3.5-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 _UNITOK = "FoundationVision/unitok_tokenizer/unitok_tokenizer.pth"
 
@@ -126,10 +138,29 @@ def _emu3(weights: Weights | None) -> VQTokenizer:
     return load_emu3(_published(_EMU3) if weights is None else weights)
 
 
+def _emu3_5(weights: Weights | None) -> VQTokenizer:
+    from toklip_vq.published import load_emu3_5
+
+    if weights is None:
+        _published(_EMU3_5.replace("model.safetensors", "config.json"))  # it comes to lie beside the weights
+        weights = _published(_EMU3_5)
+    return load_emu3_5(weights)
+
+
 def _janus(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.published import load_janus
 
     return load_janus(_published(_JANUS) if weights is None else weights)
+
+
+def _open_magvit2(sizes: str, source: str, *, averaged: bool) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
+        from toklip_vq.published import OPEN_MAGVIT2_CONFIGS, load_open_magvit2
+
+        file = _published(source) if weights is None else weights
+        return load_open_magvit2(file, OPEN_MAGVIT2_CONFIGS[sizes], averaged=averaged)
+
+    return factory
 
 
 def _qlip(patch_size: int, image_size: int, source: str) -> Callable[[Weights | None], VQTokenizer]:
@@ -201,6 +232,23 @@ def _ibq_spec(name: str, size: int, source: str, rfid: str, *, averaged: bool) -
         codebook_sizes=(size,),
         grid=(16, 16),
         rfid=f"{rfid} (ImageNet, {_VOKEN})" if averaged else "",
+    )
+
+
+def _open_magvit2_spec(
+    sizes: str, bits: int, image_size: int, side: int, source: str, rfid: str, *, averaged: bool
+) -> TokenizerSpec:
+    data = "100M pictures" if sizes.endswith("pretrain") else "ImageNet"
+    return TokenizerSpec(
+        name=f"open-magvit2-{sizes}" + ("" if averaged else "-raw"),
+        factory=_open_magvit2(sizes, source, averaged=averaged),
+        summary=f"Open-MAGVIT2, {bits} bits, trained on {data}; {'averaged' if averaged else 'raw'} weights.",
+        image_size=image_size,
+        source=source,
+        licence="Apache-2.0",
+        codebook_sizes=(2**bits,),
+        grid=(side, side),
+        rfid=f"{rfid} (ImageNet, docs/Open-MAGVIT2.md of TencentARC/SEED-Voken)" if averaged else "",
     )
 
 
@@ -305,6 +353,17 @@ def _single_specs() -> list[TokenizerSpec]:
             grid=(64, 64),
         ),
         TokenizerSpec(
+            name="emu3-5-vision",
+            factory=_emu3_5,
+            summary="Emu3.5's tokenizer: IBQ, 131072 codes.",
+            image_size=512,  # 512 x 512 pixels are the least that its model draws
+            source=_EMU3_5,
+            licence="Apache-2.0",
+            size=1_821_347_852,
+            codebook_sizes=(131072,),
+            grid=(32, 32),
+        ),
+        TokenizerSpec(
             name="janus-vq16",
             factory=_janus,
             summary="Tokenizer that Janus and Janus-Pro generate with: LlamaGen VQ-16, 16384 codes.",
@@ -339,6 +398,11 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
         *(
             _ibq_spec(name, *described, averaged=averaged)
             for name, described in _IBQ.items()
+            for averaged in (True, False)
+        ),
+        *(
+            _open_magvit2_spec(sizes, *described, averaged=averaged)
+            for sizes, described in _OPEN_MAGVIT2.items()
             for averaged in (True, False)
         ),
         *(_qlip_spec(name, *described) for name, described in _QLIP.items()),

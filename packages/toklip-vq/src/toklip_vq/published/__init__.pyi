@@ -1,5 +1,6 @@
 from .chameleon import load_chameleon as load_chameleon
 from .emu3 import load_emu3 as load_emu3
+from .emu3_5 import load_emu3_5 as load_emu3_5
 from .ibq import (
     ibq_config as ibq_config,
     load_ibq as load_ibq,
@@ -10,6 +11,13 @@ from .llamagen import (
     CONFIGS as CONFIGS,
     llamagen_name as llamagen_name,
     load_llamagen as load_llamagen,
+)
+from .open_magvit2 import (
+    OPEN_MAGVIT2_CONFIGS as OPEN_MAGVIT2_CONFIGS,
+    OpenMAGVIT2 as OpenMAGVIT2,
+    OpenMAGVIT2Config as OpenMAGVIT2Config,
+    load_open_magvit2 as load_open_magvit2,
+    open_magvit2_name as open_magvit2_name,
 )
 from .qlip import (
     QLIP as QLIP,

@@ -1,7 +1,6 @@
 """IBQ's tokenizers (codebooks of 1024 to 262144), from the published Lightning files.
 
-Such a file has the weights twice: the raw weights under their names, and their moving average under ``model_ema.``
-and the name without dots. The published figures were measured with the averaged weights.
+Such a file has the weights twice, see :mod:`toklip_vq.published.lightning`.
 
 Source: Shi et al., https://arxiv.org/abs/2412.02692; sizes and names of TencentARC/SEED-Voken, configs/IBQ and
 src/IBQ/modules.
@@ -13,17 +12,10 @@ import re
 
 import torch
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, read_weights, source_name
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.published.lightning import load_lightning
 from toklip_vq.vqgan import VQGAN, VQGANConfig
-
-_LOSS = {
-    r"loss\..+": "the discriminator and the perceptual network of training",
-    r"model_ema\.(decay|num_updates|loss.+)": "the average's own state, and the discriminator's average",
-}
-_RAW = {r"(encoder|decoder|quantize|quant_conv|post_quant_conv)\..+": "the averaged weights are taken"}
-_AVERAGED = {r"model_ema\..+": "the raw weights were asked for"}
 
 #: Our names -> those of taming-transformers, which IBQ and Chameleon keep.
 _NAMES = (
@@ -57,18 +49,9 @@ def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = Tru
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    tensors = read_weights(weights, ("state_dict",))
     with torch.device("meta"):
         vqgan = VQGAN(ibq_config(codebook_size))
-    if averaged and not any(name.startswith("model_ema.") for name in tensors):
-        raise ValueError(
-            f"{source_name(weights)!r} has no averaged weights (model_ema.*); take the raw ones: the tokenizer's name "
-            "with -raw, or averaged=False"
-        )
-    if averaged:
-        load_strict(vqgan, tensors, source=weights, name_in_file=_averaged_name, ignored=_LOSS | _RAW)
-    else:
-        load_strict(vqgan, tensors, source=weights, name_in_file=taming_name, ignored=_LOSS | _AVERAGED)
+    load_lightning(vqgan, weights, taming_name, averaged=averaged)
     return vqgan.tokenizer()
 
 
@@ -84,7 +67,3 @@ def taming_name(name: str, levels: int = 5) -> str:
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _averaged_name(name: str) -> str:
-    return "model_ema." + taming_name(name).replace(".", "")
