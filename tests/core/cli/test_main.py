@@ -224,7 +224,8 @@ def test_tokenizers_and_plugins_are_listed_for_people_and_programs(site):
     plugins = found(site)
     assert run("tokenizers", plugins=plugins).output == "acme     256 px  For tests.\nacme-2   256 px  For tests.\n"
     rows = json.loads(run("tokenizers", "--json", plugins=plugins).output)
-    unknown = {"source": "", "size": None, "licence": ""}
+    unknown = {"source": "", "size": None, "licence": "", "rfid": "", "codebook_sizes": [], "fixed_size": False}
+    unknown |= dict.fromkeys(("grid", "ids_per_picture", "bits_per_picture"))
     assert rows[0] == {"name": "acme", "summary": "For tests.", "image_size": 256, **unknown}
     acme, zoo = json.loads(run("plugins", "--json", plugins=plugins).output)
     assert acme == {"name": "acme", "module": "acme_vq", "distribution": "acme-vq", "version": "1.2", "error": ""}
@@ -238,6 +239,24 @@ def test_tokenizers_are_listed_with_what_is_known_of_their_weights():
     lines = run("tokenizers", plugins=plugins).output.splitlines()
     assert lines[0] == "acme   256 px  For tests." and lines[1].strip() == "owner/name/vq.pt; 0.3 GB; MIT"
     assert json.loads(run("tokenizers", "--json", plugins=plugins).output)[0].items() >= known.items()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line", "bits"),
+    [
+        ((2**28,), "3 x 5 ids of 268,435,456 codes, 420 bits a picture; takes no other size; rFID 0.1 (here)", 420),
+        ((8,) * 4, "3 x 5 x 4 ids of 8 codes, 180 bits a picture; takes no other size; rFID 0.1 (here)", 180),
+        ((8, 4), "3 x 5 x 2 ids of 8, 4 codes, 75 bits a picture; takes no other size; rFID 0.1 (here)", 75),
+    ],
+)
+def test_tokenizers_are_listed_with_their_ids_and_the_bits_of_a_picture(sizes, line, bits):
+    known = {"codebook_sizes": sizes, "grid": (3, 5), "fixed_size": True, "rfid": "0.1 (here)"}
+    spec = TokenizerSpec(name="acme", factory=lambda weights: None, summary="For tests.", **known)
+    plugins = Registry((), {"acme": spec})
+    assert run("tokenizers", plugins=plugins).output.splitlines()[1].strip() == line
+    (row,) = json.loads(run("tokenizers", "--json", plugins=plugins).output)
+    assert row.items() >= {**known, "codebook_sizes": [*sizes], "grid": [3, 5]}.items()
+    assert (row["ids_per_picture"], row["bits_per_picture"]) == (15 * len(sizes), bits)
 
 
 def test_without_plugins_the_lists_say_what_to_install():

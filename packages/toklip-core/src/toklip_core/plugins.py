@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import re
 import sys
 import traceback
@@ -184,6 +185,21 @@ class TokenizerSpec:
     fixed_size: bool = False
     #: Published rFID, with its data set and its source; empty if there is none.
     rfid: str = ""
+
+    @property
+    def ids_per_picture(self) -> int | None:
+        """Number of ids of a picture of ``image_size`` pixels, over all levels; None if the weights decide."""
+        return None if self.grid is None else math.prod(self.grid) * len(self.codebook_sizes)
+
+    @property
+    def bits_per_picture(self) -> float | None:
+        """Bits in the ids of a picture: h w times the sum of log2(K) over the levels; None if the weights decide.
+
+        >>> from toklip_core.plugins import tokenizer_spec
+        >>> tokenizer_spec("llamagen-tiny").bits_per_picture
+        10240.0
+        """
+        return None if self.grid is None else math.prod(self.grid) * sum(map(math.log2, self.codebook_sizes))
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):

@@ -28,8 +28,22 @@ from toklip_core.cli.options import (
     toklip_names,
 )
 from toklip_core.cli.train import encoder, teacher
-from toklip_core.plugins import Plugin
+from toklip_core.plugins import Plugin, TokenizerSpec
 
+_OF_A_TOKENIZER = (
+    "name",
+    "summary",
+    "image_size",
+    "fixed_size",
+    "codebook_sizes",
+    "grid",
+    "ids_per_picture",
+    "bits_per_picture",
+    "rfid",
+    "source",
+    "size",
+    "licence",
+)
 _WEIGHTS = click.option(
     "--weights", type=click.Path(), help="Tokenizer weights, a file or a folder. [default: the tokenizer's own]"
 )
@@ -273,18 +287,19 @@ def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers of the installed plugins.
 
     The list gives the picture size of each tokenizer and, where they are known, the source, size and licence of its
-    weights. Nothing is downloaded.
+    weights, its codebooks and the bits of a picture, and the published rFID. Nothing is downloaded.
     """
     specs = registry_of(ctx).tokenizers.values()
     if as_json:
-        shown = ("name", "summary", "image_size", "source", "size", "licence")
-        click.echo(json.dumps([{name: getattr(spec, name) for name in shown} for spec in specs], indent=2))
+        click.echo(json.dumps([{name: getattr(spec, name) for name in _OF_A_TOKENIZER} for spec in specs], indent=2))
         return
     width = max((len(spec.name) for spec in specs), default=0)
     for spec in specs:
         click.echo(f"{spec.name:<{width}}  {spec.image_size:>4} px  {spec.summary}")
         size = "" if spec.size is None else size_text(spec.size)
         if known := [text for text in (spec.source, size, spec.licence) if text]:
+            click.echo(f"{'':<{width}}           {'; '.join(known)}")
+        if known := [text for text in (_layout(spec), f"rFID {spec.rfid}" if spec.rfid else "") if text]:
             click.echo(f"{'':<{width}}           {'; '.join(known)}")
     if not specs:
         click.echo("No tokenizer is installed: pip install toklip-vq", err=True)
@@ -310,6 +325,17 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
         click.echo(f"{plugin}: {error or 'ok'}")
     if not found.plugins:
         click.echo("No plugin is installed: pip install toklip-vq", err=True)
+
+
+def _layout(spec: TokenizerSpec) -> str:
+    """Return the ids of a picture in words; empty if they are not known without the weights."""
+    if spec.grid is None or spec.bits_per_picture is None:
+        return ""
+    sizes = spec.codebook_sizes
+    sides = " x ".join(map(str, (*spec.grid, len(sizes)) if len(sizes) > 1 else spec.grid))
+    codes = ", ".join(f"{size:,}" for size in (sizes[:1] if len({*sizes}) == 1 else sizes))
+    alone = "; takes no other size" if spec.fixed_size else ""
+    return f"{sides} ids of {codes} codes, {spec.bits_per_picture:,.0f} bits a picture{alone}"
 
 
 def _complaint(plugin: Plugin, of_commands: str) -> str:
