@@ -374,8 +374,8 @@ class TableConfig(Config):
     shared: bool = Field(default=False, description="Whether all levels have one table.")
 
     def build(self) -> TableEmbedding:
-        """Return the embedding, with empty tables."""
-        kept = [torch.empty(shape) for shape in (self.tables[:1] if self.shared else self.tables)]
+        """Return the embedding, with tables of zeros."""
+        kept = [torch.zeros(shape) for shape in (self.tables[:1] if self.shared else self.tables)]
         tables = kept * len(self.tables) if self.shared else kept
         return TableEmbedding(tables, self.combine, self.shared)
 
@@ -418,8 +418,8 @@ class PyramidConfig(Config):
     )
 
     def build(self) -> PyramidEmbedding:
-        """Return the embedding, with an empty table."""
-        return PyramidEmbedding(torch.empty(self.table), self.scales)
+        """Return the embedding, with a table of zeros."""
+        return PyramidEmbedding(torch.zeros(self.table), self.scales)
 
 
 class EmbeddingConfig(
@@ -436,5 +436,5 @@ class EmbeddingConfig(
     model_config = ConfigDict(frozen=True)
 
     def build(self) -> CodeEmbedding:
-        """Return the embedding that the config describes, with empty tables."""
+        """Return the embedding that the config describes, with tables of zeros."""
         return self.root.build()
