@@ -130,10 +130,10 @@ def test_entropy_is_least_when_tokens_are_sure_and_codes_all_used(scores, expect
 def test_perplexity_counts_codes_as_if_evenly_used():
     counts = count_ids(torch.tensor([[0, 0, 3], [3, 5, 5]]), 10)
     assert counts.tolist() == [2, 0, 0, 2, 0, 2, 0, 0, 0, 0]
-    used, perplexity = codebook_use(counts)
+    used, perplexity = codebook_use(counts, 10)
     assert used.item() == pytest.approx(0.3)
     assert perplexity.item() == pytest.approx(3.0)
-    assert codebook_use(torch.tensor([9, 0])).perplexity.item() == pytest.approx(1.0)
+    assert codebook_use(torch.tensor([9, 0]), 2).perplexity.item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("norm", "parameters"), [("batch", 2_765_633), ("group", 2_766_529)])
