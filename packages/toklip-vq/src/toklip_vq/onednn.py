@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,3 +30,20 @@ class OneDNNLinear(nn.Linear):
         if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
             return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return super().forward(x)
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def replace_modules(network: nn.Module, kind: type[_Module], replacement: Callable[[_Module], nn.Module]) -> None:
+    """Replace each module of a kind, not of its subclasses, inside a network.
+
+    >>> network = nn.Sequential(nn.Linear(3, 2), nn.GELU())
+    >>> replace_modules(network, nn.Linear, OneDNNLinear.of)
+    >>> network[0]
+    OneDNNLinear(in_features=3, out_features=2, bias=True)
+    """
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is kind:
+                setattr(parent, name, replacement(child))

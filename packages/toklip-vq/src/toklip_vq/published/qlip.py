@@ -31,6 +31,7 @@ from toklip_core.weights import CONFIG_FILE, load_strict, read_weights, source_n
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.onednn import OneDNNLinear, replace_modules
 from toklip_vq.quantizers import BitQuantizer
 
 #: Mean and standard deviation of red, green and blue in [0, 1], by which CLIP normalises pixels.
@@ -205,7 +206,11 @@ class QLIP(nn.Module):
         self.decoder = QLIPDecoder(sizes)
 
     def tokenizer(self) -> AutoencoderTokenizer:
-        """Return the frozen tokenizer, which shares these weights: codes are corners of a cube on the unit sphere."""
+        """Return the frozen tokenizer, which takes over the weights: the QLIP cannot be used again.
+
+        Codes are the corners of a cube on the unit sphere.
+        """
+        replace_modules(self, nn.Linear, OneDNNLinear.of)
         bits = self.sizes.bits
         return AutoencoderTokenizer(self, BitQuantizer(BitEmbedding(bits, scale=1 / math.sqrt(bits), order="big")))
 

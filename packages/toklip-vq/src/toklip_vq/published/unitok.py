@@ -17,10 +17,10 @@ blocks. It has neither the decoder nor an attention that changes the width: thes
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.nearest import unit_rows
-from toklip_vq.onednn import OneDNNLinear
+from toklip_vq.onednn import OneDNNLinear, replace_modules
 from toklip_vq.quantizers import TableQuantizer
 
 #: Names in a file that the tokenizer does not take -> reason.
@@ -90,8 +90,8 @@ class UniTok(nn.Module):
         """Return the frozen tokenizer, which takes over the towers: the UniTok cannot be used again."""
         tables = [unit_rows(self.embedding.rows(level)) for level in range(len(self.embedding.codebook_sizes))]
         del self.embedding
-        _replace(self, Upsample, Upsample.folded)
-        _replace(self, nn.Linear, OneDNNLinear.of)
+        replace_modules(self, Upsample, Upsample.folded)
+        replace_modules(self, nn.Linear, OneDNNLinear.of)
         return AutoencoderTokenizer(self, TableQuantizer(TableEmbedding(tables), "cosine"))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -186,9 +186,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.up_conv1 = Upsample(config.width, wide)
         self.up_conv2 = nn.Sequential(UpBlock(wide, wide), *(MbConvLNBlock(wide, wide) for _ in range(before - 1)))
-        self.up_conv3 = nn.Sequential(
-            UpBlock(wide, narrow), *(MbConvLNBlock(narrow, narrow) for _ in range(after - 1))
-        )
+        self.up_conv3 = nn.Sequential(UpBlock(wide, narrow), *(MbConvLNBlock(narrow, narrow) for _ in range(after - 1)))
         self.up_conv4 = nn.Sequential(
             Upsample(narrow, narrow),
             LayerNormAct2d(narrow, eps=1e-6, act_layer=nn.GELU),
@@ -324,14 +322,3 @@ def _as_row(x: Tensor) -> Tensor:
 def _as_map(x: Tensor, like: Tensor) -> Tensor:
     """Return a map (B, D, h, w) of (B, N, D), as large as another map."""
     return x.transpose(1, 2).reshape(len(x), -1, *like.shape[2:])
-
-
-_Module = TypeVar("_Module", bound=nn.Module)
-
-
-def _replace(network: nn.Module, kind: type[_Module], replacement: Callable[[_Module], nn.Module]) -> None:
-    """Replace each module of a kind inside a network."""
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is kind:
-                setattr(parent, name, replacement(child))
