@@ -1,4 +1,4 @@
-"""VILA-U and TokenFlow at the small sizes of the goldens, with files of the published layout, for tests."""
+"""VILA-U and TokenFlow at the small sizes of the goldens, with files of the published layout, and as a plugin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from toklip_core.plugins import TokenizerSpec, hookimpl
 from toklip_core.tokenizer import Tokenizer
 from toklip_vq.published import (
     ClipSizes,
@@ -119,3 +120,33 @@ def vila_u_file(config: VilaUConfig, weight: Callable[[str, tuple[int, ...]], Te
     table = weight("table", (config.codebook_size + 1, config.siglip.width))
     tables = {f"rqvaesiglip.quantizer.codebooks.{level}.weight": table for level in range(config.levels)}
     return {name: weight(name, shape) for name, shape in shapes.items()} | tables
+
+
+@hookimpl
+def toklip_register_tokenizers() -> list[TokenizerSpec]:
+    """The small ones, whose own weights are those of the goldens."""
+    return [
+        TokenizerSpec(
+            name="small-vila-u",
+            factory=lambda given: load_vila_u(vila_u_weights() if given is None else given, VILA_U),
+            summary="For tests.",
+            image_size=64,
+        ),
+        TokenizerSpec(
+            name="small-tokenflow",
+            factory=lambda given: load_tokenflow(
+                tokenflow_weights("tokenflow") if given is None else given, TOKENFLOW["tokenflow"]
+            ),
+            summary="For tests.",
+            image_size=64,
+        ),
+    ]
+
+
+def install(folder: Path) -> Path:
+    """Write what an installer would write for this module as a plugin into a folder, for sys.path."""
+    info = folder / "small_published-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-published\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[toklip]\nsmall-published = {__name__}\n")
+    return folder
