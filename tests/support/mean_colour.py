@@ -182,11 +182,13 @@ def mean_colour(gamma=1.0, weights=None):
 
 #: The tokenizers of several levels, or of many bits.
 SEVERAL = {"quarter-greys": QuarterGreys, "residual-greys": ResidualGreys, "colour-bits": ColourBits}
+#: Those whose codes are local, and the pyramid.
+OTHERS = {**SEVERAL, "pyramid-greys": PyramidGreys}
 
 
 def several(name):
-    """One of them, loaded without the registry."""
-    return Tokenizer(name, SEVERAL[name]())
+    """One of OTHERS, loaded without the registry."""
+    return Tokenizer(name, OTHERS[name]())
 
 
 @hookimpl
@@ -196,7 +198,7 @@ def toklip_register_tokenizers():
         TokenizerSpec(name="mean-colour-slow", factory=lambda w: factory(w, 0.002), summary="2 ms.", image_size=32),
         *(
             TokenizerSpec(name=name, factory=lambda _, kind=kind: kind(), summary="For tests.", image_size=32)
-            for name, kind in {**SEVERAL, "pyramid-greys": PyramidGreys}.items()
+            for name, kind in OTHERS.items()
         ),
     ]
 

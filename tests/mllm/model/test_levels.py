@@ -5,40 +5,21 @@ from functools import cache
 import pytest
 import torch
 from safetensors import safe_open
-from toklip_core.embeddings import BitEmbedding, PyramidEmbedding
-from toklip_core.pictures import grid_of_size
-from toklip_core.tokenizer import Tokenizer
+from toklip_core.embeddings import BitEmbedding
 from toklip_mllm.model import TokLIPLMConfig, load
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.mean_colour import SEVERAL, Frozen, means, nearest, several
+from tests.support.mean_colour import OTHERS, SEVERAL, several
 from tests.support.small_mllms import prompt, small_mllm
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 PLAIN = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
-KINDS = [*SEVERAL, "pyramid"]
-
-
-class Pyramid(Frozen):
-    """Grey levels of maps of 1, 2, 4 and 8 cells a side, each the rest of what those before it give."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = PyramidEmbedding(torch.linspace(-1, 1, 64)[:, None], scales=(1, 2, 4, 8))
-        self.train()
-
-    def grid(self, height, width):
-        return grid_of_size(height, width, size=(32, 32), grid=(1, 85))
-
-    def ids_of(self, pixels):
-        maps = [means(pixels, 32 // scale).flatten(1) for scale in self.embedding.scales]
-        return nearest(torch.cat(maps, dim=1), self.embedding.rows())[:, None, :, None]
 
 
 @cache
 def over(kind: str, features: str = "concat"):
     """Model and processor over one of the tokenizers."""
-    return small_mllm(features=features, vq=Tokenizer("pyramid", Pyramid()) if kind == "pyramid" else several(kind))
+    return small_mllm(features=features, vq=several(kind))
 
 
 def ids(kind: str, pictures: int, seed: int = 0):
@@ -56,7 +37,7 @@ def batch_of_two(kind: str):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_the_model_reads_the_code_map_of_the_tokenizer_bit_for_bit(kind):
     model, processor = over(kind, "codes")
     codes = processor.vq_tokenizer.code_map(ids(kind, 2))
@@ -65,7 +46,7 @@ def test_the_model_reads_the_code_map_of_the_tokenizer_bit_for_bit(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_the_cache_gives_the_tokens_of_no_cache(kind):
     model, processor = over(kind)
     batch = prompt(processor, "<image> what ?", image_ids=ids(kind, 1))
@@ -78,7 +59,7 @@ def test_the_cache_gives_the_tokens_of_no_cache(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_a_batch_gives_each_prompt_the_logits_that_it_has_alone(kind):
     model, processor = over(kind)
     pictures, batch = ids(kind, 3), batch_of_two(kind)
@@ -104,7 +85,7 @@ def test_every_level_changes_the_logits(kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_a_saved_model_is_loaded_with_its_embedding(kind, tmp_path):
     model, processor = over(kind)
     model.save_pretrained(tmp_path)
@@ -116,7 +97,7 @@ def test_a_saved_model_is_loaded_with_its_embedding(kind, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OTHERS)
 def test_in_half_precision_the_codes_stay_in_float32(kind, tmp_path):
     model, _ = over(kind, "codes")
     model.save_pretrained(tmp_path)

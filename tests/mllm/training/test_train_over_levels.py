@@ -1,4 +1,4 @@
-"""`toklip train mllm` and `toklip ask` over four ids per position, and over ids of 28 bits."""
+"""`toklip train mllm` and `toklip ask` over four ids per position, over ids of 28 bits, and over a pyramid."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ keep = 9
 """
 
 
-@pytest.fixture(scope="module", params=["quarter-greys", "residual-greys", "colour-bits"])
+@pytest.fixture(scope="module", params=mean_colour.OTHERS)
 def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
