@@ -35,6 +35,7 @@ class Options:
     toklip: Path | None = None
     llamagen: Path | None = None
     ibq: Path | None = None
+    qlip: Path | None = None
     device: str = "cpu"
     threads: int = 2
     #: Turns of each contestant.

@@ -1,4 +1,4 @@
-"""LlamaGen's VQ-16 and VQ-8, and IBQ-262144, beside the official modules. The official IBQ modules import einops.
+"""LlamaGen's VQ-16 and VQ-8, IBQ-262144 and QLIP, beside the official modules. Those of IBQ and QLIP import einops.
 
 Memory is the peak of the resident set while one picture is encoded, above its size when the weights are loaded and a
 picture of 64 x 64 has been encoded.
@@ -13,10 +13,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from toklip_vq.published import CONFIGS, ibq_config, llamagen_name, taming_name
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.published import (
+    CONFIGS,
+    QLIP,
+    QLIPSizes,
+    TrunkSizes,
+    ibq_config,
+    llamagen_name,
+    qlip_name,
+    taming_name,
+)
 from toklip_vq.vqgan import VQGAN, Codebook
 from torch import Tensor, nn
 
@@ -29,6 +41,7 @@ def rows(options: Options) -> Iterator[Row]:
     yield from ibq_rows(options)  # first: memory that somebody else has given back would hide what they need
     yield from llamagen_rows(options)
     yield vq8_row(options)
+    yield from qlip_rows(options)
 
 
 def ibq_rows(options: Options) -> Iterator[Row]:
@@ -117,6 +130,99 @@ def vq8_row(options: Options) -> Row:
     what = f"VQ-8, 1 x {pixels.shape[-1]} px, encode, float32"
     note = f"{operations / 1e9:.0f} GFLOP a picture"
     return Row(what, "s", seconds["ours"], floor=floor(options, operations), note=note)
+
+
+def qlip_rows(options: Options) -> Iterator[Row]:
+    """Encode and decode 4 pictures of 256 px with QLIP-B-16-256, and one with QLIP-B-8-256."""
+    for patch, batch in ((16, 4), (8, 1)):
+        side, depth = (64, 1) if options.quick else (256, 12)
+        trunk = TrunkSizes(width=768, depth=depth, heads=12, hidden=2048)
+        sizes = QLIPSizes(patch_size=patch, grid=side // patch, bits=28, encoder=trunk, decoder=trunk)
+        tokenizer = QLIP(sizes).to(options.device).tokenizer()
+        pixels = noise(batch, side, options)
+        ids = tokenizer.encode(pixels)
+        contestants: dict[str, Callable[[], Any]] = {
+            "encode": lambda tokenizer=tokenizer, pixels=pixels: tokenizer.encode(pixels),  # type: ignore[misc]
+            "decode": lambda tokenizer=tokenizer, ids=ids: tokenizer.decode(ids),  # type: ignore[misc]
+        }
+        if options.qlip:
+            contestants |= official_qlip(options.qlip, tokenizer, pixels, ids)
+        seconds, results = race(contestants, options.repeats)
+        notes = {}
+        if options.qlip:
+            bits = tokenizer.embedding(ids).flatten(1, 2) > 0
+            differ = ((results["official encode"] > 0) != bits).sum().item()
+            notes["encode"] = f"{differ} of {bits.numel()} bits differ from the official ones"
+            apart = (clip_normalised(results["decode"]) - results["official decode"]).abs().max().item()
+            notes["decode"] = f"pictures differ by {apart:.0e} at most"
+        for what, wanted in (("encode", "1.1x"), ("decode", "1x")):
+            yield Row(
+                what=f"QLIP-B-{patch}-256, {batch} x {side} px, {what}, float32",
+                unit="s",
+                ours=seconds[what],
+                peer=seconds.get(f"official {what}"),
+                peer_name="QLIP",
+                floor=floor(options, batch * qlip_operations(sizes)),
+                wanted=wanted,
+                note=notes.get(what, ""),
+            )
+
+
+def qlip_operations(sizes: QLIPSizes) -> float:
+    """Return the operations of one trunk on one picture; torch does not count products by oneDNN."""
+    trunk, tokens = sizes.encoder, sizes.grid**2
+    weights = 4 * trunk.width**2 + 3 * trunk.width * trunk.hidden
+    return 2.0 * trunk.depth * tokens * (weights + 2 * tokens * trunk.width)
+
+
+def official_qlip(
+    path: Path, tokenizer: AutoencoderTokenizer, pixels: Tensor, ids: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """Return QLIP's own ways from pixels to quantized latents, and from codes to pictures in CLIP's units.
+
+    Its code is for transformers 4.37. Two modules that it imports, for masks of texts and for ONNX, are gone since.
+    """
+    masks = {"_create_4d_causal_attention_mask": None, "_prepare_4d_attention_mask": None}
+    for name, imported in {"modeling_attn_mask_utils": masks, "onnx": {"OnnxConfig": object}}.items():
+        sys.modules[f"transformers.{name}"] = SimpleNamespace(**imported)  # type: ignore[assignment]
+    sys.path.insert(0, str(path / "QLIP"))
+    import configuration_qlip  # type: ignore[import-not-found]
+    import modeling_qlip  # type: ignore[import-not-found]
+
+    model: Any = tokenizer.autoencoder
+    sizes, trunk = model.sizes, model.sizes.encoder
+    tower = {
+        "image_size": sizes.image_size, "patch_size": sizes.patch_size, "hidden_size": trunk.width,
+        "num_hidden_layers": trunk.depth, "num_attention_heads": trunk.heads, "intermediate_size": trunk.hidden,
+        "layer_norm_eps": 1e-6, "k_bias": False, "rope": True, "subln": True, "swiglu": True,
+    }  # fmt: skip
+    quantizer = {"embed_dim": 28, "group_size": 1, "input_format": "blc", "inv_temperature": 1.0, "l2_norm": True}
+    settings = configuration_qlip.QLIPVisionConfig(
+        **tower, quantizer="bsq", quantizer_l2_norm=True, quantizer_embed_type="mlp", quantizer_cfg=quantizer
+    )
+    encoder = modeling_qlip.QLIPVisionTransformer(settings)
+    decoder = modeling_qlip.QLIPVisionTransformerDecoder(configuration_qlip.QLIPDecoderConfig(**tower))
+    state = {qlip_name(name): tensor for name, tensor in model.state_dict().items()}
+    for module, prefix in ((encoder, "vision_model."), (decoder, "vision_decoder.")):
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        left = [name for name in module.load_state_dict(own, strict=False).missing_keys if "rope" not in name]
+        assert all(name.startswith("post_layernorm.") for name in left), left
+        module.to(pixels.device).eval()
+    quantized: list[Tensor] = []
+    encoder.quantizer.register_forward_hook(lambda module, inputs, outputs: quantized.append(outputs[0]))
+    fed, codes = clip_normalised(pixels), tokenizer.embedding(ids).flatten(1, 2)
+
+    def encode() -> Tensor:
+        encoder(fed)
+        return quantized.pop()
+
+    return {"official encode": encode, "official decode": lambda: decoder(encoder.quant_embed_post(codes))}
+
+
+def clip_normalised(pixels: Tensor) -> Tensor:
+    """Return pixels in [-1, 1] as QLIP's network reads and writes them."""
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels / 2 + 0.5 - mean) / std
 
 
 def official_llamagen(path: Path, model: VQGAN) -> nn.Module:

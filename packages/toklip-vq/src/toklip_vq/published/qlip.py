@@ -34,10 +34,6 @@ from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.onednn import OneDNNLinear, replace_modules
 from toklip_vq.quantizers import BitQuantizer
 
-#: Mean and standard deviation of red, green and blue in [0, 1], by which CLIP normalises pixels.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-
 #: Positions a side that the rotary frequencies are scaled to, whatever the grid is; pt_seq_len of the official code.
 _ROTARY_SIDE = 16
 
@@ -244,14 +240,21 @@ class QLIP(nn.Module):
 
 def _normalised(pixels: Tensor) -> Tensor:
     """Return pixels in [-1, 1] in CLIP's units."""
-    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    mean, std = _clip_units(pixels)
     return (pixels / 2 + 0.5 - mean) / std
 
 
 def _denormalised(pixels: Tensor) -> Tensor:
     """Return pixels in CLIP's units in [-1, 1]."""
-    mean, std = (pixels.new_tensor(x).view(3, 1, 1) for x in (_MEAN, _STD))
+    mean, std = _clip_units(pixels)
     return (pixels * std + mean) * 2 - 1
+
+
+def _clip_units(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (3, 1, 1) of red, green and blue in [0, 1], by which CLIP normalises."""
+    from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    return pixels.new_tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), pixels.new_tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
 
 def load_qlip(
