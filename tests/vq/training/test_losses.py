@@ -6,20 +6,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from toklip_core.embeddings import BitEmbedding, ScalarEmbedding
 from toklip_core.evaluation import codebook_use
+from toklip_vq.quantizers import BitQuantizer, ScalarQuantizer
 from toklip_vq.training import (
     CodeRestart,
     LeCam,
     PatchDiscriminator,
     affinity,
+    bit_entropy_loss,
     count_ids,
     entropy_loss,
     generator_loss,
     hinge_loss,
+    quantize_bits,
     quantize_by_index,
+    quantize_residual,
+    quantize_scalars,
     quantize_straight_through,
 )
-from toklip_vq.vqgan import Codebook
+from toklip_vq.vqgan import VQGAN, Codebook, ResidualCodebook, VQGANConfig
 from torch import Tensor
 
 #: Inputs and outputs of LlamaGen's vq_model.py and SEED-Voken's quantize.py and vqperceptual.py.
@@ -55,7 +61,7 @@ def test_quantizers_agree_with_the_public_code(prefix, metric, quantize, placeme
     total = result.loss + entropy_weight * entropy + (result.codes * flat(PUBLISHED["upstream"])).sum()
     to_latents, to_codebook = torch.autograd.grad(total, [latents, book.weight])
 
-    assert torch.equal(result.ids, PUBLISHED[f"{prefix}_ids"].flatten())
+    assert torch.equal(result.ids[:, 0], PUBLISHED[f"{prefix}_ids"].flatten())
     torch.testing.assert_close(result.codes, flat(PUBLISHED[f"{prefix}_codes"]))
     torch.testing.assert_close(result.loss, PUBLISHED[f"{prefix}_loss"])
     torch.testing.assert_close(entropy, PUBLISHED[f"{prefix}_entropy"], rtol=1e-4, atol=1e-4)
@@ -84,9 +90,10 @@ def test_beta_stands_where_its_placement_says(quantize, placement, on_latents, o
     if quantize is quantize_by_index:
         loss = loss - F.mse_loss(result.codes, latents)  # the term that has no beta
     to_latents, to_codebook = torch.autograd.grad(loss, [latents, book.weight])
-    pull = 2 / latents.numel() * (latents - book.weight[result.ids]).detach()
+    pull = 2 / latents.numel() * (latents - book.weight[result.ids[:, 0]]).detach()
     torch.testing.assert_close(to_latents, on_latents * pull)
-    torch.testing.assert_close(to_codebook, torch.zeros_like(book.weight).index_add(0, result.ids, -on_codes * pull))
+    pulled = torch.zeros_like(book.weight).index_add(0, result.ids[:, 0], -on_codes * pull)
+    torch.testing.assert_close(to_codebook, pulled)
 
 
 def test_index_backpropagation_moves_every_code_and_the_straight_through_only_chosen_ones():
@@ -97,7 +104,7 @@ def test_index_backpropagation_moves_every_code_and_the_straight_through_only_ch
         result = quantize(latents, book)
         (result.codes.square().sum() + result.loss).backward()
         moved[quantize] = int((book.weight.grad.abs().sum(-1) > 0).sum())
-    assert moved == {quantize_by_index: 32, quantize_straight_through: len(set(result.ids.tolist()))}
+    assert moved == {quantize_by_index: 32, quantize_straight_through: len(result.ids.unique())}
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
@@ -105,8 +112,109 @@ def test_index_backpropagation_moves_every_code_and_the_straight_through_only_ch
 def test_codes_are_rows_of_the_codebook_and_the_highest_affinity_is_the_id(metric, quantize):
     book, latents = codebook(metric), flat(PUBLISHED["latents"])
     result = quantize(latents, book)
-    torch.testing.assert_close(result.codes, book.rows()[result.ids])
-    assert torch.equal(affinity(latents, book).argmax(-1), result.ids)
+    torch.testing.assert_close(result.codes, book.rows()[result.ids[:, 0]])
+    assert torch.equal(affinity(latents, book).argmax(-1), result.ids[:, 0])
+
+
+def residual(levels=4) -> ResidualCodebook:
+    """The published rows, half as long from level to level."""
+    made = ResidualCodebook(levels, *PUBLISHED["codebook"].shape)
+    for number, level in enumerate(made.levels()):
+        level.weight.data.copy_(PUBLISHED["codebook"] / 2**number)
+    return made
+
+
+def test_residual_levels_take_what_is_left_and_are_all_trained():
+    latents, book = flat(PUBLISHED["latents"]).requires_grad_(), residual()
+    result = quantize_residual(latents, book)
+    rest, total, losses = latents.detach(), torch.zeros_like(latents), []
+    for number, level in enumerate(book.levels()):
+        ids = torch.cdist(rest.double(), level.weight.double()).argmin(-1)
+        assert torch.equal(result.ids[:, number], ids)
+        losses.append(1.25 * F.mse_loss(rest, level.weight[ids]))
+        total, rest = total + level.weight[ids], rest - level.weight[ids]
+    torch.testing.assert_close(result.codes, total)
+    torch.testing.assert_close(result.loss, torch.stack(losses).mean())
+    gradients = torch.autograd.grad(result.loss, [level.weight for level in book.levels()], retain_graph=True)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    (to_latents,) = torch.autograd.grad(result.codes.sum(), latents)
+    assert torch.equal(to_latents, torch.ones_like(latents)), "straight through"
+
+
+def test_bits_are_signs_and_their_gradient_goes_straight_through():
+    latents = flat(PUBLISHED["latents"]).requires_grad_()
+    result = quantize_bits(latents, BitQuantizer(BitEmbedding(latents.shape[1])), beta=0.25)
+    torch.testing.assert_close(result.codes, torch.where(latents > 0, 1.0, -1.0))
+    torch.testing.assert_close(result.loss, 0.25 * (latents - result.codes).detach().square().mean())
+    assert torch.equal(torch.autograd.grad(result.codes.sum(), latents)[0], torch.ones_like(latents))
+
+
+def test_scalars_are_rounded_values_and_the_gradient_is_that_of_the_tanh():
+    """Values for odd and even counts; rounding moves no code by more than half a step."""
+    latents = flat(PUBLISHED["latents"])[:, :3].clone().requires_grad_()
+    quantizer = ScalarQuantizer(ScalarEmbedding((8, 5, 2)))
+    result = quantize_scalars(latents, quantizer)
+    torch.testing.assert_close(result.codes, quantizer.embedding(result.ids))
+    assert ((result.codes - latents.tanh()).abs() <= 1 / torch.tensor([7, 4, 1]) + 1e-6).all() and result.loss == 0
+    (to_latents,) = torch.autograd.grad(result.codes.sum(), latents)
+    torch.testing.assert_close(to_latents, 1 - latents.detach().tanh() ** 2)
+
+
+def test_the_entropy_of_bits_is_that_of_a_table_of_all_codes():
+    """Of one latent's code exactly; of independent bits, where the mean has the product of the means."""
+    corners = BitEmbedding(3)(torch.arange(8)[:, None])
+    book = Codebook(8, 3, "euclidean")
+    book.weight.data.copy_(corners)
+    scale = torch.tensor([0.3, 0.2, 0.7])
+    latents = corners * scale / 50  # every combination of bits equally often
+    expected = entropy_loss(affinity(latents, book), temperature=0.1)
+    torch.testing.assert_close(bit_entropy_loss(latents, temperature=0.1), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_entropy_of_28_bits_needs_no_table():
+    latents = torch.randn(256, 28, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bit_entropy_loss(latents, temperature=1.0).backward()
+    assert latents.grad.isfinite().all() and latents.grad.abs().sum() > 0
+
+
+QUANTIZERS = {
+    "vq": {"codebook_size": 32, "codebook_dim": 8},
+    "ibq": {"codebook_size": 32, "codebook_dim": 8},
+    "lfq": {"codebook_dim": 28},
+    "fsq": {"values_per_channel": (8, 5, 2)},
+    "residual": {"codebook_size": 32, "codebook_dim": 8, "ids_per_position": 4},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_the_frozen_quantizer_finds_the_ids_of_training(kind):
+    from toklip_vq.training.quantization import quantize
+    from toklip_vq.training.settings import LossConfig
+
+    torch.manual_seed(0)
+    config = VQGANConfig(quantizer=kind, channels=8, channel_multipliers=(1,), norm_groups=4, **QUANTIZERS[kind])
+    vqgan = VQGAN(config)
+    latents = torch.randn(100, config.code_dim)
+    result, frozen = quantize(latents, vqgan, LossConfig()), vqgan.quantizer()
+    assert torch.equal(frozen.search(latents)[0], result.ids)
+    torch.testing.assert_close(frozen.embedding(result.ids), result.codes.detach(), rtol=0, atol=1e-5)
+    assert len(vqgan.codebooks()) == {"lfq": 0, "fsq": 0, "residual": 4}.get(kind, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"quantizer": "lfq", "codebook_dim": 18, "codebook_size": 2**18}, "codebook_size has no effect with the"),
+        ({"quantizer": "fsq", "codebook_dim": 4, "values_per_channel": (8, 5)}, "codebook_dim has no effect with"),
+        ({"quantizer": "fsq"}, "values_per_channel is needed for the quantizer 'fsq', which takes values_per_channel"),
+        ({"quantizer": "residual", "codebook_size": 8, "codebook_dim": 8}, "ids_per_position is needed for the"),
+        ({"quantizer": "lfq", "codebook_dim": 18, "metric": "cosine"}, "metric 'cosine' has no effect with"),
+        ({"codebook_dim": 18}, "codebook_size is needed for the quantizer 'vq', which takes codebook_size and"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        VQGANConfig(**settings)
 
 
 def test_half_precision_of_the_towers_changes_no_loss():

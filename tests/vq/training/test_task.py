@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from toklip_core import load_tokenizer
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
+from toklip_core.testing import tokenizer_checks
 from toklip_vq.training import (
     RECIPES,
     FolderSource,
@@ -154,6 +157,114 @@ def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path, whole: 
         (out / f"checkpoints/step-{step:08d}").symlink_to(whole / f"checkpoints/step-{step:08d}")
         train_vq(load_config(tiny, VQTrainConfig), out)
         assert_same(out, whole)
+
+
+#: Quantizers of other kinds, with what they need in place of TINY's codebook.
+OTHERS = {
+    "ibq": ("model.quantizer=ibq",),
+    "lfq": ("model.quantizer=lfq", "model.codebook_size=none", "model.codebook_dim=28", "losses.restart_until=0"),
+    "fsq": (
+        "model.quantizer=fsq", "model.codebook_size=none", "model.codebook_dim=none",
+        "model.values_per_channel=[8, 5, 5]", "losses.restart_until=0", "losses.entropy_weight=0",
+    ),
+    "residual": ("model.quantizer=residual", "model.ids_per_position=4", "losses.entropy_weight=0"),
+}  # fmt: skip
+
+
+def other(tiny: Path, kind: str, *changes: str) -> VQTrainConfig:
+    """Settings of TINY with a quantizer of another kind; "none" leaves a setting out."""
+    values = tomllib.loads(tiny.read_text())
+    for change in (*OTHERS[kind], *changes):
+        (table, name), _, value = *[change.partition("=")[0].split(".")], *change.partition("=")[1:]
+        values[table][name] = None if value == "none" else value if value.isalpha() else json.loads(value)
+    return VQTrainConfig.model_validate(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_run_with_another_quantizer_resumes_bit_for_bit(tmp_path: Path, tiny: Path, kind: str):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    changes = ("losses.restart_until=0",) if kind != "residual" else ()
+    train_vq(other(tiny, kind, *changes), whole)
+    for step in (1, 3):
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "run.json").write_bytes((whole / "run.json").read_bytes())
+        shutil.copytree(whole / f"checkpoints/step-{step:08d}", out / f"checkpoints/step-{step:08d}")
+        train_vq(other(tiny, kind, *changes), out)
+        assert_same(out, whole)
+        shutil.rmtree(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_tokenizer_with_another_quantizer_keeps_the_contract_and_is_used_by_the_commands(
+    tmp_path: Path, tiny: Path, kind: str
+):
+    """The whole path of an FSQ tokenizer, of one with four residual levels, and of the others, of Scenes."""
+    settings = other(tiny, kind, "run.steps=4", "losses.discriminator_start=9")
+    report = train_vq(settings, tmp_path / "run")
+    tokenizer = load_tokenizer("vqgan", tmp_path / "run/model")
+    assert len(tokenizer.codebook_sizes) == (4 if kind == "residual" else 1)
+    assert report.figures.keys() >= ({"codebook_used_3"} if kind == "residual" else {"codebook_used"})
+    for check in tokenizer_checks():
+        check(tokenizer)
+    pixels = held_out_pictures(HeldOutFolder(scenes=6), size=32)
+    rebuilt = tokenizer.decode(tokenizer.encode(pixels)).clamp(-1, 1)
+    psnr = -10 * ((rebuilt - pixels) / 2).square().mean((1, 2, 3)).log10().mean()
+    assert psnr.item() == pytest.approx(report.figures["psnr"], abs=0.01)
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "grey.png")
+    chosen = ["--tokenizer", "vqgan", "--weights", tmp_path / "run/model"]
+    for words in (
+        ["encode", tmp_path / "grey.png", *chosen, "--size", "32", "--out", tmp_path / "store"],
+        ["decode", tmp_path / "store", "--weights", tmp_path / "run/model", "--out", tmp_path / "pictures"],
+    ):
+        result = CliRunner().invoke(cli, list(map(str, words)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_the_levels_of_a_residual_codebook_start_from_what_is_left(tiny: Path):
+    config = other(tiny, "residual")
+    vqgan = VQGAN(config.model)
+    samples = open_sources(config.data, size=32, seed=0)
+    start_codebook(vqgan, samples, config)
+    latents = vqgan.latents(torch.stack([samples[0, i] for i in range(30)])).movedim(1, -1).flatten(0, 2)
+    errors = []
+    for level in vqgan.codebooks():
+        assert torch.cdist(level.weight, latents).min(-1).values.max() < 1e-3
+        latents = latents - level.weight[level.nearest(latents)]
+        errors.append(latents.square().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[3] < 0.3 * errors[0]
+
+
+@pytest.mark.slow
+def test_unused_codes_of_every_level_restart(tiny: Path):
+    config = other(tiny, "residual", "losses.discriminator_weight=0")
+    torch.manual_seed(0)
+    training = VQTask(config).model
+    for restart in training.restarts:
+        restart.period = 2
+    before = [level.weight.detach().clone() for level in training.vqgan.codebooks()]
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    training(pixels, 2)
+    used = [restart.counts > 0 for restart in training.restarts]
+    training(pixels, 3)
+    for level, old, kept in zip(training.vqgan.codebooks(), before, used, strict=True):
+        assert 0 < kept.sum() < 32
+        assert torch.equal((level.weight == old).all(-1), kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("fsq", "losses.entropy_weight=0.1", "losses.entropy_weight has no effect with the quantizer 'fsq'; set it"),
+        ("lfq", "losses.restart_until=9", "losses.restart_until has no effect with the quantizer 'lfq'; set it to 0"),
+    ],
+)
+def test_losses_without_effect_are_refused(tiny: Path, kind: str, change: str, says: str):
+    with pytest.raises(ValueError, match=says):
+        other(tiny, kind, change)
 
 
 @pytest.mark.slow

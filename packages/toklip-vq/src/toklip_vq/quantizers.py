@@ -102,11 +102,13 @@ class ScalarQuantizer(nn.Module):
         self.embedding = embedding
 
     def bounded(self, latents: Tensor) -> Tensor:
-        """Return latents (..., C) as digits (..., C) that are not rounded yet, in [0, L_c - 1]; differentiable."""
-        most = torch.tensor([count - 1 for counts in self.embedding.levels for count in counts], device=latents.device)
-        return (latents.float().tanh() + 1) / 2 * most
+        """Return latents (..., C) in [-1, 1], float32, before they are rounded to values; differentiable."""
+        return latents.float().tanh()
 
     @torch.no_grad()
     def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ids (..., Q) of latents (..., C), and their sums (...); no gradient."""
-        return self.embedding.ids_of(self.bounded(latents).round()), latents.float().sum(-1)
+        counts = [count for level in self.embedding.levels for count in level]
+        steps = torch.tensor(counts, device=latents.device) - 1
+        digits = ((self.bounded(latents) + 1) / 2 * steps).round()
+        return self.embedding.ids_of(digits), latents.float().sum(-1)

@@ -1,6 +1,6 @@
 """VQGAN: the autoencoder and the codebook that LlamaGen, IBQ, Chameleon and our own tiny tokenizer share.
 
-    pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> nearest code -> ids (B, h, w, 1)
+    pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> quantizer -> ids (B, h, w, Q)
     ids -> codes (B, h, w, C) -> post_quant_conv -> decoder -> pixels (B, 3, H, W)
 
 Shape letters: B batch, H and W picture sides, f = patch_size * 2^(levels - 1), h = H/f, w = W/f, C codebook dim,
@@ -14,20 +14,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
-from toklip_core.embeddings import TableEmbedding
+from toklip_core.embeddings import BitEmbedding, ScalarEmbedding, TableEmbedding
 from toklip_core.pictures import grid_by_factor
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.nearest import Metric, nearest_rows, unit_rows
-from toklip_vq.quantizers import TableQuantizer
+from toklip_vq.quantizers import BitQuantizer, ScalarQuantizer, TableQuantizer
 from toklip_vq.towers import Decoder, Encoder
+
+QuantizerKind = Literal["vq", "ibq", "lfq", "fsq", "residual"]
+
+#: Quantizer -> the settings that it takes, and the metric by which it finds codes unless it is told another.
+_SETTINGS: dict[QuantizerKind, tuple[str, ...]] = {
+    "vq": ("codebook_size", "codebook_dim"),
+    "ibq": ("codebook_size", "codebook_dim"),
+    "lfq": ("codebook_dim",),
+    "fsq": ("values_per_channel",),
+    "residual": ("codebook_size", "codebook_dim", "ids_per_position"),
+}
+_METRICS: dict[QuantizerKind, Metric] = {"vq": "cosine", "ibq": "dot", "residual": "euclidean"}
 
 
 class VQGANConfig(BaseModel):
@@ -35,12 +47,32 @@ class VQGANConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    codebook_size: int = Field(ge=2, le=LARGEST_COUNT, description="Codebook size K, the number of codes.")
-    codebook_dim: int = Field(ge=1, le=LARGEST_WIDTH, description="Codebook dimension C, the width of a code.")
-    metric: Metric = Field(
-        default="cosine",
-        description="Metric for finding the nearest code: cosine (LlamaGen; unit-norm codes), dot (IBQ) or euclidean "
-        "(Chameleon).",
+    quantizer: QuantizerKind = Field(
+        default="vq",
+        description="Quantizer: vq (nearest code), ibq (nearest code, index backpropagation), lfq (the signs of the "
+        "latents), fsq (their rounded values), or residual (several ids per position, each refines those before it).",
+    )
+    codebook_size: int | None = Field(
+        default=None, ge=2, le=LARGEST_COUNT, description="Codebook size K, of each level (vq, ibq, residual)."
+    )
+    codebook_dim: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_WIDTH,
+        description="Codebook dimension C, the width of a code (vq, ibq, residual); the number of bits (lfq).",
+    )
+    metric: Metric | None = Field(
+        default=None,
+        description="Metric for finding the nearest code (vq): cosine (LlamaGen; unit-norm codes), dot or euclidean "
+        "(Chameleon). By default cosine; ibq takes dot, residual euclidean.",
+    )
+    values_per_channel: tuple[Annotated[int, Field(ge=2, le=LARGEST_COUNT)], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Number of values of each channel of a code (fsq), such as [8, 5, 5, 5].",
+    )
+    ids_per_position: int | None = Field(
+        default=None, ge=1, le=MOST_LAYERS, description="Number of ids per position, the levels Q (residual)."
     )
     channels: int = Field(default=128, ge=1, le=LARGEST_WIDTH, description="Channels of the level at full resolution.")
     channel_multipliers: tuple[Annotated[int, Field(le=LARGEST_WIDTH)], ...] = Field(
@@ -79,6 +111,24 @@ class VQGANConfig(BaseModel):
         default=True, description="Self-attention after each block of the lowest level; the middle block always has it."
     )
 
+    @property
+    def code_dim(self) -> int:
+        """Width C of a code."""
+        return self.codebook_dim or len(self.values_per_channel or ())
+
+    @model_validator(mode="after")
+    def _settings_of_the_quantizer(self) -> Self:
+        needed = _SETTINGS[self.quantizer]
+        for name in ("codebook_size", "codebook_dim", "values_per_channel", "ids_per_position"):
+            given = getattr(self, name) is not None
+            if given != (name in needed):
+                said = "has no effect with" if given else "is needed for"
+                raise ValueError(f"{name} {said} the quantizer {self.quantizer!r}, which takes {' and '.join(needed)}")
+        if self.metric not in (None, _METRICS.get(self.quantizer)) and self.quantizer != "vq":
+            got = f"metric {self.metric!r}"
+            raise ValueError(f"{got} has no effect with the quantizer {self.quantizer!r}; leave it out")
+        return self
+
     @model_validator(mode="after")
     def _groups_divide_widths(self) -> Self:
         for multiplier in self.channel_multipliers:
@@ -101,6 +151,7 @@ class VQGAN(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
+        self.config = config
         widths = tuple(config.channels * multiplier for multiplier in config.channel_multipliers)
         self.downsample_factor = config.patch_size * 2 ** (len(widths) - 1)
         sizes: dict[str, Any] = {
@@ -110,9 +161,9 @@ class VQGAN(nn.Module):
             "patch_size": config.patch_size,
         }
         self.encoder = Encoder(widths, config.channels, blocks=config.blocks_per_level, **sizes)
-        self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
-        self.codebook = Codebook(config.codebook_size, config.codebook_dim, config.metric)
-        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
+        self.codebook = _codebook(config)
+        self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
         self.decoder = Decoder(widths[::-1], blocks=config.blocks_per_level + 1, **sizes)
 
     def tokenizer(self) -> AutoencoderTokenizer:
@@ -120,9 +171,27 @@ class VQGAN(nn.Module):
 
         A second copy of 262144 x 256 codes would take 256 MiB.
         """
-        quantizer = self.codebook.quantizer()
+        quantizer = self.quantizer()
         del self.codebook
         return AutoencoderTokenizer(self, quantizer)
+
+    def quantizer(self) -> TableQuantizer | BitQuantizer | ScalarQuantizer:
+        """Return the quantizer as it is used when nothing trains; tables share the memory of the codes.
+
+        Those of the cosine metric are written anew, with unit norm.
+        """
+        codebook = self.codebook
+        if isinstance(codebook, BitQuantizer | ScalarQuantizer):
+            return codebook
+        if isinstance(codebook, ResidualCodebook):
+            tables = [level.weight for level in self.codebooks()]
+            return TableQuantizer(TableEmbedding(tables, combine="sum"), "euclidean")
+        rows = unit_rows(codebook.weight.detach()) if codebook.metric == "cosine" else codebook.weight
+        return TableQuantizer(TableEmbedding([rows]), codebook.metric)
+
+    def codebooks(self) -> list[Codebook]:
+        """Return the codebooks that train: one, one per level of a residual quantizer, or none for bits and scalars."""
+        return [module for module in self.codebook.modules() if isinstance(module, Codebook)]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of a picture; ValueError unless its sides are multiples of f."""
@@ -171,11 +240,6 @@ class Codebook(nn.Module):
         """Return the ids (...), int64, of the codes nearest to latents (..., C); see :func:`nearest_rows`."""
         return nearest_rows(latents, self.rows(), self.metric)[0]
 
-    def quantizer(self) -> TableQuantizer:
-        """Return the frozen form, whose table shares the memory of the codes unless the metric is cosine."""
-        rows = unit_rows(self.weight.detach()) if self.metric == "cosine" else self.weight
-        return TableQuantizer(TableEmbedding([rows]), self.metric)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `tokenizer.to(torch.bfloat16)` is for the towers: rounded codes would be other codes.
         kept = self.weight.data
@@ -183,6 +247,31 @@ class Codebook(nn.Module):
         if self.weight.dtype != kept.dtype:
             self.weight.data = kept.to(self.weight.device)
         return self
+
+
+class ResidualCodebook(nn.ModuleList):
+    """Codebooks of several levels: each holds codes for what those before it leave of the latents.
+
+    Source: Lee et al., https://arxiv.org/abs/2203.01941, section 3.1.
+    """
+
+    def __init__(self, levels: int, size: int, dim: int) -> None:
+        super().__init__(Codebook(size, dim, "euclidean") for _ in range(levels))
+
+    def levels(self) -> list[Codebook]:
+        """Return the codebooks, the coarsest first."""
+        return [level for level in self if isinstance(level, Codebook)]
+
+
+def _codebook(config: VQGANConfig) -> Codebook | ResidualCodebook | BitQuantizer | ScalarQuantizer:
+    if config.quantizer == "lfq":
+        return BitQuantizer(BitEmbedding(config.code_dim))
+    if config.quantizer == "fsq":
+        return ScalarQuantizer(ScalarEmbedding(config.values_per_channel or ()))
+    assert config.codebook_size is not None
+    if config.quantizer == "residual":
+        return ResidualCodebook(config.ids_per_position or 0, config.codebook_size, config.code_dim)
+    return Codebook(config.codebook_size, config.code_dim, config.metric or _METRICS[config.quantizer])
 
 
 def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) -> AutoencoderTokenizer:

@@ -1,13 +1,19 @@
 from .losses import (
-    CodeRestart as CodeRestart,
     LeCam as LeCam,
     PatchDiscriminator as PatchDiscriminator,
-    affinity as affinity,
-    count_ids as count_ids,
-    entropy_loss as entropy_loss,
     generator_loss as generator_loss,
     hinge_loss as hinge_loss,
+)
+from .quantization import (
+    CodeRestart as CodeRestart,
+    affinity as affinity,
+    bit_entropy_loss as bit_entropy_loss,
+    count_ids as count_ids,
+    entropy_loss as entropy_loss,
+    quantize_bits as quantize_bits,
     quantize_by_index as quantize_by_index,
+    quantize_residual as quantize_residual,
+    quantize_scalars as quantize_scalars,
     quantize_straight_through as quantize_straight_through,
 )
 from .samples import (

@@ -77,12 +77,7 @@ class LossConfig(Config):
         description="Network of the LPIPS loss, whose weights must be in the torch hub cache; none turns it off.",
     )
     perceptual_weight: float = Field(default=1.0, ge=0, description="Weight of the LPIPS loss.")
-    quantizer: Literal["straight-through", "index"] = Field(
-        default="straight-through",
-        description="How gradients pass the quantizer: straight-through (VQGAN, LlamaGen) or index "
-        "backpropagation (IBQ).",
-    )
-    codebook_weight: float = Field(default=1.0, ge=0, description="Weight of the quantizer's loss.")
+    codebook_weight: float = Field(default=1.0, ge=0, description="Weight of the quantizer's loss; fsq has none.")
     beta: float = Field(
         default=0.25, ge=0, description="Factor on one term of the quantizer's loss, which beta_placement selects."
     )
@@ -90,9 +85,11 @@ class LossConfig(Config):
         default="paper",
         description="Term of the quantizer's loss that beta multiplies. paper: the commitment term, which moves "
         "latents (as in the papers and in LlamaGen's code); code: the term that moves codes (as in IBQ's public "
-        "code).",
+        "code). Lfq has the commitment term alone.",
     )
-    entropy_weight: float = Field(default=0.0, ge=0, description="Weight of the codebook entropy loss; 0 turns it off.")
+    entropy_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the codebook entropy loss (vq, ibq, lfq); 0 turns it off."
+    )
     entropy_temperature: float = Field(
         default=0.01, gt=0, description="Temperature of the softmax over codes in the entropy loss."
     )
@@ -107,7 +104,8 @@ class LossConfig(Config):
         default=0,
         ge=0,
         description="Last step at which dead codes are restarted: a code unused for 100 steps is set to a latent of "
-        "the current batch, which helps against codebook collapse. 0 never restarts codes, as published.",
+        "the current batch, which helps against codebook collapse (vq, ibq, residual). 0 never restarts codes, as "
+        "published.",
     )
     discriminator_weight: float = Field(
         default=0.0, ge=0, description="Weight of the adversarial loss; 0 trains without a discriminator."
@@ -143,6 +141,15 @@ class VQTrainConfig(Config):
     held_out: HeldOutFolder = Field(default=HeldOutFolder(scenes=256), description="Held-out pictures to evaluate on.")
     losses: LossConfig = Field(default=LossConfig(), description="Losses and their weights.")
     run: RunConfig = Field(description="Length of the run, optimizer, precision and checkpoints.")
+
+    @model_validator(mode="after")
+    def _losses_of_the_quantizer(self) -> Self:
+        without = {"entropy_weight": ("fsq", "residual"), "restart_until": ("lfq", "fsq")}
+        for name, quantizers in without.items():
+            if getattr(self.losses, name) and self.model.quantizer in quantizers:
+                kind = self.model.quantizer
+                raise ValueError(f"losses.{name} has no effect with the quantizer {kind!r}; set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:

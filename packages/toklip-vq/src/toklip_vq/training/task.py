@@ -13,30 +13,28 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from toklip_core.evaluation import codebook_use, load_lpips
+from toklip_core.evaluation import CodebookUse, IdCounts, load_lpips
 from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, Task, fit
 from toklip_core.weights import save_model_folder
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from toklip_vq.training.losses import (
+from toklip_vq.training.losses import LeCam, PatchDiscriminator, generator_loss, hinge_loss
+from toklip_vq.training.quantization import (
     CodeRestart,
-    LeCam,
-    PatchDiscriminator,
-    affinity,
     comparable,
     count_ids,
-    entropy_loss,
-    generator_loss,
-    hinge_loss,
-    quantize_by_index,
-    quantize_straight_through,
+    entropy,
+    quantize,
+    unquantized,
+    use_of_batch,
 )
 from toklip_vq.training.samples import held_out_pictures, open_sources
 from toklip_vq.training.settings import LossConfig, VQTrainConfig
@@ -47,6 +45,8 @@ from toklip_vq.vqgan import VQGAN
 COLLAPSED = 0.1
 
 _log = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value", float, Tensor)
 
 
 def train_vq(config: VQTrainConfig, out: Path) -> FitReport:
@@ -133,7 +133,8 @@ class VQTraining(nn.Module):
             else None
         )
         self.lecam = LeCam() if discriminated and config.lecam_weight else None
-        self.restart = CodeRestart(len(vqgan.codebook.weight)) if config.restart_until else None
+        restarts = [CodeRestart(len(level.weight)) for level in vqgan.codebooks()] if config.restart_until else []
+        self.restarts = nn.ModuleList(restarts)
 
     def forward(self, pixels: Tensor, step: int) -> Losses:
         """Return the weighted losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0."""
@@ -154,25 +155,36 @@ class VQTraining(nn.Module):
 
     def _quantized(self, latents: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Return codes (N, C), losses and metrics of latents (N, C)."""
-        config, codebook = self.config, self.vqgan.codebook
+        config, vqgan = self.config, self.vqgan
         if step < config.quantize_from:
-            return comparable(latents, codebook), {}, {}
-        # Not at quantize_from itself, where all codes are new.
-        restart = self.restart if config.quantize_from < step <= config.restart_until else None
-        if restart is not None:
-            restart(codebook, comparable(latents, codebook), step - config.quantize_from)
-        quantize = quantize_by_index if config.quantizer == "index" else quantize_straight_through
-        quantized = quantize(latents, codebook, beta=config.beta, beta_placement=config.beta_placement)
-        losses = {"codebook": config.codebook_weight * quantized.loss}
+            return unquantized(latents, vqgan), {}, {}
+        restarts = config.quantize_from < step <= config.restart_until  # not at quantize_from, where all codes are new
+        if restarts:
+            self._restart(latents, step - config.quantize_from)
+        quantized = quantize(latents, vqgan, config)
+        losses = {}
+        if vqgan.config.quantizer != "fsq":
+            losses["codebook"] = config.codebook_weight * quantized.loss
         if config.entropy_weight:
-            scores = affinity(latents, codebook)
-            losses["entropy"] = config.entropy_weight * entropy_loss(scores, temperature=config.entropy_temperature)
-        counts = count_ids(quantized.ids, len(codebook.weight))
-        if restart is not None:
-            restart.add(counts)
-        use = codebook_use(counts, len(counts))
-        metrics = {"codebook_used_by_batch": use.used.float(), "codebook_perplexity": use.perplexity.float()}
-        return quantized.codes, losses, metrics
+            losses["entropy"] = config.entropy_weight * entropy(
+                latents, vqgan, temperature=config.entropy_temperature
+            )
+        for level, restart in enumerate(self.restarts if restarts else []):
+            assert isinstance(restart, CodeRestart)
+            restart.add(count_ids(quantized.ids[:, level], len(restart.counts)))
+        use = use_of_batch(quantized.ids, vqgan.quantizer().embedding.codebook_sizes)
+        metrics = by_level("codebook_used_by_batch", [level.used.float() for level in use])
+        return quantized.codes, losses, metrics | by_level("codebook_perplexity", [u.perplexity.float() for u in use])
+
+    def _restart(self, latents: Tensor, step: int) -> None:
+        """Restart the unused codes of each level, if it is time."""
+        for level, restart in zip(self.vqgan.codebooks(), self.restarts, strict=True):
+            assert isinstance(restart, CodeRestart)
+            if not restart.is_due(step):
+                return
+            latents = comparable(latents.detach(), level)
+            restart(level, latents, step)
+            latents = latents - F.embedding(level.nearest(latents), level.weight)
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -192,14 +204,17 @@ class VQTraining(nn.Module):
 def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig) -> None:
     """Set each code to the latent of a random patch of the training pictures, so that all codes start in use.
 
+    Further levels of a residual quantizer are set to what those before them leave. Bits and scalars have no codes.
+
     Source: https://arxiv.org/abs/2005.08520, section 3.3, where k-means chooses them.
     """
-    codebook = vqgan.codebook
-    size = len(codebook.weight)
+    codebooks = vqgan.codebooks()
+    if not codebooks:
+        return
+    size, device = len(codebooks[0].weight), codebooks[0].weight.device
     per_picture = (config.image_size // vqgan.downsample_factor) ** 2
     # One latent in eight of each picture, because neighbours are alike.
     needed = min(math.ceil(8 * size / per_picture), len(samples))
-    device = codebook.weight.device
     found: list[Tensor] = []
     for start in range(0, needed, config.run.batch_size):
         places = range(start, min(start + config.run.batch_size, needed))
@@ -207,10 +222,23 @@ def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig
         pixels = torch.stack([samples[key] for key in keys]).to(device)
         found.append(vqgan.latents(pixels).movedim(1, -1).flatten(0, 2).float())
     latents = torch.cat(found)
-    chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(config.run.seed))[:size].to(device)
-    codebook.weight[: len(chosen)] = comparable(latents[chosen], codebook)
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and would stay different
+    draw = torch.Generator().manual_seed(config.run.seed)
+    for codebook in codebooks:
+        latents = comparable(latents, codebook)
+        chosen = torch.randperm(len(latents), generator=draw)[:size].to(device)
+        codebook.weight[: len(chosen)] = latents[chosen]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and would stay different
+        latents = latents - F.embedding(codebook.nearest(latents), codebook.weight)
+
+
+def by_level(name: str, values: Sequence[_Value]) -> dict[str, _Value]:
+    """Return the figures of the levels by name: of one level the name itself, else name_0, name_1, ...
+
+    >>> by_level("use", [0.5]), by_level("use", [0.5, 1.0])
+    ({'use': 0.5}, {'use_0': 0.5, 'use_1': 1.0})
+    """
+    return {name if len(values) == 1 else f"{name}_{level}": value for level, value in enumerate(values)}
 
 
 def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Evaluation:
@@ -225,34 +253,43 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     """
     assert isinstance(vqgan, VQGAN)
     ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    device = vqgan.codebook.weight.device
-    size = len(vqgan.codebook.weight)
-    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    device = vqgan.quant_conv.weight.device
+    quantizer = vqgan.quantizer()
     total = torch.zeros(2, dtype=torch.float64, device=device)
+    seen: list[Tensor] = []
     shown: list[Tensor] = []
     for batch in torch.split(pixels[ranks[0] :: ranks[1]], batch_size):
         batch = batch.to(device)
-        ids = vqgan.codebook.nearest(vqgan.latents(batch).movedim(1, -1))
-        rebuilt = vqgan.reconstruct(F.embedding(ids, vqgan.codebook.rows())).float().clamp(-1, 1)
-        counts += ids.reshape(-1).bincount(minlength=size)
+        ids, _ = quantizer.search(vqgan.latents(batch).movedim(1, -1))
+        rebuilt = vqgan.reconstruct(quantizer.embedding(ids)).float().clamp(-1, 1)
+        seen.append(ids.flatten(0, -2).cpu())
         error = (rebuilt - batch).div(2).square().flatten(1).mean(1).clamp_min(1e-10)
         total += torch.stack([-10 * error.double().log10().sum(), error.new_tensor(len(batch)).double()])
         shown = shown or [torch.cat([batch[:8], rebuilt[:8]], dim=-1)]
     if ranks[1] > 1:
-        dist.all_reduce(counts)
+        everywhere: list[list[Tensor]] = [[] for _ in range(ranks[1])]
+        dist.all_gather_object(everywhere, seen)
+        seen = [ids for of_rank in everywhere for ids in of_rank]
         dist.all_reduce(total)
-    use = codebook_use(counts, size)
-    if (counts > 0).sum() < COLLAPSED * min(size, int(counts.sum())):
-        _log.warning(
-            "codebook collapse: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
-            "quantize_from, restart_until or entropy_weight help",
-            int((counts > 0).sum()),
-            size,
-            len(pixels),
-        )
-    figures = {
-        "psnr": float(total[0] / total[1]),
-        "codebook_used": float(use.used),
-        "codebook_perplexity": float(use.perplexity),
-    }
+    counts = IdCounts(quantizer.embedding.codebook_sizes)
+    counts.add(torch.cat(seen))
+    use = counts.use()
+    _warn_of_collapse(use, quantizer.embedding.codebook_sizes, ids=sum(map(len, seen)), pictures=len(pixels))
+    figures = {"psnr": float(total[0] / total[1])}
+    figures |= by_level("codebook_used", [float(level.used) for level in use])
+    figures |= by_level("codebook_perplexity", [float(level.perplexity) for level in use])
     return Evaluation(figures, {"reconstructions": torch.cat(shown)})
+
+
+def _warn_of_collapse(use: Sequence[CodebookUse], sizes: Sequence[int], *, ids: int, pictures: int) -> None:
+    for level, (found, size) in enumerate(zip(use, sizes, strict=True)):
+        used = round(float(found.used) * size)
+        if used < COLLAPSED * min(size, ids):
+            _log.warning(
+                "codebook collapse%s: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
+                "quantize_from, restart_until or entropy_weight help",
+                f" of level {level}" if len(sizes) > 1 else "",
+                used,
+                size,
+                pictures,
+            )
