@@ -1,4 +1,4 @@
-"""Writes the reference pages that follow from the code: docs/reference/cli.md and docs/reference/config.md.
+"""Writes the reference pages that follow from the code: cli.md and config.md, and the table of tokenizers.md.
 
 `python docs/generate.py` writes them, `--check` writes nothing and fails if a page is not what the code says.
 """
@@ -20,6 +20,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from toklip_core.plugins import TokenizerSpec
 
 REFERENCE = Path(__file__).parent / "reference"
 PACKAGES = ("toklip_core", "toklip_vq", "toklip_mllm", "toklip_gen")
@@ -27,6 +28,9 @@ PACKAGES = ("toklip_core", "toklip_vq", "toklip_mllm", "toklip_gen")
 ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval"}
 #: The markup of docstrings that Markdown does not know: :class:`X` is `X`.
 _ROLE = re.compile(r":\w+:(?=`)")
+#: What is between them in tokenizers.md is written here; the rest of that page is written by hand.
+TABLE_BEGINS = "<!-- Written by docs/generate.py from the descriptions in toklip_vq/plugin.py. -->\n\n"
+TABLE_ENDS = "\n<!-- The end of the table. -->\n"
 GENERATED = "<!-- Written by docs/generate.py; edit the code instead. -->\n\n"
 
 
@@ -35,7 +39,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="Write nothing; exit with 1 if a page is out of date.")
     check = parser.parse_args().check
-    pages = {REFERENCE / "cli.md": cli_page(), REFERENCE / "config.md": config_page()}
+    pages = {
+        REFERENCE / "cli.md": cli_page(),
+        REFERENCE / "config.md": config_page(),
+        REFERENCE / "tokenizers.md": tokenizers_page(),
+    }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if check:
@@ -43,6 +51,36 @@ def main() -> int:
         else:
             path.write_text(pages[path])
     return int(check and bool(stale))
+
+
+def tokenizers_page() -> str:
+    """Return the page of the tokenizers, in which the table is that of their descriptions."""
+    from toklip_vq.plugin import toklip_register_tokenizers
+
+    page = (REFERENCE / "tokenizers.md").read_text()
+    before, rest = page.split(TABLE_BEGINS)
+    _, after = rest.split(TABLE_ENDS)
+    names = ("name", "Q x K", "f", "size", "ids", "bits", "rFID", "licence", "published file (hub repository, file)")
+    # The raw weights are in the file of the averaged ones, and are their only difference.
+    specs = {spec.name: spec for spec in toklip_register_tokenizers()}
+    shown = [spec for name, spec in specs.items() if name.removesuffix("-raw") == name]
+    rows = [names, ("---",) * len(names), *(_tokenizer(spec, f"{spec.name}-raw" in specs) for spec in shown)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{before}{TABLE_BEGINS}{table}\n{TABLE_ENDS}{after}"
+
+
+def _tokenizer(spec: TokenizerSpec, has_raw: bool) -> tuple[str, ...]:
+    return (
+        f"`{spec.name}`" + (", `-raw`" if has_raw else ""),
+        spec.codebooks or "its own",
+        "" if spec.factor is None else f"{spec.factor}",
+        f"{spec.image_size}{' only' if spec.fixed_size else ''}",
+        "" if spec.ids_per_picture is None else f"{spec.ids_per_picture:,}",
+        "" if spec.bits_per_picture is None else f"{spec.bits_per_picture:,.0f}",
+        spec.rfid,
+        spec.licence or "yours",
+        f"`{spec.source}`" if spec.source else "none",
+    )
 
 
 def cli_page() -> str:

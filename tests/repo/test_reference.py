@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from toklip_vq.plugin import toklip_register_tokenizers
 
 from tests.support.pages import PAGES, ROOT, blocks
 
@@ -85,6 +86,23 @@ def test_every_setting_is_in_the_reference():
         assert model.__name__ in described, f"{model.__name__} is not in config.md: run `python docs/generate.py`"
         missing = [field for field in model.model_fields if f"| `{field}` |" not in described[model.__name__]]
         assert not missing, f"{model.__name__} has {missing}, and config.md has not: run `python docs/generate.py`"
+
+
+def test_every_tokenizer_is_in_the_table_as_its_description_says():
+    lines = (REFERENCE / "tokenizers.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    table = {row[0].split("`")[1]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
+    specs = {spec.name: spec for spec in toklip_register_tokenizers()}
+    raw = {name for name in specs if name.removesuffix("-raw") in {*specs} - {name}}
+    assert table.keys() == specs.keys() - raw
+    assert {f"{name}-raw" for name, row in table.items() if "`-raw`" in row["name"]} == raw
+    for name, row in table.items():
+        spec = specs[name]
+        assert row["licence"] in (spec.licence, "yours") and row["rFID"] == spec.rfid
+        assert row["size"] == f"{spec.image_size}{' only' if spec.fixed_size else ''}"
+        if spec.grid is not None:
+            said = [row[column].replace(",", "") for column in ("Q x K", "ids", "bits")]
+            assert said == [spec.codebooks, f"{spec.ids_per_picture}", f"{spec.bits_per_picture:.0f}"]
 
 
 def imported_names(page: Path) -> Iterator[tuple[str, str]]:

@@ -222,10 +222,12 @@ def test_tokenizers_and_plugins_are_listed_for_people_and_programs(site):
     install(site, "acme-vq", right("acme", "acme-2"), entry="acme")
     install(site, "zoo-vq", "raise RuntimeError('no')", entry="zoo")
     plugins = found(site)
-    assert run("tokenizers", plugins=plugins).output == "acme     256 px  For tests.\nacme-2   256 px  For tests.\n"
+    heading, *lines = run("tokenizers", plugins=plugins).output.splitlines()
+    assert heading == "NAME    PX   Q x K  F  IDS  BITS  RFID  SIZE  LICENCE"
+    assert lines == ["acme    256", "    For tests.", "acme-2  256", "    For tests."]
     rows = json.loads(run("tokenizers", "--json", plugins=plugins).output)
     unknown = {"source": "", "size": None, "licence": "", "rfid": "", "codebook_sizes": [], "fixed_size": False}
-    unknown |= dict.fromkeys(("grid", "ids_per_picture", "bits_per_picture"))
+    unknown |= dict.fromkeys(("grid", "factor", "ids_per_picture", "bits_per_picture"))
     assert rows[0] == {"name": "acme", "summary": "For tests.", "image_size": 256, **unknown}
     acme, zoo = json.loads(run("plugins", "--json", plugins=plugins).output)
     assert acme == {"name": "acme", "module": "acme_vq", "distribution": "acme-vq", "version": "1.2", "error": ""}
@@ -237,26 +239,29 @@ def test_tokenizers_are_listed_with_what_is_known_of_their_weights():
     spec = TokenizerSpec(name="acme", factory=lambda weights: None, summary="For tests.", **known)
     plugins = Registry((), {"acme": spec})
     lines = run("tokenizers", plugins=plugins).output.splitlines()
-    assert lines[0] == "acme   256 px  For tests." and lines[1].strip() == "owner/name/vq.pt; 0.3 GB; MIT"
+    assert lines[1].split() == ["acme", "256", "0.3", "GB", "MIT"] and lines[2] == "    For tests. owner/name/vq.pt"
     assert json.loads(run("tokenizers", "--json", plugins=plugins).output)[0].items() >= known.items()
 
 
 @pytest.mark.parametrize(
-    ("sizes", "line", "bits"),
+    ("sizes", "grid", "line", "bits"),
     [
-        ((2**28,), "3 x 5 ids of 268,435,456 codes, 420 bits a picture; takes no other size; rFID 0.1 (here)", 420),
-        ((8,) * 4, "3 x 5 x 4 ids of 8 codes, 180 bits a picture; takes no other size; rFID 0.1 (here)", 180),
-        ((8, 4), "3 x 5 x 2 ids of 8, 4 codes, 75 bits a picture; takes no other size; rFID 0.1 (here)", 75),
+        ((2**28,), (4, 4), "acme  256 only  1 x 2^28  64  16   448   0.1   0.3 GB  MIT", 448),
+        ((8,) * 4, (3, 5), "acme  256 only  4 x 8      60   180   0.1   0.3 GB  MIT", 180),
+        ((8, 4), (3, 5), "acme  256 only  2 x 8, 4     30   75    0.1   0.3 GB  MIT", 75),
     ],
 )
-def test_tokenizers_are_listed_with_their_ids_and_the_bits_of_a_picture(sizes, line, bits):
-    known = {"codebook_sizes": sizes, "grid": (3, 5), "fixed_size": True, "rfid": "0.1 (here)"}
+def test_tokenizers_are_listed_with_their_ids_and_the_bits_of_a_picture(sizes, grid, line, bits):
+    known = {"codebook_sizes": sizes, "grid": grid, "fixed_size": True, "rfid": "0.1, ImageNet (here)"}
+    known |= {"size": 288_000_000, "licence": "MIT"}
     spec = TokenizerSpec(name="acme", factory=lambda weights: None, summary="For tests.", **known)
     plugins = Registry((), {"acme": spec})
-    assert run("tokenizers", plugins=plugins).output.splitlines()[1].strip() == line
+    assert run("tokenizers", plugins=plugins).output.splitlines()[1].split() == line.split()
     (row,) = json.loads(run("tokenizers", "--json", plugins=plugins).output)
-    assert row.items() >= {**known, "codebook_sizes": [*sizes], "grid": [3, 5]}.items()
-    assert (row["ids_per_picture"], row["bits_per_picture"]) == (15 * len(sizes), bits)
+    assert row.items() >= {**known, "codebook_sizes": [*sizes], "grid": [*grid]}.items()
+    positions = grid[0] * grid[1]
+    assert (row["ids_per_picture"], row["bits_per_picture"]) == (positions * len(sizes), bits)
+    assert row["factor"] == (64 if grid == (4, 4) else None)
 
 
 def test_without_plugins_the_lists_say_what_to_install():
@@ -320,12 +325,12 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
     for number in range(3):
         install(tmp_path, f"acme-{number}", right(*(f"acme-{number}-{index}" for index in range(2000))))
     done = subprocess.run(
-        ["bash", "-c", f"'{Path(sys.executable).with_name('toklip')}' tokenizers | head -1"],
+        ["bash", "-c", f"'{Path(sys.executable).with_name('toklip')}' tokenizers | head -2"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert done.stdout.startswith("acme-0-0") and done.stderr == ""
+    assert done.stdout.splitlines()[1].startswith("acme-0-0") and done.stderr == ""
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from toklip_core import load_tokenizer
-from toklip_core.testing import tokenizer_checks
+from toklip_core.testing import check_the_description_fits, tokenizer_checks
 from toklip_vq.published import load_emu3_5, taming_name
 
 from tests.support.deterministic import GOLDENS, arrays, constants, small_weights
@@ -42,7 +42,7 @@ def test_it_gives_the_numbers_of_the_official_code_at_the_sizes_of_its_config(tm
 
 @pytest.mark.slow
 def test_contract(tmp_path):
-    tokenizer = load_tokenizer("emu3-5-vision", folder(tmp_path))
+    tokenizer = load_emu3_5(folder(tmp_path))
     for check in tokenizer_checks():
         check(tokenizer)
 
@@ -51,7 +51,9 @@ def test_contract(tmp_path):
 def test_every_name_of_the_published_file_finds_its_place(tmp_path):
     tensors = constants("emu3_5_vision")
     torch.save(tensors, tmp_path / "model.ckpt")
-    loaded = load_tokenizer("emu3-5-vision", tmp_path / "model.ckpt").module
+    tokenizer = load_tokenizer("emu3-5-vision", tmp_path / "model.ckpt")
+    check_the_description_fits(tokenizer)
+    loaded = tokenizer.module
     table = loaded.embedding.rows()
     ours = {taming_name(name): tensor for name, tensor in loaded.autoencoder.state_dict().items()}
     ours["quantize.embedding.weight"] = table

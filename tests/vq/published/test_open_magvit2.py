@@ -9,7 +9,7 @@ import pytest
 import torch
 from toklip_core import load_tokenizer
 from toklip_core.embeddings import BitEmbedding
-from toklip_core.testing import tokenizer_checks
+from toklip_core.testing import check_the_description_fits, tokenizer_checks
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published import (
     OPEN_MAGVIT2_CONFIGS,
@@ -78,7 +78,9 @@ def test_contract(sizes):
 def test_every_name_finds_its_place_averaged_by_default_and_raw_on_request(tmp_path, name, suffix):
     tensors = published_weights(name)
     torch.save({"state_dict": tensors, "pytorch-lightning_version": "2.2.0"}, tmp_path / "weights.ckpt")
-    loaded = load_tokenizer(name + suffix, tmp_path / "weights.ckpt").module
+    tokenizer = load_tokenizer(name + suffix, tmp_path / "weights.ckpt")
+    check_the_description_fits(tokenizer)
+    loaded = tokenizer.module
     levels = len(loaded.autoencoder.encoder.levels)
     raw = {open_magvit2_name(ours, levels): tensor for ours, tensor in loaded.autoencoder.state_dict().items()}
     assert raw.keys() == {key for key in tensors if key.startswith(("encoder.", "decoder."))}

@@ -183,8 +183,19 @@ class TokenizerSpec:
     grid: tuple[int, int] | None = None
     #: Whether it takes pictures of ``image_size`` alone.
     fixed_size: bool = False
-    #: Published rFID, with its data set and its source; empty if there is none.
+    #: Published rFID: the number, then its data set and its source; empty if there is none.
     rfid: str = ""
+
+    @property
+    def codebooks(self) -> str:
+        """Number of levels and codebook size of each, such as ``8 x 4096``; empty if the weights decide."""
+        sizes = (f"2^{math.log2(size):.3g}" if size >= 2**20 else f"{size}" for size in self.codebook_sizes)
+        return f"{len(self.codebook_sizes)} x {', '.join(dict.fromkeys(sizes))}" if self.codebook_sizes else ""
+
+    @property
+    def factor(self) -> int | None:
+        """Side in pixels of the square that one position covers; None if the weights decide, or ids are no square."""
+        return self.image_size // self.grid[0] if self.grid and self.grid[0] == self.grid[1] else None
 
     @property
     def ids_per_picture(self) -> int | None:

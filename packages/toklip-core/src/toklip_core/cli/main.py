@@ -30,6 +30,7 @@ from toklip_core.cli.options import (
 from toklip_core.cli.train import encoder, teacher
 from toklip_core.plugins import Plugin, TokenizerSpec
 
+#: What `toklip tokenizers --json` says of a tokenizer.
 _OF_A_TOKENIZER = (
     "name",
     "summary",
@@ -37,6 +38,7 @@ _OF_A_TOKENIZER = (
     "fixed_size",
     "codebook_sizes",
     "grid",
+    "factor",
     "ids_per_picture",
     "bits_per_picture",
     "rfid",
@@ -286,21 +288,23 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers of the installed plugins.
 
-    The list gives the picture size of each tokenizer and, where they are known, the source, size and licence of its
-    weights, its codebooks and the bits of a picture, and the published rFID. Nothing is downloaded.
+    PX is the side of the pictures that a tokenizer was trained at, Q x K the ids per position and the codes of each, F
+    the side in pixels of what one position covers, IDS and BITS the ids of such a picture and their bits, RFID the
+    published one, and SIZE that of the weights. A summary and the file of the weights follow; --json adds what the rFID
+    was measured on. Nothing is downloaded.
     """
-    specs = registry_of(ctx).tokenizers.values()
+    specs = [*registry_of(ctx).tokenizers.values()]
     if as_json:
         click.echo(json.dumps([{name: getattr(spec, name) for name in _OF_A_TOKENIZER} for spec in specs], indent=2))
         return
-    width = max((len(spec.name) for spec in specs), default=0)
-    for spec in specs:
-        click.echo(f"{spec.name:<{width}}  {spec.image_size:>4} px  {spec.summary}")
-        size = "" if spec.size is None else size_text(spec.size)
-        if known := [text for text in (spec.source, size, spec.licence) if text]:
-            click.echo(f"{'':<{width}}           {'; '.join(known)}")
-        if known := [text for text in (_layout(spec), f"rFID {spec.rfid}" if spec.rfid else "") if text]:
-            click.echo(f"{'':<{width}}           {'; '.join(known)}")
+    rows = [("NAME", "PX", "Q x K", "F", "IDS", "BITS", "RFID", "SIZE", "LICENCE"), *map(_tokenizer_row, specs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if specs:
+        click.echo(lines[0])
+    for spec, line in zip(specs, lines[1:], strict=True):
+        click.echo(line)
+        click.echo(f"    {spec.summary} {spec.source}".rstrip())
     if not specs:
         click.echo("No tokenizer is installed: pip install toklip-vq", err=True)
 
@@ -327,15 +331,19 @@ def plugins(ctx: click.Context, as_json: bool) -> None:
         click.echo("No plugin is installed: pip install toklip-vq", err=True)
 
 
-def _layout(spec: TokenizerSpec) -> str:
-    """Return the ids of a picture in words; empty if they are not known without the weights."""
-    if spec.grid is None or spec.bits_per_picture is None:
-        return ""
-    sizes = spec.codebook_sizes
-    sides = " x ".join(map(str, (*spec.grid, len(sizes)) if len(sizes) > 1 else spec.grid))
-    codes = ", ".join(f"{size:,}" for size in (sizes[:1] if len({*sizes}) == 1 else sizes))
-    alone = "; takes no other size" if spec.fixed_size else ""
-    return f"{sides} ids of {codes} codes, {spec.bits_per_picture:,.0f} bits a picture{alone}"
+def _tokenizer_row(spec: TokenizerSpec) -> tuple[str, ...]:
+    """Return what `toklip tokenizers` says of a tokenizer; what is not known without the weights is empty."""
+    return (
+        spec.name,
+        f"{spec.image_size}{' only' if spec.fixed_size else ''}",
+        spec.codebooks,
+        "" if spec.factor is None else f"{spec.factor}",
+        "" if spec.ids_per_picture is None else f"{spec.ids_per_picture}",
+        "" if spec.bits_per_picture is None else f"{spec.bits_per_picture:.0f}",
+        spec.rfid.split()[0].strip(",;") if spec.rfid else "",
+        "" if spec.size is None else size_text(spec.size),
+        spec.licence,
+    )
 
 
 def _complaint(plugin: Plugin, of_commands: str) -> str:
