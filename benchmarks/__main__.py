@@ -1,7 +1,7 @@
 """How fast the packages are, in one table: each figure beside a peer of the same run, or beside its floor.
 
     python -m benchmarks [NAME ...] [--toklip PATH/TokLIP] [--llamagen PATH/LlamaGen] [--ibq PATH/SEED-Voken]
-        [--qlip PATH/QLIP]
+        [--qlip PATH/QLIP] [--unitok PATH/UniTok]
 
 The paths are checkouts of the official repositories; where one is left out, timm, open_clip, numpy or torch is the
 peer, or the floor stands alone. Weights are random, of the published shapes, and the same on both sides. The two sides
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--llamagen", type=checkout, help="a checkout of FoundationVision/LlamaGen to compare with")
     parser.add_argument("--ibq", type=checkout, help="a checkout of TencentARC/SEED-Voken to compare with")
     parser.add_argument("--qlip", type=checkout, help="a checkout of NVlabs/QLIP to compare with")
+    parser.add_argument("--unitok", type=checkout, help="a checkout of FoundationVision/UniTok to compare with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2, help="turns of each side, of which the quickest counts")

@@ -36,6 +36,7 @@ class Options:
     llamagen: Path | None = None
     ibq: Path | None = None
     qlip: Path | None = None
+    unitok: Path | None = None
     device: str = "cpu"
     threads: int = 2
     #: Turns of each contestant.
@@ -99,9 +100,14 @@ def race(
 
 def operation_count(run: Callable[[], Any]) -> float:
     """Return the floating-point operations of the convolutions and products of a call."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_linear: _linear_count}) as counter:
         run()
     return float(counter.get_total_flops())
+
+
+def _linear_count(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    """Return the operations of a linear layer by oneDNN, which torch does not count."""
+    return 2 * x.numel() * weight[0]
 
 
 def floor(options: Options, operations: float, dtype: torch.dtype = torch.float32, *, read: float = 0) -> float:

@@ -1,4 +1,6 @@
-"""LlamaGen's VQ-16 and VQ-8, IBQ-262144 and QLIP, beside the official modules. Those of IBQ and QLIP import einops.
+"""LlamaGen's VQ-16 and VQ-8, IBQ-262144, QLIP and UniTok, beside the official modules.
+
+The official modules of IBQ and QLIP import einops, and those of UniTok pytz and typed-argument-parser.
 
 Memory is the peak of the resident set while one picture is encoded, above its size when the weights are loaded and a
 picture of 64 x 64 has been encoded.
@@ -12,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +27,14 @@ from toklip_vq.published import (
     QLIP,
     QLIPSizes,
     TrunkSizes,
+    UniTok,
+    UniTokConfig,
     ibq_config,
     llamagen_name,
+    load_unitok,
     qlip_name,
     taming_name,
+    unitok_name,
 )
 from toklip_vq.vqgan import VQGAN, Codebook
 from torch import Tensor, nn
@@ -42,6 +49,7 @@ def rows(options: Options) -> Iterator[Row]:
     yield from llamagen_rows(options)
     yield vq8_row(options)
     yield from qlip_rows(options)
+    yield from unitok_rows(options)
 
 
 def ibq_rows(options: Options) -> Iterator[Row]:
@@ -145,6 +153,7 @@ def qlip_rows(options: Options) -> Iterator[Row]:
             "encode": lambda tokenizer=tokenizer, pixels=pixels: tokenizer.encode(pixels),  # type: ignore[misc]
             "decode": lambda tokenizer=tokenizer, ids=ids: tokenizer.decode(ids),  # type: ignore[misc]
         }
+        operations = {what: operation_count(run) for what, run in contestants.items()}
         if options.qlip:
             contestants |= official_qlip(options.qlip, tokenizer, pixels, ids)
         seconds, results = race(contestants, options.repeats)
@@ -162,17 +171,10 @@ def qlip_rows(options: Options) -> Iterator[Row]:
                 ours=seconds[what],
                 peer=seconds.get(f"official {what}"),
                 peer_name="QLIP",
-                floor=floor(options, batch * qlip_operations(sizes)),
+                floor=floor(options, operations[what]),
                 wanted=wanted,
                 note=notes.get(what, ""),
             )
-
-
-def qlip_operations(sizes: QLIPSizes) -> float:
-    """Return the operations of one trunk on one picture; torch does not count products by oneDNN."""
-    trunk, tokens = sizes.encoder, sizes.grid**2
-    weights = 4 * trunk.width**2 + 3 * trunk.width * trunk.hidden
-    return 2.0 * trunk.depth * tokens * (weights + 2 * tokens * trunk.width)
 
 
 def official_qlip(
@@ -223,6 +225,71 @@ def clip_normalised(pixels: Tensor) -> Tensor:
     """Return pixels in [-1, 1] as QLIP's network reads and writes them."""
     mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels / 2 + 0.5 - mean) / std
+
+
+def unitok_rows(options: Options) -> Iterator[Row]:
+    """Encode and decode one picture, and four of them."""
+    side = 64 if options.quick else 256
+    config = UniTokConfig(depth=2) if options.quick and not options.unitok else UniTokConfig()
+    with torch.device("meta"):
+        shapes = {unitok_name(name): tensor.shape for name, tensor in UniTok(config).state_dict().items()}
+    weights = {name: random_weight(name, shape, options) for name, shape in shapes.items()}
+    ours = load_unitok(weights, config).to(options.device)
+    official: Any = official_unitok(options.unitok, weights) if options.unitok else None
+    for batch in (1, 4):
+        pixels = noise(batch, side, options)
+        ids = ours.encode(pixels)
+        row = ids.flatten(1, 2).transpose(1, 2).contiguous()
+        contestants: dict[str, Callable[[], Any]] = {
+            "encode": partial(ours.encode, pixels),
+            "decode": partial(ours.decode, ids),
+        }
+        operations = {name: operation_count(run) for name, run in contestants.items()}
+        if official:
+            contestants["official encode"] = partial(official.img_to_idx, pixels)
+            contestants["official decode"] = partial(official.idx_to_img, row)
+        seconds, results = race(contestants, options.repeats)
+        differ = (results["official encode"] != row).sum().item() if official else 0
+        for name, wanted in {"encode": "1.1x", "decode": "1x"}.items():
+            yield Row(
+                what=f"UniTok, {batch} x {side} px, {name}, float32",
+                unit="s",
+                ours=seconds[name],
+                peer=seconds.get(f"official {name}"),
+                peer_name="UniTok",
+                floor=floor(options, operations[name]),
+                wanted=wanted,
+                note=f"{differ} of {ids.numel()} ids differ" if official and name == "encode" else "",
+            )
+
+
+def random_weight(name: str, shape: torch.Size, options: Options) -> Tensor:
+    """Return a matrix that keeps the size of what it multiplies, a scale of 1 or a bias of 0."""
+    if len(shape) > 1:
+        return torch.randn(shape, device=options.device) / shape[1:].numel() ** 0.5
+    return torch.full(shape, float(not name.endswith("bias")), device=options.device)
+
+
+def official_unitok(path: Path, weights: dict[str, Tensor]) -> nn.Module:
+    """Return UniTok's own model without its text tower.
+
+    It was written for timm 1.0.8, whose transformer passes fewer arguments to its parts.
+    """
+    sys.path.insert(0, str(path))
+    from models import unitok, vitamin  # type: ignore[import-not-found]
+    from utils.config import Args  # type: ignore[import-not-found]
+
+    mlp, embed = vitamin.GeGluMlp, vitamin.HybridEmbed
+    unitok.GeGluMlp = vitamin.GeGluMlp = lambda in_features, hidden_features, **_: mlp(in_features, hidden_features)
+    vitamin.HybridEmbed = lambda device=None, dtype=None, **known: embed(**known)
+    settings = Args()
+    settings.grad_ckpt = False
+    with torch.device("meta"):
+        official: nn.Module = unitok.UniTok(settings)
+    del official.text_encoder
+    missing = {name: torch.zeros(tensor.shape) for name, tensor in official.state_dict().items() if name not in weights}
+    official.load_state_dict(missing | weights, assign=True)
+    return official.eval()
 
 
 def official_llamagen(path: Path, model: VQGAN) -> nn.Module:
