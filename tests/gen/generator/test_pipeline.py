@@ -11,11 +11,12 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.drawing import Drawing, Guidance
 from toklip_core.pictures import open_picture, to_picture, to_pixels
+from toklip_core.tokenizer import Tokenizer, TokenizerRecord
 from toklip_core.weights import weights_checksum
 from toklip_gen.generate import GenerateSettings, generate
 from toklip_gen.generator import Checkpoint, PictureGenerator, load_generator, toklip_checksum
 
-from tests.support.mean_colour import MeanColour, mean_colour
+from tests.support.mean_colour import MeanColour, PyramidGreys, mean_colour
 from tests.support.processes import locked_elsewhere
 from tests.support.small_generators import LENGTH, small_config, small_generator
 from tests.support.small_models import small_toklip
@@ -124,6 +125,12 @@ def test_parts_that_do_not_belong_together_are_refused(toklip):
     with pytest.raises(ValueError, match=r"draws a grid of \(4, 16\), and its encoder reads one of \(8, 8\)"):
         wide = small_generator("concat", grid=(4, 16), image_size=(16, 64))
         PictureGenerator(wide, tokenizer=mean_colour(), toklip=toklip)
+
+
+def test_a_generator_over_a_pyramid_of_ids_is_refused():
+    generator = small_generator(tokenizer=TokenizerRecord(name="pyramid-greys"), codebook_sizes=(64,), levels=None)
+    with pytest.raises(ValueError, match=r"has a pyramid of ids, .* no model can draw it id by id; name a tokenizer"):
+        PictureGenerator(generator, tokenizer=Tokenizer("pyramid-greys", PyramidGreys()))
 
 
 def test_an_unknown_name_has_its_nearest():

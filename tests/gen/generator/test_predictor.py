@@ -132,6 +132,17 @@ def test_a_step_asks_for_the_codes_of_its_own_ids_alone(vq):
     assert asked == [(3, 0, levels), *[(3, levels)] * 63]
 
 
+@pytest.mark.parametrize("vq", TOKENIZERS)
+@pytest.mark.parametrize("features", FEATURES)
+def test_in_bfloat16_it_draws_from_whatever_it_reads(features, vq):
+    generator, inputs = small_generator(features, vq=vq).to(torch.bfloat16), small_inputs(features, vq)
+    if inputs.encoder is not None:
+        inputs.encoder.to(torch.bfloat16)
+    prefix = some_ids(vq=vq).flatten(1, 2)[:, :50]
+    ids = sample(generator, inputs, some_condition(), seeds=[1, 2, 3], prefix=prefix)
+    assert torch.equal(ids.flatten(1, 2)[:, :50], prefix) and not (ids.flatten(1, 2)[:, 50:] == ids[0, 0, 0]).all()
+
+
 def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
     monkeypatch.setattr(predictor, "packed", None)
     drawn(prefix=some_ids().flatten(1, 2)[:, :61])

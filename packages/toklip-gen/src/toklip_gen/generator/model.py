@@ -199,7 +199,7 @@ class Generator(nn.Module):
                 f"got {len(inputs)} inputs for position {cache.length} of a cache of {rows} rows and {capacity} "
                 "positions; wanted as many as it has pictures, and a position that it has"
             )
-        x = self.input(inputs).repeat(rows // len(inputs), 1)[:, None]
+        x = self._read(inputs).repeat(rows // len(inputs), 1)[:, None]
         start, cache.length = cache.length, cache.length + 1
         cos, sin = (table[start] for table in self._rotation_on(x.device))
         visible = None if cache.visible is None else cache.visible[:, None, None, : cache.length]
@@ -213,7 +213,7 @@ class Generator(nn.Module):
 
         Shapes are the same at every position, so a graph can be replayed; attention reads the whole cache.
         """
-        x = self.input(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
+        x = self._read(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
         cos, sin = (table[position] for table in self._rotation_on(x.device))
         seen = cache.seen_at(position)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
@@ -242,10 +242,14 @@ class Generator(nn.Module):
         """Return the embeddings (R, T + n, W) of conditions, each followed by the inputs of its picture."""
         prefix: Tensor = self.condition(condition.values)
         prefix = prefix[:, None] if prefix.ndim == 2 else prefix
-        x: Tensor = self.input(inputs)
+        x = self._read(inputs)
         x = torch.cat([prefix, x.repeat(len(prefix) // len(x), 1, 1)], dim=1)
         # Linear layers return half precision under autocast, but the residual stream must have that of the weights.
         return cast(Tensor, self.dropout(x.to(self.norm.weight.dtype)))
+
+    def _read(self, inputs: Tensor) -> Tensor:
+        """Return the embeddings (..., W) of inputs (..., Q) or (..., F); codes are float32 whatever the weights are."""
+        return self.input(inputs.to(self.norm.weight.dtype) if inputs.is_floating_point() else inputs)  # type: ignore[no-any-return]
 
     def _rotation_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         # No buffers, because to(bfloat16) would round them, and building on the meta device would lose them.

@@ -186,7 +186,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     if toklip is not None and features == "concat":
         _refuse_other_toklip(config, toklip, tokenizer)
     levels = IdLevels.of_embedding(tokenizer.embedding)
-    grid = tokenizer.grid(config.image_size, config.image_size)
+    grid = _grid(tokenizer, config.image_size)
     inputs = Inputs(features, tokenizer=tokenizer, encoder=None if toklip is None else toklip.encoder)
     condition, conditions = _condition(config.condition, toklip)
     sizes = config.generator.sizes
@@ -364,6 +364,13 @@ def _drawn(
     sampler = Sampler(IdPredictor(generator, networks.inputs))
     ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing)
     return networks.tokenizer.decode(ids).float()
+
+
+def _grid(tokenizer: Tokenizer, side: int) -> tuple[int, int]:
+    try:
+        return tokenizer.grid(side, side)
+    except ValueError as error:
+        raise ValueError(f"image_size does not fit {tokenizer.name!r}: {error}") from error
 
 
 def _condition(
