@@ -1,29 +1,49 @@
-"""Draws the figure of README.md, docs/pictures/tokens.jpg: photographs, their ids, and what the ids give back.
+"""Draws the figures of photographs through tokenizers.
 
     python docs/figure.py
 
-An id is coloured by the first three principal components of the codebook, so that like codes look alike.
+docs/pictures/tokens.jpg, in README.md: photographs, their ids, and what the ids give back. An id is coloured by the
+first three principal components of the codebook, so that like codes look alike.
+docs/pictures/compared.jpg, in docs/how-to/compare-tokenizers.md: the sheet of `toklip compare tokenizers`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 from PIL import Image
 from toklip_core import Tokenizer, load_tokenizer
+from toklip_core.evaluation import compare_tokenizers, draw_comparison
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 from torch import Tensor
 
 DOCS = Path(__file__).parent
 #: The first is not among those that llamagen-tiny was trained on.
 PHOTOGRAPHS = ("admiral", "cat", "coffee", "rocket")
+COMPARED = ("llamagen-tiny", "toy", "toy-residual")
 SIDE = 256
 GAP = 8
 
 
 def main() -> None:
-    """Write the figure."""
+    """Write the figures."""
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    draw_tokens()
+    draw_compared()
+
+
+def draw_compared() -> None:
+    """Write the sheet of photographs through the tokenizers that need no download."""
+    with contextlib.chdir(DOCS.parent):  # so that names of pictures are those that a reader types
+        comparison = compare_tokenizers(COMPARED, ["docs/examples/photographs"], image_size=SIDE)
+    sheet = draw_comparison(comparison)
+    sheet.reduce(2).save(DOCS / "pictures/compared.jpg", quality=75, optimize=True)
+
+
+def draw_tokens() -> None:
+    """Write photographs above their ids and their reconstructions."""
     tokenizer = load_tokenizer("llamagen-tiny")
     colours = code_colours(tokenizer)
     columns = [column(tokenizer, colours, DOCS / f"examples/photographs/{name}.jpg") for name in PHOTOGRAPHS]
@@ -32,7 +52,6 @@ def main() -> None:
     for x, pictures in enumerate(columns):
         for y, picture in enumerate(pictures):
             figure.paste(picture, (x * step, y * step))
-    (DOCS / "pictures").mkdir(exist_ok=True)
     figure.save(DOCS / "pictures/tokens.jpg", quality=85, optimize=True)
 
 

@@ -196,11 +196,21 @@ def toklip_register_tokenizers():
     return [
         TokenizerSpec(name="mean-colour", factory=factory, summary="For tests.", image_size=32),
         TokenizerSpec(name="mean-colour-slow", factory=lambda w: factory(w, 0.002), summary="2 ms.", image_size=32),
-        *(
-            TokenizerSpec(name=name, factory=lambda _, kind=kind: kind(), summary="For tests.", image_size=32)
-            for name, kind in OTHERS.items()
-        ),
+        *(_spec(name, kind) for name, kind in OTHERS.items()),
     ]
+
+
+def _spec(name, kind):
+    tokenizer = kind()
+    return TokenizerSpec(
+        name=name,
+        factory=lambda _: kind(),
+        summary="For tests.",
+        image_size=32,
+        codebook_sizes=tokenizer.embedding.codebook_sizes,
+        grid=tokenizer.grid(32, 32),
+        fixed_size=kind.grid is not Frozen.grid,
+    )
 
 
 def install(folder: Path) -> Path:

@@ -3,7 +3,7 @@
     main.py     the group, and encode, decode, scenes    group.py  groups with plugins' commands, errors as lines
     models.py   commands of models                       train.py  toklip train encoder | teacher
     task.py     training tasks as commands               demo.py   toklip demo
-    options.py  options that commands share
+    options.py  options that commands share              compare.py  toklip compare tokenizers
 
 __init__.pyi lists the public names; each is imported on first use.
 """

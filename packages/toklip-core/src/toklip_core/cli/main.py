@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from toklip_core import __version__
+from toklip_core.cli.compare import compare
 from toklip_core.cli.demo import demo
 from toklip_core.cli.group import ErrorsAsLines, PluginGroup, plugin_commands, registry_of
 from toklip_core.cli.models import classify, convert, explain, models, retrieval, search, size_text, zero_shot
@@ -352,7 +353,7 @@ def _complaint(plugin: Plugin, of_commands: str) -> str:
     return f"its commands are left out: {of_commands}" if of_commands else ""
 
 
-for command in (classify, convert, demo, explain, models, search):
+for command in (classify, compare, convert, demo, explain, models, search):
     cli.add_command(command)
 for command in (retrieval, zero_shot):
     evaluate.add_command(command)

@@ -5,6 +5,7 @@
     search.py          toklip search                      explain.py     what each token says of a text
     matcher.py         a model that matches both          classes.py     names and templates of classes
     report.py          figures and their protocol as text codebook.py    how many codes are in use
+    comparison.py      tokenizers on the same pictures
 
 __init__.pyi lists the public names; each is imported on first use.
 """

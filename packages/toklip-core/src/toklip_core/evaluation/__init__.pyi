@@ -14,6 +14,11 @@ from .codebook import (
     IdCounts as IdCounts,
     codebook_use as codebook_use,
 )
+from .comparison import (
+    TokenizerComparison as TokenizerComparison,
+    compare_tokenizers as compare_tokenizers,
+    draw_comparison as draw_comparison,
+)
 from .explain import (
     Explanation as Explanation,
     draw_explanation as draw_explanation,

@@ -9,8 +9,9 @@ Shape letters: B batch, H and W picture sides, h and w grid, Q levels, K codeboo
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,7 +34,7 @@ from toklip_core.pictures import (
     to_pixels,
 )
 from toklip_core.plugins import tokenizer_spec
-from toklip_core.tokenizer import load_tokenizer
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from toklip_core.plugins import VQTokenizer
@@ -42,6 +43,7 @@ __all__ = [
     "LPIPSNet",
     "ReconstructionReport",
     "evaluate_reconstruction",
+    "evaluate_sources",
     "evaluate_tokenizer",
     "load_lpips",
 ]
@@ -72,6 +74,8 @@ class ReconstructionReport:
     codebook_usage: tuple[float, ...]
     #: exp(entropy) of the frequencies of the codes, in [1, K], for each level.
     perplexity: tuple[float, ...]
+    #: Number of pictures that were encoded and decoded per second; reading and measuring do not count.
+    pictures_per_second: float = field(compare=False)
     #: Missing figure -> reason, and how to get it.
     left_out: dict[str, str]
     #: Protocol of the measurement.
@@ -97,6 +101,7 @@ class ReconstructionReport:
             "bits a picture": f"{self.bits_per_picture:,.0f}",
             "codebook usage": ", ".join(f"{usage:.2%}" for usage in self.codebook_usage),
             "perplexity": ", ".join(f"{perplexity:.1f}" for perplexity in self.perplexity),
+            "speed": f"{self.pictures_per_second:.3g} pictures/s",
         }
         lines = [f"{name:<16}{text}" for name, text in figures.items()]
         lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in self.protocol.items())]
@@ -137,14 +142,37 @@ def evaluate_tokenizer(
     inputs = list(inputs)
     require_evaluate_extra()
     refuse_missing_device(compute.device)
-    size = tokenizer_spec(name).image_size if image_size is None else image_size
-    unreadable: list[str] = []
+    tokenizer_spec(name)  # which refuses an unknown name, as finding does missing pictures, before weights are loaded
     sources = find_pictures(inputs, max_pixels=compute.max_pixels)
-    read = {"inputs": " ".join(map(str, inputs)), "reference set": _REFERENCE[resize]}
     tokenizer = load_tokenizer(name, weights)
+    report = evaluate_sources(
+        tokenizer, sources, image_size=image_size, resize=resize, lpips=lpips, compute=compute
+    )
+    return replace(report, protocol={"inputs": " ".join(map(str, inputs)), **report.protocol})
+
+
+def evaluate_sources(
+    tokenizer: Tokenizer,
+    sources: list[InputFile],
+    *,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    lpips: LPIPSNet = "alex",
+    compute: Compute = Compute(),
+) -> ReconstructionReport:
+    """Measure a loaded tokenizer on pictures that :func:`toklip_core.pictures.find_pictures` has found.
+
+    The tokenizer is moved to the device; see :func:`evaluate_tokenizer` for the other arguments.
+
+    Raises:
+        ValueError: no picture can be read, or the tokenizer does not take the size.
+    """
+    size = tokenizer.image_size if image_size is None else image_size
     tokenizer.grid(size, size)  # which refuses a size before the pictures are read
-    named = {"tokenizer": name, "weights": f"sha256 {tokenizer.checksum}"}
+    unreadable: list[str] = []
+    named = {"tokenizer": tokenizer.name, "weights": f"sha256 {tokenizer.checksum}"}
     tokenizer.to(compute.device, compute.torch_dtype)
+    read = {"reference set": _REFERENCE[resize]}
     computed = {"computed": f"in {compute.dtype} on {compute.device}", "size": f"{size} x {size}"}
     with progress_bar(count_of(sources), shown=compute.progress) as bar:
         pictures = _pictures(sources, size, resize, unreadable, bar.update)
@@ -181,14 +209,20 @@ def evaluate_reconstruction(
     perceptual: PerceptualFigures | None = None
     sizes = tokenizer.embedding.codebook_sizes
     counts = IdCounts(sizes)
-    places, seen, psnr, ssim = 0, 0, 0.0, 0.0
+    places, seen, psnr, ssim, seconds = 0, 0, 0.0, 0.0, 0.0
     for batch in _batches(pictures, compute.batch_size):
         refuse_pixels(batch)
-        perceptual = perceptual or PerceptualFigures(lpips, min(batch.shape[-2:]), compute.device)
-        ids = tokenizer.encode(batch.to(compute.device))
+        pixels = batch.to(compute.device)
+        if perceptual is None:
+            perceptual = PerceptualFigures(lpips, min(batch.shape[-2:]), compute.device)
+            tokenizer.decode(tokenizer.encode(pixels[:1]))  # what is done once, at the first picture, is not timed
+        started = time.perf_counter()
+        ids = tokenizer.encode(pixels)
+        outputs = to_levels(tokenizer.decode(ids))  # which waits for a GPU
+        seconds += time.perf_counter() - started
         counts.add(ids)
         places = ids[0, ..., 0].numel()
-        inputs, outputs = to_levels(batch.to(compute.device)), to_levels(tokenizer.decode(ids))
+        inputs = to_levels(pixels)
         # One by one, which is faster on a CPU, and independent of the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
             psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
@@ -206,6 +240,7 @@ def evaluate_reconstruction(
         bits_per_picture=places * sum(map(math.log2, sizes)),
         codebook_usage=tuple(level.used.item() for level in use),
         perplexity=tuple(level.perplexity.item() for level in use),
+        pictures_per_second=seen / seconds,
         left_out=perceptual.left_out,
         protocol=_protocol(seen, places, sizes) | perceptual.protocol,
     )

@@ -22,18 +22,23 @@ _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def picture_sheet(
-    titles: Sequence[str], panels: Sequence[Image.Image], *, below: Image.Image | None = None
+    titles: Sequence[str],
+    panels: Sequence[Image.Image],
+    *,
+    columns: int | None = None,
+    below: Image.Image | None = None,
 ) -> Image.Image:
-    """Return a sheet of panels in rows of three (four panels in a square), and a strip below them.
+    """Return a sheet of panels in rows, and a strip below them.
 
     Each panel is a square of side PANEL_SIDE with its title above it.
 
     Args:
         titles: title of each panel; long ones are broken into lines.
         panels: one or more pictures.
+        columns: panels per row; None: three, or four panels in a square.
         below: strip such as a legend, at most as wide as :func:`sheet_width`.
     """
-    columns, width = _columns(len(panels)), sheet_width(len(panels))
+    columns, width = columns or _columns(len(panels)), sheet_width(len(panels), columns)
     parts = [
         _row(titles[start : start + columns], panels[start : start + columns], width)
         for start in range(0, len(panels), columns)
@@ -57,9 +62,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(beside, kind, quality=95)
 
 
-def sheet_width(panels: int) -> int:
-    """Return the width in pixels of a sheet with this number of panels, without margins."""
-    return _columns(panels) * (PANEL_SIDE + MARGIN) - MARGIN
+def sheet_width(panels: int, columns: int | None = None) -> int:
+    """Return the width in pixels of :func:`picture_sheet` with this number of panels, without margins."""
+    return (columns or _columns(panels)) * (PANEL_SIDE + MARGIN) - MARGIN
 
 
 def wrapped_lines(text: str, font: _Font, width: int) -> list[str]:
