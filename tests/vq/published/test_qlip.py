@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from toklip_core import load_tokenizer
 from toklip_core.plugins import tokenizer_spec
 from toklip_core.testing import check_the_description_fits, tokenizer_checks
-from toklip_vq.published import load_qlip, qlip_name
+from toklip_vq.published import load_qlip, load_qlip_towers, qlip_name
 
 from tests.support.deterministic import arrays, constants, weights
 from tests.support.refusals import refusing
@@ -54,6 +54,50 @@ def test_bits_codes_and_pictures_are_those_of_the_official_code(small):
     torch.testing.assert_close((golden["pixels"] / 2 + 0.5 - mean) / std, golden["fed"], rtol=0, atol=1e-6)
     pictures = tokenizer.decode(ids) / 2 + 0.5
     torch.testing.assert_close((pictures - mean) / std, golden["reconstruction"], rtol=0, atol=5e-5)
+
+
+@torch.no_grad()
+def test_features_of_pictures_and_texts_are_those_of_the_official_code(small):
+    golden = arrays("qlip_small")
+    small.with_name("config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
+    towers = load_qlip_towers(small.parent)
+    pictures, texts = towers.image_features(golden["pixels"]), towers.text_features(golden["text"])
+    torch.testing.assert_close(pictures, golden["image_features_unit"], rtol=0, atol=5e-5)
+    torch.testing.assert_close(texts, golden["text_features_unit"], rtol=0, atol=5e-5)
+    logits = towers.logit_scale.exp() * pictures @ texts.T
+    torch.testing.assert_close(logits, golden["logits_per_image"], rtol=0, atol=5e-5)
+    raw = towers.visual_projection(towers.post_layernorm(towers.encoder(golden["pixels"])[:, 0]))
+    torch.testing.assert_close(raw, golden["image_features"], rtol=0, atol=5e-5)
+    torch.testing.assert_close(towers.text(golden["text"]).text_embeds, golden["text_features"], rtol=0, atol=5e-5)
+
+
+def test_the_towers_load_strictly_too(small):
+    small.with_name("config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
+    changed(small, visual_projection__bias=None)
+    assert load_qlip_towers(small).visual_projection.bias is None
+    changed(small, text_model__encoder__layers__1__mlp__fc2__bias=None)
+    with refusing("model.safetensors", "missing: text_model.encoder.layers.1.mlp.fc2.bias"):
+        load_qlip_towers(small)
+    changed(small, text_projection__weight=None)
+    with refusing("model.safetensors", "missing: text_projection.weight"):
+        load_qlip_towers(small)
+
+
+def test_without_transformers_a_line_says_what_to_install(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with refusing(r"transformers is not installed: pip install 'toklip-vq[transformers]'", kind=LookupError):
+        load_qlip_towers(small)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("golden", ["qlip_b_16_256", "qlip_b_8_256", "qlip_l_14_392"])
+def test_every_name_of_the_published_towers_finds_its_place(golden):
+    tensors = constants(golden)
+    loaded = load_qlip_towers(tensors).state_dict()
+    theirs = {name: name.removeprefix("text.") if name.startswith("text.") else qlip_name(name) for name in loaded}
+    assert all(torch.equal(tensor, tensors[theirs[name]]) for name, tensor in loaded.items())
+    left = tensors.keys() - set(theirs.values())
+    assert all(name.startswith(("vision_decoder.", "vision_model.quant_embed")) or ".rope." in name for name in left)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,10 @@ from .open_magvit2 import (
 from .qlip import (
     QLIP as QLIP,
     QLIPSizes as QLIPSizes,
+    QLIPTowers as QLIPTowers,
     TrunkSizes as TrunkSizes,
     load_qlip as load_qlip,
+    load_qlip_towers as load_qlip_towers,
     qlip_name as qlip_name,
 )
 from .siglip import SiglipSizes as SiglipSizes

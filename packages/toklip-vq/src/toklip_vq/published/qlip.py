@@ -16,23 +16,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
 from toklip_core.embeddings import BitEmbedding
 from toklip_core.files import read_json_object
 from toklip_core.pictures import grid_of_size
 from toklip_core.plugins import Weights
-from toklip_core.weights import CONFIG_FILE, load_strict, read_weights, source_name
+from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, load_strict, read_weights, source_name
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.onednn import OneDNNLinear, replace_modules
 from toklip_vq.quantizers import BitQuantizer
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection
 
 #: Positions a side that the rotary frequencies are scaled to, whatever the grid is; pt_seq_len of the official code.
 _ROTARY_SIDE = 16
@@ -40,19 +45,20 @@ _ROTARY_SIDE = 16
 #: Width of a head in all published sizes.
 _HEAD_WIDTH = 64
 
-_IGNORED = {
-    r"(vision_model|vision_decoder)\..*rope\.freqs_(cos|sin)": "the rotary tables, which are computed",
-    r"text_model\..+|text_projection\.weight": "the text tower, which no tokenizer needs",
-    r"vision_model\.post_layernorm\..+|visual_projection\..+": "the way from the class token to the feature of CLIP",
-    r"logit_scale": "the factor on CLIP's cosines",
+_TABLES = {r"(vision_model|vision_decoder)\..*rope\.freqs_(cos|sin)": "the rotary tables, which are computed"}
+_TOWERS = {
+    r"text_model\..+|text_projection\.weight": "the tower of texts, which no tokenizer needs",
+    r"vision_model\.post_layernorm\..+|visual_projection\..+": "the way from the class token to a feature",
+    r"logit_scale": "the factor on cosines of features",
 }
+_TOKENIZER = {r"vision_model\.quant_embed.*|vision_decoder\..+": "the quantizer and the decoder"}
 
 #: Our names -> QLIP's, applied in this order.
 _NAMES = (
     (r"^encoder\.(class_embedding|patch_embedding|position_embedding)", r"vision_model.embeddings.\1"),
     (r"^(quant_embed|quant_embed_post)\.0\.", r"vision_model.\1.c_fc."),
     (r"^(quant_embed|quant_embed_post)\.2\.", r"vision_model.\1.c_proj."),
-    (r"^encoder\.", "vision_model."),
+    (r"^(encoder\.|(?=post_layernorm\.))", "vision_model."),
     (r"^decoder\.", "vision_decoder."),
     (r"\.trunk\.blocks\.", ".encoder.layers."),
     (r"\.norm([12])\.", r".layer_norm\1."),
@@ -275,22 +281,74 @@ def load_qlip(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    if isinstance(weights, str):
-        weights = Path(weights)
-    if isinstance(weights, Path) and weights.is_dir():
-        weights = weights / "model.safetensors"
-    tensors = read_weights(weights)
-    sizes = _sizes(tensors, weights)
+    file = _File.read(weights)
+    sizes = file.sizes()
     for what, got, wanted in (("patches", sizes.patch_size, patch_size), ("pictures", sizes.image_size, image_size)):
         if wanted not in (None, got):
             raise ValueError(
-                f"{source_name(weights)!r} is a QLIP with {what} of {got} px, not {wanted}; name the tokenizer by the "
-                "file's sizes, or take another file"
+                f"{source_name(file.source)!r} is a QLIP with {what} of {got} px, not {wanted}; name the tokenizer by "
+                "the file's sizes, or take another file"
             )
     with torch.device("meta"):
         qlip = QLIP(sizes)
-    load_strict(qlip, tensors, source=weights, name_in_file=qlip_name, ignored=_IGNORED)
+    load_strict(qlip, file.tensors, source=file.source, name_in_file=qlip_name, ignored=_TABLES | _TOWERS)
     return qlip.tokenizer()
+
+
+class QLIPTowers(nn.Module):
+    """The towers of pictures and texts in a QLIP: features in one space, without a step through the quantizer.
+
+    Args:
+        sizes: sizes of the tower of pictures.
+        text: tower of texts; its projection gives the width of the space.
+        bias: whether the projection of pictures has a bias.
+    """
+
+    def __init__(self, sizes: QLIPSizes, text: CLIPTextModelWithProjection, *, bias: bool) -> None:
+        super().__init__()
+        self.encoder = QLIPEncoder(sizes)
+        self.post_layernorm = nn.LayerNorm(sizes.encoder.width, eps=sizes.encoder.norm_eps)
+        self.visual_projection = nn.Linear(sizes.encoder.width, text.config.projection_dim, bias=bias)
+        self.text = text
+        #: Logarithm of the factor on cosines.
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return unit features (B, E) of pixels (B, 3, S, S) in [-1, 1]: of the class token."""
+        return F.normalize(self.visual_projection(self.post_layernorm(self.encoder(pixels)[:, 0])), dim=-1)
+
+    def text_features(self, ids: Tensor) -> Tensor:
+        """Return unit features (T, E) of texts as ids (T, L) of CLIP's tokenizer, such as ``open_clip.tokenize``."""
+        return F.normalize(self.text(ids).text_embeds, dim=-1)
+
+
+def load_qlip_towers(weights: Weights | str) -> QLIPTowers:
+    """Return the towers with which QLIP compares pictures and texts, from the file of its tokenizer; frozen.
+
+    Args:
+        weights: as for :func:`load_qlip`. Heads of the tower of texts are 64 wide, unless the ``config.json`` beside
+            the file tells their number.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LookupError: transformers is not installed.
+        ValueError: the file is damaged or does not fit.
+    """
+    try:
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    except ModuleNotFoundError as error:
+        raise LookupError(f"{error.name} is not installed: pip install 'toklip-vq[transformers]'") from error
+
+    file = _File.read(weights)
+    text = CLIPTextConfig(**file.text_sizes(), hidden_act="gelu", bos_token_id=0, eos_token_id=2)
+    bias = "visual_projection.bias" in file.tensors
+    with torch.device("meta"):
+        towers = QLIPTowers(file.sizes(), CLIPTextModelWithProjection(text), bias=bias)
+    load_strict(towers, file.tensors, source=file.source, name_in_file=_towers_name, ignored=_TABLES | _TOKENIZER)
+    # Files do not have these, and the meta device loses them.
+    towers.text.text_model.embeddings.position_ids = torch.arange(text.max_position_embeddings)[None]
+    replace_modules(towers.encoder, nn.Linear, OneDNNLinear.of)
+    return towers.requires_grad_(False).eval()
 
 
 def qlip_name(name: str) -> str:
@@ -300,36 +358,78 @@ def qlip_name(name: str) -> str:
     return name
 
 
-def _sizes(tensors: Mapping[str, Any], weights: Weights) -> QLIPSizes:
-    """Return the sizes that the tensors of a file have, completed by a ``config.json`` beside it."""
-    beside = weights.with_name(CONFIG_FILE) if isinstance(weights, Path) else None
-    config = read_json_object(beside) if beside is not None and beside.is_file() else {}
+def _towers_name(name: str) -> str:
+    return name.removeprefix("text.") if name.startswith("text.") else qlip_name(name)
 
-    def size(name: str, axis: int) -> int:
-        shape = getattr(tensors.get(name), "shape", None)
-        if shape is None:
-            raise ValueError(f"{source_name(weights)!r} does not fit: missing: {name}; wanted the file of a QLIP")
-        return int(shape[axis]) if len(shape) > axis else 0
 
-    def trunk(tower: str, width: int, told: object) -> dict[str, Any]:
-        told = told if isinstance(told, dict) else {}
-        layers = {found[1] for name in tensors if (found := re.match(rf"{tower}\.encoder\.layers\.(\d+)\.", name))}
-        rotary = f"{tower}.rope.freqs_cos"
-        heads = width // max(size(rotary, 1), 1) if rotary in tensors else told.get("num_attention_heads")
+@dataclass(frozen=True)
+class _File:
+    """Tensors of a QLIP, and the ``config.json`` beside them, from which its sizes are read."""
+
+    source: Weights
+    tensors: dict[str, Any]
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, weights: Weights | str) -> _File:
+        if isinstance(weights, Mapping):
+            return cls(weights, read_weights(weights), {})
+        path = Path(weights)
+        path = path / WEIGHTS_FILE if path.is_dir() else path
+        config = path.with_name(CONFIG_FILE)
+        return cls(path, read_weights(path), read_json_object(config) if config.is_file() else {})
+
+    def sizes(self) -> QLIPSizes:
+        """Return the sizes of all but the tower of texts."""
+        embeddings = "vision_model.embeddings"
+        values = {
+            "patch_size": self._size(f"{embeddings}.patch_embedding.weight", 2),
+            "grid": math.isqrt(max(self._size(f"{embeddings}.position_embedding.weight", 0) - 1, 0)),
+            "bits": self._size("vision_model.quant_embed.c_proj.weight", 0),
+            "encoder": self._trunk("vision_model", f"{embeddings}.class_embedding", "vision_config"),
+            "decoder": self._trunk("vision_decoder", "vision_decoder.norm.weight", "decoder_config"),
+        }
+        return validated(QLIPSizes, values, source_name(self.source))
+
+    def text_sizes(self) -> dict[str, Any]:
+        """Return the sizes of the tower of texts, as transformers names them."""
+        words, told = "text_model.embeddings.token_embedding.weight", self._told("text_config")
+        width = self._size(words, 1)
+        return {
+            "vocab_size": self._size(words, 0),
+            "hidden_size": width,
+            "max_position_embeddings": self._size("text_model.embeddings.position_embedding.weight", 0),
+            "num_hidden_layers": self._layers("text_model"),
+            "intermediate_size": self._size("text_model.encoder.layers.0.mlp.fc1.weight", 0),
+            "projection_dim": self._size("text_projection.weight", 0),
+            "num_attention_heads": told.get("num_attention_heads", width // _HEAD_WIDTH),
+            "layer_norm_eps": told.get("layer_norm_eps", 1e-5),
+        }
+
+    def _trunk(self, tower: str, norm: str, config: str) -> dict[str, Any]:
+        told, rotary, width = self._told(config), f"{tower}.rope.freqs_cos", self._size(norm, 0)
+        if rotary in self.tensors:  # its rows are as wide as a head
+            heads = width // max(self._size(rotary, 1), 1)
+        else:
+            heads = told.get("num_attention_heads", width // _HEAD_WIDTH)
         return {
             "width": width,
-            "depth": len(layers),
-            "heads": width // _HEAD_WIDTH if heads is None else heads,
-            "hidden": size(f"{tower}.encoder.layers.0.mlp.w1.weight", 0),
+            "depth": self._layers(tower),
+            "heads": heads,
+            "hidden": self._size(f"{tower}.encoder.layers.0.mlp.w1.weight", 0),
             "norm_eps": told.get("layer_norm_eps", 1e-6),
         }
 
-    embeddings = "vision_model.embeddings"
-    values = {
-        "patch_size": size(f"{embeddings}.patch_embedding.weight", 2),
-        "grid": math.isqrt(max(size(f"{embeddings}.position_embedding.weight", 0) - 1, 0)),
-        "bits": size("vision_model.quant_embed.c_proj.weight", 0),
-        "encoder": trunk("vision_model", size(f"{embeddings}.class_embedding", 0), config.get("vision_config")),
-        "decoder": trunk("vision_decoder", size("vision_decoder.norm.weight", 0), config.get("decoder_config")),
-    }
-    return validated(QLIPSizes, values, source_name(weights))
+    def _told(self, config: str) -> dict[str, Any]:
+        told = self.config.get(config)
+        return told if isinstance(told, dict) else {}
+
+    def _layers(self, tower: str) -> int:
+        pattern = re.compile(rf"{tower}\.encoder\.layers\.(\d+)\.")
+        return len({found[1] for name in self.tensors if (found := pattern.match(name))})
+
+    def _size(self, name: str, axis: int) -> int:
+        shape = getattr(self.tensors.get(name), "shape", None)
+        if shape is None:
+            raise ValueError(f"{source_name(self.source)!r} does not fit: missing: {name}; wanted the file of a QLIP")
+        return int(shape[axis]) if len(shape) > axis else 0
