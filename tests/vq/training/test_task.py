@@ -269,18 +269,20 @@ def test_losses_without_effect_are_refused(tiny: Path, kind: str, change: str, s
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path):
+@pytest.mark.parametrize("kind", ["vq", "residual"])
+def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path, kind: str):
     """Losses, gradients and averages of gradients, with entropy, LeCam and discriminator on.
 
     At a small learning rate: Adam's first steps are as large for a gradient of 1e-9 as for one of 1, and would
     turn the last bit of a sum into a step of full size.
     """
     one, two = tmp_path / "one", tmp_path / "two"
-    train_vq(load_config(tiny, VQTrainConfig, ["run.learning_rate=1e-6"]), one)
+    changes = [*OTHERS[kind], "run.learning_rate=1e-6"]
+    train_vq(load_config(tiny, VQTrainConfig, changes), one)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    arguments = [str(tiny), "--out", str(two), "--set", "run.learning_rate=1e-6"]
+    arguments = [str(tiny), "--out", str(two), *(word for change in changes for word in ("--set", change))]
     pair = [start(arguments, RANK=rank, LOCAL_RANK=rank, **shared) for rank in "01"]
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
