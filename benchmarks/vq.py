@@ -1,6 +1,6 @@
-"""LlamaGen's VQ-16 and VQ-8, IBQ-262144, QLIP and UniTok, beside the official modules.
+"""LlamaGen's VQ-16 and VQ-8, IBQ-262144, Open-MAGVIT2, QLIP and UniTok, beside the official modules.
 
-The official modules of IBQ and QLIP import einops, and those of UniTok pytz and typed-argument-parser.
+Those of IBQ, Open-MAGVIT2 and QLIP import einops, and those of UniTok pytz and typed-argument-parser.
 
 Memory is the peak of the resident set while one picture is encoded, above its size when the weights are loaded and a
 picture of 64 x 64 has been encoded.
@@ -24,7 +24,9 @@ from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published import (
     CONFIGS,
+    OPEN_MAGVIT2_CONFIGS,
     QLIP,
+    OpenMAGVIT2,
     QLIPSizes,
     TrunkSizes,
     UniTok,
@@ -32,6 +34,7 @@ from toklip_vq.published import (
     ibq_config,
     llamagen_name,
     load_unitok,
+    open_magvit2_name,
     qlip_name,
     taming_name,
     unitok_name,
@@ -48,6 +51,7 @@ def rows(options: Options) -> Iterator[Row]:
     yield from ibq_rows(options)  # first: memory that somebody else has given back would hide what they need
     yield from llamagen_rows(options)
     yield vq8_row(options)
+    yield from open_magvit2_rows(options)
     yield from qlip_rows(options)
     yield from unitok_rows(options)
 
@@ -138,6 +142,67 @@ def vq8_row(options: Options) -> Row:
     what = f"VQ-8, 1 x {pixels.shape[-1]} px, encode, float32"
     note = f"{operations / 1e9:.0f} GFLOP a picture"
     return Row(what, "s", seconds["ours"], floor=floor(options, operations), note=note)
+
+
+def open_magvit2_rows(options: Options) -> Iterator[Row]:
+    """Encode and decode 2 pictures of 256 px with Open-MAGVIT2's tokenizer of 18 bits."""
+    batch, side = (1, 64) if options.quick else (2, 256)
+    ours = OpenMAGVIT2(OPEN_MAGVIT2_CONFIGS["256"]).to(options.device).tokenizer()
+    pixels = noise(batch, side, options)
+    ids = ours.encode(pixels)
+    contestants: dict[str, Callable[[], Any]] = {
+        "encode": lambda: ours.encode(pixels),
+        "decode": lambda: ours.decode(ids),
+    }
+    operations = {what: operation_count(run) for what, run in contestants.items()}
+    if options.ibq:
+        encode, decode = official_open_magvit2(options.ibq, ours)
+        codes = ours.embedding(ids).movedim(-1, 1).contiguous()
+        contestants["official encode"] = lambda: encode(pixels)
+        contestants["official decode"] = lambda: decode(codes)
+    seconds, results = race(contestants, options.repeats)
+    notes = {}
+    if options.ibq:
+        differ = (results["official encode"].view_as(ids) != ids).sum().item()
+        notes["encode"] = f"; {differ} of {ids.numel()} ids differ from the official ones"
+        apart = (results["decode"] - results["official decode"]).abs().max().item()
+        notes["decode"] = f"; pictures differ by {apart:.0e} at most"
+    for what, wanted in (("encode", "1.1x"), ("decode", "1x")):
+        yield Row(
+            what=f"Open-MAGVIT2, {batch} x {side} px, {what}, float32",
+            unit="s",
+            ours=seconds[what],
+            peer=seconds.get(f"official {what}"),
+            peer_name="Open-MAGVIT2",
+            floor=floor(options, operations[what]),
+            wanted=wanted,
+            note=f"{operations[what] / batch / 1e9:.0f} GFLOP a picture{notes.get(what, '')}",
+        )
+
+
+def official_open_magvit2(
+    path: Path, tokenizer: AutoencoderTokenizer
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Return Open-MAGVIT2's own ways from pixels to ids and from codes to pixels, with our weights."""
+    sys.path.insert(0, str(path))
+    from src.Open_MAGVIT2.modules.diffusionmodules import improved_model  # type: ignore[import-not-found]
+    from src.Open_MAGVIT2.modules.vqvae.lookup_free_quantize import LFQ  # type: ignore[import-not-found]
+
+    config = OPEN_MAGVIT2_CONFIGS["256"]
+    sizes = {
+        "ch": config.channels, "out_ch": 3, "ch_mult": config.channel_multipliers, "in_channels": 3, "resolution": 128,
+        "num_res_blocks": config.blocks_per_level, "z_channels": config.bits, "double_z": False,
+    }  # fmt: skip
+    state = {open_magvit2_name(name, 5): tensor for name, tensor in tokenizer.autoencoder.state_dict().items()}
+    towers: dict[str, nn.Module] = {}
+    for name, kind in (("encoder", improved_model.Encoder), ("decoder", improved_model.Decoder)):
+        own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+        # Copied into a fresh module, its weights are laid out as the official ones are.
+        towers[name] = kind(**sizes)
+        towers[name].load_state_dict(own)
+        towers[name].to(tokenizer.autoencoder.encoder.conv_in.weight.device).eval()  # type: ignore[attr-defined]
+    quantizer = LFQ(dim=config.bits, codebook_size=2**config.bits).eval()
+    return lambda pixels: quantizer(towers["encoder"](pixels))[2], towers["decoder"]
 
 
 def qlip_rows(options: Options) -> Iterator[Row]:

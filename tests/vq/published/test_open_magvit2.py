@@ -8,9 +8,7 @@ import os
 import pytest
 import torch
 from toklip_core import load_tokenizer
-from toklip_core.embeddings import BitEmbedding
 from toklip_core.testing import check_the_description_fits, tokenizer_checks
-from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published import (
     OPEN_MAGVIT2_CONFIGS,
     OpenMAGVIT2,
@@ -18,7 +16,6 @@ from toklip_vq.published import (
     load_open_magvit2,
     open_magvit2_name,
 )
-from toklip_vq.quantizers import BitQuantizer
 
 from tests.support.deterministic import GOLDENS, arrays, constant, small_weights
 
@@ -67,7 +64,7 @@ def test_it_gives_the_numbers_of_the_official_code(tmp_path, averaged):
 def test_contract(sizes):
     torch.manual_seed(0)
     small = OPEN_MAGVIT2_CONFIGS[sizes]._replace(channels=32, blocks_per_level=1)
-    tokenizer = AutoencoderTokenizer(OpenMAGVIT2(small), BitQuantizer(BitEmbedding(small.bits)))
+    tokenizer = OpenMAGVIT2(small).tokenizer()
     for check in tokenizer_checks():
         check(tokenizer)
 

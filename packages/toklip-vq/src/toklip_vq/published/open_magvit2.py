@@ -53,6 +53,10 @@ class OpenMAGVIT2(nn.Module):
         self.encoder = Encoder(widths, config.channels, config.blocks_per_level, config.bits)
         self.decoder = Decoder(widths[::-1], config.blocks_per_level, config.bits)
 
+    def tokenizer(self) -> AutoencoderTokenizer:
+        """Return the frozen tokenizer, which takes over the towers."""
+        return AutoencoderTokenizer(self, BitQuantizer(BitEmbedding(self.decoder.conv_in.in_channels)))
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (h, w) of a picture; ValueError unless its sides are multiples of f and one is larger."""
         grid = grid_by_factor(height, width, self.downsample_factor)
@@ -218,7 +222,7 @@ def load_open_magvit2(
         towers = OpenMAGVIT2(config)
     levels = len(config.channel_multipliers)
     load_lightning(towers, weights, lambda name: open_magvit2_name(name, levels), averaged=averaged)
-    return AutoencoderTokenizer(towers, BitQuantizer(BitEmbedding(config.bits)))
+    return towers.tokenizer()
 
 
 #: Our names -> the published ones, applied in this order; the levels of the decoder are counted in
