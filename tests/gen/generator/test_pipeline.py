@@ -16,7 +16,7 @@ from toklip_core.weights import weights_checksum
 from toklip_gen.generate import GenerateSettings, generate
 from toklip_gen.generator import Checkpoint, PictureGenerator, load_generator, toklip_checksum
 
-from tests.support.mean_colour import MeanColour, PyramidGreys, mean_colour
+from tests.support.mean_colour import MeanColour, PyramidGreys, mean_colour, several
 from tests.support.processes import locked_elsewhere
 from tests.support.small_generators import LENGTH, small_config, small_generator
 from tests.support.small_models import small_toklip
@@ -103,6 +103,15 @@ def test_a_generator_and_its_toklip_contain_no_tokenizer(tmp_path, toklip):
     for model in (loaded.generator, loaded.toklip):
         assert not any(isinstance(module, MeanColour) for module in model.modules())
         assert not any("levels" in name for name in model.state_dict())
+
+
+def test_a_text_tower_is_read_beside_another_tokenizer_than_that_of_its_toklip(tmp_path, toklip):
+    generator = small_generator("ids", "text", "quarter-greys", toklip=str(tmp_path / "toklip"))
+    pictures = PictureGenerator(generator, tokenizer=several("quarter-greys"), toklip=toklip)
+    pictures.save(tmp_path / "texts")
+    ids = pictures.draw(TEXTS, seeds=[1, 2])
+    loaded = load_generator(tmp_path / "texts")
+    assert loaded.tokenizer.name == "quarter-greys" and torch.equal(loaded.draw(TEXTS, seeds=[1, 2]), ids)
 
 
 def test_a_folder_of_another_format_is_refused(of_classes):

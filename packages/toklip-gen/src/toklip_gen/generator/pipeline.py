@@ -243,7 +243,10 @@ def load_generator(
     config = generator.config
     model = _toklip(config, toklip, dtype) if config.needs_toklip else None
     where = f"the generator {name}"
-    tokenizer = config.tokenizer.load(path, where=where) if model is None else model.tokenizer
+    if model is not None and config.features == "concat":
+        tokenizer = model.tokenizer
+    else:  # the text tower of a TokLIP goes with any tokenizer
+        tokenizer = config.tokenizer.load(path, where=where)
     tokenizer.refuse_other_ids(config.tokenizer, where)
     return PictureGenerator(generator, tokenizer=tokenizer, toklip=model).to(device)
 
@@ -297,7 +300,7 @@ def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtyp
     assert name is not None
     text = config.condition.kind == "text" and config.condition.encoder == "toklip"
     try:
-        model = TokLIP.from_pretrained(name, text=text)
+        model = TokLIP.from_pretrained(name, text=text, tokenizer=config.features == "concat")
     except (LookupError, FileNotFoundError) as error:
         way_out = f"the generator reads this TokLIP; say where it is now (`--toklip PATH`): {error}"
         raise FileNotFoundError(way_out) from error
