@@ -62,25 +62,20 @@ _EMU3_5 = "BAAI/Emu3.5-VisionTokenizer/model.safetensors"
 _JANUS = "deepseek-ai/Janus-Pro-1B/pytorch_model.bin"
 _UNITOK = "FoundationVision/unitok_tokenizer/unitok_tokenizer.pth"
 
-#: Picture side -> bytes of the weights of the hub's vila-u-7b-SIDE, where they are known, and published rFID.
+#: Picture side -> bytes of the weights of the hub's vila-u-7b-SIDE, where they are known, and rFID.
 _VILA_U: dict[int, tuple[int | None, str]] = {
     256: (
         2_712_592_654,
-        "1.80, ImageNet (UniTok's README); the published weights give 6.40 (mit-han-lab/vila-u, issue 22)",
+        "1.80 (ImageNet, README of FoundationVision/UniTok); 6.40 with the published weights (mit-han-lab/vila-u, "
+        "issue 22)",
     ),
     384: (None, ""),
 }
 
-#: Variant -> picture side, scales, file on the hub, bytes of its weights, published rFID.
-_TOKENFLOW: dict[Literal["clipb", "siglip"], tuple[int, tuple[int, ...], str, int, str]] = {
-    "clipb": (256, (1, 2, 4, 6, 8, 10, 12, 14, 16), "tokenflow_clipb_32k_enhanced.pt", 1_506_802_860, ""),
-    "siglip": (
-        384,
-        (*range(1, 11), 12, 14, 17, 22, 27),
-        "tokenflow_siglip_32k.pt",
-        2_216_564_164,
-        "0.63, ImageNet (arXiv 2412.03069, abstract)",
-    ),
+#: Variant -> picture side, number of maps, ids of all maps, file on the hub, bytes of its weights, rFID.
+_TOKENFLOW: dict[Literal["clipb", "siglip"], tuple[int, int, int, str, int, str]] = {
+    "clipb": (256, 9, 817, "tokenflow_clipb_32k_enhanced.pt", 1_506_802_860, ""),
+    "siglip": (384, 15, 2227, "tokenflow_siglip_32k.pt", 2_216_564_164, "0.63 (ImageNet, arXiv 2412.03069)"),
 }
 
 
@@ -291,19 +286,19 @@ def _vila_u_spec(side: int, file_size: int | None, rfid: str) -> TokenizerSpec:
 
 
 def _tokenflow_spec(variant: Literal["clipb", "siglip"]) -> TokenizerSpec:
-    side, scales, file, file_size, rfid = _TOKENFLOW[variant]
+    side, maps, ids, file, file_size, rfid = _TOKENFLOW[variant]
     source = f"ByteFlow-AI/TokenFlow/{file}"
     needs = "; needs toklip-vq[transformers]" if variant == "siglip" else ""
     return TokenizerSpec(
         name=f"tokenflow-{variant}",
         factory=_tokenflow(variant, source),
-        summary=f"TokenFlow on {'SigLIP' if needs else 'CLIP'}, 32768 codes on a pyramid of {len(scales)} maps{needs}.",
+        summary=f"TokenFlow on {'SigLIP' if needs else 'CLIP'}, 32768 codes on a pyramid of {maps} maps{needs}.",
         image_size=side,
         source=source,
         licence="MIT (the weights; Apache-2.0 the code)",
         size=file_size,
         codebook_sizes=(32768,),
-        grid=(1, sum(scale**2 for scale in scales)),
+        grid=(1, ids),
         fixed_size=True,
         rfid=rfid,
     )

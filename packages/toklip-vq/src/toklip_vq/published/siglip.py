@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from toklip_vq.onednn import OneDNNLinear, replace_modules
+
 if TYPE_CHECKING:
     from transformers import SiglipVisionConfig
 
@@ -72,6 +74,7 @@ class SiglipStates(nn.Module):
         self.patch_embedding = tower.embeddings.patch_embedding
         self.position_embedding = tower.embeddings.position_embedding
         self.layers = tower.encoder.layers[:-1]
+        replace_modules(self, nn.Linear, OneDNNLinear.of)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the states (B, N, D), in raster order, of pixels (B, 3, S, S) in [-1, 1]."""

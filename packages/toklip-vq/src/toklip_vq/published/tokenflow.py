@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.nearest import nearest_rows, unit_rows
+from toklip_vq.onednn import OneDNNLinear, replace_modules
 from toklip_vq.published.llamagen import llamagen_name
 from toklip_vq.published.siglip import SO400M_384, SiglipSizes, SiglipStates, siglip_name, unused_names
 from toklip_vq.towers import Decoder, Encoder
@@ -136,6 +137,7 @@ class TokenFlow(nn.Module):
         self.encode_task_layer = _task_layer(width, config.semantic_dim)
         self.decoder_vqkd = SemanticDecoder(config, self.side)
         self.decode_task_layer = _task_layer(width, config.feature_dim)
+        replace_modules(self, nn.Linear, OneDNNLinear.of)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the grid (1, sum of squares of the scales) of a picture; ValueError unless it is of the one size."""
