@@ -351,7 +351,7 @@ def _single_specs() -> list[TokenizerSpec]:
             name="emu3-5-vision",
             factory=_emu3_5,
             summary="Emu3.5's tokenizer: IBQ, 131072 codes.",
-            image_size=512,  # 512 x 512 pixels are the least that its model draws
+            image_size=512,  # the area to which its own code resizes by default
             source=_EMU3_5,
             licence="Apache-2.0",
             size=1_821_347_852,
