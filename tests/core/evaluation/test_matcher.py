@@ -1,6 +1,7 @@
 """Matching of pictures and texts by any model: ranks with ties, batches, and refused input."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from toklip_core.config import Compute
 from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
 from toklip_core.pictures import LazyPicture, PictureError, scene_pictures
+from toklip_core.plugins import NamedModel, registry
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
 
@@ -93,6 +95,22 @@ def test_a_loaded_model_is_the_saved_one_and_named_with_its_checksums(toy, tmp_p
         "computed": "in float32 on cpu",
         "size": "32 x 32, resize crop",
     }
+
+
+@pytest.mark.parametrize(("name", "given"), [("mine", None), ("mine:weights/a.pth", Path("weights/a.pth"))])
+def test_a_plugins_model_that_compares_is_loaded_by_name_with_its_weights(monkeypatch, name, given):
+    asked = []
+    spec = NamedModel(
+        name="mine",
+        kind="CLIP",
+        summary="For tests.",
+        size=1,
+        licence="",
+        match=lambda weights: asked.append(weights) or small_clip(),
+    )
+    monkeypatch.setitem(registry().models, "mine", spec)
+    model, protocol = load_matcher(name)
+    assert (asked, protocol["model"], model.training) == ([given], name, False)
 
 
 def test_half_precision_changes_features_a_little_and_no_checksum(toy, tmp_path):

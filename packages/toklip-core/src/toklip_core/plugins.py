@@ -241,6 +241,11 @@ class NamedModel:
     #: (None: as stored), and with ``toklip``, the path of its TokLIP, if the user names one. Import torch inside it.
     #: None: the model does not draw.
     load: Callable[..., PictureModel] | None = field(default=None, repr=False)
+    #: Loads a model that compares pictures with texts, for ``--model NAME`` of ``toklip classify``, ``search``,
+    #: ``evaluate zero-shot`` and ``retrieval``: an ``nn.Module`` that is a :class:`toklip_core.evaluation.Matcher`.
+    #: Called with the path of its weights, which the user names as NAME:PATH, or None for the published ones. Import
+    #: torch inside it. None: the model does not compare.
+    match: Callable[[Path | None], torch.nn.Module] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):

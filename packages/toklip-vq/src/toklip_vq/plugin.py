@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 from toklip_core.cli import TrainTask, train_command
-from toklip_core.plugins import TokenizerSpec, VQTokenizer, Weights, hookimpl
+from toklip_core.plugins import NamedModel, TokenizerSpec, VQTokenizer, Weights, hookimpl
 
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
+    from torch import nn
 
     from toklip_vq.training import VQTrainConfig
 
@@ -191,11 +192,18 @@ def _tokenflow(variant: Literal["clipb", "siglip"], source: str) -> Callable[[We
     return factory
 
 
-def _published(source: str) -> Path:
+def _unitok_clip(weights: Path | None) -> nn.Module:
+    from toklip_vq.published import load_unitok_clip
+
+    way_out = "name it with the model (`--model unitok:PATH/{}`)"
+    return load_unitok_clip(_published(_UNITOK, way_out=way_out) if weights is None else weights)
+
+
+def _published(source: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
     from toklip_core.weights import hub_file
 
     owner, name, filename = source.split("/", 2)
-    return hub_file(f"{owner}/{name}", filename)
+    return hub_file(f"{owner}/{name}", filename, way_out=way_out)
 
 
 def _llamagen_spec(
@@ -402,6 +410,24 @@ def toklip_register_tokenizers() -> list[TokenizerSpec]:
         ),
         *(_qlip_spec(name, *described) for name, described in _QLIP.items()),
         *_single_specs(),
+    ]
+
+
+@hookimpl
+def toklip_register_models() -> list[NamedModel]:
+    """Return UniTok, which compares pictures with texts."""
+    return [
+        NamedModel(
+            name="unitok",
+            kind="CLIP",
+            summary="UniTok with its text tower: the vector of a picture is made of its ids; 256 px.",
+            size=3_281_334_032,  # of its tensors; the file also has the states of its training
+            licence="MIT",
+            source=_UNITOK,
+            image_size=256,
+            tokens=256,
+            match=_unitok_clip,
+        )
     ]
 
 

@@ -16,6 +16,7 @@ from toklip_core.cli.options import (
     compute_of,
     device,
     dtype,
+    matcher_names,
     max_pixels,
     names_or_files,
     toklip_names,
@@ -32,9 +33,9 @@ _MODEL = click.option(
     "name",
     default="toklip-tiny",
     show_default=True,
-    shell_complete=names_or_files(toklip_names),
-    help="Model: a name from `toklip models`, a folder, an official .pt file, owner/name on the hub, or "
-    "open_clip:NAME/TAG.",
+    shell_complete=names_or_files(matcher_names),
+    help="Model: a name from `toklip models` that compares pictures with texts, a folder, an official .pt file, "
+    "owner/name on the hub, open_clip:NAME/TAG, or NAME:PATH, a plugin's model with its weights.",
 )
 _BATCH = batch_size("pictures per batch")
 _DTYPE = dtype("Precision of both towers; the VQ tokenizer always computes in float32.")
@@ -332,7 +333,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _plugin_row(model: NamedModel) -> dict[str, Any]:
-    shown = {name: value for name, value in vars(model).items() if name != "load"}
+    shown = {name: value for name, value in vars(model).items() if name not in ("load", "match")}
     return {**shown, "draws": model.load is not None, "aliases": [], "status": _status(model)}
 
 

@@ -127,6 +127,13 @@ def toklip_names() -> list[str]:
     return [*models(), *ALIASES]
 
 
+def matcher_names() -> list[str]:
+    """Return the names of the models that compare pictures with texts: TokLIPs, and models of plugins."""
+    from toklip_core.plugins import registry
+
+    return [*toklip_names(), *(model.name for model in registry().models.values() if model.match is not None)]
+
+
 def _names_of_kind(kind: str | None) -> Callable[[], list[str]]:
     """Return a function that lists plugins' models of a kind, or those that draw."""
 

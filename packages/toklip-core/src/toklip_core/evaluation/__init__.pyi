@@ -26,6 +26,7 @@ from .explain import (
 )
 from .matcher import (
     TIES as TIES,
+    IdMatcher as IdMatcher,
     Matcher as Matcher,
     cut_protocol as cut_protocol,
     hit_chances as hit_chances,

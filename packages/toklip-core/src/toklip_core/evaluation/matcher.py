@@ -1,7 +1,7 @@
 """Pictures and texts in one space, by any model that has both: features, ranks, and the words around the figures.
 
 A :class:`Matcher` is a TokLIP, a CLIP, or another model with the same few members: a student and its teacher are
-measured by the same code.
+measured by the same code. An :class:`IdMatcher` also reads the ids of its VQ tokenizer, as a TokLIP does.
 
 Shape letters: B batch, S picture side, T texts, E joint space, Q queries, C candidates.
 """
@@ -13,16 +13,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.files import one_line
-from toklip_core.model import TextTokenizer, TextTower, TokLIP, load_model
+from toklip_core.model import Encoding, TextTokenizer, TextTower, load_model
 from toklip_core.pictures import LazyPicture, PictureError, Resize, to_pixels
+from toklip_core.plugins import registry
+from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import refuse_not_finite, rows_named, weights_checksum
 
 #: How candidates of equal score are counted, for protocols.
@@ -67,13 +69,26 @@ class Matcher(Protocol):
         """Return unit features (T, E), float32."""
 
 
+@runtime_checkable
+class IdMatcher(Matcher, Protocol):
+    """A model of pictures and texts whose vectors of pictures are made of their ids: a TokLIP, or UniTok."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """VQ tokenizer, which makes the ids."""
+
+    def encode_ids(self, ids: Tensor) -> Encoding:
+        """Return the encoding of ids (B, h, w, Q), such as those of a token store."""
+
+
 def load_matcher(
     name: Path | str, compute: Compute = Compute(), *, checksums: bool = False
 ) -> tuple[Matcher, dict[str, str]]:
-    """Return a model (see :func:`toklip_core.model.load_model`) on its device, and what a protocol says of it.
+    """Return a model on its device, and what a protocol says of it.
 
     Args:
-        name: of the model, or its folder.
+        name: name of a plugin's model that compares, or NAME:PATH with the path of its weights, or what
+            :func:`toklip_core.model.load_model` takes.
         compute: says on which device, and in which dtype.
         checksums: whether the protocol has the checksums of the weights, as the report of an evaluation does. They
             take about as long as loading the model: nobody who asks a question waits for them.
@@ -83,17 +98,25 @@ def load_matcher(
         LookupError, FileNotFoundError: as ``load_model``.
     """
     refuse_missing_device(compute.device)
-    model = load_model(name).eval()
+    model: Any = _loaded(name).eval()
     protocol = {"model": str(name)}
     if checksums:  # before the dtype changes, so that they are those of the file
         protocol["weights"] = f"sha256 {weights_checksum(model)}"
-    if isinstance(model, TokLIP):
+    if isinstance(model, IdMatcher):
         of_tokenizer = f", sha256 {model.tokenizer.checksum}" if checksums else ""
         protocol["tokenizer"] = f"{model.tokenizer.name}{of_tokenizer}"
     size = model.config.image_size
     protocol["computed"] = f"in {compute.dtype} on {compute.device}"
     protocol["size"] = f"{size} x {size}, resize {model.config.resize}"
     return model.to(compute.device, compute.torch_dtype), protocol
+
+
+def _loaded(name: Path | str) -> nn.Module:
+    named, _, path = str(name).partition(":")
+    spec = registry().models.get(named)
+    if spec is None or spec.match is None:
+        return load_model(name)
+    return spec.match(Path(path) if path else None)
 
 
 def refuse_unreadable(pictures: Iterable[LazyPicture]) -> None:

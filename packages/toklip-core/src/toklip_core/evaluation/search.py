@@ -23,7 +23,14 @@ from torch import Tensor
 
 from toklip_core.config import Compute, progress_bar
 from toklip_core.evaluation.classes import refuse_duplicates
-from toklip_core.evaluation.matcher import Matcher, load_matcher, picture_features, refuse_cut_texts, text_features
+from toklip_core.evaluation.matcher import (
+    IdMatcher,
+    Matcher,
+    load_matcher,
+    picture_features,
+    refuse_cut_texts,
+    text_features,
+)
 from toklip_core.evaluation.report import software
 from toklip_core.model import TokLIP
 from toklip_core.pictures import (
@@ -89,7 +96,8 @@ def search_pictures(
     """Return the pictures whose vectors have the largest cosine with that of a text.
 
     Args:
-        name: name or folder of the model; for a store, a TokLIP over the tokenizer of the store.
+        name: name or folder of the model; for a store, one that reads the ids of the store's tokenizer, as a TokLIP
+            does.
         where: files, folders, globs, tars, scenes (see :func:`toklip_core.pictures.find_pictures`), or one token store.
         text: text, best in the style of the captions that the model was trained on.
         top: number of pictures.
@@ -146,10 +154,10 @@ def draw_search(search: Search) -> Image.Image:
     return picture_sheet(titles, [resized(hit.picture.read(), PANEL_SIDE, search.resize) for hit in search.hits])
 
 
-def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
+def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> IdMatcher:
     """Return the model if it reads the ids of a store, else raise ValueError."""
     info = tokens.info
-    if not isinstance(model, TokLIP):
+    if not isinstance(model, IdMatcher):
         raise ValueError(
             f"{tokens.path} holds ids, and {name} is a {type(model).__name__}, which reads none; name a TokLIP, or the "
             "pictures themselves"
@@ -164,10 +172,14 @@ def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> TokLIP:
 
 
 @torch.no_grad()
-def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iterator[tuple[list[int], Tensor]]:
+def _store_features(model: IdMatcher, tokens: TokenStore, compute: Compute) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the row numbers and unit vectors (B, E) of a batch."""
     pooled = tokens.info.pooled
-    stored = pooled is not None and pooled.weights_checksum == weights_checksum(model.encoder)
+    stored = (
+        pooled is not None
+        and isinstance(model, TokLIP)  # no store has vectors of other models
+        and pooled.weights_checksum == weights_checksum(model.encoder)
+    )
     device = model.logit_scale.device
     rows = enumerate(tokens)
     with progress_bar(len(tokens), shown=compute.progress) as bar:
@@ -185,9 +197,9 @@ def _store_features(model: TokLIP, tokens: TokenStore, compute: Compute) -> Iter
 
 def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> LazyPicture:
     row = tokens[place]
-    return LazyPicture(row.key, partial(_decoded, cast(TokLIP, model), row.ids))
+    return LazyPicture(row.key, partial(_decoded, cast(IdMatcher, model), row.ids))
 
 
 @torch.no_grad()
-def _decoded(model: TokLIP, ids: Tensor) -> Image.Image:
+def _decoded(model: IdMatcher, ids: Tensor) -> Image.Image:
     return to_picture(model.tokenizer.decode(ids[None].to(model.logit_scale.device))[0])

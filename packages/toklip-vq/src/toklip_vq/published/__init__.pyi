@@ -40,7 +40,13 @@ from .unitok import (
     UniTok as UniTok,
     UniTokConfig as UniTokConfig,
     load_unitok as load_unitok,
+    read_unitok as read_unitok,
     unitok_name as unitok_name,
+)
+from .unitok_clip import (
+    UniTokCLIP as UniTokCLIP,
+    UniTokCLIPConfig as UniTokCLIPConfig,
+    load_unitok_clip as load_unitok_clip,
 )
 from .vila_u import (
     VILA_U_CONFIGS as VILA_U_CONFIGS,
