@@ -263,6 +263,7 @@ def test_a_config_of_something_else_is_refused(config):
         EmbeddingConfig.model_validate(config)
 
 
+@pytest.mark.slow
 def test_ids_of_28_bits_are_embedded_in_little_memory():
     """A table of 2^28 rows would take 30 GB; 16 x 16 positions must take less than 50 MiB."""
     code = (

@@ -24,7 +24,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from toklip_core.embeddings import BitEmbedding, CodeEmbedding
 from toklip_core.plugins import VQTokenizer, registry
@@ -400,14 +400,14 @@ def check_half_precision_keeps_the_interface(tokenizer: VQTokenizer) -> None:
     _decode(half, ids, pixels, " after to(torch.bfloat16)")
 
 
-class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
-    """Remembers the bytes of the largest memory that an operation made."""
+class _LargestTensor(TorchFunctionMode):
+    """Remembers the bytes of the largest memory that a call of torch made."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.largest = 0
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, function: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
     ) -> object:
         result = function(*args, **(kwargs if isinstance(kwargs, dict) else {}))
