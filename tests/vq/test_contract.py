@@ -8,7 +8,7 @@ the laws, and the others are held to its design.
 
 import pytest
 from toklip_core.plugins import registry
-from toklip_core.testing import check_nothing_is_trainable, tokenizer_checks
+from toklip_core.testing import check_nothing_is_trainable, check_the_description_fits, tokenizer_checks
 from toklip_core.tokenizer import load_tokenizer
 
 from tests.support.published_vqgans import PUBLISHED, write_published
@@ -63,6 +63,7 @@ def test_a_tokenizer_of_the_same_design_differs_in_numbers_alone(name, other, tm
     one, two = load_tokenizer(name, weights), load_tokenizer(other, weights)
     assert design(one) == design(two)
     check_nothing_is_trainable(one)
+    check_the_description_fits(one)
 
 
 def test_every_registered_tokenizer_meets_the_contract():
