@@ -157,3 +157,5 @@ def test_a_linear_layer_of_onednn_is_the_same_function(dtype, bias):
     assert quick.weight is plain.weight
     torch.testing.assert_close(quick(x), plain(x))
     torch.testing.assert_close(quick(x[:0]), plain(x[:0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quick(x), plain(x))

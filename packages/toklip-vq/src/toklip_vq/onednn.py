@@ -27,7 +27,8 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) of (..., in)."""
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
+        plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+        if not plain and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
             return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
         return super().forward(x)
 

@@ -11,6 +11,7 @@ Source: Ma et al., UniTok, https://arxiv.org/abs/2502.20321; names of Foundation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -97,7 +98,7 @@ class UniTokCLIP(nn.Module):
         ids = self.tokenizer.to(pixels.device).encode(pixels)
         return F.normalize(self.encode_ids(ids).pooled.float(), dim=-1)
 
-    def text_features(self, texts: list[str]) -> Tensor:
+    def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return unit features (T, E), float32, of texts. No gradient."""
         return self.text.features(texts)
 
