@@ -106,6 +106,7 @@ def test_a_missing_tensor_is_named_as_in_the_file(tmp_path):
         load_unitok_clip(weights, CONFIG)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_stands_beside_the_model_in_float32(clip, reader):
     model = load_unitok_clip(reader, READER)
     before = model.tokenizer.checksum
@@ -118,6 +119,7 @@ def test_the_tokenizer_stands_beside_the_model_in_float32(clip, reader):
         torch.testing.assert_close(model.image_features(pixels), clip.image_features(pixels), rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_pictures_are_classified_and_a_store_of_ids_is_searched(small, reader, photos, tmp_path):
     model = load_unitok_clip(reader, READER)
     name = f"unitok:{reader}"
