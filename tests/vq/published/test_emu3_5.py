@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toklip_core import load_tokenizer
 from toklip_core.testing import check_the_description_fits, tokenizer_checks
 from toklip_vq.published import load_emu3_5, taming_name
@@ -38,6 +39,20 @@ def test_it_gives_the_numbers_of_the_official_code_at_the_sizes_of_its_config(tm
     assert torch.equal(ids[..., 0], golden["ids"])
     assert torch.equal(tokenizer.embed(ids).movedim(-1, 1), golden["quantized"])
     torch.testing.assert_close(tokenizer.decode(ids), golden["reconstruction"], rtol=0, atol=5e-5)
+
+
+def test_the_config_is_fetched_with_the_weights(tmp_path, monkeypatch):
+    folder(tmp_path)
+    save_file(small_weights("emu3_5_vision"), tmp_path / "model.safetensors")
+    asked = []
+
+    def hub_file(repository, filename, **_):
+        asked.append((repository, filename))
+        return tmp_path / filename
+
+    monkeypatch.setattr("toklip_core.weights.hub_file", hub_file)
+    assert load_tokenizer("emu3-5-vision").codebook_sizes == (8192,)
+    assert asked == [("BAAI/Emu3.5-VisionTokenizer", name) for name in ("model.safetensors", "config.json")]
 
 
 @pytest.mark.slow
