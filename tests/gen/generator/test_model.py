@@ -203,6 +203,14 @@ def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
         small_generator("ids", "text")(ids[:, :-1], ids, what._replace(mask=what.mask[:, 1:]))
 
 
+def test_an_id_may_have_many_bits_and_its_levels_few():
+    """LFQ of 40 bits, as four levels; a head for the id itself would have 10^12 rows."""
+    generator = Generator(small_config(codebook_sizes=(2**40,), levels=(2**4, *[2**12] * 3)))
+    assert generator.head.weight.shape == (2**4 + 3 * 2**12, 32)
+    ids = torch.randint(2**40, (3, 64, 1), generator=torch.Generator().manual_seed(0))
+    assert whole_pass(generator, ids[:, :-1], ids, some_condition()).shape == (3, 64, 2**4 + 3 * 2**12)
+
+
 def test_an_encoder_that_is_not_causal_is_refused_before_anything_is_drawn():
     toklip = small_toklip()
     toklip.encoder.config = toklip.encoder.config.model_copy(update={"causal": False})

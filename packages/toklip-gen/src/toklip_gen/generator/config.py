@@ -81,7 +81,7 @@ class GeneratorConfig(Config):
     toklip_checksum: str | None = Field(
         default=None, description="SHA-256 of the TokLIP weights that the generator reads; others are refused."
     )
-    codebook_sizes: tuple[_Size, ...] = Field(
+    codebook_sizes: tuple[Annotated[int, Field(gt=0, le=2**63)], ...] = Field(
         min_length=1, description="Codebook size of each id of a position, as the tokenizer has them."
     )
     levels: tuple[_Size, ...] | None = Field(
