@@ -100,7 +100,7 @@ def race(
 
 def operation_count(run: Callable[[], Any]) -> float:
     """Return the floating-point operations of the convolutions and products of a call."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_linear: _linear_count}) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: _linear_count}) as counter:
         run()
     return float(counter.get_total_flops())
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Self, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -27,10 +26,14 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) of (..., in)."""
-        plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-        if not plain and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
-            return F.linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
-        return super().forward(x)
+        learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if learns or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
+            return super().forward(x)
+        # What torch.compile makes of a linear layer. Tensor.to_mkldnn, the public way, copies inputs and results.
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

@@ -265,7 +265,7 @@ def _qlip_spec(
     return TokenizerSpec(
         name=name,
         factory=_qlip(patch_size, image_size, source),
-        summary=f"QLIP, 28 bits per {patch_size} px, {image_size} px only; for noncommercial use.",
+        summary=f"QLIP (BSQ), one id of 28 bits per {patch_size} x {patch_size} px; for noncommercial use.",
         image_size=image_size,
         source=source,
         licence="CC-BY-NC-4.0, for noncommercial use only",
