@@ -64,7 +64,7 @@ def picture_rows(options: Options) -> Iterator[Row]:
     half = copy.deepcopy(model).to(torch.bfloat16)
     half_tokenizer = copy.deepcopy(tokenizer).to(torch.bfloat16)
     pixels = noise(1, config.image_size, options)
-    codes = tokenizer.embed(tokenizer.encode(pixels))
+    codes = tokenizer.embedding(tokenizer.encode(pixels))
     contestants: dict[str, Callable[[], Any]] = {
         "tokenizer, float32": lambda: tokenizer.encode(pixels),
         "tokenizer, bfloat16": lambda: half_tokenizer.encode(pixels),

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from toklip_core.plugins import registry
 from toklip_vq.sharded_weights import read_tokenizer_tensors
-
-from tests.support.pages import ROOT
 
 TOKENIZER = {"vq.quantize.embedding.weight": torch.ones(4, 2), "vq.quant_conv.bias": torch.ones(2)}
 REST = {"lm_head.weight": torch.zeros(2, 2)}
@@ -140,16 +137,3 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write):
     with pytest.raises(ValueError, match="refused"):
         read_tokenizer_tensors(tmp_path, ["vq."])
     assert not (tmp_path / "ran").exists()
-
-
-def test_the_reference_page_has_every_tokenizer_with_its_file():
-    """docs/reference/tokenizers.md against what is registered."""
-    rows = {
-        cells[1].strip("` "): [cell.strip("` ") for cell in cells[1:-1]]
-        for line in (ROOT / "docs" / "reference" / "tokenizers.md").read_text().splitlines()
-        if len(cells := line.split("|")) == 7 and "`" in cells[1]
-    }
-    specs = [spec for spec in registry().tokenizers.values() if spec.source and not spec.name.endswith("-raw")]
-    assert {spec.name for spec in specs} <= rows.keys()
-    for spec in specs:
-        assert rows[spec.name][3:] == [str(spec.image_size), spec.source]

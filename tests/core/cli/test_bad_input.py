@@ -156,7 +156,7 @@ def test_an_odd_picture_is_encoded_and_decoded(here, kind):
     result = encode("in", "--json")
     assert result.exit_code == 0, result.output
     (row,) = TokenStore("store")
-    assert row.ids.shape == (8, 8) and row.caption == "caf\ufffd"
+    assert row.ids.shape == (8, 8, 1) and row.caption == "caf\ufffd"
     assert CliRunner().invoke(cli, ["decode", "store", "--out", "out"]).exit_code == 0
     assert [open_picture(path).size for path in Path("out").rglob("*.png")] == [(32, 32)]
 

@@ -77,7 +77,7 @@ def test_a_store_without_crops_is_as_it_was(tmp_path):
 
 def test_crops_are_left_unread_where_they_are_not_wanted(tmp_path):
     writer = PartWriter(tmp_path, INFO.model_copy(update={"augment": "ten-crop"}))
-    crops = torch.randint(0, 300, (3, VIEWS, 4, 4))
+    crops = torch.randint(0, 300, (3, VIEWS, 4, 4, 1))
     writer.add(*rows_of(3), crops=crops)
     writer.flush()
     assert torch.equal(TokenStore(tmp_path)[1].crops, crops[1])
@@ -86,7 +86,7 @@ def test_crops_are_left_unread_where_they_are_not_wanted(tmp_path):
 
 def test_crops_of_a_wrong_size_are_damage(tmp_path):
     writer = PartWriter(tmp_path, INFO.model_copy(update={"augment": "ten-crop"}))
-    writer.add(*rows_of(2), crops=torch.zeros(2, 4, 4, 4, dtype=torch.int64))
+    writer.add(*rows_of(2), crops=torch.zeros(2, 4, 4, 4, 1, dtype=torch.int64))
     writer.flush()
     with pytest.raises(ValueError, match=r"damaged: row 0 \('0/0.jpg'\): 'crops' has 64 numbers, not 320"):
         TokenStore(tmp_path)[0]

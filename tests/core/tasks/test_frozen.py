@@ -71,7 +71,7 @@ def test_random_initial_values_are_not_the_towers(world: Path):
 def test_an_encoder_that_is_trained_without_the_causal_mask_is_loaded_without(tmp_path: Path, world: Path):
     train_encoder(config(world, stored(world), causal=False, initial_values="random"), tmp_path / "run")
     model = TokLIP.from_pretrained(tmp_path / "run/model")
-    ids = torch.arange(64).view(1, 8, 8)
+    ids = torch.arange(64).view(1, 8, 8, 1)
     changed = ids.clone()
     changed[0, -1, -1] = 0
     assert not torch.equal(model.encode_ids(ids).tokens[0, 0], model.encode_ids(changed).tokens[0, 0])
