@@ -1,4 +1,4 @@
-"""Laws of the levels of ids: splitting and joining are inverse, sizes fit, and no level of bits is large."""
+"""Laws of the levels of ids: splitting and joining are inverse, sizes fit, no level of bits or channels is large."""
 
 import pytest
 import torch
@@ -49,9 +49,31 @@ def test_an_id_of_many_bits_is_split_into_groups_of_bits(bits, groups):
     assert levels == IdLevels((2**bits,), tuple(2**group for group in groups))
 
 
+@pytest.mark.parametrize(
+    ("channels", "sizes"),
+    [
+        ((8, 5, 5, 5), (1000,)),
+        ((8, 8, 8, 5, 5, 5), (12800, 5)),
+        ((8,) * 10, (8**4, 8**4, 8**2)),
+        ((3, 2**15, 4, 2), (3, 2**15, 8)),
+        (((128, 128), (128, 128, 2)), (2**14, 2**14, 2)),
+        ((4,) * 31, (4**7, 4**7, 4**7, 4**7, 4**3)),
+    ],
+)
+def test_an_id_of_many_channels_is_split_into_groups_of_channels(channels, sizes):
+    """The first group has the channels of the lowest place values, and no group is above 2^14 but a single channel."""
+    embedding = ScalarEmbedding(channels)
+    levels = IdLevels.of_embedding(embedding)
+    assert levels == IdLevels(embedding.codebook_sizes, sizes)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.stack([torch.randint(size, (50,), generator=draw) for size in embedding.codebook_sizes], dim=-1)
+    ids = torch.cat([ids, torch.tensor(embedding.codebook_sizes)[None] - 1])
+    assert torch.equal(levels.join(levels.split(ids)), ids)
+
+
 def test_other_tokenizers_are_predicted_by_their_own_levels():
     table = torch.zeros(2**15, 2)
-    for embedding in (TableEmbedding([table] * 3), ScalarEmbedding((8, 8, 8, 5, 5, 5)), BitEmbedding((4, 4))):
+    for embedding in (TableEmbedding([table] * 3), ScalarEmbedding(((8, 5), (8, 4))), BitEmbedding((4, 4))):
         assert IdLevels.of_embedding(embedding).sizes == embedding.codebook_sizes
 
 

@@ -1,7 +1,8 @@
 """Levels of ids: the numbers that a model predicts one after another at each position of a picture.
 
-Most tokenizers are predicted as they are, with one level for each of their Q ids. An id of many bits (LFQ, BSQ) is
-split into groups of bits, because a head for 2^18 or 2^28 ids would be larger than the model.
+Most tokenizers are predicted as they are, with one level for each of their Q ids. A large id of bits (LFQ, BSQ) or of
+channels (FSQ) is split into groups of them, because a head for 2^18 or 2^28 ids would be larger than the model. The id
+of a table is one level, however large the table is: its rows have no order that could be split.
 
 Letters: Q ids of a position, K_q codebook sizes, L >= Q levels.
 """
@@ -16,9 +17,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from toklip_core.embeddings import BitEmbedding, CodeEmbedding
+from toklip_core.embeddings import BitEmbedding, CodeEmbedding, ScalarEmbedding
 
-#: Largest number of bits of an id that is one level; LlamaGen predicts ids of 14 bits by one head.
+#: Largest number of bits of a group that is one level; LlamaGen predicts ids of 14 bits by one head.
 _WHOLE = 14
 #: Number of bits of each level of a longer id, but for the first, which has the rest. Source: Open-MAGVIT2 predicts its
 #: 18 bits as 6 and 12.
@@ -66,9 +67,11 @@ class IdLevels:
                 "draw it id by id; name a tokenizer with one grid of ids"
             )
         sizes = embedding.codebook_sizes
-        if not isinstance(embedding, BitEmbedding):
-            return cls(sizes, sizes)
-        return cls(sizes, tuple(2**bits for size in sizes for bits in _groups_of_bits(size.bit_length() - 1)))
+        if isinstance(embedding, BitEmbedding):
+            return cls(sizes, tuple(2**bits for own in embedding.bits for bits in _groups_of_bits(own)))
+        if isinstance(embedding, ScalarEmbedding):
+            return cls(sizes, tuple(size for counts in embedding.levels for size in _groups_of_values(counts)))
+        return cls(sizes, sizes)
 
     def split(self, ids: Tensor) -> Tensor:
         """Return the levels (..., L) of ids (..., Q)."""
@@ -110,3 +113,17 @@ def _groups_of_bits(bits: int) -> list[int]:
     if bits <= _WHOLE:
         return [bits]
     return [bits % _GROUP or _GROUP, *[_GROUP] * ((bits - 1) // _GROUP)]
+
+
+def _groups_of_values(counts: tuple[int, ...]) -> list[int]:
+    """Return the size of each group of channels with these numbers of values, the least significant channel first.
+
+    A group takes channels as long as it has at most 2^14 values; a channel of more is a group of its own.
+    """
+    groups = [counts[0]]
+    for count in counts[1:]:
+        if groups[-1] * count <= 2**_WHOLE:
+            groups[-1] *= count
+        else:
+            groups.append(count)
+    return groups
