@@ -1,6 +1,7 @@
 """Tokenizers on the same pictures: the figures of each alone, sizes that are named, and a sheet of the pictures."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_each_tokenizer_has_the_figures_that_it_has_alone(photos):
         assert one.report.pictures_per_second > 0
         tokenizer = load_tokenizer(one.label)
         assert (one.grid, one.codebook_sizes) == (tokenizer.grid(32, 32), tokenizer.codebook_sizes)
+
+
+def test_a_tokenizer_is_gone_when_the_next_one_is_loaded(photos, monkeypatch):
+    loaded = []
+
+    def load(name, weights):
+        assert [module() for module in loaded] == [None] * len(loaded)
+        tokenizer = load_tokenizer(name, weights)
+        loaded.append(weakref.ref(tokenizer.module))
+        return tokenizer
+
+    monkeypatch.setattr("toklip_core.evaluation.comparison.load_tokenizer", load)
+    compare_tokenizers(NAMES, [photos])
+    assert len(loaded) == 3
 
 
 def test_the_table_has_a_row_for_each_and_what_they_share_once(photos):

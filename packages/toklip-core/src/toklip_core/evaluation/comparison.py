@@ -143,24 +143,10 @@ def compare_tokenizers(
     named = [_named(label, image_size) for label in labels]  # all of them before the first is measured
     sources = find_pictures(inputs, max_pixels=compute.max_pixels)
     first = _first_pictures(sources, shown)
-    found = []
-    for label, (name, weights) in zip(labels, named, strict=True):
-        tokenizer = load_tokenizer(name, weights)
-        size = tokenizer.image_size if image_size is None else image_size
-        report = evaluate_sources(
-            tokenizer, sources, image_size=size, resize=resize, lpips=lpips, compute=compute
-        )
-        found.append(
-            ComparedTokenizer(
-                label=label,
-                image_size=size,
-                grid=tokenizer.grid(size, size),
-                codebook_sizes=tokenizer.codebook_sizes,
-                licence="" if weights is not None else tokenizer_spec(name).licence,
-                report=report,
-                pictures=tuple(_reconstructed(tokenizer, picture.image, size, resize, compute) for picture in first),
-            )
-        )
+    found = [
+        _compared(one, sources, first, size=image_size, resize=resize, lpips=lpips, compute=compute)
+        for one in named
+    ]
     protocols = [one.report.protocol for one in found]
     common = {key: value for key, value in protocols[0].items() if all(other.get(key) == value for other in protocols)}
     largest = max(one.image_size for one in found)
@@ -205,7 +191,13 @@ def _figures(one: ComparedTokenizer) -> tuple[str, ...]:
     )
 
 
-def _named(label: str, image_size: int | None) -> tuple[str, Path | None]:
+class _NamedTokenizer(NamedTuple):
+    label: str
+    name: str
+    weights: Path | None
+
+
+def _named(label: str, image_size: int | None) -> _NamedTokenizer:
     """Return the name and the weights of a label; raise an error now if loading or measuring would raise it later."""
     name, given, path = label.partition("=")
     spec = tokenizer_spec(name)
@@ -216,7 +208,32 @@ def _named(label: str, image_size: int | None) -> tuple[str, Path | None]:
             f"got the size {image_size}, but {name!r} takes {spec.image_size} x {spec.image_size} alone; leave out the "
             "size, and each tokenizer has its own"
         )
-    return name, Path(path) if given else None
+    return _NamedTokenizer(label, name, Path(path) if given else None)
+
+
+def _compared(
+    named: _NamedTokenizer,
+    sources: list[InputFile],
+    first: list[ShownPicture],
+    *,
+    size: int | None,
+    resize: Resize,
+    lpips: LPIPSNet,
+    compute: Compute,
+) -> ComparedTokenizer:
+    """Return the row of a tokenizer, which is in memory until then."""
+    tokenizer = load_tokenizer(named.name, named.weights)
+    size = tokenizer.image_size if size is None else size
+    report = evaluate_sources(tokenizer, sources, image_size=size, resize=resize, lpips=lpips, compute=compute)
+    return ComparedTokenizer(
+        label=named.label,
+        image_size=size,
+        grid=tokenizer.grid(size, size),
+        codebook_sizes=tokenizer.codebook_sizes,
+        licence="" if named.weights is not None else tokenizer_spec(named.name).licence,
+        report=report,
+        pictures=tuple(_reconstructed(tokenizer, picture.image, size, resize, compute) for picture in first),
+    )
 
 
 def _first_pictures(sources: list[InputFile], count: int) -> list[ShownPicture]:
