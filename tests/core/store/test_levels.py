@@ -7,6 +7,8 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
+from toklip_core.embeddings import MOST_BITS
 from toklip_core.pictures import VIEWS
 from toklip_core.store import PartWriter, StoreInfo, TokenStore
 from toklip_core.tokenizer import TokenizerRecord
@@ -17,7 +19,7 @@ LAYOUTS = {
     "four levels": ((256, 257, 65536, 65537), ("uint8", "uint16", "uint16", "uint32")),
     "28 bits": ((2**28,), ("uint32",)),
     "40 bits": ((2**40,), ("uint64",)),
-    "63 bits": ((2**63,), ("uint64",)),
+    "62 bits": ((2**MOST_BITS,), ("uint64",)),
 }
 GRID = (3, 5)
 
@@ -111,6 +113,11 @@ def test_parts_of_other_levels_are_no_store(tmp_path):
     writer.flush()
     with pytest.raises(ValueError, match=r"it has codebook_sizes \(300, 301\) \(the store: \(300, 300\)\)"):
         TokenStore(tmp_path)
+
+
+def test_ids_of_more_than_62_bits_have_no_store():
+    with pytest.raises(ValidationError, match=f"less than or equal to {2**MOST_BITS}"):
+        info_of((2**MOST_BITS + 1,))
 
 
 def test_random_ids_of_28_bits_take_less_than_32_on_disk(tmp_path):

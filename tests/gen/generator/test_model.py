@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from toklip_core.embeddings import MOST_BITS
 from toklip_gen.generator import SIZES, ClassCondition, Condition, Generator, Inputs
 
 from tests.support.mean_colour import mean_colour
@@ -237,6 +238,7 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
     [
         ({"heads": 3}, r"width \(32\) over heads \(3\) must be a multiple of 4"),
         ({"kv_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
+        ({"codebook_sizes": (2**MOST_BITS + 1,)}, f"less than or equal to {2**MOST_BITS}"),
         ({"levels": (299,)}, r"got levels of \(299,\) for codebooks of \(300,\); wanted one level for each id"),
         ({"feature_width": 3}, "feature_width goes with features = 'codes' or 'concat'"),
         ({"toklip": "some"}, "toklip goes with features = 'concat'"),

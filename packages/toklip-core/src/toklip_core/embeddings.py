@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_COUNT, LARGEST_SCALE, LARGEST_SIDE, LARGEST_WIDTH, Config
 
-#: Bits of an id: ids of one level fit into int64 with room for sums.
-_MOST_BITS = 62
+#: Largest number of bits of an id: ids of one level fit into int64, and so does a codebook size of 2^62.
+MOST_BITS = 62
 
-Bits = Annotated[int, Field(ge=1, le=_MOST_BITS)]
+Bits = Annotated[int, Field(ge=1, le=MOST_BITS)]
+CodebookSize = Annotated[int, Field(gt=0, le=2**MOST_BITS)]
 _Shape = tuple[Annotated[int, Field(ge=1, le=LARGEST_COUNT)], Annotated[int, Field(ge=1, le=LARGEST_WIDTH)]]
 
 
@@ -204,8 +205,8 @@ class BitEmbedding(CodeEmbedding):
     ) -> None:
         super().__init__()
         self.bits = (bits,) if isinstance(bits, int) else tuple(bits)
-        if not self.bits or not all(1 <= count <= _MOST_BITS for count in self.bits):
-            raise ValueError(f"got bits = {bits}; wanted 1 to {_MOST_BITS} for each level")
+        if not self.bits or not all(1 <= count <= MOST_BITS for count in self.bits):
+            raise ValueError(f"got bits = {bits}; wanted 1 to {MOST_BITS} for each level")
         self.scale, self.order = scale, order
         self.codebook_sizes = tuple(2**count for count in self.bits)
         self.codebook_dim = sum(self.bits)
@@ -258,9 +259,9 @@ class ScalarEmbedding(CodeEmbedding):
             self.levels = (tuple(each for each in levels if isinstance(each, int)),)
         self.codebook_sizes = tuple(math.prod(each) for each in self.levels)
         least, most = min((value for each in self.levels for value in each), default=0), max(self.codebook_sizes)
-        if least < 2 or most > 2**_MOST_BITS or not all(self.levels):
+        if least < 2 or most > 2**MOST_BITS or not all(self.levels):
             raise ValueError(
-                f"got levels = {levels}; wanted two values or more per channel, and a product of at most 2^{_MOST_BITS}"
+                f"got levels = {levels}; wanted two values or more per channel, and a product of at most 2^{MOST_BITS}"
             )
         self.codebook_dim = sum(map(len, self.levels))
 

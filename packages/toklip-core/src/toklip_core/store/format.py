@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 
 from toklip_core.config import Config
+from toklip_core.embeddings import CodebookSize
 from toklip_core.files import parse_json
 from toklip_core.tokenizer import TokenizerRecord
 
@@ -62,7 +63,7 @@ class StoreInfo(Config):
 
     format: Literal[2] = Field(default=FORMAT, description="Version of the store format.")
     tokenizer: TokenizerRecord = Field(description="VQ tokenizer that made the ids.")
-    codebook_sizes: tuple[Annotated[int, Field(gt=0, le=2**63)], ...] = Field(
+    codebook_sizes: tuple[CodebookSize, ...] = Field(
         min_length=1, description="Codebook size K of each level; ids of a level lie in [0, K)."
     )
     grid: tuple[PositiveInt, PositiveInt] = Field(description="Rows and columns of the ids of a picture.")

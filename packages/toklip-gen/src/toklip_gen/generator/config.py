@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
 from toklip_core.drawing import Drawing, Guidance, IdLevels
+from toklip_core.embeddings import CodebookSize
 from toklip_core.tokenizer import TokenizerRecord
 
 Features = Literal["ids", "codes", "concat"]
@@ -81,7 +82,7 @@ class GeneratorConfig(Config):
     toklip_checksum: str | None = Field(
         default=None, description="SHA-256 of the TokLIP weights that the generator reads; others are refused."
     )
-    codebook_sizes: tuple[Annotated[int, Field(gt=0, le=2**63)], ...] = Field(
+    codebook_sizes: tuple[CodebookSize, ...] = Field(
         min_length=1, description="Codebook size of each id of a position, as the tokenizer has them."
     )
     levels: tuple[_Size, ...] | None = Field(
