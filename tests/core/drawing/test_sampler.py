@@ -87,6 +87,8 @@ def test_no_conditions_give_no_pictures():
 def test_a_prefix_that_is_no_ids_is_refused():
     with pytest.raises(ValueError, match=r"^got a prefix of torch\.float32; wanted ids"):
         drawn(prefix=torch.zeros(3, 2, 1))
+    with pytest.raises(ValueError, match=r"^the prefix has ids from 0 to 11; wanted 0 to 10"):
+        drawn(prefix=torch.tensor([[[0], [11]]] * 3))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,8 @@ def test_a_prefix_that_is_no_ids_is_refused():
     [
         (torch.zeros(3, 2, dtype=torch.int64), r"got the prefix \(3, 2\); wanted \(3, n, 3\), n from 0 to 6"),
         (torch.zeros(3, 2, 1, dtype=torch.int64), r"got the prefix \(3, 2, 1\); wanted \(3, n, 3\), n from 0 to 6"),
-        (torch.full((3, 2, 3), 5), "the prefix has ids from 5 to 5; wanted 0 to 4"),
+        (torch.full((3, 2, 3), 5), "^the prefix has ids of level 1 from 5 to 5; wanted 0 to 4"),
+        (torch.full((3, 2, 3), -1), "^the prefix has ids of level 0 from -1 to -1; wanted 0 to 10"),
     ],
 )
 def test_a_prefix_of_other_levels_is_refused(prefix, message):

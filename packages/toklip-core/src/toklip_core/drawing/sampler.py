@@ -232,6 +232,7 @@ def _begin(ids: Tensor, prefix: Tensor, codebook_sizes: Sequence[int]) -> int:
     for level, size in enumerate(codebook_sizes):
         own = prefix[..., level]
         if own.numel() and not 0 <= int(own.min()) <= int(own.max()) < size:
-            raise ValueError(f"the prefix has ids from {own.min()} to {own.max()}; wanted 0 to {size - 1}")
+            where = f" of level {level}" if each > 1 else ""
+            raise ValueError(f"the prefix has ids{where} from {own.min()} to {own.max()}; wanted 0 to {size - 1}")
     ids[:, : prefix.shape[1]] = prefix
     return prefix.shape[1]
