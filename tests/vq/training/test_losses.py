@@ -186,19 +186,42 @@ QUANTIZERS = {
 }
 
 
+def small_vqgan(kind: str) -> VQGAN:
+    torch.manual_seed(0)
+    config = VQGANConfig(quantizer=kind, channels=8, channel_multipliers=(1,), norm_groups=4, **QUANTIZERS[kind])
+    return VQGAN(config)
+
+
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_the_frozen_quantizer_finds_the_ids_of_training(kind):
     from toklip_vq.training.quantization import quantize
     from toklip_vq.training.settings import LossConfig
 
-    torch.manual_seed(0)
-    config = VQGANConfig(quantizer=kind, channels=8, channel_multipliers=(1,), norm_groups=4, **QUANTIZERS[kind])
-    vqgan = VQGAN(config)
-    latents = torch.randn(100, config.code_dim)
+    vqgan = small_vqgan(kind)
+    latents = torch.randn(100, vqgan.config.code_dim)
     result, frozen = quantize(latents, vqgan, LossConfig()), vqgan.quantizer()
     assert torch.equal(frozen.search(latents)[0], result.ids)
     torch.testing.assert_close(frozen.embedding(result.ids), result.codes.detach(), rtol=0, atol=1e-5)
     assert len(vqgan.codebooks()) == {"lfq": 0, "fsq": 0, "residual": 4}.get(kind, 1)
+
+
+def test_the_entropy_is_that_of_the_bits_or_of_the_codes():
+    from toklip_vq.training.quantization import entropy
+
+    bits, codes = small_vqgan("lfq"), small_vqgan("ibq")
+    latents = torch.randn(100, 28)
+    assert torch.equal(entropy(latents, bits, temperature=0.1), bit_entropy_loss(latents, temperature=0.1))
+    expected = entropy_loss(affinity(latents[:, :8], codes.codebook), temperature=0.1)
+    assert torch.equal(entropy(latents[:, :8], codes, temperature=0.1), expected)
+
+
+@pytest.mark.parametrize("kind", ["fsq", "residual"])
+def test_quantizers_without_entropy_are_refused(kind):
+    from toklip_vq.training.quantization import entropy
+
+    vqgan = small_vqgan(kind)
+    with pytest.raises(ValueError, match=f"^got the quantizer '{kind}', which has no entropy loss; set entropy_weight"):
+        entropy(torch.randn(100, vqgan.config.code_dim), vqgan, temperature=0.1)
 
 
 @pytest.mark.parametrize(

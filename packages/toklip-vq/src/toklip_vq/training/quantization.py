@@ -59,10 +59,19 @@ def unquantized(latents: Tensor, vqgan: VQGAN) -> Tensor:
 
 
 def entropy(latents: Tensor, vqgan: VQGAN, *, temperature: float) -> Tensor:
-    """Return the entropy loss of latents (N, C) for a quantizer that has one: vq, ibq or lfq."""
+    """Return the entropy loss of latents (N, C), a scalar, for a quantizer that has one: vq, ibq or lfq.
+
+    Raises:
+        ValueError: the quantizer is another.
+    """
     if isinstance(vqgan.codebook, Codebook):
         return entropy_loss(affinity(latents, vqgan.codebook), temperature=temperature)
-    return bit_entropy_loss(latents, temperature=temperature)
+    if isinstance(vqgan.codebook, BitQuantizer):
+        return bit_entropy_loss(latents, temperature=temperature)
+    raise ValueError(
+        f"got the quantizer {vqgan.config.quantizer!r}, which has no entropy loss; set entropy_weight = 0, or take "
+        "vq, ibq or lfq"
+    )
 
 
 def quantize_straight_through(
