@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,3 +165,10 @@ def test_a_linear_layer_of_onednn_is_the_same_function(dtype, bias):
         assert torch.equal(quick(x), plain(x))
     quick(x).sum().backward()
     torch.testing.assert_close(quick.weight.grad, x.sum((0, 1)).expand(20, 48))
+
+
+def test_a_torch_without_the_operator_of_onednn_takes_its_own(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    plain, x = nn.Linear(48, 20), torch.randn(3, 48)
+    with torch.no_grad():
+        assert torch.equal(OneDNNLinear.of(plain)(x), plain(x))

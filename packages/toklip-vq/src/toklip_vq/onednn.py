@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class OneDNNLinear(nn.Linear):
-    """A linear layer whose products in float32 on a CPU are oneDNN's.
+    """A linear layer whose products in float32 on a CPU are oneDNN's, where torch has them.
 
     PyTorch multiplies with MKL, which on processors of AMD does not use all of their vector units: on Zen 4, 256 rows
     take 0.87 of its time. The results differ in the last bits.
@@ -29,7 +29,7 @@ class OneDNNLinear(nn.Linear):
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if learns or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # of torch
+        if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             return super().forward(x)
         # What torch.compile makes of a linear layer. Tensor.to_mkldnn, the public way, copies inputs and results.
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
