@@ -159,10 +159,19 @@ def test_words_that_are_missing_are_named(photos, monkeypatch, words, line):
     assert f"Error: {line}" in compare(*words, status=2).stderr
 
 
-def test_a_size_that_one_of_them_does_not_take_is_refused_before_the_first_is_measured(photos, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "size", "line"),
+    [
+        ("colour-bits", 64, "takes 32 x 32 alone; leave out the size, and each tokenizer has its own"),
+        ("quarter-greys", 30, "takes multiples of 4 alone; give one that all tokenizers take, or leave out the size"),
+    ],
+)
+def test_a_size_that_one_of_them_does_not_take_is_refused_before_the_first_is_measured(
+    photos, monkeypatch, name, size, line
+):
     monkeypatch.setattr("toklip_core.evaluation.comparison.load_tokenizer", None)
-    line = "got the size 64, but 'colour-bits' takes 32 x 32 alone; leave out the size, and each tokenizer has its own"
-    last_error(compare("mean-colour", "colour-bits", photos, "--size", 64, status=1).stderr, line)
+    refused = compare("mean-colour", name, photos, "--size", size, status=1)
+    last_error(refused.stderr, f"got the size {size}, but {name!r} {line}")
 
 
 def test_a_folder_that_is_named_like_a_tokenizer_is_typed_with_its_place(photos, monkeypatch):

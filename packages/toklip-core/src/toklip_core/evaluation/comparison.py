@@ -60,7 +60,7 @@ class ComparedTokenizer:
     label: str
     #: Side of the pictures that it was measured at.
     image_size: int
-    #: (h, w).
+    #: Grid (h, w) of the ids of such a picture.
     grid: tuple[int, int]
     codebook_sizes: tuple[int, ...]
     #: Licence of the weights; empty if it is not known, as that of other weights than those of the name.
@@ -198,7 +198,11 @@ class _NamedTokenizer(NamedTuple):
 
 
 def _named(label: str, image_size: int | None) -> _NamedTokenizer:
-    """Return the name and the weights of a label; raise an error now if loading or measuring would raise it later."""
+    """Return what a label names; raise an error for weights that are not there, or a size that the name does not take.
+
+    Weights of one's own may have another factor than those of the name, so their tokenizer itself says whether it takes
+    the size, when it is loaded. That the weights fit is not known before, either.
+    """
     name, given, path = label.partition("=")
     spec = tokenizer_spec(name)
     if given and not Path(path).exists():
@@ -207,6 +211,11 @@ def _named(label: str, image_size: int | None) -> _NamedTokenizer:
         raise ValueError(
             f"got the size {image_size}, but {name!r} takes {spec.image_size} x {spec.image_size} alone; leave out the "
             "size, and each tokenizer has its own"
+        )
+    if image_size is not None and not given and spec.factor and image_size % spec.factor:
+        raise ValueError(
+            f"got the size {image_size}, but {name!r} takes multiples of {spec.factor} alone; give one that all "
+            "tokenizers take, or leave out the size, and each has its own"
         )
     return _NamedTokenizer(label, name, Path(path) if given else None)
 
