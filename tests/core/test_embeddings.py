@@ -203,7 +203,8 @@ def test_groups_of_scalars_are_levels_of_their_own():
     embedding = grouped_scalars()
     assert embedding.codebook_sizes == (12, 2, 105) and embedding.codebook_dim == 6
     ids = ids_for(embedding, 100)
-    alone = [ScalarEmbedding(levels)(ids[:, level, None]) for level, levels in enumerate(embedding.levels)]
+    groups = enumerate(embedding.values_per_channel)
+    alone = [ScalarEmbedding(counts)(ids[:, level, None]) for level, counts in groups]
     same(embedding(ids), torch.cat(alone, dim=-1))
     counts = torch.tensor([3, 4, 2, 7, 5, 3])
     same(embedding.ids_of(((embedding(ids) + 1) / 2 * (counts - 1)).round()), ids)
@@ -220,7 +221,8 @@ def test_a_pyramid_sums_its_resized_maps():
     torch.testing.assert_close(embedding.code_map(ids), total)
     assert embedding.map_grid((1, 39)) == (5, 5) and not embedding.is_local
     for grid in ((1, 38), (39, 1)):
-        with pytest.raises(ValueError, match=rf"got ids on a grid of {grid[0]} x {grid[1]}; wanted a line, 1 x 39"):
+        wanted = rf"got ids on a grid of {grid[0]} x {grid[1]}; wanted a line, 1 x 39; keep the shape that encode gives"
+        with pytest.raises(ValueError, match=wanted):
             embedding.code_map(torch.zeros(2, *grid, 1, dtype=torch.int64))
 
 
@@ -234,8 +236,8 @@ def test_a_pyramid_sums_its_resized_maps():
         (lambda: BitEmbedding(0), r"got bits = 0; wanted 1 to 62 for each level"),
         (lambda: BitEmbedding((6, 63)), r"got bits = \(6, 63\); wanted 1 to 62"),
         (lambda: BitEmbedding(()), r"got bits = \(\); wanted 1 to 62"),
-        (lambda: ScalarEmbedding((8, 1)), r"got levels = \(8, 1\); wanted two values or more per channel"),
-        (lambda: ScalarEmbedding(()), r"got levels = \(\); wanted two values or more per channel"),
+        (lambda: ScalarEmbedding((8, 1)), r"got values_per_channel = \(8, 1\); wanted two values or more per channel"),
+        (lambda: ScalarEmbedding(()), r"got values_per_channel = \(\); wanted two values or more per channel"),
         (lambda: ScalarEmbedding(((2**31,) * 3,)), r"and a product of at most 2\^62"),
         (lambda: PyramidEmbedding(numbers(3), (1,)), r"got a table of shape \(3,\) and scales \(1,\); wanted \(K, C\)"),
         (lambda: PyramidEmbedding(numbers(3, 2), ()), r"wanted \(K, C\) and a side"),
@@ -253,7 +255,7 @@ def test_sizes_that_mean_nothing_are_refused(make, wanted):
         {"kind": "bits", "bits": [28], "tables": [[3, 2]]},
         {"kind": "bits", "bits": []},
         {"kind": "table", "tables": [[3, 2**21]]},
-        {"kind": "scalar", "levels": [[1]]},
+        {"kind": "scalar", "values_per_channel": [[1]]},
         {"kind": "pyramid", "table": [3, 2], "scales": [0]},
         {"bits": [28]},
     ],

@@ -42,13 +42,13 @@ INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Greys(nn.Module):
-    """A tokenizer with one grey value a pixel: exact on grey pictures if it has all 256 levels."""
+    """A tokenizer with one grey value a pixel: exact on grey pictures if it has all 256 values."""
 
     factor = 1
 
-    def __init__(self, levels: int = 256) -> None:
+    def __init__(self, values: int = 256) -> None:
         super().__init__()
-        self.embedding = ScalarEmbedding((levels,))
+        self.embedding = ScalarEmbedding((values,))
 
     def grid(self, height, width):
         return grid_by_factor(height, width, self.factor)
@@ -94,7 +94,7 @@ def test_a_tokenizer_without_loss_has_infinite_psnr_and_ssim_one():
 
 
 def test_psnr_and_ssim_are_the_formulas_over_8_bit_pictures():
-    tokenizer, given = Greys(levels=7), pictures()
+    tokenizer, given = Greys(values=7), pictures()
     report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
     psnr, ssim = [], []
     for picture in given:
@@ -111,7 +111,7 @@ def test_psnr_and_ssim_are_the_formulas_over_8_bit_pictures():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_the_batch_size_changes_no_figure(batch_size):
-    tokenizer, sizes = Greys(levels=7), (batch_size, 5)
+    tokenizer, sizes = Greys(values=7), (batch_size, 5)
     one, other = (evaluate_reconstruction(tokenizer, pictures(), compute=Compute(batch_size=size)) for size in sizes)
     assert one == other
 
@@ -131,7 +131,7 @@ def test_rows_used_evenly_have_a_perplexity_of_their_number():
 
 
 def test_usage_and_perplexity_are_those_of_all_ids():
-    tokenizer, given = Greys(levels=300), pictures(grey=True)
+    tokenizer, given = Greys(values=300), pictures(grey=True)
     report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=2))
     ids = tokenizer.encode(torch.stack(given))
     p = ids.flatten().bincount().double() / ids.numel()
@@ -188,8 +188,8 @@ def test_every_backbone_of_lpips_is_looked_for_under_its_published_name(net, fil
 
 def test_lpips_is_a_number_and_its_checksum_is_in_the_protocol(squeezenet):
     given = pictures(height=32, width=48)
-    report = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", compute=Compute(batch_size=2))
-    whole = evaluate_reconstruction(Greys(levels=7), given, lpips="squeeze", compute=Compute(batch_size=5))
+    report = evaluate_reconstruction(Greys(values=7), given, lpips="squeeze", compute=Compute(batch_size=2))
+    whole = evaluate_reconstruction(Greys(values=7), given, lpips="squeeze", compute=Compute(batch_size=5))
     assert report.lpips == pytest.approx(whole.lpips, rel=1e-5)
     assert report.lpips > 0
     said = report.protocol["lpips network"]
@@ -250,7 +250,7 @@ class MeanColour(nn.Module):
 def test_rfid_is_the_frechet_distance_between_inputs_and_reconstructions(monkeypatch, hub):
     (hub / INCEPTION).write_bytes(b"")
     monkeypatch.setattr(perceptual, "load_fid", lambda: FrechetInceptionDistance(MeanColour()))
-    tokenizer, given = Greys(levels=3), pictures(count=9, height=16)
+    tokenizer, given = Greys(values=3), pictures(count=9, height=16)
     report = evaluate_reconstruction(tokenizer, given, compute=Compute(batch_size=4))
     back = tokenizer.decode(tokenizer.encode(torch.stack(given)))
     features = [((x + 1) * 127.5).round().mean((2, 3)).double().numpy() / 255 for x in (torch.stack(given), back)]
@@ -312,7 +312,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 @pytest.fixture
 def greys(monkeypatch):
     """The tokenizer `greys`, registered."""
-    spec = TokenizerSpec(name="greys", factory=lambda weights: Greys(levels=7), summary="Greys.", image_size=48)
+    spec = TokenizerSpec(name="greys", factory=lambda weights: Greys(values=7), summary="Greys.", image_size=48)
     monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry((), {"greys": spec}))
 
 
@@ -336,7 +336,7 @@ def test_the_command_prints_figures_and_protocol_and_names_what_it_could_not_rea
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     given = [to_pixels(open_picture(folder / f"{i}.png"), 48) for i in range(3)]
-    expected = evaluate_reconstruction(Greys(levels=7), given)
+    expected = evaluate_reconstruction(Greys(values=7), given)
     assert {name: report[name] for name in ("psnr", "ssim", "codebook_usage", "perplexity")} == {
         "psnr": expected.psnr,
         "ssim": expected.ssim,
@@ -372,7 +372,7 @@ def test_scenes_stand_in_for_pictures(greys):
     result = reconstruction("scenes:validation?count=4&size=48", "--json")
     report = json.loads(result.stdout)
     given = [torch.from_numpy(s.pixels).movedim(-1, 0) / 127.5 - 1 for s in Scenes(4, split="validation", size=48)]
-    assert report["psnr"] == evaluate_reconstruction(Greys(levels=7), given).psnr
+    assert report["psnr"] == evaluate_reconstruction(Greys(values=7), given).psnr
     assert report["protocol"]["inputs"] == "scenes:validation?count=4&size=48"
 
 

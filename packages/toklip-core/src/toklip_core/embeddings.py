@@ -1,4 +1,4 @@
-"""From ids to codes: lookup tables, bits, scalar levels, and a pyramid of maps.
+"""From ids to codes: lookup tables, bits, values of channels, and a pyramid of maps.
 
     ids (..., Q) --forward--> codes (..., C)         a function of the ids of that position alone, exact to the bit
     ids (B, h, w, Q) --code_map--> (B, h', w', C)    what encoders and language models read
@@ -239,8 +239,8 @@ class ScalarEmbedding(CodeEmbedding):
     """The digits of an id as a code, without a table (FSQ): channel c takes L_c values, evenly spaced in [-1, 1].
 
     Args:
-        levels: number of values L of each channel, for one level of ids or for each of them. Channel 0 of a level is
-            its least significant digit; K is the product.
+        values_per_channel: number of values L of each channel, for one level of ids or for each of them. Channel 0 of
+            a level is its least significant digit; K is the product.
 
     Raises:
         ValueError: a channel has less than two values, or a product is above 2^62.
@@ -252,29 +252,31 @@ class ScalarEmbedding(CodeEmbedding):
     tensor([5])
     """
 
-    def __init__(self, levels: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> None:
+    def __init__(self, values_per_channel: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
-        self.levels = tuple(each for each in levels if isinstance(each, tuple))
-        if not self.levels:
-            self.levels = (tuple(each for each in levels if isinstance(each, int)),)
-        self.codebook_sizes = tuple(math.prod(each) for each in self.levels)
-        least, most = min((value for each in self.levels for value in each), default=0), max(self.codebook_sizes)
-        if least < 2 or most > 2**MOST_BITS or not all(self.levels):
+        per_level = tuple(each for each in values_per_channel if isinstance(each, tuple))
+        if not per_level:
+            per_level = (tuple(each for each in values_per_channel if isinstance(each, int)),)
+        self.values_per_channel = per_level
+        self.codebook_sizes = tuple(math.prod(counts) for counts in per_level)
+        least, most = min((count for counts in per_level for count in counts), default=0), max(self.codebook_sizes)
+        if least < 2 or most > 2**MOST_BITS or not all(per_level):
             raise ValueError(
-                f"got levels = {levels}; wanted two values or more per channel, and a product of at most 2^{MOST_BITS}"
+                f"got values_per_channel = {values_per_channel}; wanted two values or more per channel, and a product "
+                f"of at most 2^{MOST_BITS}"
             )
-        self.codebook_dim = sum(map(len, self.levels))
+        self.codebook_dim = sum(map(len, per_level))
 
     @property
     def config(self) -> EmbeddingConfig:
         """Kind and sizes of the embedding."""
-        return EmbeddingConfig(ScalarConfig(levels=self.levels))
+        return EmbeddingConfig(ScalarConfig(values_per_channel=self.values_per_channel))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the codes (..., C) in [-1, 1] of ids (..., Q)."""
         self._refuse_shape(ids)
         channels = []
-        for level, counts in enumerate(self.levels):
+        for level, counts in enumerate(self.values_per_channel):
             for count, place in zip(counts, _places(counts), strict=True):
                 digits = ids[..., level] // place % count
                 channels.append((2 * digits - (count - 1)).float() / (count - 1))
@@ -282,8 +284,8 @@ class ScalarEmbedding(CodeEmbedding):
 
     def ids_of(self, digits: Tensor) -> Tensor:
         """Return the ids (..., Q), int64, of digits (..., C), integers in [0, L_c)."""
-        per_level = torch.split(digits.long(), [len(counts) for counts in self.levels], dim=-1)
-        places = [torch.tensor(_places(counts), device=digits.device) for counts in self.levels]
+        per_level = torch.split(digits.long(), [len(counts) for counts in self.values_per_channel], dim=-1)
+        places = [torch.tensor(_places(counts), device=digits.device) for counts in self.values_per_channel]
         return torch.stack([(d * p).sum(-1) for d, p in zip(per_level, places, strict=True)], dim=-1)
 
 
@@ -354,7 +356,10 @@ class PyramidEmbedding(CodeEmbedding):
         """Return the last scale, twice; ValueError unless ``grid`` is (1, N)."""
         wanted = (1, sum(scale**2 for scale in self.scales))
         if tuple(grid) != wanted:
-            raise ValueError(f"got ids on a grid of {grid[0]} x {grid[1]}; wanted a line, 1 x {wanted[1]}")
+            raise ValueError(
+                f"got ids on a grid of {grid[0]} x {grid[1]}; wanted a line, 1 x {wanted[1]}; keep the "
+                "shape that encode gives ids, or take the tokenizer that made them"
+            )
         return self.scales[-1], self.scales[-1]
 
     def _sum_of_maps(self, codes_NC: Tensor) -> Tensor:
@@ -400,13 +405,13 @@ class ScalarConfig(Config):
     """Sizes of a :class:`ScalarEmbedding`."""
 
     kind: Literal["scalar"] = "scalar"
-    levels: tuple[tuple[Annotated[int, Field(ge=2, le=LARGEST_COUNT)], ...], ...] = Field(
+    values_per_channel: tuple[tuple[Annotated[int, Field(ge=2, le=LARGEST_COUNT)], ...], ...] = Field(
         min_length=1, description="Number of values of each channel, for each level of ids."
     )
 
     def build(self) -> ScalarEmbedding:
         """Return the embedding."""
-        return ScalarEmbedding(self.levels)
+        return ScalarEmbedding(self.values_per_channel)
 
 
 class PyramidConfig(Config):

@@ -108,7 +108,7 @@ class ScalarQuantizer(nn.Module):
     @torch.no_grad()
     def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ids (..., Q) of latents (..., C), and their sums (...); no gradient."""
-        counts = [count for level in self.embedding.levels for count in level]
+        counts = [count for level in self.embedding.values_per_channel for count in level]
         steps = torch.tensor(counts, device=latents.device) - 1
         digits = ((self.bounded(latents) + 1) / 2 * steps).round()
         return self.embedding.ids_of(digits), latents.float().sum(-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Self
 
 import torch
@@ -70,7 +71,8 @@ class IdLevels:
         if isinstance(embedding, BitEmbedding):
             return cls(sizes, tuple(2**bits for own in embedding.bits for bits in _groups_of_bits(own)))
         if isinstance(embedding, ScalarEmbedding):
-            return cls(sizes, tuple(size for counts in embedding.levels for size in _groups_of_values(counts)))
+            groups = map(_groups_of_values, embedding.values_per_channel)
+            return cls(sizes, tuple(chain.from_iterable(groups)))
         return cls(sizes, sizes)
 
     def split(self, ids: Tensor) -> Tensor:
