@@ -87,6 +87,12 @@ def test_sizes_that_differ_are_said_and_one_size_is_given_to_all(photos, monkeyp
     assert [one.image_size for one in comparison.tokenizers] == [32, 64]
     assert [picture.size for one in comparison.tokenizers for picture in one.pictures[:1]] == [(32, 32), (64, 64)]
     assert comparison.originals[0].image.size == (64, 64) and "size" not in comparison.protocol
+    assert comparison.as_text().count("LPIPS is left out (-): alexnet") == 1
+    one, other = comparison.tokenizers
+    other = replace(other, report=replace(other.report, left_out={"lpips": "too small"}))
+    lines = replace(comparison, tokenizers=(one, other)).as_text().splitlines()
+    assert "LPIPS of quarter-greys is left out (-): too small" in lines
+    assert sum(line.startswith(("LPIPS of mean-colour is left", "RFID of mean-colour is left")) for line in lines) == 2
     assert "\n\nSizes differ: figures compare pictures of px x px with" in comparison.as_text()
     same = compare_tokenizers(NAMES[:2], [photos], image_size=48)
     assert [one.image_size for one in same.tokenizers] == [48, 48] and same.protocol["size"] == "48 x 48"

@@ -100,14 +100,17 @@ class TokenizerComparison:
     def as_text(self) -> str:
         """Return the comparison as a table for people, with the protocol below it."""
         figures = [_HEADER, *(_figures(one) for one in self.tokenizers)]
-        text = report_text(figures, self.protocol, self.unreadable)
         notes = []
         if len({one.image_size for one in self.tokenizers}) > 1:
             notes.append("Sizes differ: figures compare pictures of px x px with their reconstructions at that size.")
-        left_out = {name: reason for one in self.tokenizers for name, reason in one.report.left_out.items()}
-        notes += [f"{name.upper()} is left out (-): {reason}" for name, reason in left_out.items() if name != "psnr"]
-        head, protocol = text.split("\n\n", 1)
-        return "\n\n".join([head, *(["\n".join(notes)] if notes else []), protocol])
+        left_out: dict[tuple[str, str], list[str]] = {}
+        for one in self.tokenizers:
+            for missing in one.report.left_out.items():
+                left_out.setdefault(missing, []).append(one.label)
+        for (name, reason), labels in left_out.items():
+            of = "" if len(labels) == len(self.tokenizers) else f" of {', '.join(labels)}"
+            notes.append(f"{name.upper()}{of} is left out (-): {reason}")
+        return report_text(figures, self.protocol, self.unreadable, notes)
 
 
 def compare_tokenizers(
