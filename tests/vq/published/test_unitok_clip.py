@@ -91,7 +91,7 @@ def test_vectors_of_pictures_and_texts_are_those_of_the_official_code(clip):
 @pytest.mark.slow
 def test_the_published_file_has_every_tensor_and_the_tokenizers_are_listed(tmp_path):
     path = unitok_file(tmp_path / "unitok_tokenizer.pth", pooled_weights)
-    model, protocol = load_matcher(f"unitok:{path}")
+    model, protocol = load_matcher(f"unitok={path}")
     expected = pooled_weights(keys("unitok"))
     loaded = {name.replace("text.network.", "text_encoder."): tensor for name, tensor in model.state_dict().items()}
     assert len(loaded) == 154
@@ -122,7 +122,7 @@ def test_the_tokenizer_stands_beside_the_model_in_float32(clip, reader):
 @pytest.mark.slow
 def test_pictures_are_classified_and_a_store_of_ids_is_searched(small, reader, photos, tmp_path):
     model = load_unitok_clip(reader, READER)
-    name = f"unitok:{reader}"
+    name = f"unitok={reader}"
     done = CliRunner().invoke(cli, ["classify", str(photos), "--model", name, "--labels", "a red circle,a star"])
     assert done.exit_code == 0, done.output
     assert done.stdout.count("a star") == 3

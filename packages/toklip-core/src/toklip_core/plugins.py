@@ -243,7 +243,7 @@ class NamedModel:
     load: Callable[..., PictureModel] | None = field(default=None, repr=False)
     #: Loads a model that compares pictures with texts, for ``--model NAME`` of ``toklip classify``, ``search``,
     #: ``evaluate zero-shot`` and ``retrieval``: an ``nn.Module`` that is a :class:`toklip_core.evaluation.Matcher`.
-    #: Called with the path of its weights, which the user names as NAME:PATH, or None for the published ones. Import
+    #: Called with the path of its weights, which the user names as NAME=PATH, or None for the published ones. Import
     #: torch inside it. None: the model does not compare.
     match: Callable[[Path | None], torch.nn.Module] | None = field(default=None, repr=False)
 

@@ -198,7 +198,7 @@ def _tokenflow(variant: Literal["clipb", "siglip"], source: str) -> Callable[[We
 def _unitok_clip(weights: Path | None) -> nn.Module:
     from toklip_vq.published import load_unitok_clip
 
-    way_out = "name it with the model (`--model unitok:PATH/{}`)"
+    way_out = "name it with the model (`--model unitok=PATH/{}`)"
     return load_unitok_clip(_published(_UNITOK, way_out=way_out) if weights is None else weights)
 
 

@@ -35,7 +35,7 @@ _MODEL = click.option(
     show_default=True,
     shell_complete=names_or_files(matcher_names),
     help="Model: a name from `toklip models` that compares pictures with texts, a folder, an official .pt file, "
-    "owner/name on the hub, open_clip:NAME/TAG, or NAME:PATH, a plugin's model with its weights.",
+    "owner/name on the hub, open_clip:NAME/TAG, or NAME=PATH, a plugin's model with its weights.",
 )
 _BATCH = batch_size("pictures per batch")
 _DTYPE = dtype("Precision of both towers; the VQ tokenizer always computes in float32.")

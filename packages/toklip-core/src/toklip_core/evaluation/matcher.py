@@ -87,7 +87,7 @@ def load_matcher(
     """Return a model on its device, and what a protocol says of it.
 
     Args:
-        name: name of a plugin's model that compares, or NAME:PATH with the path of its weights, or what
+        name: name of a plugin's model that compares, or NAME=PATH with the path of its weights, or what
             :func:`toklip_core.model.load_model` takes.
         compute: says on which device, and in which dtype.
         checksums: whether the protocol has the checksums of the weights, as the report of an evaluation does. They
@@ -112,7 +112,7 @@ def load_matcher(
 
 
 def _loaded(name: Path | str) -> nn.Module:
-    named, _, path = str(name).partition(":")
+    named, _, path = str(name).partition("=")
     spec = registry().models.get(named)
     if spec is None or spec.match is None:
         return load_model(name)
