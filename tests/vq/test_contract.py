@@ -27,7 +27,9 @@ SMALL = {
     "emu3-5-vision",
     *("vila-u-256", "vila-u-384"),
     *("tokenflow-clipb", "tokenflow-siglip"),
-    *(name for name in registry().tokenizers if name.startswith("open-magvit2-")),
+    *("open-magvit2-256", "open-magvit2-256-raw", "open-magvit2-128", "open-magvit2-128-raw"),
+    *("open-magvit2-16384-pretrain", "open-magvit2-16384-pretrain-raw"),
+    *("open-magvit2-262144-pretrain", "open-magvit2-262144-pretrain-raw"),
 }
 
 #: Tokenizer -> another one of its design, whose file has the same layout.
