@@ -38,16 +38,14 @@ _IBQ: dict[str, tuple[int, str, str]] = {
     "ibq-262144-pretrain": (262144, "TencentARC/IBQ-Tokenizer-262144-Pretrain/IBQ_pretrain_262144.ckpt", "1.53"),
 }
 
-#: Name -> bits, picture side, side of the grid, file on the hub, rFID. Source: docs/Open-MAGVIT2.md of
+#: Name -> bits, picture side, file on the hub, rFID. Source: docs/Open-MAGVIT2.md of
 #: TencentARC/SEED-Voken, where the rFID is that of ImageNet.
-_OPEN_MAGVIT2: dict[str, tuple[int, int, int, str, str]] = {
-    "256": (18, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-256-resolution/imagenet_256_L.ckpt", "1.17"),
-    "128": (18, 128, 16, "TencentARC/Open-MAGVIT2-Tokenizer-128-resolution/imagenet_128_L.ckpt", "1.18"),
-    "16384-pretrain": (14, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain/pretrain256_16384.ckpt", "2.55"),
-    "262144-pretrain": (
-        18, 256, 16, "TencentARC/Open-MAGVIT2-Tokenizer-262144-Pretrain/pretrain256_262144.ckpt", "1.67",
-    ),
-}  # fmt: skip
+_OPEN_MAGVIT2: dict[str, tuple[int, int, str, str]] = {
+    "256": (18, 256, "TencentARC/Open-MAGVIT2-Tokenizer-256-resolution/imagenet_256_L.ckpt", "1.17"),
+    "128": (18, 128, "TencentARC/Open-MAGVIT2-Tokenizer-128-resolution/imagenet_128_L.ckpt", "1.18"),
+    "16384-pretrain": (14, 256, "TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain/pretrain256_16384.ckpt", "2.55"),
+    "262144-pretrain": (18, 256, "TencentARC/Open-MAGVIT2-Tokenizer-262144-Pretrain/pretrain256_262144.ckpt", "1.67"),
+}
 
 #: Name -> patch side, picture side, file on the hub, its bytes where known, rFID. Source: README of NVlabs/QLIP.
 _QLIP: dict[str, tuple[int, int, str, int | None, str]] = {
@@ -242,7 +240,7 @@ def _ibq_spec(name: str, size: int, source: str, rfid: str, *, averaged: bool) -
 
 
 def _open_magvit2_spec(
-    sizes: str, bits: int, image_size: int, side: int, source: str, rfid: str, *, averaged: bool
+    sizes: str, bits: int, image_size: int, source: str, rfid: str, *, averaged: bool
 ) -> TokenizerSpec:
     data = "100M pictures" if sizes.endswith("pretrain") else "ImageNet"
     return TokenizerSpec(
@@ -251,9 +249,9 @@ def _open_magvit2_spec(
         summary=f"Open-MAGVIT2, {bits} bits, trained on {data}; {'averaged' if averaged else 'raw'} weights.",
         image_size=image_size,
         source=source,
-        licence="Apache-2.0",
+        licence="Apache-2.0 (the code and the hub repository)",
         codebook_sizes=(2**bits,),
-        grid=(side, side),
+        grid=(16, 16),
         rfid=f"{rfid} (ImageNet, docs/Open-MAGVIT2.md of TencentARC/SEED-Voken)" if averaged else "",
     )
 
@@ -265,7 +263,7 @@ def _qlip_spec(
     return TokenizerSpec(
         name=name,
         factory=_qlip(patch_size, image_size, source),
-        summary=f"QLIP (BSQ), one id of 28 bits per {patch_size} x {patch_size} px; for noncommercial use.",
+        summary=f"QLIP (BSQ), one id of 28 bits per {patch_size} x {patch_size} px; weights for noncommercial use.",
         image_size=image_size,
         source=source,
         licence="CC-BY-NC-4.0, for noncommercial use only",

@@ -1,4 +1,4 @@
-"""VILA-U's tokenizer: four ids per position, each a residual of those before it, on the states of a SigLIP.
+"""VILA-U's tokenizer: 4 or 16 ids per position, each a residual of those before it, on the states of a SigLIP.
 
     pixels (B, 3, S, S) -> SigLIP without its last layer -> latents (B, h, w, C)
     latents -> nearest row -> what is left -> nearest row of the same table -> ... -> ids (B, h, w, Q)
@@ -79,7 +79,7 @@ _IGNORED_BY_SIGLIP = {
 
 
 class VilaU(nn.Module):
-    """The two towers."""
+    """The towers of a VILA-U tokenizer: the SigLIP that makes latents, and the decoder that reads codes."""
 
     def __init__(self, config: VilaUConfig) -> None:
         super().__init__()
