@@ -204,12 +204,10 @@ def evaluate_reconstruction(
             or a reconstruction is an integer, NaN or infinite.
     """
     require_evaluate_extra()
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
     perceptual: PerceptualFigures | None = None
     sizes = tokenizer.embedding.codebook_sizes
-    counts = IdCounts(sizes)
-    places, seen, psnr, ssim, seconds = 0, 0, 0.0, 0.0, 0.0
+    counts, likeness = IdCounts(sizes), _Likeness()
+    places, seconds = 0, 0.0
     for batch in _batches(pictures, compute.batch_size):
         refuse_pixels(batch)
         pixels = batch.to(compute.device)
@@ -223,18 +221,14 @@ def evaluate_reconstruction(
         counts.add(ids)
         places = ids[0, ..., 0].numel()
         inputs = to_levels(pixels)
-        # One by one, which is faster on a CPU, and independent of the batch size.
-        for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
-            psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
-            ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
+        likeness.add(inputs, outputs)
         perceptual.add(inputs, outputs)
-        seen += len(batch)
     if perceptual is None:
         raise ValueError("got no picture to evaluate; name at least one that can be read")
-    use = counts.use()
+    use, seen = counts.use(), likeness.pictures
     return ReconstructionReport(
-        psnr=psnr / seen,
-        ssim=ssim / seen,
+        psnr=likeness.psnr / seen,
+        ssim=likeness.ssim / seen,
         lpips=perceptual.lpips(),
         rfid=perceptual.rfid(),
         bits_per_picture=places * sum(map(math.log2, sizes)),
@@ -244,6 +238,25 @@ def evaluate_reconstruction(
         left_out=perceptual.left_out,
         protocol=_protocol(seen, places, sizes) | perceptual.protocol,
     )
+
+
+@dataclass
+class _Likeness:
+    """Sums of PSNR and SSIM over pictures and their reconstructions."""
+
+    pictures: int = 0
+    psnr: float = 0.0
+    ssim: float = 0.0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add pictures (B, 3, H, W) and their reconstructions, both in 0 to 255."""
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+        # One by one, which is faster on a CPU, and independent of the batch size.
+        for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
+            self.psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
+            self.ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
+        self.pictures += len(inputs)
 
 
 def _pictures(

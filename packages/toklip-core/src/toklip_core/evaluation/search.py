@@ -9,7 +9,7 @@ Shape letters: B batch, E joint space.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -125,14 +125,7 @@ def search_pictures(
         reader = _reader_of(tokens, model, name)
         batches = _store_features(reader, tokens, compute)
     wanted = text_features(model, [text])[0]
-    best = heapq.nsmallest(
-        top,
-        (
-            (-cosine, place)
-            for places, features in batches
-            for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
-        ),
-    )
+    best = _best(batches, wanted, top)
     # Read in the order of the store, where a row is read with its group.
     found = {
         place: pictures[place] if tokens is None else _stored_picture(model, tokens, place)
@@ -140,7 +133,7 @@ def search_pictures(
     }
     return Search(
         text=text,
-        hits=tuple(Hit(found[place], -distance) for distance, place in best),
+        hits=tuple(Hit(found[place], cosine) for cosine, place in best),
         searched=len(pictures if tokens is None else tokens) - len(unreadable),
         resize=model.config.resize,
         protocol=protocol | {"software": software()},
@@ -152,6 +145,22 @@ def draw_search(search: Search) -> Image.Image:
     """Return a contact sheet of the pictures, each below its rank, cosine and name."""
     titles = [f"{place}. {hit.cosine:.3f}  {hit.picture.name}" for place, hit in enumerate(search.hits, start=1)]
     return picture_sheet(titles, [resized(hit.picture.read(), PANEL_SIDE, search.resize) for hit in search.hits])
+
+
+def _best(batches: Iterable[tuple[Sequence[int], Tensor]], wanted: Tensor, top: int) -> list[tuple[float, int]]:
+    """Return the cosine and place of the ``top`` vectors nearest to ``wanted`` (E,); equal ones in order of place.
+
+    Args:
+        batches: places and unit vectors (B, E) of each batch.
+        wanted: unit vector.
+        top: number of results.
+    """
+    found = (
+        (-cosine, place)
+        for places, features in batches
+        for cosine, place in zip((features @ wanted).tolist(), places, strict=True)
+    )
+    return [(-distance, place) for distance, place in heapq.nsmallest(top, found)]
 
 
 def _reader_of(tokens: TokenStore, model: Matcher, name: Path | str) -> IdMatcher:
