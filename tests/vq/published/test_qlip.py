@@ -201,7 +201,7 @@ def test_pictures_have_one_size_and_ids_one_shape(small):
     assert tokenizer.grid(48, 48) == (6, 6)
     with refusing("got a picture of 48 x 56", "takes 48 x 48 alone"):
         tokenizer.encode(torch.zeros(1, 3, 48, 56))
-    with refusing("got a grid of 6 x 5 ids; this tokenizer has 6 x 6"):
+    with refusing("got ids on a grid of 6 x 5; this tokenizer has 6 x 6"):
         tokenizer.decode(torch.zeros(1, 6, 5, 1, dtype=torch.int64))
     with refusing("got ids from 0 to 268435456, but the codebook has 268435456"):
         tokenizer.decode(torch.eye(6, dtype=torch.int64)[None, ..., None] * 2**28)

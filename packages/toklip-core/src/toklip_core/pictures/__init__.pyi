@@ -15,6 +15,7 @@ from .find import (
 from .grids import (
     grid_by_factor as grid_by_factor,
     grid_of_size as grid_of_size,
+    refuse_other_grid as refuse_other_grid,
 )
 from .lazy import (
     LabelledPictures as LabelledPictures,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def grid_by_factor(height: int, width: int, factor: int) -> tuple[int, int]:
     """Return the grid (h, w) of a tokenizer of which one position covers ``factor`` x ``factor`` pixels.
@@ -39,3 +41,14 @@ def grid_of_size(height: int, width: int, *, size: tuple[int, int], grid: tuple[
             f"got a picture of {height} x {width}; this tokenizer takes {size[0]} x {size[1]} alone: crop or resize it"
         )
     return grid
+
+
+def refuse_other_grid(got: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise ValueError unless ids have the grid (h, w) of a tokenizer that takes pictures of one size alone.
+
+    >>> refuse_other_grid((16, 17), (16, 16))
+    Traceback (most recent call last):
+    ValueError: got ids on a grid of 16 x 17; this tokenizer has 16 x 16
+    """
+    if tuple(got) != tuple(wanted):
+        raise ValueError(f"got ids on a grid of {got[0]} x {got[1]}; this tokenizer has {wanted[0]} x {wanted[1]}")

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
 from toklip_core.embeddings import BitEmbedding
 from toklip_core.files import read_json_object
-from toklip_core.pictures import grid_of_size
+from toklip_core.pictures import grid_of_size, refuse_other_grid
 from toklip_core.plugins import Weights
 from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, load_strict, read_weights, source_name
 from torch import Tensor, nn
@@ -249,11 +249,7 @@ class QLIP(nn.Module):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, S, S), near [-1, 1], of codes (B, g, g, C); ValueError for another grid."""
-        grid = self.sizes.grid
-        if codes.shape[1:3] != (grid, grid):
-            raise ValueError(
-                f"got a grid of {codes.shape[1]} x {codes.shape[2]} ids; this tokenizer has {grid} x {grid}"
-            )
+        refuse_other_grid(codes.shape[1:3], (self.sizes.grid,) * 2)
         pixels: Tensor = self.decoder(self.tokens(codes))
         return pixels
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from toklip_core.embeddings import TableEmbedding
-from toklip_core.pictures import grid_of_size
+from toklip_core.pictures import grid_of_size, refuse_other_grid
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict, source_name
 from torch import Tensor, nn
@@ -108,9 +108,7 @@ class VilaU(nn.Module):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Return pixels (B, 3, S, S), near [-1, 1], of codes (B, h, w, C); ValueError if they are on another grid."""
-        got, wanted = tuple(codes.shape[1:3]), self._grid
-        if got != wanted:
-            raise ValueError(f"got ids on a grid of {got[0]} x {got[1]}; this tokenizer has {wanted[0]} x {wanted[1]}")
+        refuse_other_grid(codes.shape[1:3], self._grid)
         codes_BChw = codes.movedim(-1, 1).to(self.post_quant_conv.weight.dtype)
         if codes_BChw.shape[-1] != self.decoder_side:
             codes_BChw = F.interpolate(codes_BChw, size=(self.decoder_side,) * 2, mode="bilinear")
