@@ -23,6 +23,7 @@ from toklip_core.weights import load_strict
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.published.names import published_name
 from toklip_vq.quantizers import TableQuantizer
 from toklip_vq.sharded_weights import read_tokenizer_tensors
 
@@ -139,9 +140,7 @@ def _transformers_name(name: str) -> str:
 
 
 def _official_name(name: str) -> str:
-    for pattern, replacement in _OFFICIAL:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _OFFICIAL)
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:

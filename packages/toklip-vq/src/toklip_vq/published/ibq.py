@@ -15,6 +15,7 @@ from toklip_core.plugins import Weights
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.lightning import load_lightning
+from toklip_vq.published.names import published_name
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: Our names -> those of taming-transformers, which IBQ and Chameleon keep.
@@ -64,6 +65,4 @@ def taming_name(name: str, levels: int = 5) -> str:
             them in the order in which they run.
     """
     name = re.sub(r"^decoder\.levels\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _NAMES)

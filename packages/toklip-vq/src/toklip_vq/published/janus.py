@@ -12,14 +12,13 @@ there too (generation_inference.py).
 
 from __future__ import annotations
 
-import re
-
 import torch
 from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
+from toklip_vq.published.names import published_name
 from toklip_vq.sharded_weights import read_tokenizer_tensors
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
@@ -63,7 +62,4 @@ def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> Auto
 
 
 def _transformers_name(name: str) -> str:
-    name = llamagen_name(name)
-    for pattern, replacement in _TRANSFORMERS:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(llamagen_name(name), _TRANSFORMERS)

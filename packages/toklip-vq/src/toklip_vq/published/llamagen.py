@@ -6,7 +6,6 @@ tokenizer/tokenizer_image/vq_model.py.
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from toklip_core.plugins import Weights
 from toklip_core.weights import load_strict, read_weights
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
+from toklip_vq.published.names import published_name
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: The published sizes: 72 and 70 million weights.
@@ -61,6 +61,4 @@ def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-1
 
 def llamagen_name(name: str) -> str:
     """Return LlamaGen's name of a tensor of :class:`~toklip_vq.vqgan.VQGAN`."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _NAMES)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.lightning import load_lightning
+from toklip_vq.published.names import published_name
 from toklip_vq.quantizers import BitQuantizer
 from toklip_vq.towers import ResidualBlock, affine, convolve, group_norm, normalize
 
@@ -246,6 +247,4 @@ def open_magvit2_name(name: str, levels: int) -> str:
             we count them in the order in which they run.
     """
     name = re.sub(r"^decoder\.levels\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _NAMES)

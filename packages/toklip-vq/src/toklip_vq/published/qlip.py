@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.onednn import OneDNNLinear, replace_modules
+from toklip_vq.published.names import published_name
 from toklip_vq.quantizers import BitQuantizer
 
 if TYPE_CHECKING:
@@ -368,9 +369,7 @@ def load_qlip_towers(weights: Weights | str) -> QLIPTowers:
 
 def qlip_name(name: str) -> str:
     """Return QLIP's name of a tensor of :class:`QLIP`."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _NAMES)
 
 
 def _towers_name(name: str) -> str:

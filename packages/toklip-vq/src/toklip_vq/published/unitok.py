@@ -16,7 +16,6 @@ blocks. It has neither the decoder nor an attention that changes the width: thes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.nearest import unit_rows
 from toklip_vq.onednn import OneDNNLinear, replace_modules
+from toklip_vq.published.names import published_name
 from toklip_vq.quantizers import TableQuantizer
 
 #: Names in a file that the tokenizer does not take -> reason.
@@ -144,9 +144,7 @@ def read_unitok(weights: Weights) -> dict[str, Any]:
 
 def unitok_name(name: str) -> str:
     """Return the name in a file of a tensor of :class:`UniTok`."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return published_name(name, _NAMES)
 
 
 class Encoder(nn.Module):
