@@ -97,7 +97,7 @@ def test_a_loaded_model_is_the_saved_one_and_named_with_its_checksums(toy, tmp_p
     }
 
 
-@pytest.mark.parametrize(("name", "given"), [("mine", None), ("mine:weights/a.pth", Path("weights/a.pth"))])
+@pytest.mark.parametrize(("name", "given"), [("mine", None), ("mine=weights/a.pth", Path("weights/a.pth"))])
 def test_a_plugins_model_that_compares_is_loaded_by_name_with_its_weights(monkeypatch, name, given):
     asked = []
     spec = NamedModel(
