@@ -81,3 +81,10 @@ def test_a_store_an_encoder_and_reconstructions(tmp_path: Path, monkeypatch: pyt
     assert len(hits["pictures"]) == 4
     report = json.loads(toklip("evaluate", "reconstruction", "pictures", *named, "--json"))
     assert 0 < report["codebook_usage"][0] <= 4 * 256 / 2**28 and 1 < report["perplexity"][0] <= 4 * 256
+
+
+def test_another_size_is_refused_before_the_weights_are_looked_for(tmp_path: Path):
+    arguments = ["encode", "scenes:train?count=1", "--tokenizer", "qlip-b-16-256", "--size", "128"]
+    result = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "store")])
+    assert result.exit_code == 1
+    assert "got the size 128, but 'qlip-b-16-256' takes 256 x 256 alone; leave out the size" in result.stderr

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from toklip_core.config import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
 from toklip_core.pictures import all_views, normalized
+from toklip_core.plugins import tokenizer_spec
 from toklip_core.store.format import FeatureInfo, StoreInfo
 from toklip_core.store.settings import EncodeSettings
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
@@ -121,6 +122,8 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
         if settings.tokenizer is None:
             raise ValueError("got neither a tokenizer nor a model; name one of them (--tokenizer, --model)")
         image_size, resize = settings.image_size, settings.resize
+        if image_size is not None:
+            tokenizer_spec(settings.tokenizer).refuse_size(image_size)  # before anything is downloaded
         vq = load_tokenizer(settings.tokenizer, settings.weights)
     else:
         vq = _of_model(toklip, settings)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
-from toklip_core.embeddings import BitEmbedding
+from toklip_core.embeddings import MOST_BITS, BitEmbedding
 from toklip_core.files import read_json_object
 from toklip_core.pictures import grid_of_size, refuse_other_grid
 from toklip_core.plugins import Weights
@@ -94,7 +94,7 @@ class QLIPSizes(Config):
 
     patch_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side p of a patch in pixels.")
     grid: int = Field(gt=0, le=LARGEST_SIDE, description="Number g of patches per side.")
-    bits: int = Field(gt=0, le=62, description="Number C of bits of an id.")
+    bits: int = Field(gt=0, le=MOST_BITS, description="Number C of bits of an id.")
     encoder: TrunkSizes
     decoder: TrunkSizes
 

@@ -20,7 +20,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from toklip_core.evaluation import CodebookUse, IdCounts, load_lpips
+from toklip_core.evaluation import IdCounts, load_lpips
 from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Samples, Task, fit
 from toklip_core.weights import save_model_folder
 from torch import Tensor, nn
@@ -43,6 +43,15 @@ from toklip_vq.vqgan import VQGAN
 #: A warning is logged if the held-out pictures use less than this share of the codes that they could: of the codebook,
 #: or of their number of ids if that is smaller.
 COLLAPSED = 0.1
+
+#: Quantizer -> what helps against a collapsed codebook; other settings have no effect on it.
+_AGAINST_COLLAPSE = {
+    "vq": "a smaller codebook_dim, quantize_from, restart_until or entropy_weight help",
+    "ibq": "a smaller codebook_dim, quantize_from, restart_until or entropy_weight help",
+    "residual": "a smaller codebook_dim, quantize_from or restart_until help",
+    "lfq": "entropy_weight or a longer training helps",
+    "fsq": "a longer training or fewer values_per_channel help",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -274,22 +283,15 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     counts = IdCounts(quantizer.embedding.codebook_sizes)
     counts.add(torch.cat(seen))
     use = counts.use()
-    _warn_of_collapse(use, quantizer.embedding.codebook_sizes, ids=sum(map(len, seen)), pictures=len(pixels))
+    seen_ids = sum(map(len, seen))
+    for level, (found, size) in enumerate(zip(use, quantizer.embedding.codebook_sizes, strict=True)):
+        used = round(float(found.used) * size)
+        if used < COLLAPSED * min(size, seen_ids):
+            where = f" of level {level}" if len(use) > 1 else ""
+            advice = _AGAINST_COLLAPSE[vqgan.config.quantizer]
+            message = "codebook collapse%s: %d of %d codes in use on %d held-out pictures; %s"
+            _log.warning(message, where, used, size, len(pixels), advice)
     figures = {"psnr": float(total[0] / total[1])}
     figures |= by_level("codebook_used", [float(level.used) for level in use])
     figures |= by_level("codebook_perplexity", [float(level.perplexity) for level in use])
     return Evaluation(figures, {"reconstructions": torch.cat(shown)})
-
-
-def _warn_of_collapse(use: Sequence[CodebookUse], sizes: Sequence[int], *, ids: int, pictures: int) -> None:
-    for level, (found, size) in enumerate(zip(use, sizes, strict=True)):
-        used = round(float(found.used) * size)
-        if used < COLLAPSED * min(size, ids):
-            _log.warning(
-                "codebook collapse%s: %d of %d codes in use on %d held-out pictures; a smaller codebook_dim, "
-                "quantize_from, restart_until or entropy_weight help",
-                f" of level {level}" if len(sizes) > 1 else "",
-                used,
-                size,
-                pictures,
-            )
