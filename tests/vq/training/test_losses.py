@@ -161,7 +161,7 @@ def test_scalars_are_rounded_values_and_the_gradient_is_that_of_the_tanh():
 
 
 def test_the_entropy_of_bits_is_that_of_a_table_of_all_codes():
-    """Of one latent's code exactly; of independent bits, where the mean has the product of the means."""
+    """The entropy is exact for the code of one latent, and for independent bits, whose joint mean is the product."""
     corners = BitEmbedding(3)(torch.arange(8)[:, None])
     book = Codebook(8, 3, "euclidean")
     book.weight.data.copy_(corners)

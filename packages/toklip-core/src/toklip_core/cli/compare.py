@@ -19,8 +19,10 @@ from toklip_core.cli.options import (
     compute_of,
     device,
     dtype,
+    lpips,
     max_pixels,
     names_or_files,
+    resize,
     tokenizer_names,
 )
 
@@ -46,20 +48,8 @@ def compare() -> None:
 @click.option(
     "--size", "image_size", type=SIDE, help="Side of the square pictures in pixels. [default: each tokenizer's own]"
 )
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    default="crop",
-    show_default=True,
-    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
-)
-@click.option(
-    "--lpips",
-    type=click.Choice(["alex", "squeeze", "vgg"]),
-    default="alex",
-    show_default=True,
-    help="Backbone network of the LPIPS metric.",
-)
+@resize
+@lpips
 @max_pixels
 @batch_size("pictures per batch")
 @dtype("Precision of the tokenizers; bfloat16 is faster and changes some ids.")

@@ -23,8 +23,10 @@ from toklip_core.cli.options import (
     compute_of,
     device,
     dtype,
+    lpips,
     max_pixels,
     names_or_files,
+    resize,
     tokenizer_names,
     toklip_names,
 )
@@ -85,20 +87,8 @@ def evaluate() -> None:
 @click.option(
     "--size", "image_size", type=SIDE, help="Side of the square pictures in pixels. [default: the tokenizer's own]"
 )
-@click.option(
-    "--resize",
-    type=click.Choice(["crop", "squash"]),
-    default="crop",
-    show_default=True,
-    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
-)
-@click.option(
-    "--lpips",
-    type=click.Choice(["alex", "squeeze", "vgg"]),
-    default="alex",
-    show_default=True,
-    help="Backbone network of the LPIPS metric.",
-)
+@resize
+@lpips
 @max_pixels
 @batch_size("pictures per batch")
 @dtype("Precision of the tokenizer; bfloat16 is faster and changes some ids.")

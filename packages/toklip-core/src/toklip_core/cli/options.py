@@ -41,6 +41,20 @@ max_pixels = click.option(
     show_default=True,
     help="Maximum number of pixels (width x height) of a picture; reading takes up to 19 bytes of memory per pixel.",
 )
+resize = click.option(
+    "--resize",
+    type=click.Choice(["crop", "squash"]),
+    default="crop",
+    show_default=True,
+    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+)
+lpips = click.option(
+    "--lpips",
+    type=click.Choice(["alex", "squeeze", "vgg"]),
+    default="alex",
+    show_default=True,
+    help="Backbone network of the LPIPS metric.",
+)
 device = click.option("--device", help="Device to compute on, such as cpu or cuda:1. [default: a GPU if there is one]")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 temperature = partial(
