@@ -97,8 +97,8 @@ def _vqgan(weights: Weights | None) -> VQTokenizer:
 
     if not isinstance(weights, Path):
         raise FileNotFoundError(
-            "the tokenizer 'vqgan' is a folder that `toklip train vq` wrote: pass it as weights (`--weights FOLDER`, or "
-            "`vqgan=FOLDER` for `toklip compare tokenizers`)"
+            "the tokenizer 'vqgan' is a folder that `toklip train vq` wrote: pass it as weights (`--weights FOLDER`, "
+            "or `vqgan=FOLDER` for `toklip compare tokenizers`)"
         )
     return load_vqgan(weights)
 
