@@ -168,7 +168,7 @@ def test_words_that_are_missing_are_named(photos, monkeypatch, words, line):
 @pytest.mark.parametrize(
     ("name", "size", "line"),
     [
-        ("colour-bits", 64, "takes 32 x 32 alone; leave out the size"),
+        ("colour-bits", 64, "takes 32 x 32 alone; leave out the size, or give 32"),
         ("quarter-greys", 30, "takes multiples of 4 alone; give one that all tokenizers take, or leave out the size"),
     ],
 )

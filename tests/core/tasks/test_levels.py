@@ -91,14 +91,17 @@ def test_the_commands_train_it_and_use_it(tmp_path: Path, world: Path, name: str
     assert len(report["codebook_usage"]) == len(report["perplexity"]) == levels
 
 
-def test_a_size_that_a_tokenizer_of_one_size_does_not_take_is_refused_with_its_sentence(world: Path, tmp_path: Path):
-    line = "got a picture of 64 x 64; this tokenizer takes 32 x 32 alone: crop or resize it"
+def test_a_size_that_a_tokenizer_of_one_size_does_not_take_is_refused_before_anything_is_loaded(
+    world: Path, tmp_path: Path
+):
+    line = "got the size 64, but 'colour-bits' takes 32 x 32 alone; leave out the size, or give 32"
     for words in (
-        ["encode", world / "pictures", "--out", tmp_path / "s", "--workers", 0],
+        ["encode", world / "pictures", "--out", tmp_path / "s", "--workers", 0, "--teacher", "nowhere"],
         ["evaluate", "reconstruction", world / "pictures"],
     ):
         result = CliRunner().invoke(cli, [*map(str, words), "--tokenizer", "colour-bits", "--size", "64"])
         assert result.exit_code == 1 and result.stderr == f"Error: {line}\n"
         assert not (tmp_path / "s").exists()
-    with pytest.raises(ValueError, match=f"image_size does not fit 'colour-bits': {line}"):
-        train_encoder(config(world, pictures(world), tokenizer="colour-bits", image_size=64), tmp_path / "run")
+    settings = config(world, pictures(world), tokenizer="colour-bits", image_size=64, teacher="nowhere")
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        train_encoder(settings, tmp_path / "run")

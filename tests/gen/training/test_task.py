@@ -167,6 +167,11 @@ def test_weights_of_the_tokenizer_come_along(world, tmp_path):
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"condition": {"kind": "class", "classes": 4}}, r": 3 classes \(such as class 0, class 1, class 2\), but"),
     ({"image_size": 30}, "image_size does not fit 'mean-colour': got a picture of 30 x 30; .* multiples of 4"),
+    (
+        # Before a TokLIP that is not there is looked for.
+        {"tokenizer": "colour-bits", "image_size": 64, "toklip": "x", "condition": TEXT | {"encoder": "toklip"}},
+        "^got the size 64, but 'colour-bits' takes 32 x 32 alone; leave out the size, or give 32$",
+    ),
     ({"tokenizer": "pyramid-greys"}, "has a pyramid of ids, .* name a tokenizer with one grid of ids"),
     ({"image_size": 64}, "has ids of 32 px"),
     ({"generator": {"features": "concat"}}, "read a TokLIP: set toklip"),

@@ -87,4 +87,5 @@ def test_another_size_is_refused_before_the_weights_are_looked_for(tmp_path: Pat
     arguments = ["encode", "scenes:train?count=1", "--tokenizer", "qlip-b-16-256", "--size", "128"]
     result = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "store")])
     assert result.exit_code == 1
-    assert "got the size 128, but 'qlip-b-16-256' takes 256 x 256 alone; leave out the size" in result.stderr
+    line = "got the size 128, but 'qlip-b-16-256' takes 256 x 256 alone; leave out the size, or give 256"
+    assert result.stderr == f"Error: {line}\n"

@@ -197,11 +197,13 @@ class TokenizerSpec:
         """Side in pixels of the square that one position covers; None if the weights decide, or ids are no square."""
         return self.image_size // self.grid[0] if self.grid and self.grid[0] == self.grid[1] else None
 
-    def refuse_size(self, side: int) -> None:
-        """Raise ValueError if the tokenizer takes pictures of one size alone, and ``side`` is another one."""
-        if self.fixed_size and side != self.image_size:
-            size = f"{self.image_size} x {self.image_size}"
-            raise ValueError(f"got the size {side}, but {self.name!r} takes {size} alone; leave out the size")
+    def refuse_size(self, side: int | None) -> None:
+        """Raise ValueError if the tokenizer takes pictures of one size alone, and ``side`` is neither that nor None."""
+        own = self.image_size
+        if self.fixed_size and side not in (None, own):
+            raise ValueError(
+                f"got the size {side}, but {self.name!r} takes {own} x {own} alone; leave out the size, or give {own}"
+            )
 
     @property
     def ids_per_picture(self) -> int | None:

@@ -211,24 +211,28 @@ class Tokenizer:
         mine.refuse_other_ids(record, where)
 
 
-def load_tokenizer(name: str, weights: Weights | str | None = None) -> Tokenizer:
+def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_size: int | None = None) -> Tokenizer:
     """Load the tokenizer that a plugin registered as ``name``.
 
     Args:
         name: name that ``toklip tokenizers`` lists.
         weights: file, folder, or tensors by the names that such a file has, to load instead of the published weights.
             None takes the shipped or published ones: this may download.
+        image_size: side of the pictures it is for; one that its name does not take is refused before anything is
+            loaded or downloaded.
 
     Raises:
         LookupError: no plugin registered the name; the message has the nearest names.
         FileNotFoundError: the weights are missing, or cannot be downloaded.
-        ValueError: the weights do not fit, or one of them is NaN or infinite.
+        ValueError: it does not take the size, the weights do not fit, or one of them is NaN or infinite.
 
     >>> load_tokenizer("llamagen-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
     torch.Size([1, 4, 8, 1])
     """
     given = Path(weights) if isinstance(weights, str) else weights
-    tokenizer = Tokenizer(name, tokenizer_spec(name).factory(given), given)
+    spec = tokenizer_spec(name)
+    spec.refuse_size(image_size)
+    tokenizer = Tokenizer(name, spec.factory(given), given)
     # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
     refuse_damaged(tokenizer.module, weights if isinstance(weights, Path | str) else name)
     return tokenizer

@@ -210,8 +210,7 @@ def _named(label: str, image_size: int | None) -> _NamedTokenizer:
     spec = tokenizer_spec(name)
     if given and not Path(path).exists():
         raise FileNotFoundError(f"got {label!r}, but {path!r} is not there; wanted weights of the tokenizer {name!r}")
-    if image_size is not None:
-        spec.refuse_size(image_size)
+    spec.refuse_size(image_size)
     if image_size is not None and not given and spec.factor and image_size % spec.factor:
         raise ValueError(
             f"got the size {image_size}, but {name!r} takes multiples of {spec.factor} alone; give one that all "

@@ -142,7 +142,8 @@ def evaluate_tokenizer(
     inputs = list(inputs)
     require_evaluate_extra()
     refuse_missing_device(compute.device)
-    tokenizer_spec(name)  # which refuses an unknown name, as finding does missing pictures, before weights are loaded
+    # Names, sizes and pictures are refused before weights are loaded.
+    tokenizer_spec(name).refuse_size(image_size)
     sources = find_pictures(inputs, max_pixels=compute.max_pixels)
     tokenizer = load_tokenizer(name, weights)
     report = evaluate_sources(

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from toklip_core.config import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
 from toklip_core.pictures import all_views, normalized
-from toklip_core.plugins import tokenizer_spec
 from toklip_core.store.format import FeatureInfo, StoreInfo
 from toklip_core.store.settings import EncodeSettings
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
@@ -115,19 +114,17 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
     """
     model, teacher = settings.model, settings.teacher
     toklip = TokLIP.from_pretrained(model, text=False, dtype=torch.float32) if isinstance(model, str | Path) else model
-    clip = load_clip(teacher).float() if isinstance(teacher, str | Path) else teacher
     if settings.tokens and toklip is None:
         raise ValueError("tokens are those of a model; name one (--model)")
     if toklip is None:
         if settings.tokenizer is None:
             raise ValueError("got neither a tokenizer nor a model; name one of them (--tokenizer, --model)")
         image_size, resize = settings.image_size, settings.resize
-        if image_size is not None:
-            tokenizer_spec(settings.tokenizer).refuse_size(image_size)  # before anything is downloaded
-        vq = load_tokenizer(settings.tokenizer, settings.weights)
+        vq = load_tokenizer(settings.tokenizer, settings.weights, image_size=image_size)
     else:
         vq = _of_model(toklip, settings)
         image_size, resize = toklip.config.image_size, toklip.config.resize
+    clip = load_clip(teacher).float() if isinstance(teacher, str | Path) else teacher
     size = vq.image_size if image_size is None else image_size
     info = StoreInfo(
         # What the store does not hold, it does not name.

@@ -64,7 +64,7 @@ def train_encoder(config: EncoderTrainConfig, out: Path) -> FitReport:
         ValueError: they do not fit one another, or ``fit`` raises it.
         LookupError, OSError: raised by ``fit``.
     """
-    tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
+    tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights, image_size=config.image_size)
     task = EncoderTask(config, tokenizer, load_clip(config.teacher))
     report = fit(task, config.run, out)
     warn_of_cut_captions(task.captions.cut, task.teacher.config.text.context_length)

@@ -172,14 +172,14 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
         FileNotFoundError, LookupError: one of them is missing.
         ValueError: they do not fit one another.
     """
-    toklip = None
+    tokenizer = toklip = None
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights, image_size=config.image_size)
     if config.toklip is not None:
         text = isinstance(config.condition, TextSetting) and config.condition.encoder == TOKLIP
-        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=config.tokenizer is None, text=text)
+        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=tokenizer is None, text=text)
         toklip.requires_grad_(False)
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights)
-    else:
+    if tokenizer is None:
         assert toklip is not None
         tokenizer = toklip.tokenizer
     features = config.generator.features
