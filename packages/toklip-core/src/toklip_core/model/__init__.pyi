@@ -32,6 +32,11 @@ from .published import (
     published_text_tokenizer as published_text_tokenizer,
     read_official as read_official,
 )
+from .stream import (
+    FeatureStream as FeatureStream,
+    StreamFeatures as StreamFeatures,
+    join_features as join_features,
+)
 from .text import (
     EOS_ID as EOS_ID,
     PAD_ID as PAD_ID,

@@ -13,9 +13,10 @@ the encoder, F = C or C + D.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from toklip_core.embeddings import CodeEmbedding
-from toklip_core.model import Cache, SemanticEncoder, TokLIP
+from toklip_core.model import FeatureStream, SemanticEncoder, StreamFeatures, TokLIP, join_features
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Inputs:
         codes = self.tokenizer.to(ids.device).embed(ids)
         if self.encoder is None:
             return codes.flatten(1, 2)
-        return _joined(codes.flatten(1, 2), self.encoder(codes).tokens)
+        return join_features("concat", codes.flatten(1, 2), self.encoder(codes).tokens)
 
     @torch.no_grad()
     def stream(self, ids: Tensor) -> tuple[Tensor, Stream]:
@@ -91,45 +92,34 @@ class Inputs:
         if self.tokenizer is None:
             return ids, Stream()
         embedding = self.tokenizer.to(ids.device).embedding
-        codes = embedding(ids)
-        if self.encoder is None:
-            return codes, Stream(embedding)
-        tokens, cache = self.encoder.prefill(codes)
-        return _joined(codes, tokens), Stream(embedding, self.encoder, cache)
+        kind = cast(StreamFeatures, self.features)
+        read, stream = FeatureStream.begin(ids, kind, embedding=embedding, encoder=self.encoder)
+        return read, Stream(stream)
 
 
 class Stream:
-    """Inputs of pictures that are being drawn, position by position, from :meth:`Inputs.stream`."""
+    """Inputs of pictures that are being drawn, position by position: ids, or a stream of features of them."""
 
-    def __init__(
-        self,
-        embedding: CodeEmbedding | None = None,
-        encoder: SemanticEncoder | None = None,
-        cache: Cache | None = None,
-    ) -> None:
-        self._embedding, self._encoder, self._cache = embedding, encoder, cache
+    def __init__(self, features: FeatureStream | None = None) -> None:
+        self._features = features
 
     def step(self, ids: Tensor) -> Tensor:
         """Return the inputs (B, Q) or (B, F) for the ids (B, Q) of the next position."""
-        read = ids if self._embedding is None else self._embedding(ids)
-        if self._encoder is None or self._cache is None:
-            return read
-        return _joined(read, self._encoder.step(read, self._cache))
+        return ids if self._features is None else self._features.step(ids)
 
     def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
         """Return the inputs of :meth:`step` for the ids at a position (1,), for ``torch.compile``."""
-        read = ids if self._embedding is None else self._embedding(ids)
-        if self._encoder is None or self._cache is None:
-            return read
-        return _joined(read, self._encoder.step_at(read, self._cache, position))
+        return ids if self._features is None else self._features.step_at(ids, position)
 
     def caches(self) -> list[Tensor]:
         """Return the tensors of the cache, which stay in the same memory."""
-        return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
+        return [] if self._features is None else self._features.caches()
 
     def packed(self) -> Stream:
         """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.packed`."""
-        return self if self._encoder is None else Stream(self._embedding, packed(self._encoder), self._cache)
+        if self._features is None or self._features.encoder is None:
+            return self
+        return Stream(self._features.with_encoder(packed(self._features.encoder)))
 
 
 def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:
@@ -146,7 +136,3 @@ def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:
             raise ValueError("the generator reads the TokLIP's text tower; load it with text=True")
         towers["text"] = toklip.text
     return weights_checksum(nn.ModuleDict(towers))
-
-
-def _joined(codes: Tensor, tokens: Tensor) -> Tensor:
-    return torch.cat([codes.to(tokens.dtype), tokens], dim=-1)

@@ -1,0 +1,111 @@
+"""Features of pictures that are being drawn: codes, semantic tokens, or both, position by position.
+
+    codes   embed(ids)             (C)
+    tokens  token                  (D), of the causal encoder at this position
+    concat  [embed(ids) ; token]   (C + D)
+
+A whole picture gives the same features in one pass; a stream has the encoder's cache and adds one position at a time.
+
+Letters: B pictures, n positions so far, Q ids of a position, C codebook dim, D width of the encoder, F = C, D or C + D.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from toklip_core.embeddings import CodeEmbedding
+from toklip_core.model.attention import Cache
+from toklip_core.model.encoder import SemanticEncoder
+
+#: Features of a position: its code, its semantic token, or both.
+StreamFeatures = Literal["codes", "tokens", "concat"]
+
+
+def join_features(features: StreamFeatures, codes: Tensor, tokens: Tensor) -> Tensor:
+    """Return tokens (..., D), or codes and tokens (..., C + D) in the tokens' dtype; codes alone need no tokens."""
+    if features == "tokens":
+        return tokens
+    return torch.cat([codes.to(tokens.dtype), tokens], dim=-1)
+
+
+class FeatureStream:
+    """Features of pictures, from :meth:`begin` on position by position.
+
+    Args:
+        features: kind of features.
+        embedding: embedding of the ids.
+        encoder: causal encoder in evaluation mode, for tokens and concat.
+        cache: cache of the encoder.
+
+    >>> from toklip_core.model import load_model
+    >>> toklip = load_model("toklip-tiny")
+    >>> ids = torch.zeros(1, 64, 1, dtype=torch.int64)
+    >>> features, stream = FeatureStream.begin(
+    ...     ids[:, :5], "concat", embedding=toklip.tokenizer.embedding, encoder=toklip.encoder
+    ... )
+    >>> tuple(features.shape), tuple(stream.step(ids[:, 5]).shape)
+    ((1, 5, 136), (1, 136))
+    """
+
+    def __init__(
+        self,
+        features: StreamFeatures,
+        embedding: CodeEmbedding,
+        encoder: SemanticEncoder | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.features = features
+        self._embedding, self._encoder, self._cache = embedding, encoder, cache
+
+    @classmethod
+    @torch.no_grad()
+    def begin(
+        cls, ids: Tensor, features: StreamFeatures, *, embedding: CodeEmbedding, encoder: SemanticEncoder | None
+    ) -> tuple[Tensor, Self]:
+        """Return the features (B, n, F) of the first n >= 0 positions, and a stream for those that follow. No gradient.
+
+        Args:
+            ids: (B, n, Q), int64.
+            features: kind of features.
+            embedding: embedding of the ids.
+            encoder: causal encoder, for tokens and concat; codes do not use it.
+
+        Raises:
+            ValueError: the encoder is not causal, or there are more positions than its grid has.
+        """
+        codes = embedding(ids)
+        if features == "codes" or encoder is None:
+            return codes, cls("codes", embedding)
+        tokens, cache = encoder.prefill(codes)
+        return join_features(features, codes, tokens), cls(features, embedding, encoder, cache)
+
+    @torch.no_grad()
+    def step(self, ids: Tensor) -> Tensor:
+        """Return the features (B, F) of the ids (B, Q) of the next position. No gradient."""
+        codes: Tensor = self._embedding(ids)
+        if self._encoder is None or self._cache is None:
+            return codes
+        return join_features(self.features, codes, self._encoder.step(codes, self._cache))
+
+    def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Return the features of :meth:`step` for the ids at a position (1,), int64, for ``torch.compile``."""
+        codes: Tensor = self._embedding(ids)
+        if self._encoder is None or self._cache is None:
+            return codes
+        return join_features(self.features, codes, self._encoder.step_at(codes, self._cache, position))
+
+    def caches(self) -> list[Tensor]:
+        """Return the tensors of the cache, which stay in the same memory."""
+        return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
+
+    @property
+    def encoder(self) -> SemanticEncoder | None:
+        """Encoder of the tokens; None with codes."""
+        return self._encoder
+
+    def with_encoder(self, encoder: SemanticEncoder) -> FeatureStream:
+        """Return the stream with an equal encoder in place of its own, such as one with packed weights."""
+        return FeatureStream(self.features, self._embedding, encoder, self._cache)
