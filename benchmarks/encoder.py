@@ -137,7 +137,7 @@ def step_rows(options: Options) -> Iterator[Row]:
     def step(position: int) -> Callable[[], Tensor]:
         def run() -> Tensor:
             cache.length = position
-            return encoder.step(codes[:, position], cache)
+            return encoder.step(codes[:, position : position + 1], cache)
 
         return run
 

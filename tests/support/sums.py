@@ -25,16 +25,17 @@ class Sums:
     def prefill(self, condition, ids, *, guided, steps):
         self.calls.append(("prefill", guided, steps))
         conditions = torch.cat([condition, torch.zeros_like(condition)]) if guided else condition
-        totals = Totals(conditions + ids.sum((1, 2)).repeat(2 if guided else 1), self.kept)
-        return totals.now[:, None], totals
+        totals = Totals(conditions, ids.sum(-1), self.kept)
+        so_far = totals.after(torch.tensor([ids.shape[1] - 1]))[:, 0] if ids.shape[1] else conditions[:, None]
+        return so_far, totals
 
     def step(self, ids, cache):
-        self.calls.append(("step", len(cache.now)))
-        cache.now = cache.now + ids.sum(1).repeat(len(cache.now) // len(ids))
-        return cache.now[:, None]
+        self.calls.append(("step", len(cache.conditions)))
+        start, cache.length = cache.length, cache.length + ids.shape[1]
+        return cache.read(ids, torch.arange(start, cache.length))
 
     def logits(self, states, before, cache):
-        """(R, K_q): the nearer to the sum, the likelier."""
+        """(M, K_q): the nearer to the sum, the likelier."""
         size = self.levels.sizes[before.shape[1]]
         return -((torch.arange(size) - states - before.sum(1, keepdim=True)) % size).float()
 
@@ -42,20 +43,34 @@ class Sums:
 class SumsThatCompile(Sums):
     """The same, with a step that can be compiled."""
 
-    def step_at(self, ids, cache, position):
-        cache.now.add_(ids.sum(1).repeat(len(cache.now) // len(ids)))
-        return cache.now[:, None]
+    def step_at(self, ids, cache, positions):
+        return cache.read(ids, positions)
 
 
 class Totals:
-    """The sums of the rows so far."""
+    """The conditions of the rows, and the sums of the ids of each position of the pictures, of which some are read."""
 
-    def __init__(self, now, kept):
-        self.now, self._kept = now, kept
+    def __init__(self, conditions, sums, kept):
+        self.conditions, self.length, self._kept = conditions, sums.shape[1], kept
+        self._sums = torch.zeros(len(sums), GRID[0] * GRID[1], dtype=torch.int64)
+        self._sums[:, : self.length] = sums
+
+    def read(self, ids, positions):
+        """Take ids (B, n, Q) at positions (n,); return the sums (R, n, 1) up to each."""
+        self._sums.index_copy_(1, positions, ids.sum(-1))
+        return self.after(positions)
+
+    def after(self, positions):
+        """The conditions and the ids up to positions (n,), (R, n, 1)."""
+        totals = self._sums.cumsum(1)[:, positions].repeat(len(self.conditions) // len(self._sums), 1)
+        return (self.conditions[:, None] + totals)[..., None]
 
     def keep(self, rows):
         self._kept.append(rows)
-        self.now = self.now[:rows]
+        self.conditions = self.conditions[:rows]
+
+    def cut(self, positions):
+        self.length = positions
 
     def tensors(self):
-        return [self.now]
+        return [self.conditions, self._sums]

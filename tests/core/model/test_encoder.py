@@ -290,9 +290,21 @@ def test_prefill_and_steps_give_what_the_full_pass_gives(trunk, grid):
     for split in range(count + 1):
         first, cache = model.prefill(given[:, :split])
         assert first.shape == (3, split, 32) and cache.length == split
-        rest = [model.step(given[:, i], cache) for i in range(split, count)]
-        torch.testing.assert_close(torch.cat([first, *(token[:, None] for token in rest)], dim=1), whole)
+        rest = [model.step(given[:, i : i + 1], cache) for i in range(split, count)]
+        torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole)
         assert cache.length == count
+
+
+@torch.no_grad()
+def test_steps_of_several_codes_give_what_the_full_pass_gives_also_after_codes_that_are_cut_off():
+    model = encoder()
+    given, whole = codes().flatten(1, 2), model(codes()).tokens
+    first, cache = model.prefill(given[:, :2])
+    model.step(given[:, :4], cache)  # other codes than those that follow
+    cache.cut(2)
+    rest = [model.step(given[:, 2:5], cache), model.step(given[:, 5:], cache)]
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole)
+    assert cache.length == given.shape[1]
 
 
 @pytest.mark.slow
@@ -302,8 +314,8 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same():
     given, whole = codes().flatten(1, 2), model(codes()).tokens
     _, cache = model.prefill(given[:, :2])
     step = torch.compile(model.step_at, backend="eager", fullgraph=True)
-    rest = [step(given[:, i], cache, torch.tensor([i])) for i in range(2, given.shape[1])]
-    torch.testing.assert_close(torch.stack(rest, dim=1), whole[:, 2:])
+    rest = [step(given[:, i : i + 1], cache, torch.tensor([i])) for i in range(2, given.shape[1])]
+    torch.testing.assert_close(torch.cat(rest, dim=1), whole[:, 2:])
     torch.compiler.reset()
 
 
@@ -313,15 +325,16 @@ def test_steps_under_autocast_give_what_the_full_pass_gives():
     given = codes().flatten(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         first, cache = model.prefill(given[:, :4])
-        rest = [model.step(given[:, i], cache) for i in range(4, given.shape[1])]
+        rest = [model.step(given[:, i : i + 1], cache) for i in range(4, given.shape[1])]
         whole = model(codes()).tokens
-    torch.testing.assert_close(torch.cat([first, *(x[:, None] for x in rest)], dim=1), whole, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole, rtol=0.05, atol=0.05)
 
 
 def test_prefill_and_step_keep_no_graph():
     model = encoder()
     first, cache = model.prefill(codes().flatten(1, 2)[:, :3])
-    assert not (first.requires_grad or model.step(codes()[:, 1, 0], cache).requires_grad or cache.keys[0].requires_grad)
+    after = model.step(codes()[:, 1, :1], cache)
+    assert not (first.requires_grad or after.requires_grad or cache.keys[0].requires_grad)
 
 
 def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is():
@@ -335,11 +348,11 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_is():
         model.prefill(torch.zeros(2, 3, 7))
     _, cache = model.prefill(given)
     with pytest.raises(ValueError, match=r"got 16 codes, but the grid \(3, 5\) has 15"):
-        model.step(given[:, 0], cache)
-    with pytest.raises(ValueError, match=r"got codes \(1, 6\); wanted \(2, 6\), one for each picture of the cache"):
-        model.step(given[:1, 0], cache)
-    with pytest.raises(ValueError, match=r"got codes \(2, 1, 6\); wanted \(2, 6\)"):
         model.step(given[:, :1], cache)
+    with pytest.raises(ValueError, match=r"got codes \(1, 1, 6\); wanted \(2, n, 6\), those of each picture of the"):
+        model.step(given[:1, :1], cache)
+    with pytest.raises(ValueError, match=r"got codes \(2, 6\); wanted \(2, n, 6\)"):
+        model.step(given[:, 0], cache)
     assert cache.length == 15
 
 
@@ -347,7 +360,7 @@ def test_an_encoder_that_is_not_causal_refuses_steps_and_prefill():
     model = encoder()
     _, cache = model.prefill(codes().flatten(1, 2)[:, :3])
     model.config = model.config.model_copy(update={"causal": False})
-    for call in (lambda: model.prefill(torch.zeros(2, 0, 6)), lambda: model.step(torch.zeros(2, 6), cache)):
+    for call in (lambda: model.prefill(torch.zeros(2, 0, 6)), lambda: model.step(torch.zeros(2, 1, 6), cache)):
         with pytest.raises(ValueError, match=r"not causal .* wanted one that is trained with causal = true"):
             call()
 

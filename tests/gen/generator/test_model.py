@@ -70,8 +70,23 @@ def test_steps_with_a_cache_give_the_logits_of_the_whole_pass(features, conditio
     states, cache = generator.prefill(read, what)
     steps = [of_states(generator, states, flat[:, known])]
     for i in range(known, flat.shape[1] - 1):
-        steps.append(of_states(generator, generator.step(stream.step(flat[:, i]), cache), flat[:, i + 1]))
+        steps.append(of_states(generator, generator.step(stream.step(flat[:, i : i + 1]), cache)[:, 0], flat[:, i + 1]))
     torch.testing.assert_close(torch.stack(steps, dim=1), whole[:, known:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+@torch.no_grad()
+def test_steps_of_several_positions_give_the_logits_of_the_whole_pass_also_after_drafts_that_are_cut_off(condition):
+    generator, inputs = small_generator("concat", condition), small_inputs("concat")
+    what, ids = some_condition(condition), some_ids()
+    flat, whole = ids.flatten(1, 2), whole_pass(generator, inputs(ids)[:, :-1], ids, what)
+    read, stream = inputs.stream(flat[:, :5])
+    _, cache = generator.prefill(read, what)
+    generator.step(stream.step(flat[:, :9]), cache)  # other ids than those that follow
+    cache.cut(cache.length - 9)
+    stream.cut(5)
+    steps = [generator.step(stream.step(part), cache) for part in (flat[:, 5:12], flat[:, 12:13], flat[:, 13:-1])]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole[:, 6:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("vq", TOKENIZERS)
@@ -81,7 +96,7 @@ def test_a_stream_sees_what_the_whole_pass_sees(features, vq):
     inputs, ids = small_inputs(features, vq), some_ids(vq=vq)
     flat = ids.flatten(1, 2)
     read, stream = inputs.stream(flat[:, :7])
-    steps = [stream.step(flat[:, i])[:, None] for i in range(7, flat.shape[1])]
+    steps = [stream.step(flat[:, i : i + 1]) for i in range(7, flat.shape[1])]
     torch.testing.assert_close(torch.cat([read, *steps], dim=1), inputs(ids), rtol=1e-5, atol=1e-5)
 
 
@@ -100,8 +115,8 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(featu
 
     compiled = torch.compile(step, backend="eager", fullgraph=True)
     for i in range(3, 8):
-        expected = generator.step(stream.step(ids[:, i]), cache)
-        torch.testing.assert_close(compiled(ids[:, i], torch.tensor([i])), expected, rtol=1e-4, atol=1e-4)
+        expected = generator.step(stream.step(ids[:, i : i + 1]), cache)
+        torch.testing.assert_close(compiled(ids[:, i : i + 1], torch.tensor([i])), expected, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
 
 
@@ -121,7 +136,7 @@ def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
     flat = some_ids().flatten(1, 2)
     read, stream = inputs.stream(flat[:, :5])
     logits, cache = generator.prefill(read, some_condition("text"))
-    after = generator.step(stream.step(flat[:, 5]), cache)
+    after = generator.step(stream.step(flat[:, 5:6]), cache)[:, 0]
     whole = whole_pass(generator, inputs(some_ids())[:, :-1], some_ids(), some_condition("text"))
     torch.testing.assert_close(torch.stack([logits, after], dim=1), whole[:, 5:7], rtol=1e-4, atol=1e-4)
 
@@ -144,7 +159,7 @@ def test_two_rows_of_one_picture_are_two_pictures_with_the_same_ids():
     logits, cache = generator.prefill(ids[:, :4], both)
     again, apart = generator.prefill(ids[:, :4].repeat(2, 1, 1), both)
     torch.testing.assert_close(logits, again)
-    torch.testing.assert_close(generator.step(ids[:, 4], cache), generator.step(ids[:, 4].repeat(2, 1), apart))
+    torch.testing.assert_close(generator.step(ids[:, 4:5], cache), generator.step(ids[:, 4:5].repeat(2, 1, 1), apart))
 
 
 @pytest.mark.parametrize("condition", ["class", "text"])
@@ -171,7 +186,7 @@ def test_fewer_heads_of_keys_than_heads_agree_with_the_cache():
     generator, ids = small_generator(kv_heads=2), some_ids().flatten(1, 2)[:, :7]
     logits, cache = generator.prefill(ids[:, :5], some_condition())
     whole = whole_pass(generator, ids[:, :6], ids, some_condition())
-    torch.testing.assert_close(torch.stack([logits, generator.step(ids[:, 5], cache)], 1), whole[:, 5:])
+    torch.testing.assert_close(torch.cat([logits[:, None], generator.step(ids[:, 5:6], cache)], 1), whole[:, 5:])
 
 
 @pytest.mark.parametrize("vq", ["mean-colour", "residual-greys"])
@@ -190,7 +205,7 @@ def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
     generator, ids = small_generator(), some_ids().flatten(1, 2)
     _, cache = generator.prefill(ids, some_condition())
     with pytest.raises(ValueError, match="got 3 inputs for position 65 of a cache of 3 rows and 65 positions"):
-        generator.step(ids[:, 0], cache)
+        generator.step(ids[:, :1], cache)
     with pytest.raises(ValueError, match=r"got inputs \(3, 65, 1\); wanted \(B, n <= 64, 1\), of features = 'ids'"):
         generator(torch.zeros(3, 65, 1, dtype=torch.int64), ids, some_condition())
     with pytest.raises(ValueError, match=r"got inputs \(3, 64, 1\); wanted \(B, n <= 64, 33\), of features = 'concat'"):

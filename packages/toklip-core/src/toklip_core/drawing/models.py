@@ -1,7 +1,7 @@
 """Protocol of models that predict the next ids of a picture, for samplers.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far, h and w grid,
-Q ids of a position, L levels of them, q levels so far, K_q size of level q, S width of a state.
+Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far or of a step, h and
+w grid, Q ids of a position, L levels of them, q levels so far, K_q size of level q, S width of a state, M any number.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ class NextIdCache(Protocol):
 
     def keep(self, rows: int) -> None:
         """Drop all rows but the first ``rows``, when guidance ends and rows without the condition are not needed."""
+
+    def cut(self, positions: int) -> None:
+        """Forget all positions of the pictures but the first ``positions``, when those after them were drafts.
+
+        The next step reads the ids from position ``positions`` on. A window of 1 has no drafts, and calls this never.
+        """
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors whose memory a compiled step uses; an empty list if the model has no such step."""
@@ -61,18 +67,21 @@ class NextIdModel(Protocol[_Condition]):
             condition: condition of B pictures.
             ids: (B, n, Q), int64; n may be 0.
             guided: predict without the condition as well: R = 2 B, the rows without it being last; else R = B.
-            steps: number of calls of :meth:`step` that follow, for a model that prepares itself for many.
+            steps: greatest number of calls of :meth:`step` that follow, for a model that prepares itself for many.
         """
 
     def step(self, ids: Tensor, cache: Any) -> Tensor:  # noqa: ANN401 - each model has a cache of its own
-        """Read the ids (B, Q) of one more position of each picture; return the states (R, S) of the position after."""
+        """Read the ids (B, n, Q) of the next n positions; return the states (R, n, S) of those after each of them.
+
+        A state depends on the ids up to its own, so some of the ids may be drafts; see :meth:`NextIdCache.cut`.
+        """
 
     def logits(self, states: Tensor, before: Tensor, cache: Any) -> Tensor:  # noqa: ANN401
-        """Return the logits (R, K_q), float32, of level q.
+        """Return the logits (M, K_q), float32, of level q.
 
         Args:
-            states: (R, S), from :meth:`prefill` or :meth:`step`.
-            before: (R, q), the levels of the same position that are chosen; q is 0 for the first.
+            states: (M, S), of any pictures and positions, from :meth:`prefill` or :meth:`step`.
+            before: (M, q), the levels of the same position that are chosen; q is 0 for the first.
             cache: cache of the pictures, which does not change.
         """
 
@@ -81,5 +90,8 @@ class NextIdModel(Protocol[_Condition]):
 class CompilableModel(NextIdModel[_Condition], Protocol[_Condition]):
     """A model with a step of constant shapes, for ``torch.compile``."""
 
-    def step_at(self, ids: Tensor, cache: Any, position: Tensor) -> Tensor:  # noqa: ANN401
-        """Return the result of ``step`` for ids (B, Q) at a position (1,), int64, counted from 0."""
+    def step_at(self, ids: Tensor, cache: Any, positions: Tensor) -> Tensor:  # noqa: ANN401
+        """Return the result of ``step`` for ids (B, n, Q) at positions (n,), int64, counted from 0.
+
+        What the cache holds of these positions is overwritten.
+        """

@@ -110,7 +110,7 @@ class Sampler(Generic[_Condition]):
             if i > known:
                 if i > guided_to:
                     cache.keep(batch)
-                states = self.model.step(ids[:, i - 1], cache)
+                states = self.model.step(ids[:, i - 1 : i], cache)[:, 0]
             marks += canvas.put(i, self.model, states, cache)
         return marks
 
@@ -190,7 +190,7 @@ def _advance(
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
     """Return the ids (B, Q) that follow ``ids`` (B, Q), which are at ``position`` (1,) of the picture, and marks."""
-    return _chosen(model, model.step_at(ids, cache, position), cache, scale, luck, drawing)
+    return _chosen(model, model.step_at(ids[:, None], cache, position)[:, 0], cache, scale, luck, drawing)
 
 
 def _chosen(

@@ -1,4 +1,4 @@
-"""Attention of transformers that are read one position at a time: a cache of fixed size, and how it is attended to.
+"""Attention of transformers that are read a few positions at a time: a cache of fixed size, and how it is attended to.
 
 Shape letters: B rows, n positions of now, N positions of the cache, H heads, G heads of keys and values (H, or a
 divisor of it), d width of a head. Queries are (B, H, n, d); keys and values (B, G, n, d).
@@ -51,9 +51,22 @@ class Cache:
         self.keys, self.values = [x[:rows] for x in self.keys], [x[:rows] for x in self.values]
         self.visible = None if self.visible is None else self.visible[:rows]
 
-    def seen_at(self, position: Tensor) -> Tensor:
-        """Return what a position (1,) attends to, (B, 1, 1, N) or (1, 1, 1, N), bool: itself and those before it."""
-        seen = (torch.arange(self.capacity, device=position.device) <= position)[None, None, None]
+    def cut(self, length: int) -> None:
+        """Forget all positions but the first ``length``."""
+        self.length = min(self.length, length)
+
+    def seen(self, count: int) -> Tensor | None:
+        """Return what the next ``count`` positions attend to, as the mask of :func:`attend_with_cache`."""
+        end = self.length + count
+        visible = None if self.visible is None else self.visible[:, None, None, :end]
+        if count == 1 or (self.length == 0 and visible is None):
+            return visible
+        causal = torch.ones(count, end, dtype=torch.bool, device=self.keys[0].device).tril(self.length)
+        return causal[None, None] if visible is None else causal & visible
+
+    def seen_at(self, positions: Tensor) -> Tensor:
+        """Return what positions (n,) attend to, (B, 1, n, N) or (1, 1, n, N), bool: themselves and those before."""
+        seen = (torch.arange(self.capacity, device=positions.device) <= positions[:, None])[None, None]
         return seen if self.visible is None else seen & self.visible[:, None, None]
 
 
@@ -73,13 +86,13 @@ def attend_with_cache(
     """Put k and v into a cache (B, G, N, d) at ``start``, and attend to what it then holds.
 
     Args:
-        q: queries of n positions from the start of the cache, or of one position anywhere.
+        q: queries of n positions.
         k: keys of the same positions.
         v: values of the same positions.
         keys: keys of the cache.
         values: values of the cache.
         start: positions that the cache holds.
-        mask: where to attend, bool; by default to the position itself and those before it.
+        mask: where to attend, bool; None, for one position or for a start of 0: to itself and those before it.
     """
     end = start + q.shape[2]
     keys[:, :, start:end], values[:, :, start:end] = k, v
@@ -88,19 +101,19 @@ def attend_with_cache(
 
 
 def attend_at(
-    q: Tensor, k: Tensor, v: Tensor, *, keys: Tensor, values: Tensor, position: Tensor, seen: Tensor
+    q: Tensor, k: Tensor, v: Tensor, *, keys: Tensor, values: Tensor, positions: Tensor, seen: Tensor
 ) -> Tensor:
-    """Do as :func:`attend_with_cache` does for one position, (1,), with shapes that do not depend on it.
+    """Do as :func:`attend_with_cache` does for positions (n,), with shapes that do not depend on them.
 
     Args:
-        q: queries of the position.
-        k: keys of the position.
-        v: values of the position.
+        q: queries of the positions.
+        k: keys of the positions.
+        v: values of the positions.
         keys: keys of the cache.
         values: values of the cache.
-        position: a tensor, for ``torch.compile``.
+        positions: a tensor, for ``torch.compile``.
         seen: where to attend; see :meth:`Cache.seen_at`.
     """
-    keys.index_copy_(2, position, k.to(keys.dtype))
-    values.index_copy_(2, position, v.to(values.dtype))
+    keys.index_copy_(2, positions, k.to(keys.dtype))
+    values.index_copy_(2, positions, v.to(values.dtype))
     return attend(q, keys, values, seen)

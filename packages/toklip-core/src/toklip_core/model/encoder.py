@@ -81,8 +81,8 @@ class SemanticEncoder(nn.Module):
     A generator gets the same tokens one by one:
 
     >>> first, cache = encoder.prefill(codes[:, 0, :1])
-    >>> second = encoder.step(codes[:, 0, 1], cache)
-    >>> torch.allclose(second, tokens[:, 1], atol=1e-5)
+    >>> second = encoder.step(codes[:, 0, 1:2], cache)
+    >>> torch.allclose(second, tokens[:, 1:2], atol=1e-5)
     True
     """
 
@@ -166,19 +166,19 @@ class SemanticEncoder(nn.Module):
         return self._extended(codes, cache), cache
 
     def step(self, codes: Tensor, cache: Cache) -> Tensor:
-        """Return the token (B, D) of the next code (B, C), and add it to the cache.
+        """Return the tokens (B, n, D) of the next n codes (B, n, C), and add them to the cache.
 
-        Except for attention itself, the cost does not grow with the length of the cache.
+        Except for attention itself, the cost does not grow with the length of the cache. ``cache.cut`` forgets codes.
 
         Raises:
             ValueError: the cache is full or of another batch, or the codes have another width.
         """
-        if codes.ndim != 2 or len(codes) != len(cache.keys[0]):
+        if codes.ndim != 3 or len(codes) != len(cache.keys[0]):
             raise ValueError(
-                f"got codes {tuple(codes.shape)}; wanted ({len(cache.keys[0])}, {self.config.codebook_dim}), one for "
-                "each picture of the cache"
+                f"got codes {tuple(codes.shape)}; wanted ({len(cache.keys[0])}, n, {self.config.codebook_dim}), those "
+                "of each picture of the cache"
             )
-        return self._extended(codes[:, None], cache)[:, 0]
+        return self._extended(codes, cache)
 
     def refuse_steps(self) -> None:
         """Raise ValueError unless the encoder is causal, since otherwise no token is known before the last code."""
@@ -189,17 +189,17 @@ class SemanticEncoder(nn.Module):
             )
 
     @torch.no_grad()
-    def step_at(self, codes: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Return the token (B, D) of :meth:`step` at a position (1,), int64, for ``torch.compile``.
+    def step_at(self, codes: Tensor, cache: Cache, positions: Tensor) -> Tensor:
+        """Return the tokens (B, n, D) of :meth:`step` at positions (n,), int64, for ``torch.compile``.
 
         Shapes are the same at every position, so a graph can be replayed. Attention reads the whole cache, whose length
         is not changed.
         """
-        x = self.norm_pre(self.projector(codes[:, None].to(self.pos_embed.dtype)) + self.pos_embed[:, position])
-        seen = cache.seen_at(position)
+        x = self.norm_pre(self.projector(codes.to(self.pos_embed.dtype)) + self.pos_embed[:, positions])
+        seen = cache.seen_at(positions)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = _block(block, x, partial(attend_at, keys=keys, values=values, position=position, seen=seen))
-        return self.norm(x)[:, 0]  # type: ignore[no-any-return]
+            x = _block(block, x, partial(attend_at, keys=keys, values=values, positions=positions, seen=seen))
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def _extended(self, codes: Tensor, cache: Cache) -> Tensor:
         self.refuse_steps()
@@ -209,9 +209,9 @@ class SemanticEncoder(nn.Module):
         if codes.shape[-1] != self.config.codebook_dim:
             raise ValueError(f"got codes of width {codes.shape[-1]}; wanted {self.config.codebook_dim}")
         with torch.no_grad():
-            x = self.norm_pre(self._embedded(codes, start))
+            x, mask = self.norm_pre(self._embedded(codes, start)), cache.seen(codes.shape[1])
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-                x = _block(block, x, partial(attend_with_cache, keys=keys, values=values, start=start))
+                x = _block(block, x, partial(attend_with_cache, keys=keys, values=values, start=start, mask=mask))
             cache.length = end
             return self.norm(x)  # type: ignore[no-any-return]
 

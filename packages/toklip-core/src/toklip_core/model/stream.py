@@ -1,10 +1,10 @@
-"""Features of pictures that are being drawn: codes, semantic tokens, or both, position by position.
+"""Features of pictures that are being drawn: codes, semantic tokens, or both, a few positions at a time.
 
     codes   embed(ids)             (C)
     tokens  token                  (D), of the causal encoder at this position
     concat  [embed(ids) ; token]   (C + D)
 
-A whole picture gives the same features in one pass; a stream has the encoder's cache and adds one position at a time.
+A whole picture gives the same features in one pass; a stream has the encoder's cache and adds positions.
 
 Letters: B pictures, n positions so far, Q ids of a position, C codebook dim, D width of the encoder, F = C, D or C + D.
 """
@@ -32,7 +32,7 @@ def join_features(features: StreamFeatures, codes: Tensor, tokens: Tensor) -> Te
 
 
 class FeatureStream:
-    """Features of pictures, from :meth:`begin` on position by position.
+    """Features of pictures, from :meth:`begin` on a few positions at a time.
 
     Args:
         features: kind of features.
@@ -46,8 +46,8 @@ class FeatureStream:
     >>> features, stream = FeatureStream.begin(
     ...     ids[:, :5], "concat", embedding=toklip.tokenizer.embedding, encoder=toklip.encoder
     ... )
-    >>> tuple(features.shape), tuple(stream.step(ids[:, 5]).shape)
-    ((1, 5, 136), (1, 136))
+    >>> tuple(features.shape), tuple(stream.step(ids[:, 5:7]).shape)
+    ((1, 5, 136), (1, 2, 136))
     """
 
     def __init__(
@@ -84,18 +84,23 @@ class FeatureStream:
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
-        """Return the features (B, F) of the ids (B, Q) of the next position. No gradient."""
+        """Return the features (B, n, F) of the ids (B, n, Q) of the next n positions. No gradient."""
         codes: Tensor = self._embedding(ids)
         if self._encoder is None or self._cache is None:
             return codes
         return join_features(self.features, codes, self._encoder.step(codes, self._cache))
 
-    def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
-        """Return the features of :meth:`step` for the ids at a position (1,), int64, for ``torch.compile``."""
+    def step_at(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return the features of :meth:`step` for the ids at positions (n,), int64, for ``torch.compile``."""
         codes: Tensor = self._embedding(ids)
         if self._encoder is None or self._cache is None:
             return codes
-        return join_features(self.features, codes, self._encoder.step_at(codes, self._cache, position))
+        return join_features(self.features, codes, self._encoder.step_at(codes, self._cache, positions))
+
+    def cut(self, positions: int) -> None:
+        """Forget all positions but the first ``positions``."""
+        if self._cache is not None:
+            self._cache.cut(positions)
 
     def caches(self) -> list[Tensor]:
         """Return the tensors of the cache, which stay in the same memory."""

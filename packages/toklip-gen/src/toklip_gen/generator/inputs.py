@@ -4,8 +4,8 @@
     codes   embed(ids)                             (C)
     concat  [embed(ids) ; token]                   (C + D), the token of the causal encoder at this position
 
-Training uses whole pictures. Drawing uses a stream, in which the semantic encoder has its own cache and computes one
-position at a time.
+Training uses whole pictures. Drawing uses a stream, in which the semantic encoder has its own cache and computes the
+positions as they come.
 
 Shape letters: B pictures, h and w grid, N = h w, n positions so far, Q ids of a position, C codebook dim, D width of
 the encoder, F = C or C + D.
@@ -98,18 +98,23 @@ class Inputs:
 
 
 class Stream:
-    """Inputs of pictures that are being drawn, position by position: ids, or a stream of features of them."""
+    """Inputs of pictures that are being drawn, a few positions at a time: ids, or a stream of features of them."""
 
     def __init__(self, features: FeatureStream | None = None) -> None:
         self._features = features
 
     def step(self, ids: Tensor) -> Tensor:
-        """Return the inputs (B, Q) or (B, F) for the ids (B, Q) of the next position."""
+        """Return the inputs (B, n, Q) or (B, n, F) for the ids (B, n, Q) of the next n positions."""
         return ids if self._features is None else self._features.step(ids)
 
-    def step_at(self, ids: Tensor, position: Tensor) -> Tensor:
-        """Return the inputs of :meth:`step` for the ids at a position (1,), for ``torch.compile``."""
-        return ids if self._features is None else self._features.step_at(ids, position)
+    def step_at(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return the inputs of :meth:`step` for the ids at positions (n,), for ``torch.compile``."""
+        return ids if self._features is None else self._features.step_at(ids, positions)
+
+    def cut(self, positions: int) -> None:
+        """Forget all positions but the first ``positions``."""
+        if self._features is not None:
+            self._features.cut(positions)
 
     def caches(self) -> list[Tensor]:
         """Return the tensors of the cache, which stay in the same memory."""

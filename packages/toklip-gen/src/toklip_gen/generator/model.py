@@ -186,39 +186,39 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def step(self, inputs: Tensor, cache: Cache) -> Tensor:
-        """Return the states (R, S) of the position after the next input, (B, Q) or (B, F). No gradient.
+        """Return the states (R, n, S) of the positions after the next n inputs, (B, n, Q) or (B, n, F). No gradient.
 
         Row r of the cache belongs to picture r mod B; each picture's input is embedded only once.
 
         Raises:
             ValueError: the cache is full, or its rows are no multiple of B.
         """
-        rows, capacity = len(cache.keys[0]), cache.capacity
-        if rows % len(inputs) or cache.length == capacity:
+        rows, capacity, count = len(cache.keys[0]), cache.capacity, inputs.shape[1]
+        if rows % len(inputs) or cache.length + count > capacity:
             raise ValueError(
                 f"got {len(inputs)} inputs for position {cache.length} of a cache of {rows} rows and {capacity} "
                 "positions; wanted as many as it has pictures, and a position that it has"
             )
-        x = self._read(inputs).repeat(rows // len(inputs), 1)[:, None]
-        start, cache.length = cache.length, cache.length + 1
-        cos, sin = (table[start] for table in self._rotation_on(x.device))
-        visible = None if cache.visible is None else cache.visible[:, None, None, : cache.length]
+        x = self._read(inputs).repeat(rows // len(inputs), 1, 1)
+        start, mask = cache.length, cache.seen(count)
+        cache.length += count
+        cos, sin = (table[start : cache.length] for table in self._rotation_on(x.device))
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=start, mask=visible))
-        return self._states(x[:, 0])
+            x = block(x, cos, sin, partial(attend_with_cache, keys=keys, values=values, start=start, mask=mask))
+        return self._states(x)
 
     @torch.no_grad()
-    def step_at(self, inputs: Tensor, cache: Cache, position: Tensor) -> Tensor:
-        """Return the states of :meth:`step` at a position (1,), int64, for ``torch.compile``.
+    def step_at(self, inputs: Tensor, cache: Cache, positions: Tensor) -> Tensor:
+        """Return the states of :meth:`step` at positions (n,), int64, for ``torch.compile``.
 
-        Shapes are the same at every position, so a graph can be replayed; attention reads the whole cache.
+        Shapes are the same at all positions, so a graph can be replayed; attention reads the whole cache.
         """
-        x = self._read(inputs).repeat(len(cache.keys[0]) // len(inputs), 1)[:, None]
-        cos, sin = (table[position] for table in self._rotation_on(x.device))
-        seen = cache.seen_at(position)
+        x = self._read(inputs).repeat(len(cache.keys[0]) // len(inputs), 1, 1)
+        cos, sin = (table[positions] for table in self._rotation_on(x.device))
+        seen = cache.seen_at(positions)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x = block(x, cos, sin, partial(attend_at, keys=keys, values=values, position=position, seen=seen))
-        return self._states(x[:, 0])
+            x = block(x, cos, sin, partial(attend_at, keys=keys, values=values, positions=positions, seen=seen))
+        return self._states(x)
 
     @torch.no_grad()
     def logits(self, states: Tensor, before: Tensor) -> Tensor:

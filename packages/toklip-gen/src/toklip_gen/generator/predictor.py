@@ -37,6 +37,11 @@ class PredictorCache:
         """Drop all rows of the generator except the first ``rows``."""
         self.cache.keep(rows)
 
+    def cut(self, positions: int) -> None:
+        """Forget all positions of the pictures but the first ``positions``."""
+        self.cache.cut(self.generator.config.condition.length + positions)
+        self.stream.cut(positions)
+
     def tensors(self) -> list[Tensor]:
         """Return the tensors of both caches, which stay in the same memory."""
         return [*self.cache.tensors(), *self.stream.caches()]
@@ -101,17 +106,17 @@ class IdPredictor:
         return states, PredictorCache(generator, stream.packed() if worth_packing else stream, cache)
 
     def step(self, ids: Tensor, cache: PredictorCache) -> Tensor:
-        """Read the ids (B, Q) of the next position; return the states (R, S) of the position after it."""
+        """Read the ids (B, n, Q) of the next n positions; return the states (R, n, S) of those after each of them."""
         return cache.generator.step(cache.stream.step(ids), cache.cache)
 
     def logits(self, states: Tensor, before: Tensor, cache: PredictorCache) -> Tensor:
         """Return the logits (R, K_q), float32, of level q for states (R, S) and the levels before it, (R, q)."""
         return cache.generator.logits(states, before)
 
-    def step_at(self, ids: Tensor, cache: PredictorCache, position: Tensor) -> Tensor:
-        """Return the states of :meth:`step` for ids at a position (1,), int64, for ``torch.compile``."""
-        place = position + self.generator.config.condition.length
-        return self.generator.step_at(cache.stream.step_at(ids, position), cache.cache, place)
+    def step_at(self, ids: Tensor, cache: PredictorCache, positions: Tensor) -> Tensor:
+        """Return the states of :meth:`step` for ids at positions (n,), int64, for ``torch.compile``."""
+        places = positions + self.generator.config.condition.length
+        return self.generator.step_at(cache.stream.step_at(ids, positions), cache.cache, places)
 
 
 def _with_nothing(generator: Generator, condition: Condition) -> Condition:
