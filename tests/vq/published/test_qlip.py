@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from toklip_core import load_tokenizer
 from toklip_core.plugins import tokenizer_spec
 from toklip_core.testing import check_the_description_fits, tokenizer_checks
+from toklip_core.tokenizer import Tokenizer
+from toklip_core.weights import weights_checksum
+from toklip_vq.onednn import OneDNNLinear
 from toklip_vq.published import load_qlip, load_qlip_towers, qlip_name
 
 from tests.support.deterministic import arrays, constants, weights
@@ -54,6 +57,16 @@ def test_bits_codes_and_pictures_are_those_of_the_official_code(small):
     torch.testing.assert_close((golden["pixels"] / 2 + 0.5 - mean) / std, golden["fed"], rtol=0, atol=1e-6)
     pictures = tokenizer.decode(ids) / 2 + 0.5
     torch.testing.assert_close((pictures - mean) / std, golden["reconstruction"], rtol=0, atol=5e-5)
+
+
+def test_weights_stay_packed_between_batches_that_ask_for_the_device(small):
+    tokenizer = Tokenizer("small-qlip", load_qlip(small))
+    layers = [layer for layer in tokenizer.module.modules() if isinstance(layer, OneDNNLinear)]
+    for _ in range(2):
+        ids = tokenizer.to("cpu").encode(arrays("qlip_small")["pixels"])
+        tokenizer.to(torch.device("cpu")).decode(ids)
+    assert layers and all(vars(layer)["_packed"] is not None for layer in layers)
+    assert tokenizer.checksum == weights_checksum(load_qlip(small))
 
 
 @torch.no_grad()

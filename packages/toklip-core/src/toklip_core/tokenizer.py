@@ -10,6 +10,7 @@ Shape letters: B batch, H and W picture sides, h and w the grid of ids, Q levels
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -137,8 +138,8 @@ class Tokenizer:
     @property
     def device(self) -> torch.device:
         """Device that it is on; the CPU if it has no tensors."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        return tensors[0].device if tensors else torch.device("cpu")
+        first = next(chain(self.module.parameters(), self.module.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @cached_property
     def checksum(self) -> str:
@@ -192,7 +193,9 @@ class Tokenizer:
             device, dtype = None, device
         if dtype is not None:
             _ = self.checksum  # before the weights change
-        self.module.to(device=device, dtype=dtype)
+        # Every batch asks for its device; modules are not walked through where they are already.
+        if dtype is not None or (device is not None and torch.device(device) != self.device):
+            self.module.to(device=device, dtype=dtype)
         return self
 
     def save_into(self, folder: Path) -> None:

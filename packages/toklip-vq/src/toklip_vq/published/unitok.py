@@ -91,7 +91,7 @@ class UniTok(nn.Module):
         tables = [unit_rows(self.embedding.rows(level)) for level in range(len(self.embedding.codebook_sizes))]
         del self.embedding
         replace_modules(self, Upsample, Upsample.folded)
-        replace_modules(self, nn.Linear, OneDNNLinear.of)
+        replace_modules(self, nn.Linear, partial(OneDNNLinear.of, packs=False))  # weights are mapped from the file
         return AutoencoderTokenizer(self, TableQuantizer(TableEmbedding(tables), "cosine"))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
