@@ -40,6 +40,9 @@ class State:
     def keep(self, rows):
         self.classes = self.classes[:rows]
 
+    def cut(self, positions):
+        pass
+
 class Ids:
     levels, grid, drawing = IdLevels((300,), (300,)), (8, 8), Drawing(guidance=Guidance(1.0), top_k=1)
 
@@ -55,7 +58,7 @@ class Ids:
         return classes, state
 
     def step(self, ids, state):
-        return state.classes
+        return state.classes[:, None].expand(-1, ids.shape[1])
 
     def logits(self, states, before, state):
         return torch.nn.functional.one_hot(states * 50, 300).float()
@@ -81,6 +84,10 @@ class Stripes:
 
     def draw(self, prompts, **how):
         return self._sampler.draw(torch.tensor(prompts), **how)
+
+    @property
+    def calls(self):
+        return self._sampler.calls
 
     def pixels(self, ids):
         return self.tokenizer.decode(ids)

@@ -17,7 +17,7 @@ class Sums:
 
     def __init__(self, levels=ONE, drawing=None):
         self.levels, self.drawing = levels, drawing or Drawing()
-        self.calls, self.kept = [], []
+        self.calls, self.kept, self.read = [], [], []
 
     def count(self, condition):
         return len(condition)
@@ -31,6 +31,7 @@ class Sums:
 
     def step(self, ids, cache):
         self.calls.append(("step", len(cache.conditions)))
+        self.read.append((cache.length, ids.shape[1]))
         start, cache.length = cache.length, cache.length + ids.shape[1]
         return cache.read(ids, torch.arange(start, cache.length))
 

@@ -154,6 +154,66 @@ def test_two_samplers_do_not_share_their_caches():
     assert torch.equal(one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True), first)
 
 
+GUIDED = {
+    "no guidance": Drawing(),
+    "guidance": Drawing(Guidance(2.0), top_k=5),
+    "a schedule": Drawing(Guidance(3.0, first=1, last=3, power=2.0), temperature=2.0, top_p=0.9),
+    "Gumbel noise": Drawing(Guidance(2.0), temperature=2.0, noise="gumbel"),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("drawing", GUIDED.values(), ids=GUIDED)
+@pytest.mark.parametrize("window", [2, 4, 6, 64, "auto"])
+def test_a_window_changes_no_picture_and_needs_no_more_calls(levels, drawing, window):
+    for known in (0, 1, 4, 5, 6):
+        prefix = torch.ones(3, known, len(levels.codebook_sizes), dtype=torch.int64)
+        sampler = Sampler(Sums(levels), window=window)
+        ids = sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), drawing=drawing, prefix=prefix)
+        assert torch.equal(ids, drawn(Sums(levels), drawing=drawing, prefix=prefix))
+        assert sampler.calls <= 6 - known
+
+
+@every_kind
+@pytest.mark.parametrize("drawing", GUIDED.values(), ids=GUIDED)
+def test_a_compiled_window_changes_no_picture(levels, drawing):
+    sampler = Sampler(SumsThatCompile(levels), window=3, compiler=lambda step, **how: step)
+    options = {"seeds": (7, 8, 9), "drawing": drawing}
+    for known in (0, 2, 5):
+        prefix = torch.ones(3, known, len(levels.codebook_sizes), dtype=torch.int64)
+        ids = sampler.draw(torch.tensor([1, 2, 3]), compiled=True, prefix=prefix, **options)
+        assert torch.equal(ids, drawn(Sums(levels), prefix=prefix, **options))
+
+
+def test_drafts_that_fit_are_read_once_and_others_again():
+    """With the condition 0 the likeliest ids are all 0, as the drafts; with 1 every draft is another id."""
+    fits, fails = Sums(), Sums()
+    samplers = [Sampler(fits, window=3), Sampler(fails, window=3)]
+    samplers[0].draw(torch.tensor([0]), seeds=[0], drawing=GREEDY)
+    samplers[1].draw(torch.tensor([1]), seeds=[0], drawing=GREEDY)
+    assert fits.read == [(0, 3), (3, 2)] and samplers[0].calls == 3
+    assert fails.read[:2] == [(0, 3), (1, 3)]
+
+
+def test_a_window_of_1_never_cuts_a_cache(monkeypatch):
+    monkeypatch.delattr("tests.support.sums.Totals.cut")
+    drawn()
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        (0, "got window = 0; wanted 1 to 2147483647"),
+        ("wide", "got window = 'wide'; wanted a number of positions, or 'auto'"),
+    ],
+)
+def test_a_window_that_is_no_number_of_positions_is_refused(window, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(window=window)
+    with pytest.raises(ValueError, match=message):
+        Sampler(Sums(), window=window)
+
+
 def test_what_cannot_be_compiled_is_said():
     with pytest.raises(ValueError, match="Sums has no step that can be compiled; draw without compiled"):
         drawn(compiled=True)

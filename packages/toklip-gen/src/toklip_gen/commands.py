@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from toklip_gen.generator import Checkpoint
     from toklip_gen.training import GeneratorTrainConfig
 
+
+def _window(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401 - what click gives and takes
+    """Return "auto", or the number."""
+    return value if value == "auto" else COUNT.convert(value, param, ctx)
+
+
 _GUIDANCE = click.option(
     "--guidance", type=float, help="Classifier-free guidance scale; 1 turns it off. [default: the generator's own]"
 )
@@ -49,6 +55,22 @@ _TOKLIP = click.option(
     help="TokLIP to use instead of the one recorded in the generator's config.",
 )
 _DTYPE = dtype("Dtype of the generator. [default: as stored]", default=None)
+_NOISE = click.option(
+    "--noise",
+    type=click.Choice(["uniform", "gumbel"]),
+    default="uniform",
+    show_default=True,
+    help="Random numbers that choose the ids. With gumbel a seed gives another picture, and --window fewer calls.",
+)
+_WINDOW = click.option(
+    "--window",
+    callback=_window,
+    default="1",
+    show_default=True,
+    metavar="auto|N",
+    help="Maximum number of positions per call of the model. More need fewer, slower calls for the same picture; auto "
+    "times the first calls and chooses.",
+)
 _COMPILE = click.option(
     "--compile", "compiled", is_flag=True, help="Run torch.compile first; this pays off for many pictures on a GPU."
 )
@@ -92,6 +114,7 @@ _COMPILE = click.option(
 @temperature(default=1.0)
 @_TOP_K
 @top_p
+@_NOISE
 @click.option("--prefix", type=click.Path(), help="Picture whose upper part is kept; the rest is generated.")
 @max_pixels
 @click.option("--prefix-rows", type=int, help="Number of rows of ids to keep from --prefix. [default: half]")
@@ -104,6 +127,7 @@ _COMPILE = click.option(
 )
 @_TOKLIP
 @batch_size("pictures sampled at once", default=16)
+@_WINDOW
 @_DTYPE
 @device
 @_COMPILE
@@ -142,7 +166,7 @@ def generate(
     prefix, rows, pixels = (options.pop(name) for name in ("prefix", "prefix_rows", "max_pixels"))
     drawing = Drawing(
         guidance=None if guidance is None else Guidance(guidance, *schedule),
-        **{name: options.pop(name) for name in ("temperature", "top_k", "top_p")},
+        **{name: options.pop(name) for name in ("temperature", "top_k", "top_p", "noise")},
     )
     settings = GenerateSettings(
         checkpoint=_checkpoint(model, options.pop("toklip"), dtype, device),

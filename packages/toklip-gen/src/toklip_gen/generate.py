@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 from toklip_core.config import MAX_PIXELS, refuse_counts, refuse_drawing, refuse_missing_device
-from toklip_core.drawing import Drawing
+from toklip_core.drawing import Drawing, Window, refuse_window
 from toklip_core.files import held_alone, replace_lone_surrogates, write_text
 from toklip_core.pictures import (
     WRITTEN_SUFFIXES,
@@ -63,6 +63,10 @@ class GenerateReport:
     settings: dict[str, Any]
     #: Number of pictures that an earlier, interrupted run of the same call had written.
     found: int = 0
+    #: Number of calls of the model's network for all batches.
+    calls: int = 0
+    #: Positions of each picture that a call drew on average, with all their ids; None if nothing was drawn.
+    ids_per_call: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
@@ -112,9 +116,12 @@ class GenerateSettings:
     batch_size: int = 16
     #: Run with ``torch.compile``, see :meth:`toklip_core.drawing.Sampler.draw`.
     compiled: bool = False
+    #: Largest number of positions that a call of the model draws, or "auto"; see :class:`toklip_core.drawing.Sampler`.
+    window: Window = 1
 
     def __post_init__(self) -> None:
         refuse_counts(number=self.number, batch_size=self.batch_size)
+        refuse_window(self.window)
         refuse_drawing(seeds=(self.seed, self.seed + self.number - 1))
 
 
@@ -161,11 +168,13 @@ def generate(
     wanted = PromptList(prompts, settings.number, settings.seed)
     how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
     with _open_place(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
-        _draw(model, wanted, place, replace(settings, drawing=drawing), begun=begun, progress=progress)
+        settings = replace(settings, drawing=drawing)
+        calls, positions = _draw(model, wanted, place, settings, begun=begun, progress=progress)
     report = tuple(PictureRecord(*wanted[number], place.file(number)) for number in range(len(wanted)))
     begins = None if prefix is None else str(prefix.picture)
     shown = {"model": str(settings.checkpoint.model), **drawing.as_json(), "prefix": begins}
-    return GenerateReport(report, time.perf_counter() - started, shown, found=place.found)
+    each = positions / calls if calls else None
+    return GenerateReport(report, time.perf_counter() - started, shown, place.found, calls, each)
 
 
 class PromptList:
@@ -191,9 +200,9 @@ def _draw(
     *,
     begun: Tensor | None,
     progress: bool,
-) -> None:
-    """Draw the missing pictures, and write each batch when it is finished."""
-    size = settings.batch_size
+) -> tuple[int, int]:
+    """Draw the missing pictures, and write each batch when it is finished; return all calls, and their positions."""
+    size, calls, positions = settings.batch_size, 0, 0
     several = len(wanted) - place.found > size
     starts = range(place.found, len(wanted), size)
     for start in tqdm(starts, desc="batches", disable=not (progress and several)):
@@ -203,11 +212,15 @@ def _draw(
             seeds=[own for _, own in batch],
             drawing=settings.drawing,
             prefix=None if begun is None else begun.expand(len(batch), -1, -1),
+            window=settings.window,
             compiled=settings.compiled,
             progress=progress and not several,
         )
+        calls += model.calls
+        positions += ids[0, ..., 0].numel() - (0 if begun is None else begun.shape[1])
         place.add(start, list(map(to_picture, model.pixels(ids).cpu())))
     place.close()
+    return calls, positions
 
 
 class _Grid:

@@ -3,6 +3,7 @@
     guidance.py   classifier-free guidance      choice.py    choice of an id by its logits
     settings.py   settings of drawing           sampler.py   the loop, plain and compiled
     models.py     protocol of models of ids     levels.py    levels in which ids are predicted
+    noise.py      random numbers                window.py    number of positions of a call
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -7,4 +7,11 @@ from .models import (
     NextIdModel as NextIdModel,
 )
 from .sampler import Sampler as Sampler
-from .settings import Drawing as Drawing
+from .settings import (
+    Drawing as Drawing,
+    NoiseKind as NoiseKind,
+)
+from .window import (
+    Window as Window,
+    refuse_window as refuse_window,
+)

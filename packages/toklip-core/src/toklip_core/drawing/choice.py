@@ -1,4 +1,4 @@
-"""Choice of ids by their logits: temperature, top-k, top-p, and one random number per id.
+"""Choice of ids by their logits: temperature, top-k, top-p, and random numbers that are drawn beforehand.
 
 Letters: B pictures, K ids.
 """
@@ -13,10 +13,16 @@ from toklip_core.drawing.settings import Drawing
 
 
 def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:
-    """Choose ids (B,), int64, by logits (B, K) and numbers (B,) that are uniform in [0, 1).
+    """Choose ids (B,), int64, by logits (B, K) and random numbers, which do not depend on the rest of the batch.
 
-    An id is the first at which the cumulative probability, in the order of the codebook, exceeds its number. So each id
-    needs one number, which does not depend on the rest of the batch.
+    With uniform noise there is one number in [0, 1) for each id: an id is the first at which the cumulative
+    probability, in the order of the codebook, exceeds its number. With Gumbel noise there is one for each id of the
+    codebook, and the id with the greatest sum of logit and number is chosen.
+
+    Args:
+        logits: (B, K).
+        luck: (B,) uniform, or (B, K) of Gumbel's distribution, as ``drawing.noise`` says.
+        drawing: settings, with top_k completed.
     """
     if drawing.temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
@@ -30,6 +36,8 @@ def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:
         shares = ordered.softmax(-1)
         kept = shares.cumsum(-1) - shares < drawing.top_p
         logits = logits.masked_fill(logits < ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True), -torch.inf)
+    if drawing.noise == "gumbel":
+        return (logits + luck).argmax(-1)
     passed = logits.softmax(-1).cumsum(-1)
     total = passed[:, -1]
     goal = torch.minimum(luck * total, torch.nextafter(total, torch.zeros_like(total)))

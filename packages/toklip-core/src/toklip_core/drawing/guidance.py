@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from toklip_core.config import LARGEST_SCALE, refuse_outside
@@ -64,11 +65,11 @@ def guide(logits: Tensor, batch: int, scale: float | Tensor) -> Tensor:
     Args:
         logits: rows with the condition, and after them, if there are 2 B, those without it.
         batch: B.
-        scale: s, a number, or a tensor of one for ``torch.compile``.
+        scale: s, a number, or a tensor (B, 1).
     """
     if len(logits) == batch:
         return logits
     with_it, without = logits.chunk(2)
-    if isinstance(scale, float) and scale == 1:
-        return with_it
-    return without + scale * (with_it - without)
+    if isinstance(scale, float):
+        return with_it if scale == 1 else without + scale * (with_it - without)
+    return torch.where(scale == 1, with_it, without + scale * (with_it - without))

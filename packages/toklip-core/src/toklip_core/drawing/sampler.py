@@ -1,14 +1,23 @@
-"""The sampling loop: draws the ids of one position after another, with guidance, plain or compiled.
+"""The sampling loop: draws the ids of the positions from the first to the last, with guidance, plain or compiled.
 
-Each step asks the model for the states of the next position, and for logits from them, level by level. With guidance a
+Each call asks the model for the states of the next positions, and for logits from them, level by level. With guidance a
 picture has two rows in the model, one with its condition and one without.
 
-Letters: B pictures, h and w grid, N = h w, n positions of the prefix, Q ids of a position, L levels of them, R rows,
-S width of a state.
+All random numbers are fixed beforehand, so the ids of a position are a function of those before it. With a window of W,
+a call reads W ids, of which all but the first are drafts, and draws the W ids that follow them. Those up to the first
+that differs from its draft have the right ids before them, so they are final; the others are the next drafts. Each call
+gives at least one position, and the ids are those of a window of 1, in at most as many calls.
+
+Source: Jacobi iteration of x_i = F_i(x_0 ... x_(i-1)), for sampling with fixed noise as in Wiggers and Hoogeboom,
+Predictive Sampling with Forecasting Autoregressive Models, https://arxiv.org/abs/2002.09928.
+
+Letters: B pictures, h and w grid, N = h w, n positions of the prefix or of a call, Q ids of a position, L levels of
+them, R rows, S width of a state.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
@@ -21,12 +30,17 @@ from toklip_core.config import refuse_drawing
 from toklip_core.drawing.choice import choose_ids
 from toklip_core.drawing.guidance import guide
 from toklip_core.drawing.models import CompilableModel, NextIdModel
+from toklip_core.drawing.noise import GumbelNoise, Noise, UniformNoise
 from toklip_core.drawing.settings import Drawing
+from toklip_core.drawing.window import Pace, Window, refuse_window
 from toklip_core.weights import refuse_not_finite
 
 _NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, compute in float32, or lower the guidance"
 
 _Condition = TypeVar("_Condition")
+
+#: From the first of n positions, and n, to the ids (B, n, Q) that are chosen there, and marks (B, n).
+_Call = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 class Sampler(Generic[_Condition]):
@@ -37,16 +51,33 @@ class Sampler(Generic[_Condition]):
 
     Args:
         model: says which id comes next, in evaluation mode.
+        window: largest number of positions that a call of the model draws; "auto" times the first calls, and chooses.
+            Apart from rounding, the ids do not depend on it.
         compiler: compiles a step, called as ``torch.compile`` is.
+
+    Raises:
+        ValueError: the window is no number, 1 or more.
     """
 
-    def __init__(self, model: NextIdModel[_Condition], *, compiler: Callable[..., Any] = torch.compile) -> None:
+    def __init__(
+        self,
+        model: NextIdModel[_Condition],
+        *,
+        window: Window = 1,
+        compiler: Callable[..., Any] = torch.compile,
+    ) -> None:
+        refuse_window(window)
         self.model = model
+        self.window = window
+        #: Number of calls of the model in the last drawing, the first of which reads the prefix.
+        self.calls = 0
         self._compiler = compiler
-        #: Device -> compiled step.
-        self._advance_on: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {}
+        #: Width of the window and device -> compiled step.
+        self._advance_on: dict[tuple[int, str], Callable[..., tuple[Tensor, Tensor]]] = {}
         #: Cache of the last compiled drawing.
         self._kept: Any = None
+        #: Number of pictures, whether there is guidance, and whether it is compiled -> the pace for "auto".
+        self._paces: dict[tuple[int, bool, bool], Pace] = {}
 
     @torch.no_grad()
     def draw(
@@ -56,19 +87,21 @@ class Sampler(Generic[_Condition]):
         seeds: Sequence[int],
         drawing: Drawing = Drawing(),
         prefix: Tensor | None = None,
+        window: Window | None = None,
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
         """Draw pictures id by id; return ids (B, h, w, Q), int64.
 
         Apart from rounding, a picture depends only on its condition, its prefix and its seed: it is the same alone and
-        in a batch. All random numbers are drawn before the first step, one for each level of a position.
+        in a batch. All random numbers are a function of the seed, the position and the level.
 
         Args:
             condition: condition of B pictures, as the model takes it.
             seeds: one seed per picture.
             drawing: settings; those that are None are the model's own.
             prefix: (B, n, Q) ids that the pictures start with, in raster order; n <= N.
+            window: window of this drawing; None: that of the sampler.
             compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster.
             progress: show a progress bar on stderr.
 
@@ -76,7 +109,8 @@ class Sampler(Generic[_Condition]):
             ValueError: a value is out of its range, shapes do not fit, logits are NaN or infinite, or the model cannot
                 be compiled.
         """
-        model = self.model
+        model, window = self.model, self.window if window is None else window
+        refuse_window(window)
         drawing = drawing.completed(model.drawing)
         assert drawing.guidance is not None and drawing.top_k is not None
         refuse_drawing(top_k=drawing.top_k, most=max(model.levels.sizes), seeds=seeds)
@@ -88,54 +122,72 @@ class Sampler(Generic[_Condition]):
         sizes = model.levels.codebook_sizes
         ids = torch.zeros(batch, count, len(sizes), dtype=torch.int64, device=model.device)
         known = 0 if prefix is None else _begin(ids, prefix, sizes)
+        self.calls = 0
         if known < count and batch:
-            shape = (count, len(model.levels.sizes))
-            luck = torch.stack([_uniform(seed, shape) for seed in seeds]).to(ids.device)
+            kind = GumbelNoise if drawing.noise == "gumbel" else UniformNoise
+            noise = kind(seeds, count, model.levels.sizes, ids.device)
             with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
-                canvas = _Canvas(ids, known, luck, drawing.guidance.scales(count), drawing, bar)
-                marks = (self._draw_compiled if compiled else self._draw)(condition, canvas)
-            refuse_not_finite(marks, "a logit", advice=_NO_LOGITS)
+                canvas = _Canvas(ids, known, noise, drawing.guidance.scales(count), drawing, bar)
+                self._draw(condition, canvas, window, compiled=compiled)
+            refuse_not_finite(canvas.marks, "a logit", advice=_NO_LOGITS)
         return ids.unflatten(1, model.grid)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _draw(self, condition: _Condition, canvas: _Canvas) -> Tensor:
-        """Draw all ids into the canvas; return the sum (B,) of the marks."""
-        ids, known, scales = canvas.ids, canvas.known, canvas.scales
+    def _draw(self, condition: _Condition, canvas: _Canvas, window: Window, *, compiled: bool) -> None:
+        """Draw all ids into the canvas."""
+        ids, known, is_guided = canvas.ids, canvas.done, canvas.is_guided
         batch, count, _ = ids.shape
-        states, cache = self.model.prefill(
-            condition, ids[:, :known], guided=canvas.is_guided, steps=count - known - 1
-        )
-        guided_to = max((i for i, scale in enumerate(scales) if scale != 1), default=-1)
-        marks = canvas.luck.new_zeros(batch)
-        for i in range(known, count):
-            if i > known:
-                if i > guided_to:
-                    cache.keep(batch)
-                states = self.model.step(ids[:, i - 1 : i], cache)[:, 0]
-            marks += canvas.put(i, self.model, states, cache)
-        return marks
+        steps = 0 if compiled else count - known - 1
+        states, cache = self.model.prefill(condition, ids[:, :known], guided=is_guided, steps=steps)
+        canvas.put(known, *_chosen(self.model, states[:, None], cache, canvas.place(known, 1), canvas.drawing))
+        self.calls = 1
+        pace = self._paces.setdefault((batch, is_guided, compiled), Pace()) if window == "auto" else None
+        call = self._compiled_call(cache, canvas) if compiled else self._plain_call(cache, canvas)
+        while (done := canvas.done) < count:
+            start = time.perf_counter()
+            width = pace.width if pace else int(window)
+            # Compiled calls have constant shapes, so the last ones begin with positions that are done.
+            n = min(width, count - 1 if compiled else count - done)
+            first = min(done, count - n)
+            canvas.draft(first + n - 1)
+            canvas.put(first, *call(first, n))
+            self.calls += 1
+            if pace and n == width:
+                ids[0, 0, 0].item()  # waits for the device
+                pace.note(width, positions=canvas.done - done, seconds=time.perf_counter() - start)
 
-    def _draw_compiled(self, condition: _Condition, canvas: _Canvas) -> Tensor:
-        """Do the same as :meth:`_draw`, with every step as one call of a graph with constant shapes."""
-        ids, known = canvas.ids, canvas.known
-        count = ids.shape[1]
-        states, cache = self.model.prefill(condition, ids[:, :known], guided=canvas.is_guided, steps=0)
-        marks = canvas.put(known, self.model, states, cache)
-        cache = self._placed(cache)
-        scale = torch.tensor(canvas.scales, device=ids.device)
-        position = torch.arange(count, device=ids.device)
-        advance = self._compiled(ids.device.type)
-        for i in range(known + 1, count):
-            before, place = ids[:, i - 1].clone(), position[i - 1 : i].clone()
-            ids[:, i], mark = advance(self.model, cache, before, place, scale[i], canvas.luck[:, i], canvas.drawing)
-            marks += mark
-            canvas.bar.update()
-        return marks
+    def _plain_call(self, cache: Any, canvas: _Canvas) -> _Call:  # noqa: ANN401
+        model, ids, held = self.model, canvas.ids, canvas.done - 1
 
-    def _compiled(self, device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-        if device not in self._advance_on:
+        def call(first: int, n: int) -> tuple[Tensor, Tensor]:
+            nonlocal held
+            if held > first - 1:
+                cache.cut(first - 1)
+            if first > canvas.guided_to:
+                cache.keep(len(ids))
+            states = model.step(ids[:, first - 1 : first - 1 + n], cache)
+            held = first - 1 + n
+            return _chosen(model, states, cache, canvas.place(first, n), canvas.drawing)
+
+        return call
+
+    def _compiled_call(self, cache: Any, canvas: _Canvas) -> _Call:  # noqa: ANN401
+        """Return the same as :meth:`_plain_call`, as one graph with constant shapes."""
+        placed, ids = self._placed(cache), canvas.ids
+        positions = torch.arange(ids.shape[1], device=ids.device)
+
+        def call(first: int, n: int) -> tuple[Tensor, Tensor]:
+            advance = self._compiled(n, ids.device.type)
+            read = slice(first - 1, first - 1 + n)
+            place = canvas.place(first, n, as_tensor=True)
+            return advance(self.model, placed, ids[:, read].clone(), positions[read].clone(), place, canvas.drawing)
+
+        return call
+
+    def _compiled(self, width: int, device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+        if (width, device) not in self._advance_on:
             mode = "reduce-overhead" if device == "cuda" else "default"
-            self._advance_on[device] = self._compiler(_advance, fullgraph=True, mode=mode)
-        return self._advance_on[device]
+            self._advance_on[width, device] = self._compiler(_advance, fullgraph=True, mode=mode)
+        return self._advance_on[width, device]
 
     def _placed(self, cache: Any) -> Any:  # noqa: ANN401
         """Return the cache of the last drawing, filled with this one, or this one if its shapes differ.
@@ -155,70 +207,104 @@ class Sampler(Generic[_Condition]):
 
 
 @dataclass
+class _Place:
+    """What the choice of the ids of some positions depends on beside the logits."""
+
+    #: Guidance scale of all of them, or of each, (n,).
+    scale: float | Tensor
+    #: Random numbers of each level, (B, n) or (B, n, K_q).
+    luck: list[Tensor]
+
+
+@dataclass
 class _Canvas:
     """Pictures that are being drawn."""
 
-    #: (B, N, Q); positions before ``known`` are the prefix.
+    #: (B, N, Q); positions before ``done`` are final, and those before ``drafted`` have drafts.
     ids: Tensor
-    known: int
-    #: Random numbers (B, N, L), uniform in [0, 1).
-    luck: Tensor
+    done: int
+    noise: Noise
     #: Guidance scale of each position.
     scales: list[float]
     drawing: Drawing
     bar: tqdm[NoReturn]
 
-    @property
-    def is_guided(self) -> bool:
-        """Return whether any further id is drawn with guidance."""
-        return any(scale != 1 for scale in self.scales[self.known :])
+    def __post_init__(self) -> None:
+        self.drafted = self.done
+        #: Last position with guidance; -1 without.
+        self.guided_to = max((i for i, scale in enumerate(self.scales) if scale != 1), default=-1)
+        #: Whether any further id is drawn with guidance.
+        self.is_guided = self.guided_to >= self.done
+        #: Sum (B,) of the marks of all positions; see :func:`_chosen`.
+        self.marks = torch.zeros(len(self.ids), device=self.ids.device)
 
-    def put(self, i: int, model: NextIdModel[Any], states: Tensor, cache: Any) -> Tensor:  # noqa: ANN401
-        """Choose the ids of position i of each picture by states (R, S); return the marks (B,)."""
-        self.ids[:, i], marks = _chosen(model, states, cache, self.scales[i], self.luck[:, i], self.drawing)
-        self.bar.update()
-        return marks
+    def place(self, first: int, n: int, *, as_tensor: bool = False) -> _Place:
+        """Return what the choice at n positions from ``first`` on depends on; a scale is a tensor for a graph."""
+        scales = self.scales[first : first + n]
+        if as_tensor or any(scale != scales[0] for scale in scales):
+            return _Place(torch.tensor(scales, device=self.ids.device), self.noise.at(first, n))
+        return _Place(scales[0], self.noise.at(first, n))
+
+    def draft(self, until: int) -> None:
+        """Repeat the last ids as drafts of the positions before ``until`` that have none.
+
+        Ids chosen by the newest logits of another position, which cost time, gave no fewer calls; nor did those above.
+        """
+        if until > self.drafted:
+            self.ids[:, self.drafted : until] = self.ids[:, self.drafted - 1 : self.drafted]
+            self.drafted = until
+
+    def put(self, first: int, chosen: Tensor, marks: Tensor) -> None:
+        """Take the ids (B, n, Q) that are chosen at positions from ``first`` on, and their marks.
+
+        They are final up to the first position at which they differ from the drafts in any picture.
+        """
+        known, end = self.done - first, first + chosen.shape[1]
+        done = end
+        if end - self.done > 1:
+            same = (chosen == self.ids[:, first:end]).all(-1).all(0)[known:-1]
+            done = self.done + 1 + int(same.cumprod(0).sum())
+        self.ids[:, self.done : end] = chosen[:, known:]
+        self.marks += marks[:, known : done - first].sum(1)
+        self.bar.update(done - self.done)
+        self.done, self.drafted = done, max(self.drafted, end)
+        self.noise.drop(done)
 
 
 def _advance(
     model: CompilableModel[Any],
     cache: Any,  # noqa: ANN401
     ids: Tensor,
-    position: Tensor,
-    scale: Tensor,
-    luck: Tensor,
+    positions: Tensor,
+    place: _Place,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids (B, Q) that follow ``ids`` (B, Q), which are at ``position`` (1,) of the picture, and marks."""
-    return _chosen(model, model.step_at(ids[:, None], cache, position)[:, 0], cache, scale, luck, drawing)
+    """Return the ids that follow each of the ids (B, n, Q) at positions (n,), and marks."""
+    return _chosen(model, model.step_at(ids, cache, positions), cache, place, drawing)
 
 
 def _chosen(
     model: NextIdModel[Any],
     states: Tensor,
     cache: Any,  # noqa: ANN401
-    scale: float | Tensor,
-    luck: Tensor,
+    place: _Place,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the ids (B, Q) of a position by states (R, S) and numbers (B, L), level by level; return them and marks.
+    """Choose ids (B, n, Q) by states (R, n, S), level by level; return them and marks (B, n).
 
-    A mark is 0, or NaN if no id can be chosen by the logits. Marks (B,) are checked once, after the last step; -inf
-    excludes an id and is allowed unless all logits of a level are -inf.
+    A mark is 0, or NaN if no id can be chosen by the logits. Marks are checked once, after the last call; -inf excludes
+    an id and is allowed unless all logits of a level are -inf.
     """
-    batch = len(luck)
-    chosen = torch.zeros(batch, 0, dtype=torch.int64, device=luck.device)
-    marks = luck.new_zeros(batch)
-    for level in range(luck.shape[1]):
-        logits = model.logits(states, chosen.repeat(len(states) // batch, 1), cache)
-        logits = guide(logits, batch, scale)
-        chosen = torch.cat([chosen, choose_ids(logits, luck[:, level], drawing)[:, None]], dim=1)
+    batch, n = place.luck[0].shape[:2]
+    rows, flat = len(states) // batch, states.flatten(0, 1)
+    scale = place.scale.repeat(batch)[:, None] if isinstance(place.scale, Tensor) else place.scale
+    chosen = torch.zeros(batch * n, 0, dtype=torch.int64, device=states.device)
+    marks = torch.zeros(batch * n, device=states.device)
+    for luck in place.luck:
+        logits = guide(model.logits(flat, chosen.repeat(rows, 1), cache), batch * n, scale)
+        chosen = torch.cat([chosen, choose_ids(logits, luck.flatten(0, 1), drawing)[:, None]], dim=1)
         marks = marks + 0 * logits.amax(-1)
-    return model.levels.join(chosen), marks
-
-
-def _uniform(seed: int, shape: tuple[int, int]) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return model.levels.join(chosen).unflatten(0, (batch, n)), marks.unflatten(0, (batch, n))  # type: ignore[no-untyped-call]
 
 
 def _begin(ids: Tensor, prefix: Tensor, codebook_sizes: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 from toklip_core.config import validated
-from toklip_core.drawing import Drawing, IdLevels, Sampler
+from toklip_core.drawing import Drawing, IdLevels, Sampler, Window
 from toklip_core.evaluation import warn_of_unknown_words
 from toklip_core.model import TokLIP
 from toklip_core.pictures import Resize
@@ -166,6 +166,7 @@ class PictureGenerator:
         seeds: Sequence[int],
         drawing: Drawing = Drawing(),
         prefix: Tensor | None = None,
+        window: Window = 1,
         compiled: bool = False,
         progress: bool = False,
     ) -> Tensor:
@@ -176,6 +177,7 @@ class PictureGenerator:
             seeds: see :meth:`toklip_core.drawing.Sampler.draw`, also for the rest.
             drawing: settings; those that are None are the generator's own.
             prefix: (B, n, Q) ids that the pictures start with, in raster order.
+            window: largest number of positions that a call of the generator draws, or "auto".
             compiled: run with ``torch.compile``, for GPUs.
             progress: show a progress bar on stderr.
 
@@ -190,11 +192,17 @@ class PictureGenerator:
                 seeds=seeds,
                 drawing=drawing,
                 prefix=None if prefix is None else prefix.to(self.device),
+                window=window,
                 compiled=compiled,
                 progress=progress,
             )
         finally:
             self.generator.train(was_training)
+
+    @property
+    def calls(self) -> int:
+        """Number of calls of the generator in the last drawing."""
+        return self._sampler.calls
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""

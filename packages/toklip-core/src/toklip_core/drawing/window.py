@@ -1,0 +1,68 @@
+"""Width of the window: how many positions a call of the model draws at most, given or chosen by times.
+
+The ids do not depend on it, see sampler.py; only the number of calls and the time of each do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from toklip_core.config import refuse_counts
+
+#: Largest number of positions of a call; "auto" times the first calls, and chooses.
+Window = int | Literal["auto"]
+
+#: Widths to choose from. The next is tried only if the last was faster than those before.
+WIDTHS = (1, 4, 16, 64)
+#: Calls of each width that are timed. One more comes before them, in which kernels are chosen, or compiled.
+_TIMED = 2
+
+
+def refuse_window(window: Window) -> None:
+    """Raise ValueError unless a window is a number of positions, 1 or more, or "auto"."""
+    if isinstance(window, str) and window != "auto":
+        raise ValueError(f"got window = {window!r}; wanted a number of positions, or 'auto'")
+    if isinstance(window, int):
+        refuse_counts(window=window)
+
+
+class Pace:
+    """Choice of a width by the first calls: each of :data:`WIDTHS` is tried, as long as that is faster.
+
+    Afterwards the width that draws the most positions in a second is taken. How many a call draws is counted on, so a
+    width whose drafts fit no longer is left again.
+
+    >>> pace = Pace()
+    >>> seconds = {1: 0.1, 4: 0.2}
+    >>> for _ in range(6):
+    ...     pace.note(pace.width, positions=pace.width // 3 + 1, seconds=seconds[pace.width])
+    >>> pace.width  # 4 draws two positions in the time of two calls with 1: no gain
+    1
+    """
+
+    def __init__(self) -> None:
+        #: Width -> calls, positions that they drew, and the least seconds of a call.
+        self._notes: dict[int, tuple[int, int, float]] = {}
+
+    @property
+    def width(self) -> int:
+        """Width of the next call."""
+        best = 0.0
+        for width in WIDTHS:
+            calls, positions, seconds = self._notes.get(width, (0, 0, 0.0))
+            if calls <= _TIMED:
+                return width
+            if positions / calls / seconds <= best:
+                break
+            best = positions / calls / seconds
+        return max(self._notes, key=self._rate)
+
+    def note(self, width: int, *, positions: int, seconds: float) -> None:
+        """Note that a call with a window of this width drew so many positions in so many seconds."""
+        calls, before, least = self._notes.get(width, (0, 0, float("inf")))
+        # The first call of a width is not timed.
+        self._notes[width] = (calls + 1, before + positions, min(least, seconds) if calls else least)
+
+    def _rate(self, width: int) -> float:
+        calls, positions, seconds = self._notes[width]
+        return positions / calls / seconds
