@@ -8,8 +8,9 @@ import open_clip
 import pytest
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from toklip_core.model import CLIPConfig, VisionConfig, clip_from_open_clip, load_clip
+from toklip_core.model import CLIPConfig, TrunkConfig, VisionConfig, build_vision_tower, clip_from_open_clip, load_clip
 from toklip_core.weights import read_model_folder, save_model_folder
 from torch import nn
 
@@ -236,3 +237,26 @@ def test_a_folder_without_its_text_tokenizer_reads_pictures(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the text tokenizer is missing: put its tokenizer.json beside"):
         loaded.text_features(TEXTS)
     assert read_model_folder(tmp_path)[0]["kind"] == "clip"
+
+
+def test_a_stem_treats_each_picture_alone_and_its_blocks_add_to_what_they_read():
+    trunk = TrunkConfig(width=16, depth=1, heads=2)
+    stem = VisionConfig(trunk=trunk, patch_size=8, stem=(8, 8, 16), stem_blocks=2)
+    tower = build_vision_tower(stem, 32).eval()
+    drawn = torch.randn(3, 3, 32, 32)
+    patches = tower.patch_embed(drawn)
+    assert patches.shape == (3, 16, 16)
+    torch.testing.assert_close(tower.patch_embed(drawn[1:2]), patches[1:2])
+    blocks = [module for module in tower.patch_embed.layers if isinstance(module, nn.Sequential)]
+    assert len(blocks) == 6
+    for block in blocks:
+        torch.nn.init.zeros_(block[-2].weight)  # the last norm; GELU makes 0 of its 0
+    plain = build_vision_tower(stem.model_copy(update={"stem_blocks": 0}), 32).eval()
+    kept = [module for module in tower.patch_embed.layers if module not in blocks]
+    plain.patch_embed.layers = nn.Sequential(*kept)
+    torch.testing.assert_close(plain.patch_embed(drawn), tower.patch_embed(drawn))
+
+
+def test_blocks_of_a_stem_need_a_stem():
+    with pytest.raises(ValidationError, match="stem_blocks has no effect without a stem"):
+        VisionConfig(trunk=TrunkConfig(width=16, depth=1, heads=2), patch_size=8, stem_blocks=1)

@@ -105,7 +105,8 @@ def test_it_learns(tmp_path: Path):
 
 
 def test_an_encoder_can_be_taught_by_it(tmp_path: Path, toy: Path):
-    train_teacher(config(vision={"stem": [8, 16, 32]}, run={"steps": 1}), tmp_path / "teacher")
+    stem = {"stem": [8, 16, 32], "stem_blocks": 1}
+    train_teacher(config(vision=stem, run={"steps": 1}), tmp_path / "teacher")
     values = {
         "tokenizer": "mean-colour",
         "teacher": str(tmp_path / "teacher/model"),
@@ -123,9 +124,7 @@ def test_its_words_are_of_all_sources(tmp_path: Path):
         write_scenes(Scenes(3, size=16, seed=number), tmp_path / str(number))
         for file in (tmp_path / str(number)).glob("*.txt"):
             file.write_text(words)
-    settings = config(
-        *({"kind": "pictures", "inputs": [str(tmp_path / name)]} for name in "01"), text={"captions": 2}
-    )
+    settings = config(*({"kind": "pictures", "inputs": [str(tmp_path / name)]} for name in "01"), text={"captions": 2})
     tokenizer = text_tokenizer(settings, samples(settings))
     assert tokenizer.config.vocabulary == 3 + 5
     assert (tokenizer(["some other words"])[0, :4] > 1).all() and (tokenizer(["none of it"])[0, :3] == 1).all()
@@ -198,10 +197,10 @@ def test_the_bias_is_the_sigmoids_alone(tmp_path: Path, clip: CLIP, contrast: st
     assert (load_clip(tmp_path / "run/model").logit_bias == -10).item() == (contrast == "softmax")
 
 
-@pytest.mark.parametrize("stem", [[], [8, 16, 32]])
-def test_matrices_alone_are_decayed(stem: list[int]):
+@pytest.mark.parametrize("stem", [{}, {"stem": [8, 16, 32]}, {"stem": [8, 16, 32], "stem_blocks": 2}])
+def test_matrices_alone_are_decayed(stem: dict[str, Any]):
     """Linear layers, convolutions, attention, the projection of texts; not the embedding of words."""
-    settings = config(vision={"stem": stem})
+    settings = config(vision=stem)
     tokenizer = text_tokenizer(settings, samples(settings))
     sizes = CLIPConfig(image_size=32, vision=settings.vision, text=tokenizer.config)
     model = TeacherTraining(CLIP(sizes, tokenizer), "sigmoid")

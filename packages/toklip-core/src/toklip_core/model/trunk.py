@@ -70,6 +70,9 @@ class VisionConfig(Config):
         description="Channels of a convolutional stem, one number per halving of the resolution, in place of the "
         "linear patch embedding. A small tower needs one to learn shapes within minutes; SigLIP and CLIP have none.",
     )
+    stem_blocks: int = Field(
+        default=0, ge=0, le=MOST_LAYERS, description="Number of residual blocks after each halving of the stem."
+    )
     mean: tuple[float, float, float] = Field(
         default=(0.5, 0.5, 0.5), description="Mean of red, green and blue that is subtracted from pixels in [0, 1]."
     )
@@ -81,6 +84,8 @@ class VisionConfig(Config):
     def _stem_makes_patches(self) -> Self:
         if self.stem and 2 ** len(self.stem) != self.patch_size:
             raise ValueError(f"a stem of {len(self.stem)} halvings makes patches of {2 ** len(self.stem)} pixels")
+        if self.stem_blocks and not self.stem:
+            raise ValueError("stem_blocks has no effect without a stem")
         return self
 
 
@@ -141,7 +146,7 @@ def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransform
         pre_norm=trunk.pre_norm,
         act_layer=_activation(trunk.activation),
         norm_layer=norm_layer(trunk),
-        embed_layer=partial(ConvStem, channels=config.stem) if config.stem else PatchEmbed,
+        embed_layer=partial(ConvStem, channels=config.stem, blocks=config.stem_blocks) if config.stem else PatchEmbed,
         weight_init="jax",
     )
     if trunk.width % 4:
@@ -158,7 +163,7 @@ class ConvStem(nn.Module):
     """Convolutions from pixels (B, 3, S, S) to patches (B, N, D), in place of timm's PatchEmbed.
 
     Each entry of ``channels`` stands for two 3 x 3 convolutions, the first with stride 2, with group norm of 8 groups,
-    which treats each picture alone. A linear layer follows.
+    which treats each picture alone, and ``blocks`` residual blocks of two such convolutions. A linear layer follows.
 
     Source: Xiao et al., Early Convolutions Help Transformers See Better, https://arxiv.org/abs/2106.14881.
     """
@@ -171,6 +176,7 @@ class ConvStem(nn.Module):
         embed_dim: int,
         *,
         channels: Sequence[int],
+        blocks: int = 0,
         bias: bool = True,
         dynamic_img_pad: bool = False,
         device: torch.device | None = None,
@@ -184,13 +190,26 @@ class ConvStem(nn.Module):
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((in_chans, *channels)):
             for inputs, stride in ((narrow, 2), (wide, 1)):
-                layers += [nn.Conv2d(inputs, wide, 3, stride, 1), nn.GroupNorm(max(wide // 8, 1), wide), nn.GELU()]
+                layers += _convolution(inputs, wide, stride)
+            layers += [_ResidualBlock(*_convolution(wide, wide), *_convolution(wide, wide)) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], embed_dim, 1, bias=bias))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return patches (B, N, D), in raster order, of pixels (B, 3, S, S)."""
         patches: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
         return patches
+
+
+class _ResidualBlock(nn.Sequential):
+    """Layers whose result is added to their input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)  # type: ignore[no-any-return, no-untyped-call]  # torch ships no types here
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    """Return the layers of a 3 x 3 convolution with its norm and activation."""
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(max(outputs // 8, 1), outputs), nn.GELU()]
 
 
 def norm_layer(config: TrunkConfig) -> Callable[[int], nn.Module]:
