@@ -11,6 +11,11 @@ from .losses import (
     softmax_contrast as softmax_contrast,
     token_distillation as token_distillation,
 )
+from .next_id import (
+    NextIdLoss as NextIdLoss,
+    next_id_loss as next_id_loss,
+    z_loss as z_loss,
+)
 from .optimizers import (
     ParameterGroup as ParameterGroup,
     build_optimizers as build_optimizers,

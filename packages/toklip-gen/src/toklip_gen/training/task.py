@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from toklip_core.drawing import IdLevels, Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
@@ -37,6 +36,7 @@ from toklip_core.training import (
     Task,
     derived_seed,
     fit,
+    next_id_loss as level_losses,
     parameter_groups,
 )
 from torch import Tensor, nn
@@ -261,10 +261,8 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
 def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
     """Return the cross entropy of the next ids and the share that is predicted correctly, means over the levels."""
     logits: tuple[Tensor, ...] = model(batch.inputs, batch.levels, batch.condition, batch.drop)
-    pairs = list(zip(logits, batch.levels.unbind(-1), strict=True))
-    losses = [F.cross_entropy(of_level.flatten(0, 1), wanted.flatten()) for of_level, wanted in pairs]
-    hits = [(of_level.detach().argmax(-1) == wanted).float().mean() for of_level, wanted in pairs]
-    return Losses({"next_id": torch.stack(losses).mean()}, {"accuracy": torch.stack(hits).mean()})
+    loss, accuracy = level_losses(logits, batch.levels)
+    return Losses({"next_id": loss}, {"accuracy": accuracy})
 
 
 @dataclass(frozen=True)

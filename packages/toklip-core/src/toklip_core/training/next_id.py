@@ -1,0 +1,44 @@
+"""Losses of models that predict the ids of pictures, level by level.
+
+Letters: L levels of a position, K_q size of level q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class NextIdLoss(NamedTuple):
+    """Loss of predicted ids, and the share of them that is predicted correctly: means over positions and levels."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def next_id_loss(logits: Sequence[Tensor], levels: Tensor) -> NextIdLoss:
+    """Return the cross entropy and the accuracy, scalars, of the logits (..., K_q) of each of the levels (..., L).
+
+    >>> loss, accuracy = next_id_loss([torch.zeros(3, 8), torch.eye(3, 4) * 99], torch.tensor([[1, 0], [0, 1], [0, 2]]))
+    >>> round(float(loss), 3), round(float(accuracy), 3)
+    (1.04, 0.833)
+    """
+    pairs = list(zip(logits, levels.unbind(-1), strict=True))
+    losses = [F.cross_entropy(of_level.flatten(0, -2), wanted.flatten()) for of_level, wanted in pairs]
+    hits = [(of_level.detach().argmax(-1) == wanted).float().mean() for of_level, wanted in pairs]
+    return NextIdLoss(torch.stack(losses).mean(), torch.stack(hits).mean())
+
+
+def z_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Return the mean square, a scalar, of log Z of the logits (..., K_q) of each level, which keeps them from growing.
+
+    Source: PaLM, https://arxiv.org/abs/2204.02311, section 5; UniTok weights it by 5e-5.
+
+    >>> round(float(z_loss([torch.zeros(2, 8)])), 3)
+    4.324
+    """
+    return torch.stack([of_level.logsumexp(-1).square().mean() for of_level in logits]).mean()
