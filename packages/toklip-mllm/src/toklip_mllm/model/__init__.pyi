@@ -1,17 +1,31 @@
 from .building import (
+    add_image_head as add_image_head,
     build as build,
     load as load,
 )
 from .config import TokLIPLMConfig as TokLIPLMConfig
+from .head_config import (
+    ImageHeadConfig as ImageHeadConfig,
+    ImageHeadSettings as ImageHeadSettings,
+)
+from .image_head import ImageHead as ImageHead
 from .messages import flatten as flatten
 from .model import (
     ContextError as ContextError,
     TokLIPForConditionalGeneration as TokLIPForConditionalGeneration,
 )
+from .outputs import (
+    PictureOutput as PictureOutput,
+    ReadAndDrawOutput as ReadAndDrawOutput,
+)
 from .pictures import (
     PictureInput as PictureInput,
     read_picture as read_picture,
     to_image as to_image,
+)
+from .predictor import (
+    PicturePredictor as PicturePredictor,
+    PicturePrompt as PicturePrompt,
 )
 from .processing import (
     MARKS_TURNS as MARKS_TURNS,

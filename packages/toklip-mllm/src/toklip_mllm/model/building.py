@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import TokLIP
 from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toklip_mllm.model.config import Features, TokLIPLMConfig
+from toklip_mllm.model.head_config import ImageHeadConfig, ImageHeadSettings
+from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.model import TokLIPForConditionalGeneration, connector
 from toklip_mllm.model.processing import TokLIPProcessor
 from toklip_mllm.model.vision import PictureEncoder, cast_weights, encoder_checksum
@@ -28,6 +31,7 @@ def build(
     tokenizer: Any = None,  # noqa: ANN401
     features: Features = "concat",
     image_token: str = "<image>",
+    image_head: ImageHeadSettings | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
     """Build a model and its processor from a TokLIP's encoder, a new connector and a language model.
@@ -45,10 +49,12 @@ def build(
         tokenizer: tokenizer of the language model; None: ``AutoTokenizer`` of its name.
         features: input of the connector.
         image_token: token that stands for nothing else, such as a reserved one.
+        image_head: image head to build, for a model that also draws pictures; None: it reads them alone.
         dtype: dtype of the whole model; None: the language model's own.
 
     Raises:
-        ValueError: the tokenizer is missing or has no chat template, or the language model reads pictures already.
+        ValueError: the tokenizer is missing or has no chat template, the language model reads pictures already, or
+            the TokLIP cannot draw: its encoder is not causal, or its ids form a pyramid.
         OSError: a model is missing and cannot be downloaded.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -102,7 +108,65 @@ def build(
         image_token=image_token,
     )
     processor.use_vq_tokenizer(toklip.tokenizer)
+    if image_head is not None:
+        add_image_head(model, processor, image_head)
     return model.eval(), processor
+
+
+def add_image_head(
+    model: TokLIPForConditionalGeneration, processor: TokLIPProcessor, settings: ImageHeadSettings
+) -> None:
+    """Add a new image head to a model that reads pictures, and the begin token to its processor, in place.
+
+    If the tokenizer has no such token, it is appended, and the language model gets an embedding row for it unless it
+    has one to spare. The begin token is never generated in text, like the image token. All that the model computes
+    without the head stays the same, bit for bit.
+
+    Args:
+        model: model without an image head.
+        processor: processor of the model.
+        settings: image head to build.
+
+    Raises:
+        ValueError: the model draws already, the begin token is the image token, or ids cannot be drawn one after
+            another: the encoder is not causal, or they form a pyramid.
+
+    >>> model, processor = load("toklip-mllm-tiny")
+    >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
+    >>> prompt = processor(text="a red circle", generation_mode="image", return_tensors="pt")
+    >>> tuple(model.generate(**prompt, generation_mode="image", seeds=[0]).shape)
+    (1, 8, 8, 1)
+    """
+    if model.image_head is not None:
+        raise ValueError("the model has an image head already; train that one")
+    if settings.begin_token == processor.image_token:
+        raise ValueError(f"got the image token {settings.begin_token!r} as begin token; name another one")
+    embedding, encoder = model.vision.embedding, model.vision.encoder
+    levels = IdLevels.of_embedding(embedding)
+    if encoder is not None:
+        encoder.refuse_steps()
+    language_model, tokenizer = model.language_model, processor.tokenizer
+    _make_room(language_model, tokenizer, settings.begin_token)
+    model.config.text_config = language_model.config
+    width = language_model.config.get_text_config().hidden_size
+    level_width = settings.level_width or width
+    blocks = settings.level_blocks
+    config = ImageHeadConfig(
+        begin_token_id=tokenizer.convert_tokens_to_ids(settings.begin_token),
+        levels=levels.sizes,
+        # UniTok has 3 blocks over 8 levels.
+        level_blocks=(3 if embedding.levels_are_residual else 0) if blocks is None else blocks,
+        level_width=level_width,
+        level_heads=settings.level_heads or max(1, level_width // 64),
+        guidance=settings.guidance,
+        top_k=settings.top_k,
+    )
+    model.config.image_head = config.model_dump(mode="json")
+    weight = next(model.connector.parameters())
+    model.image_head = ImageHead(config, width).to(weight.device, weight.dtype)
+    suppressed = model.generation_config.suppress_tokens or []
+    model.generation_config.suppress_tokens = [*suppressed, config.begin_token_id]
+    processor.use_begin_token(settings.begin_token)
 
 
 def load(
@@ -138,6 +202,11 @@ def load(
         model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
         processor = TokLIPProcessor.from_pretrained(place)
     model.config.tokenizer_record.refuse_other_ids(processor.vq_record, f"the processor of {str(name)!r}")
+    if (model.image_head is None) != (processor.begin_token is None):
+        raise ValueError(
+            f"in {str(name)!r} the processor has {processor.begin_token or 'no token'!r} to open a picture, and the "
+            f"model has {'no' if model.image_head is None else 'an'} image head; save both from one build"
+        )
     if (ours := model.config.tokens_per_picture) != (theirs := processor.tokens_per_picture):
         raise ValueError(
             f"in {str(name)!r} the model takes {ours} tokens per picture, and the processor gives {theirs}; save both "
@@ -178,11 +247,11 @@ def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
 
 
 @torch.no_grad()
-def _make_room(language_model: Any, tokenizer: Any, image_token: str) -> None:  # noqa: ANN401
-    """Add the image token to the tokenizer, and to the language model a row for it, the mean of the others."""
-    if image_token not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, False)
-    token = tokenizer.convert_tokens_to_ids(image_token)
+def _make_room(language_model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
+    """Add a special token to the tokenizer, and to the language model a row for it, the mean of the others."""
+    if name not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [name]}, False)
+    token = tokenizer.convert_tokens_to_ids(name)
     before = language_model.get_input_embeddings().num_embeddings
     if token < before:
         return

@@ -15,6 +15,8 @@ from toklip_core.weights import MODEL_FORMAT, refuse_other_format
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from toklip_mllm.model.head_config import ImageHeadConfig
+
 #: Input of the connector for a picture: codes (C wide), semantic tokens (D wide), or both (concat, C + D wide).
 Features = Literal["concat", "tokens", "codes"]
 
@@ -38,6 +40,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         image_size: side in pixels of the square that a picture becomes.
         resize: way to make a picture square.
         image_token_id: token of the language model that is replaced by a picture's tokens.
+        image_head: fields of :class:`toklip_mllm.model.ImageHeadConfig`; None: the model reads pictures and draws none.
         format: number of the format of model folders; a saved config of another format is refused.
 
     >>> from toklip_mllm.model.building import load
@@ -62,6 +65,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         image_size: int = 0,
         resize: Resize = "crop",
         image_token_id: int = 0,
+        image_head: dict[str, Any] | None = None,
         format: int = MODEL_FORMAT,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
@@ -82,6 +86,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.image_size = image_size
         self.resize = resize
         self.image_token_id = image_token_id
+        self.image_head = image_head
         self.format = format
         super().__init__(**kwargs)
 
@@ -108,6 +113,16 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def embedding_config(self) -> EmbeddingConfig:
         """How ids become codes, checked; ValueError if it is missing or wrong."""
         return validated(EmbeddingConfig, self.embedding or {}, "embedding of config.json")
+
+    @property
+    def head_config(self) -> ImageHeadConfig:
+        """The image head, checked; ValueError if the model has none, or it is wrong."""
+        if self.image_head is None:
+            raise ValueError(
+                "the model has no image head, so it reads pictures and draws none; train one "
+                "(toklip train mllm, image_head), or name a model that draws"
+            )
+        return validated(ImageHeadConfig, self.image_head, "image_head of config.json")
 
     @property
     def encoder_config(self) -> EncoderConfig:

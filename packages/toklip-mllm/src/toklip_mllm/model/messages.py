@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -47,6 +47,31 @@ def flatten(messages: Iterable[Any], image_token: str) -> tuple[list[Message], l
     """
     found = normalize(messages)
     return [_flat(message, image_token) for message in found], pictures_in(found)
+
+
+def open_drawn(messages: Iterable[Message], image_token: str, begin_token: str) -> list[Message]:
+    """Return normalized messages with ``begin_token`` before each picture of the assistant, which is one that it draws.
+
+    >>> open_drawn([{"role": "assistant", "content": "here: <image>"}], "<image>", "<begin>")
+    [{'role': 'assistant', 'content': 'here: <begin><image>'}]
+    """
+
+    def opened(text: str) -> str:
+        return text.replace(begin_token + image_token, image_token).replace(image_token, begin_token + image_token)
+
+    def items(content: Sequence[Message]) -> Iterator[Message]:
+        for item in content:
+            if item["type"] == "image":
+                yield {"type": "text", "text": begin_token}
+            yield {**item, "text": opened(item["text"])} if item["type"] == "text" else item
+
+    found = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") == "assistant" and content:
+            message = {**message, "content": opened(content) if isinstance(content, str) else list(items(content))}
+        found.append(message)
+    return found
 
 
 def as_items(messages: Iterable[Message]) -> list[Message]:

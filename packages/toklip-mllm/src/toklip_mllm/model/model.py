@@ -2,6 +2,10 @@
 
     ids (P, h, w, Q) --embedding--> codes --encoder--> tokens      [codes ; tokens] (P, N, F)
     [codes ; tokens] --connector F -> D -> D--> in the places of the image token among input embeddings (B, L, D)
+    states at the begin token and at image tokens --image head--> logits of the next ids of a picture that is drawn
+
+A picture that the assistant draws follows the begin token, and no other picture does: its ids are predicted by the
+image head, everything else by the language model's own head. A model without an image head reads pictures alone.
 
 The model takes ids, never pixels; the VQ tokenizer belongs to the processor. The embedding of the ids, with its tables
 if it has any, is saved with the model, so a token store and the model are enough for training.
@@ -18,12 +22,15 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from toklip_core.drawing import Drawing, Guidance, IdLevels, Sampler, Window
 from toklip_core.embeddings import CodeEmbedding
+from toklip_core.training import next_id_loss
 from toklip_core.weights import refuse_damaged, weights_checksum
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -40,7 +47,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import torch_compilable_check
 
 from toklip_mllm.model.config import TokLIPLMConfig
+from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.logits import FiniteLogits
+from toklip_mllm.model.outputs import PictureOutput, ReadAndDrawOutput
+from toklip_mllm.model.predictor import PicturePredictor, PicturePrompt
 from toklip_mllm.model.vision import PictureEncoder, round_to
 from toklip_mllm.training import keep_out
 
@@ -53,22 +63,30 @@ _CACHE = next(
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
 
+#: Options of ``generate`` that drawing takes, as transformers names them.
+_OF_DRAWING = ("guidance_scale", "temperature", "top_k", "top_p", "do_sample")
+
 #: Prefix of the semantic encoder's weights in a state dict.
 _ENCODER = "vision.encoder."
 #: Dtypes in which models are saved.
 _SAVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
+#: Label of tokens without a loss, as in transformers.
+IGNORED = -100
+
+
 class ContextError(ValueError):
-    """A prompt is longer than the language model's context."""
+    """A prompt is longer than the language model's context, or leaves no room for a picture."""
 
 
 class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Causal language model that reads pictures as TokLIP's tokens, with all of transformers' ``generate``.
 
-    Its parts are ``vision`` (embedding of ids and semantic encoder), ``connector`` and ``language_model``; ``vision``
-    is frozen (``requires_grad`` off) unless you turn its training on. Use :func:`toklip_mllm.model.build` to make a
-    model from a TokLIP and a language model, and :func:`toklip_mllm.model.load` to load a saved one.
+    Its parts are ``vision`` (embedding of ids and semantic encoder), ``connector``, ``language_model`` and, if it draws
+    pictures, ``image_head``; ``vision`` is frozen (``requires_grad`` off) unless you turn its training on. Use
+    :func:`toklip_mllm.model.build` to make a model from a TokLIP and a language model, and
+    :func:`toklip_mllm.model.load` to load a saved one.
 
     >>> from toklip_mllm.model import load
     >>> model, processor = load("toklip-mllm-tiny")
@@ -97,6 +115,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self.vision = PictureEncoder(config)
         self.connector = connector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.image_head = image_head(config)
         self._no_split_modules = ["PictureEncoder", *(self.language_model._no_split_modules or ())]
         self._can_compile_fullgraph = self.language_model._can_compile_fullgraph
         self._is_stateful = self.language_model._is_stateful
@@ -132,7 +151,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if new or len(known) > len(settings):
             self._kept_out = {**settings}  # first, because the next calls ask for the modules
         if new:
-            keep_out(self, new, parts=("vision", "connector"))
+            keep_out(self, new, parts=("vision", "connector", *(["image_head"] if self.image_head is not None else [])))
 
     def save_pretrained(
         self,
@@ -197,9 +216,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         past_key_values: Any = None,  # noqa: ANN401
+        output_image_logits: bool | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> CausalLMOutputWithPast:
         """Run the language model: return logits (B, L, V), the cache, and the loss if there are labels.
+
+        If ``input_ids`` have pictures that are drawn, there are also the logits of their ids, and with labels their
+        loss, which is added to that of the text; see :class:`toklip_mllm.model.ReadAndDrawOutput`.
 
         Args:
             input_ids: (B, L), with the image token N times for every picture.
@@ -216,24 +239,205 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             use_cache: return the cache.
             logits_to_keep: number of last tokens, or indices of tokens, to compute logits for; 0 means all.
             past_key_values: the cache, under the name that transformers used before 5.24.
+            output_image_logits: return the logits of the pictures that are drawn, which needs their ``image_ids``;
+                None: if there are labels and the model has an image head.
             kwargs: further arguments of the language model's forward.
 
         Raises:
-            ValueError: places and pictures differ in number, the ids are of another grid, or there are two caches.
+            ValueError: places and pictures differ in number, the ids are of another grid, there are two caches, or
+                logits of pictures are asked of a model without image head or without ids.
         """
+        if output_image_logits is None:
+            output_image_logits = labels is not None and self.image_head is not None
         text = self._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, image_embeds)
         known: dict[str, Any] = {"position_ids": position_ids, "use_cache": use_cache}
         known |= _cache_by_its_name({"cache": cache, "past_key_values": past_key_values})
         if "logits_to_keep" in self._takes:
             known["logits_to_keep"] = logits_to_keep
-        found = self.language_model(
-            **text,
-            attention_mask=attention_mask,
-            labels=labels,
-            **{name: value for name, value in known.items() if value is not None},
-            **kwargs,
-        )
-        return cast(CausalLMOutputWithPast, found)
+        known = {name: value for name, value in known.items() if value is not None}
+        if not output_image_logits:
+            found = self.language_model(**text, attention_mask=attention_mask, labels=labels, **known, **kwargs)
+            return cast(CausalLMOutputWithPast, found)
+        self.refuse_no_head()
+        learned = labels
+        if labels is not None and not bool((labels[:, 1:] != IGNORED).any()):
+            learned = None  # because transformers' mean over no token is NaN
+        known |= kwargs | {"output_hidden_states": True, "return_dict": True}
+        found = self.language_model(**text, attention_mask=attention_mask, labels=learned, **known)
+        output = self._with_pictures_drawn(found, input_ids, image_ids, learns=labels is not None)
+        if not kwargs.get("output_hidden_states", self.config.output_hidden_states):
+            output.hidden_states = None
+        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether transformers' ``Trainer`` may give the number of labelled tokens of all micro-batches.
+
+        With an image head it may not, because the loss is that of ids, too: it is a mean over the micro-batch.
+        """
+        return self.image_head is None
+
+    def refuse_no_head(self) -> ImageHead:
+        """Return the image head; ValueError if the model has none."""
+        _ = self.config.head_config
+        assert self.image_head is not None
+        return self.image_head
+
+    @property
+    def id_levels(self) -> IdLevels:
+        """Levels in which the ids of a position are predicted; ValueError if the model has no image head."""
+        return IdLevels(self.vision.embedding.codebook_sizes, self.config.head_config.levels)
+
+    def image_logits(
+        self, states: Tensor, input_ids: Tensor, image_ids: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the logits (P', N, K_q) of each level of the pictures that are drawn, and their levels (P', N, L).
+
+        P' is the number of pictures after a begin token; it may be 0.
+
+        Args:
+            states: (B, L, D), the last hidden states of the language model.
+            input_ids: (B, L), the tokens that they are states of.
+            image_ids: (P, h, w, Q), the ids of all pictures; None if there are none.
+
+        Raises:
+            ValueError: the model has no image head, or there are pictures without their ids.
+        """
+        head, each = self.refuse_no_head(), self.config.tokens_per_picture
+        firsts = (input_ids == self.config.image_token_id).nonzero()[::each]
+        if len(firsts) and image_ids is None:
+            raise ValueError("got pictures without image_ids, which the image head learns; give them, too")
+        rows, columns = firsts.unbind(1)
+        begin = self.config.head_config.begin_token_id
+        drawn = (columns > 0) & (input_ids[rows, (columns - 1).clamp(min=0)] == begin)
+        places = columns[drawn, None] - 1 + torch.arange(each, device=columns.device)
+        if image_ids is None:
+            image_ids = input_ids.new_zeros(0, *self.vision.ids_shape)
+        levels = self.id_levels.split(image_ids[drawn.to(image_ids.device)].flatten(1, 2))
+        return head(states[rows[drawn, None], places], levels), levels
+
+    def connect(self, features: Tensor) -> Tensor:
+        """Return features (..., F), inputs of the connector, in the language model's embedding space, (..., D)."""
+        return cast(Tensor, self.connector(features.to(self._connector_dtype)))
+
+    def read_embeds(self, embeds: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        """Read embeddings (R, M, D) after a cache; return their states (R, M, D), and the cache.
+
+        Args:
+            embeds: embeddings of tokens and of pictures.
+            mask: (R, L), 0 where a row does not read, for the cache and these.
+            cache: keys and values of the first L - M tokens; None if M = L.
+        """
+        backbone = self.language_model.base_model
+        known: dict[str, Any] = {} if cache is None else {_CACHE: cache}
+        if "position_ids" in inspect.signature(backbone.forward).parameters:
+            known["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        found = backbone(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **known)
+        return found.last_hidden_state, getattr(found, _CACHE)
+
+    @torch.no_grad()
+    def draw(  # noqa: PLR0913 - a prompt as transformers has it, and the settings of a sampler
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        seeds: Sequence[int],
+        drawing: Drawing = Drawing(),
+        prefix_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        image_features: Tensor | None = None,
+        cache: Any = None,  # noqa: ANN401
+        read_last: bool = True,
+        window: Window = 1,
+        progress: bool = False,
+    ) -> PictureOutput:
+        """Draw a picture after each prompt, id by id, and read it: the cache that is returned holds it.
+
+        Apart from rounding, a picture depends on its prompt, its prefix and its seed alone.
+
+        Args:
+            input_ids: (B, L), prompts that end in the begin token, padded on the left.
+            attention_mask: (B, L), 0 where a prompt is padded.
+            seeds: one seed per picture.
+            drawing: settings; those that are None are the model's own.
+            prefix_ids: (B, n, Q), ids that the pictures start with, in raster order.
+            image_ids: (P, h, w, Q), ids of the pictures in the prompts that the cache does not hold.
+            image_tokens: see :meth:`forward`.
+            image_features: see :meth:`forward`.
+            cache: cache of the first tokens of the prompts, which is extended in place.
+            read_last: read the last position, too. If text is to follow at once, ``generate`` reads it itself, given
+                the ``image_features`` of all pictures so far.
+            window: largest number of positions that a call of the language model draws, or "auto"; the picture is the
+                same.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ContextError: the language model's context has no room for the picture.
+            ValueError: the model has no image head, a prompt does not end in the begin token, or
+                :meth:`toklip_core.drawing.Sampler.draw` raises it.
+
+        >>> from toklip_mllm.model import load
+        >>> model, processor = load("toklip-mllm-tiny")
+        >>> model.draw(torch.zeros(1, 4, dtype=torch.int64), seeds=[0])
+        Traceback (most recent call last):
+        ValueError: the model has no image head, so it reads pictures and draws none; train one ...
+        """
+        predictor = PicturePredictor(self)
+        self._refuse_no_room(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        if not seen < input_ids.shape[1] == mask.shape[1]:
+            raise ValueError(
+                f"got input_ids {tuple(input_ids.shape)}, a mask {tuple(mask.shape)} and a cache of {seen} tokens; "
+                "wanted whole prompts, also of what the cache holds, and a mask of their shape"
+            )
+        text = self._text_inputs(input_ids[:, seen:], None, image_ids, image_tokens, image_features, None)
+        embeds = text.get("inputs_embeds")
+        if embeds is None:
+            embeds = cast(Tensor, self.get_input_embeddings()(input_ids[:, seen:]))
+        prompt = PicturePrompt(embeds, mask, cache)
+        sampler = Sampler(predictor, window=window)
+        ids = sampler.draw(prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, progress=progress)
+        read = predictor.finish(prompt, ids.flatten(1, 2), last=read_last)
+        places = input_ids.new_full((len(ids), self.config.tokens_per_picture), self.config.image_token_id)
+        sequences = torch.cat([input_ids, places], dim=1)
+        return PictureOutput(ids, sequences, read.mask, read.embeds, read.cache, sampler.calls)
+
+    def _refuse_no_room(self, prompt: Tensor) -> None:
+        """Raise an error unless prompts end in the begin token and have room for a picture after it."""
+        begin, each, context = self.config.head_config.begin_token_id, self.config.tokens_per_picture, self.context
+        if prompt.ndim != 2 or not prompt.shape[1] or not bool((prompt[:, -1] == begin).all()):
+            raise ValueError(
+                f"got a prompt that does not end in the begin token ({begin}), which opens a picture; let the "
+                "processor make it, with generation_mode='image'"
+            )
+        if context is not None and prompt.shape[1] + each > context:
+            raise ContextError(
+                f"got a prompt of {prompt.shape[1]} tokens, and a picture takes {each}; the language model's context "
+                f"is {context}: say less, or start over"
+            )
+
+    def _with_pictures_drawn(
+        self, found: Any, input_ids: Tensor | None, image_ids: Tensor | None, *, learns: bool  # noqa: ANN401
+    ) -> ReadAndDrawOutput:
+        """Return an output of the language model with the logits of the pictures that are drawn, and their loss."""
+        if input_ids is None:
+            raise ValueError("got inputs_embeds; wanted input_ids, which say where pictures are drawn")
+        states = found.hidden_states[-1]
+        logits, levels = self.image_logits(states, input_ids, image_ids)
+        known = {field.name: found.get(field.name) for field in fields(CausalLMOutputWithPast)}
+        loss = next_id_loss(logits, levels).loss if learns and len(levels) else None
+        if learns:
+            # Where nothing is drawn, DDP and FSDP still wait for the gradients of the head.
+            drawn = loss if loss is not None else self.idle_head(states)
+            known["loss"] = drawn if known["loss"] is None else known["loss"] + drawn
+        return ReadAndDrawOutput(**known, image_loss=loss, image_logits=logits if len(levels) else None)
+
+    def idle_head(self, states: Tensor) -> Tensor:
+        """Return 0, a scalar, which depends on all weights of the image head."""
+        levels = torch.zeros(1, len(self.id_levels.sizes), dtype=torch.int64, device=states.device)
+        return 0 * torch.stack([part.sum() for part in self.refuse_no_head()(states[:1, 0], levels)]).sum()
 
     @torch.no_grad()
     def generate(
@@ -244,9 +448,15 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         image_ids: Tensor | None = None,
         image_tokens: Tensor | None = None,
         image_features: Tensor | None = None,
+        generation_mode: str = "text",
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
-        """Generate as transformers does; the pictures are encoded once, whatever the search.
+        """Generate text as transformers does, or draw pictures; pictures that are read are encoded once.
+
+        With ``generation_mode="image"`` the prompts end in the begin token, as the processor makes them in that mode.
+        The ids (B, h, w, Q) of a picture for each are returned, or with ``return_dict_in_generate`` a
+        :class:`toklip_mllm.model.PictureOutput`, whose cache holds the pictures: the next turn takes it with its
+        ``sequences``, and needs no ``image_ids``. Ids are sampled unless ``do_sample`` is False.
 
         Args:
             inputs: (B, L), the prompts; may also be given as ``input_ids``.
@@ -254,14 +464,23 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             image_ids: (P, h, w, Q), the ids of the pictures, in reading order.
             image_tokens: (P, N, width of the encoder), the encoder's tokens of ``image_ids``, if a store has them.
             image_features: (P, N, D), instead of ``image_ids``: the pooler_output of :meth:`get_image_features`.
+            generation_mode: "text" or "image".
             kwargs: all that transformers' ``generate`` takes: attention_mask, max_new_tokens, num_beams, streamer, ...;
-                a cache as ``cache`` or, as before transformers 5.24, ``past_key_values``.
+                a cache as ``cache`` or, as before transformers 5.24, ``past_key_values``, whose pictures need not be
+                given again. For pictures: attention_mask, a cache, ``guidance_scale``, ``temperature``, ``top_k``,
+                ``top_p``, ``do_sample``, ``return_dict_in_generate``; ``seeds``, one per picture, by default from
+                torch's random state; and ``prefix_ids`` (B, n, Q), ids that the pictures start with.
 
         Raises:
-            ContextError: a prompt is longer than the language model's context.
-            ValueError: places and pictures differ in number, there is an ``assistant_model``, or logits are NaN or
-                infinite.
+            ContextError: a prompt is longer than the language model's context, or leaves no room for a picture.
+            ValueError: places and pictures differ in number, there is an ``assistant_model``, logits are NaN or
+                infinite, or the model draws and has no image head or gets a prompt without the begin token.
         """
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f"got generation_mode {generation_mode!r}; wanted 'text' or 'image'")
+        if generation_mode == "image":
+            given = {"image_ids": image_ids, "image_tokens": image_tokens, "image_features": image_features}
+            return self._generate_pictures(inputs, generation_config, {**given, **kwargs})
         if kwargs.get("assistant_model") is not None:
             raise ValueError(
                 "got an assistant_model, which does not see the pictures; prompt_lookup_num_tokens=3 drafts tokens "
@@ -272,13 +491,57 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             self._refuse_long(prompt)
             if image_ids is not None and image_features is None:
                 image_features = self._features(image_ids, image_tokens)
-            self._refuse_other_number(prompt, image_features)
+            unread = prompt[:, self._read_before(prompt, image_features, kwargs) :]
+            self._refuse_other_number(unread, image_features)
             if image_features is not None:
-                kwargs["image_embeds"] = self._lay_out(prompt, image_features, kwargs.get("attention_mask"))
+                mask = kwargs.get("attention_mask")
+                whole = prompt.shape[1] if mask is None else mask.shape[1]
+                kwargs["image_embeds"] = self._lay_out(unread, image_features, whole - unread.shape[1])
         elif image_ids is not None or image_features is not None:
             raise ValueError("got pictures without input_ids, which say where they go")
         kwargs["logits_processor"] = LogitsProcessorList([FiniteLogits(), *(kwargs.get("logits_processor") or ())])
         return super().generate(inputs, generation_config, **_cache_by_its_name(kwargs))
+
+    def _read_before(self, prompt: Tensor, features: Tensor | None, kwargs: Mapping[str, Any]) -> int:
+        """Return the number of first tokens of a prompt whose pictures only the cache has; 0 if all are given."""
+        cache = _cache_by_its_name(kwargs).get(_CACHE)
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        places = int((prompt == self.config.image_token_id).sum())
+        given = 0 if features is None else features.shape[0] * features.shape[1]
+        return seen if seen < prompt.shape[1] and given < places else 0
+
+    def _generate_pictures(
+        self, inputs: Tensor | None, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """Draw by the options of ``generate``."""
+        options = (*_OF_DRAWING, "return_dict_in_generate")
+        told: dict[str, Any] = {name: getattr(generation_config, name, None) for name in options}
+        told |= {name: kwargs.pop(name) for name in told if kwargs.get(name) is not None}
+        prompt = kwargs.pop("input_ids", inputs)
+        if prompt is None:
+            raise ValueError("got no input_ids; a picture is drawn after a prompt that ends in the begin token")
+        kwargs = _cache_by_its_name(kwargs)
+        cache = kwargs.pop(_CACHE, None)
+        seeds = kwargs.pop("seeds", None)
+        if seeds is None:
+            seeds = torch.randint(2**31, (len(prompt),)).tolist()
+        known = {"attention_mask", "image_ids", "image_tokens", "image_features", "prefix_ids", "use_cache"}
+        if unknown := sorted({name for name, value in kwargs.items() if value is not None} - known):
+            raise ValueError(
+                f"got {', '.join(unknown)}, which drawing does not take; it takes {', '.join(_OF_DRAWING)}, seeds and "
+                "prefix_ids"
+            )
+        kwargs.pop("use_cache", None)
+        scale = told["guidance_scale"]
+        if told["do_sample"] is False:
+            told["temperature"] = 0.0
+        drawing = Drawing(
+            guidance=scale if scale is None or isinstance(scale, Guidance) else Guidance(float(scale)),
+            top_k=told["top_k"],
+            **{name: told[name] for name in ("temperature", "top_p") if told[name] is not None},
+        )
+        found = self.draw(prompt, seeds=seeds, drawing=drawing, cache=cache, **kwargs)
+        return found if told["return_dict_in_generate"] else found.image_ids
 
     def prepare_inputs_for_generation(
         self,
@@ -330,7 +593,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             seen, hidden = self.vision(image_ids, image_tokens), None
         found = BaseModelOutputWithPooling(
             last_hidden_state=seen,
-            pooler_output=self.connector(seen.to(self._connector_dtype)),
+            pooler_output=self.connect(seen),
             hidden_states=hidden,
         )
         return found if (config.return_dict if return_dict is None else return_dict) else found.to_tuple()
@@ -449,14 +712,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         nothing = embeds.new_zeros(1, self.config.feature_width, dtype=self._connector_dtype)
         return embeds + 0 * cast(Tensor, self.connector(nothing)).sum().to(embeds)
 
-    def _lay_out(self, prompt: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+    def _lay_out(self, prompt: Tensor, features: Tensor, before: int) -> Tensor:
         """Return features in their places (B, L, D), with zeros elsewhere, so that beams and samples can repeat rows.
 
-        A prompt after a cache may be shorter than its mask; it is the end of the mask.
+        A prompt after a cache may be without the first tokens, ``before`` in number.
         """
         places = (prompt == self.config.image_token_id)[..., None].to(features.device)
         laid_out = features.new_zeros(*prompt.shape, features.shape[-1]).masked_scatter(places, features)
-        before = 0 if mask is None else mask.shape[1] - prompt.shape[1]
         return F.pad(laid_out, (0, 0, before, 0))
 
     def _refuse_other_number(self, input_ids: Tensor, features: Tensor | None) -> None:
@@ -531,6 +793,11 @@ class Backbone(nn.Module):
         (model,) = self._of
         text = model._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, None)
         return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
+
+
+def image_head(config: TokLIPLMConfig) -> ImageHead | None:
+    """Return a new image head, or None if the config has none."""
+    return None if config.image_head is None else ImageHead(config.head_config, config.get_text_config().hidden_size)
 
 
 def connector(config: TokLIPLMConfig) -> nn.Sequential:

@@ -13,17 +13,17 @@ from jinja2 import TemplateError
 from PIL import Image
 from toklip_core.config import MAX_PIXELS, validated
 from toklip_core.files import replace_lone_surrogates
-from toklip_core.pictures import Resize, to_pixels
+from toklip_core.pictures import Resize, to_picture, to_pixels
 from toklip_core.plugins import Weights
 from toklip_core.tokenizer import Tokenizer, TokenizerRecord
-from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_other_format, write_weights
+from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_not_finite, refuse_other_format, write_weights
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from toklip_mllm.model.config import TokLIPLMConfig
-from toklip_mllm.model.messages import as_items, flatten, normalize, pictures_in
+from toklip_mllm.model.messages import as_items, flatten, normalize, open_drawn, pictures_in
 from toklip_mllm.model.pictures import PictureInput, read_picture, to_list
 
 #: Options of ``from_pretrained`` that say where on the hub files are.
@@ -33,7 +33,8 @@ _OF_HUB = ("revision", "token", "subfolder", "cache_dir", "local_files_only")
 MARKS_TURNS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 #: Options of ``apply_chat_template`` that are for the call of the processor and not for the template.
-_CALLED = {*TextKwargs.__annotations__, "device", "fetch", "images", "text_kwargs", "images_kwargs", "common_kwargs"}
+_CALLED = {*TextKwargs.__annotations__, "device", "fetch", "generation_mode", "images"}
+_CALLED |= {"text_kwargs", "images_kwargs", "common_kwargs"}
 
 #: Text of a user's message for testing how a template reads messages.
 _PROBE = "what-a-user-says"
@@ -70,6 +71,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         resize: "crop" or "squash", the way to make a picture square.
         tokens_per_picture: number N of tokens per picture.
         image_token: token that stands for a picture in a text.
+        begin_token: token that opens a picture that the assistant draws; None: the model draws none.
         chat_template: chat template; None: the tokenizer's own.
         format: number of the format of model folders; a saved processor of another format is refused.
 
@@ -90,7 +92,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     """
 
     # transformers takes a parameter with "tokenizer" in its name for a second text tokenizer.
-    def __init__(
+    def __init__(  # noqa: PLR0913 - transformers sets each key of processor_config.json by its name
         self,
         tokenizer: Any,  # noqa: ANN401
         vq: Mapping[str, Any] | None = None,
@@ -98,12 +100,15 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         resize: Resize = "crop",
         tokens_per_picture: int = 0,
         image_token: str = "<image>",
+        begin_token: str | None = None,
         chat_template: str | None = None,
         format: int = MODEL_FORMAT,
     ) -> None:
         known = tokenizer.get_vocab()
         if image_token not in known:
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        if begin_token is not None and begin_token not in known:
+            raise ValueError(f"the tokenizer has no token {begin_token!r}; add it as a special token first")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if "padding_side" not in tokenizer.init_kwargs:
@@ -114,6 +119,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         self.image_size, self.resize = image_size, resize
         self.tokens_per_picture = tokens_per_picture
         self.image_token = image_token
+        self.begin_token = begin_token
         self._source, self._of_hub = "", dict[str, Any]()
         self._loaded: _SharedTokenizer | None = None
         #: Id of ``image_token``.
@@ -174,6 +180,38 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         self.vq = tokenizer.record.model_dump()
         self._loaded = _SharedTokenizer(tokenizer)
 
+    def use_begin_token(self, token: str) -> None:
+        """Open pictures that the assistant draws by a token of the tokenizer; ValueError if it has no such token."""
+        if token not in self.tokenizer.get_vocab():
+            raise ValueError(f"the tokenizer has no token {token!r}; add it as a special token first")
+        self.begin_token = token
+
+    def postprocess(self, image_ids: Tensor, return_tensors: str = "PIL.Image.Image") -> BatchFeature:
+        """Decode drawn ids (B, h, w, Q) to pictures: ``pixel_values`` of the batch that is returned.
+
+        Args:
+            image_ids: ids from ``generate(..., generation_mode="image")``.
+            return_tensors: "PIL.Image.Image" for B Pillow pictures; "pt" or "np" for pixels (B, 3, H, W), float32 in
+                [-1, 1].
+
+        Raises:
+            ValueError: the ids are of another grid or number of levels, a pixel is not finite, or ``return_tensors``
+                is none of these.
+        """
+        if return_tensors not in ("PIL.Image.Image", "pt", "np"):
+            raise ValueError(f"got return_tensors {return_tensors!r}; wanted 'PIL.Image.Image', 'pt' or 'np'")
+        tokenizer = self.vq_tokenizer
+        wanted = (*tokenizer.grid(self.image_size, self.image_size), len(tokenizer.codebook_sizes))
+        if tuple(image_ids.shape[1:]) != wanted:
+            shape = ", ".join(map(str, wanted))
+            raise ValueError(f"got ids {tuple(image_ids.shape)}; wanted (pictures, {shape}), the model's one grid")
+        pixels = tokenizer.decode(image_ids.to(tokenizer.device)).float()
+        refuse_not_finite(pixels, "a pixel")
+        pixels = pixels.clamp(-1, 1)
+        if return_tensors == "PIL.Image.Image":
+            return BatchFeature({"pixel_values": list(map(to_picture, pixels.cpu()))})
+        return BatchFeature({"pixel_values": pixels.numpy(force=True) if return_tensors == "np" else pixels})
+
     @torch.no_grad()
     def encode(
         self,
@@ -213,6 +251,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         *,
         image_ids: Tensor | None = None,
         fetch: bool | None = None,
+        generation_mode: str = "text",
         **kwargs: Any,  # noqa: ANN401
     ) -> BatchFeature:
         """Return ``input_ids`` and ``attention_mask`` (B, L), and ``image_ids`` (P, h, w, Q) if there are pictures.
@@ -224,6 +263,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             text: one text or several, with ``image_token`` where a picture goes.
             image_ids: ids (P, h, w, Q) instead of pictures.
             fetch: download pictures given by URL; otherwise they are refused.
+            generation_mode: "image" puts the begin token after each text, for
+                ``generate(..., generation_mode="image")``; "text" does not.
             kwargs: options as for every processor of transformers. Options of the language model's tokenizer:
                 ``return_tensors`` ("pt", "np"), ``padding`` (by default to the longest if tensors are asked for),
                 ``padding_side``, ``truncation``, ``max_length``, ``add_special_tokens``, ...; a text longer than
@@ -239,7 +280,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         texts = [text] if isinstance(text, str) else list(text)
         if wrong := [one for one in texts if not isinstance(one, str)]:
             raise ValueError(f"got a {type(wrong[0]).__name__} where a text is wanted")
-        texts = [replace_lone_surrogates(one) for one in texts]
+        texts = [replace_lone_surrogates(one) + self._begin_of(generation_mode) for one in texts]
         nested = kwargs.pop("text_kwargs", None) or {}
         if twice := sorted(nested.keys() & kwargs.keys()):
             raise ValueError(f"got {', '.join(twice)} in text_kwargs and beside it; give each once")
@@ -323,6 +364,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         marked = tokenize and return_dict and return_assistant_tokens_mask
         texts, said = self.render(conversations, chat_template, return_assistant_tokens_mask=marked, **kwargs)
         if not tokenize:
+            texts = [text + self._begin_of(called.get("generation_mode", "text")) for text in texts]
             return texts if batched else texts[0]
         beside = called.pop("images", None)
         pictures = [*map(pictures_in, conversations)] if beside is None else beside if batched else [beside]
@@ -367,8 +409,9 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     ) -> tuple[list[str], list[list[tuple[int, int]]]]:
         """Return the texts of conversations, with an image token per picture, and where in them the assistant speaks.
 
-        A template for texts gets texts, with a line break between a picture and text after it. A template for lists of
-        items, as in models that read pictures, gets these.
+        A picture in a message of the assistant is one that it draws, so the begin token, if there is one, comes before
+        it. A template for texts gets texts, with a line break between a picture and text after it. A template for lists
+        of items, as in models that read pictures, gets these.
 
         Args:
             conversations: see :meth:`apply_chat_template`.
@@ -391,6 +434,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
         kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
         rendered = [normalize(messages) for messages in conversations]
+        if self.begin_token is not None:
+            rendered = [open_drawn(messages, self.image_token, self.begin_token) for messages in rendered]
         if self._reads_items(template):
             rendered = [as_items(messages) for messages in rendered]
         else:
@@ -400,6 +445,16 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         except TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         return texts, [[(start, end) for start, end in spans] for spans in said]
+
+    def _begin_of(self, generation_mode: str) -> str:
+        """Return the text that begins what is generated; ValueError if the mode is unknown, or no picture is drawn."""
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f"got generation_mode {generation_mode!r}; wanted 'text' or 'image'")
+        if generation_mode == "text":
+            return ""
+        if self.begin_token is None:
+            raise ValueError("the processor has no begin token, because its model has no image head and draws nothing")
+        return self.begin_token
 
     def _own_weights(self) -> Weights:
         """Weights of the VQ tokenizer that has its own: in memory, beside the config, or on the hub."""

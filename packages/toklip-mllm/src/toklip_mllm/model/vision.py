@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from toklip_core.model import SemanticEncoder
+from toklip_core.model import FeatureStream, SemanticEncoder, join_features
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
@@ -47,9 +47,11 @@ class PictureEncoder(nn.Module):
         if self.encoder is None:
             return codes.flatten(1, 2)
         tokens = cast(Tensor, self.encoder(codes).tokens if tokens is None else tokens)
-        if self.features == "tokens":
-            return tokens
-        return torch.cat([codes.flatten(1, 2).to(tokens.dtype), tokens], dim=-1)
+        return join_features(self.features, codes.flatten(1, 2), tokens)
+
+    def stream(self, ids: Tensor) -> tuple[Tensor, FeatureStream]:
+        """Return the connector's input (B, n, F) of the first n ids (B, n, Q), and a stream for those that follow."""
+        return FeatureStream.begin(ids, self.features, embedding=self.embedding, encoder=self.encoder)
 
     @contextmanager
     def record_hidden_states(self) -> Iterator[list[Tensor]]:
