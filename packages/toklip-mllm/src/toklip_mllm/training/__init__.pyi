@@ -15,6 +15,7 @@ from .samples import ConversationSamples as ConversationSamples
 from .settings import (
     RECIPES as RECIPES,
     Conversations as Conversations,
+    Drawings as Drawings,
     LoRA as LoRA,
     MLLMTrainConfig as MLLMTrainConfig,
     SceneConversations as SceneConversations,

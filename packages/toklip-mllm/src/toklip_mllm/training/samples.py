@@ -11,6 +11,7 @@ encoder is not used either: tokens are read from the store, and conversations ar
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -22,7 +23,7 @@ from toklip_core.training import Concatenation, UnusableSampleError, derived_see
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPProcessor
-from toklip_mllm.training.conversations import Example, collate as collate_examples, label_conversation
+from toklip_mllm.training.conversations import IGNORED, Example, collate as collate_examples, label_conversation
 from toklip_mllm.training.sources import TOKEN_MEMORY, ConversationReader, LoadedConversation
 
 #: Number of batches that are sorted by length together. More give less padding, and a less random order.
@@ -42,14 +43,17 @@ class ConversationSample(NamedTuple):
 class ConversationSamples:
     """Samples of all sources, one source after another, for ``fit`` with :meth:`collate`.
 
-    A conversation is cut after ``max_length`` tokens. It is logged and replaced by the next one if that cuts a picture
-    or leaves no token of the assistant, or if a picture cannot be read.
+    Some pictures that the assistant draws come without their prompt, for guidance: the begin token and the picture
+    alone. A conversation is cut after ``max_length`` tokens. It is logged and replaced by the next one if that cuts a
+    picture or leaves nothing to learn, or if a picture cannot be read.
 
     Args:
         sources: readers from :func:`toklip_mllm.training.open_sources`.
         processor: processor of the model.
         max_length: maximum number of tokens of a conversation, including those of pictures.
         batch_size: batch size of a step, to group conversations by length; None: no grouping.
+        prompt_dropout: share of conversations whose first drawn picture comes without its prompt.
+        seed: seed of the dropped prompts.
         window: bytes of stored tokens whose conversations are shuffled together. The default is half the memory of a
             source, because the first batches of a window may have the last conversations of the window before.
     """
@@ -61,10 +65,15 @@ class ConversationSamples:
         *,
         max_length: int,
         batch_size: int | None = None,
+        prompt_dropout: float = 0.0,
+        seed: int = 0,
         window: int = TOKEN_MEMORY // 2,
     ) -> None:
         self._sources, self._processor = list(sources), processor
         self._max_length, self._batch_size, self._window = max_length, batch_size, window
+        self._dropout, self._seed = prompt_dropout, seed
+        begin = processor.begin_token
+        self._begin_id = None if begin is None else processor.tokenizer.convert_tokens_to_ids(begin)
         self._conversations = Concatenation(self._sources)
 
     @cached_property
@@ -85,8 +94,10 @@ class ConversationSamples:
         epoch, index = key
         number, place = self._conversations.place(index)
         source = self._sources[number]
+        # A function of the sample and not of the step, so that two processes drop the same prompts as one.
+        drop = random.Random(derived_seed(self._seed, epoch, index, -1)).random() < self._dropout
         return first_usable(
-            lambda place: self._sample(source[epoch, place]),
+            lambda place: self._sample(source[epoch, place], drop=drop),
             place,
             len(source),
             name=source.name,
@@ -155,9 +166,10 @@ class ConversationSamples:
             return None
         firsts = dict(zip(stores, accumulate(map(len, stores.values()), initial=0), strict=False))
         of_conversations = [
-            np.where(groups.of_conversations < 0, -1, groups.of_conversations + firsts[groups.store])
-            for groups in found
-            if groups is not None
+            np.full(len(source), -1, np.int64)
+            if groups is None
+            else np.where(groups.of_conversations < 0, -1, groups.of_conversations + firsts[groups.store])
+            for source, groups in zip(self._sources, found, strict=True)
         ]
         numbers = torch.from_numpy(np.concatenate(of_conversations))
         nbytes = torch.from_numpy(np.concatenate([*stores.values()]))
@@ -170,17 +182,38 @@ class ConversationSamples:
         tokens = self._processor.tokens_per_picture
         return torch.from_numpy(np.concatenate([source.lengths(tokens) for source in self._sources]))
 
-    def _sample(self, loaded: LoadedConversation) -> ConversationSample:
+    def _sample(self, loaded: LoadedConversation, *, drop: bool) -> ConversationSample:
         """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
         ids = _unread(len(loaded.conversation.pictures)) if loaded.ids is None else loaded.ids
         example = label_conversation(loaded.conversation, self._processor, image_ids=ids)
+        image, drawn = self._processor.image_token_id, self._drawn(example.input_ids)
+        if drop and drawn:
+            return self._without_prompt(example, drawn[0], loaded)
         cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
-        image = self._processor.image_token_id
         if (cut.input_ids == image).sum() < (example.input_ids == image).sum():
             raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
-        if (cut.labels[1:] < 0).all():
+        if (cut.labels[1:] < 0).all() and not drawn:
             raise UnusableSampleError(f"{self._max_length} tokens have nothing that the assistant says")
         return ConversationSample(cut, loaded.levels, loaded.tokens)
+
+    def _drawn(self, tokens: Tensor) -> list[int]:
+        """Return the places of begin tokens before pictures."""
+        if self._begin_id is None:
+            return []
+        opens = (tokens[:-1] == self._begin_id) & (tokens[1:] == self._processor.image_token_id)
+        return [int(place) for place in opens.nonzero()[:, 0]]
+
+    def _without_prompt(self, example: Example, start: int, loaded: LoadedConversation) -> ConversationSample:
+        """Return the sample of a picture that is drawn after the begin token at ``start`` alone."""
+        each, image = self._processor.tokens_per_picture, self._processor.image_token_id
+        if each + 1 > self._max_length:
+            raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
+        number = int((example.input_ids[:start] == image).sum()) // each
+        own = slice(number, number + 1)
+        tokens = example.input_ids[start : start + 1 + each]
+        alone = Example(tokens, torch.full_like(tokens, IGNORED), example.image_ids[own])
+        levels, stored = (None if x is None else x[own] for x in (loaded.levels, loaded.tokens))
+        return ConversationSample(alone, levels, stored)
 
 
 def collate(samples: Sequence[ConversationSample], *, pad_id: int) -> dict[str, Tensor]:

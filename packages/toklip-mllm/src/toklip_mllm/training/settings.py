@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from toklip_core.captioned import CaptionSource
 from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, RunConfig
 
 from toklip_mllm.evaluation import HeldOutQuestions
+from toklip_mllm.model import ImageHeadSettings
 
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_mllm") / "recipes"
+
+
+Passes = Annotated[
+    int,
+    Field(
+        gt=0,
+        description="Number of passes over this source in an epoch, which sets the mixture with the other sources.",
+    ),
+]
 
 
 class SceneConversations(Config):
@@ -32,6 +43,14 @@ class SceneConversations(Config):
     captions: float = Field(
         default=0.5, ge=0, le=1, description="Share of conversations that also ask for a caption, at a random turn."
     )
+    drawn: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of conversations in which the assistant draws the scene from a caption before it is asked "
+        "about it; in the others the user shows it. Needs an image head.",
+    )
+    passes: Passes = 1
 
 
 class Conversations(Config):
@@ -49,9 +68,32 @@ class Conversations(Config):
         "tokens of the model's encoder (`--tokens`), these are read too, and the encoder does not run.",
     )
     max_pixels: MaxPixels = MAX_PIXELS
+    passes: Passes = 1
 
 
-ConversationSource = Annotated[SceneConversations | Conversations, Field(discriminator="kind")]
+class Drawings(Config):
+    """Captioned pictures, each as a conversation: the user asks for a caption, and the assistant draws the picture."""
+
+    kind: Literal["drawings"]
+    pictures: CaptionSource = Field(
+        description="Captioned pictures, as in `toklip train encoder`: scenes, pictures, a table, a dataset, or a "
+        "token store with captions."
+    )
+    requests: tuple[str, ...] = Field(
+        default=("draw {caption}", "{caption}"),
+        min_length=1,
+        description="What the user says, one of them at random; {caption} stands for the caption.",
+    )
+    passes: Passes = 1
+
+    @model_validator(mode="after")
+    def _captions_are_asked_for(self) -> Self:
+        if wrong := [request for request in self.requests if "{caption}" not in request]:
+            raise ValueError(f"got the request {wrong[0]!r}; put {{caption}} where the caption goes")
+        return self
+
+
+ConversationSource = Annotated[SceneConversations | Conversations | Drawings, Field(discriminator="kind")]
 
 
 class SmallLanguage(Config):
@@ -119,7 +161,11 @@ class MLLMTrainConfig(Config):
         default="concat",
         description="Input of the connector: a picture's codes and semantic tokens (concat), or one of the two.",
     )
-    train: tuple[Literal["connector", "language_model", "encoder"], ...] = Field(
+    image_head: ImageHeadSettings | None = Field(
+        default=None,
+        description="Image head to add, for a model that also draws; a model that `start` names may have one already.",
+    )
+    train: tuple[Literal["connector", "language_model", "encoder", "image_head"], ...] = Field(
         min_length=1, description="Parts to train; all others are frozen."
     )
     lora: LoRA | None = Field(
@@ -150,6 +196,23 @@ class MLLMTrainConfig(Config):
     )
     connector_learning_rate_factor: float = Field(
         default=1.0, gt=0, description="Factor on the learning rate of the connector."
+    )
+    image_weight: float = Field(
+        default=1.0,  # VILA-U's; UniTok weights text and pictures by their shares of the tokens
+        gt=0,
+        description="Weight of the loss of drawn pictures beside the loss of the text.",
+    )
+    image_z_loss: float = Field(
+        default=0.0,  # UniTok's is 5e-5
+        ge=0,
+        description="Weight of the z-loss, the mean square of log Z of the logits of pictures, which keeps them small.",
+    )
+    prompt_dropout: float = Field(
+        default=0.1,  # Liquid's and UniTok's; Emu3's is 0.05
+        ge=0,
+        lt=1,
+        description="Share of drawn pictures that are trained without their prompt, after the begin token alone; "
+        "classifier-free guidance needs this.",
     )
     data: tuple[ConversationSource, ...] = Field(
         min_length=1,
@@ -186,4 +249,6 @@ class MLLMTrainConfig(Config):
             raise ValueError(f"frozen_dtype bfloat16 goes with run.precision 'bf16', and got {self.run.precision!r}")
         if self.lora is not None and (not whole or self.small is not None):
             raise ValueError("lora adapts a language model that knows something; put language_model into train")
+        if self.image_head is not None and "image_head" not in self.train:
+            raise ValueError("a new image head knows nothing; put image_head into train")
         return self

@@ -6,12 +6,14 @@ import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from toklip_core.captioned import CaptionedSamples
 from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
 from toklip_core.scenes import Question, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
@@ -19,13 +21,19 @@ from toklip_core.training import derived_seed
 from torch import Tensor
 
 from toklip_mllm.training.conversations import PLACEHOLDER, Conversation, read_conversations
-from toklip_mllm.training.settings import Conversations, ConversationSource, SceneConversations
+from toklip_mllm.training.settings import Conversations, ConversationSource, Drawings, SceneConversations
 
 #: Bytes of stored tokens that each process keeps in memory per store: 1,800 pictures of 256 x 1152.
 TOKEN_MEMORY = 2**30
 
 #: Requests for the caption of a scene.
 REQUESTS = ("describe the picture.", "describe this picture.", "what is in the picture?", "what does the picture show?")
+
+#: Requests for a drawing of a scene.
+DRAW_REQUESTS = ("draw {caption}",)
+
+#: Bytes of a row of a store of ids, such that a window of conversations has 2^15 of them; see ConversationSamples.
+_BYTES_OF_ROW = TOKEN_MEMORY // 2**16
 
 #: Rough number of letters per token; only the order of lengths matters.
 _LETTERS = 4
@@ -104,7 +112,7 @@ def open_sources(
         FileNotFoundError: a file that a source names is missing.
         ValueError: a file is malformed, stores do not fit one another or the model, or stores and pixels are mixed.
     """
-    stores = [source.store for source in sources if isinstance(source, Conversations) and source.store is not None]
+    stores = [store for store in map(_store_of, sources) if store is not None]
     if stores and len(stores) < len(sources):
         raise ValueError(
             f"got the token store {stores[0]} beside sources without one, but a batch has either ids or pixels; encode "
@@ -112,13 +120,27 @@ def open_sources(
         )
     readers: list[ConversationReader] = []
     for number, source in enumerate(sources):
+        own_seed = derived_seed(seed, number)
         if isinstance(source, SceneConversations):
-            readers.append(SceneReader(source, picturing, derived_seed(seed, number)))
+            readers.append(SceneReader(source, picturing, own_seed))
+        elif isinstance(source, Drawings):
+            readers.append(DrawingReader(source, picturing, own_seed))
         else:
             readers.append(FileReader(source, picturing))
     infos = [source.stored for source in readers if source.stored is not None]
     refuse_mixed(list(zip(stores, infos, strict=True)))
     return readers
+
+
+def draws(sources: Sequence[ConversationSource]) -> bool:
+    """Return whether a source of the settings has pictures that are drawn for certain, which need an image head."""
+    return any(isinstance(source, Drawings) or getattr(source, "drawn", 0) > 0 for source in sources)
+
+
+def repeated(readers: Sequence[ConversationReader], sources: Sequence[ConversationSource]) -> list[ConversationReader]:
+    """Return the readers of sources with as many passes in an epoch as the settings of each say."""
+    pairs = zip(readers, sources, strict=True)
+    return [reader if source.passes == 1 else Repeated(reader, source.passes) for reader, source in pairs]
 
 
 def use_stored_tokens(
@@ -133,13 +155,13 @@ def use_stored_tokens(
         encoder_checksum: checksum in the model's config; None: it has none.
         memory: bytes to keep; see ``TOKEN_MEMORY``.
     """
-    files = [source for source in sources if isinstance(source, FileReader) and source.stored is not None]
-    having = [source for source in files if source.stored is not None and source.stored.tokens is not None]
+    files = [source for source in sources if isinstance(source, FileReader | DrawingReader) and source.stored]
+    having = [source for source in files if isinstance(source, FileReader) and source.stored and source.stored.tokens]
     if not having:
         return False
     reason = ""
     if len(having) < len(files):
-        reason = f"{next(source.path for source in files if source not in having)} has none"
+        reason = f"{next(source.path for source in files if source not in having)} has none, or is drawn"
     elif encoder_checksum is None:
         reason = "the model does not tell whose tokens it takes: its encoder was trained, or it is of an older release"
     else:
@@ -191,7 +213,11 @@ class SceneReader:
             for turn in turns
             for role, text in (("user", turn.text), ("assistant", turn.answer))
         ]
-        messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
+        if self._source.drawn and draw.random() < self._source.drawn:
+            asked = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
+            messages[:0] = [{"role": "user", "content": asked}, {"role": "assistant", "content": PLACEHOLDER}]
+        else:
+            messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
         # The picture in it is empty, because its levels come separately.
         conversation = Conversation(self.name(drawn.index), tuple(messages), ("",))
         return LoadedConversation(conversation, levels_of(drawn.pixels)[None], None)
@@ -204,11 +230,15 @@ class SceneReader:
         """Return all questions, answers and captions of a scene, with the requests."""
         drawn = scene(index, seed=self._source.seed, size=self._size)
         asked = [text for question in drawn.questions for text in (question.text, question.answer)]
-        return [*asked, *drawn.captions, *REQUESTS]
+        requests = [request.format(caption="") for request in DRAW_REQUESTS] if self._source.drawn else []
+        return [*asked, *drawn.captions, *REQUESTS, *requests]
 
     def of_each_kind(self) -> Iterator[Conversation]:
-        """Yield the first conversation, because all begin with a question."""
+        """Yield the first conversation, because all begin with a question, and one that begins with a drawing."""
         yield self[0, 0].conversation
+        if self._source.drawn:
+            others = (self[0, index].conversation for index in range(len(self)))
+            yield from islice((one for one in others if one.messages[1]["content"] == PLACEHOLDER), 1)
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return the same length for all conversations."""
@@ -310,6 +340,107 @@ class FileReader:
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
         return levels_of(resized(picture, self._picturing.image_size, self._picturing.resize))
+
+
+class DrawingReader:
+    """Captioned pictures as conversations: the caption is asked for, and the assistant draws the picture."""
+
+    def __init__(self, source: Drawings, picturing: PictureFormat, seed: int) -> None:
+        self._source, self._seed = source, seed
+        self._samples = CaptionedSamples(
+            [source.pictures], image_size=picturing.image_size, resize=picturing.resize, seed=seed
+        )
+        self.path = _store_of(source)
+        self.groups = self._groups_of_store()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
+        """Return the request for a picture, and the picture."""
+        sample = self._samples[key]
+        request = random.Random(derived_seed(self._seed, *key, -1)).choice(self._source.requests)
+        asked = {"role": "user", "content": request.replace("{caption}", sample["caption"])}
+        conversation = Conversation(self.name(key[1]), (asked, {"role": "assistant", "content": PLACEHOLDER}), ("",))
+        levels, ids = (sample[name][None] if name in sample else None for name in ("pixels", "ids"))
+        return LoadedConversation(conversation, levels, ids)
+
+    def name(self, index: int) -> str:
+        """Return the number of the picture and the kind of its source."""
+        return f"picture {index} of the {self._source.pictures.kind} to draw"
+
+    def texts(self, index: int) -> list[str]:
+        """Return a caption of a picture in all requests."""
+        caption = self._samples[0, index]["caption"]
+        return [request.replace("{caption}", caption) for request in self._source.requests]
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield the first conversation, because all are of one kind."""
+        yield self[0, 0].conversation
+
+    def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
+        """Return the same length for all conversations."""
+        return np.full(len(self), tokens_per_picture + 1, np.int64)
+
+    @property
+    def stored(self) -> StoreInfo | None:
+        """Info of its token store; None without a store."""
+        return self._samples.stored
+
+    def _groups_of_store(self) -> Groups | None:
+        """Return the groups in which rows of a store are read, so that a window of conversations reads few of them."""
+        if self.path is None:
+            return None
+        sizes = np.array(TokenStore(self.path, features=()).group_rows, np.int64)
+        return Groups(self.path, np.repeat(np.arange(len(sizes)), sizes), sizes * _BYTES_OF_ROW)
+
+
+class Repeated:
+    """Conversations of a reader, several times in an epoch: a pass of the epoch is an epoch of the reader."""
+
+    def __init__(self, reader: ConversationReader, passes: int) -> None:
+        self._reader, self._passes = reader, passes
+
+    def __len__(self) -> int:
+        return len(self._reader) * self._passes
+
+    def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
+        """Return a conversation of one of the passes."""
+        number, place = divmod(key[1], len(self._reader))
+        return self._reader[key[0] * self._passes + number, place]
+
+    def name(self, index: int) -> str:
+        """Return the reader's name of the conversation."""
+        return self._reader.name(index % len(self._reader))
+
+    def texts(self, index: int) -> list[str]:
+        """Return the texts of the conversation in the reader's epoch 0."""
+        return self._reader.texts(index % len(self._reader))
+
+    def of_each_kind(self) -> Iterator[Conversation]:
+        """Yield those of the reader."""
+        return self._reader.of_each_kind()
+
+    def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
+        """Return the reader's lengths, once for each pass."""
+        return np.tile(self._reader.lengths(tokens_per_picture), self._passes)
+
+    @property
+    def stored(self) -> StoreInfo | None:
+        """Info of the reader's token store; None without a store."""
+        return self._reader.stored
+
+    @property
+    def groups(self) -> Groups | None:
+        """Groups of the reader's conversations, once for each pass."""
+        own = self._reader.groups
+        return own and own._replace(of_conversations=np.tile(own.of_conversations, self._passes))
+
+
+def _store_of(source: ConversationSource) -> Path | None:
+    """Return the token store that a source of the settings reads, or None."""
+    own = source.pictures if isinstance(source, Drawings) else source
+    return getattr(own, "store", None)
 
 
 def _stored_ids(

@@ -1,6 +1,7 @@
 """``toklip train mllm``: trains the connector between pictures and a language model, and the language model.
 
     pictures -VQ tokenizer-> ids -embedding, encoder-> codes, tokens -connector-> language model -> next text token
+                                                                                 image head ----> next ids of a drawing
 
 As in LLaVA, there are two stages: first the connector alone, then the connector and the language model, fully or by
 LoRA. VQ tokenizer and semantic encoder stay frozen, unless the settings say otherwise.
@@ -14,25 +15,51 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
-from toklip_core.training import Evaluation, FitReport, Losses, ParameterGroup, Task, fit, parameter_groups
+from toklip_core.training import (
+    Evaluation,
+    FitReport,
+    Losses,
+    ParameterGroup,
+    Task,
+    fit,
+    next_id_loss,
+    parameter_groups,
+    z_loss,
+)
 from toklip_core.weights import load_strict, weights_checksum
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from toklip_mllm.evaluation import evaluate_answers, held_out_questions
-from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, TokLIPProcessor, build, cast_weights, load
+from toklip_mllm.model import (
+    TokLIPForConditionalGeneration,
+    TokLIPLMConfig,
+    TokLIPProcessor,
+    add_image_head,
+    build,
+    cast_weights,
+    load,
+)
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import ConversationSamples
 from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
 from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
-from toklip_mllm.training.sources import ConversationReader, PictureFormat, open_sources, use_stored_tokens, words_of
+from toklip_mllm.training.sources import (
+    ConversationReader,
+    PictureFormat,
+    draws,
+    open_sources,
+    repeated,
+    use_stored_tokens,
+    words_of,
+)
 
 #: Modules of the semantic encoder that its tokens do not depend on.
 _POOLING = {"attn_pool", "class_token", "head"}
@@ -83,17 +110,22 @@ class MLLMTask(Task):
     def __init__(self, config: MLLMTrainConfig) -> None:
         torch.manual_seed(config.run.seed)
         model, processor, sources, picturing = _beginning(config)
+        _prepare_to_draw(config, model, processor)
         _refuse_past_context(config.max_length, model.context)
         _refuse_other_store(sources, model)
         if model.vision.encoder is not None and "encoder" not in config.train:
             use_stored_tokens(sources, model.config.encoder_checksum)
+        sources = repeated(sources, config.data)
         freeze(model, config)
-        self.config, self.processor, self.model = config, processor, MLLMTraining(model)
+        weights = PictureWeights(config.image_weight, config.image_z_loss)
+        self.config, self.processor, self.model = config, processor, MLLMTraining(model, weights)
         self.samples = ConversationSamples(
             sources,
             processor if config.template == "chat" else with_plain_template(processor),
             max_length=config.max_length,
             batch_size=config.run.batch_size if config.group_by_length else None,
+            prompt_dropout=config.prompt_dropout,
+            seed=config.run.seed,
         )
         self.samples.try_templates()
         self.order, self.collate = self.samples.order, self.samples.collate
@@ -115,7 +147,7 @@ class MLLMTask(Task):
         return {**rest, "image_ids": tokenizer.encode(pixels)}
 
     def objective(self, model: nn.Module, prepared: dict[str, Tensor], step: int) -> Losses:
-        """Return the cross entropy of the assistant's tokens."""
+        """Return the cross entropy of the assistant's tokens, and of the ids of the pictures that it draws."""
         return cast(Losses, model(prepared))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -133,13 +165,13 @@ class MLLMTask(Task):
         samples = [self.samples[0, index] for index in range(min(_COMPARED, len(self.samples)))]
         batch = self.prepare({name: tensor.to(device) for name, tensor in self.samples.collate(samples).items()})
         with self._autocast(device):
-            logits = answers(cast(TokLIPForConditionalGeneration, product), batch)[0].cpu()
+            logits = answers(cast(TokLIPForConditionalGeneration, product), batch).all_logits().cpu()
         batch = {name: tensor.cpu() for name, tensor in batch.items()}
         rounded = "bfloat16" in (self.config.frozen_dtype, self.config.saved_dtype)
 
         @torch.no_grad()
         def refuse_other(folder: Path) -> None:
-            theirs, _ = answers(load(folder, dtype=torch.float32)[0], batch)
+            theirs = answers(load(folder, dtype=torch.float32)[0], batch).all_logits()
             error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
             if not error <= (_ROUNDED if rounded else _EXACT) * spread:
                 raise ValueError(
@@ -159,30 +191,60 @@ class MLLMTask(Task):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.frozen_dtype == "bfloat16")
 
 
-class MLLMTraining(nn.Module):
-    """The model, with a forward pass that returns the loss of a batch from :meth:`MLLMTask.prepare`."""
+class PictureWeights(NamedTuple):
+    """Weights of the losses of drawn pictures; the loss of the text has 1."""
 
-    def __init__(self, model: TokLIPForConditionalGeneration) -> None:
+    next_id: float = 1.0
+    z: float = 0.0
+
+
+class MLLMTraining(nn.Module):
+    """The model, with a forward pass that returns the losses of a batch from :meth:`MLLMTask.prepare`."""
+
+    def __init__(
+        self, model: TokLIPForConditionalGeneration, weights: PictureWeights = PictureWeights()
+    ) -> None:
         super().__init__()
         self.model = model
+        self._weights = weights
 
     def forward(self, batch: Mapping[str, Tensor]) -> Losses:
-        """Return the cross entropy of the assistant's tokens, averaged over the tokens of all processes.
+        """Return the cross entropy of the assistant's tokens, and with an image head of the ids of what it draws.
+
+        Both are means over all processes: over the tokens, and over the ids.
 
         Args:
             batch: input_ids and labels (B, L), padded on the right, and image_ids (P, h, w, Q) if there are pictures;
                 with image_tokens (P, N, D), float16, the encoder does not run.
         """
         self._checkpoint_frozen_layers()
-        logits, labels = answers(self.model, batch)
+        learned = answers(self.model, batch)
+        logits, labels = learned.logits, learned.labels
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
             # If weights are sharded or gradients averaged, every process must use all trained weights.
             ids = labels.new_zeros(1, *self.model.vision.ids_shape)
             nothing = self.model.get_image_features(ids, return_dict=True)
             loss = loss + 0 * nothing.pooler_output.sum()
-        accuracy = (logits.detach().argmax(-1) == labels).float().mean()
-        return Losses({"text": loss}, {"token_accuracy": accuracy})
+        accuracy = (logits.detach().argmax(-1) == labels).float()
+        losses, metrics = {"text": loss}, {"token_accuracy": accuracy.mean() if len(labels) else loss.detach() * 0}
+        if self.model.image_head is not None:
+            losses |= self._of_pictures(learned, metrics)
+        return Losses(losses, metrics)
+
+    def _of_pictures(self, learned: Learned, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of the pictures that are drawn, and add their accuracy to the metrics."""
+        logits, levels = learned.image_logits, learned.image_levels
+        count = levels.new_tensor(len(levels))
+        if not len(levels):
+            _mean_over_processes(count)  # the other processes wait for it
+            return {"image": self.model.idle_head(learned.states)}
+        share = count / _mean_over_processes(count)
+        loss, metrics["id_accuracy"] = next_id_loss(logits, levels)
+        losses = {"image": self._weights.next_id * share * loss}
+        if self._weights.z:
+            losses["image_z"] = self._weights.z * share * z_loss(logits)
+        return losses
 
     def _checkpoint_frozen_layers(self) -> None:
         """Turn checkpointing on in a frozen language model, whose layers would keep all activations in eval mode."""
@@ -191,8 +253,27 @@ class MLLMTraining(nn.Module):
                 layer.training = self.training
 
 
-def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return logits (T, V), float32, for the T tokens of the assistant in a batch, and these tokens (T,).
+class Learned(NamedTuple):
+    """What a model learns from a batch: T tokens of the assistant, and P pictures that it draws."""
+
+    #: (T, V), float32.
+    logits: Tensor
+    #: (T,).
+    labels: Tensor
+    #: (P, N, K_q), float32, of each level; empty without an image head.
+    image_logits: tuple[Tensor, ...]
+    #: (P, N, L).
+    image_levels: Tensor
+    #: (B, L, D), the last hidden states of the language model; without an image head there are none, (0,).
+    states: Tensor
+
+    def all_logits(self) -> Tensor:
+        """Return the logits of tokens and ids, flat."""
+        return torch.cat([part.flatten() for part in (self.logits, *self.image_logits)])
+
+
+def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> Learned:
+    """Return the logits of the assistant's tokens in a batch and of the ids that it draws, with what is right.
 
     Args:
         model: model on the device of the batch.
@@ -205,6 +286,7 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     wanted, labels = wanted[:, places], labels[:, places]
     # Tokens are computed in float32, like the codes.
     tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
+    draws = model.image_head is not None
     # Padding is on the right, where no labelled token attends to it; attention is faster without a mask.
     output = model(
         input_ids=batch["input_ids"],
@@ -212,10 +294,16 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
         image_tokens=tokens,
         use_cache=False,
         logits_to_keep=places,
+        **({"output_hidden_states": True} if draws else {}),
     )
     # A language model without logits_to_keep computes all logits.
     logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
-    return logits[wanted].float(), labels[wanted]
+    logits, labels = logits[wanted].float(), labels[wanted]
+    if not draws:
+        return Learned(logits, labels, (), labels.new_zeros(0), logits.new_zeros(0))
+    states = output.hidden_states[-1]
+    drawn = model.image_logits(states, batch["input_ids"], batch.get("image_ids"))
+    return Learned(logits, labels, *drawn, states)
 
 
 def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
@@ -226,6 +314,8 @@ def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> No
     for part in config.train:
         if part == "encoder" and model.vision.encoder is None:
             raise ValueError("got encoder in train, but features 'codes' leave it out; train something else")
+        if part == "image_head":
+            model.refuse_no_head()
         if part == "language_model" and config.lora is not None:
             continue
         if part == "encoder":
@@ -333,6 +423,19 @@ def _beginning(
     language_model = small_language_model(config.small, tokenizer)
     model, processor = build(language_model, toklip, tokenizer=tokenizer, features=config.features)
     return model, processor, sources, picturing
+
+
+def _prepare_to_draw(
+    config: MLLMTrainConfig, model: TokLIPForConditionalGeneration, processor: TokLIPProcessor
+) -> None:
+    """Add the image head of the settings; ValueError if data are to be drawn and there is none."""
+    if config.image_head is not None:
+        add_image_head(model, processor, config.image_head)
+    if draws(config.data) and model.image_head is None:
+        raise ValueError(
+            "the data have pictures to draw, but the model has no image head: add one (image_head, and image_head in "
+            "train), or leave these data out"
+        )
 
 
 def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:

@@ -1,0 +1,178 @@
+"""`toklip train mllm` of a model that reads and draws: resume, stores, dropped prompts, mixtures, adapters."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from toklip_core import plugins
+from toklip_core.cli import cli
+from toklip_mllm.model import load
+from toklip_mllm.training import ConversationSamples, MLLMTask, open_sources, train_mllm
+from toklip_mllm.training.settings import Drawings, SceneConversations
+from toklip_mllm.training.sources import PictureFormat, repeated
+
+from tests.support import mean_colour
+from tests.support.mllm_runs import SMALL, assert_same_run, config, exported, file_data, lines, write_world
+from tests.support.small_mllms import MARKED
+from tests.support.small_unified import small_unified, to_draw
+
+pytestmark = pytest.mark.slow
+
+HEAD = {"level_blocks": 1, "level_width": 16, "level_heads": 2, "guidance": 2.0}
+PARTS = ["connector", "language_model", "image_head"]
+PLAIN = {"kind": "drawings", "pictures": {"kind": "scenes", "count": 12, "background": "plain"}}
+
+
+@pytest.fixture(scope="module", params=["mean-colour", "residual-greys"])
+def world(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(mean_colour.install(folder / "site")))
+        plugins.registry.cache_clear()
+        named = request.param
+        write_world(folder, None if named == "mean-colour" else mean_colour.several(named))
+        for number in range(10):
+            (folder / f"pictures/{number:02}.txt").write_text("a red circle" if number % 2 else "one blue square")
+        shutil.rmtree(folder / "store")
+        patch.chdir(folder)
+        assert not CliRunner().invoke(
+            cli, f"encode pictures --out store --tokenizer {named} --size 32".split(), obj=plugins.registry()
+        ).exit_code
+        yield folder
+    plugins.registry.cache_clear()
+
+
+def settings(world, *data, **changes):
+    return config(world, *data, **{"train": PARTS, "image_head": HEAD, **changes})
+
+
+def drawings(world, kind="pictures"):
+    source = {"pictures": {"inputs": [str(world / "pictures")]}, "store": {"store": str(world / "store")}}[kind]
+    return {"kind": "drawings", "pictures": {"kind": kind, **source}, "requests": ["the picture ? {caption}"]}
+
+
+def test_a_run_over_both_is_resumed_bit_for_bit_and_its_model_draws(world, tmp_path):
+    run = {"steps": 3}
+    data = (file_data(world), drawings(world), PLAIN | {"passes": 2})
+    train_mllm(settings(world, *data, run=run, prompt_dropout=0.3), tmp_path / "whole")
+    broken = tmp_path / "broken"
+    (broken / "checkpoints").mkdir(parents=True)
+    for file in ("run.json", "metrics.jsonl"):
+        shutil.copy(tmp_path / "whole" / file, broken)
+    shutil.copytree(tmp_path / "whole/checkpoints/step-00000001", broken / "checkpoints/step-00000001")
+    train_mllm(settings(world, *data, run=run, prompt_dropout=0.3), broken)
+    assert_same_run(broken, tmp_path / "whole")
+    assert all(max(line[name] for line in lines(broken)) > 1 for name in ("loss/image", "loss/text"))
+    model, processor = load(broken / "model")
+    ids = model.generate(**to_draw(processor, "a red circle"), generation_mode="image", seeds=[1])
+    assert tuple(ids.shape[:3]) == (1, 8, 8)
+    assert processor.postprocess(ids)["pixel_values"][0].size == (32, 32)
+
+
+def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):
+    for kind in ("pictures", "store"):
+        train_mllm(settings(world, drawings(world, kind), run={"steps": 2}, held_out=None), tmp_path / kind)
+    mine, theirs = exported(tmp_path / "pictures"), exported(tmp_path / "store")
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def test_the_first_loss_is_that_of_ids_that_are_all_equally_likely(world, tmp_path):
+    train_mllm(settings(world, drawings(world), run={"steps": 1}), tmp_path / "one")
+    sizes = load(tmp_path / "one/model")[0].id_levels.sizes
+    expected = torch.tensor(sizes).log().mean()
+    assert lines(tmp_path / "one")[0]["loss/image"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_weights_of_the_losses(world, tmp_path):
+    for name, changes in (("one", {}), ("two", {"image_weight": 2.0, "image_z_loss": 0.5})):
+        train_mllm(settings(world, drawings(world), run={"steps": 1}, **changes), tmp_path / name)
+    one, two = lines(tmp_path / "one")[0], lines(tmp_path / "two")[0]
+    assert two["loss/image"] == pytest.approx(2 * one["loss/image"]) and two["loss/text"] == one["loss/text"]
+    assert "loss/image_z" not in one and two["loss/image_z"] > 0
+
+
+def test_adapters_are_merged_into_a_model_that_draws(world, tmp_path):
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    train_mllm(settings(world, drawings(world), lora=lora, run={"steps": 2}), tmp_path / "lora")
+    model, _ = load(tmp_path / "lora/model")
+    assert not [name for name in model.state_dict() if "lora" in name] and model.image_head is not None
+
+
+def test_a_saved_model_gets_a_head_and_one_that_draws_goes_on(world, tmp_path):
+    train_mllm(config(world, file_data(world), run={"steps": 1}), tmp_path / "reads")
+    begun = {"start": str(tmp_path / "reads/model"), "toklip": None, "language_model": None}
+    train_mllm(settings(world, drawings(world), run={"steps": 1}, **begun), tmp_path / "draws")
+    begun["start"] = str(tmp_path / "draws/model")
+    train_mllm(settings(world, drawings(world), run={"steps": 1}, image_head=None, **begun), tmp_path / "on")
+    assert load(tmp_path / "on/model")[0].image_head is not None
+
+
+def test_a_small_language_model_learns_the_words_of_requests(world, tmp_path):
+    small = {"small": SMALL, "language_model": None, "max_length": 160}
+    scenes = {"kind": "scenes", "count": 8, "turns": 2, "drawn": 0.5}
+    train_mllm(settings(world, scenes, PLAIN, run={"steps": 1}, **small), tmp_path / "small")
+    words = load(tmp_path / "small/model")[1].tokenizer
+    assert words.unk_token_id not in words("draw a red circle")["input_ids"]
+
+
+def samples(data, processor, **options):
+    readers = open_sources(data, PictureFormat(32, "crop"), seed=0)
+    return ConversationSamples(repeated(readers, data), processor, max_length=400, **options)
+
+
+def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
+    _, processor = small_unified(template=MARKED)
+    data = [Drawings.model_validate(PLAIN), SceneConversations(kind="scenes", count=12, drawn=1.0, turns=2)]
+    begin, image = (processor.tokenizer.convert_tokens_to_ids(x) for x in ("<begin_image>", "<image>"))
+    alone = torch.tensor([begin, *[image] * 64])
+    kept, dropped = (samples(data, processor, prompt_dropout=share) for share in (0.0, 0.5))
+    found = [(dropped[0, i], kept[0, i]) for i in range(24)]
+    short = [torch.equal(one.example.input_ids, alone) for one, _ in found]
+    assert 4 < sum(short) < 20
+    for is_short, (one, other) in zip(short, found, strict=True):
+        assert torch.equal(one.levels, other.levels)
+        assert is_short or torch.equal(one.example.input_ids, other.example.input_ids)
+        assert (one.example.labels == -100).all() == is_short
+        tokens = other.example.input_ids.tolist()
+        place = tokens.index(image)
+        assert tokens[place - 1] == begin and other.example.labels[place - 1] == begin
+    assert [torch.equal(dropped[1, i].example.input_ids, alone) for i in range(24)] != short
+
+
+def test_passes_set_the_mixture_and_are_epochs_of_the_source():
+    _, processor = small_unified(template=MARKED)
+    once = [Drawings.model_validate(PLAIN)]
+    twice = [Drawings.model_validate(PLAIN | {"passes": 2}), SceneConversations(kind="scenes", count=3)]
+    one, two = samples(once, processor), samples(twice, processor)
+    assert (len(one), len(two)) == (12, 27)
+    for index in range(12):
+        for number in range(2):
+            mine, theirs = two[1, number * 12 + index], one[2 + number, index]
+            assert torch.equal(mine.levels, theirs.levels)
+    assert len(two.order(27, 0, 0)) == 27
+
+
+def test_settings_that_cannot_draw_are_refused(world):
+    with pytest.raises(ValueError, match="the data have pictures to draw, but the model has no image head"):
+        MLLMTask(config(world, drawings(world)))
+    with pytest.raises(ValueError, match="a new image head knows nothing; put image_head into train"):
+        settings(world, drawings(world), train=["connector"])
+    with pytest.raises(ValueError, match="the model has no image head, so it reads pictures and draws none"):
+        MLLMTask(settings(world, file_data(world), image_head=None))
+    with pytest.raises(ValueError, match=r"got the request 'draw it'; put \{caption\} where the caption goes"):
+        settings(world, drawings(world) | {"requests": ["draw it"]})
+    with pytest.raises(ValueError, match=r"got the token store .*store beside sources without one"):
+        MLLMTask(settings(world, drawings(world, "store"), PLAIN))
+
+
+def test_pictures_that_do_not_fit_are_left_out_and_say_so(world):
+    with pytest.raises(ValueError, match="40 tokens end within its pictures"):
+        MLLMTask(settings(world, drawings(world), max_length=40)).samples[0, 0]
+
+
+def test_the_log_is_json(world, tmp_path):
+    train_mllm(settings(world, drawings(world), run={"steps": 1}), tmp_path / "one")
+    (line,) = (tmp_path / "one/metrics.jsonl").read_text().splitlines()
+    assert 0 <= json.loads(line)["id_accuracy"] <= 1
