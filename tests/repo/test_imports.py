@@ -41,7 +41,7 @@ FLOORS = {
         {"published", "registration"},
         {"model"},
         {"chat"},
-        {"evaluation"},
+        {"drawing", "evaluation"},
         {"training"},
         {"commands"},
         {"plugin"},

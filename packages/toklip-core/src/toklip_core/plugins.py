@@ -254,6 +254,11 @@ class NamedModel:
     #: (None: as stored), and with ``toklip``, the path of its TokLIP, if the user names one. Import torch inside it.
     #: None: the model does not draw.
     load: Callable[..., PictureModel] | None = field(default=None, repr=False)
+    #: The ``model_type`` in config.json of folders with models of this kind; empty if there is none.
+    model_type: str = ""
+    #: Loads a model that draws from such a folder, for ``toklip generate --model FOLDER``: called as ``load`` is, with
+    #: the folder first. None: no model of this kind draws.
+    load_folder: Callable[..., PictureModel] | None = field(default=None, repr=False)
     #: Loads a model that compares pictures with texts, for ``--model NAME`` of ``toklip classify``, ``search``,
     #: ``evaluate zero-shot`` and ``retrieval``: an ``nn.Module`` that is a :class:`toklip_core.evaluation.Matcher`.
     #: Called with the path of its weights, which the user names as NAME=PATH, or None for the published ones. Import

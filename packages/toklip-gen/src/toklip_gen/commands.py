@@ -122,8 +122,8 @@ _COMPILE = click.option(
     "--model",
     kind=None,
     default="toklip-gen-tiny",
-    help_text="Model that generates pictures: a name from `toklip models`, a folder from `toklip train generator`, or "
-    "a .pt file of LlamaGen.",
+    help_text="Model that generates pictures: a name from `toklip models`, a folder from `toklip train generator` or, "
+    "with an image head, `toklip train mllm`, or a .pt file of LlamaGen.",
 )
 @_TOKLIP
 @batch_size("pictures sampled at once", default=16)

@@ -24,4 +24,5 @@ def tiny() -> NamedModel:
         package="toklip-mllm",
         image_size=config["image_size"],
         tokens=rows * columns,
+        model_type=config["model_type"],
     )

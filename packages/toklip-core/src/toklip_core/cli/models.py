@@ -333,7 +333,8 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _plugin_row(model: NamedModel) -> dict[str, Any]:
-    shown = {name: value for name, value in vars(model).items() if name not in ("load", "match")}
+    loading = {"load", "load_folder", "match", "model_type"}
+    shown = {name: value for name, value in vars(model).items() if name not in loading}
     return {**shown, "draws": model.load is not None, "aliases": [], "status": _status(model)}
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from toklip_core.config import refuse_missing_device
 from toklip_core.plugins import PictureModel, registry
+from toklip_core.weights import CONFIG_FILE
 
 from toklip_gen.generator.pipeline import load_generator
 
@@ -21,8 +25,8 @@ class Checkpoint:
     (64, 64)
     """
 
-    #: Name that ``toklip models`` lists, of any plugin; or a folder or file, see
-    #: :func:`toklip_gen.generator.load_generator`.
+    #: Name that ``toklip models`` lists, of any plugin; a folder of a model that draws, such as one that ``toklip train
+    #: generator`` or ``mllm`` wrote; or a file, see :func:`toklip_gen.generator.load_generator`.
     model: str | Path = "toklip-gen-tiny"
     #: Path or name of the TokLIP, overriding the one recorded in the model.
     toklip: str | Path | None = None
@@ -39,12 +43,30 @@ class Checkpoint:
             ValueError: the model does not draw, its weights do not fit, or there is no such device.
         """
         refuse_missing_device(self.device)
-        spec = registry().models.get(str(self.model))
-        if spec is None:
-            return load_generator(self.model, toklip=self.toklip, dtype=self.dtype, device=self.device)
-        if spec.load is None:
-            raise ValueError(f"{spec.name!r} is a {spec.kind} and does not draw; `toklip models` says which models do")
+        load = self._loader()
         named = {} if self.toklip is None else {"toklip": self.toklip}
-        if named and "toklip" not in inspect.signature(spec.load).parameters:
-            raise ValueError(f"{spec.name!r} is loaded without a TokLIP of yours; leave out toklip (--toklip)")
-        return spec.load(device=self.device, dtype=self.dtype, **named)
+        if named and "toklip" not in inspect.signature(load).parameters:
+            raise ValueError(f"{str(self.model)!r} is loaded without a TokLIP of yours; leave out toklip (--toklip)")
+        return load(device=self.device, dtype=self.dtype, **named)
+
+    def _loader(self) -> Callable[..., PictureModel]:
+        """Return the function that loads the model: of a name, of a folder of a plugin's kind, or of a generator."""
+        models = registry().models
+        if spec := models.get(str(self.model)):
+            if spec.load is not None:
+                return spec.load
+            raise ValueError(f"{spec.name!r} is a {spec.kind} and does not draw; `toklip models` says which models do")
+        if kind := _model_type(Path(self.model)):
+            for spec in models.values():
+                if spec.model_type == kind and spec.load_folder is not None:
+                    return partial(spec.load_folder, self.model)
+        return partial(load_generator, self.model)
+
+
+def _model_type(folder: Path) -> str:
+    """Return the ``model_type`` in the config.json of a folder; empty if there is none that can be read."""
+    try:
+        found = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("model_type", "")) if isinstance(found, dict) else ""

@@ -11,15 +11,40 @@ picture, Q ids of a position, D width of the language model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from toklip_core.drawing import Drawing, IdLevels
 from toklip_core.model import FeatureStream
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from toklip_mllm.model.model import TokLIPForConditionalGeneration
+from toklip_mllm.model.config import TokLIPLMConfig
+from toklip_mllm.model.image_head import ImageHead
+from toklip_mllm.model.vision import PictureEncoder
+
+
+class ReadingModel(Protocol):
+    """What a predictor needs of a :class:`toklip_mllm.model.TokLIPForConditionalGeneration`."""
+
+    config: TokLIPLMConfig
+    vision: PictureEncoder
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model is on."""
+
+    @property
+    def id_levels(self) -> IdLevels:
+        """Levels in which the ids of a position are predicted."""
+
+    def refuse_no_head(self) -> ImageHead:
+        """Return the image head; ValueError if the model has none."""
+
+    def connect(self, features: Tensor) -> Tensor:
+        """Return features (..., F), inputs of the connector, in the language model's embedding space, (..., D)."""
+
+    def read_embeds(self, embeds: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        """Read embeddings (R, M, D) after a cache; return their states (R, M, D), and the cache."""
 
 
 class PicturePrompt(NamedTuple):
@@ -74,7 +99,7 @@ class PicturePredictor:
         ValueError: the model has no image head.
     """
 
-    def __init__(self, model: TokLIPForConditionalGeneration) -> None:
+    def __init__(self, model: ReadingModel) -> None:
         self._model = model
         self._head = model.refuse_no_head()
         #: Cache of the pictures that are being drawn.
@@ -99,7 +124,7 @@ class PicturePredictor:
     @property
     def device(self) -> torch.device:
         """Device that the model is on."""
-        return cast(torch.device, self._model.device)
+        return self._model.device
 
     def count(self, condition: PicturePrompt) -> int:
         """Return the number B of pictures of prompts."""
