@@ -218,6 +218,7 @@ def _answer(chat: Chat, question: str, known: dict[str, Any] | None, options: di
         )
     answer = chat.ask(question, **options)
     figures = answer._asdict()
+    figures.pop("image_ids")  # tensors are not JSON, and the text says where a picture is
     click.echo(json.dumps({**known, "question": question, "answer": figures.pop("text"), **figures}))
     return answer
 
