@@ -9,7 +9,8 @@ take turns in one process, and each figure is the smallest of the repeats. The f
 take at the rate of a large matrix product, or the bytes it reads at that of memory, whichever is longer, both measured
 in the same run. Each benchmark has a process of its own: one that fails is named, and the others go on.
 
-With --device cuda, vq, encoder, comprehension, generation and scaling compute there; that was not run yet.
+With --device cuda, vq, encoder, comprehension, generation, windows and scaling compute there; that was not run
+yet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from benchmarks._race import HEADER, Options, Row, elsewhere, machine_name, measured
 
-NAMES = ("tokens", "vq", "encoder", "loading", "comprehension", "generation", "scaling")
+NAMES = ("tokens", "vq", "encoder", "loading", "comprehension", "generation", "windows", "scaling")
 
 
 def checkout(path: str) -> Path:

@@ -45,6 +45,23 @@ def test_generate_needs_nothing_but_the_packages(tmp_path):
 
 
 @pytest.mark.slow
+def test_generate_reports_the_calls_of_a_window_and_draws_the_same_picture(tmp_path):
+    reports, pictures = [], []
+    for name, how in {"one": [], "wide": ["--window", "16"], "auto": ["--window", "auto"]}.items():
+        words = ["generate", "a red circle", "--out", str(tmp_path / f"{name}.png"), "--device", "cpu", "--json", *how]
+        reports.append(json.loads(CliRunner().invoke(cli, words).stdout))
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    one, wide, auto = reports
+    assert one["calls"] == 64 and one["ids_per_call"] == 1
+    assert wide["calls"] < 48 and wide["ids_per_call"] == 64 / wide["calls"]
+    assert auto["calls"] <= 64
+    refused = CliRunner().invoke(cli, ["generate", "a red circle", "--window", "0"])
+    assert refused.exit_code == 2 and "0 is not in the range" in refused.output
+
+
+@pytest.mark.slow
 def test_words_that_it_does_not_know_are_named(tmp_path, caplog):
     generate(["a purple unicorn", "a circle"], tmp_path / "out.png")
     assert "reads every unknown word alike: unicorn" in caplog.text
