@@ -136,6 +136,16 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Encode on Ray, Spark (which needs Java) and `datasets`, and run the pages that say how."""
+    packages = ["./packages/toklip-core[train,ray]", "./packages/toklip-vq"]
+    session.install(*(word for path in packages for word in ("--editable", path)), "--group", "test", "pyspark[sql]")
+    pages = "encode-on-ray or encode-on-spark or encode-with-datasets"
+    session.run("pytest", "tests/core/store/test_engines.py", *session.posargs)
+    session.run("pytest", "tests/repo/test_docs.py", "-k", pages)
+
+
+@nox.session
 def lmms(session: nox.Session) -> None:
     """Run the tests of the plugin of lmms-eval, which is large, and may want other releases than the other tests."""
     packages = [f"./packages/{name}" for name in ("toklip-core", "toklip-vq")]

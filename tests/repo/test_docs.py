@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -24,6 +25,8 @@ from tests.support.pages import PAGES, ROOT, Block, blocks, commands, toklip_wor
 from tests.support.warm import warm_python
 
 SHELLS = ("bash", "console", "sh")
+#: Pages that need a library that the other tests do not need: `nox -s engines` runs them.
+NEEDED = {"docs/how-to/encode-on-ray.md": "ray", "docs/how-to/encode-on-spark.md": "pyspark"}
 RUNNABLE = [page for page in PAGES if any(b.language in (*SHELLS, "python") for b in blocks(page))]
 
 
@@ -83,8 +86,17 @@ def run(block: Block, where: str, variables: dict, commands_folder: Path) -> Non
         exec(compile(block.code, where, "exec"), variables)
 
 
+def run_of(page: Path):
+    """The page as a parameter: skipped where its library is not installed, and without the warnings of that library."""
+    library = NEEDED.get(name(page))
+    if library is None:
+        return pytest.param(page, id=name(page))
+    missing = pytest.mark.skipif(find_spec(library) is None, reason=f"{library} is not installed: nox -s engines")
+    return pytest.param(page, id=name(page), marks=[missing, pytest.mark.filterwarnings("default")])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUNNABLE, ids=name)
+@pytest.mark.parametrize("page", [run_of(page) for page in RUNNABLE])
 def test_every_block_of_a_page_runs_as_typed(page, folder, commands_folder):
     variables: dict = {"__name__": "__page__"}
     for block in blocks(page):

@@ -26,7 +26,7 @@ from toklip_core.store import (
     PartWriter,
     TokenStore,
     decode_store,
-    encode as encoding,
+    reading,
 )
 from toklip_core.tokenizer import load_tokenizer
 from toklip_core.weights import weights_checksum
@@ -321,7 +321,7 @@ def test_a_worker_that_dies_of_a_picture_names_it_and_keeps_what_is_encoded(toy,
 def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos, tmp_path, workers):
     """Whichever error, and though the workers leave signals to this process: none of them may be waited for."""
     fails = (
-        "import sys, time; from toklip_core.store import encode; from toklip_core.cli import cli\n"
+        "import sys, time; from toklip_core.store import reading as encode; from toklip_core.cli import cli\n"
         "read = encode.entries\n"
         "def failing(sources):\n"
         "    yield from read(sources)\n"
@@ -341,14 +341,14 @@ def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos
 
 
 def test_what_waits_is_written_where_a_batch_fails(toy, photos, tmp_path, monkeypatch):
-    add = PartWriter.add
+    add = PartWriter.add_table
 
     def failing(writer, *arguments):
         if len(writer) == 3:
             raise ValueError("the fourth")
         add(writer, *arguments)
 
-    monkeypatch.setattr(PartWriter, "add", failing)
+    monkeypatch.setattr(PartWriter, "add_table", failing)
     with pytest.raises(ValueError, match="the fourth"):
         encode_with([photos], tmp_path / "s", tokenizer="mean-colour", batch_size=1)
     assert len(TokenStore(tmp_path / "s")) == 3
@@ -407,7 +407,7 @@ def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tm
             raise MemoryError
         return resized(image, size, resize)
 
-    monkeypatch.setattr(encoding, "resized", starved)
+    monkeypatch.setattr(reading, "resized", starved)
     picture(9, (9, 9)).save(photos / "huge.png")
     report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour")
     assert (report.pictures, report.unreadable) == (5, 1)

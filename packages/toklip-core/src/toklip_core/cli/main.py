@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,9 @@ from toklip_core.cli.options import (
 )
 from toklip_core.cli.train import encoder, teacher
 from toklip_core.plugins import Plugin, TokenizerSpec
+
+if TYPE_CHECKING:
+    from toklip_core.store import Engine
 
 #: What `toklip tokenizers --json` says of a tokenizer.
 _OF_A_TOKENIZER = (
@@ -161,8 +164,21 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 @dtype("Precision of the networks; bfloat16 is faster and changes some ids.")
 @batch_size("pictures per batch")
 @max_pixels
-@click.option("--workers", type=WORKERS, help="Number of processes that read pictures. [default: one per core]")
+@click.option(
+    "--workers",
+    type=WORKERS,
+    help="Number of processes that read pictures; with --engine ray, of actors that read and encode. "
+    "[default: one per core]",
+)
 @device
+@click.option(
+    "--engine",
+    type=click.Choice(["built-in", "ray"]),
+    default="built-in",
+    show_default=True,
+    help="What shares the work: processes of this machine, or a Ray cluster (pip install 'toklip-core[ray]'): that of "
+    "RAY_ADDRESS, else one on this machine.",
+)
 @click.option(
     "--rank",
     type=NUMBER,
@@ -183,6 +199,7 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 def encode(
     inputs: tuple[str, ...],
     store: str,
+    engine: Engine,
     rank: int,
     world_size: int,
     as_json: bool,
@@ -202,13 +219,15 @@ def encode(
     from toklip_core.store import EncodeSettings, encode_pictures
     from toklip_core.training import stop_on_signals
 
+    if engine == "ray" and options["workers"] is None:
+        options["workers"] = 0  # one per core of the cluster
     compute = compute_of(options, progress=rank == 0)
     if options["tokenizer"] is None and options["model"] is None:
         options["tokenizer"] = "llamagen-tiny"
     settings = EncodeSettings(**options)
     with stop_on_signals() as stop:
         report = encode_pictures(
-            inputs, store, settings, compute=compute, rank=rank, world_size=world_size, stop=stop
+            inputs, store, settings, compute=compute, engine=engine, rank=rank, world_size=world_size, stop=stop
         )
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
     raise SystemExit(stop.exit_status)

@@ -34,6 +34,7 @@ from .outputs import (
 )
 from .parquet_rows import (
     ParquetRow as ParquetRow,
+    bytes_of_cell as bytes_of_cell,
     data_and_path as data_and_path,
     is_list as is_list,
     is_text as is_text,

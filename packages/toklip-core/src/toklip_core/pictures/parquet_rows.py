@@ -41,12 +41,7 @@ class ParquetRow:
         """Return the bytes of the picture; OSError if there are none, or if the file is damaged there."""
         facts = path.stat()
         column = _group(path, self.group, self.column, facts.st_mtime_ns, facts.st_size)
-        data, beside = data_and_path(column[self.place].as_py())
-        if data is not None:
-            return data
-        if beside is None or not Path(beside).is_file():
-            raise OSError(f"{self.column!r} holds no picture" if beside is None else f"there is no file {beside!r}")
-        return Path(beside).read_bytes()
+        return bytes_of_cell(column[self.place].as_py(), self.column)
 
     def caption(self, path: Path) -> str | None:
         """Return the first caption; None if there is none."""
@@ -95,6 +90,16 @@ def data_and_path(value: object) -> tuple[bytes | None, str | None]:
     facts = value if isinstance(value, dict) else {"bytes": value}
     data, path = facts.get("bytes"), facts.get("path")
     return (data if isinstance(data, bytes) else None), (path if isinstance(path, str) and data is None else None)
+
+
+def bytes_of_cell(value: object, column: str) -> bytes:
+    """Return the bytes of the picture in a cell of a column; OSError if there are none."""
+    data, beside = data_and_path(value)
+    if data is not None:
+        return data
+    if beside is None or not Path(beside).is_file():
+        raise OSError(f"{column!r} holds no picture" if beside is None else f"there is no file {beside!r}")
+    return Path(beside).read_bytes()
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -1,3 +1,4 @@
+from .batch_encoder import BatchEncoder as BatchEncoder
 from .columns import row_maker as row_maker
 from .decode import (
     decode_store as decode_store,
@@ -5,6 +6,7 @@ from .decode import (
 )
 from .encode import (
     EncodeReport as EncodeReport,
+    Engine as Engine,
     encode_pictures as encode_pictures,
 )
 from .format import (

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +21,12 @@ from torch import Tensor, nn
 from toklip_core.config import Dtype
 from toklip_core.model import ALIASES, CLIP, TokLIP, TrunkConfig, load_clip
 from toklip_core.pictures import all_views, normalized
-from toklip_core.store.format import FeatureInfo, StoreInfo
+from toklip_core.store.format import FeatureInfo, StoreInfo, part_schema
+from toklip_core.store.reading import SquareBatch, SquareReader
 from toklip_core.store.settings import EncodeSettings
+from toklip_core.store.tables import EncodedBatch, row_table
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.weights import weights_checksum
-
-
-class Rows(NamedTuple):
-    """Columns of B pictures."""
-
-    #: (B, h, w, Q).
-    ids: Tensor
-    #: Column -> features, for the columns of features in the store.
-    features: dict[str, Tensor]
-    #: (B, VIEWS, h, w, Q), if the store has them.
-    crops: Tensor | None
 
 
 class RowMaker:
@@ -52,10 +43,13 @@ class RowMaker:
         self.info = info
         self._tokenizer, self._model, self._teacher = tokenizer, model, teacher
         self._device = torch.device("cpu")
-        #: Sides of the squares of each picture: the tokenizer's, and the teacher's if it differs.
-        self.sizes = [info.image_size]
-        if teacher is not None and teacher.config.image_size != info.image_size:
-            self.sizes.append(teacher.config.image_size)
+
+    def reader(self, batch_size: int) -> SquareReader:
+        """Return what is read of each picture: squares of the tokenizer's side, and of the teacher's if it differs."""
+        sizes = [self.info.image_size]
+        if self._teacher is not None and self._teacher.config.image_size != self.info.image_size:
+            sizes.append(self._teacher.config.image_size)
+        return SquareReader(tuple(sizes), self.info.augment is not None, self.info.resize, batch_size)
 
     def to(self, device: torch.device | str) -> None:
         """Move the models to a device, and cast the tokenizer to the precision of the store."""
@@ -66,14 +60,18 @@ class RowMaker:
                 module.to(device).eval()
 
     @torch.no_grad()
-    def rows(self, levels: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None = None) -> Rows:
-        """Return the columns of the store for B pictures.
+    def encoded(self, batch: SquareBatch) -> EncodedBatch:
+        """Return the rows of a batch of squares, which its reader has read."""
+        table = part_schema(self.info).empty_table()
+        if batch.keys:
+            ids, features, crops = self._columns(batch.levels, batch.crops)
+            table = row_table(self.info, batch.keys, ids, batch.captions, features, crops)
+        return EncodedBatch(table, batch.unreadable, batch.skipped)
 
-        Args:
-            levels: squares (B, size, size, 3), uint8, for each of ``sizes``.
-            crops: (B, VIEWS / 2, size, size, 3), uint8, from :func:`toklip_core.pictures.upright_crops`, if the store
-                has crops.
-        """
+    def _columns(
+        self, levels: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Return ids (B, h, w, Q), the features of each column, and (B, VIEWS, h, w, Q) if the store has crops."""
         pixels = [self._pixels(square) for square in levels]
         ids = self._tokenizer.encode(pixels[0])
         features: dict[str, Tensor] = {}
@@ -92,7 +90,7 @@ class RowMaker:
             chunks = [self._pixels(flat[start : start + len(ids)]) for start in range(0, len(flat), len(ids))]
             views = torch.cat([self._tokenizer.encode(chunk) for chunk in chunks])
             views = views.reshape(len(ids), -1, *views.shape[1:])
-        return Rows(ids, features, views)
+        return ids, features, views
 
     def _pixels(self, levels: np.ndarray[Any, Any]) -> Tensor:
         squares = torch.from_numpy(levels).to(self._device).permute(0, 3, 1, 2)

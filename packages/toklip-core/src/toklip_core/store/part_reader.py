@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,20 +77,28 @@ def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
             if table.num_rows != rows[group]:
                 raise _damaged(path, f"{where} are {table.num_rows} rows")
             table.validate(full=True)
-            _Rows(path, start, table, info).refuse_wrong()  # first, because it names the row
+            # First, because it names the row.
+            RowGroup(path, range(start, start + rows[group]), table, info).refuse_wrong()
             for name in table.column_names:
                 if checksums is not None and column_crc32(table[name]) != checksums[name][group]:
                     raise _damaged(path, f"{where} of the column {name!r} have another checksum than when written")
         return table
 
 
-class _Rows(NamedTuple):
-    """A group of rows."""
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} is damaged: {what}; delete it, and `toklip encode` makes its rows again")
+
+
+class RowGroup(NamedTuple):
+    """A group of rows of a file, each column in one chunk."""
 
     path: Path
-    start: int
+    #: Number of each row in the file.
+    numbers: Sequence[int] | np.ndarray[Any, Any]
     table: pa.Table
     info: StoreInfo
+    #: Error for a file and what is wrong with it.
+    refusal: Callable[[Path, str], ValueError] = _damaged
 
     def refuse_wrong(self) -> None:
         """Raise ValueError, with the first row at fault, unless all values fit the info."""
@@ -116,7 +124,7 @@ class _Rows(NamedTuple):
 
     def _refuse_wrong_ids(self, name: str, size: int, count: int) -> None:
         ids = self._numbers(name, count)
-        for place in np.flatnonzero(ids >= size)[:1]:
+        for place in np.flatnonzero((ids < 0) | (ids >= size))[:1]:  # other programs may have signed ids
             self._refuse_row(place // count, f"{ids[place]} is in {name!r}, but ids are from 0 to {size - 1}")
 
     def _refuse_wrong_features(self, name: str, count: int) -> None:
@@ -141,7 +149,8 @@ class _Rows(NamedTuple):
 
     def _refuse_row(self, row: Any, what: str) -> None:  # noqa: ANN401  (an integer of numpy, of any of its types)
         key = self.table["key"][int(row)].as_py() if "key" in self.table.column_names else None
-        raise _damaged(self.path, f"row {self.start + int(row)}{'' if key is None else f' ({quote_key(key)})'}: {what}")
+        named = "" if key is None else f" ({quote_key(key)})"
+        raise self.refusal(self.path, f"row {self.numbers[int(row)]}{named}: {what}")
 
 
 def quote_key(key: str) -> str:
@@ -231,7 +240,3 @@ def _of_other_format(path: Path, got: object) -> ValueError:
 
 def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
     return tuple(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-
-
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} is damaged: {what}; delete it, and `toklip encode` makes its rows again")

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,18 @@ import torch
 from torch import Tensor
 
 from toklip_core.pictures import VIEWS
-from toklip_core.store.format import CROPS, FEATURES, IDS, UnreadablePicture, part_paths, read_report, refuse_other
+from toklip_core.store.adopt import adopt_rows
+from toklip_core.store.format import (
+    CROPS,
+    FEATURES,
+    IDS,
+    StoreInfo,
+    UnreadablePicture,
+    part_paths,
+    read_report,
+    refuse_other,
+)
+from toklip_core.store.key_set import KeySet
 from toklip_core.store.part_reader import part_contents, quote_key, read_group
 
 
@@ -108,6 +119,29 @@ class TokenStore:
         self._columns = [*self.info.columns, *self._features, *crops]
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._distinct = False
+
+    @classmethod
+    def adopt(cls, folder: Path | str, store: Path | str, info: StoreInfo) -> Self:
+        """Make a store of the rows that another program wrote to Parquet, or add them to a store; return the store.
+
+        The rows are those of a :class:`toklip_core.store.BatchEncoder`, with integers and floats of any type. Rows with
+        an ``error`` are listed among the unreadable pictures, other columns are left out, and rows whose keys the store
+        has are skipped. The files stay as they are; what was complete when a call was killed is kept.
+
+        Args:
+            folder: folder of the files, whose names end with .parquet, and of further folders.
+            store: folder of the store; it is created if missing, and must not be in ``folder``.
+            info: ``info`` of the encoder.
+
+        Raises:
+            FileNotFoundError: there is no Parquet file, or no row without an error.
+            ValueError: a column is missing, a value does not fit ``info``, two rows have one key, or the store has
+                another info. The message names the file and the row.
+            OSError: the store cannot be written.
+        """
+        path = Path(store)
+        adopt_rows(Path(folder), path, info, lambda: KeySet(held_keys(path, info)))
+        return cls(path)
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -214,3 +248,12 @@ class TokenStore:
     def _feature(self, table: pa.Table, row: int, name: str) -> Tensor:
         feature = torch.from_numpy(table[name][row].values.to_numpy().astype(np.float32))
         return feature.reshape(-1, self.info.features[name].width) if name == "tokens" else feature
+
+
+def held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
+    """Return the keys of a store, none where it is empty; ValueError if rows with this info do not belong there."""
+    if not part_paths(path):
+        return ()
+    store = TokenStore(path)
+    refuse_other(info, store.info, what="this encode", store=path)
+    return store.keys()

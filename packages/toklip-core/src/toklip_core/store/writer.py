@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -34,6 +32,7 @@ from toklip_core.store.format import (
     rank_of_part,
     report_paths,
 )
+from toklip_core.store.tables import row_table
 
 _log = logging.getLogger(__name__)
 
@@ -67,12 +66,12 @@ class PartWriter:
 
     def __len__(self) -> int:
         """Return the number of waiting rows."""
-        return len(self._keys)
+        return sum(table.num_rows for table in self._tables)
 
     @property
     def nbytes(self) -> int:
         """Number of bytes of the waiting ids and features."""
-        return sum(array.nbytes for column in self._lists.values() for array in column)
+        return self._nbytes
 
     def add(
         self,
@@ -82,40 +81,21 @@ class PartWriter:
         features: Mapping[str, Tensor] = MappingProxyType({}),
         crops: Tensor | None = None,
     ) -> None:
-        """Add rows to those that wait.
+        """Add rows to those that wait; see :func:`toklip_core.store.tables.row_table`."""
+        self.add_table(row_table(self._info, keys, ids, captions, features, crops))
 
-        Args:
-            keys: B keys.
-            ids: (B, h, w, Q).
-            captions: B captions, None for a picture without one.
-            features: column -> features (B, E), or (B, N, D) for "tokens", for every column of features.
-            crops: (B, VIEWS, h, w, Q), if the store has them.
-
-        Raises:
-            ValueError: a feature does not fit into float16.
-        """
-        assert features.keys() == self._info.features.keys()
-        assert (crops is not None) == (self._info.augment is not None)
-        # Conversions that can fail come first, so that the waiting rows stay consistent.
-        lists = {name: _halves(name, feature) for name, feature in features.items()}
-        for name, grids in ((IDS, ids), (CROPS, crops)):
-            if grids is not None:
-                levels = zip(self._info.level_columns(name).items(), grids.cpu().unbind(-1), strict=True)
-                lists |= {column: grid.numpy().astype(dtype) for (column, dtype), grid in levels}
-        self._keys += keys
-        self._captions += captions
-        self._grids += [ids.shape[1:3]] * len(keys)
-        for name, numbers in lists.items():
-            self._lists[name].append(numbers)
+    def add_table(self, table: pa.Table) -> None:
+        """Add rows with the columns of a part to those that wait."""
+        assert table.schema.equals(self._schema)
+        if table.num_rows:
+            self._tables.append(table)
+            self._nbytes += sum(pc.list_flatten(c).nbytes for c in table.columns if pa.types.is_list(c.type))
 
     def flush(self) -> None:
         """Write the waiting rows as one complete part; OSError if the disk is full."""
-        if not self._keys:
+        if not self._tables:
             return
-        heights, widths = np.array(self._grids, np.int32).T
-        columns = {"key": self._keys, "height": heights, "width": widths, "caption": self._captions}
-        columns |= {name: _lists(np.concatenate(numbers)) for name, numbers in self._lists.items()}
-        table = pa.table(columns, schema=self._schema)
+        table = pa.concat_tables(self._tables).combine_chunks()
         name = f"part-{self._rank:05d}-{self._number:06d}.parquet"
         beside, inside = places(self._path, f".{name}.tmp")
         _write_whole(beside if self._beside else inside, self._path / name, table, _with_dictionary(self._info))
@@ -123,11 +103,8 @@ class PartWriter:
         self._empty()
 
     def _empty(self) -> None:
-        self._keys: list[str] = []
-        self._captions: list[str | None] = []
-        self._grids: list[tuple[int, ...]] = []
-        #: Column of lists -> the numbers (B, ...) of each batch.
-        self._lists: dict[str, list[np.ndarray[Any, Any]]] = defaultdict(list)
+        self._tables: list[pa.Table] = []
+        self._nbytes = 0
 
 
 class UnreadableLog:
@@ -163,22 +140,6 @@ def fullness_explained(path: Path) -> Iterator[None]:
             raise
         message = f"no room to write in {path} ({error.strerror}); what is complete is kept: make room, run it again"
         raise OSError(message) from error
-
-
-def _lists(rows: np.ndarray[Any, Any]) -> pa.ListArray:
-    """Return an array (B, ...) as a column of B lists."""
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * (rows.size // len(rows))
-    return pa.ListArray.from_arrays(offsets, rows.reshape(-1))
-
-
-def _halves(name: str, feature: Tensor) -> np.ndarray[Any, Any]:
-    half = feature.detach().half()
-    if not half.isfinite().all():
-        raise ValueError(
-            f"got {name} up to {feature.abs().max().item():.3g}, but the store has float16, which ends at 65504; the "
-            "model's weights are damaged, or it overflows: take float32"
-        )
-    return half.cpu().numpy()
 
 
 def _with_dictionary(info: StoreInfo) -> list[str]:

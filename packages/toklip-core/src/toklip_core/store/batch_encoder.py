@@ -1,0 +1,133 @@
+"""Encoder of batches of pictures, for programs that share the work themselves: Ray Data, Spark, `datasets`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from toklip_core.config import Compute, refuse_missing_device
+from toklip_core.pictures import bytes_of_cell, open_picture
+from toklip_core.store.columns import RowMaker, row_maker
+from toklip_core.store.format import StoreInfo
+from toklip_core.store.reading import UnopenedPicture
+from toklip_core.store.settings import EncodeSettings
+from toklip_core.store.tables import EncodedBatch
+
+_COLUMNS = ("key", "image", "caption")
+
+
+class BatchEncoder:
+    """Encoder of batches of pictures into rows of a token store: one class for every program that has the pictures.
+
+    It can be pickled, and its models are loaded by the first call, so each process that gets it loads its own. Rows are
+    those of :func:`toklip_core.store.encode_pictures`, with the error of each picture that cannot be read.
+    ``TokenStore.adopt`` makes a store of what was written.
+
+    Args:
+        settings: contents of the store.
+        compute: device, dtype, number of pictures that the models take at a time, and limit of a picture's pixels.
+
+    >>> from pathlib import Path
+    >>> encoder = BatchEncoder(EncodeSettings(tokenizer="llamagen-tiny"))
+    >>> cat = Path("docs/examples/photographs/cat.jpg").read_bytes()
+    >>> rows = encoder({"key": ["cat", "broken"], "image": [cat, b"no picture"]})
+    >>> rows.column_names
+    ['key', 'ids', 'height', 'width', 'caption', 'error']
+    >>> rows["error"].to_pylist()
+    [None, 'no picture in a format that is known here']
+    """
+
+    def __init__(self, settings: EncodeSettings, compute: Compute = Compute()) -> None:
+        self._settings, self._compute = settings, compute
+
+    def __call__(self, batch: Any) -> Any:  # noqa: ANN401  (what the programs have, and pandas is not required)
+        """Return the rows of B pictures, in their order.
+
+        Args:
+            batch: a mapping, a table of pyarrow or a data frame of pandas with the columns ``key`` (texts), ``image``
+                (bytes of files, or what `datasets` stores) and, if wanted, ``caption`` (texts or nulls).
+
+        Returns:
+            The columns of the store and ``error``: why a picture cannot be read, else null. A row with an error has
+            nothing but its key. A data frame for a data frame, otherwise a table of pyarrow.
+
+        Raises:
+            ValueError: a column is missing, or a cell is no text or no bytes.
+        """
+        pictures = _pictures_in(batch, self._compute.max_pixels)
+        parts = list(self.encoded(pictures))
+        errors = {int(row.source): row.reason for part in parts for row in part.unreadable}
+        # Each readable picture has the next row of the tables; the row of the others is null.
+        places = iter(range(len(pictures)))
+        taken = pa.array([None if row in errors else next(places) for row in range(len(pictures))], pa.int64())
+        table = pa.concat_tables(part.table for part in parts).combine_chunks().take(taken)
+        table = table.set_column(0, "key", pa.array([picture.key for picture in pictures], pa.string()))
+        table = table.append_column("error", pa.array(map(errors.get, range(len(pictures))), pa.string()))
+        return table if isinstance(batch, Mapping | pa.Table) else table.to_pandas()
+
+    @property
+    def info(self) -> StoreInfo:
+        """Metadata of the store; this loads the models."""
+        return self._maker.info
+
+    def encoded(self, pictures: Iterable[UnopenedPicture], done: Container[str] = ()) -> Iterator[EncodedBatch]:
+        """Yield the rows of pictures that are not opened yet, without those whose keys are ``done``."""
+        reader = self._maker.reader(self._compute.batch_size)
+        for batch in reader.batches(pictures, done):
+            yield self._maker.encoded(batch)
+
+    @cached_property
+    def _maker(self) -> RowMaker:
+        refuse_missing_device(self._compute.device)
+        maker = row_maker(self._settings, dtype=self._compute.dtype)
+        maker.to(self._compute.device)
+        return maker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_maker"}
+
+
+@dataclass(frozen=True)
+class _PictureCell:
+    """A picture of a batch; ``path`` is the number of its row."""
+
+    key: str
+    path: str
+    cell: object
+    text: str | None
+    max_pixels: int
+
+    def image(self) -> Image.Image:
+        return open_picture(io.BytesIO(bytes_of_cell(self.cell, _COLUMNS[1])), max_pixels=self.max_pixels)
+
+    def caption(self) -> str | None:
+        return self.text
+
+
+def _pictures_in(batch: Any, max_pixels: int) -> list[_PictureCell]:  # noqa: ANN401
+    names = [str(name) for name in (batch.column_names if isinstance(batch, pa.Table) else batch)]
+    if not {*_COLUMNS[:2]} <= {*names}:
+        raise ValueError(f"got the columns {', '.join(names)}; rename those of keys and files to 'key' and 'image'")
+    named = [name for name in _COLUMNS if name in names]
+    if not isinstance(batch, Mapping | pa.Table):
+        batch = pa.Table.from_pandas(batch[named], preserve_index=False)
+    if isinstance(batch, pa.Table):
+        batch = {name: batch[name].to_pylist() for name in named}
+    keys, cells = list(batch["key"]), list(batch["image"])
+    captions = list(batch.get("caption", [None] * len(keys)))
+    for key, cell, caption in zip(keys, cells, captions, strict=True):
+        if not isinstance(key, str) or not isinstance(caption, str | None):
+            raise ValueError(f"got the key {key!r} with the caption {caption!r}; both must be texts")
+        if not isinstance(cell, bytes | Mapping | None):
+            raise ValueError(
+                f"got a {type(cell).__name__} as the picture {key!r}; pass the bytes of its file (in `datasets`: "
+                'cast_column("image", Image(decode=False)))'
+            )
+    rows = zip(keys, cells, captions, strict=True)
+    return [_PictureCell(key, str(row), cell, text, max_pixels) for row, (key, cell, text) in enumerate(rows)]

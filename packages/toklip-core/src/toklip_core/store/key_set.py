@@ -1,0 +1,28 @@
+"""Sets of keys that are small in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+
+_DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
+
+
+class KeySet:
+    """Set of a store's keys, with 16 bytes each: 1e8 of them take 1.6 GB, and as a set of str 13 GB."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        digests = np.frombuffer(b"".join(map(self._digest, keys)), dtype=f"S{_DIGEST_BYTES + 1}")
+        self._sorted = np.sort(digests)
+
+    def __contains__(self, key: object) -> bool:
+        digest = np.bytes_(self._digest(str(key)))
+        place = int(np.searchsorted(self._sorted, digest))
+        return place < len(self._sorted) and bool(self._sorted[place] == digest)
+
+    @staticmethod
+    def _digest(key: str) -> bytes:
+        # The last byte is not zero, because numpy drops zero bytes at the end of a string.
+        return blake2b(key.encode(), digest_size=_DIGEST_BYTES).digest() + b"."

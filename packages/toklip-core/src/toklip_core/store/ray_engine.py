@@ -1,0 +1,159 @@
+"""The engine Ray: actors of a cluster read and encode as the built-in engine does, and this process writes.
+
+    sources -> shares --actors: entries -> BatchEncoder -> rows--> this process
+
+A killed actor starts again and repeats the share that it was at; Ray passes on only the batches that had not arrived.
+So every row comes once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import signal
+import threading
+from collections import deque
+from collections.abc import Container, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toklip_core.config import Compute
+from toklip_core.pictures import InputFile, entries
+from toklip_core.store.batch_encoder import BatchEncoder
+from toklip_core.store.format import StoreInfo
+from toklip_core.store.reading import PictureWork
+from toklip_core.store.settings import EncodeSettings
+from toklip_core.store.tables import EncodedBatch
+
+# Files of a share: few enough to go round, and enough to be worth a message.
+_BATCHES_PER_SHARE = 8
+
+# A picture that ends its actor for want of memory would end every next one, too.
+_RETRIES = 3
+
+# Batches of an actor that wait for this process.
+_WAITING = 4
+
+
+def encoded_by_ray(
+    work: PictureWork, settings: EncodeSettings, info: StoreInfo, compute: Compute
+) -> Generator[EncodedBatch]:
+    """Yield what the actors encode, in the order in which it arrives.
+
+    Args:
+        work: pictures, and the keys that are skipped.
+        settings: contents of the store.
+        info: metadata that the models of every actor must have.
+        compute: of each actor; ``workers`` is the number of actors, 0 for one per core of the cluster.
+
+    Raises:
+        LookupError: Ray is not installed.
+        ValueError: a picture's rows cannot be computed, or an actor has other models.
+        OSError: an actor cannot start, or dies again and again.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise LookupError("Ray is not installed: pip install 'toklip-core[ray]'") from error
+    with _cluster(ray) as started:
+        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        workers = compute.workers or max(1, cores)
+        shares = list(_shares(work.sources, workers, _BATCHES_PER_SHARE * compute.batch_size))
+        workers = min(workers, len(shares))
+        on_gpu = gpus > 0 and torch.device(compute.device).type == "cuda"
+        make = ray.remote(
+            num_cpus=1,
+            num_gpus=1 / math.ceil(workers / gpus) if on_gpu else 0,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )(_Actor)
+        encoder, done = BatchEncoder(settings, compute), ray.put(work.done)
+        actors = [make.remote(encoder, info, Path.cwd()) for _ in range(workers)]
+        try:
+            yield from _gathered(ray, actors, shares, done)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause or error from None
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(f"Ray gave up, what was encoded is kept: {reason}; see Ray's logs, run it again") from error
+        finally:
+            for actor in [] if started else actors:
+                ray.kill(actor)
+
+
+class _Actor:
+    """What runs on the cluster: an encoder, whose models the first share loads."""
+
+    def __init__(self, encoder: BatchEncoder, info: StoreInfo, folder: Path) -> None:
+        self._encoder, self._info, self._folder = encoder, info, folder
+
+    def start(self) -> None:
+        """Say that the actor runs."""
+
+    def encode(self, share: list[InputFile], done: Container[str]) -> Iterator[EncodedBatch]:
+        """Yield the rows of a share, without those whose keys are ``done``."""
+        os.chdir(self._folder)  # pictures and weights have the paths that were typed there
+        if self._encoder.info != self._info:
+            raise ValueError(
+                f"the models on {platform.node()} are not those of this machine; give every node the same weights and "
+                "the same version of the toolkit"
+            )
+        yield from self._encoder.encoded(entries(share), done)
+
+
+def _gathered(
+    ray: Any,  # noqa: ANN401
+    actors: list[Any],
+    shares: list[list[InputFile]],
+    done: Any,  # noqa: ANN401
+) -> Iterator[EncodedBatch]:
+    """Give each idle actor the next share; yield batches as they come. ``done`` is a KeySet in Ray's object store."""
+    waiting = deque(shares)
+    # An actor that the cluster has no room for starts late or never, so it gets no share before.
+    starting = {actor.start.remote(): actor for actor in actors}
+    running: dict[Any, Any] = {}
+    while waiting or running:
+        (first, *_), _ = ray.wait([*starting, *running], num_returns=1)
+        if first in starting:
+            ray.get(first)
+            actor = starting.pop(first)
+        else:
+            batch = next(first, None)
+            if batch is not None:
+                yield ray.get(batch)
+                continue
+            actor = running.pop(first)
+        if waiting:
+            results = actor.encode.options(_generator_backpressure_num_objects=_WAITING)
+            running[results.remote(waiting.popleft(), done)] = actor
+
+
+def _shares(sources: list[InputFile], workers: int, files: int) -> Iterator[list[InputFile]]:
+    """Yield shares: whole archives, or with fewer of them than workers every n-th picture of each; files in groups."""
+    archives = [source for source in sources if source.is_archive]
+    step = 1 if len(archives) >= workers else workers
+    yield from ([replace(archive, start=start, step=step)] for archive in archives for start in range(step))
+    rest = [source for source in sources if not source.is_archive]
+    yield from (rest[start : start + files] for start in range(0, len(rest), files))
+
+
+@contextmanager
+def _cluster(ray: Any) -> Iterator[bool]:  # noqa: ANN401
+    """Join the cluster of this process or of RAY_ADDRESS, else start one here; yield whether it ends afterwards."""
+    if ray.is_initialized():
+        yield False
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    if in_main_thread:  # Ray takes this signal for itself
+        signal.signal(signal.SIGTERM, before)
+    try:
+        yield "RAY_ADDRESS" not in os.environ
+    finally:
+        ray.shutdown()

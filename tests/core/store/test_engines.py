@@ -1,0 +1,183 @@
+"""Ray, Spark and `datasets` write the store of the built-in engine, row for row. `nox -s engines` runs this."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from datasets import Dataset
+from toklip_core.cli import cli
+from toklip_core.config import Compute
+from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore
+
+from tests.support.encoding import encode_with
+from tests.support.engines import built_in_store, refuse_other_rows, write_pictures
+from tests.support.refusals import refusing
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: nox -s engines")
+needs_spark = pytest.mark.skipif(
+    find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="pyspark or Java is not installed: nox -s engines",
+)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # of Ray and Spark, about themselves
+
+SETTINGS = EncodeSettings(tokenizer="mean-colour-slow")
+
+
+@pytest.fixture
+def pictures(toy, tmp_path, monkeypatch):
+    """2,000 pictures with 20 broken ones, as files in tmp_path and as a table; other processes find the tokenizers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(toy))
+    return write_pictures(Path("pictures"), count=2000, broken=20)
+
+
+@pytest.fixture
+def ray(pictures):
+    """A Ray cluster of two cores, whose workers find the pictures and the tokenizers."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+def expected(**options):
+    return built_in_store(tokenizer="mean-colour-slow", **options)
+
+
+def actors(name):
+    """The processes of Ray that run an actor."""
+    lines = {int(path.parent.name): path for path in Path("/proc").glob("[0-9]*/cmdline")}
+    found = []
+    for pid, path in lines.items():
+        try:
+            if path.read_bytes().startswith(b"ray::" + name):
+                found.append(pid)
+        except OSError:  # it ended
+            continue
+    return found
+
+
+@needs_ray
+def test_ray_writes_the_built_in_engines_store_though_a_worker_is_killed(ray, pictures):
+    killed = []
+
+    def stop():  # called after each batch: the actors are at work
+        if not killed and len(working := actors(b"_Actor")) == 2:
+            os.kill(working[0], signal.SIGKILL)
+            killed.append(working[0])
+        return False
+
+    report = encode_with(["pictures"], "store", tokenizer="mean-colour-slow", engine="ray", batch_size=8, stop=stop)
+    assert (report.pictures, report.skipped, report.unreadable) == (1980, 0, 20) and killed
+    refuse_other_rows(TokenStore("store"), expected())
+
+
+@needs_ray
+def test_ray_skips_what_is_there(ray, pictures):
+    stopped = encode_with(
+        ["pictures"], "store", tokenizer="mean-colour-slow", engine="ray", batch_size=8, stop=lambda: True
+    )
+    assert stopped.stopped and stopped.pictures == len(TokenStore("store")) < 100
+    report = encode_with(["pictures"], "store", tokenizer="mean-colour-slow", engine="ray")
+    assert (report.pictures, report.skipped) == (1980 - stopped.pictures, stopped.pictures)
+    assert report.unreadable == 20
+    refuse_other_rows(TokenStore("store"), expected())
+
+
+@needs_ray
+def test_ray_reads_folders_tars_parquet_and_scenes(ray, pictures):
+    files = sorted(Path("pictures").glob("*"))
+    with tarfile.open("pictures.tar", "w") as tar:
+        for path in files[:300]:
+            tar.add(path, path.name)
+    pq.write_table(pictures.select(["image", "caption"]).slice(500, 300), "rows.parquet", row_group_size=50)
+    few = Path("few")
+    few.mkdir()
+    for path in files[1000:1100]:
+        shutil.copy(path, few)
+    inputs = ["few", "pictures.tar", "rows.parquet", "scenes:train?count=20&size=32"]
+    for engine in ("built-in", "ray"):
+        encode_with(inputs, engine, tokenizer="mean-colour", engine=engine, batch_size=16, shuffle=True)
+    refuse_other_rows(TokenStore("ray"), TokenStore("built-in"))
+
+
+@needs_ray
+def test_the_command_starts_a_cluster_of_its_own_and_ends_it(pictures):
+    for path in sorted(Path("pictures").glob("*"))[40:]:
+        path.unlink()
+    command = [sys.executable, "-m", "toklip_core", "encode", "pictures", "--tokenizer", "mean-colour"]
+    done = subprocess.run(
+        [*command, "--out", "store", "--engine", "ray"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert "pictures encoded into store in " in done.stderr
+    refuse_other_rows(TokenStore("store"), built_in_store())
+    deadline = time.monotonic() + 60
+    while actors(b"_Actor"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@needs_ray
+def test_what_goes_wrong_in_an_actor_is_one_line(ray):
+    with refusing("got the device 'cuda:7'"):
+        encode_with(["pictures"], "store", tokenizer="mean-colour", engine="ray", device="cuda:7")
+    with refusing("got 2 processes and the engine Ray, which shares the work itself"):
+        encode_with(["pictures"], "store", tokenizer="mean-colour", engine="ray", rank=0, world_size=2)
+
+
+@needs_ray
+def test_ray_data_maps_batches(ray, pictures):
+    rows = ray.data.from_arrow(pictures).repartition(20)
+    encoded = rows.map_batches(
+        BatchEncoder,
+        fn_constructor_args=(SETTINGS,),
+        batch_size=32,
+        compute=ray.data.ActorPoolStrategy(size=2),
+    )
+    encoded.write_parquet("rows")
+    refuse_other_rows(TokenStore.adopt("rows", "store", BatchEncoder(SETTINGS).info), expected())
+
+
+@needs_spark
+def test_spark_maps_data_frames(pictures):
+    from pyspark.sql import SparkSession
+
+    encoder = BatchEncoder(SETTINGS)
+    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        pq.write_table(pictures, "pictures.parquet")
+        columns = "key string, ids array<int>, height int, width int, caption string, error string"
+        rows = spark.read.parquet("pictures.parquet").repartition(4)
+        rows.mapInPandas(lambda frames: map(encoder, frames), columns).write.parquet("rows")
+    finally:
+        spark.stop()
+    refuse_other_rows(TokenStore.adopt("rows", "store", encoder.info), expected())
+
+
+def test_datasets_map_by_processes(pictures):
+    encoder = BatchEncoder(SETTINGS, Compute(batch_size=16))
+    rows = Dataset.from_dict(pictures.to_pydict())
+    Path("rows").mkdir()
+    encoded = rows.map(encoder, batched=True, batch_size=100, num_proc=2, remove_columns=rows.column_names)
+    encoded.to_parquet("rows/rows.parquet")
+    refuse_other_rows(TokenStore.adopt("rows", "store", encoder.info), expected())
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_it_is_said_what_to_install(toy, pictures):
+    result = CliRunner().invoke(cli, ["encode", "pictures", "--out", "store", "--engine", "ray"])
+    assert result.exit_code == 1 and "Ray is not installed: pip install 'toklip-core[ray]'" in result.stderr
