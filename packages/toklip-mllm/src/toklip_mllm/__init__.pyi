@@ -1,10 +1,12 @@
 __version__: str
 
 from .model.building import (
+    add_image_head as add_image_head,
     build as build,
     load as load,
 )
 from .model.config import TokLIPLMConfig as TokLIPLMConfig
+from .model.head_config import ImageHeadSettings as ImageHeadSettings
 from .model.model import TokLIPForConditionalGeneration as TokLIPForConditionalGeneration
 from .model.processing import TokLIPProcessor as TokLIPProcessor
 from .training.conversations import (

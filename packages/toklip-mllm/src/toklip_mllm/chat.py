@@ -171,8 +171,10 @@ class Chat:
                 parts.append([])
             elif token != image:
                 parts[-1].append(token)
-        texts = [str(self.processor.decode(part, skip_special_tokens=True)).strip() for part in parts]
-        return f"\n{self.processor.image_token}\n".join(texts).strip()
+        # Nothing is put around it, so that the next prompt has the tokens of this answer.
+        return str(self.processor.image_token).join(
+            str(self.processor.decode(part, skip_special_tokens=True)) for part in parts
+        ).strip()
 
 
 def _cache_of(found: Any) -> Any:  # noqa: ANN401 - an output of transformers' generate
