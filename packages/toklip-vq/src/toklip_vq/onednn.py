@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 import torch
+from toklip_core.weights import without_values
 from torch import Tensor, nn
 
 
@@ -31,7 +32,7 @@ class OneDNNLinear(nn.Linear):
             packs: whether a frozen weight may be kept in oneDNN's order: not if it is mapped from a file, which would
                 stay in memory beside it.
         """
-        with torch.device("meta"):
+        with without_values():
             layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         layer.weight, layer.bias, layer._packs = linear.weight, linear.bias, packs
         return layer.train(linear.training)

@@ -286,11 +286,11 @@ def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) 
         ValueError: the config or the weights do not fit.
     """
     from toklip_core.config import validated
-    from toklip_core.weights import CONFIG_FILE, load_strict, read_model_folder
+    from toklip_core.weights import CONFIG_FILE, load_strict, read_model_folder, without_values
 
     config, stored = read_model_folder(folder)
     sizes = validated(VQGANConfig, config, Path(folder) / CONFIG_FILE)
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(sizes)
     load_strict(vqgan, stored if tensors is None else tensors, source=folder if tensors is None else tensors)
     return vqgan.tokenizer()

@@ -40,6 +40,7 @@ from toklip_core.weights import (
     refuse_not_finite,
     save_model_folder,
     why_not_fetched,
+    without_values,
 )
 
 #: open_clip's name of a way to resize -> ours.
@@ -143,7 +144,7 @@ def load_clip(source: str | Path) -> CLIP:
     if values.get("kind") == "toklip":
         raise ValueError(f"{str(folder)!r} holds a TokLIP, no teacher: a teacher sees pixels, with two towers")
     config = validated(CLIPConfig, values, folder / CONFIG_FILE)
-    with torch.device("meta"):
+    with without_values():
         clip = CLIP(config, read_tokenizer(config.text, folder))
     load_strict(clip, tensors, source=folder, mapped=True)
     return clip
@@ -219,7 +220,7 @@ def clip_from_open_clip(model: Any, text_settings: Mapping[str, Any], tokenizer:
     mine = TextTokenizer(config.text, json)
     if not torch.equal(mine(_SAMPLES), tokenizer(list(_SAMPLES))):
         raise ValueError("the tokenizer writes texts in a way that has no place here; wanted CLIP's or SigLIP's")
-    with torch.device("meta"):
+    with without_values():
         clip = CLIP(config, mine)
     tensors = {f"text.network.{name}": tensor for name, tensor in tensors.items()}
     tensors |= {f"vision.{name}": tensor for name, tensor in vision.items()}

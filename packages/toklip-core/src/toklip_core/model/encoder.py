@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, Config
 from toklip_core.model.attention import Attend, Cache, attend_at, attend_with_cache
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
+from toklip_core.weights import without_values
 
 #: Number of queries that attend at a time; 64 and 192 are equally fast.
 _STRIPE = 128
@@ -270,7 +271,7 @@ def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> Semantic
     torch.Size([1, 144, 128])
     """
     config = EncoderConfig.model_validate(encoder.config.model_dump() | {"grid": grid})
-    with torch.device("meta"):
+    with without_values():
         resized = SemanticEncoder(config)
     tensors = dict(encoder.state_dict())
     tensors["pos_embed"] = resampled_positions(tensors["pos_embed"], encoder.config.grid, grid)

@@ -52,6 +52,7 @@ from toklip_core.weights import (
     read_model_folder,
     refuse_not_finite,
     save_model_folder,
+    without_values,
 )
 
 _NO_TEXT = {r"text\..+": "the text tower was not asked for"}
@@ -259,7 +260,7 @@ class TokLIP(nn.Module):
                 f"the tokenizer {tokenizer.name!r} has codes of width {tokenizer.codebook_dim}, but the encoder takes "
                 f"{config.encoder.codebook_dim}"
             )
-        with torch.device("meta"):
+        with without_values():
             model = cls(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer, text=text)
         names = official_name if official else str
         stored = getattr(tensors.get(names("encoder.pos_embed")), "dtype", torch.float32)

@@ -43,7 +43,7 @@ from toklip_core.training import (
     softmax_contrast,
     token_distillation,
 )
-from toklip_core.weights import weights_checksum
+from toklip_core.weights import weights_checksum, without_values
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class EncoderTask(Task):
             encoder=trained.encoder.config,
             text=self.teacher.config.text,
         )
-        with torch.device("meta"):
+        with without_values():
             model = TokLIP(settings, tokenizer=self.tokenizer)
         model.encoder, model.text = trained.encoder, self.teacher.text
         model.logit_scale = nn.Parameter(trained.logit_scale.detach()[0].clone())

@@ -26,3 +26,4 @@ from .finite import (
     refuse_not_finite as refuse_not_finite,
     rows_named as rows_named,
 )
+from .shapes import without_values as without_values

@@ -25,7 +25,7 @@ class TextEmbedding(nn.Module):
     def __init__(self, length: int, width: int, out: int) -> None:
         super().__init__()
         # A buffer, because LlamaGen does not train it either; its scale is that of a unit vector.
-        self.register_buffer("nothing", torch.randn(length, width) / width**0.5)
+        self.register_buffer("nothing", torch.empty(length, width).normal_().div_(width**0.5))
         self.fc1 = nn.Linear(width, out, bias=False)
         self.fc2 = nn.Linear(out, out, bias=False)
 

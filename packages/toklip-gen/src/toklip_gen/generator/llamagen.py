@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from toklip_core.tokenizer import TokenizerRecord
-from toklip_core.weights import load_strict, read_tensors, state_dict_in
+from toklip_core.weights import load_strict, read_tensors, state_dict_in, without_values
 from torch import Tensor
 
 from toklip_gen.generator.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
@@ -75,7 +75,7 @@ def load_official(
         except LookupError as error:
             way_out = "so rename it to its published name, such as c2i_B_256.pt"
             raise LookupError(f"{error}; a file tells neither its grid nor its heads, {way_out}") from error
-    with torch.device("meta"):
+    with without_values():
         generator = Generator(config)
     stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
     generator.to(dtype or (stored if stored.is_floating_point else torch.float32))

@@ -27,6 +27,7 @@ from toklip_core.weights import (
     refuse_not_finite,
     save_model_folder,
     weights_checksum,
+    without_values,
 )
 from torch import Tensor, nn
 
@@ -295,7 +296,7 @@ def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
     if values.get("kind") != "generator":
         raise ValueError(f"{str(folder)!r} holds a {values.get('kind')!r}, and no generator; see `toklip models`")
     config = validated(GeneratorConfig, values, folder / CONFIG_FILE)
-    with torch.device("meta"):
+    with without_values():
         generator = Generator(config)
     stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
     generator.to(dtype or (stored if stored.is_floating_point else torch.float32))

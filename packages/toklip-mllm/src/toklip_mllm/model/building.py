@@ -12,7 +12,7 @@ import torch
 from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import TokLIP
-from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched
+from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toklip_mllm.model.config import Features, TokLIPLMConfig
@@ -268,7 +268,7 @@ def _assembled(
 ) -> TokLIPForConditionalGeneration:
     dtype = dtype or language_model.dtype
     device = language_model.device
-    with torch.device("meta"):
+    with without_values():
         model = TokLIPForConditionalGeneration(config)
         vision = PictureEncoder(config)
     tokenizer = toklip.tokenizer

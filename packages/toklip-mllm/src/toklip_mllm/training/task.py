@@ -33,7 +33,7 @@ from toklip_core.training import (
     parameter_groups,
     z_loss,
 )
-from toklip_core.weights import load_strict, weights_checksum
+from toklip_core.weights import load_strict, weights_checksum, without_values
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -355,7 +355,7 @@ def save(
     config = copy.deepcopy(model.config)
     if lora is not None:
         tensors = _merged(tensors, config, lora)
-    with torch.device("meta"):
+    with without_values():
         whole = TokLIPForConditionalGeneration(config)
     load_strict(whole, tensors, source=folder, mapped=True)
     whole.tie_weights()
@@ -368,7 +368,7 @@ def save(
 
 def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -> dict[str, Tensor]:
     """Return the state dict of the whole model with adapters merged; the config records whether weights are tied."""
-    with torch.device("meta"):
+    with without_values():
         language_model = AutoModelForCausalLM.from_config(config.text_config)
     adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
     found = merged(adapted, language_model, lora)

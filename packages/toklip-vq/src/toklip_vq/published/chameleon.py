@@ -9,9 +9,8 @@ facebookresearch/chameleon, chameleon/inference/vqgan.py. Pixels are in [-1, 1] 
 
 from __future__ import annotations
 
-import torch
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, source_name
+from toklip_core.weights import load_strict, source_name, without_values
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.ibq import taming_name
@@ -45,7 +44,7 @@ def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> Autoencode
             f"{source_name(weights)!r} has the encoder of Chameleon's tokenizer but not its decoder, as all models "
             "that transformers converted have; take tokenizer/vqgan.ckpt of the original release"
         )
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(config)
     levels = len(config.channel_multipliers)
     load_strict(

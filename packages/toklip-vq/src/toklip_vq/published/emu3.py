@@ -19,7 +19,7 @@ import torch
 from toklip_core.embeddings import TableEmbedding
 from toklip_core.pictures import grid_by_factor
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict
+from toklip_core.weights import load_strict, without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -124,7 +124,7 @@ def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> Autoen
     except ModuleNotFoundError as error:
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-vq[transformers]'") from error
 
-    with torch.device("meta"):
+    with without_values():
         vqvae = Emu3VQVAE(config or Emu3VQVAEConfig())
     own = read_tokenizer_tensors(weights, _PREFIXES)
     tensors, layout = own.tensors, _transformers_name

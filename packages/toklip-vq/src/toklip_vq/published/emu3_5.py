@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-import torch
 from pydantic import BaseModel, Field, model_validator
 from toklip_core.config import validated
 from toklip_core.files import read_json_object
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict
+from toklip_core.weights import load_strict, without_values
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.ibq import taming_name
@@ -78,7 +77,7 @@ def load_emu3_5(weights: Weights) -> AutoencoderTokenizer:
         if file.is_file():
             config = validated(VQGANConfig, validated(_Published, read_json_object(file), file).sizes(), file)
     own = read_tokenizer_tensors(weights, [""])
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(config)
     levels = len(config.channel_multipliers)
     load_strict(vqgan, own.tensors, source=weights, name_in_file=lambda name: taming_name(name, levels))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-import torch
 from toklip_core.plugins import Weights
+from toklip_core.weights import without_values
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.lightning import load_lightning
@@ -50,7 +50,7 @@ def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = Tru
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(ibq_config(codebook_size))
     load_lightning(vqgan, weights, taming_name, averaged=averaged)
     return vqgan.tokenizer()

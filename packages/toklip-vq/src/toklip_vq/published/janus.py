@@ -12,9 +12,8 @@ there too (generation_inference.py).
 
 from __future__ import annotations
 
-import torch
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict
+from toklip_core.weights import load_strict, without_values
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.llamagen import CONFIGS, llamagen_name
@@ -53,7 +52,7 @@ def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> Auto
     """
     own = read_tokenizer_tensors(weights, _PREFIXES)
     layout = llamagen_name if own.prefix == _PREFIXES[0] else _transformers_name
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(config)
     load_strict(
         vqgan, own.tensors, source=weights, name_in_file=lambda name: own.prefix + layout(name), ignored=_IGNORED

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, read_weights
+from toklip_core.weights import load_strict, read_weights, without_values
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.names import published_name
@@ -53,7 +52,7 @@ def load_llamagen(weights: Weights | str, size: Literal["VQ-16", "VQ-8"] = "VQ-1
         ValueError: the file is damaged or does not fit.
     """
     tensors = read_weights(weights, _LAYOUTS)
-    with torch.device("meta"):
+    with without_values():
         vqgan = VQGAN(CONFIGS[size])
     load_strict(vqgan, tensors, source=weights, name_in_file=llamagen_name, ignored=_IGNORED)
     return vqgan.tokenizer()

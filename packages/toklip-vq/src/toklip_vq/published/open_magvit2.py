@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from toklip_core.embeddings import BitEmbedding
 from toklip_core.pictures import grid_by_factor
 from toklip_core.plugins import Weights
+from toklip_core.weights import without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -219,7 +220,7 @@ def load_open_magvit2(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    with torch.device("meta"):
+    with without_values():
         towers = OpenMAGVIT2(config)
     levels = len(config.channel_multipliers)
     load_lightning(towers, weights, lambda name: open_magvit2_name(name, levels), averaged=averaged)

@@ -29,7 +29,7 @@ from toklip_core.embeddings import MOST_BITS, BitEmbedding
 from toklip_core.files import read_json_object
 from toklip_core.pictures import grid_of_size, refuse_other_grid
 from toklip_core.plugins import Weights
-from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, load_strict, read_weights, source_name
+from toklip_core.weights import CONFIG_FILE, WEIGHTS_FILE, load_strict, read_weights, source_name, without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -305,7 +305,7 @@ def load_qlip(
                 f"{source_name(file.source)!r} is a QLIP with {what} of {got} px, not {wanted}; name the tokenizer by "
                 "the file's sizes, or take another file"
             )
-    with torch.device("meta"):
+    with without_values():
         qlip = QLIP(sizes)
     load_strict(qlip, file.tensors, source=file.source, name_in_file=qlip_name, ignored=_TABLES | _TOWERS)
     return qlip.tokenizer()
@@ -358,7 +358,7 @@ def load_qlip_towers(weights: Weights | str) -> QLIPTowers:
     file = _File.read(weights)
     text = CLIPTextConfig(**file.text_sizes(), hidden_act="gelu", bos_token_id=0, eos_token_id=2)
     bias = "visual_projection.bias" in file.tensors
-    with torch.device("meta"):
+    with without_values():
         towers = QLIPTowers(file.sizes(), CLIPTextModelWithProjection(text), bias=bias)
     load_strict(towers, file.tensors, source=file.source, name_in_file=_towers_name, ignored=_TABLES | _TOKENIZER)
     # Files do not have these, and the meta device loses them.

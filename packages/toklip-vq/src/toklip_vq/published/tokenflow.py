@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from toklip_core.embeddings import PyramidEmbedding
 from toklip_core.pictures import grid_of_size
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, read_weights
+from toklip_core.weights import load_strict, read_weights, without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -318,7 +318,7 @@ def load_tokenflow(weights: Weights, config: TokenFlowConfig = TOKENFLOW_CONFIGS
         ValueError: the file is damaged or does not fit.
     """
     tensors = read_weights(weights, _LAYOUTS)
-    with torch.device("meta"):
+    with without_values():
         network = TokenFlow(config)
         semantic, look = (nn.Embedding(config.codebook_size, dim) for dim in (config.semantic_dim, config.pixel_dim))
     siglip = isinstance(config.tower, SiglipSizes)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from toklip_core.embeddings import TableEmbedding
 from toklip_core.pictures import grid_by_factor
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, read_tensors, state_dict_in
+from toklip_core.weights import load_strict, read_tensors, state_dict_in, without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -128,7 +128,7 @@ def load_unitok(weights: Weights, config: UniTokConfig | None = None) -> Autoenc
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or does not fit.
     """
-    with torch.device("meta"):
+    with without_values():
         unitok = UniTok(config or UniTokConfig())
     tensors = read_unitok(weights)
     load_strict(unitok, tensors, source=weights, name_in_file=unitok_name, ignored=_IGNORED, mapped=True)
@@ -220,7 +220,7 @@ class Upsample(nn.Module):
         for down in (0, 1):
             for right in (0, 1):
                 kernel[:, :, down : down + 3, right : right + 3] += flipped
-        with torch.device("meta"):
+        with without_values():
             folded = nn.ConvTranspose2d(self.conv.in_channels, self.conv.out_channels, 4, stride=2, padding=1)
         folded.weight = nn.Parameter(kernel.contiguous(memory_format=torch.channels_last))
         folded.bias = self.conv.bias

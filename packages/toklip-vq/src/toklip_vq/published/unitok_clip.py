@@ -21,7 +21,7 @@ from toklip_core.model import Encoding, TextConfig, TextTokenizer, TextTower
 from toklip_core.pictures import refuse_pixels
 from toklip_core.plugins import Weights
 from toklip_core.tokenizer import Tokenizer
-from toklip_core.weights import load_strict, refuse_not_finite
+from toklip_core.weights import load_strict, refuse_not_finite, without_values
 from torch import Tensor, nn
 
 from toklip_vq.published.unitok import UniTok, UniTokConfig, load_unitok, read_unitok
@@ -119,7 +119,7 @@ def load_unitok_clip(weights: Weights, config: UniTokCLIPConfig | None = None) -
     config = config or UniTokCLIPConfig()
     tensors = read_unitok(weights)
     tokenizer = Tokenizer("unitok", load_unitok(tensors, config.unitok), weights)
-    with torch.device("meta"):
+    with without_values():
         clip = UniTokCLIP(config, tokenizer)
     load_strict(clip, tensors, source=weights, name_in_file=_name_in_file, ignored=_IGNORED, mapped=True)
     return clip.requires_grad_(False).eval()

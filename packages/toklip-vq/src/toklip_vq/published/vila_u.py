@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from toklip_core.embeddings import TableEmbedding
 from toklip_core.pictures import grid_of_size, refuse_other_grid
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, source_name
+from toklip_core.weights import load_strict, source_name, without_values
 from torch import Tensor, nn
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -128,7 +128,7 @@ def load_vila_u(weights: Weights, config: VilaUConfig = VILA_U_CONFIGS[256]) -> 
         LookupError: transformers is not installed.
         ValueError: the weights do not fit, or each level has a table of its own.
     """
-    with torch.device("meta"):
+    with without_values():
         network = VilaU(config)
         # One row more than codes: padding, which is never chosen.
         tables = [nn.Embedding(config.codebook_size + 1, config.siglip.width) for _ in range(config.levels)]
@@ -178,7 +178,7 @@ def load_vila_u_siglip(weights: Weights, config: SiglipConfig | None = None) -> 
         eos_token_id=1,
     )
     sizes = config or SiglipConfig(text_config=text, vision_config=vision)
-    with torch.device("meta"):
+    with without_values():
         siglip = SiglipModel(sizes)
     own = read_tokenizer_tensors(weights, ("",), marker=f"{_PREFIX}quantizer.codebooks.0.weight")
     load_strict(

@@ -1,0 +1,71 @@
+"""Large packages that initialise themselves when they are used, so that one module of them can be imported alone.
+
+``import open_clip.transformer`` runs open_clip's ``__init__`` first, which imports transformers, scipy, torchvision and
+the compiler of torch, seconds in all, before the one small module that is wanted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+#: Packages whose ``__init__`` is slow, outer ones first. timm and open_clip import single modules of torchvision.
+_SLOW = ("open_clip", "timm", "timm.models", "torchvision", "torchvision.models", "torchvision.ops")
+
+_lock = threading.RLock()
+
+
+def defer_packages() -> None:
+    """Let timm, open_clip and torchvision run their ``__init__`` when a name of it is first asked for, not on import.
+
+    Modules in them can be imported before that, and stay the same modules afterwards. Call it before an import of such
+    a module. Packages that are imported already are left alone.
+
+    >>> defer_packages()
+    >>> from timm.models.vision_transformer import Block
+    >>> import timm
+    >>> type(timm.create_model("vit_tiny_patch16_224").blocks[0]) is Block
+    True
+    """
+    for name in _SLOW:
+        parent, _, child = name.rpartition(".")
+        if name in sys.modules or (parent and parent not in sys.modules):
+            continue
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            continue
+        module = importlib.util.module_from_spec(spec)
+        module.__class__ = _Deferred
+        sys.modules[name] = module
+        if parent:
+            setattr(sys.modules[parent], child, module)
+        if name == "timm":
+            module.__dict__["__version__"] = version(name)  # timm's own modules ask for it
+
+
+class _Deferred(ModuleType):
+    """A package that is in sys.modules, and whose ``__init__`` has not run yet."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the package has
+        with _lock:
+            outer = sys.modules.get(self.__name__.rpartition(".")[0])
+            if isinstance(outer, _Deferred):
+                _initialize(outer)
+            _initialize(self)
+        return getattr(self, name)
+
+
+def _initialize(package: ModuleType) -> None:
+    if type(package) is ModuleType:
+        return  # its outer package did it
+    package.__class__ = ModuleType  # first, because the package looks for its own names as it is imported
+    assert package.__spec__ is not None and package.__spec__.loader is not None
+    try:
+        package.__spec__.loader.exec_module(package)
+    except BaseException:
+        package.__class__ = _Deferred
+        raise
