@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from datasets import Dataset
 from toklip_core.cli import cli
 from toklip_core.config import Compute
-from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore
+from toklip_core.pictures import entries, find_pictures
+from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore, ray_engine
 
 from tests.support.encoding import encode_with
 from tests.support.engines import built_in_store, refuse_other_rows, write_pictures
@@ -111,6 +112,18 @@ def test_ray_reads_folders_tars_parquet_and_scenes(ray, pictures):
     refuse_other_rows(TokenStore("ray"), TokenStore("built-in"))
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_shares_of_actors_have_every_picture_once(tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    rows = write_pictures(Path("pictures"), count=23, broken=1)
+    with tarfile.open("pictures.tar", "w") as tar:
+        tar.add("pictures")
+    pq.write_table(rows.select(["image"]), "rows.parquet")
+    sources = find_pictures(["pictures", "pictures.tar", "rows.parquet"])
+    keys = [entry.key for share in ray_engine._shares(sources, workers, 7) for entry in entries(share)]
+    assert sorted(keys) == sorted(entry.key for entry in entries(sources)) and len(keys) == 69
+
+
 @needs_ray
 def test_the_command_starts_a_cluster_of_its_own_and_ends_it(pictures):
     for path in sorted(Path("pictures").glob("*"))[40:]:
@@ -147,6 +160,7 @@ def test_ray_data_maps_batches(ray, pictures):
         fn_constructor_args=(SETTINGS,),
         batch_size=32,
         compute=ray.data.ActorPoolStrategy(size=2),
+        num_cpus=0.5,  # a core of the two is left for the other tasks
     )
     encoded.write_parquet("rows")
     refuse_other_rows(TokenStore.adopt("rows", "store", BatchEncoder(SETTINGS).info), expected())
