@@ -19,11 +19,14 @@ FORBIDDEN = {
     "encode": COMPILER | TRAINING | {"transformers", "timm", "open_clip", "torchvision", "scipy", "huggingface_hub"},
     "classify": COMPILER | TRAINING | {"transformers", "timm.models.beit", "open_clip.factory", "scipy"},
     "generate": COMPILER | TRAINING | {"transformers", "timm.models.beit", "open_clip.factory", "scipy"},
+    # transformers imports the compiler, accelerate and scipy with every language model.
+    "ask": (TRAINING - {"accelerate"}) | {"timm.models.beit", "open_clip"},
 }
 WORDS = {
     "encode": ["picture.png", "--out", "store", "--workers", "0"],
     "classify": ["picture.png", "--labels", "a yellow crescent,a red circle"],
     "generate": ["a red circle", "--out", "generated.png"],
+    "ask": ["picture.png", "what colour is it?"],
 }
 
 
