@@ -6,7 +6,7 @@ from toklip_core.drawing.window import WIDTHS, Pace
 
 def paced(seconds, positions, calls=40):
     """Return the widths of calls that take the seconds and draw the positions of each width."""
-    pace, widths = Pace(), []
+    pace, widths = Pace(most=64), []
     for _ in range(calls):
         widths.append(pace.width)
         pace.note(pace.width, positions=positions[pace.width], seconds=seconds[pace.width])
@@ -19,33 +19,41 @@ FITS = dict(zip(WIDTHS, (1, 2, 3, 3.5), strict=True))
 @pytest.mark.parametrize(
     ("seconds", "chosen", "tried"),
     [
-        ((1, 4, 16, 64), 1, (1, 4)),  # a processor whose time is that of the products
+        ((1, 8, 16, 64), 1, (1, 8)),  # a processor whose time is that of the products
         ((1, 1.2, 1.4, 3), 16, WIDTHS),
         ((1, 1, 1, 1), 64, WIDTHS),  # a GPU at batch 1
-        ((1, 2.1, 0.1, 0.1), 1, (1, 4)),  # what is wider than a loss is not tried
+        ((1, 2.1, 0.1, 0.1), 1, (1, 8)),  # what is wider than a loss is not tried
     ],
 )
 def test_the_width_of_most_positions_a_second_is_chosen(seconds, chosen, tried):
     widths = paced(dict(zip(WIDTHS, seconds, strict=True)), FITS)
-    assert set(widths[12:]) == {chosen} and set(widths) == set(tried)
+    assert set(widths[16:]) == {chosen} and set(widths) == set(tried)
 
 
 def test_the_first_call_of_a_width_is_not_timed():
-    pace = Pace()
+    pace = Pace(most=64)
     pace.note(1, positions=1, seconds=0.0)
-    for seconds in (1.0, 1.0):
+    for seconds in (1.0, 1.0, 1.0):
         pace.note(1, positions=1, seconds=seconds)
-    for seconds in (99.0, 1.0, 1.0):
-        assert pace.width == 4
-        pace.note(4, positions=2, seconds=seconds)
+    for seconds in (99.0, 1.0, 1.0, 1.0):
+        assert pace.width == 8
+        pace.note(8, positions=2, seconds=seconds)
     assert pace.width == 16
 
 
 def test_a_width_whose_drafts_fit_no_longer_is_left_again():
-    pace, seconds = Pace(), dict(zip(WIDTHS, (1, 1.5, 9, 9), strict=True))
+    pace, seconds = Pace(most=64), dict(zip(WIDTHS, (1, 1.5, 9, 9), strict=True))
     for _ in range(20):
         pace.note(pace.width, positions=min(pace.width, 3), seconds=seconds[pace.width])
-    assert pace.width == 4
+    assert pace.width == 8
     for _ in range(200):
         pace.note(pace.width, positions=1, seconds=seconds[pace.width])
     assert pace.width == 1
+
+
+def test_a_width_that_no_call_can_have_is_not_tried():
+    pace = Pace(most=63)
+    for _ in range(20):
+        assert pace.width <= 16
+        pace.note(pace.width, positions=pace.width, seconds=1.0)
+    assert pace.width == 16

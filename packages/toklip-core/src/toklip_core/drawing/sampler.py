@@ -76,8 +76,8 @@ class Sampler(Generic[_Condition]):
         self._advance_on: dict[tuple[int, str], Callable[..., tuple[Tensor, Tensor]]] = {}
         #: Cache of the last compiled drawing.
         self._kept: Any = None
-        #: Number of pictures, whether there is guidance, and whether it is compiled -> the pace for "auto".
-        self._paces: dict[tuple[int, bool, bool], Pace] = {}
+        #: Number of pictures, length of the prefix, guided or not, compiled or not -> the pace for "auto".
+        self._paces: dict[tuple[int, int, bool, bool], Pace] = {}
 
     @torch.no_grad()
     def draw(
@@ -140,7 +140,9 @@ class Sampler(Generic[_Condition]):
         states, cache = self.model.prefill(condition, ids[:, :known], guided=is_guided, steps=steps)
         canvas.put(known, *_chosen(self.model, states[:, None], cache, canvas.place(known, 1), canvas.drawing))
         self.calls = 1
-        pace = self._paces.setdefault((batch, is_guided, compiled), Pace()) if window == "auto" else None
+        pace = None
+        if window == "auto":
+            pace = self._paces.setdefault((batch, known, is_guided, compiled), Pace(count - known - 1))
         call = self._compiled_call(cache, canvas) if compiled else self._plain_call(cache, canvas)
         while (done := canvas.done) < count:
             start = time.perf_counter()
