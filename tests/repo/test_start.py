@@ -36,11 +36,44 @@ def test_a_command_imports_nothing_that_it_does_not_use(command, tmp_path: Path)
     Image.fromarray(scene(0).pixels).save(tmp_path / "picture.png")
     script = f"""
 import sys
-from toklip_core.cli import cli
-cli({[command, *WORDS[command]]!r}, standalone_mode=False)
+from toklip_core.cli import main
+sys.argv = {["toklip", command, *WORDS[command]]!r}
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
 # A package that has no __init__ yet is there for the sake of its modules.
 print("modules:", *(name for name, module in sys.modules.items() if type(module).__name__ != "_Deferred"))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.rpartition("modules:")[2].split())
     assert loaded & FORBIDDEN[command] == set()
+
+
+@pytest.mark.slow
+def test_a_package_that_waits_is_whole_as_soon_as_it_is_used():
+    script = """
+import sys
+from toklip_core.cli.deferral import defer_packages
+defer_packages()
+from timm.models.vision_transformer import Block
+assert "timm.models.beit" not in sys.modules
+import timm, torch, torchvision
+assert type(timm.create_model("vit_tiny_patch16_224").blocks[0]) is Block and "timm.models.beit" in sys.modules
+boxes, scores = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1]]), torch.tensor([0.5, 0.9])
+assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [1]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.slow
+def test_a_program_finds_these_packages_as_they_always_are():
+    script = """
+import sys
+from toklip_core.cli import cli
+from toklip_core.model import load_model
+load_model("toklip-tiny")
+import timm
+assert "timm.models.beit" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toklip_core.cli import cli
+from toklip_core.cli import main
 
 if __name__ == "__main__":
-    cli()
+    main()

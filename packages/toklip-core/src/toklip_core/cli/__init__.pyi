@@ -1,5 +1,8 @@
 from .group import plugin_commands as plugin_commands
-from .main import cli as cli
+from .main import (
+    cli as cli,
+    main as main,
+)
 from .options import (
     COUNT as COUNT,
     NUMBER as NUMBER,

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from toklip_core.config import MAX_PIXELS
 from toklip_core.files import read_text, replace_lone_surrogates
-from toklip_core.model import defer_packages
 from toklip_core.pictures import (
     ARCHIVE_SUFFIXES,
     LabelledPictures,
@@ -185,7 +184,6 @@ def _pictures_in(folder: Path, max_pixels: int) -> list[LazyPicture]:
 
 def _imagenet_names(folder: Path, classes: Sequence[Path]) -> list[str]:
     """open_clip's names, which are in the order of ImageNet's sorted synsets."""
-    defer_packages()
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     wanted = "wanted ImageNet's 1000, named n01440764 and so on, or 0 to 999"
@@ -200,7 +198,6 @@ def _imagenet_names(folder: Path, classes: Sequence[Path]) -> list[str]:
 
 
 def _template_set(name: str) -> list[str]:
-    defer_packages()
     from open_clip import zero_shot_metadata
 
     functions = {

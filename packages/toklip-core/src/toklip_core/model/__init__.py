@@ -6,7 +6,6 @@
     attention.py  attention over a cache of fixed size
     stream.py   features of pictures that are being drawn
     level_transformer.py  state of a model -> logits of residual levels
-    libraries.py  timm and open_clip, of which single modules are imported
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -19,7 +19,6 @@ from .encoder import (
     resized_encoder as resized_encoder,
 )
 from .level_transformer import LevelTransformer as LevelTransformer
-from .libraries import defer_packages as defer_packages
 from .published import (
     ALIASES as ALIASES,
     IGNORED as IGNORED,

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_COUNT, LARGEST_RATIO, LARGEST_WIDTH, MOST_LAYERS, Config
 from toklip_core.files import one_line, read_text, replace_lone_surrogates
-from toklip_core.model.libraries import defer_packages
 from toklip_core.model.trunk import Activation
 from toklip_core.weights import refuse_not_finite
 
@@ -130,7 +129,6 @@ class TextTokenizer:
         self.cut = 0
         self._clip: Any = None
         self._file: Any = None
-        defer_packages()
         if config.tokenizer == "clip":
             from open_clip.tokenizer import SimpleTokenizer
 
@@ -312,7 +310,6 @@ def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:
 
     It suits data with a small vocabulary, such as Scenes. Ids from 3 on are the sorted words.
     """
-    defer_packages()
     from open_clip.tokenizer import canonicalize_text
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -325,7 +322,6 @@ def word_tokenizer(texts: Iterable[str]) -> tuple[str, int]:
 
 
 def _build_network(config: TextConfig) -> Any:  # noqa: ANN401 - open_clip ships no types
-    defer_packages()
     from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 
     activation = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}

@@ -19,7 +19,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_RATIO, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
-from toklip_core.model.libraries import defer_packages
 from toklip_core.weights import without_values
 
 if TYPE_CHECKING:
@@ -93,7 +92,6 @@ class VisionConfig(Config):
 
 def build_blocks(config: TrunkConfig) -> nn.ModuleList:
     """Return the blocks of a trunk, with big_vision's initial values (timm's "jax")."""
-    defer_packages()
     from timm.models.vision_transformer import Block, init_weights_vit_jax
 
     return nn.ModuleList(
@@ -111,7 +109,6 @@ def build_blocks(config: TrunkConfig) -> nn.ModuleList:
 
 def build_attention_pool(config: TrunkConfig) -> nn.Module:
     """Return SigLIP's pooling (B, N, D) -> (B, D): one learnt query over all tokens, then an MLP."""
-    defer_packages()
     from timm.layers import AttentionPoolLatent
     from timm.models.vision_transformer import init_weights_vit_jax
 
@@ -133,7 +130,6 @@ def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransform
     pictures. If the width is a multiple of 4, positions start as sines and cosines of row and column, for which a
     neighbour is a rotation.
     """
-    defer_packages()
     from timm.layers import PatchEmbed, build_sincos2d_pos_embed
     from timm.models.vision_transformer import VisionTransformer
 
@@ -233,7 +229,6 @@ def described_tower(vision: nn.Module) -> tuple[TrunkConfig, int, dict[str, Tens
         ValueError: the tower is of another kind, or has modules that are not supported (register tokens, layer scale,
             ...).
     """
-    defer_packages()
     from timm.models.vision_transformer import VisionTransformer
 
     if isinstance(vision, VisionTransformer):

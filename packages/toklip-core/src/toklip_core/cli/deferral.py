@@ -1,7 +1,8 @@
 """Large packages that initialise themselves when they are used, so that one module of them can be imported alone.
 
 ``import open_clip.transformer`` runs open_clip's ``__init__`` first, which imports transformers, scipy, torchvision and
-the compiler of torch, seconds in all, before the one small module that is wanted.
+the compiler of torch, seconds in all, before the one small module that is wanted. The command ``toklip`` waits for
+that; a program that imports the toolkit finds these packages as they always are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +22,8 @@ _lock = threading.RLock()
 def defer_packages() -> None:
     """Let timm, open_clip and torchvision run their ``__init__`` when a name of it is first asked for, not on import.
 
-    Modules in them can be imported before that, and stay the same modules afterwards. Call it before an import of such
-    a module. Packages that are imported already are left alone.
-
-    >>> defer_packages()
-    >>> from timm.models.vision_transformer import Block
-    >>> import timm
-    >>> type(timm.create_model("vit_tiny_patch16_224").blocks[0]) is Block
-    True
+    Modules in them can be imported before that, and stay the same modules afterwards. Packages that are imported
+    already are left alone. It changes the whole process, so only the command calls it, at its start.
     """
     for name in _SLOW:
         parent, _, child = name.rpartition(".")
@@ -44,6 +38,8 @@ def defer_packages() -> None:
         if parent:
             setattr(sys.modules[parent], child, module)
         if name == "timm":
+            from importlib.metadata import version
+
             module.__dict__["__version__"] = version(name)  # timm's own modules ask for it
 
 
