@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -124,3 +125,16 @@ def test_gradients_take_the_plain_weight(packed):
     assert packed.weight is weight  # which an optimizer holds
     packed(x).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(20, 48))
+
+
+@torch.no_grad()
+def test_threads_that_pack_and_read_a_weight_at_once_never_meet_a_layer_without_one():
+    plain = nn.Linear(48, 20).requires_grad_(False)
+    quick, x, wanted = OneDNNLinear.of(plain), torch.randn(16, 48), plain.weight.clone()
+    expected = quick(x)
+
+    def use(number: int) -> bool:
+        return torch.equal(quick(x), expected) if number % 2 else torch.equal(quick.weight, wanted)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(2000)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 import torch
 from toklip_core.weights import without_values
 from torch import Tensor, nn
+
+#: Held while a weight changes its order or is asked for, so that no thread meets a layer without one.
+_reordering = threading.RLock()
 
 
 class OneDNNLinear(nn.Linear):
@@ -48,8 +52,9 @@ class OneDNNLinear(nn.Linear):
             return super().forward(x)
         # What torch.compile makes of a linear layer. Tensor.to_mkldnn, the public way, copies inputs and results.
         if self._packs and packed is None and not weight.requires_grad:
-            self._packed = weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-            self.__dict__["_parameters"]["weight"] = None
+            with _reordering:
+                self._packed = weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+                self.__dict__["_parameters"]["weight"] = None
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         return y
 
@@ -59,9 +64,10 @@ class OneDNNLinear(nn.Linear):
     def _parameters(self) -> dict[str, nn.Parameter | None]:
         parameters: dict[str, nn.Parameter | None] = self.__dict__["_parameters"]
         if self._packed is not None:
-            with torch.inference_mode(False):  # a tensor of inference mode could never learn again
-                parameters["weight"] = nn.Parameter(self._packed.to_dense(), requires_grad=False)
-            self._packed = None
+            with _reordering, torch.inference_mode(False):  # a tensor of inference mode could never learn again
+                if self._packed is not None:
+                    parameters["weight"] = nn.Parameter(self._packed.to_dense(), requires_grad=False)
+                    self._packed = None
         return parameters
 
     @_parameters.setter
@@ -69,9 +75,11 @@ class OneDNNLinear(nn.Linear):
         self.__dict__["_parameters"] = parameters
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        if name == "weight":
+        if name != "weight":
+            return super().__getattr__(name)
+        with _reordering:
             _ = self._parameters
-        return super().__getattr__(name)
+            return super().__getattr__(name)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = {"_parameters": dict(self._parameters)}
