@@ -36,10 +36,10 @@ def test_a_command_imports_nothing_that_it_does_not_use(command, tmp_path: Path)
     Image.fromarray(scene(0).pixels).save(tmp_path / "picture.png")
     script = f"""
 import sys
-from toklip_core.cli import main
+from toklip_core.cli import run
 sys.argv = {["toklip", command, *WORDS[command]]!r}
 try:
-    main()
+    run()
 except SystemExit as end:
     assert not end.code
 # A package that has no __init__ yet is there for the sake of its modules.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toklip_core.cli import main
+from toklip_core.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -1,7 +1,7 @@
 from .group import plugin_commands as plugin_commands
 from .main import (
     cli as cli,
-    main as main,
+    run as run,
 )
 from .options import (
     COUNT as COUNT,

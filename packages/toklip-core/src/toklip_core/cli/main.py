@@ -369,7 +369,7 @@ for command in (retrieval, zero_shot):
     evaluate.add_command(command)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command in a process of its own, where large libraries are initialised when they are used."""
     defer_packages()
     cli()

@@ -16,7 +16,11 @@ _Width = Annotated[int, Field(gt=0, le=LARGEST_WIDTH)]
 
 
 class ImageHeadSettings(Config):
-    """An image head to build: it predicts the ids of pictures beside the words of the language model."""
+    """An image head to build: it predicts the ids of pictures beside the words of the language model.
+
+    >>> ImageHeadSettings(begin_token="<|vision_start|>", guidance=3.0).level_blocks is None
+    True
+    """
 
     begin_token: str = Field(
         default="<begin_image>",
