@@ -74,6 +74,8 @@ class PictureCache:
 
     def keep(self, rows: int) -> None:
         """Drop all rows of the language model except the first ``rows``."""
+        if rows == len(self.mask):
+            return  # the cache would be copied
         self.cache.batch_select_indices(torch.arange(rows, device=self.mask.device))
         self.mask = self.mask[:rows]
 

@@ -238,7 +238,10 @@ class MLLMTraining(nn.Module):
         count = levels.new_tensor(len(levels))
         if not len(levels):
             _mean_over_processes(count)  # the other processes wait for it
-            return {"image": self.model.idle_head(learned.states)}
+            idle = self.model.idle_head(learned.states)
+            metrics["id_accuracy"] = idle.detach() * 0
+            # Every process logs the same names, because their values are averaged in order.
+            return {"image": idle} | ({"image_z": idle * 0} if self._weights.z else {})
         share = count / _mean_over_processes(count)
         loss, metrics["id_accuracy"] = next_id_loss(logits, levels)
         losses = {"image": self._weights.next_id * share * loss}
