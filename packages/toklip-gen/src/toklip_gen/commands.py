@@ -60,7 +60,7 @@ _NOISE = click.option(
     type=click.Choice(["uniform", "gumbel"]),
     default="uniform",
     show_default=True,
-    help="Random numbers that choose the ids. With gumbel a seed gives another picture, and --window fewer calls.",
+    help="Random numbers that choose the ids. With gumbel a seed gives another picture; windows need fewer calls.",
 )
 _WINDOW = click.option(
     "--window",
@@ -68,8 +68,8 @@ _WINDOW = click.option(
     default="1",
     show_default=True,
     metavar="auto|N",
-    help="Maximum number of positions per call of the model. More need fewer, slower calls for the same picture; auto "
-    "times the first calls and chooses.",
+    help="Maximum number of positions per call of the model. A larger window needs fewer but slower calls; the picture "
+    "is the same. auto times the first calls and chooses.",
 )
 _COMPILE = click.option(
     "--compile", "compiled", is_flag=True, help="Run torch.compile first; this pays off for many pictures on a GPU."

@@ -216,7 +216,7 @@ class MLLMTrainConfig(Config):
     )
     data: tuple[ConversationSource, ...] = Field(
         min_length=1,
-        description="Training data; an epoch is one pass over all sources.",
+        description="Training data; an epoch is `passes` passes over each source.",
     )
     group_by_length: bool = Field(
         default=True,
