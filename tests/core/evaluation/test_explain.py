@@ -29,6 +29,7 @@ def explanation(*texts, values=None, relative=False, causal=True):
         picture="sky.png",
         texts=texts,
         values=values,
+        ids=torch.zeros(2, 4, 1, dtype=torch.int64),
         whole=tuple(0.1 for _ in texts),
         relative=relative,
         causal=causal,
@@ -51,6 +52,7 @@ def test_the_values_are_cosines_of_each_token_pooled_alone(saved, photos):
     torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-5)
     whole = (model.image_features(pixels) @ model.text_features(texts).T)[0]
     assert found.whole == pytest.approx(whole.tolist(), abs=1e-5)
+    assert torch.equal(found.ids, model(pixels).ids[0])
     assert found.image.tobytes() == resized(open_picture(photos / "a.jpg"), PANEL_SIDE, "crop").tobytes()
 
 
@@ -75,6 +77,7 @@ def test_as_data_it_is_one_grid_for_each_text(saved, photos):
     assert data["picture"] == str(photos / "a.jpg")
     assert data["texts"][0]["text"] == "a star"
     assert np.shape(data["texts"][0]["tokens"]) == (8, 8)
+    assert np.shape(data["ids"]) == (8, 8, 1)
     assert data["protocol"]["model"] == str(saved)
     assert data["relative"] is False
 

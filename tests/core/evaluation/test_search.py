@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import Compute
-from toklip_core.evaluation import draw_search, search_pictures
+from toklip_core.evaluation import PictureIndex, draw_search, load_matcher, pictures_to_search, search_pictures
 from toklip_core.pictures import PANEL_SIDE, open_picture, to_pixels
 from toklip_core.store import TokenStore
 
@@ -114,6 +114,21 @@ def test_the_best_are_kept_whatever_the_batches_are(saved, store):
     again = search_pictures(saved, [store], "a star", top=5, compute=Compute(batch_size=5)).hits
     assert [hit.picture.name for hit in found] == [hit.picture.name for hit in again[:4]]
     assert [hit.cosine for hit in again] == sorted((hit.cosine for hit in again), reverse=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_index_answers_as_a_search_of_its_own_does_and_kept_vectors_are_computed_once(
+    saved, photos, store, kept, monkeypatch
+):
+    model, protocol = load_matcher(saved)
+    for where, method in ((photos, "image_features"), (store, "encode_ids")):
+        index = PictureIndex(model, pictures_to_search([where]), protocol=protocol, kept=kept)
+        calls, compute = [], getattr(model, method)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, method, lambda batch, calls=calls, compute=compute: calls.append(0) or compute(batch))
+            found = [cosines(index.search(text, top=2)) for text in ("a star", "a heart")]
+        assert found == [cosines(search_pictures(saved, [where], text, top=2)) for text in ("a star", "a heart")]
+        assert len(calls) == (1 if kept else 2)
 
 
 def test_a_sheet_shows_the_pictures_that_were_found(saved, photos, store):

@@ -18,10 +18,12 @@ from .comparison import (
     TokenizerComparison as TokenizerComparison,
     compare_tokenizers as compare_tokenizers,
     draw_comparison as draw_comparison,
+    ids_in_words as ids_in_words,
 )
 from .explain import (
     Explanation as Explanation,
     draw_explanation as draw_explanation,
+    explain_image as explain_image,
     explain_picture as explain_picture,
 )
 from .matcher import (
@@ -45,8 +47,10 @@ from .perceptual import (
     load_lpips as load_lpips,
 )
 from .reconstruction import (
+    Reconstruction as Reconstruction,
     evaluate_reconstruction as evaluate_reconstruction,
     evaluate_tokenizer as evaluate_tokenizer,
+    reconstruct_picture as reconstruct_picture,
 )
 from .report import (
     report_text as report_text,
@@ -60,7 +64,10 @@ from .retrieval import (
     table_pairs as table_pairs,
 )
 from .search import (
+    PictureIndex as PictureIndex,
+    Search as Search,
     draw_search as draw_search,
+    pictures_to_search as pictures_to_search,
     search_pictures as search_pictures,
 )
 from .zero_shot import (

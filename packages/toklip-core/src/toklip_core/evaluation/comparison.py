@@ -14,13 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from toklip_core.config import Compute, refuse_missing_device
 from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.perceptual import LPIPSNet, require_evaluate_extra
-from toklip_core.evaluation.reconstruction import ReconstructionReport, evaluate_sources
+from toklip_core.evaluation.reconstruction import ReconstructionReport, evaluate_sources, reconstruct_picture
 from toklip_core.evaluation.report import report_text
 from toklip_core.pictures import (
     PANEL_SIDE,
@@ -33,13 +32,11 @@ from toklip_core.pictures import (
     picture_sheet,
     resized,
     sheet_width,
-    to_picture,
-    to_pixels,
     wrapped_lines,
     write_lines,
 )
 from toklip_core.plugins import tokenizer_spec
-from toklip_core.tokenizer import Tokenizer, load_tokenizer
+from toklip_core.tokenizer import load_tokenizer
 
 _FONT = 18
 _FAINT = (90, 90, 90)
@@ -240,7 +237,12 @@ def _compared(
         codebook_sizes=tokenizer.codebook_sizes,
         licence="" if named.weights is not None else tokenizer_spec(named.name).licence,
         report=report,
-        pictures=tuple(_reconstructed(tokenizer, picture.image, size, resize, compute) for picture in first),
+        pictures=tuple(
+            reconstruct_picture(
+                tokenizer, picture.image, image_size=size, resize=resize, device=compute.device
+            ).image
+            for picture in first
+        ),
     )
 
 
@@ -257,14 +259,6 @@ def _first_pictures(sources: list[InputFile], count: int) -> list[ShownPicture]:
     return list(islice(readable(), count))
 
 
-@torch.no_grad()
-def _reconstructed(
-    tokenizer: Tokenizer, image: Image.Image, size: int, resize: Resize, compute: Compute
-) -> Image.Image:
-    pixels = to_pixels(image, size, resize)[None].to(compute.device)
-    return to_picture(tokenizer.decode(tokenizer.encode(pixels))[0].float().clamp(-1, 1))
-
-
 def _legend(tokenizers: Sequence[ComparedTokenizer], width: int) -> Image.Image:
     """Return lines that say what each tokenizer makes of a picture."""
     font = ImageFont.load_default(_FONT)
@@ -273,7 +267,7 @@ def _legend(tokenizers: Sequence[ComparedTokenizer], width: int) -> Image.Image:
         bits = one.report.bits_per_picture
         parts = [
             f"{one.label}: {one.image_size} px",
-            _ids_in_words(one.grid, one.codebook_sizes),
+            ids_in_words(one.grid, one.codebook_sizes),
             f"{bits:,.0f} bits a picture, {bits / one.image_size**2:.3g} a pixel",
             f"PSNR {one.report.psnr:.2f} dB over {one.report.protocol['pictures']} pictures",
         ]
@@ -283,7 +277,7 @@ def _legend(tokenizers: Sequence[ComparedTokenizer], width: int) -> Image.Image:
     return legend
 
 
-def _ids_in_words(grid: tuple[int, int], codebook_sizes: Sequence[int]) -> str:
+def ids_in_words(grid: tuple[int, int], codebook_sizes: Sequence[int]) -> str:
     """Return the ids of a picture in words, such as "16 x 16 x 8 ids of 4,096 codes"."""
     levels = len(codebook_sizes)
     sides = " x ".join(map(str, (*grid, levels) if levels > 1 else grid))

@@ -6,7 +6,7 @@ or right of it in its row.
 
 Source: the idea of pooling each token alone is MaskCLIP's, https://arxiv.org/abs/2112.01071, section 3.2.
 
-Shape letters: h and w grid of the code map, X texts, E joint space.
+Shape letters: h and w grid of the code map, X texts, E joint space, Q levels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from toklip_core.config import Compute
 from toklip_core.evaluation.classes import refuse_duplicates
-from toklip_core.evaluation.matcher import load_matcher, refuse_cut_texts, text_features
+from toklip_core.evaluation.matcher import Matcher, load_matcher, refuse_cut_texts, text_features
 from toklip_core.model import TokLIP
 from toklip_core.pictures import (
     PANEL_GAP,
@@ -63,6 +63,8 @@ class Explanation:
     texts: tuple[str, ...]
     #: (X, h, w), float32: cosines, minus their mean over the texts if ``relative``.
     values: Tensor
+    #: (h, w, Q), int64, ids of the VQ tokenizer; a tokenizer whose ids form a pyramid has a grid of its own.
+    ids: Tensor
     #: Cosine of the whole picture with each text.
     whole: tuple[float, ...]
     #: Whether the mean over the texts was subtracted from each token's cosines.
@@ -78,7 +80,13 @@ class Explanation:
             {"text": text, "tokens": grid, "picture": whole}
             for text, grid, whole in zip(self.texts, values, self.whole, strict=True)
         ]
-        return {"picture": self.picture, "relative": self.relative, "texts": rows, "protocol": self.protocol}
+        return {
+            "picture": self.picture,
+            "relative": self.relative,
+            "ids": self.ids.tolist(),
+            "texts": rows,
+            "protocol": self.protocol,
+        }
 
 
 def explain_picture(
@@ -104,19 +112,47 @@ def explain_picture(
         ValueError: the picture cannot be read, there is no text or one that is longer than the model reads,
             ``relative`` has a single one, or the model has no semantic tokens.
     """
-    texts = refuse_duplicates(texts, "text")
-    if relative and len(texts) < 2:
-        raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
+    _refuse_texts(texts, relative)
     try:
         image = open_picture(picture, max_pixels=compute.max_pixels)
     except PictureError as error:
         raise PictureError(f"{picture}: {error}") from error
     model, protocol = load_matcher(name, compute)
+    return explain_image(model, image, texts, picture=str(picture), relative=relative, protocol=protocol)
+
+
+def explain_image(
+    model: Matcher,
+    image: Image.Image,
+    texts: Sequence[str],
+    *,
+    picture: str,
+    relative: bool = False,
+    protocol: dict[str, str],
+) -> Explanation:
+    """Return the match of each token of an open picture with texts, by a loaded model; see :func:`explain_picture`.
+
+    Args:
+        model: model from :func:`toklip_core.evaluation.load_matcher`.
+        image: RGB picture.
+        texts: at least one text.
+        picture: name of the picture.
+        relative: whether to subtract from each token's cosines their mean over the texts.
+        protocol: what ``load_matcher`` says of the model.
+
+    Raises:
+        LookupError: the model has no text tower.
+        ValueError: there is no text or one that is longer than the model reads, ``relative`` has a single one, or the
+            model has no semantic tokens.
+    """
+    texts = _refuse_texts(texts, relative)
     if not isinstance(model, TokLIP):
-        raise ValueError(f"{name} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP")
+        raise ValueError(
+            f"{protocol['model']} is a {type(model).__name__}, which has no semantic tokens; name a TokLIP"
+        )
     refuse_cut_texts(model, texts)
     wanted = text_features(model, texts)
-    with torch.no_grad(), rows_named([str(picture)]):
+    with torch.no_grad(), rows_named([picture]):
         encoded = model.encode_pictures([image])
         each = F.normalize(model.encoder.pool_each(encoded.tokens)[0].float(), dim=-1)
         pooled = F.normalize(encoded.pooled[0].float(), dim=-1)
@@ -126,9 +162,10 @@ def explain_picture(
         values = values - values.mean(0)
     return Explanation(
         image=resized(image, PANEL_SIDE, model.config.resize),
-        picture=str(picture),
+        picture=picture,
         texts=tuple(texts),
         values=values,
+        ids=encoded.ids[0].cpu(),
         whole=tuple((wanted @ pooled).tolist()),
         relative=relative,
         causal=model.encoder.config.causal,
@@ -149,6 +186,14 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     titles += [f"“{text}” (picture: {cosine:.3f})" for text, cosine in whole]
     panels = [explanation.image, *(_overlaid(grey, grid, span) for grid in values)]
     return picture_sheet(titles, panels, below=_legend(explanation, span, sheet_width(len(panels))))
+
+
+def _refuse_texts(texts: Sequence[str], relative: bool) -> Sequence[str]:
+    """Return the texts; ValueError if there is none, an empty one, two alike, or a single one to compare."""
+    texts = refuse_duplicates(texts, "text")
+    if relative and len(texts) < 2:
+        raise ValueError(f"got {len(texts)} text to compare; give two or more, or leave out --relative")
+    return texts
 
 
 def _legend(explanation: Explanation, span: tuple[float, float], width: int) -> Image.Image:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
@@ -31,6 +32,7 @@ from toklip_core.pictures import (
     find_pictures,
     refuse_pixels,
     to_levels,
+    to_picture,
     to_pixels,
 )
 from toklip_core.plugins import tokenizer_spec
@@ -41,11 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LPIPSNet",
+    "Reconstruction",
     "ReconstructionReport",
     "evaluate_reconstruction",
     "evaluate_sources",
     "evaluate_tokenizer",
     "load_lpips",
+    "reconstruct_picture",
 ]
 
 _SSIM_WINDOW = 11
@@ -241,6 +245,60 @@ def evaluate_reconstruction(
     )
 
 
+class Reconstruction(NamedTuple):
+    """A picture through a tokenizer: its ids, and what they decode to."""
+
+    #: The picture that was encoded, a square of the tokenizer's size.
+    original: Image.Image
+    image: Image.Image
+    #: (h, w, Q), int64.
+    ids: Tensor
+    #: 10 log10(1 / MSE) of both pictures in 8 bits, in dB; infinite if they are equal.
+    psnr: float
+
+
+@torch.no_grad()
+def reconstruct_picture(
+    tokenizer: Tokenizer,
+    image: Image.Image,
+    *,
+    image_size: int | None = None,
+    resize: Resize = "crop",
+    device: torch.device | str = "cpu",
+) -> Reconstruction:
+    """Encode and decode one picture.
+
+    Args:
+        tokenizer: tokenizer, which is moved to the device.
+        image: RGB picture.
+        image_size: side of the square that is encoded; None: the side that the tokenizer was trained at.
+        resize: way to make the picture square.
+        device: device to compute on.
+
+    Raises:
+        ValueError: the tokenizer does not take the size.
+
+    >>> from toklip_core.scenes import scene
+    >>> found = reconstruct_picture(load_tokenizer("llamagen-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
+    >>> found.image.size, tuple(found.ids.shape), 15 < found.psnr < 50
+    ((64, 64), (8, 8, 1), True)
+    """
+    size = tokenizer.image_size if image_size is None else image_size
+    tokenizer.grid(size, size)  # which refuses a size
+    pixels = to_pixels(image, size, resize)[None].to(device)
+    ids = tokenizer.to(device).encode(pixels)
+    decoded = tokenizer.decode(ids).float().clamp(-1, 1)
+    psnr = _psnr(to_levels(pixels) / 255, to_levels(decoded) / 255)
+    return Reconstruction(to_picture(pixels[0]), to_picture(decoded[0]), ids[0].cpu(), psnr)
+
+
+def _psnr(one: Tensor, other: Tensor) -> float:
+    """Return 10 log10(1 / MSE), in dB, of a picture (1, 3, H, W) and its reconstruction, both in [0, 1]."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return float(peak_signal_noise_ratio(other, one, data_range=1.0))
+
+
 @dataclass
 class _Likeness:
     """Sums of PSNR and SSIM over pictures and their reconstructions."""
@@ -251,11 +309,11 @@ class _Likeness:
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add pictures (B, 3, H, W) and their reconstructions, both in 0 to 255."""
-        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
         # One by one, which is faster on a CPU, and independent of the batch size.
         for one, other in zip(inputs[:, None] / 255, outputs[:, None] / 255, strict=True):
-            self.psnr += float(peak_signal_noise_ratio(other, one, data_range=1.0))
+            self.psnr += _psnr(one, other)
             self.ssim += float(cast(Tensor, structural_similarity_index_measure(other, one, data_range=1.0)))
         self.pictures += len(inputs)
 

@@ -109,36 +109,102 @@ def search_pictures(
         ValueError: the text is empty or longer than the model reads, no picture can be read, or the store's ids are not
             the model's.
     """
-    (text,) = refuse_duplicates([text], "text")
+    refuse_duplicates([text], "text")
+    pictures = pictures_to_search(where, compute)
+    model, protocol = load_matcher(name, compute)
+    return PictureIndex(model, pictures, protocol=protocol, compute=compute).search(text, top=top)
+
+
+def pictures_to_search(where: Sequence[Path | str], compute: Compute = Compute()) -> list[LazyPicture] | TokenStore:
+    """Return the pictures of ``where``, unread, or the token store that it names; see :func:`search_pictures`.
+
+    Raises:
+        FileNotFoundError: there is no picture.
+        ValueError: a token store is named beside other pictures.
+    """
     stores = [path for path in map(Path, where) if part_paths(path)]
     if stores and len(where) > 1:
         raise ValueError(f"got the token store {stores[0]} beside other pictures; search one after the other")
-    sources = [] if stores else find_pictures(where, max_pixels=compute.max_pixels)
-    pictures = list_pictures(sources, progress=compute.progress and not stores)
-    tokens = TokenStore(stores[0], features=["pooled"]) if stores else None
-    model, protocol = load_matcher(name, compute)
-    refuse_cut_texts(model, [text])
-    unreadable: list[str] = []
-    if tokens is None:
-        batches = picture_features(model, pictures, unreadable, compute)
-    else:
-        reader = _reader_of(tokens, model, name)
-        batches = _store_features(reader, tokens, compute)
-    wanted = text_features(model, [text])[0]
-    best = _best(batches, wanted, top)
-    # Read in the order of the store, where a row is read with its group.
-    found = {
-        place: pictures[place] if tokens is None else _stored_picture(model, tokens, place)
-        for place in sorted(place for _, place in best)
-    }
-    return Search(
-        text=text,
-        hits=tuple(Hit(found[place], cosine) for cosine, place in best),
-        searched=len(pictures if tokens is None else tokens) - len(unreadable),
-        resize=model.config.resize,
-        protocol=protocol | {"software": software()},
-        unreadable=tuple(unreadable),
-    )
+    if stores:
+        return TokenStore(stores[0], features=["pooled"])
+    return list_pictures(find_pictures(where, max_pixels=compute.max_pixels), progress=compute.progress)
+
+
+class PictureIndex:
+    """Pictures with their vectors by a model, for searches by text.
+
+    Args:
+        model: model from :func:`toklip_core.evaluation.load_matcher`.
+        pictures: result of :func:`pictures_to_search`.
+        protocol: what ``load_matcher`` says of the model.
+        compute: number of pictures at a time, and whether a bar is shown.
+        kept: whether the first search keeps the vectors in memory for the next ones; by default each search computes
+            them again, in memory that does not grow with the number of pictures.
+
+    Raises:
+        ValueError: the ids of the store are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: Matcher,
+        pictures: Sequence[LazyPicture] | TokenStore,
+        *,
+        protocol: dict[str, str],
+        compute: Compute = Compute(),
+        kept: bool = False,
+    ) -> None:
+        self._model, self._pictures, self._protocol = model, pictures, protocol
+        self._compute, self._kept = compute, kept
+        self._reader = _reader_of(pictures, model, protocol["model"]) if isinstance(pictures, TokenStore) else None
+        self._batches: list[tuple[Sequence[int], Tensor]] = []
+        self._unreadable: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def search(self, text: str, *, top: int = 5) -> Search:
+        """Return the pictures whose vectors have the largest cosine with that of a text.
+
+        Raises:
+            LookupError: the model has no text tower.
+            ValueError: the text is empty or longer than the model reads, or no picture can be read.
+        """
+        (text,) = refuse_duplicates([text], "text")
+        refuse_cut_texts(self._model, [text])
+        wanted = text_features(self._model, [text])[0]
+        best = _best(self._vectors(), wanted, top)
+        # Read in the order of the store, where a row is read with its group.
+        found = {place: self._picture(place) for place in sorted(place for _, place in best)}
+        return Search(
+            text=text,
+            hits=tuple(Hit(found[place], cosine) for cosine, place in best),
+            searched=len(self) - len(self._unreadable),
+            resize=self._model.config.resize,
+            protocol=self._protocol | {"software": software()},
+            unreadable=tuple(self._unreadable),
+        )
+
+    def _vectors(self) -> Iterable[tuple[Sequence[int], Tensor]]:
+        """Yield the places and unit vectors (B, E) of each batch."""
+        if self._batches:
+            return self._batches
+        self._unreadable.clear()
+        if self._kept:
+            self._batches = list(self._computed())
+            return self._batches
+        return self._computed()
+
+    def _computed(self) -> Iterator[tuple[Sequence[int], Tensor]]:
+        if isinstance(self._pictures, TokenStore):
+            assert self._reader is not None
+            return _store_features(self._reader, self._pictures, self._compute)
+        return picture_features(self._model, self._pictures, self._unreadable, self._compute)
+
+    def _picture(self, place: int) -> LazyPicture:
+        if isinstance(self._pictures, TokenStore):
+            return _stored_picture(self._model, self._pictures, place)
+        return self._pictures[place]
 
 
 def draw_search(search: Search) -> Image.Image:
