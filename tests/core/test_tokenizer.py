@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from tests.support.encoding import encode_with
 from tests.support.mean_colour import LEVELS, MeanColour, mean_colour
+from tests.support.refusals import refusing
 from tests.support.small_models import small_clip, small_toklip
 
 PIXELS = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -47,6 +49,17 @@ def test_it_gives_what_its_module_gives():
     assert torch.equal(tokenizer.code_map(ids), module.embedding.code_map(ids))
     assert torch.equal(tokenizer.decode(ids), module.decode(ids))
     assert (tokenizer.codebook_sizes, tokenizer.codebook_dim, tokenizer.grid(8, 12)) == ((LEVELS,), 1, (2, 3))
+
+
+def test_decoded_pixels_are_clamped_and_refused_if_they_are_no_numbers(monkeypatch):
+    tokenizer = mean_colour()
+    ids = tokenizer.encode(PIXELS)
+    decode = tokenizer.module.decode
+    monkeypatch.setattr(tokenizer.module, "decode", lambda ids: 3 * decode(ids).bfloat16())
+    assert torch.equal(tokenizer.decode_clamped(ids), (3 * decode(ids).bfloat16()).float().clamp(-1, 1))
+    monkeypatch.setattr(tokenizer.module, "decode", lambda ids: decode(ids) * math.nan)
+    with refusing("a pixel of picture 1 of 2 is not finite"):
+        tokenizer.decode_clamped(ids)
 
 
 def test_its_picture_size_is_the_registered_one(toy):

@@ -22,7 +22,7 @@ from toklip_core.config import Config, FileName, is_file_name
 from toklip_core.embeddings import CodeEmbedding
 from toklip_core.files import one_line
 from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
-from toklip_core.weights import refuse_damaged, weights_checksum, write_weights
+from toklip_core.weights import refuse_damaged, refuse_not_finite, weights_checksum, write_weights
 
 
 class TokenizerRecord(Config):
@@ -181,6 +181,16 @@ class Tokenizer:
     def decode(self, ids: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W), float32, near [-1, 1], of ids (B, h, w, Q). No gradient."""
         return self._vq.decode(ids)
+
+    def decode_clamped(self, ids: Tensor) -> Tensor:
+        """Return pixels (B, 3, H, W), float32 in [-1, 1], of ids (B, h, w, Q) on any device. No gradient.
+
+        Raises:
+            ValueError: a pixel is NaN or infinite.
+        """
+        pixels = self.decode(ids.to(self.device)).float()
+        refuse_not_finite(pixels, "a pixel")
+        return pixels.clamp(-1, 1)
 
     def to(
         self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None

@@ -11,7 +11,7 @@ import torch
 from toklip_core.drawing import Drawing, Window
 from toklip_core.pictures import Resize
 from toklip_core.tokenizer import Tokenizer
-from toklip_core.weights import refuse_not_finite, weights_checksum
+from toklip_core.weights import weights_checksum
 from torch import Tensor
 
 from toklip_mllm.chat import unknown_words
@@ -140,9 +140,7 @@ class PictureDrawer:
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""
-        pixels = self.tokenizer.to(ids.device).decode(ids).float()
-        refuse_not_finite(pixels, "a pixel")
-        return pixels.clamp(-1, 1)
+        return self.tokenizer.to(ids.device).decode_clamped(ids)
 
     def _prompt(self, prompts: Sequence[int | str]) -> dict[str, Tensor]:
         if numbers := [prompt for prompt in prompts if not isinstance(prompt, str)]:

@@ -33,8 +33,8 @@ from .published import (
     read_official as read_official,
 )
 from .stream import (
+    FeatureKind as FeatureKind,
     FeatureStream as FeatureStream,
-    StreamFeatures as StreamFeatures,
     join_features as join_features,
 )
 from .text import (

@@ -20,11 +20,11 @@ from toklip_core.embeddings import CodeEmbedding
 from toklip_core.model.attention import Cache
 from toklip_core.model.encoder import SemanticEncoder
 
-#: Features of a position: its code, its semantic token, or both.
-StreamFeatures = Literal["codes", "tokens", "concat"]
+#: Features of a position: its code (C wide), its semantic token (D), or both (concat, C + D).
+FeatureKind = Literal["concat", "tokens", "codes"]
 
 
-def join_features(features: StreamFeatures, codes: Tensor, tokens: Tensor) -> Tensor:
+def join_features(features: FeatureKind, codes: Tensor, tokens: Tensor) -> Tensor:
     """Return tokens (..., D), or codes and tokens (..., C + D) in the tokens' dtype; codes alone need no tokens."""
     if features == "tokens":
         return tokens
@@ -37,8 +37,7 @@ class FeatureStream:
     Args:
         features: kind of features.
         embedding: embedding of the ids.
-        encoder: causal encoder in evaluation mode, for tokens and concat.
-        cache: cache of the encoder.
+        cached_encoder: causal encoder in evaluation mode and its cache, for tokens and concat.
 
     >>> from toklip_core.model import load_model
     >>> toklip = load_model("toklip-tiny")
@@ -52,18 +51,17 @@ class FeatureStream:
 
     def __init__(
         self,
-        features: StreamFeatures,
+        features: FeatureKind,
         embedding: CodeEmbedding,
-        encoder: SemanticEncoder | None = None,
-        cache: Cache | None = None,
+        cached_encoder: tuple[SemanticEncoder, Cache] | None = None,
     ) -> None:
         self.features = features
-        self._embedding, self._encoder, self._cache = embedding, encoder, cache
+        self._embedding, self._cached_encoder = embedding, cached_encoder
 
     @classmethod
     @torch.no_grad()
     def begin(
-        cls, ids: Tensor, features: StreamFeatures, *, embedding: CodeEmbedding, encoder: SemanticEncoder | None
+        cls, ids: Tensor, features: FeatureKind, *, embedding: CodeEmbedding, encoder: SemanticEncoder | None
     ) -> tuple[Tensor, Self]:
         """Return the features (B, n, F) of the first n >= 0 positions, and a stream for those that follow. No gradient.
 
@@ -74,43 +72,52 @@ class FeatureStream:
             encoder: causal encoder, for tokens and concat; codes do not use it.
 
         Raises:
-            ValueError: the encoder is not causal, or there are more positions than its grid has.
+            ValueError: tokens or concat have no encoder, it is not causal, or there are more positions than its grid
+                has.
         """
         codes = embedding(ids)
-        if features == "codes" or encoder is None:
-            return codes, cls("codes", embedding)
+        if features == "codes":
+            return codes, cls(features, embedding)
+        if encoder is None:
+            raise ValueError(f"got the features {features!r} and no encoder; pass the semantic encoder of a TokLIP")
         tokens, cache = encoder.prefill(codes)
-        return join_features(features, codes, tokens), cls(features, embedding, encoder, cache)
+        return join_features(features, codes, tokens), cls(features, embedding, (encoder, cache))
 
     @torch.no_grad()
     def step(self, ids: Tensor) -> Tensor:
         """Return the features (B, n, F) of the ids (B, n, Q) of the next n positions. No gradient."""
         codes: Tensor = self._embedding(ids)
-        if self._encoder is None or self._cache is None:
+        if self._cached_encoder is None:
             return codes
-        return join_features(self.features, codes, self._encoder.step(codes, self._cache))
+        encoder, cache = self._cached_encoder
+        return join_features(self.features, codes, encoder.step(codes, cache))
 
     def step_at(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Return the features of :meth:`step` for the ids at positions (n,), int64, for ``torch.compile``."""
         codes: Tensor = self._embedding(ids)
-        if self._encoder is None or self._cache is None:
+        if self._cached_encoder is None:
             return codes
-        return join_features(self.features, codes, self._encoder.step_at(codes, self._cache, positions))
+        encoder, cache = self._cached_encoder
+        return join_features(self.features, codes, encoder.step_at(codes, cache, positions))
 
     def cut(self, positions: int) -> None:
         """Forget all positions but the first ``positions``."""
-        if self._cache is not None:
-            self._cache.cut(positions)
+        if self._cached_encoder is not None:
+            self._cached_encoder[1].cut(positions)
 
     def caches(self) -> list[Tensor]:
         """Return the tensors of the cache, which stay in the same memory."""
-        return [] if self._cache is None else [*self._cache.keys, *self._cache.values]
+        if self._cached_encoder is None:
+            return []
+        _, cache = self._cached_encoder
+        return [*cache.keys, *cache.values]
 
     @property
     def encoder(self) -> SemanticEncoder | None:
         """Encoder of the tokens; None with codes."""
-        return self._encoder
+        return None if self._cached_encoder is None else self._cached_encoder[0]
 
     def with_encoder(self, encoder: SemanticEncoder) -> FeatureStream:
         """Return the stream with an equal encoder in place of its own, such as one with packed weights."""
-        return FeatureStream(self.features, self._embedding, encoder, self._cache)
+        assert self._cached_encoder is not None
+        return FeatureStream(self.features, self._embedding, (encoder, self._cached_encoder[1]))

@@ -13,10 +13,8 @@ the encoder, F = C or C + D.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from toklip_core.model import FeatureStream, SemanticEncoder, StreamFeatures, TokLIP, join_features
+from toklip_core.model import FeatureStream, SemanticEncoder, TokLIP, join_features
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
@@ -89,11 +87,10 @@ class Inputs:
 
         For ids (B, n, Q) they are (B, n, Q) or (B, n, F).
         """
-        if self.tokenizer is None:
+        if self.features == "ids" or self.tokenizer is None:
             return ids, Stream()
         embedding = self.tokenizer.to(ids.device).embedding
-        kind = cast(StreamFeatures, self.features)
-        read, stream = FeatureStream.begin(ids, kind, embedding=embedding, encoder=self.encoder)
+        read, stream = FeatureStream.begin(ids, self.features, embedding=embedding, encoder=self.encoder)
         return read, Stream(stream)
 
 

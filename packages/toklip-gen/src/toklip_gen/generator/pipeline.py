@@ -24,7 +24,6 @@ from toklip_core.weights import (
     hub_file,
     load_strict,
     read_model_folder,
-    refuse_not_finite,
     save_model_folder,
     weights_checksum,
     without_values,
@@ -207,9 +206,7 @@ class PictureGenerator:
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""
-        pixels = self.tokenizer.decode(ids).float()
-        refuse_not_finite(pixels, "a pixel")
-        return pixels.clamp(-1, 1)
+        return self.tokenizer.decode_clamped(ids)
 
     def save(self, folder: Path | str) -> None:
         """Write a folder for :func:`load_generator`: config, weights, and the tokenizer's weights if it has its own.

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
-from toklip_core.model import TokLIP
+from toklip_core.model import FeatureKind, TokLIP
 from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toklip_mllm.model.config import Features, TokLIPLMConfig
+from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.head_config import ImageHeadConfig, ImageHeadSettings
 from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.model import TokLIPForConditionalGeneration, connector
@@ -29,7 +29,7 @@ def build(
     toklip: TokLIP | str | Path,
     *,
     tokenizer: Any = None,  # noqa: ANN401
-    features: Features = "concat",
+    features: FeatureKind = "concat",
     image_token: str = "<image>",
     image_head: ImageHeadSettings | None = None,
     dtype: torch.dtype | None = None,

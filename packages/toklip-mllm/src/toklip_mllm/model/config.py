@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from toklip_core.config import validated
 from toklip_core.embeddings import EmbeddingConfig
-from toklip_core.model import EncoderConfig
+from toklip_core.model import EncoderConfig, FeatureKind
 from toklip_core.pictures import Resize
 from toklip_core.tokenizer import TokenizerRecord
 from toklip_core.weights import MODEL_FORMAT, refuse_other_format
@@ -16,9 +16,6 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from toklip_mllm.model.head_config import ImageHeadConfig
-
-#: Input of the connector for a picture: codes (C wide), semantic tokens (D wide), or both (concat, C + D wide).
-Features = Literal["concat", "tokens", "codes"]
 
 MODEL_TYPE = "toklip_lm"
 
@@ -56,7 +53,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self,
         text_config: dict[str, Any] | PreTrainedConfig | None = None,
         encoder: dict[str, Any] | None = None,
-        features: Features = "concat",
+        features: FeatureKind = "concat",
         encoder_checksum: str | None = None,
         tokenizer: dict[str, Any] | None = None,
         embedding: dict[str, Any] | None = None,
@@ -69,8 +66,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         format: int = MODEL_FORMAT,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        if features not in get_args(Features):
-            raise ValueError(f"got features {features!r}; known are {', '.join(get_args(Features))}")
+        if features not in get_args(FeatureKind):
+            raise ValueError(f"got features {features!r}; known are {', '.join(get_args(FeatureKind))}")
         if not isinstance(text_config, dict | PreTrainedConfig | None):
             raise ValueError(f"got text_config {text_config!r}; wanted the config of a language model")
         if not isinstance(text_config, PreTrainedConfig):

@@ -16,7 +16,7 @@ from toklip_core.files import replace_lone_surrogates
 from toklip_core.pictures import Resize, to_picture, to_pixels
 from toklip_core.plugins import Weights
 from toklip_core.tokenizer import Tokenizer, TokenizerRecord
-from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_not_finite, refuse_other_format, write_weights
+from toklip_core.weights import MODEL_FORMAT, hub_file, refuse_other_format, write_weights
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, TextKwargs
@@ -205,9 +205,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if tuple(image_ids.shape[1:]) != wanted:
             shape = ", ".join(map(str, wanted))
             raise ValueError(f"got ids {tuple(image_ids.shape)}; wanted (pictures, {shape}), the model's one grid")
-        pixels = tokenizer.decode(image_ids.to(tokenizer.device)).float()
-        refuse_not_finite(pixels, "a pixel")
-        pixels = pixels.clamp(-1, 1)
+        pixels = tokenizer.decode_clamped(image_ids)
         if return_tensors == "PIL.Image.Image":
             return BatchFeature({"pixel_values": list(map(to_picture, pixels.cpu()))})
         return BatchFeature({"pixel_values": pixels.numpy(force=True) if return_tensors == "np" else pixels})

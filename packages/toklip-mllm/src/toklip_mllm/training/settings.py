@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionSource
 from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, RunConfig
+from toklip_core.model import FeatureKind
 
 from toklip_mllm.evaluation import HeldOutQuestions
 from toklip_mllm.model import ImageHeadSettings
@@ -157,7 +158,7 @@ class MLLMTrainConfig(Config):
         default=None, description="Small language model trained from scratch, in place of language_model."
     )
     toklip: str | None = Field(default=None, description="TokLIP: a name from `toklip models`, or a folder.")
-    features: Literal["concat", "tokens", "codes"] = Field(
+    features: FeatureKind = Field(
         default="concat",
         description="Input of the connector: a picture's codes and semantic tokens (concat), or one of the two.",
     )
