@@ -82,7 +82,7 @@ def beside_official(generator: Generator, dtype: str, batch: int, options: Optio
 
     def ours(temperature: float = 1.0) -> Tensor:
         drawing = Drawing(GUIDANCE, temperature)
-        return sampler.draw(condition, seeds=range(batch), drawing=drawing, compiled=options.on_gpu).flatten(1)
+        return sampler.draw(condition, seeds=range(batch), drawing=drawing, compiled=options.on_gpu).ids.flatten(1)
 
     contestants: dict[str, Callable[[], Any]] = {"ours": ours}
     note = ""
@@ -121,7 +121,7 @@ def with_semantics(plain: Generator, dtype: str, options: Options) -> Row:
     condition = Condition(torch.zeros(1, dtype=torch.int64))
 
     def draw(model: Generator, read: Inputs) -> Callable[[], Tensor]:
-        return lambda: Sampler(IdPredictor(model, read)).draw(condition, seeds=[0], drawing=Drawing(GUIDANCE))
+        return lambda: Sampler(IdPredictor(model, read)).draw(condition, seeds=[0], drawing=Drawing(GUIDANCE)).ids
 
     contestants = {"concat": draw(generator, inputs), "ids": draw(plain, Inputs("ids"))}
     seconds, _ = race(contestants, options.repeats)

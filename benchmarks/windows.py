@@ -1,8 +1,8 @@
-"""Drawing with windows of 1 to 64 positions per call: ids per call, seconds, and what a wider call costs.
+"""Drawing with windows of 1 to 64 positions per call: positions per call, seconds, and what a wider call costs.
 
 The generator in the package draws whole pictures. GPT-B of LlamaGen's sizes has random weights, whose drafts fit by
 chance alone, so its rows are the seconds of one call in the middle of a picture. A window pays off if a call draws more
-ids than it takes times as long as a call with one.
+positions than it takes times as long as a call with one.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def whole_pictures(
         calls[width], ids = 0, []
         for seed, condition in enumerate(conditions):
             drawing = Drawing(noise=noise)
-            ids.append(samplers[width].draw(condition, seeds=[seed], drawing=drawing, compiled=options.on_gpu))
-            calls[width] += samplers[width].calls
+            drawn = samplers[width].draw(condition, seeds=[seed], drawing=drawing, compiled=options.on_gpu)
+            ids.append(drawn.ids)
+            calls[width] += drawn.calls
         return torch.cat(ids)
 
     contestants: dict[str, Callable[[], Any]] = {str(width): partial(draw, width) for width in WIDTHS}
@@ -65,7 +66,7 @@ def whole_pictures(
             ours=seconds[str(width)] / len(captions),
             peer=seconds["1"] / len(captions),
             peer_name="a window of 1",
-            note=f"{calls[1] / calls[width]:.2f} ids per call; {same} of {len(captions)} pictures are the same",
+            note=f"{calls[1] / calls[width]:.2f} positions per call; {same} of {len(captions)} pictures are the same",
         )
 
 
@@ -93,5 +94,5 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
             ours=1000 * seconds[str(width)],
             peer=1000 * seconds["1"],
             peer_name="a window of 1",
-            note=f"pays off above {ratio:.2f} ids per call",
+            note=f"pays off above {ratio:.2f} positions per call",
         )

@@ -155,7 +155,7 @@ def figures(generator: Path, train: Digits, held_out: Digits, drawn: int) -> dic
 
     judge = SVC(gamma=0.001).fit(small(train.pixels), train.labels)
     asked = [number % 10 for number in range(drawn)]
-    ids = pictures.draw(asked, seeds=range(drawn))
+    ids = pictures.draw(asked, seeds=range(drawn)).ids
     reconstructed = pictures.pixels(toklip.tokenizer.encode(held_out.pixels))
     return {
         PSNR: report.psnr,

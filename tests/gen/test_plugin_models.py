@@ -85,10 +85,6 @@ class Stripes:
     def draw(self, prompts, **how):
         return self._sampler.draw(torch.tensor(prompts), **how)
 
-    @property
-    def calls(self):
-        return self._sampler.calls
-
     def pixels(self, ids):
         return self.tokenizer.decode(ids)
 """

@@ -54,8 +54,8 @@ def test_generate_reports_the_calls_of_a_window_and_draws_the_same_picture(tmp_p
             pictures.append(picture.tobytes())
     assert pictures[0] == pictures[1] == pictures[2]
     one, wide, auto = reports
-    assert one["calls"] == 64 and one["ids_per_call"] == 1
-    assert wide["calls"] < 48 and wide["ids_per_call"] == 64 / wide["calls"]
+    assert one["calls"] == 64 and one["positions_per_call"] == 1
+    assert wide["calls"] < 48 and wide["positions_per_call"] == 64 / wide["calls"]
     assert auto["calls"] <= 64
     refused = CliRunner().invoke(cli, ["generate", "a red circle", "--window", "0"])
     assert refused.exit_code == 2 and "0 is not in the range" in refused.output

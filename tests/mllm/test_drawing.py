@@ -9,6 +9,7 @@ from PIL import Image
 from toklip_core import plugins
 from toklip_core.cli import cli
 from toklip_core.drawing import Drawing, Guidance
+from toklip_core.drawing.window import Pace
 from toklip_mllm.chat import Chat
 from toklip_mllm.drawing import PictureDrawer, load_drawer
 from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration
@@ -117,7 +118,7 @@ def test_generate_draws_with_the_model_of_a_folder(folder):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout[done.stdout.index("{") :])["settings"]["guidance"] == 3.0
     drawer = load_drawer(folder / "model")
-    ids = drawer.draw(["red circle", "one"], seeds=[4, 4])
+    ids = drawer.draw(["red circle", "one"], seeds=[4, 4]).ids
     with Image.open(folder / "drawn.png") as grid:
         for place, picture in enumerate(drawer.processor.postprocess(ids)["pixel_values"]):
             assert grid.crop((0, place * 34, 32, place * 34 + 32)).tobytes() == picture.tobytes()
@@ -128,6 +129,20 @@ def test_generate_draws_with_the_model_of_a_folder(folder):
     done = toklip(*words, "--out", folder / "windows.png", "--window", 4)
     assert done.exit_code == 0, done.output
     assert (folder / "windows.png").read_bytes() == (folder / "drawn.png").read_bytes()
+
+
+def test_the_calls_of_a_window_are_timed_once_for_all_batches(monkeypatch):
+    paces, note = set(), Pace.note
+
+    def noting(pace, width, **call):
+        paces.add(pace)
+        note(pace, width, **call)
+
+    monkeypatch.setattr(Pace, "note", noting)
+    drawer = PictureDrawer(*unified())
+    for seed in (1, 2):
+        assert 0 < drawer.draw(["red circle"], seeds=[seed], window="auto").calls <= COUNT
+    assert len(paces) == 1
 
 
 def test_what_such_a_model_cannot_draw_is_refused(folder):

@@ -113,4 +113,4 @@ def sample(generator, inputs, condition, *, seeds, prefix=None, compiler=None, *
     how = {} if compiler is None else {"compiler": compiler}
     sampler = Sampler(IdPredictor(generator, inputs), **how)
     drawing = asked(**settings)
-    return sampler.draw(condition, seeds=seeds, drawing=drawing, prefix=prefix, compiled=compiler is not None)
+    return sampler.draw(condition, seeds=seeds, drawing=drawing, prefix=prefix, compiled=compiler is not None).ids

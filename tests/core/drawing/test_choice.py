@@ -7,8 +7,8 @@ from toklip_core.drawing import Drawing, choose_ids
 
 def test_ids_come_as_often_as_their_probabilities_say():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
-    luck = torch.rand(4000, generator=torch.Generator().manual_seed(0))
-    shares = choose_ids(logits, luck, Drawing()).bincount(minlength=4) / 4000
+    noise = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    shares = choose_ids(logits, noise, Drawing()).bincount(minlength=4) / 4000
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.03, rtol=0)
 
 
@@ -31,11 +31,11 @@ def test_ids_come_as_often_as_their_probabilities_say():
 )
 def test_only_ids_that_the_settings_leave_are_drawn(drawing, possible):
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(500, -1)
-    luck = torch.linspace(0, 1 - 2**-24, 500)
-    assert set(choose_ids(logits, luck, drawing).tolist()) == possible
+    noise = torch.linspace(0, 1 - 2**-24, 500)
+    assert set(choose_ids(logits, noise, drawing).tolist()) == possible
 
 
 def test_an_id_of_no_probability_is_never_drawn():
     logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    luck = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    assert choose_ids(logits, luck, Drawing()).tolist() == [0, 2, 2]
+    noise = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    assert choose_ids(logits, noise, Drawing()).tolist() == [0, 2, 2]

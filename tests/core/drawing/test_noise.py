@@ -37,7 +37,7 @@ def test_numbers_that_are_dropped_come_back(kind):
 def test_gumbel_noise_chooses_ids_with_their_probabilities_after_top_k():
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 2.5])
     count = 20_000
-    luck = GumbelNoise([3], count, (5,), torch.device("cpu")).at(0, count)[0][0]
-    ids = choose_ids(logits.expand(count, -1), luck, Drawing(top_k=3, temperature=0.5, noise="gumbel"))
+    noise = GumbelNoise([3], count, (5,), torch.device("cpu")).at(0, count)[0][0]
+    ids = choose_ids(logits.expand(count, -1), noise, Drawing(top_k=3, temperature=0.5, noise="gumbel"))
     wanted = (logits / 0.5).masked_fill(logits < 1, -math.inf).softmax(0)
     torch.testing.assert_close(ids.bincount(minlength=5) / count, wanted, rtol=0, atol=0.01)

@@ -14,7 +14,7 @@ every_kind = pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
 
 def drawn(model=None, conditions=(1, 2, 3), seeds=(7, 8, 9), **options):
     sampler = Sampler(model or Sums())
-    return sampler.draw(torch.tensor(conditions), seeds=seeds[: len(conditions)], **options)
+    return sampler.draw(torch.tensor(conditions), seeds=seeds[: len(conditions)], **options).ids
 
 
 def test_the_models_of_these_tests_are_what_the_protocols_say():
@@ -39,9 +39,9 @@ def test_the_likeliest_level_follows_from_the_levels_before(levels):
 
 def test_with_one_level_the_random_numbers_are_one_for_each_id_as_they_come():
     """The ids of seeds on record: what was drawn before there were levels is drawn still."""
-    luck = torch.rand(6, generator=torch.Generator().manual_seed(7))
+    noise = torch.rand(6, generator=torch.Generator().manual_seed(7))
     total, expected = 1, []
-    for number in luck:
+    for number in noise:
         logits = -((torch.arange(11) - total) % 11).float()
         expected.append(int(choose_ids(logits[None], number[None], Drawing())))
         total += expected[-1]
@@ -140,18 +140,32 @@ def test_a_compiled_sampler_draws_the_same_and_finds_its_graph_again(levels):
     sampler = Sampler(SumsThatCompile(levels), compiler=partial(torch.compile, backend=counting))
     for seeds in ((7, 8, 9), (1, 2, 3)):
         options = {"seeds": seeds, "drawing": Drawing(guidance=Guidance(2.0), top_k=5)}
-        ids = sampler.draw(torch.tensor([1, 2, 3]), compiled=True, **options)
+        ids = sampler.draw(torch.tensor([1, 2, 3]), compiled=True, **options).ids
         assert torch.equal(ids, drawn(Sums(levels), **options))
     assert len(graphs) == 1
+    torch.compiler.reset()
+
+
+def test_every_width_of_a_window_is_compiled_with_constant_shapes():
+    shapes = []
+
+    def collecting(graph, inputs):
+        shapes.append([size for x in inputs for size in getattr(x, "shape", [x])])
+        return graph.forward
+
+    sampler = Sampler(SumsThatCompile(), compiler=partial(torch.compile, backend=collecting))
+    for window in (1, 2, 3, 4):
+        sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), window=window, compiled=True)
+    assert len(shapes) == 4 and all(isinstance(size, int) for sizes in shapes for size in sizes)
     torch.compiler.reset()
 
 
 def test_two_samplers_do_not_share_their_caches():
     plain = partial(Sampler, SumsThatCompile(), compiler=lambda step, **how: step)
     one, other = plain(), plain()
-    first = one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True)
+    first = one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True).ids
     other.draw(torch.tensor([2]), seeds=[0], drawing=GREEDY, compiled=True)
-    assert torch.equal(one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True), first)
+    assert torch.equal(one.draw(torch.tensor([1]), seeds=[0], drawing=GREEDY, compiled=True).ids, first)
 
 
 GUIDED = {
@@ -169,9 +183,9 @@ def test_a_window_changes_no_picture_and_needs_no_more_calls(levels, drawing, wi
     for known in (0, 1, 4, 5, 6):
         prefix = torch.ones(3, known, len(levels.codebook_sizes), dtype=torch.int64)
         sampler = Sampler(Sums(levels), window=window)
-        ids = sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), drawing=drawing, prefix=prefix)
+        ids, calls = sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), drawing=drawing, prefix=prefix)
         assert torch.equal(ids, drawn(Sums(levels), drawing=drawing, prefix=prefix))
-        assert sampler.calls <= 6 - known
+        assert calls <= 6 - known
 
 
 @every_kind
@@ -181,18 +195,57 @@ def test_a_compiled_window_changes_no_picture(levels, drawing):
     options = {"seeds": (7, 8, 9), "drawing": drawing}
     for known in (0, 2, 5):
         prefix = torch.ones(3, known, len(levels.codebook_sizes), dtype=torch.int64)
-        ids = sampler.draw(torch.tensor([1, 2, 3]), compiled=True, prefix=prefix, **options)
+        ids = sampler.draw(torch.tensor([1, 2, 3]), compiled=True, prefix=prefix, **options).ids
         assert torch.equal(ids, drawn(Sums(levels), prefix=prefix, **options))
 
 
 def test_drafts_that_fit_are_read_once_and_others_again():
     """With the condition 0 the likeliest ids are all 0, as the drafts; with 1 every draft is another id."""
     fits, fails = Sums(), Sums()
-    samplers = [Sampler(fits, window=3), Sampler(fails, window=3)]
-    samplers[0].draw(torch.tensor([0]), seeds=[0], drawing=GREEDY)
-    samplers[1].draw(torch.tensor([1]), seeds=[0], drawing=GREEDY)
-    assert fits.read == [(0, 3), (3, 2)] and samplers[0].calls == 3
+    drawn = Sampler(fits, window=3).draw(torch.tensor([0]), seeds=[0], drawing=GREEDY)
+    Sampler(fails, window=3).draw(torch.tensor([1]), seeds=[0], drawing=GREEDY)
+    assert fits.read == [(0, 3), (3, 2)] and drawn.calls == 3
     assert fails.read[:2] == [(0, 3), (1, 3)]
+
+
+class Recorder:
+    """A pace of 4 positions that records what it is told."""
+
+    width = 4
+
+    def __init__(self, most):
+        self.noted = []
+
+    def note(self, width, *, positions, seconds):
+        self.noted.append(positions)
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    made = []
+
+    def recorder(most):
+        made.append(Recorder(most))
+        return made[-1]
+
+    monkeypatch.setattr("toklip_core.drawing.sampler.Pace", recorder)
+    return made
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_calls_that_have_fewer_positions_left_than_the_window_are_not_timed(recorders, compiled):
+    """All drafts fit: after the first position a call draws four, and the last call the one that is left."""
+    sampler = Sampler(SumsThatCompile(), window="auto", compiler=lambda step, **how: step)
+    assert sampler.draw(torch.tensor([0]), seeds=[0], drawing=GREEDY, compiled=compiled).calls == 3
+    assert recorders[0].noted == [4]
+
+
+def test_calls_are_timed_anew_for_other_settings_and_no_more_for_the_same(recorders):
+    sampler = Sampler(Sums(), window="auto")
+    for drawing in (GREEDY, GREEDY, Drawing(noise="gumbel"), Drawing(top_k=3)):
+        sampler.draw(torch.tensor([0]), seeds=[0], drawing=drawing)
+    noted = [recorder.noted for recorder in recorders if recorder.noted]
+    assert len(noted) == 3 and noted[0] == [4, 4]
 
 
 def test_a_window_of_1_never_cuts_a_cache(monkeypatch):

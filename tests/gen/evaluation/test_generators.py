@@ -45,7 +45,7 @@ def test_drawn_pictures_are_resized_as_llamagen_resizes_them_and_the_protocol_sa
     assert report.protocol["resized"] == "from 32 x 32 to 20 x 20, bicubic without antialiasing, as LlamaGen does"
     loaded = load_generator(generator)
     seeds = [derived_seed(0, n) for n in range(CLASSES)]
-    ids = loaded.draw(list(range(CLASSES)), seeds=seeds, drawing=Drawing(guidance=Guidance(4.0)))
+    ids = loaded.draw(list(range(CLASSES)), seeds=seeds, drawing=Drawing(guidance=Guidance(4.0))).ids
     official = F.interpolate(loaded.tokenizer.decode(ids), size=(20, 20), mode="bicubic")
     levels = torch.clamp(127.5 * official + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
     assert np.abs(np.load(npz)["arr_0"].astype(int) - levels).max() <= 1  # a tie is rounded

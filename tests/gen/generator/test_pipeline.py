@@ -58,8 +58,8 @@ def run(*words):
 def test_a_folder_loads_and_draws_the_same(tmp_path, toklip):
     folder = of_texts(tmp_path, toklip)
     first, second = load_generator(folder), load_generator(folder)
-    ids = first.draw(TEXTS, seeds=[1, 2])
-    assert torch.equal(second.draw(TEXTS, seeds=[1, 2]), ids)
+    ids = first.draw(TEXTS, seeds=[1, 2]).ids
+    assert torch.equal(second.draw(TEXTS, seeds=[1, 2]).ids, ids)
     assert first.pixels(ids).shape == (2, 3, 32, 32)
 
 
@@ -109,9 +109,9 @@ def test_a_text_tower_is_read_beside_another_tokenizer_than_that_of_its_toklip(t
     generator = small_generator("ids", "text", "quarter-greys", toklip=str(tmp_path / "toklip"))
     pictures = PictureGenerator(generator, tokenizer=several("quarter-greys"), toklip=toklip)
     pictures.save(tmp_path / "texts")
-    ids = pictures.draw(TEXTS, seeds=[1, 2])
+    ids = pictures.draw(TEXTS, seeds=[1, 2]).ids
     loaded = load_generator(tmp_path / "texts")
-    assert loaded.tokenizer.name == "quarter-greys" and torch.equal(loaded.draw(TEXTS, seeds=[1, 2]), ids)
+    assert loaded.tokenizer.name == "quarter-greys" and torch.equal(loaded.draw(TEXTS, seeds=[1, 2]).ids, ids)
 
 
 def test_a_folder_of_another_format_is_refused(of_classes):
@@ -171,7 +171,7 @@ def test_without_settings_a_generator_draws_with_its_own(tmp_path):
     pictures = PictureGenerator(small_generator(guidance=2.0, top_k=5), tokenizer=mean_colour())
     assert pictures.config == config
     own, asked, other = (
-        pictures.draw([3], seeds=[0], drawing=drawing)
+        pictures.draw([3], seeds=[0], drawing=drawing).ids
         for drawing in (Drawing(), Drawing(Guidance(2.0), top_k=5), Drawing(Guidance(4.0), top_k=0))
     )
     assert torch.equal(own, asked) and not torch.equal(own, other)
@@ -234,7 +234,7 @@ def test_generate_takes_the_schedule_of_guidance(tmp_path, of_classes):
     assert report["settings"] | {"guidance": 6.0, "guidance_power": 1.5, "guidance_last": 40} == report["settings"]
     assert "guidance_first" not in report["settings"]
     pictures = load_generator(of_classes)
-    ids = pictures.draw([3], seeds=[0], drawing=Drawing(Guidance(6.0, last=40, power=1.5)))
+    ids = pictures.draw([3], seeds=[0], drawing=Drawing(Guidance(6.0, last=40, power=1.5))).ids
     assert to_picture(pictures.pixels(ids)[0]).tobytes() == open_picture(tmp_path / "out.png").tobytes()
 
 

@@ -117,7 +117,7 @@ def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condi
     for seeds, guidance in (((7, 8, 9), 2.0), ((1, 2, 3), Guidance(3.0, power=2.0))):
         what = some_condition(condition)
         options = {"seeds": seeds, "prefix": prefix}
-        ids = sampler.draw(what, drawing=asked(guidance=guidance), compiled=True, **options)
+        ids = sampler.draw(what, drawing=asked(guidance=guidance), compiled=True, **options).ids
         assert torch.equal(ids, sample(generator, inputs, what, guidance=guidance, **options))
     assert len(graphs) == 1
     torch.compiler.reset()

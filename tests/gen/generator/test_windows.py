@@ -27,8 +27,7 @@ def drawn(generator, inputs, condition, window, *, seeds, prefix=None, compiler=
     how = {} if compiler is None else {"compiler": compiler}
     sampler = Sampler(IdPredictor(generator, inputs), window=window, **how)
     compiled = compiler is not None
-    ids = sampler.draw(condition, seeds=seeds, drawing=asked(**settings), prefix=prefix, compiled=compiled)
-    return ids, sampler.calls
+    return sampler.draw(condition, seeds=seeds, drawing=asked(**settings), prefix=prefix, compiled=compiled)
 
 
 @pytest.mark.slow
@@ -65,7 +64,7 @@ def shipped():
 )
 def test_a_window_changes_no_picture_of_the_shipped_generator_and_needs_fewer_calls(shipped, window, options):
     known, compiled = options.get("known", 0), options.get("compiled", False)
-    whole = shipped.draw(["a red circle"], seeds=[11]).flatten(1, 2)
+    whole = shipped.draw(["a red circle"], seeds=[11]).ids.flatten(1, 2)
     compiler = partial(torch.compile, backend="eager") if compiled else None
     what = {"seeds": [3], "prefix": whole[:, :known], "guidance": options.get("guidance")}
     condition = shipped.conditions(["two yellow triangles"])

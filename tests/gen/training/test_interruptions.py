@@ -67,7 +67,7 @@ def test_the_same_command_goes_on_after_a_signal(world, settings, uninterrupted,
 
 def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):
     settings = config(values(world, run={"save_every": 2}))
-    loss, before, done = training.next_id_loss, resource.getrlimit(resource.RLIMIT_FSIZE), []
+    loss, before, done = training.generator_losses, resource.getrlimit(resource.RLIMIT_FSIZE), []
 
     def filling(model, read):
         done.append(None)
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_last_save_whole(world, tmp_path):
         return loss(model, read)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "next_id_loss", filling)
+        patch.setattr(training, "generator_losses", filling)
         try:
             with pytest.raises(OSError, match=r"cannot save step 4; the last checkpoint is step 2 in") as raised:
                 train_generator(settings, tmp_path / "run")

@@ -64,7 +64,7 @@ def test_the_config_has_the_levels_and_the_head_that_follow_from_the_tokenizer(w
 def test_it_is_trained_resumed_bit_for_bit_and_loaded(stores, tmp_path, name, features):
     settings = config(settings_of(stores, name, features))
     train_generator(settings, tmp_path / "whole")
-    loss, done = training.next_id_loss, []
+    loss, done = training.generator_losses, []
 
     def stopping(model, read):
         done.append(None)
@@ -73,17 +73,17 @@ def test_it_is_trained_resumed_bit_for_bit_and_loaded(stores, tmp_path, name, fe
         return loss(model, read)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "next_id_loss", stopping)
+        patch.setattr(training, "generator_losses", stopping)
         assert train_generator(settings, tmp_path / "parts").signal == signal.SIGTERM
     assert train_generator(settings, tmp_path / "parts").step == 4
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
     pictures, tokenizer = load_generator(tmp_path / "whole/model"), load_tokenizer(name)
     prompts = ["a red circle", "a blue square"] if features == "concat" else [0, 2]
     drawing = Drawing(guidance=Guidance(2.0))
-    ids = pictures.draw(prompts, seeds=[1, 2], drawing=drawing)
+    ids = pictures.draw(prompts, seeds=[1, 2], drawing=drawing).ids
     assert ids.shape == (2, 8, 8, len(tokenizer.codebook_sizes)) and pictures.pixels(ids).shape == (2, 3, SIZE, SIZE)
     tokenizer.embedding.refuse_ids(ids)
-    begun = pictures.draw(prompts, seeds=[1, 2], drawing=drawing, prefix=ids[:, :3].flatten(1, 2))
+    begun = pictures.draw(prompts, seeds=[1, 2], drawing=drawing, prefix=ids[:, :3].flatten(1, 2)).ids
     assert torch.equal(begun, ids)
 
 
@@ -153,7 +153,7 @@ def test_nothing_makes_a_table_for_a_tokenizer_of_bits(stores, tmp_path, feature
     with Largest() as largest:
         train_generator(settings, tmp_path / "run")
         pictures = load_generator(tmp_path / "run/model")
-        ids = pictures.draw(["a red circle"] if features == "concat" else [0], seeds=[1])
+        ids = pictures.draw(["a red circle"] if features == "concat" else [0], seeds=[1]).ids
         pictures.pixels(ids)
     assert 0 < largest.entries < 2**22
 

@@ -22,8 +22,8 @@ from toklip_gen.training import (
     GeneratorTask,
     GeneratorTrainConfig,
     collate,
+    generator_losses,
     load_networks,
-    next_id_loss,
     read_batch,
     task as training,
     train_generator,
@@ -48,7 +48,7 @@ def whole(world) -> Path:
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_steps_are_steps_then_resume_then_steps_bit_for_bit(world, whole, tmp_path, monkeypatch, stop_at):
     settings = config(concat(world, **EVALUATED))
-    loss = training.next_id_loss
+    loss = training.generator_losses
     steps = []
 
     def stopping(model, read):
@@ -59,7 +59,7 @@ def test_steps_are_steps_then_resume_then_steps_bit_for_bit(world, whole, tmp_pa
         return loss(model, read)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "next_id_loss", stopping)
+        patch.setattr(training, "generator_losses", stopping)
         report = train_generator(settings, tmp_path / "run")
     assert (report.step, report.signal) == (stop_at, signal.SIGTERM)
     assert train_generator(settings, tmp_path / "run").step == 4
@@ -95,7 +95,7 @@ def test_forty_steps_lower_the_loss_and_the_result_draws(world, tmp_path, featur
     losses = [line["loss/next_id"] for line in lines(tmp_path / "run")]
     assert losses[-1] < 0.95 * losses[0]
     generator = load_generator(tmp_path / "run/model")
-    ids = generator.draw([0, 2], seeds=[1, 2], drawing=Drawing(guidance=Guidance(2.0)))
+    ids = generator.draw([0, 2], seeds=[1, 2], drawing=Drawing(guidance=Guidance(2.0))).ids
     assert ids.shape == (2, 8, 8, 1) and generator.tokenizer.decode(ids).shape == (2, 3, SIZE, SIZE)
 
 
@@ -140,9 +140,9 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
     torch.manual_seed(0)
     model = Generator(networks.config)
     torch.nn.init.normal_(model.head.weight)
-    whole = next_id_loss(model, read_batch(collate([samples[0, i] for i in range(6)]), networks)).losses["next_id"]
+    whole = generator_losses(model, read_batch(collate([samples[0, i] for i in range(6)]), networks)).losses["next_id"]
     parted = [collate([samples[0, i] for i in part]) for part in ((0, 1, 2), (3, 4, 5))]
-    halves = [next_id_loss(model, read_batch(batch, networks)) for batch in parted]
+    halves = [generator_losses(model, read_batch(batch, networks)) for batch in parted]
     torch.testing.assert_close(sum(half.losses["next_id"] for half in halves) / 2, whole)
 
 

@@ -230,7 +230,7 @@ def test_the_sampler_of_the_core_draws_the_pictures_of_generate():
     model, processor = unified()
     batch = to_draw(processor, "red circle")
     sampler = Sampler(PicturePredictor(model))
-    ids = sampler.draw(prompt_of(model, batch), seeds=[2], drawing=Drawing(Guidance(2.0), temperature=0.5, top_k=3))
+    ids = sampler.draw(prompt_of(model, batch), seeds=[2], drawing=Drawing(Guidance(2.0), temperature=0.5, top_k=3)).ids
     options = dict(guidance_scale=2.0, temperature=0.5, top_k=3)
     assert torch.equal(model.generate(**batch, generation_mode="image", seeds=[2], **options), ids)
 
@@ -246,6 +246,19 @@ def test_a_window_draws_the_same_picture_in_fewer_calls(family):
     torch.testing.assert_close(one.image_features, several.image_features)
     for layer, other in zip(one.cache.layers, several.cache.layers, strict=True):
         torch.testing.assert_close(layer.keys, other.keys, **CLOSE)
+
+
+@torch.no_grad()
+def test_the_mask_of_a_picture_covers_prompt_and_picture_whether_its_last_position_is_read_or_not():
+    model, processor = unified()
+    batch = to_draw(processor, "red circle how many", "one")
+    masks = []
+    for read_last in (True, False):
+        output = model.draw(**batch, seeds=[2, 3], read_last=read_last)
+        assert output.attention_mask.shape == output.sequences.shape
+        assert output.cache.get_seq_length() == output.sequences.shape[1] - (not read_last)
+        masks.append(output.attention_mask)
+    assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0][:, :-COUNT], batch["attention_mask"])
 
 
 def test_seeds_come_from_the_random_state_of_torch_if_none_are_given():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from toklip_core.drawing import Drawing, Window
+    from toklip_core.drawing import Drawing, DrawResult, Window
     from toklip_core.embeddings import CodeEmbedding
     from toklip_core.pictures import Resize
 
@@ -141,16 +141,13 @@ class PictureModel(Protocol):
         window: Window = 1,
         compiled: bool = False,
         progress: bool = False,
-    ) -> Tensor:
-        """Return the ids (B, h, w, Q), int64, of one picture per prompt, which start with the ids ``prefix`` (B, n, Q).
+    ) -> DrawResult:
+        """Return the ids (B, h, w, Q), int64, of one picture per prompt, and the number of calls of the network.
 
-        A picture depends on its prompt, prefix and seed, not on the rest of the batch. Settings that are None are the
-        model's own. See :meth:`toklip_core.drawing.Sampler.draw`, which takes the same keywords.
+        The ids start with the ids ``prefix`` (B, n, Q). A picture depends on its prompt, prefix and seed, not on the
+        rest of the batch. Settings that are None are the model's own. See
+        :meth:`toklip_core.drawing.Sampler.draw`, which takes the same keywords.
         """
-
-    @property
-    def calls(self) -> int:
-        """Number of calls of the network in the last drawing, for reports."""
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W), float32 in [-1, 1], for ids (B, h, w, Q)."""

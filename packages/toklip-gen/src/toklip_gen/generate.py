@@ -65,8 +65,8 @@ class GenerateReport:
     found: int = 0
     #: Number of calls of the model's network for all batches.
     calls: int = 0
-    #: Positions of each picture that a call drew on average, with all their ids; None if nothing was drawn.
-    ids_per_call: float | None = None
+    #: Positions of each picture that a call drew on average; None if nothing was drawn.
+    positions_per_call: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
@@ -207,7 +207,7 @@ def _draw(
     starts = range(place.found, len(wanted), size)
     for start in tqdm(starts, desc="batches", disable=not (progress and several)):
         batch = [wanted[number] for number in range(start, min(start + size, len(wanted)))]
-        ids = model.draw(
+        drawn = model.draw(
             [prompt for prompt, _ in batch],
             seeds=[own for _, own in batch],
             drawing=settings.drawing,
@@ -216,9 +216,9 @@ def _draw(
             compiled=settings.compiled,
             progress=progress and not several,
         )
-        calls += model.calls
-        positions += ids[0, ..., 0].numel() - (0 if begun is None else begun.shape[1])
-        place.add(start, list(map(to_picture, model.pixels(ids).cpu())))
+        calls += drawn.calls
+        positions += drawn.ids[0, ..., 0].numel() - (0 if begun is None else begun.shape[1])
+        place.add(start, list(map(to_picture, model.pixels(drawn.ids).cpu())))
     place.close()
     return calls, positions
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from toklip_core.drawing import Drawing, Window
+from toklip_core.drawing import Drawing, DrawResult, Sampler, Window
 from toklip_core.pictures import Resize
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import weights_checksum
 from torch import Tensor
 
 from toklip_mllm.chat import unknown_words
-from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor, load
+from toklip_mllm.model import ContextError, PicturePredictor, TokLIPForConditionalGeneration, TokLIPProcessor, load
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +32,8 @@ class PictureDrawer:
     """
 
     def __init__(self, model: TokLIPForConditionalGeneration, processor: TokLIPProcessor) -> None:
-        model.refuse_no_head()
         self.model, self.processor = model, processor
-        #: Number of calls of the language model in the last drawing.
-        self.calls = 0
+        self._sampler = Sampler(PicturePredictor(model))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,8 +106,10 @@ class PictureDrawer:
         window: Window = 1,
         compiled: bool = False,
         progress: bool = False,
-    ) -> Tensor:
-        """Draw one picture per text, which the user says and the assistant answers by the picture; return ids.
+    ) -> DrawResult:
+        """Draw one picture per text, which the user says and the assistant answers by the picture.
+
+        Return ids (B, h, w, Q), and the number of calls of the language model.
 
         Args:
             prompts: B texts.
@@ -126,17 +126,18 @@ class PictureDrawer:
         if compiled:
             raise ValueError("a language model has no step that can be compiled; draw without compiled (--compile)")
         batch = self._prompt(prompts)
-        found = self.model.draw(
+        output = self.model.draw(
             batch["input_ids"].to(self.device),
             batch["attention_mask"].to(self.device),
             seeds=seeds,
             drawing=drawing,
             prefix_ids=None if prefix is None else prefix.to(self.device),
+            read_last=False,  # nothing is read after the picture
             window=window,
+            sampler=self._sampler,
             progress=progress,
         )
-        self.calls = found.calls
-        return found.image_ids
+        return DrawResult(output.image_ids, output.calls)
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""

@@ -189,7 +189,7 @@ from toklip_gen import load_generator
 
 generator = load_generator("toklip-gen-tiny")
 text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1, 2)  # the same ids
-drawn = generator.draw([text], seeds=[5], prefix=upper)
+drawn = generator.draw([text], seeds=[5], prefix=upper).ids
 to_picture(generator.pixels(drawn)[0]).save("continued-again.png")
 """,
         pictures=(

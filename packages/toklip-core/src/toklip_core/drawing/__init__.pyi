@@ -6,7 +6,10 @@ from .models import (
     NextIdCache as NextIdCache,
     NextIdModel as NextIdModel,
 )
-from .sampler import Sampler as Sampler
+from .sampler import (
+    DrawResult as DrawResult,
+    Sampler as Sampler,
+)
 from .settings import (
     Drawing as Drawing,
     NoiseKind as NoiseKind,

@@ -12,7 +12,7 @@ from toklip_core.config import LEAST_TEMPERATURE
 from toklip_core.drawing.settings import Drawing
 
 
-def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:
+def choose_ids(logits: Tensor, noise: Tensor, drawing: Drawing) -> Tensor:
     """Choose ids (B,), int64, by logits (B, K) and random numbers, which do not depend on the rest of the batch.
 
     With uniform noise there is one number in [0, 1) for each id: an id is the first at which the cumulative
@@ -21,7 +21,7 @@ def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:
 
     Args:
         logits: (B, K).
-        luck: (B,) uniform, or (B, K) of Gumbel's distribution, as ``drawing.noise`` says.
+        noise: (B,) uniform, or (B, K) of Gumbel's distribution, as ``drawing.noise`` says.
         drawing: settings, with top_k completed.
     """
     if drawing.temperature < LEAST_TEMPERATURE:
@@ -37,9 +37,9 @@ def choose_ids(logits: Tensor, luck: Tensor, drawing: Drawing) -> Tensor:
         kept = shares.cumsum(-1) - shares < drawing.top_p
         logits = logits.masked_fill(logits < ordered.masked_fill(~kept, torch.inf).amin(-1, keepdim=True), -torch.inf)
     if drawing.noise == "gumbel":
-        return (logits + luck).argmax(-1)
+        return (logits + noise).argmax(-1)
     passed = logits.softmax(-1).cumsum(-1)
     total = passed[:, -1]
-    goal = torch.minimum(luck * total, torch.nextafter(total, torch.zeros_like(total)))
+    goal = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
     # NaN gives no valid index, but the next step reads the id before NaN is reported.
     return torch.searchsorted(passed, goal[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)

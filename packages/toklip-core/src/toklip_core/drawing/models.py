@@ -26,7 +26,8 @@ class NextIdCache(Protocol):
     def cut(self, positions: int) -> None:
         """Forget all positions of the pictures but the first ``positions``, when those after them were drafts.
 
-        The next step reads the ids from position ``positions`` on. A window of 1 has no drafts, and calls this never.
+        The next step reads the ids from position ``positions`` on. A window of 1 has no drafts, so this is never
+        called.
         """
 
     def tensors(self) -> list[Tensor]:

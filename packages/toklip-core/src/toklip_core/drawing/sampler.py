@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +39,17 @@ _NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, co
 
 _Condition = TypeVar("_Condition")
 
-#: From the first of n positions, and n, to the ids (B, n, Q) that are chosen there, and marks (B, n).
+#: From the first of n positions, and n, to the ids (B, n, Q) that are chosen there, and NaN flags (B, n).
 _Call = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+class DrawResult(NamedTuple):
+    """Ids of pictures that were drawn, and what they took."""
+
+    #: (B, h, w, Q), int64.
+    ids: Tensor
+    #: Number of calls of the model, the first of which reads the prefix; 0 if the prefix is the whole picture.
+    calls: int
 
 
 class Sampler(Generic[_Condition]):
@@ -69,15 +78,13 @@ class Sampler(Generic[_Condition]):
         refuse_window(window)
         self.model = model
         self.window = window
-        #: Number of calls of the model in the last drawing, the first of which reads the prefix.
-        self.calls = 0
         self._compiler = compiler
         #: Width of the window and device -> compiled step.
         self._advance_on: dict[tuple[int, str], Callable[..., tuple[Tensor, Tensor]]] = {}
         #: Cache of the last compiled drawing.
         self._kept: Any = None
-        #: Number of pictures, length of the prefix, guided or not, compiled or not -> the pace for "auto".
-        self._paces: dict[tuple[int, int, bool, bool], Pace] = {}
+        #: Number of pictures, length of the prefix, settings, compiled or not -> the pace for "auto".
+        self._paces: dict[tuple[int, int, Drawing, bool], Pace] = {}
 
     @torch.no_grad()
     def draw(
@@ -90,8 +97,8 @@ class Sampler(Generic[_Condition]):
         window: Window | None = None,
         compiled: bool = False,
         progress: bool = False,
-    ) -> Tensor:
-        """Draw pictures id by id; return ids (B, h, w, Q), int64.
+    ) -> DrawResult:
+        """Draw pictures id by id; return ids (B, h, w, Q), int64, and the number of calls of the model.
 
         Apart from rounding, a picture depends only on its condition, its prefix and its seed: it is the same alone and
         in a batch. All random numbers are a function of the seed, the position and the level.
@@ -102,7 +109,8 @@ class Sampler(Generic[_Condition]):
             drawing: settings; those that are None are the model's own.
             prefix: (B, n, Q) ids that the pictures start with, in raster order; n <= N.
             window: window of this drawing; None: that of the sampler.
-            compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster.
+            compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster. With
+                a window of "auto" each width that is tried takes a minute.
             progress: show a progress bar on stderr.
 
         Raises:
@@ -122,76 +130,77 @@ class Sampler(Generic[_Condition]):
         sizes = model.levels.codebook_sizes
         ids = torch.zeros(batch, count, len(sizes), dtype=torch.int64, device=model.device)
         known = 0 if prefix is None else _begin(ids, prefix, sizes)
-        self.calls = 0
+        calls = 0
         if known < count and batch:
             kind = GumbelNoise if drawing.noise == "gumbel" else UniformNoise
             noise = kind(seeds, count, model.levels.sizes, ids.device)
             with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
-                canvas = _Canvas(ids, known, noise, drawing.guidance.scales(count), drawing, bar)
-                self._draw(condition, canvas, window, compiled=compiled)
-            refuse_not_finite(canvas.marks, "a logit", advice=_NO_LOGITS)
-        return ids.unflatten(1, model.grid)  # type: ignore[no-any-return, no-untyped-call]
+                pictures = _Pictures(ids, known, noise, drawing.guidance.scales(count), drawing, bar)
+                calls = self._draw(condition, pictures, window, compiled=compiled)
+            refuse_not_finite(pictures.nan_flags, "a logit", advice=_NO_LOGITS)
+        return DrawResult(ids.unflatten(1, model.grid), calls)  # type: ignore[no-untyped-call]
 
-    def _draw(self, condition: _Condition, canvas: _Canvas, window: Window, *, compiled: bool) -> None:
-        """Draw all ids into the canvas."""
-        ids, known, is_guided = canvas.ids, canvas.done, canvas.is_guided
+    def _draw(self, condition: _Condition, pictures: _Pictures, window: Window, *, compiled: bool) -> int:
+        """Draw all ids of pictures; return the number of calls of the model."""
+        ids, known, drawing = pictures.ids, pictures.done, pictures.drawing
         batch, count, _ = ids.shape
         steps = 0 if compiled else count - known - 1
-        states, cache = self.model.prefill(condition, ids[:, :known], guided=is_guided, steps=steps)
-        canvas.put(known, *_chosen(self.model, states[:, None], cache, canvas.place(known, 1), canvas.drawing))
-        self.calls = 1
-        pace = None
+        states, cache = self.model.prefill(condition, ids[:, :known], guided=pictures.is_guided, steps=steps)
+        pictures.accept(known, *_choose(self.model, states[:, None], cache, pictures.choice(known, 1), drawing))
+        calls, pace = 1, None
         if window == "auto":
-            pace = self._paces.setdefault((batch, known, is_guided, compiled), Pace(count - known - 1))
-        call = self._compiled_call(cache, canvas) if compiled else self._plain_call(cache, canvas)
-        while (done := canvas.done) < count:
+            pace = self._paces.setdefault((batch, known, drawing, compiled), Pace(count - known - 1))
+        call = self._compiled_call(cache, pictures) if compiled else self._plain_call(cache, pictures)
+        while (done := pictures.done) < count:
             start = time.perf_counter()
             width = pace.width if pace else int(window)
             # Compiled calls have constant shapes, so the last ones begin with positions that are done.
             n = min(width, count - 1 if compiled else count - done)
             first = min(done, count - n)
-            canvas.draft(first + n - 1)
-            canvas.put(first, *call(first, n))
-            self.calls += 1
-            if pace and n == width:
+            pictures.draft(first + n - 1)
+            pictures.accept(first, *call(first, n))
+            calls += 1
+            if pace and width <= count - done:  # the last calls have fewer positions left than they could draw
                 ids[0, 0, 0].item()  # waits for the device
-                pace.note(width, positions=canvas.done - done, seconds=time.perf_counter() - start)
+                pace.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
+        return calls
 
-    def _plain_call(self, cache: Any, canvas: _Canvas) -> _Call:  # noqa: ANN401
-        model, ids, held = self.model, canvas.ids, canvas.done - 1
+    def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401
+        model, ids, held = self.model, pictures.ids, pictures.done - 1
 
         def call(first: int, n: int) -> tuple[Tensor, Tensor]:
             nonlocal held
             if held > first - 1:
                 cache.cut(first - 1)
-            if first > canvas.guided_to:
+            if first > pictures.guided_to:
                 cache.keep(len(ids))
             states = model.step(ids[:, first - 1 : first - 1 + n], cache)
             held = first - 1 + n
-            return _chosen(model, states, cache, canvas.place(first, n), canvas.drawing)
+            return _choose(model, states, cache, pictures.choice(first, n), pictures.drawing)
 
         return call
 
-    def _compiled_call(self, cache: Any, canvas: _Canvas) -> _Call:  # noqa: ANN401
+    def _compiled_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401
         """Return the same as :meth:`_plain_call`, as one graph with constant shapes."""
-        placed, ids = self._placed(cache), canvas.ids
+        fixed, ids = self._fixed(cache), pictures.ids
         positions = torch.arange(ids.shape[1], device=ids.device)
 
         def call(first: int, n: int) -> tuple[Tensor, Tensor]:
             advance = self._compiled(n, ids.device.type)
             read = slice(first - 1, first - 1 + n)
-            place = canvas.place(first, n, as_tensor=True)
-            return advance(self.model, placed, ids[:, read].clone(), positions[read].clone(), place, canvas.drawing)
+            choice = pictures.choice(first, n, as_tensor=True)
+            return advance(self.model, fixed, ids[:, read].clone(), positions[read].clone(), choice, pictures.drawing)
 
         return call
 
     def _compiled(self, width: int, device: str) -> Callable[..., tuple[Tensor, Tensor]]:
         if (width, device) not in self._advance_on:
             mode = "reduce-overhead" if device == "cuda" else "default"
-            self._advance_on[width, device] = self._compiler(_advance, fullgraph=True, mode=mode)
+            # Each width has its own graph; one for several would have no constant shapes.
+            self._advance_on[width, device] = self._compiler(_advance, fullgraph=True, mode=mode, dynamic=False)
         return self._advance_on[width, device]
 
-    def _placed(self, cache: Any) -> Any:  # noqa: ANN401
+    def _fixed(self, cache: Any) -> Any:  # noqa: ANN401
         """Return the cache of the last drawing, filled with this one, or this one if its shapes differ.
 
         A graph uses fixed memory, so with a new cache each batch would be compiled or recorded again.
@@ -199,8 +208,8 @@ class Sampler(Generic[_Condition]):
         new, old = cache.tensors(), [] if self._kept is None else self._kept.tensors()
         shapes = [[(x.shape, x.dtype, x.device) for x in tensors] for tensors in (old, new)]
         if self._kept is not None and shapes[0] == shapes[1]:
-            for place, tensor in zip(old, new, strict=True):
-                place.copy_(tensor)
+            for kept, tensor in zip(old, new, strict=True):
+                kept.copy_(tensor)
             return self._kept
         for tensor in new:
             torch._dynamo.mark_static_address(tensor, guard=False)  # otherwise CUDA graphs copy them at every step
@@ -209,17 +218,17 @@ class Sampler(Generic[_Condition]):
 
 
 @dataclass
-class _Place:
-    """What the choice of the ids of some positions depends on beside the logits."""
+class _Choice:
+    """What the ids of some positions are chosen by, beside the logits."""
 
     #: Guidance scale of all of them, or of each, (n,).
     scale: float | Tensor
     #: Random numbers of each level, (B, n) or (B, n, K_q).
-    luck: list[Tensor]
+    noise: list[Tensor]
 
 
 @dataclass
-class _Canvas:
+class _Pictures:
     """Pictures that are being drawn."""
 
     #: (B, N, Q); positions before ``done`` are final, and those before ``drafted`` have drafts.
@@ -237,15 +246,15 @@ class _Canvas:
         self.guided_to = max((i for i, scale in enumerate(self.scales) if scale != 1), default=-1)
         #: Whether any further id is drawn with guidance.
         self.is_guided = self.guided_to >= self.done
-        #: Sum (B,) of the marks of all positions; see :func:`_chosen`.
-        self.marks = torch.zeros(len(self.ids), device=self.ids.device)
+        #: Sum (B,) of the NaN flags of all positions; see :func:`_choose`.
+        self.nan_flags = torch.zeros(len(self.ids), device=self.ids.device)
 
-    def place(self, first: int, n: int, *, as_tensor: bool = False) -> _Place:
-        """Return what the choice at n positions from ``first`` on depends on; a scale is a tensor for a graph."""
+    def choice(self, first: int, n: int, *, as_tensor: bool = False) -> _Choice:
+        """Return what the ids of n positions from ``first`` on are chosen by; a scale is a tensor for a graph."""
         scales = self.scales[first : first + n]
         if as_tensor or any(scale != scales[0] for scale in scales):
-            return _Place(torch.tensor(scales, device=self.ids.device), self.noise.at(first, n))
-        return _Place(scales[0], self.noise.at(first, n))
+            return _Choice(torch.tensor(scales, device=self.ids.device), self.noise.at(first, n))
+        return _Choice(scales[0], self.noise.at(first, n))
 
     def draft(self, until: int) -> None:
         """Repeat the last ids as drafts of the positions before ``until`` that have none.
@@ -256,8 +265,8 @@ class _Canvas:
             self.ids[:, self.drafted : until] = self.ids[:, self.drafted - 1 : self.drafted]
             self.drafted = until
 
-    def put(self, first: int, chosen: Tensor, marks: Tensor) -> None:
-        """Take the ids (B, n, Q) that are chosen at positions from ``first`` on, and their marks.
+    def accept(self, first: int, chosen: Tensor, nan_flags: Tensor) -> None:
+        """Take the ids (B, n, Q) that are chosen at positions from ``first`` on, and their NaN flags (B, n).
 
         They are final up to the first position at which they differ from the drafts in any picture.
         """
@@ -267,7 +276,7 @@ class _Canvas:
             same = (chosen == self.ids[:, first:end]).all(-1).all(0)[known:-1]
             done = self.done + 1 + int(same.cumprod(0).sum())
         self.ids[:, self.done : end] = chosen[:, known:]
-        self.marks += marks[:, known : done - first].sum(1)
+        self.nan_flags += nan_flags[:, known : done - first].sum(1)
         self.bar.update(done - self.done)
         self.done, self.drafted = done, max(self.drafted, end)
         self.noise.drop(done)
@@ -278,35 +287,35 @@ def _advance(
     cache: Any,  # noqa: ANN401
     ids: Tensor,
     positions: Tensor,
-    place: _Place,
+    choice: _Choice,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids that follow each of the ids (B, n, Q) at positions (n,), and marks."""
-    return _chosen(model, model.step_at(ids, cache, positions), cache, place, drawing)
+    """Return the ids that follow each of the ids (B, n, Q) at positions (n,), and NaN flags (B, n)."""
+    return _choose(model, model.step_at(ids, cache, positions), cache, choice, drawing)
 
 
-def _chosen(
+def _choose(
     model: NextIdModel[Any],
     states: Tensor,
     cache: Any,  # noqa: ANN401
-    place: _Place,
+    choice: _Choice,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
-    """Choose ids (B, n, Q) by states (R, n, S), level by level; return them and marks (B, n).
+    """Choose ids (B, n, Q) by states (R, n, S), level by level; return them and NaN flags (B, n).
 
-    A mark is 0, or NaN if no id can be chosen by the logits. Marks are checked once, after the last call; -inf excludes
-    an id and is allowed unless all logits of a level are -inf.
+    A NaN flag is 0, or NaN if no id can be chosen by the logits. Flags are checked once, after the last call; -inf
+    excludes an id and is allowed unless all logits of a level are -inf.
     """
-    batch, n = place.luck[0].shape[:2]
+    batch, n = choice.noise[0].shape[:2]
     rows, flat = len(states) // batch, states.flatten(0, 1)
-    scale = place.scale.repeat(batch)[:, None] if isinstance(place.scale, Tensor) else place.scale
+    scale = choice.scale.repeat(batch)[:, None] if isinstance(choice.scale, Tensor) else choice.scale
     chosen = torch.zeros(batch * n, 0, dtype=torch.int64, device=states.device)
-    marks = torch.zeros(batch * n, device=states.device)
-    for luck in place.luck:
+    nan_flags = torch.zeros(batch * n, device=states.device)
+    for numbers in choice.noise:
         logits = guide(model.logits(flat, chosen.repeat(rows, 1), cache), batch * n, scale)
-        chosen = torch.cat([chosen, choose_ids(logits, luck.flatten(0, 1), drawing)[:, None]], dim=1)
-        marks = marks + 0 * logits.amax(-1)
-    return model.levels.join(chosen).unflatten(0, (batch, n)), marks.unflatten(0, (batch, n))  # type: ignore[no-untyped-call]
+        chosen = torch.cat([chosen, choose_ids(logits, numbers.flatten(0, 1), drawing)[:, None]], dim=1)
+        nan_flags = nan_flags + 0 * logits.amax(-1)
+    return model.levels.join(chosen).unflatten(0, (batch, n)), nan_flags.unflatten(0, (batch, n))  # type: ignore[no-untyped-call]
 
 
 def _begin(ids: Tensor, prefix: Tensor, codebook_sizes: Sequence[int]) -> int:

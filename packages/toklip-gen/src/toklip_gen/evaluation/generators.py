@@ -220,7 +220,7 @@ def _described(checkpoint: Checkpoint, model: PictureModel) -> str:
 def _pixels(model: PictureModel, prompts: Sequence[int | str], how: SamplingSettings, *, first: int) -> Tensor:
     """Return pixels (B, 3, H, W), near [-1, 1]; the seed of picture n does not depend on batches."""
     seeds = [derived_seed(how.seed, first + place) for place in range(len(prompts))]
-    ids = model.draw(prompts, seeds=seeds, drawing=how.drawing, compiled=how.compiled)
+    ids = model.draw(prompts, seeds=seeds, drawing=how.drawing, compiled=how.compiled).ids
     return model.tokenizer.decode(ids).float().cpu()
 
 

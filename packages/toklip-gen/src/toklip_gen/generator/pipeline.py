@@ -14,7 +14,7 @@ from typing import Self
 
 import torch
 from toklip_core.config import validated
-from toklip_core.drawing import Drawing, IdLevels, Sampler, Window
+from toklip_core.drawing import Drawing, DrawResult, IdLevels, Sampler, Window
 from toklip_core.evaluation import warn_of_unknown_words
 from toklip_core.model import TokLIP
 from toklip_core.pictures import Resize
@@ -53,7 +53,7 @@ class PictureGenerator:
         ValueError: generator, tokenizer and TokLIP do not belong together.
 
     >>> pictures = load_generator("toklip-gen-tiny")
-    >>> ids = pictures.draw(["a red circle", "a blue square"], seeds=[0, 1])
+    >>> ids = pictures.draw(["a red circle", "a blue square"], seeds=[0, 1]).ids
     >>> tuple(ids.shape), tuple(pictures.pixels(ids).shape)
     ((2, 8, 8, 1), (2, 3, 64, 64))
     """
@@ -169,8 +169,8 @@ class PictureGenerator:
         window: Window = 1,
         compiled: bool = False,
         progress: bool = False,
-    ) -> Tensor:
-        """Draw one picture per prompt, a class or a text; return ids (B, h, w, Q).
+    ) -> DrawResult:
+        """Draw one picture per prompt, a class or a text; return ids (B, h, w, Q), and calls of the generator.
 
         Args:
             prompts: B classes, by number or name, or texts.
@@ -198,11 +198,6 @@ class PictureGenerator:
             )
         finally:
             self.generator.train(was_training)
-
-    @property
-    def calls(self) -> int:
-        """Number of calls of the generator in the last drawing."""
-        return self._sampler.calls
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""

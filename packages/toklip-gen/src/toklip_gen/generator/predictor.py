@@ -62,7 +62,7 @@ class IdPredictor:
     ... )
     >>> sampler = Sampler(IdPredictor(Generator(config).eval(), Inputs("ids")))
     >>> classes = Condition(torch.tensor([3, 7]))
-    >>> tuple(sampler.draw(classes, seeds=[0, 1], drawing=Drawing(guidance=Guidance(2.0), top_k=100)).shape)
+    >>> tuple(sampler.draw(classes, seeds=[0, 1], drawing=Drawing(guidance=Guidance(2.0), top_k=100)).ids.shape)
     (2, 2, 3, 1)
     """
 

@@ -14,9 +14,9 @@ from .settings import (
 )
 from .task import (
     GeneratorTask as GeneratorTask,
+    generator_losses as generator_losses,
     held_out_set as held_out_set,
     load_networks as load_networks,
-    next_id_loss as next_id_loss,
     read_batch as read_batch,
     train_generator as train_generator,
 )

@@ -36,7 +36,7 @@ from toklip_core.training import (
     Task,
     derived_seed,
     fit,
-    next_id_loss as level_losses,
+    next_id_loss,
     parameter_groups,
 )
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class GeneratorTask(Task):
 
     def objective(self, model: nn.Module, prepared: GeneratorBatch, step: int) -> Losses:
         """Return the cross entropy of the next id."""
-        return next_id_loss(model, prepared)
+        return generator_losses(model, prepared)
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write a generator."""
@@ -258,10 +258,10 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     return GeneratorBatch(levels, networks.inputs(ids)[:, :-1], condition, batch["drop"])
 
 
-def next_id_loss(model: nn.Module, batch: GeneratorBatch) -> Losses:
+def generator_losses(model: nn.Module, batch: GeneratorBatch) -> Losses:
     """Return the cross entropy of the next ids and the share that is predicted correctly, means over the levels."""
     logits: tuple[Tensor, ...] = model(batch.inputs, batch.levels, batch.condition, batch.drop)
-    loss, accuracy = level_losses(logits, batch.levels)
+    loss, accuracy = next_id_loss(logits, batch.levels)
     return Losses({"next_id": loss}, {"accuracy": accuracy})
 
 
@@ -342,7 +342,7 @@ def evaluate(
             ids = held_out.ids[start : start + batch_size].to(device)
             prompts = held_out.prompts[start : start + batch_size]
             batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
-            total += len(ids) * float(next_id_loss(generator, read_batch(batch, networks)).losses["next_id"])
+            total += len(ids) * float(generator_losses(generator, read_batch(batch, networks)).losses["next_id"])
         figures["next_id"] = total / len(held_out.ids)
     drawn = _drawn(generator, networks, held_out.drawn, held_out.sampling)
     if held_out.scenes and isinstance(networks.conditions, Texts):
@@ -360,7 +360,7 @@ def _drawn(
     condition = networks.conditions(prompts).to(next(generator.parameters()).device)
     seeds = [derived_seed(place) for place in range(len(prompts))]
     sampler = Sampler(IdPredictor(generator, networks.inputs))
-    ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing)
+    ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing).ids
     return networks.tokenizer.decode(ids).float()
 
 

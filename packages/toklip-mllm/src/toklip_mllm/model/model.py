@@ -350,6 +350,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         cache: Any = None,  # noqa: ANN401
         read_last: bool = True,
         window: Window = 1,
+        sampler: Sampler[PicturePrompt] | None = None,
         progress: bool = False,
     ) -> PictureOutput:
         """Draw a picture after each prompt, id by id, and read it: the cache that is returned holds it.
@@ -370,6 +371,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 the ``image_features`` of all pictures so far.
             window: largest number of positions that a call of the language model draws, or "auto"; the picture is the
                 same.
+            sampler: sampler of a :class:`PicturePredictor` of this model, which knows from earlier drawings how long a
+                call takes, for "auto". None: a new one.
             progress: show a progress bar on stderr.
 
         Raises:
@@ -383,7 +386,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         Traceback (most recent call last):
         ValueError: the model has no image head, so it reads pictures and draws none; train one ...
         """
-        predictor = PicturePredictor(self)
+        sampler = sampler or Sampler(PicturePredictor(self))
+        predictor = cast(PicturePredictor, sampler.model)
         self._refuse_no_room(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         seen = 0 if cache is None else int(cache.get_seq_length())
@@ -397,12 +401,14 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if embeds is None:
             embeds = cast(Tensor, self.get_input_embeddings()(input_ids[:, seen:]))
         prompt = PicturePrompt(embeds, mask, cache)
-        sampler = Sampler(predictor, window=window)
-        ids = sampler.draw(prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, progress=progress)
+        ids, calls = sampler.draw(
+            prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, window=window, progress=progress
+        )
         read = predictor.finish(prompt, ids.flatten(1, 2), last=read_last)
         places = input_ids.new_full((len(ids), self.config.tokens_per_picture), self.config.image_token_id)
         sequences = torch.cat([input_ids, places], dim=1)
-        return PictureOutput(ids, sequences, read.mask, read.embeds, read.cache, sampler.calls)
+        mask = torch.cat([mask, torch.ones_like(places, dtype=mask.dtype)], dim=1)
+        return PictureOutput(ids, sequences, mask, read.embeds, read.cache, calls)
 
     def _refuse_no_room(self, prompt: Tensor) -> None:
         """Raise an error unless prompts end in the begin token and have room for a picture after it."""

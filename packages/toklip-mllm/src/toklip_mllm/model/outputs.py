@@ -30,7 +30,7 @@ class PictureOutput:
     image_ids: Tensor
     #: (B, L + N), the prompt, and the image token N times.
     sequences: Tensor
-    #: (B, L + N), 0 where a prompt is padded.
+    #: (B, L + N), 0 where a prompt is padded; with ``read_last=False`` the cache does not hold the last position yet.
     attention_mask: Tensor
     #: (B, N, D), the pictures in the language model's embedding space, as :meth:`get_image_features` returns them.
     image_features: Tensor
