@@ -1,4 +1,4 @@
-"""``toklip ask``: an answer on stdout, a conversation without a question, and one line for what is wrong."""
+"""``toklip ask``: an answer on stdout, and one line for what is wrong."""
 
 import json
 
@@ -7,13 +7,13 @@ import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.plugins import registry
-from toklip_mllm.chat import Chat, unknown_words
+from toklip_mllm.chat import ChatSettings, unknown_words
 from toklip_mllm.commands import pictures_and_question
-from toklip_mllm.model import PictureEncoder, load
+from toklip_mllm.model import load
 
 from tests.core.conftest import picture
 from tests.support.refusals import refused
-from tests.support.small_mllms import shared, small_mllm
+from tests.support.small_mllms import small_mllm
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def folder(tmp_path, toy, monkeypatch):
     return tmp_path
 
 
-def ask(*words, stdin=""):
+def ask(*words):
     given = ["ask", *words, "--model", "model", "--max-new-tokens", "6", "--device", "cpu"]
-    return CliRunner().invoke(cli, given, input=stdin, obj=registry())
+    return CliRunner().invoke(cli, given, obj=registry())
 
 
 def test_the_answer_streams_to_stdout(folder):
@@ -61,71 +61,12 @@ def test_json_says_what_was_asked_and_what_it_took(folder):
 def test_half_a_character_in_a_question_is_replaced(folder):
     told = ask("0.png", "what is \ud83d ?", "--json")
     assert told.exit_code == 0 and json.loads(told.stdout)["question"] == "what is \ufffd ?", told.output
-    typed = ask("0.png", "--json", stdin=b"what is \xe9 ?\n")
-    assert typed.exit_code == 0 and json.loads(typed.stdout)["question"] == "what is \ufffd ?", typed.output
-
-
-def test_a_conversation_remembers_what_was_asked_and_answered():
-    model, processor = shared()
-    chat = Chat(model, processor)
-    chat.show([picture(0)])
-    chat.ask("what ?", max_new_tokens=2)
-    chat.ask("how many ?", max_new_tokens=2)
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
-    assert chat.messages[0]["content"] == "<image>\nwhat ?" and chat.messages[2]["content"] == "how many ?"
-
-
-def test_an_answer_is_what_generate_gives_for_the_rendered_conversation():
-    model, processor = shared()
-    chat = Chat(model, processor)
-    chat.show([picture(0)])
-    told = chat.ask("what ?", max_new_tokens=6)
-    message = {"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": "what ?"}]}
-    batch = processor.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)[0, batch["input_ids"].shape[1] :]
-    assert told.text == processor.decode(tokens, skip_special_tokens=True).strip()
-    assert told.prompt_tokens == batch["input_ids"].shape[1]
-
-
-def test_in_a_conversation_a_picture_is_encoded_when_it_is_shown_and_never_again(folder, monkeypatch):
-    pictures = []
-    forward = PictureEncoder.forward
-    counted = lambda self, x, *more: (pictures.append(len(x)), forward(self, x, *more))[1]  # noqa: E731
-    monkeypatch.setattr(PictureEncoder, "forward", counted)
-    result = ask("0.png", "--json", stdin="what is it ?\n\nhow many ?\n/picture 1.png\nred ?\n")
-    told = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [answer["question"] for answer in told] == ["what is it ?", "how many ?", "red ?"]
-    assert told[2]["pictures"] == ["0.png", "1.png"]
-    assert told[1]["prompt_tokens"] > told[0]["prompt_tokens"]
-    assert pictures == [1, 1]
-
-
-def test_a_conversation_outlives_a_picture_that_cannot_be_read(folder):
-    result = ask("0.png", stdin="/picture none.png\nwhat ?\n")
-    assert result.exit_code == 0
-    assert "Error: picture 1 ('none.png') cannot be read: " in result.stderr and result.stdout.strip()
-
-
-def test_new_starts_a_conversation_over_with_its_pictures(folder):
-    result = ask("0.png", "--json", stdin="what is it ?\nhow many ?\n/new\nwhat is it ?\n")
-    first, _, again = [json.loads(line) for line in result.stdout.splitlines()]
-    assert first["answer"] == again["answer"] and first["prompt_tokens"] == again["prompt_tokens"]
-
-
-def test_a_conversation_past_the_context_says_how_to_go_on(folder):
-    long = "red " * 200
-    result = ask("0.png", stdin=f"{long}\n{long}\n{long}\n/new\nwhat ?\n")
-    assert "the language model's context is 512" in result.stderr and "/new starts over" in result.stderr
-    assert len(result.stderr.split("Error: ")) == 2
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (("a.png", "what is in b.png"), (["a.png"], "what is in b.png")),
-        (("a.png", "b.png"), (["a.png", "b.png"], None)),
         (("a.png", "why? " * 200), (["a.png"], "why? " * 200)),
         (("0.png", "no picture by its name"), (["0.png"], "no picture by its name")),
     ],
@@ -136,7 +77,9 @@ def test_the_last_word_is_a_question_unless_it_is_a_file_or_named_as_one(words, 
 
 def test_a_file_of_any_name_is_a_picture(tmp_path):
     picture(0).save(tmp_path / "my picture", format="png")
-    assert pictures_and_question([str(tmp_path / "my picture")]) == ([str(tmp_path / "my picture")], None)
+    for words in ([str(tmp_path / "my picture")], ["a.png", "b.png"]):
+        with pytest.raises(ValueError, match="got pictures and no question; ask one after them, or start a conver"):
+            pictures_and_question(words)
 
 
 def test_drawing_follows_the_seed(folder):
@@ -167,7 +110,7 @@ def test_the_highest_temperature_draws_words(folder):
 )
 def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
     with pytest.raises(ValueError, match=message):
-        Chat(*shared()).ask("what ?", **numbers)
+        ChatSettings(**numbers)
 
 
 @pytest.mark.slow
@@ -178,6 +121,8 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         (["0.png", "what ?", "--top-p", "nan"], "got top_p = nan; wanted more than 0, up to 1 (all)"),
         (["what is it?"], 'got no picture; name one before the question: toklip ask PICTURE "QUESTION"'),
         ([], "got no picture; name one before the question"),
+        (["0.png"], "got pictures and no question; ask one after them"),
+        (["0.png", " "], "the question is empty; ask something"),
         (["none.png", "what?"], "picture 1 ('none.png') cannot be read: "),
         (["0.png", "what ?", "--model", "nowhere/at-all"], "'nowhere/at-all' is no folder, is not in the hub's cache"),
         (["0.png", "what ?", "--model", "."], "'.' is no model folder: it has no config.json"),
@@ -190,6 +135,8 @@ def test_numbers_of_callers_have_the_ranges_of_the_command(numbers, message):
         "no share",
         "no picture",
         "nothing",
+        "no question",
+        "an empty question",
         "no such picture",
         "no model",
         "no model folder",

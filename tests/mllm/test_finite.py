@@ -44,9 +44,8 @@ def test_tokens_that_are_ruled_out_are_no_fault():
 
 def test_a_conversation_says_so(broken):
     chat = Chat(*broken)
-    chat.show([picture(0)])
     with refusing("is not finite"):
-        chat.ask("what ?")
+        chat.ask("what ?", [picture(0)])
     assert chat.messages == []
 
 

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 #: Package -> commands that come with it.
 COMMANDS = {
     "toklip-vq": ["train vq"],
-    "toklip-mllm": ["train mllm", "ask"],
+    "toklip-mllm": ["train mllm", "ask", "chat"],
     "toklip-gen": ["train generator", "generate"],
 }
 

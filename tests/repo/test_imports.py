@@ -41,7 +41,7 @@ FLOORS = {
         {"published", "registration"},
         {"model"},
         {"chat"},
-        {"drawing", "evaluation"},
+        {"drawing", "evaluation", "terminal"},
         {"training"},
         {"commands"},
         {"plugin"},

@@ -81,6 +81,7 @@ def test_version_is_printed():
     [
         (["generate"], "toklip-gen"),
         (["ask", "what is it?"], "toklip-mllm"),
+        (["chat"], "toklip-mllm"),
         (["train", "vq", "scenes-tiny"], "toklip-vq"),
         (["train", "mllm"], "toklip-mllm"),
         (["train", "generator", "--help"], "toklip-gen"),

@@ -12,7 +12,7 @@ from toklip_core.cli import cli
 from toklip_core.config import Compute
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
-from toklip_mllm.chat import Chat
+from toklip_mllm.chat import Chat, ChatSettings
 from toklip_mllm.evaluation import (
     Columns,
     HeldOutQuestions,
@@ -255,9 +255,8 @@ def test_answers_are_greedy_whatever_the_models_own_generation_config_has():
     bare = [one.answer for one in answer_questions(model, processor, questions, [], max_new_tokens=8)]
     model.generation_config.update(repetition_penalty=9.0, do_sample=True, temperature=2.0, top_k=3)
     assert bare == [one.answer for one in answer_questions(model, processor, questions, [], max_new_tokens=8)]
-    chat = Chat(model, processor)
-    chat.show([questions[0].pictures[0].read()])
-    assert chat.ask(questions[0].text, max_new_tokens=8).text == bare[0]
+    chat = Chat(model, processor, ChatSettings(max_new_tokens=8))
+    assert chat.ask(questions[0].text, [questions[0].pictures[0].read()]).text == bare[0]
 
 
 def test_an_answer_ends_where_the_context_does(rows):

@@ -1,5 +1,11 @@
 __version__: str
 
+from .chat import (
+    Answer as Answer,
+    Chat as Chat,
+    ChatSettings as ChatSettings,
+    DrawnPicture as DrawnPicture,
+)
 from .model.building import (
     add_image_head as add_image_head,
     build as build,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
-from toklip_core.config import LEAST_TEMPERATURE, MAX_PIXELS, refuse_counts, refuse_drawing
+from PIL import Image
+from toklip_core.config import LEAST_TEMPERATURE, refuse_counts, refuse_drawing
 from toklip_core.drawing import Drawing
 from toklip_core.files import replace_lone_surrogates
 from torch import Tensor
+from transformers import TextStreamer
 
-from toklip_mllm.model import PictureInput, PictureOutput, TokLIPForConditionalGeneration, TokLIPProcessor
+from toklip_mllm.model import PictureInput, TokLIPForConditionalGeneration, TokLIPProcessor
 
 _log = logging.getLogger(__name__)
 
@@ -27,141 +30,245 @@ GREEDY: dict[str, Any] = {
 }
 
 
+class DrawnPicture(NamedTuple):
+    """A picture that the model drew in an answer."""
+
+    image: Image.Image
+    #: (h, w, Q), int64, its ids.
+    ids: Tensor
+    #: Seed that it was drawn with.
+    seed: int
+
+
 class Answer(NamedTuple):
     """An answer of the model, with its cost."""
 
-    #: With the image token where a picture is drawn.
+    #: Text of the answer; the image token stands for each picture.
     text: str
     #: Number of tokens of the prompt, including those of pictures.
     prompt_tokens: int
     #: Number of new tokens, including those of pictures.
     new_tokens: int
     seconds: float
-    #: (P, h, w, Q), int64, ids of the pictures that the answer has; None if there are none.
-    image_ids: Tensor | None = None
+    #: Pictures of the answer, in order.
+    pictures: tuple[DrawnPicture, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return JSON data, without the pictures."""
+        figures = {"prompt_tokens": self.prompt_tokens, "new_tokens": self.new_tokens, "seconds": self.seconds}
+        return {"answer": self.text, **figures}
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """Settings of the answers of a conversation.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    >>> ChatSettings(temperature=0.7, top_p=0.9).draws
+    True
+    """
+
+    #: Maximum number of new tokens per answer, without those of pictures; the context may end before.
+    max_new_tokens: int = 256
+    #: Sampling temperature of words; 0, or less than 1e-6, always takes the likeliest token.
+    temperature: float = 0.0
+    #: Total probability of the likeliest tokens to sample words from.
+    top_p: float = 1.0
+    #: Settings of drawing pictures; those that are None are the model's own.
+    drawing: Drawing = Drawing()
+    #: Seed of the first picture that is drawn in the conversation; each further picture adds one.
+    seed: int = 0
+    #: Whether a model with an image head may answer in pictures.
+    draws: bool = True
+
+    def __post_init__(self) -> None:
+        refuse_drawing(temperature=self.temperature, top_p=self.top_p, seeds=(self.seed,))
+        refuse_counts(max_new_tokens=self.max_new_tokens)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of ``generate``, which override the sampling options of the model's own generation config."""
+        if self.temperature >= LEAST_TEMPERATURE:
+            return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return GREEDY
 
 
 class Chat:
-    """A conversation with a model. Each picture is encoded once, when it is shown, or drawn and never encoded.
+    """A conversation with a model, in words and pictures.
+
+    What was read, said and drawn stays in the language model's cache from one answer to the next. A picture that is
+    shown is encoded once; one that the model drew is never encoded, because it is in the cache.
+
+    Several conversations may share a model and a processor.
 
     Args:
         model: model in evaluation mode.
         processor: processor of the model.
+        settings: settings of the answers; set the attribute to change those of the next answers.
+
+    >>> from toklip_core.scenes import scene
+    >>> from toklip_mllm.model import load
+    >>> chat = Chat(*load("toklip-mllm-tiny"))
+    >>> "".join(chat.say("how many objects are there?", [scene(0).pixels]))
+    '3'
+    >>> chat.messages[-1]
+    {'role': 'assistant', 'content': '3'}
     """
 
-    def __init__(self, model: TokLIPForConditionalGeneration, processor: TokLIPProcessor) -> None:
-        self.model = model
-        self.processor = processor
-        #: Messages so far, in the form of chat templates.
-        self.messages: list[dict[str, str]] = []
-        self._features: list[Tensor] = []
-        self._shown = 0
-
-    def start_over(self) -> None:
-        """Forget all messages; the pictures stay and come before the next question."""
-        self.messages, self._shown = [], len(self._features)
-
-    @torch.inference_mode()
-    def show(self, pictures: Sequence[PictureInput], *, max_pixels: int = MAX_PIXELS) -> None:
-        """Add pictures before the next question; the ValueError names a picture that cannot be read."""
-        ids = self.processor.encode(pictures, self.model.device, max_pixels=max_pixels)
-        self._features += list(self.model.get_image_features(ids, return_dict=True).pooler_output)
-        self._shown += len(ids)
-
-    @torch.inference_mode()
-    def ask(
+    def __init__(
         self,
-        question: str,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        streamer: Any = None,  # noqa: ANN401
-        drawing: Drawing = Drawing(),
-        seed: int = 0,
-    ) -> Answer:
-        """Ask a question and return the answer; both are added to the messages unless an error is raised.
+        model: TokLIPForConditionalGeneration,
+        processor: TokLIPProcessor,
+        settings: ChatSettings = ChatSettings(),
+    ) -> None:
+        self.model, self.processor, self.settings = model, processor, settings
+        self.clear()
 
-        If the model opens a picture, it is drawn, and the answer goes on after it, until it ends or is long enough. A
-        picture that was drawn can be asked about like one that was shown.
+    def clear(self) -> None:
+        """Forget all messages and pictures."""
+        #: Messages so far, in the form of chat templates, with the image token in place of pictures.
+        self.messages: list[dict[str, str]] = []
+        #: (N, D) each, the pictures so far in the language model's embedding space.
+        self._features: list[Tensor] = []
+        self._count_drawn = 0
+        #: Cache of the language model; None if there is none to go on from.
+        self._cache: Any = None
+        #: (L,), the tokens that the cache holds.
+        self._held = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model may answer in pictures: it has an image head, and the settings do not rule it out."""
+        return self.model.image_head is not None and self.settings.draws
+
+    def ask(self, text: str, pictures: Sequence[PictureInput] = ()) -> Answer:
+        """Return the whole answer to a message; see :meth:`say`."""
+        pieces = self.say(text, pictures)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return cast(Answer, end.value)
+
+    @torch.inference_mode()
+    def say(
+        self, text: str, pictures: Sequence[PictureInput] = ()
+    ) -> Generator[str | DrawnPicture, None, Answer]:
+        """Yield the answer to a message as it is generated: pieces of text, and pictures that the model draws.
+
+        The generator returns the :class:`Answer`. Message and answer are added to the conversation when it has run to
+        its end; if it is closed, or an error is raised, the conversation stays as it was.
 
         Args:
-            question: question about the pictures shown or drawn so far, or a request for a picture.
-            max_new_tokens: maximum number of new tokens, without those of pictures; the context may end before.
-            temperature: sampling temperature; 0, or less than 1e-6, always takes the likeliest token.
-            top_p: total probability of the likeliest tokens to sample from.
-            streamer: streamer of transformers that receives the answer as it is generated.
-            drawing: settings of drawing pictures; those that are None are the model's own.
-            seed: seed of the first picture of the answer; each further picture adds one.
+            text: message of the user, such as a question, or a request for a picture.
+            pictures: pictures that are shown before the text.
 
         Raises:
             ContextError: the conversation is longer than the language model's context, or has no room for a picture.
-            ValueError: the chat template refuses the messages, or a number is out of its range.
+            ValueError: a picture cannot be read, or the chat template refuses the messages.
         """
-        refuse_drawing(temperature=temperature, top_p=top_p, seeds=(seed,))
-        refuse_counts(max_new_tokens=max_new_tokens)
         start = time.perf_counter()
-        question = replace_lone_surrogates(question)
-        if unknown := unknown_words(self.processor.tokenizer, question):
+        text = replace_lone_surrogates(text)
+        if unknown := unknown_words(self.processor.tokenizer, text):
             _log.warning("unknown to the model, which reads every unknown word alike: %s", ", ".join(unknown))
-        content = f"{self.processor.image_token}\n" * self._shown + question
+        content = f"{self.processor.image_token}\n" * len(pictures) + text
         messages = [*self.messages, {"role": "user", "content": content}]
+        prompt, shown = self._prompt(messages), self._features_of(pictures)
+        cache, self._cache = self._cache_for(prompt), None  # an answer that is not finished leaves none
+        turn = _Turn(prompt, cache, [*self._features, *shown], [])
+        yield from self._answer(turn)
+        new = turn.tokens[0, prompt.shape[1] :]
+        answer = self._text_of(new, len(turn.drawn))
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        self._features = turn.features
+        self._count_drawn += len(turn.drawn)
+        self._cache, self._held = turn.cache, turn.tokens[0, : _length(turn.cache)]
+        return Answer(answer, prompt.shape[1], len(new), time.perf_counter() - start, tuple(turn.drawn))
+
+    def _prompt(self, messages: Sequence[dict[str, str]]) -> Tensor:
+        """Return the tokens (1, L) of a conversation, with all places of each picture."""
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompt = torch.tensor([[tokens[i] for i in self.processor.expand(tokens)]], device=self.model.device)
-        options = {"streamer": streamer, **_drawing(temperature, top_p), **self._stops()}
-        found, drawn = self._answered(prompt, options, words=max_new_tokens, drawing=drawing, seed=seed)
-        answer = self._said(found[0, prompt.shape[1] :], len(drawn))
-        self._features += [picture.image_features[0] for picture in drawn]
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
-        self._shown = 0
-        new = found.shape[1] - prompt.shape[1]
-        pictures = torch.cat([picture.image_ids for picture in drawn]) if drawn else None
-        return Answer(answer, prompt.shape[1], new, time.perf_counter() - start, pictures)
+        return torch.tensor([[tokens[i] for i in self.processor.expand(tokens)]], device=self.model.device)
 
-    def _answered(
-        self, prompt: Tensor, options: dict[str, Any], *, words: int, drawing: Drawing, seed: int
-    ) -> tuple[Tensor, list[PictureOutput]]:
-        """Return prompt and answer (1, L), and the pictures that were drawn in the answer."""
-        found, cache, drawn, begin = prompt, None, list[PictureOutput](), self._begin
-        while True:
-            left = words - (found.shape[1] - prompt.shape[1] - len(drawn) * self.processor.tokens_per_picture)
-            if left < 1:
-                return found, drawn
-            features = [*self._features, *(picture.image_features[0] for picture in drawn)]
-            said = self.model.generate(
-                input_ids=found,
-                attention_mask=torch.ones_like(found),
-                image_features=torch.stack(features) if features else None,
-                cache=cache,
-                max_new_tokens=room(self.model, found.shape[1], left),
-                return_dict_in_generate=True,
-                **options,
-            )
-            found = said.sequences
-            if begin is None or int(found[0, -1]) != begin:
-                return found, drawn
-            # The picture is drawn from the cache, and is in it afterwards.
-            seeds = [seed + len(drawn)]
-            picture = self.model.draw(found, seeds=seeds, drawing=drawing, cache=_cache_of(said), read_last=False)
-            found, cache = picture.sequences, picture.cache
-            drawn.append(picture)
+    def _features_of(self, pictures: Sequence[PictureInput]) -> list[Tensor]:
+        """Return pictures in the language model's embedding space, (N, D) each."""
+        if not pictures:
+            return []
+        ids = self.processor.encode(pictures, self.model.device)
+        return [*self.model.get_image_features(ids, return_dict=True).pooler_output]
 
-    @property
-    def _begin(self) -> int | None:
-        """Token that opens a picture; None if the model draws none."""
-        return None if self.model.image_head is None else self.model.config.head_config.begin_token_id
+    def _cache_for(self, prompt: Tensor) -> Any:  # noqa: ANN401 - a cache of transformers
+        """Return the cache, cut to the tokens with which a prompt (1, L) begins, too; None if it cannot be cut."""
+        if self._cache is None:
+            return None
+        count = min(len(self._held), prompt.shape[1] - 1)
+        same = int((self._held[:count] == prompt[0, :count]).long().cumprod(0).sum())
+        if same < len(self._held):
+            try:
+                self._cache.crop(same - len(self._held))
+            except (RuntimeError, ValueError, NotImplementedError, AttributeError):
+                return None  # such as a sliding window, which has forgotten what came before
+        return self._cache
 
-    def _stops(self) -> dict[str, Any]:
-        """Return options of ``generate`` by which a begin token may be said, and ends the text before a picture."""
-        if self._begin is None:
-            return {}
+    def _answer(self, turn: _Turn) -> Iterator[str | DrawnPicture]:
+        """Yield text and pictures of an answer until it ends, is long enough, or fills the context."""
+        first, words = turn.tokens.shape[1], _Words(self.processor.tokenizer)
+        begin = self.model.config.head_config.begin_token_id if self.draws else None
         ends = self.model.generation_config.eos_token_id
-        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        never = [token for token in self.model.generation_config.suppress_tokens or () if token != self._begin]
-        return {"eos_token_id": [*ends, self._begin], "suppress_tokens": never}
+        ends = ends if isinstance(ends, list) else [ends]
+        options = dict(self.settings.options)
+        if begin is not None:
+            never = self.model.generation_config.suppress_tokens or ()
+            options["suppress_tokens"] = [token for token in never if token != begin]
+        for _ in range(self.settings.max_new_tokens):
+            if first < turn.tokens.shape[1] == self.model.context:
+                break
+            token = self._read_and_choose(turn, options)
+            if token == begin:
+                yield from words.end()
+                yield self._draw(turn)
+            elif token in ends:
+                break
+            else:
+                yield from words.add(token)
+        yield from words.end()
 
-    def _said(self, tokens: Tensor, pictures: int) -> str:
+    def _read_and_choose(self, turn: _Turn, options: dict[str, Any]) -> int:
+        """Read the tokens that are not in the cache, and add the next one, which is returned.
+
+        One call of ``generate`` for each token: so an answer can be shown, stopped and continued by a picture after
+        each of them, without a second thread. It takes a millisecond or two.
+        """
+        unread = turn.tokens[:, _length(turn.cache) :]
+        shows = bool((unread == self.processor.image_token_id).any())
+        found = self.model.generate(
+            input_ids=turn.tokens,
+            attention_mask=torch.ones_like(turn.tokens),
+            image_features=torch.stack(turn.features) if shows else None,
+            cache=turn.cache,
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            **options,
+        )
+        turn.tokens = found.sequences
+        turn.cache = found.get("cache") if "cache" in found else found.past_key_values
+        return int(turn.tokens[0, -1])
+
+    def _draw(self, turn: _Turn) -> DrawnPicture:
+        """Draw a picture after the begin token, from the cache, which holds it afterwards."""
+        seed = self.settings.seed + self._count_drawn + len(turn.drawn)
+        drawing = self.settings.drawing
+        found = self.model.draw(turn.tokens, seeds=[seed], drawing=drawing, cache=turn.cache, read_last=False)
+        image = self.processor.postprocess(found.image_ids)["pixel_values"][0]
+        turn.tokens, turn.cache = found.sequences, found.cache
+        turn.features.append(found.image_features[0])
+        turn.drawn.append(DrawnPicture(image, found.image_ids[0].cpu(), seed))
+        return turn.drawn[-1]
+
+    def _text_of(self, tokens: Tensor, pictures: int) -> str:
         """Return an answer as text, with the image token in place of the tokens of each picture."""
         if not pictures:
             return str(self.processor.decode(tokens, skip_special_tokens=True)).strip()
@@ -177,9 +284,49 @@ class Chat:
         ).strip()
 
 
-def _cache_of(found: Any) -> Any:  # noqa: ANN401 - an output of transformers' generate
-    """Return the cache in an output of ``generate``, by the name that the installed transformers gives it."""
-    return found.get("cache") if "cache" in found else found.past_key_values
+@dataclass
+class _Turn:
+    """State of an answer that is being generated."""
+
+    #: (1, L), prompt and answer so far.
+    tokens: Tensor
+    #: Cache of the first of them; None: of none.
+    cache: Any
+    #: (N, D) each, all pictures among them.
+    features: list[Tensor]
+    #: Pictures of the answer.
+    drawn: list[DrawnPicture]
+
+
+class _Words(TextStreamer):  # type: ignore[misc]
+    """Pieces of text as transformers' streamers cut them: whole characters, words and line breaks."""
+
+    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._pieces: list[str] = []
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Keep a piece instead of printing it."""
+        self._pieces.append(text)
+
+    def add(self, token: int) -> Iterator[str]:
+        """Yield the text that is certain after a token."""
+        self.put(torch.tensor([token]))
+        yield from self._taken()
+
+    def end(self) -> Iterator[str]:
+        """Yield the rest of the text."""
+        super().end()
+        yield from self._taken()
+
+    def _taken(self) -> list[str]:
+        pieces, self._pieces = self._pieces, []
+        return [piece for piece in pieces if piece]
+
+
+def _length(cache: Any) -> int:  # noqa: ANN401 - a cache of transformers
+    """Return the number of tokens that a cache holds."""
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def room(model: TokLIPForConditionalGeneration, prompt: int, wanted: int) -> int:
@@ -196,10 +343,3 @@ def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401
     places = zip(found["input_ids"], found["offset_mapping"], strict=True)
     words = (text[start:end].strip() for token, (start, end) in places if token == tokenizer.unk_token_id)
     return list(dict.fromkeys(words))
-
-
-def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
-    """Return options of ``generate`` that override the sampling options of the model's own generation config."""
-    if temperature >= LEAST_TEMPERATURE:
-        return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return GREEDY

@@ -1,12 +1,11 @@
-"""``toklip train mllm`` and ``toklip evaluate vqa``. Imports click only; the bodies import the rest."""
+"""``toklip ask``, ``chat``, ``train mllm`` and ``evaluate vqa``. Imports click only; the bodies import the rest."""
 
 from __future__ import annotations
 
-import io
 import json
 import os.path
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from toklip_core.cli import (
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
-    from toklip_mllm.chat import Answer, Chat
+    from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor
     from toklip_mllm.training import MLLMTrainConfig
 
 _MODEL = named_model(
@@ -110,41 +109,42 @@ def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **opti
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
 
-_SHOW, _NEW = "/picture ", "/new"
-
-
-def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return the picture files and the question of ``toklip ask``; the question is the last word unless it is a file.
+def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
+    """Return the picture files and the question of ``toklip ask``, which is the last word.
 
     Raises:
-        ValueError: there is no picture, or the question is empty.
+        ValueError: there is no picture or no question: the last word is a file, or named as one.
     """
     from toklip_core.pictures import PICTURE_SUFFIXES
 
     *pictures, last = words or ("",)
-    if pictures and not last.strip():
-        raise ValueError("the question is empty; ask something, or leave it out for a conversation")
     # A question may be too long for a file's name, and may end like one: "what is in b.png".
     if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
-        return [*pictures, last], None
+        raise ValueError("got pictures and no question; ask one after them, or start a conversation with toklip chat")
     if not pictures:
         raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
+    if not last.strip():
+        raise ValueError("the question is empty; ask something, or start a conversation with toklip chat")
     return pictures, last
 
 
-@click.command()
-@click.argument("words", nargs=-1, metavar='PICTURE... ["QUESTION"]')
-@_MODEL
-@click.option(
+_MAX_NEW_TOKENS = click.option(
     "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Maximum number of new tokens per answer."
 )
+_DTYPE = dtype("Dtype of the model. [default: as stored]", default=None)
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar='PICTURE... "QUESTION"')
+@_MODEL
+@_MAX_NEW_TOKENS
 @temperature(default=0.0)
 @top_p
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling.")
 @max_pixels
-@dtype("Dtype of the model. [default: as stored]", default=None)
+@_DTYPE
 @device
-@click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as one line of JSON.")
 def ask(
     words: tuple[str, ...],
     name: str,
@@ -157,8 +157,8 @@ def ask(
 ) -> None:
     """Ask a language model about pictures.
 
-    The answer is printed as it is generated. Without a question, a conversation starts: each line you type is a
-    question, `/picture FILE` adds a picture, `/new` starts over with the same pictures, and Ctrl-D ends it.
+    The answer is printed as it is generated. It has words alone; `toklip chat` also draws pictures, and takes further
+    questions.
     """
     from toklip_core.config import refuse_drawing
 
@@ -168,71 +168,137 @@ def ask(
     pictures, question = pictures_and_question(words)
     # Read first, because a model takes seconds to load.
     shown = [read_picture(picture, number, max_pixels=max_pixels) for number, picture in enumerate(pictures, 1)]
+    model, processor = _loaded(name, dtype, device, seed)
+    from toklip_mllm.chat import Chat, ChatSettings
+
+    chat = Chat(model, processor, ChatSettings(**options, draws=False))
+    if as_json:
+        from toklip_core.files import replace_lone_surrogates
+
+        known = {"model": name, "pictures": pictures, "question": replace_lone_surrogates(question)}
+        click.echo(json.dumps(known | chat.ask(question, shown).as_json()))
+        return
+    for piece in chat.say(question, shown):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@click.command()
+@click.argument("pictures", nargs=-1)
+@_MODEL
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for drawn pictures, which are numbered; existing files are never overwritten. [default: the working "
+    "folder]",
+)
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Seed of the first picture that is drawn, and of sampled words; each further picture adds one.",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    help="Classifier-free guidance scale of pictures; 1 turns it off. [default: the model's own]",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sampling temperature of pictures; 0 always takes the most likely id (greedy).",
+)
+@click.option(
+    "--text-temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature of words; 0 always takes the most likely token (greedy).",
+)
+@_MAX_NEW_TOKENS
+@max_pixels
+@_DTYPE
+@device
+@click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON.")
+def chat(
+    pictures: tuple[str, ...],
+    name: str,
+    out: Path,
+    seed: int,
+    guidance: float | None,
+    temperature: float,
+    text_temperature: float,
+    max_new_tokens: int,
+    max_pixels: int,
+    dtype: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Talk with a language model about pictures, which it also draws if it has an image head.
+
+    Each line you type is a message, such as "draw a red circle" or "what colour is it?". PICTURES are shown with the
+    first message; `/image PATH` shows another one with the next message, `/clear` starts over, `/help` lists the
+    commands, and `/exit` or Ctrl-D ends the conversation. Ctrl-C ends an answer. A drawn picture is written to a file,
+    whose name is printed.
+
+    The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
+    with "> ", or with --json one object for each message.
+    """
+    from toklip_core.config import refuse_drawing
+
+    refuse_drawing(temperature=temperature)
+    refuse_drawing(temperature=text_temperature)
+    from toklip_core.drawing import Drawing, Guidance
+
+    drawing = Drawing(None if guidance is None else Guidance(guidance), temperature=temperature)
+    from toklip_mllm.model import read_picture
+
+    # Read first, because a model takes seconds to load.
+    shown = {file: read_picture(file, number, max_pixels=max_pixels) for number, file in enumerate(pictures, 1)}
+    model, processor = _loaded(name, dtype, device, seed)
+    from toklip_mllm.chat import Chat, ChatSettings
+    from toklip_mllm.terminal import Terminal, typed_lines
+
+    settings = ChatSettings(max_new_tokens, text_temperature, drawing=drawing, seed=seed)
+    conversation, interactive = Chat(model, processor, settings), _is_typed()
+    terminal = Terminal(
+        conversation,
+        out,
+        shown,
+        known={"model": name} if as_json else None,
+        interactive=interactive,
+        max_pixels=max_pixels,
+    )
+    if not conversation.draws:
+        click.echo(f"{name} has no image head, so it talks about pictures and cannot draw any", err=True)
+    if interactive:
+        click.echo("a message in each line; /help lists the commands, Ctrl-D ends the conversation", err=True)
+    terminal.run(typed_lines(interactive=interactive))
+
+
+def _is_typed() -> bool:
+    """Return whether somebody types the input."""
+    return sys.stdin.isatty()
+
+
+def _loaded(
+    name: str, dtype: str | None, device: str | None, seed: int
+) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
+    """Return a model and its processor, on a device, and set the seed of sampled words."""
     if sys.stderr.isatty():
         click.echo(f"loading {name}", err=True)
-
     import torch
     from toklip_core.config import default_device, refuse_missing_device
     from transformers.utils import logging
 
-    from toklip_mllm.chat import Chat
-    from toklip_mllm.model import ContextError, load
+    from toklip_mllm.model import load
 
     device = device or default_device()
     refuse_missing_device(device)
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    model, processor = load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)
-    chat = Chat(model, processor)
-    chat.show(shown)
-    if question is not None:
-        _answer(chat, question, {"model": name, "pictures": pictures} if as_json else None, options)
-        return
-    if sys.stderr.isatty():
-        click.echo(f"a question in each line; {_SHOW}FILE shows a picture, {_NEW} starts over, Ctrl-D ends", err=True)
-    for line in _lines():
-        try:
-            if line == _NEW:
-                chat.start_over()
-            elif line.startswith(_SHOW):
-                chat.show([line.removeprefix(_SHOW).strip()], max_pixels=max_pixels)
-                pictures = [*pictures, line.removeprefix(_SHOW).strip()]
-            else:
-                _answer(chat, line, {"model": name, "pictures": pictures} if as_json else None, options)
-        except ContextError as error:
-            click.echo(f"Error: {error}; {_NEW} starts over", err=True)
-        except (ValueError, OSError) as error:
-            click.echo(f"Error: {error}", err=True)
-
-
-def _answer(chat: Chat, question: str, known: dict[str, Any] | None, options: dict[str, Any]) -> Answer:
-    from toklip_core.files import replace_lone_surrogates
-    from transformers import TextStreamer
-
-    question = replace_lone_surrogates(question)
-    if known is None:
-        return chat.ask(
-            question,
-            streamer=TextStreamer(chat.processor.tokenizer, skip_prompt=True, skip_special_tokens=True),
-            **options,
-        )
-    answer = chat.ask(question, **options)
-    figures = answer._asdict()
-    figures.pop("image_ids")  # tensors are not JSON, and the text says where a picture is
-    click.echo(json.dumps({**known, "question": question, "answer": figures.pop("text"), **figures}))
-    return answer
-
-
-def _lines() -> Iterator[str]:
-    """What is typed, without empty lines, until the end of stdin; bytes that are no UTF-8 may be a file's name."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    while True:
-        click.echo("> ", nl=False, err=True)
-        try:
-            line = input().strip()
-        except EOFError:
-            click.echo(err=True)
-            return
-        if line:
-            yield line
+    return load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from toklip_core.plugins import NamedModel, PictureModel, hookimpl
 
-from toklip_mllm.commands import ask, train_mllm, vqa
+from toklip_mllm.commands import ask, chat, train_mllm, vqa
 from toklip_mllm.published import tiny
 
 if TYPE_CHECKING:
@@ -32,5 +32,6 @@ def _load_folder(folder: Path | str, *, device: torch.device | str, dtype: torch
 def toklip_register_commands(cli: click.Group, train: click.Group, evaluate: click.Group) -> None:
     """Add the commands of this package."""
     cli.add_command(ask)
+    cli.add_command(chat)
     train.add_command(train_mllm)
     evaluate.add_command(vqa)

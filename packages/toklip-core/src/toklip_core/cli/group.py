@@ -17,7 +17,7 @@ from toklip_core.plugins import Plugin, Registry, reason, registry
 
 #: Group -> command -> package that has the command, for messages if the package is missing.
 _ELSEWHERE = {
-    "cli": {"ask": "toklip-mllm", "generate": "toklip-gen"},
+    "cli": {"ask": "toklip-mllm", "chat": "toklip-mllm", "generate": "toklip-gen"},
     "train": {"vq": "toklip-vq", "mllm": "toklip-mllm", "generator": "toklip-gen"},
     "evaluate": {"vqa": "toklip-mllm", "generation": "toklip-gen"},
 }
