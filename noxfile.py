@@ -139,7 +139,8 @@ def gpu(session: nox.Session) -> None:
 def engines(session: nox.Session) -> None:
     """Encode on Ray, Spark (which needs Java) and `datasets`, and run the pages that say how."""
     packages = ["./packages/toklip-core[train,ray]", "./packages/toklip-vq"]
-    session.install(*(word for path in packages for word in ("--editable", path)), "--group", "test", "pyspark[sql]")
+    engines = ["ray[data]", "pyspark[sql]"]
+    session.install(*(word for path in packages for word in ("--editable", path)), "--group", "test", *engines)
     pages = "encode-on-ray or encode-on-spark or encode-with-datasets"
     session.run("pytest", "tests/core/store/test_engines.py", *session.posargs)
     session.run("pytest", "tests/repo/test_docs.py", "-k", pages)

@@ -9,6 +9,7 @@ that it uses are checked all the same. A block with a `title` becomes the file o
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import re
 import shlex
@@ -104,6 +105,9 @@ def test_every_block_of_a_page_runs_as_typed(page, folder, commands_folder):
             Path(block.title).write_text(block.code)
         if not block.reason and (block.language in SHELLS or (block.language == "python" and not block.title)):
             run(block, f"{name(page)}:{block.line}", variables, commands_folder)
+    variables.clear()
+    if name(page) in NEEDED:
+        gc.collect()  # Ray does not wait for its processes; here the warning of that is no error
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)

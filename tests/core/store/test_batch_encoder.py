@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Image
 from toklip_core.config import Compute
 from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore, UnreadableLog, UnreadablePicture
+from toklip_core.store.format import report_paths
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
@@ -135,7 +136,6 @@ def test_an_adopted_store_takes_more_rows_and_skips_those_that_are_there(picture
     encoder = BatchEncoder(MEAN_COLOUR)
     Path("rows").mkdir()
     pq.write_table(encoder(pictures.slice(0, 20)), "rows/1.parquet")
-    UnreadableLog(Path("store")).add(UnreadablePicture("old", "old", "old"))
     first = TokenStore.adopt("rows", "store", encoder.info)
     parts = {path.name: path.read_bytes() for path in Path("store").glob("part-*")}
     pq.write_table(encoder(pictures.slice(20)), "rows/2.parquet")
@@ -147,6 +147,20 @@ def test_an_adopted_store_takes_more_rows_and_skips_those_that_are_there(picture
     Path("pictures/more.png").write_bytes(Path("pictures/0001.png").read_bytes())
     report = encode_with(["pictures"], "store", tokenizer="mean-colour")
     assert (report.pictures, report.skipped, report.unreadable) == (1, 36, 4)
+
+
+def test_adopted_rows_leave_the_report_of_earlier_ones(pictures):
+    encoder = BatchEncoder(MEAN_COLOUR)
+    UnreadableLog(Path("store")).add(UnreadablePicture("of toklip encode", "a file", "broken"))
+    for folder, rows in {"first": pictures.slice(0, 20), "second": pictures.slice(20)}.items():
+        Path(folder).mkdir()
+        pq.write_table(encoder(rows), f"{folder}/rows.parquet")
+        for _ in range(2):
+            store = TokenStore.adopt(folder, "store", encoder.info)
+    broken = [f"pictures/{number:04}.png" for number in (0, 10, 20, 30)]
+    assert sorted(row.key for row in store.unreadable()) == ["of toklip encode", *broken]
+    lines = [line for path in report_paths(Path("store")) for line in path.read_text().splitlines()]
+    assert len(lines) == 5
 
 
 def first_id(row, value):
@@ -171,6 +185,8 @@ WRONG = {
     "no keys": (lambda columns: columns.pop("key"), ("it has no 'key'; its columns: ids, height",)),
     "a key twice": (all_are("key", "a"), ("the key 'a' is there twice, as when two jobs wrote into one folder",)),
     "a null key": (lambda columns: columns["key"].__setitem__(5, None), ("row 5: it has no 'key'",)),
+    "a null key beside an error": (lambda columns: columns["key"].__setitem__(10, None), ("row 10: it has no 'key'",)),
+    "numbers as keys": (lambda columns: columns.update(key=list(range(40))), ("'key' is int64, not string",)),
 }
 
 
@@ -204,5 +220,5 @@ def test_what_cannot_be_adopted_from_is_one_line(pictures):
 def test_rows_of_another_tokenizer_are_refused_by_a_store(pictures):
     encoder = BatchEncoder(MEAN_COLOUR)
     adopted(encoder(pictures), "rows", encoder)
-    with refusing("does not fit the store rows-store: it has tokenizer.name"):
+    with refusing("the info of these rows does not fit the store rows-store: it has tokenizer.name"):
         TokenStore.adopt("rows", "rows-store", BatchEncoder(EncodeSettings(tokenizer="residual-greys")).info)

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,6 +400,26 @@ def test_a_report_that_cannot_be_written_costs_no_encode(toy, photos, tmp_path, 
     assert len(TokenStore(tmp_path / "store").unreadable()) == 2 * written
     assert ("see " in report.as_text()) == written and "broken-a.png: no picture" in report.as_text()
     assert caplog.text.count("what cannot be read is named nowhere: ") == (not written)
+
+
+def test_batches_have_the_same_pictures_whichever_of_them_can_be_read():
+    """A repeated share of Ray relies on it."""
+
+    def unopened(number, *, readable):
+        def image():
+            if not readable:
+                raise OSError("the server does not answer")
+            return picture(number)
+
+        return SimpleNamespace(key=str(number), path="there", image=image, caption=lambda: None)
+
+    def batches(broken):
+        pictures = [unopened(number, readable=number not in broken) for number in range(11)]
+        reader = reading.SquareReader((8,), cropped=False, resize="crop", batch_size=4)
+        return [{*batch.keys, *(row.key for row in batch.unreadable)} for batch in reader.batches(pictures, {"2"})]
+
+    assert batches({}) == batches({3}) == batches({4, 5, 6, 7, 8}) == batches(range(11))
+    assert [len(batch) for batch in batches({})] == [4, 4, 2]
 
 
 def test_a_picture_that_there_is_no_memory_for_is_reported_alone(toy, photos, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Ray, Spark and `datasets` write the store of the built-in engine, row for row. `nox -s engines` runs this."""
 
+import gc
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import tarfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +51,7 @@ def ray(pictures):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield ray
     ray.shutdown()
+    gc.collect()  # Ray does not wait for its processes; here the warning of that is no error
 
 
 def expected(**options):
@@ -122,6 +125,22 @@ def test_the_shares_of_actors_have_every_picture_once(tmp_path, monkeypatch, wor
     sources = find_pictures(["pictures", "pictures.tar", "rows.parquet"])
     keys = [entry.key for share in ray_engine._shares(sources, workers, 7) for entry in entries(share)]
     assert sorted(keys) == sorted(entry.key for entry in entries(sources)) and len(keys) == 69
+
+
+@pytest.mark.parametrize(("given", "address"), [(None, "local"), ("", "local"), ("auto", "auto")])
+def test_a_cluster_that_is_not_named_is_left_alone(monkeypatch, given, address):
+    calls = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda address, **options: calls.append(address),
+        shutdown=lambda: calls.append("shutdown"),
+    )
+    monkeypatch.setenv("RAY_ADDRESS", given or "")
+    if given is None:
+        monkeypatch.delenv("RAY_ADDRESS")
+    with ray_engine._cluster(ray) as started:
+        assert started == (address == "local")
+    assert calls == [address, "shutdown"]
 
 
 @needs_ray

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from toklip_core.files import one_line
 from toklip_core.pictures import is_list
-from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema
+from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema, read_report
 from toklip_core.store.locks import writing
 from toklip_core.store.part_reader import RowGroup
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
@@ -40,12 +40,14 @@ def adopt_rows(folder: Path, store: Path, info: StoreInfo, held: Callable[[], Co
     _refuse_repeated_keys(paths)
     with fullness_explained(store), writing(store, 0, 1):
         done = held()
-        writer, log = PartWriter(store, info), UnreadableLog(store)
+        writer, log, reported = PartWriter(store, info), UnreadableLog(store, cleared=False), read_report(store)
         for path in paths:
             for start, table in _groups(path, [*part_schema(info).names, "error"]):
                 good = _without_error(table)
                 for row in table.filter(pc.invert(good)).to_pylist():
-                    log.add(UnreadablePicture(row["key"], str(path), row["error"]))
+                    unreadable = UnreadablePicture(row["key"], str(path), row["error"])
+                    if reported.get(unreadable.key) != unreadable:
+                        log.add(unreadable)
                 rows = _checked(path, np.flatnonzero(good) + start, table.filter(good), info)
                 new = [key not in done for key in rows["key"].to_pylist()]
                 writer.add_table(rows.filter(pa.array(new, pa.bool_())))
@@ -76,11 +78,20 @@ def _groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]
             named = [name for name in columns if name in file.schema_arrow.names]
             if "key" not in named:
                 raise _unfit(path, f"it has no 'key'; its columns: {', '.join(file.schema_arrow.names)}")
+            _refuse_no_text(path, file.schema_arrow.field("key").type)
             for batch in file.iter_batches(_GROUP_ROWS, columns=named):
+                for row in np.flatnonzero(batch["key"].is_null())[:1]:
+                    raise _unfit(path, f"row {start + row}: it has no 'key'")
                 yield start, pa.Table.from_batches([batch])
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise _unfit(path, one_line(error, longest=120)) from error
+
+
+def _refuse_no_text(path: Path, kind: pa.DataType) -> None:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise _unfit(path, f"'key' is {kind}, not string")
 
 
 def _without_error(table: pa.Table) -> pa.Array:
@@ -90,20 +101,21 @@ def _without_error(table: pa.Table) -> pa.Array:
 
 
 def _refuse_repeated_keys(paths: Sequence[Path]) -> None:
-    """Raise ValueError if two rows without an error have one key. Memory holds 8 bytes for each row."""
+    """Raise ValueError if two rows without an error have one key; memory holds 8 to 12 bytes per row."""
 
-    def keys() -> Iterator[tuple[Path, str, bytes]]:
+    def keys() -> Iterator[tuple[Path, str, int]]:
         for path in paths:
             for _, table in _groups(path, ["key", "error"]):
-                for key in table.filter(_without_error(table))["key"].drop_null().to_pylist():
-                    yield path, key, blake2b(key.encode(), digest_size=8).digest()
+                for key in table.filter(_without_error(table))["key"].to_pylist():
+                    yield path, key, int.from_bytes(blake2b(key.encode(), digest_size=8).digest())
 
-    digests, counts = np.unique(np.frombuffer(b"".join(digest for *_, digest in keys()), "S8"), return_counts=True)
-    repeated, seen = set(digests[counts > 1].tolist()), set[str]()
+    digests = np.fromiter((digest for *_, digest in keys()), np.uint64)
+    digests.sort()
+    repeated, seen = set(digests[1:][digests[1:] == digests[:-1]].tolist()), set[str]()
     for path, key, digest in keys() if repeated else ():
         if key in seen:
             raise _unfit(path, f"the key {key!r} is there twice, as when two jobs wrote into one folder")
-        if digest.rstrip(b"\0") in repeated:
+        if digest in repeated:
             seen.add(key)
 
 

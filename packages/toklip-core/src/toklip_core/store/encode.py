@@ -91,9 +91,10 @@ def encode_pictures(
         settings: contents of the store.
         compute: device, number of processes that read pictures, and number of pictures at a time. The dtype bfloat16 is
             faster and changes some ids.
-        engine: "built-in" works on this machine; "ray" on the Ray cluster that ``ray.init`` finds, else on one that it
-            starts here. With it ``compute.workers`` is the number of actors, each with models of its own; 0: one per
-            core of the cluster. Every node needs the pictures under the same paths, and the weights.
+        engine: "built-in" works on this machine; "ray" on the Ray cluster that this process has joined or RAY_ADDRESS
+            names, else on one that it starts here. With it ``compute.workers`` is the number of actors, each with
+            models of its own; 0: one per core of the cluster. Every node needs the pictures under the same paths, and
+            the weights. This process loads them, too, for the metadata of the store.
         rank: number of this process among ``world_size`` processes, which share the pictures, write their own parts,
             and never wait for each other.
         stop: function that is called after every batch; once it returns True, the encoded pictures are written and the
@@ -119,11 +120,12 @@ def encode_pictures(
     sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)
     maker = row_maker(settings, dtype=compute.dtype)
     with fullness_explained(path), writing(path, rank, world_size):
-        done = KeySet(held_keys(path, maker.info))
+        done = KeySet(held_keys(path, maker.info, what="this encode"))
         work = PictureWork(sources, done, maker.reader(compute.batch_size), compute.max_pixels)
-        by_engine = _encoded_here(work, maker, compute)
         if engine == "ray":
             by_engine = encoded_by_ray(work, settings, maker.info, compute)
+        else:
+            by_engine = _encoded_here(work, maker, compute)
         writer = PartWriter(path, maker.info, rank=rank, world_size=world_size)
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()

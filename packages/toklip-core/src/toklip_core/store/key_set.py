@@ -11,11 +11,11 @@ _DIGEST_BYTES = 15  # at 1e9 keys two agree with a probability below 1e-18
 
 
 class KeySet:
-    """Set of a store's keys, with 16 bytes each: 1e8 of them take 1.6 GB, and as a set of str 13 GB."""
+    """Set of a store's keys, 16 bytes each, up to 24 while it is filled; a set of str takes 114 (measured)."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        digests = np.frombuffer(b"".join(map(self._digest, keys)), dtype=f"S{_DIGEST_BYTES + 1}")
-        self._sorted = np.sort(digests)
+        self._sorted = np.fromiter(map(self._digest, keys), dtype=f"S{_DIGEST_BYTES + 1}")
+        self._sorted.sort()
 
     def __contains__(self, key: object) -> bool:
         digest = np.bytes_(self._digest(str(key)))

@@ -2,8 +2,8 @@
 
     sources -> shares --actors: entries -> BatchEncoder -> rows--> this process
 
-A killed actor starts again and repeats the share that it was at; Ray passes on only the batches that had not arrived.
-So every row comes once.
+A killed actor starts again and repeats the share that it was at. Ray drops as many batches as had arrived, and a share
+has the same batches each time, so every row comes once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from toklip_core.store.reading import PictureWork
 from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.tables import EncodedBatch
 
-# Files of a share: few enough to go round, and enough to be worth a message.
+# Number of batches per share of files: small enough to balance the actors, large enough that messages cost little.
 _BATCHES_PER_SHARE = 8
 
-# A picture that ends its actor for want of memory would end every next one, too.
+# Limited, because a picture that exhausts the memory would kill every actor that retries it.
 _RETRIES = 3
 
-# Batches of an actor that wait for this process.
+# Largest number of batches per actor that wait for this process.
 _WAITING = 4
 
 
@@ -148,12 +148,13 @@ def _cluster(ray: Any) -> Iterator[bool]:  # noqa: ANN401
     if ray.is_initialized():
         yield False
         return
+    address = os.environ.get("RAY_ADDRESS") or "local"  # with none, Ray joins any cluster that runs on this machine
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
     if in_main_thread:  # Ray takes this signal for itself
         signal.signal(signal.SIGTERM, before)
     try:
-        yield "RAY_ADDRESS" not in os.environ
+        yield address == "local"
     finally:
         ray.shutdown()

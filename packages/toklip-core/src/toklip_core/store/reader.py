@@ -125,8 +125,8 @@ class TokenStore:
         """Make a store of the rows that another program wrote to Parquet, or add them to a store; return the store.
 
         The rows are those of a :class:`toklip_core.store.BatchEncoder`, with integers and floats of any type. Rows with
-        an ``error`` are listed among the unreadable pictures, other columns are left out, and rows whose keys the store
-        has are skipped. The files stay as they are; what was complete when a call was killed is kept.
+        an ``error`` join the unreadable pictures of the store, other columns are left out, and rows whose keys the
+        store has are skipped. The files stay as they are; what was complete when a call was killed is kept.
 
         Args:
             folder: folder of the files, whose names end with .parquet, and of further folders.
@@ -140,7 +140,7 @@ class TokenStore:
             OSError: the store cannot be written.
         """
         path = Path(store)
-        adopt_rows(Path(folder), path, info, lambda: KeySet(held_keys(path, info)))
+        adopt_rows(Path(folder), path, info, lambda: KeySet(held_keys(path, info, what="the info of these rows")))
         return cls(path)
 
     def __len__(self) -> int:
@@ -197,8 +197,11 @@ class TokenStore:
                 pass
 
     def _refuse_repeats(self, digests: np.ndarray[Any, Any]) -> None:
+        ordered = np.sort(digests)
+        if not (ordered[1:] == ordered[:-1]).any():
+            self._distinct = True
+            return
         order = np.argsort(digests, kind="stable")
-        ordered = digests[order]
         places = np.flatnonzero(ordered[1:] == ordered[:-1])
         for place in places[np.argsort(order[places + 1])]:  # starting with the first repeated row of the store
             first, second = (self._locate(int(order[place + offset])) for offset in (0, 1))
@@ -250,10 +253,16 @@ class TokenStore:
         return feature.reshape(-1, self.info.features[name].width) if name == "tokens" else feature
 
 
-def held_keys(path: Path, info: StoreInfo) -> Iterable[str]:
-    """Return the keys of a store, none where it is empty; ValueError if rows with this info do not belong there."""
+def held_keys(path: Path, info: StoreInfo, *, what: str) -> Iterable[str]:
+    """Return the keys of a store, none where it is empty; ValueError unless rows with this info belong there.
+
+    Args:
+        path: folder of the store.
+        info: metadata of the rows.
+        what: name of the rows, for the message: "this encode".
+    """
     if not part_paths(path):
         return ()
     store = TokenStore(path)
-    refuse_other(info, store.info, what="this encode", store=path)
+    refuse_other(info, store.info, what=what, store=path)
     return store.keys()

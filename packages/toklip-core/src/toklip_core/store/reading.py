@@ -90,7 +90,9 @@ class SquareReader:
         done: Container[str] = (),
         say: Callable[[str], None] = lambda key: None,
     ) -> Iterator[SquareBatch]:
-        """Read pictures in order. The last batch may have no picture, but what was left out after the one before.
+        """Read pictures in order, readable or not ``batch_size`` of them a batch; the last batch may have none.
+
+        So a second reading has the same batches, even if a picture can be read in one of them only.
 
         Args:
             pictures: pictures to read.
@@ -109,17 +111,15 @@ class SquareReader:
             say(picture.key)
             try:
                 of_sizes, caption = self._squares(picture.image()), picture.caption()
-            except (PictureError, OSError) as error:
-                unreadable.append(UnreadablePicture(picture.key, str(picture.path), str(error)))
-                continue
-            except MemoryError:
-                reason = "there was not enough memory to read it"
+            except (PictureError, OSError, MemoryError) as error:
+                lacking = isinstance(error, MemoryError)
+                reason = "there was not enough memory to read it" if lacking else str(error)
                 unreadable.append(UnreadablePicture(picture.key, str(picture.path), reason))
-                continue
-            keys.append(picture.key)
-            captions.append(caption)
-            squares.append(of_sizes)
-            if len(keys) == self.batch_size:
+            else:
+                keys.append(picture.key)
+                captions.append(caption)
+                squares.append(of_sizes)
+            if len(keys) + len(unreadable) == self.batch_size:
                 say("")  # while it waits, it reads nothing
                 yield SquareBatch(keys, captions, *self._stacked(squares), unreadable, skipped)
                 keys, captions, squares, unreadable, skipped = [], [], [], [], 0

@@ -108,10 +108,17 @@ class PartWriter:
 
 
 class UnreadableLog:
-    """Report of one rank's unreadable pictures: cleared at the start, then a line at once for each picture."""
+    """Report of one rank's unreadable pictures: a line at once for each picture.
 
-    def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1) -> None:
-        for old in report_paths(path):  # unreadable pictures are tried again and reported again
+    Args:
+        path: folder of the store.
+        rank: number of this process.
+        world_size: number of processes.
+        cleared: whether what was reported before is deleted, because those pictures are tried again.
+    """
+
+    def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1, cleared: bool = True) -> None:
+        for old in report_paths(path) if cleared else ():
             if _tidied_by(rank_of_part(old), rank, world_size):
                 old.unlink()
         beside, inside = places(path, UNREADABLE)
