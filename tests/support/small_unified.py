@@ -11,7 +11,7 @@ from tests.support.small_mllms import PLAIN, small_mllm
 
 #: One id per position, four that are independent, four that are residual, and one of 28 bits.
 TOKENIZERS = ["mean-colour", *SEVERAL]
-HEAD = ImageHeadSettings(level_blocks=None, level_width=32, level_heads=2, guidance=3.0)
+HEAD = ImageHeadSettings(guidance=3.0)
 COUNT = 64
 
 

@@ -138,6 +138,8 @@ def test_a_drawn_picture_in_the_cache_gives_the_logits_of_the_same_ids_read(fami
     options = dict(generation_mode="image", seeds=[3, 4], guidance_scale=2.0, return_dict_in_generate=True)
     found = model.generate(**batch, **options)
     assert found.image_ids.shape == (2, 8, 8, 4) and found.cache.get_seq_length() == found.sequences.shape[1]
+    read = model.get_image_features(found.image_ids, return_dict=True).pooler_output
+    torch.testing.assert_close(found.image_features, read, **CLOSE)  # as streamed while they were drawn
     asked = torch.cat([found.sequences, torch.tensor([[9, 10, 11]] * 2)], dim=1)
     mask = torch.cat([found.attention_mask, torch.ones(2, 3, dtype=torch.int64)], dim=1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -287,6 +289,23 @@ def test_the_loss_is_that_of_the_text_and_of_the_pictures_that_are_drawn():
     nothing = model(**batch, labels=torch.full_like(labels, -100))
     torch.testing.assert_close(nothing.loss, found.image_loss)
     assert model(**batch).keys() == {"logits", "cache"}
+
+
+def test_text_is_trained_by_embeddings_and_pictures_that_are_shown_by_their_features_as_without_a_head():
+    model, processor = unified()
+    batch = drawn(processor, "how many red ?", image_ids=None)
+    ids = batch["input_ids"]
+    found = model(inputs_embeds=model.get_input_embeddings()(ids), labels=ids)
+    torch.testing.assert_close(found.loss, model(**batch, labels=ids).loss)
+    batch = drawn(processor, "<image> red ?", image_ids=some_ids())
+    features = model.get_image_features(batch.pop("image_ids"), return_dict=True).pooler_output
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100)
+    found = model(**batch, image_features=features, labels=labels)
+    assert found.image_loss is None and found.loss.isfinite()
+    batch = drawn(processor, TEXT, image_ids=some_ids())
+    batch.pop("image_ids")
+    with pytest.raises(ValueError, match="got pictures that are drawn, without image_ids, which the head learns"):
+        model(**batch, image_features=features, labels=batch["input_ids"])
 
 
 def test_a_picture_that_is_shown_is_not_learned_and_the_head_gets_gradients_all_the_same():
@@ -464,6 +483,30 @@ def test_a_head_that_cannot_be_is_refused():
     model, processor = small_mllm(vq=several("residual-greys"))
     with pytest.raises(ValueError, match="got the image token '<image>' as begin token"):
         add_image_head(model, processor, ImageHeadSettings(begin_token="<image>"))
+    rows, words = model.get_input_embeddings().num_embeddings, len(processor.tokenizer)
+    for settings, message in (
+        ({"begin_token": "red"}, "got 'red' as begin token, which is a word of the tokenizer; name one of its special"),
+        ({"level_width": 30, "level_heads": 4}, "got level_width 30 and level_heads 4; the heads must divide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            add_image_head(model, processor, ImageHeadSettings(**settings))
+    assert model.config.image_head is None is model.image_head and processor.begin_token is None
+    assert (model.get_input_embeddings().num_embeddings, len(processor.tokenizer)) == (rows, words)
+    with pytest.raises(ValueError, match="level_width and level_heads have no effect without blocks over levels"):
+        ImageHeadSettings(level_blocks=0, level_width=32)
+    model, processor = small_mllm()
+    with pytest.raises(ValueError, match="got level_heads, but one linear layer predicts the levels of these ids"):
+        add_image_head(model, processor, ImageHeadSettings(level_heads=2))
+
+
+def test_by_default_the_heads_over_levels_divide_their_width():
+    model, processor = small_mllm(vq=several("residual-greys"))
+    add_image_head(model, processor, ImageHeadSettings(level_width=200))
+    head = model.config.head_config
+    assert (head.level_blocks, head.level_width, head.level_heads) == (3, 200, 2)
+    model, processor = small_mllm()
+    add_image_head(model, processor, HEAD)
+    assert (model.config.head_config.level_width, model.config.head_config.level_heads) == (None, None)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def drawings(world: Path) -> MLLMTrainConfig:
     """With an image head; processes have different numbers of pictures to draw, mostly none in one of them."""
     run = {"learning_rate": 1e-5, "steps": 3}
     data = ({"kind": "drawings", "pictures": {"kind": "scenes", "count": 6, "background": "plain"}}, SCENES)
-    head = {"train": ["connector", "language_model", "image_head"], "image_head": {"level_width": 16}}
+    head = {"train": ["connector", "language_model", "image_head"], "image_head": {}}
     return config(world, file_data(world), *data, run=run, group_by_length=False, image_z_loss=0.1, **head)
 
 

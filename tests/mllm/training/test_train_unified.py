@@ -111,7 +111,7 @@ def test_a_saved_model_gets_a_head_and_one_that_draws_goes_on(world, tmp_path):
 
 def test_a_small_language_model_learns_the_words_of_requests(world, tmp_path):
     small = {"small": SMALL, "language_model": None, "max_length": 160}
-    scenes = {"kind": "scenes", "count": 8, "turns": 2, "drawn": 0.5}
+    scenes = {"kind": "scenes", "count": 8, "turns": 2, "drawn_share": 0.5}
     train_mllm(settings(world, scenes, PLAIN, run={"steps": 1}, **small), tmp_path / "small")
     words = load(tmp_path / "small/model")[1].tokenizer
     assert words.unk_token_id not in words("draw a red circle")["input_ids"]
@@ -124,7 +124,7 @@ def samples(data, processor, **options):
 
 def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
     _, processor = small_unified(template=MARKED)
-    data = [Drawings.model_validate(PLAIN), SceneConversations(kind="scenes", count=12, drawn=1.0, turns=2)]
+    data = [Drawings.model_validate(PLAIN), SceneConversations(kind="scenes", count=12, drawn_share=1.0, turns=2)]
     begin, image = (processor.tokenizer.convert_tokens_to_ids(x) for x in ("<begin_image>", "<image>"))
     alone = torch.tensor([begin, *[image] * 64])
     kept, dropped = (samples(data, processor, prompt_dropout=share) for share in (0.0, 0.5))
@@ -157,6 +157,8 @@ def test_passes_set_the_mixture_and_are_epochs_of_the_source():
 def test_settings_that_cannot_draw_are_refused(world):
     with pytest.raises(ValueError, match="the data have pictures to draw, but the model has no image head"):
         MLLMTask(config(world, drawings(world)))
+    with pytest.raises(ValueError, match="got image_weight, prompt_dropout for a model without image head, where"):
+        MLLMTask(config(world, file_data(world), image_weight=2.0, prompt_dropout=0.2))
     with pytest.raises(ValueError, match="a new image head knows nothing; put image_head into train"):
         settings(world, drawings(world), train=["connector"])
     with pytest.raises(ValueError, match="the model has no image head, so it reads pictures and draws none"):

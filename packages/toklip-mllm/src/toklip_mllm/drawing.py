@@ -15,7 +15,7 @@ from toklip_core.weights import weights_checksum
 from torch import Tensor
 
 from toklip_mllm.chat import unknown_words
-from toklip_mllm.model import ContextError, PicturePredictor, TokLIPForConditionalGeneration, TokLIPProcessor, load
+from toklip_mllm.model import PicturePredictor, TokLIPForConditionalGeneration, TokLIPProcessor, load
 
 _log = logging.getLogger(__name__)
 
@@ -81,13 +81,7 @@ class PictureDrawer:
         Raises:
             ValueError: a prompt is a class, or leaves no room for a picture.
         """
-        prompt = self._prompt(prompts)["input_ids"]
-        context, each = self.model.context, self.model.config.tokens_per_picture
-        if context is not None and prompt.shape[1] + each > context:
-            raise ContextError(
-                f"the longest text has {prompt.shape[1]} tokens, and a picture takes {each}; the language model's "
-                f"context is {context}: say less"
-            )
+        self.model.refuse_no_room(self._prompt(prompts)["input_ids"].shape[1])
         words = (word for text in prompts for word in unknown_words(self.processor.tokenizer, str(text)))
         if unknown := list(dict.fromkeys(words)):
             _log.warning("unknown to the model, which reads every unknown word alike: %s", ", ".join(unknown))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.head_config import ImageHeadConfig, ImageHeadSettings
 from toklip_mllm.model.image_head import ImageHead
-from toklip_mllm.model.model import TokLIPForConditionalGeneration, connector
+from toklip_mllm.model.model import TokLIPForConditionalGeneration, build_connector
 from toklip_mllm.model.processing import TokLIPProcessor
 from toklip_mllm.model.vision import PictureEncoder, cast_weights, encoder_checksum
 from toklip_mllm.published import TINY, TINY_NAME
@@ -119,8 +119,8 @@ def add_image_head(
     """Add a new image head to a model that reads pictures, and the begin token to its processor, in place.
 
     If the tokenizer has no such token, it is appended, and the language model gets an embedding row for it unless it
-    has one to spare. The begin token is never generated in text, like the image token. All that the model computes
-    without the head stays the same, bit for bit.
+    has one to spare. The begin token is never generated in text, like the image token. The logits of all words that
+    were there before stay the same, bit for bit.
 
     Args:
         model: model without an image head.
@@ -128,8 +128,9 @@ def add_image_head(
         settings: image head to build.
 
     Raises:
-        ValueError: the model draws already, the begin token is the image token, or ids cannot be drawn one after
-            another: the encoder is not causal, or they form a pyramid.
+        ValueError: the model draws already, the begin token is the image token or an ordinary word, the sizes of the
+            head do not fit one another, or ids cannot be drawn one after another: the encoder is not causal, or they
+            form a pyramid. Then nothing is changed.
 
     >>> model, processor = load("toklip-mllm-tiny")
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
@@ -139,34 +140,60 @@ def add_image_head(
     """
     if model.image_head is not None:
         raise ValueError("the model has an image head already; train that one")
-    if settings.begin_token == processor.image_token:
-        raise ValueError(f"got the image token {settings.begin_token!r} as begin token; name another one")
+    language_model, tokenizer = model.language_model, processor.tokenizer
+    _refuse_word(tokenizer, settings.begin_token, processor.image_token)
     embedding, encoder = model.vision.embedding, model.vision.encoder
     levels = IdLevels.of_embedding(embedding)
     if encoder is not None:
         encoder.refuse_steps()
-    language_model, tokenizer = model.language_model, processor.tokenizer
-    _make_room(language_model, tokenizer, settings.begin_token)
-    model.config.text_config = language_model.config
     width = language_model.config.get_text_config().hidden_size
-    level_width = settings.level_width or width
     blocks = settings.level_blocks
+    if blocks is None:
+        blocks = 3 if embedding.levels_are_residual else 0  # UniTok has 3 blocks over 8 levels
+    sizes = {"level_width": settings.level_width, "level_heads": settings.level_heads}
+    if blocks:
+        sizes = _sizes_over_levels(settings, width)
+    elif given := [name for name, value in sizes.items() if value is not None]:
+        raise ValueError(f"got {' and '.join(given)}, but one linear layer predicts the levels of these ids; leave out")
     config = ImageHeadConfig(
-        begin_token_id=tokenizer.convert_tokens_to_ids(settings.begin_token),
+        begin_token_id=0,  # until the tokenizer has the token
         levels=levels.sizes,
-        # UniTok has 3 blocks over 8 levels.
-        level_blocks=(3 if embedding.levels_are_residual else 0) if blocks is None else blocks,
-        level_width=level_width,
-        level_heads=settings.level_heads or max(1, level_width // 64),
+        level_blocks=blocks,
         guidance=settings.guidance,
         top_k=settings.top_k,
+        **sizes,
     )
-    model.config.image_head = config.model_dump(mode="json")
     weight = next(model.connector.parameters())
-    model.image_head = ImageHead(config, width).to(weight.device, weight.dtype)
+    head = ImageHead(config, width).to(weight.device, weight.dtype)
+    _make_room(language_model, tokenizer, settings.begin_token)
+    model.config.text_config = language_model.config
+    begin = tokenizer.convert_tokens_to_ids(settings.begin_token)
+    model.config.image_head = config.model_dump(mode="json") | {"begin_token_id": begin}
+    model.image_head = head
     suppressed = model.generation_config.suppress_tokens or []
-    model.generation_config.suppress_tokens = [*suppressed, config.begin_token_id]
+    model.generation_config.suppress_tokens = [*suppressed, begin]
     processor.use_begin_token(settings.begin_token)
+
+
+def _sizes_over_levels(settings: ImageHeadSettings, width: int) -> dict[str, int | None]:
+    """Return width and heads of the transformer over levels; ValueError if the heads do not divide the width."""
+    width = settings.level_width or width
+    heads = settings.level_heads or next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
+    if width % heads:
+        raise ValueError(f"got level_width {width} and level_heads {heads}; the heads must divide the width")
+    return {"level_width": width, "level_heads": heads}
+
+
+def _refuse_word(tokenizer: Any, begin_token: str, image_token: str) -> None:  # noqa: ANN401
+    """Refuse a begin token that means something else; ValueError if it is the image token or an ordinary word."""
+    if begin_token == image_token:
+        raise ValueError(f"got the image token {image_token!r} as begin token; name another one")
+    token, known = tokenizer.get_vocab().get(begin_token), tokenizer.added_tokens_decoder
+    if token is not None and not (token in known and known[token].special):
+        raise ValueError(
+            f"got {begin_token!r} as begin token, which is a word of the tokenizer; name one of its special tokens, or "
+            "one that it does not have"
+        )
 
 
 def load(
@@ -276,7 +303,7 @@ def _assembled(
     if vision.encoder is not None:
         vision.encoder = toklip.encoder.to(dtype)
     model.vision = vision.to(device).requires_grad_(False)
-    model.connector = connector(config).to(device, dtype)
+    model.connector = build_connector(config).to(device, dtype)
     cast_weights(language_model, dtype)
     model.language_model = language_model
     config.dtype = dtype

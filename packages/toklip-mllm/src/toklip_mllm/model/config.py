@@ -19,6 +19,12 @@ from toklip_mllm.model.head_config import ImageHeadConfig
 
 MODEL_TYPE = "toklip_lm"
 
+#: Error of a model that is asked to draw and cannot.
+NO_HEAD = (
+    "the model has no image head, so it reads pictures and draws none; train one (toklip train mllm, image_head), or "
+    "name a model that draws"
+)
+
 
 class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     """Configuration of a language model that reads TokLIP's tokens: sizes, and what the ids mean.
@@ -115,10 +121,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def head_config(self) -> ImageHeadConfig:
         """The image head, checked; ValueError if the model has none, or it is wrong."""
         if self.image_head is None:
-            raise ValueError(
-                "the model has no image head, so it reads pictures and draws none; train one "
-                "(toklip train mllm, image_head), or name a model that draws"
-            )
+            raise ValueError(NO_HEAD)
         return validated(ImageHeadConfig, self.image_head, "image_head of config.json")
 
     @property

@@ -5,9 +5,9 @@ Neither needs transformers, so the settings of training can be read fast.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_WIDTH, MOST_LAYERS, Config
 from toklip_core.drawing import Drawing, Guidance
 
@@ -40,8 +40,11 @@ class ImageHeadSettings(Config):
         default=None, description="Width of that transformer; by default the width of the language model."
     )
     level_heads: _Width | None = Field(
-        default=None, description="Number of its attention heads; by default one for each 64 of the width."
+        default=None,
+        description="Number of its attention heads; by default at most one for each 64 of the width, which they "
+        "divide.",
     )
+    # Source of the scale: Janus and UniTok.
     guidance: float = Field(
         default=5.0, ge=0, description="The model's default classifier-free guidance scale; 1 turns it off."
     )
@@ -52,11 +55,17 @@ class ImageHeadSettings(Config):
         description="The model's default number of most likely ids to sample from; 0 means all.",
     )
 
+    @model_validator(mode="after")
+    def _sizes_have_an_effect(self) -> Self:
+        if self.level_blocks == 0 and (self.level_width or self.level_heads):
+            raise ValueError("level_width and level_heads have no effect without blocks over levels; leave them out")
+        return self
+
 
 class ImageHeadConfig(Config):
     """The image head of a model, stored as ``image_head`` in its ``config.json``.
 
-    >>> ImageHeadConfig(begin_token_id=9, levels=(1024,)).drawing.as_text()
+    >>> ImageHeadConfig(begin_token_id=9, levels=(1024,), guidance=5, top_k=0).drawing.as_text()
     'guidance 5, temperature 1, top-k all, top-p 1'
     """
 
@@ -71,16 +80,21 @@ class ImageHeadConfig(Config):
         description="Number of blocks of the transformer over the levels of a position; 0: one linear layer predicts "
         "all levels, independently of each other.",
     )
-    level_width: _Width = Field(default=1, description="Width of the transformer over levels.")
-    level_heads: _Width = Field(default=1, description="Number of its attention heads.")
-    # Source: Janus and UniTok draw with a scale of 5.
-    guidance: float = Field(default=5.0, ge=0, description="Default classifier-free guidance scale; 1 turns it off.")
+    level_width: _Width | None = Field(default=None, description="Width of the transformer over levels, if any.")
+    level_heads: _Width | None = Field(default=None, description="Number of its attention heads.")
+    guidance: float = Field(ge=0, description="Default classifier-free guidance scale; 1 turns it off.")
     top_k: int = Field(
-        default=0,
-        ge=0,
-        le=LARGEST_COUNT,
-        description="Default number of most likely ids to sample from; 0 means all.",
+        ge=0, le=LARGEST_COUNT, description="Default number of most likely ids to sample from; 0 means all."
     )
+
+    @model_validator(mode="after")
+    def _sizes_of_the_transformer(self) -> Self:
+        if bool(self.level_blocks) != (self.level_width is not None and self.level_heads is not None):
+            raise ValueError(
+                f"got {self.level_blocks} blocks over levels, {self.level_width} wide, of {self.level_heads} heads; "
+                "width and heads go with blocks"
+            )
+        return self
 
     @property
     def drawing(self) -> Drawing:

@@ -27,7 +27,7 @@ class ImageHead(nn.Module):
         config: levels and sizes.
         width: width D of the states.
 
-    >>> head = ImageHead(ImageHeadConfig(begin_token_id=9, levels=(16, 8)), width=32)
+    >>> head = ImageHead(ImageHeadConfig(begin_token_id=9, levels=(16, 8), guidance=1, top_k=0), width=32)
     >>> states = torch.randn(5, 32)
     >>> [tuple(logits.shape) for logits in head(states, torch.zeros(5, 2, dtype=torch.int64))]
     [(5, 16), (5, 8)]
@@ -36,7 +36,7 @@ class ImageHead(nn.Module):
     def __init__(self, config: ImageHeadConfig, width: int) -> None:
         super().__init__()
         self.sizes = config.levels
-        if config.level_blocks:
+        if config.level_width and config.level_heads:
             # Source of the epsilon and the activation: VILA-U's depth transformer.
             trunk = TrunkConfig(
                 width=config.level_width,

@@ -46,7 +46,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import torch_compilable_check
 
-from toklip_mllm.model.config import TokLIPLMConfig
+from toklip_mllm.model.config import NO_HEAD, TokLIPLMConfig
 from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.logits import FiniteLogits
 from toklip_mllm.model.outputs import PictureOutput, ReadAndDrawOutput
@@ -113,9 +113,9 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def __init__(self, config: TokLIPLMConfig) -> None:
         super().__init__(config)
         self.vision = PictureEncoder(config)
-        self.connector = connector(config)
+        self.connector = build_connector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.image_head = image_head(config)
+        self.image_head = build_image_head(config)
         self._no_split_modules = ["PictureEncoder", *(self.language_model._no_split_modules or ())]
         self._can_compile_fullgraph = self.language_model._can_compile_fullgraph
         self._is_stateful = self.language_model._is_stateful
@@ -258,7 +258,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if not output_image_logits:
             found = self.language_model(**text, attention_mask=attention_mask, labels=labels, **known, **kwargs)
             return cast(CausalLMOutputWithPast, found)
-        self.refuse_no_head()
+        self.required_head()
         learned = labels
         if labels is not None and not bool((labels[:, 1:] != IGNORED).any()):
             learned = None  # because transformers' mean over no token is NaN
@@ -277,10 +277,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         return self.image_head is None
 
-    def refuse_no_head(self) -> ImageHead:
+    def required_head(self) -> ImageHead:
         """Return the image head; ValueError if the model has none."""
-        _ = self.config.head_config
-        assert self.image_head is not None
+        if self.image_head is None:
+            raise ValueError(NO_HEAD)
         return self.image_head
 
     @property
@@ -298,21 +298,21 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         Args:
             states: (B, L, D), the last hidden states of the language model.
             input_ids: (B, L), the tokens that they are states of.
-            image_ids: (P, h, w, Q), the ids of all pictures; None if there are none.
+            image_ids: (P, h, w, Q), the ids of all pictures; None if none of them is drawn.
 
         Raises:
-            ValueError: the model has no image head, or there are pictures without their ids.
+            ValueError: the model has no image head, or there are drawn pictures without their ids.
         """
-        head, each = self.refuse_no_head(), self.config.tokens_per_picture
+        head, each = self.required_head(), self.config.tokens_per_picture
         firsts = (input_ids == self.config.image_token_id).nonzero()[::each]
-        if len(firsts) and image_ids is None:
-            raise ValueError("got pictures without image_ids, which the image head learns; give them, too")
         rows, columns = firsts.unbind(1)
         begin = self.config.head_config.begin_token_id
         drawn = (columns > 0) & (input_ids[rows, (columns - 1).clamp(min=0)] == begin)
         places = columns[drawn, None] - 1 + torch.arange(each, device=columns.device)
         if image_ids is None:
-            image_ids = input_ids.new_zeros(0, *self.vision.ids_shape)
+            if bool(drawn.any()):
+                raise ValueError("got pictures that are drawn, without image_ids, which the head learns; give both")
+            image_ids = input_ids.new_zeros(len(drawn), *self.vision.ids_shape)  # none of them is drawn
         levels = self.id_levels.split(image_ids[drawn.to(image_ids.device)].flatten(1, 2))
         return head(states[rows[drawn, None], places], levels), levels
 
@@ -388,7 +388,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         sampler = sampler or Sampler(PicturePredictor(self))
         predictor = cast(PicturePredictor, sampler.model)
-        self._refuse_no_room(input_ids)
+        self._refuse_other_end(input_ids)
+        self.refuse_no_room(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         seen = 0 if cache is None else int(cache.get_seq_length())
         if not seen < input_ids.shape[1] == mask.shape[1]:
@@ -410,27 +411,31 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         mask = torch.cat([mask, torch.ones_like(places, dtype=mask.dtype)], dim=1)
         return PictureOutput(ids, sequences, mask, read.embeds, read.cache, calls)
 
-    def _refuse_no_room(self, prompt: Tensor) -> None:
-        """Raise an error unless prompts end in the begin token and have room for a picture after it."""
-        begin, each, context = self.config.head_config.begin_token_id, self.config.tokens_per_picture, self.context
+    def _refuse_other_end(self, prompt: Tensor) -> None:
+        """Raise an error unless prompts end in the begin token."""
+        begin = self.config.head_config.begin_token_id
         if prompt.ndim != 2 or not prompt.shape[1] or not bool((prompt[:, -1] == begin).all()):
             raise ValueError(
                 f"got a prompt that does not end in the begin token ({begin}), which opens a picture; let the "
                 "processor make it, with generation_mode='image'"
             )
-        if context is not None and prompt.shape[1] + each > context:
+
+    def refuse_no_room(self, length: int) -> None:
+        """Raise ContextError if the language model's context has no room for a picture after ``length`` tokens."""
+        each, context = self.config.tokens_per_picture, self.context
+        if context is not None and length + each > context:
             raise ContextError(
-                f"got a prompt of {prompt.shape[1]} tokens, and a picture takes {each}; the language model's context "
-                f"is {context}: say less, or start over"
+                f"got a prompt of {length} tokens, and a picture takes {each}; the language model's context is "
+                f"{context}: say less, or start over"
             )
 
     def _with_pictures_drawn(
         self, found: Any, input_ids: Tensor | None, image_ids: Tensor | None, *, learns: bool  # noqa: ANN401
     ) -> ReadAndDrawOutput:
         """Return an output of the language model with the logits of the pictures that are drawn, and their loss."""
-        if input_ids is None:
-            raise ValueError("got inputs_embeds; wanted input_ids, which say where pictures are drawn")
         states = found.hidden_states[-1]
+        if input_ids is None:  # embeddings are those of a prompt without pictures
+            input_ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         logits, levels = self.image_logits(states, input_ids, image_ids)
         known = {field.name: found.get(field.name) for field in fields(CausalLMOutputWithPast)}
         loss = next_id_loss(logits, levels).loss if learns and len(levels) else None
@@ -443,7 +448,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def idle_head(self, states: Tensor) -> Tensor:
         """Return 0, a scalar, which depends on all weights of the image head."""
         levels = torch.zeros(1, len(self.id_levels.sizes), dtype=torch.int64, device=states.device)
-        return 0 * torch.stack([part.sum() for part in self.refuse_no_head()(states[:1, 0], levels)]).sum()
+        return 0 * torch.stack([part.sum() for part in self.required_head()(states[:1, 0], levels)]).sum()
 
     @torch.no_grad()
     def generate(
@@ -801,12 +806,12 @@ class Backbone(nn.Module):
         return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
 
 
-def image_head(config: TokLIPLMConfig) -> ImageHead | None:
+def build_image_head(config: TokLIPLMConfig) -> ImageHead | None:
     """Return a new image head, or None if the config has none."""
     return None if config.image_head is None else ImageHead(config.head_config, config.get_text_config().hidden_size)
 
 
-def connector(config: TokLIPLMConfig) -> nn.Sequential:
+def build_connector(config: TokLIPLMConfig) -> nn.Sequential:
     """Return a connector of two layers, as in LLaVA-1.5, with PyTorch's initial values."""
     width = config.get_text_config().hidden_size
     return nn.Sequential(nn.Linear(config.feature_width, width), nn.GELU(), nn.Linear(width, width))

@@ -37,7 +37,7 @@ class ReadingModel(Protocol):
     def id_levels(self) -> IdLevels:
         """Levels in which the ids of a position are predicted."""
 
-    def refuse_no_head(self) -> ImageHead:
+    def required_head(self) -> ImageHead:
         """Return the image head; ValueError if the model has none."""
 
     def connect(self, features: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class PicturePredictor:
 
     def __init__(self, model: ReadingModel) -> None:
         self._model = model
-        self._head = model.refuse_no_head()
+        self._head = model.required_head()
         #: Cache of the pictures that are being drawn.
         self._read: PictureCache | None = None
 

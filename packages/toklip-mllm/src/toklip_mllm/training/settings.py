@@ -14,6 +14,8 @@ from toklip_core.model import FeatureKind
 from toklip_mllm.evaluation import HeldOutQuestions
 from toklip_mllm.model import ImageHeadSettings
 
+#: Settings without effect on a model that does not draw.
+OF_DRAWING = ("image_weight", "image_z_loss", "prompt_dropout")
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_mllm") / "recipes"
 
@@ -44,7 +46,7 @@ class SceneConversations(Config):
     captions: float = Field(
         default=0.5, ge=0, le=1, description="Share of conversations that also ask for a caption, at a random turn."
     )
-    drawn: float = Field(
+    drawn_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
@@ -73,7 +75,7 @@ class Conversations(Config):
 
 
 class Drawings(Config):
-    """Captioned pictures, each as a conversation: the user asks for a caption, and the assistant draws the picture."""
+    """Captioned pictures, each as a conversation: the user says the caption, and the assistant draws the picture."""
 
     kind: Literal["drawings"]
     pictures: CaptionSource = Field(
@@ -212,8 +214,8 @@ class MLLMTrainConfig(Config):
         default=0.1,  # Liquid's and UniTok's; Emu3's is 0.05
         ge=0,
         lt=1,
-        description="Share of drawn pictures that are trained without their prompt, after the begin token alone; "
-        "classifier-free guidance needs this.",
+        description="Share of conversations with drawn pictures of which the first such picture is trained alone, "
+        "after the begin token, without its prompt and all that follows; classifier-free guidance needs this.",
     )
     data: tuple[ConversationSource, ...] = Field(
         min_length=1,

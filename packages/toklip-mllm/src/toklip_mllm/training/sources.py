@@ -132,15 +132,15 @@ def open_sources(
     return readers
 
 
-def draws(sources: Sequence[ConversationSource]) -> bool:
+def needs_image_head(sources: Sequence[ConversationSource]) -> bool:
     """Return whether a source of the settings has pictures that are drawn for certain, which need an image head."""
-    return any(isinstance(source, Drawings) or getattr(source, "drawn", 0) > 0 for source in sources)
+    return any(isinstance(source, Drawings) or getattr(source, "drawn_share", 0) > 0 for source in sources)
 
 
 def repeated(readers: Sequence[ConversationReader], sources: Sequence[ConversationSource]) -> list[ConversationReader]:
     """Return the readers of sources with as many passes in an epoch as the settings of each say."""
     pairs = zip(readers, sources, strict=True)
-    return [reader if source.passes == 1 else Repeated(reader, source.passes) for reader, source in pairs]
+    return [reader if source.passes == 1 else RepeatedReader(reader, source.passes) for reader, source in pairs]
 
 
 def use_stored_tokens(
@@ -213,7 +213,7 @@ class SceneReader:
             for turn in turns
             for role, text in (("user", turn.text), ("assistant", turn.answer))
         ]
-        if self._source.drawn and draw.random() < self._source.drawn:
+        if self._source.drawn_share and draw.random() < self._source.drawn_share:
             asked = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
             messages[:0] = [{"role": "user", "content": asked}, {"role": "assistant", "content": PLACEHOLDER}]
         else:
@@ -230,13 +230,13 @@ class SceneReader:
         """Return all questions, answers and captions of a scene, with the requests."""
         drawn = scene(index, seed=self._source.seed, size=self._size)
         asked = [text for question in drawn.questions for text in (question.text, question.answer)]
-        requests = [request.format(caption="") for request in DRAW_REQUESTS] if self._source.drawn else []
+        requests = [request.format(caption="") for request in DRAW_REQUESTS] if self._source.drawn_share else []
         return [*asked, *drawn.captions, *REQUESTS, *requests]
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield the first conversation, because all begin with a question, and one that begins with a drawing."""
         yield self[0, 0].conversation
-        if self._source.drawn:
+        if self._source.drawn_share:
             others = (self[0, index].conversation for index in range(len(self)))
             yield from islice((one for one in others if one.messages[1]["content"] == PLACEHOLDER), 1)
 
@@ -343,7 +343,7 @@ class FileReader:
 
 
 class DrawingReader:
-    """Captioned pictures as conversations: the caption is asked for, and the assistant draws the picture."""
+    """Captioned pictures as conversations: the user says the caption, and the assistant answers with the picture."""
 
     def __init__(self, source: Drawings, picturing: PictureFormat, seed: int) -> None:
         self._source, self._seed = source, seed
@@ -395,7 +395,7 @@ class DrawingReader:
         return Groups(self.path, np.repeat(np.arange(len(sizes)), sizes), sizes * _BYTES_OF_ROW)
 
 
-class Repeated:
+class RepeatedReader:
     """Conversations of a reader, several times in an epoch: a pass of the epoch is an epoch of the reader."""
 
     def __init__(self, reader: ConversationReader, passes: int) -> None:

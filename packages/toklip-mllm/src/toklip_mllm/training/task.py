@@ -49,12 +49,12 @@ from toklip_mllm.model import (
 )
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import ConversationSamples
-from toklip_mllm.training.settings import LoRA, MLLMTrainConfig
+from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig
 from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
 from toklip_mllm.training.sources import (
     ConversationReader,
     PictureFormat,
-    draws,
+    needs_image_head,
     open_sources,
     repeated,
     use_stored_tokens,
@@ -232,7 +232,7 @@ class MLLMTraining(nn.Module):
             losses |= self._of_pictures(learned, metrics)
         return Losses(losses, metrics)
 
-    def _of_pictures(self, learned: Learned, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _of_pictures(self, learned: AnswerLogits, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of the pictures that are drawn, and add their accuracy to the metrics."""
         logits, levels = learned.image_logits, learned.image_levels
         count = levels.new_tensor(len(levels))
@@ -256,7 +256,7 @@ class MLLMTraining(nn.Module):
                 layer.training = self.training
 
 
-class Learned(NamedTuple):
+class AnswerLogits(NamedTuple):
     """What a model learns from a batch: T tokens of the assistant, and P pictures that it draws."""
 
     #: (T, V), float32.
@@ -275,7 +275,7 @@ class Learned(NamedTuple):
         return torch.cat([part.flatten() for part in (self.logits, *self.image_logits)])
 
 
-def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> Learned:
+def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> AnswerLogits:
     """Return the logits of the assistant's tokens in a batch and of the ids that it draws, with what is right.
 
     Args:
@@ -303,10 +303,10 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     logits = output.logits if output.logits.shape[1] == len(places) else output.logits[:, places]
     logits, labels = logits[wanted].float(), labels[wanted]
     if not draws:
-        return Learned(logits, labels, (), labels.new_zeros(0), logits.new_zeros(0))
+        return AnswerLogits(logits, labels, (), labels.new_zeros(0), logits.new_zeros(0))
     states = output.hidden_states[-1]
     drawn = model.image_logits(states, batch["input_ids"], batch.get("image_ids"))
-    return Learned(logits, labels, *drawn, states)
+    return AnswerLogits(logits, labels, *drawn, states)
 
 
 def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> None:
@@ -318,7 +318,7 @@ def freeze(model: TokLIPForConditionalGeneration, config: MLLMTrainConfig) -> No
         if part == "encoder" and model.vision.encoder is None:
             raise ValueError("got encoder in train, but features 'codes' leave it out; train something else")
         if part == "image_head":
-            model.refuse_no_head()
+            model.required_head()
         if part == "language_model" and config.lora is not None:
             continue
         if part == "encoder":
@@ -434,11 +434,15 @@ def _prepare_to_draw(
     """Add the image head of the settings; ValueError if data are to be drawn and there is none."""
     if config.image_head is not None:
         add_image_head(model, processor, config.image_head)
-    if draws(config.data) and model.image_head is None:
+    if model.image_head is not None:
+        return
+    if needs_image_head(config.data):
         raise ValueError(
             "the data have pictures to draw, but the model has no image head: add one (image_head, and image_head in "
             "train), or leave these data out"
         )
+    if given := [name for name in OF_DRAWING if name in config.model_fields_set]:
+        raise ValueError(f"got {', '.join(given)} for a model without image head, where it has no effect; leave it out")
 
 
 def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:
