@@ -15,6 +15,7 @@ from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
 from toklip_core.model import load_model
 from toklip_core.tasks import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
 from toklip_gen.training import RECIPES as GENERATOR_RECIPES, GeneratorTrainConfig
+from toklip_mllm.training import RECIPES as MLLM_RECIPES, MLLMTrainConfig
 from toklip_vq.training import RECIPES as VQ_RECIPES, VQTrainConfig
 
 from tests.support.pages import ROOT
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT / "results"))
 import _runs
 import generation
 import semantics
+import unified
 
 PAGES = sorted((ROOT / "docs/results").glob("*.md"))
 SCRIPTS = {path.stem for path in (ROOT / "results").glob("[!_]*.py")}
@@ -31,6 +33,7 @@ CONFIGS = {
     "teacher": (TeacherTrainConfig, TEACHER_RECIPES),
     "encoder": (EncoderTrainConfig, ENCODER_RECIPES),
     "generator": (GeneratorTrainConfig, GENERATOR_RECIPES),
+    "mllm": (MLLMTrainConfig, MLLM_RECIPES),
 }
 
 
@@ -103,6 +106,27 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
         "bidirectional": {"causal"},
     }
     assert asked["teacher-3"].run.seed == base["run"]["seed"] == 3
+
+
+def test_the_networks_that_read_and_draw_have_one_size_and_see_as_many_pictures_of_a_kind(tmp_path, asked):
+    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[3], store=tmp_path / "store", features=unified.FEATURES)
+    runs = unified.trainings(options)
+    _runs.train_all(runs.values(), 1)
+    configs = {key: asked[run.out.name] for key, run in runs.items()}
+    assert len(configs) == 4 * 3 - 1  # a generator has no features "tokens"
+    for (name, features, seed), config in configs.items():
+        reads, draws = unified.KINDS[name].reads, unified.KINDS[name].draws
+        steps = 40 if reads and draws else 20
+        assert (config.run.seed, config.run.steps, config.run.batch_size) == (seed, steps, 2 * unified.SHARE)
+        if name == "generator":
+            size, found = config.generator, config.generator.features
+            assert (size.width, size.hidden_width, size.depth) == (unified.WIDTH, unified.HIDDEN, unified.LAYERS)
+        else:
+            size, found = config.small, config.features
+            assert (size.width, size.hidden, size.layers) == (unified.WIDTH, unified.HIDDEN, unified.LAYERS)
+            kinds = {source.kind for source in config.data}
+            assert kinds == {kind for kind, does in (("scenes", reads), ("drawings", draws)) if does}
+        assert found == features
 
 
 def test_fewer_scenes_are_the_first_of_the_same(tmp_path, asked):

@@ -1,0 +1,161 @@
+"""One network that reads and draws scenes, beside networks of the same size that do one of both, by features.
+
+    python results/unified.py --out runs
+
+Four trainings for each of codes, tokens and concat as features, and each seed: the recipe `toklip train mllm
+scenes-tiny-unified` on questions and drawings (both), or on drawings alone; the recipe `scenes-tiny` on questions
+alone, which is the language model without image head; and the generator of `toklip train generator scenes-tiny`, which
+has no features "tokens". All have the same width, depth and hidden width, and see as many pictures of a kind: the
+network that does both takes --steps steps with half of each batch of a kind, and the others half as many steps.
+
+It prints exact match over all questions, and how many drawn pictures show what their captions say, judged by pixels:
+of validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each
+with one that it never shows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
+from generation import plain_store
+from safetensors import safe_open
+from toklip_core.config import Compute
+from toklip_core.drawing import Drawing, Guidance
+from toklip_core.scenes import Scenes
+from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
+from toklip_gen.generator import Checkpoint
+from toklip_mllm.evaluation import evaluate_vqa
+
+FEATURES = ("codes", "tokens", "concat")
+SPLITS = ("validation", "held-out")
+READING = "exact match"
+CLAIMS = ("colour", "count", "caption")
+
+#: Sizes of all four: those of toklip-gen-tiny.
+WIDTH, HIDDEN, LAYERS, HEADS = 192, 512, 4, 4
+#: Pictures of a kind in a step of the network that does both; the others have twice as many in half the steps.
+SHARE = 24
+
+_QUESTIONS = '{kind = "scenes", count = 50000}'
+_DRAWINGS = '{kind = "drawings", pictures = {kind = "scenes", count = 50000, background = "plain"}}'
+#: Settings of a language model.
+_LANGUAGE = (f"small.width={WIDTH}", f"small.hidden={HIDDEN}", f"small.layers={LAYERS}", f"small.heads={HEADS}")
+#: How every picture is drawn: as by toklip-gen-tiny.
+_DRAWING = Drawing(Guidance(2.0), top_k=20)
+
+
+class Kind(NamedTuple):
+    """A training that is compared, and what its model can do."""
+
+    command: str
+    recipe: str
+    settings: tuple[str, ...]
+    reads: bool
+    draws: bool
+
+
+KINDS = {
+    "one network, both": Kind(
+        "mllm", "scenes-tiny-unified", (*_LANGUAGE, f"data=[{_QUESTIONS}, {_DRAWINGS}]"), reads=True, draws=True
+    ),
+    "one network, reading alone": Kind(
+        "mllm", "scenes-tiny", (*_LANGUAGE, f"data=[{_QUESTIONS}]"), reads=True, draws=False
+    ),
+    "one network, drawing alone": Kind(
+        "mllm", "scenes-tiny-unified", (*_LANGUAGE, f"data=[{_DRAWINGS}]"), reads=False, draws=True
+    ),
+    "generator": Kind("generator", "scenes-tiny", (), reads=False, draws=True),
+}
+
+
+def main() -> None:
+    """Print a table."""
+    parser = arguments(str(__doc__), steps=800)
+    parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
+    parser.add_argument("--store", type=Path, help="of the generator's scenes; made in --out by default")
+    parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
+    parser.add_argument("--captions", type=int, default=256, help="of each split")
+    options = parser.parse_args()
+    if options.store is None:
+        options.store = plain_store(options.out)
+    runs = trainings(options)
+    train_all(runs.values(), options.jobs)
+    put([table(runs, options)], options.page, "unified")
+
+
+def trainings(options: Any) -> dict[tuple[str, str, int], Training]:  # noqa: ANN401 - of the command line
+    """Return the trainings by kind, features and seed."""
+    found = {}
+    for name, kind in KINDS.items():
+        steps = options.steps if kind.reads and kind.draws else options.steps // 2
+        for features in options.features:
+            if kind.command == "generator" and features == "tokens":
+                continue  # it has ids, codes and concat
+            own = [f"features={features}"]
+            if kind.command == "generator":
+                own = [f"generator.features={features}", f"data.0.store={options.store}"]
+            for seed in options.seeds:
+                run = (f"run.seed={seed}", f"run.steps={steps}", f"run.warmup_steps={steps // 10}")
+                folder = options.out / f"unified-{name.replace(', ', '-').replace(' ', '-')}-{features}-{steps}-{seed}"
+                settings = (*kind.settings, *own, *run, f"run.batch_size={2 * SHARE}")
+                found[name, features, seed] = Training(kind.command, folder, settings, kind.recipe)
+    return found
+
+
+def table(runs: Mapping[tuple[str, str, int], Training], options: Any) -> str:  # noqa: ANN401 - of the command line
+    """Return what the models read and draw, by split, features and kind."""
+    rows = []
+    for split in SPLITS:
+        measured_by = f"{split}-{options.scenes}-scenes-{options.captions}-captions.json"
+        calls = {
+            run.out / measured_by: partial(
+                figures, run.out / "model", KINDS[kind], split, options.scenes, options.captions
+            )
+            for (kind, _, _), run in runs.items()
+        }
+        found = dict(zip(runs, measured(calls, options.jobs), strict=True))
+        for features in options.features:
+            for kind in KINDS:
+                values = [found[kind, features, seed] for seed in options.seeds if (kind, features, seed) in found]
+                if values:
+                    cells = [_cell(values, name) for name in (READING, *CLAIMS)]
+                    rows.append([split, features, kind, f"{values[0]['weights'] / 1e6:.2f} M", *cells])
+    return markdown(["scenes", "features", "trained", "weights", READING, *CLAIMS], rows)
+
+
+def _cell(values: list[dict[str, float]], name: str) -> str:
+    return spread([value[name] for value in values], percent) if name in values[0] else ""
+
+
+def figures(model: Path, kind: Kind, split: str, scenes: int, captions: int) -> dict[str, float]:
+    """Number of trained weights, share of right answers, and shares of drawn pictures that show what is asked for."""
+    found = {"weights": float(trained_weights(model))}
+    if kind.reads:
+        compute = Compute(batch_size=128, progress=True)
+        report = evaluate_vqa(model, f"scenes:{split}?count={scenes}", compute=compute)
+        assert report.exact_match is not None
+        found[READING] = report.exact_match.right
+    if kind.draws:
+        sampling = SamplingSettings(_DRAWING, batch_size=64)
+        drawn = evaluate_on_scenes(
+            Checkpoint(model), Scenes(captions, split=split), Measures(None), sampling=sampling, progress=True
+        ).match["pixels"]["drawn"].as_json()
+        found |= {claim: drawn[claim] or 0.0 for claim in CLAIMS}
+    return found
+
+
+def trained_weights(model: Path) -> int:
+    """Return the number of weights in a model folder, without those of the frozen encoder and its codes."""
+    with safe_open(model / "model.safetensors", "pt") as file:
+        names = [name for name in file.keys() if not name.startswith("vision.")]
+        sizes = [file.get_slice(name).get_shape() for name in names]
+    return sum(map(prod, sizes))
+
+
+if __name__ == "__main__":
+    main()
