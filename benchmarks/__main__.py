@@ -4,10 +4,13 @@
         [--qlip PATH/QLIP] [--unitok PATH/UniTok]
 
 The paths are checkouts of the official repositories; where one is left out, timm, open_clip, numpy or torch is the
-peer, or the floor stands alone. Weights are random, of the published shapes, and the same on both sides. The two sides
-take turns in one process, and each figure is the smallest of the repeats. The floor is what the multiplications of ours
-take at the rate of a large matrix product, or the bytes it reads at that of memory, whichever is longer, both measured
-in the same run. Each benchmark has a process of its own: one that fails is named, and the others go on.
+peer, or the floor stands alone. Weights are random, of the published shapes, and the same on both sides.
+
+The two sides take turns, and each figure is the median of the repeats, with the smallest and the largest in brackets.
+A ratio is that of the medians; its brackets have the smallest and the largest ratio of one turn. The floor is what the
+multiplications of ours take at the rate of a large matrix product, or the bytes it reads at that of memory, whichever
+is longer, both at the quickest of their repeats in the same run. Each benchmark has a process of its own: one that
+fails is named, and the others go on.
 
 With --device cuda, vq, encoder, comprehension, generation, windows and scaling compute there; that was not run
 yet.
@@ -25,6 +28,8 @@ from typing import Any
 
 from benchmarks._race import HEADER, Options, Row, elsewhere, machine_name, measured
 
+#: Fewer have no median worth the name.
+FEWEST_REPEATS = 5
 NAMES = ("tokens", "vq", "encoder", "loading", "comprehension", "generation", "windows", "scaling")
 
 
@@ -46,7 +51,7 @@ def main() -> int:
     parser.add_argument("--unitok", type=checkout, help="a checkout of FoundationVision/UniTok to compare with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2, help="turns of each side, of which the quickest counts")
+    parser.add_argument("--repeats", type=int, default=5, help=f"turns of each side, at least {FEWEST_REPEATS}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that all runs, not for figures")
     parser.add_argument("--json", type=Path, help="the file to write")
     given: dict[str, Any] = vars(parser.parse_args())
@@ -54,6 +59,8 @@ def main() -> int:
     if unknown := set(names) - set(NAMES):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     options = Options(**given)
+    if options.repeats < FEWEST_REPEATS and not options.quick:
+        parser.error(f"got {options.repeats} repeats; a median wants at least {FEWEST_REPEATS}")
     os.environ["HF_HUB_OFFLINE"] = "1"  # looking for a text tokenizer there is not loading
     machine = machine_name(options)
     print(machine, HEADER, sep="\n\n", flush=True)

@@ -1,4 +1,4 @@
-"""Options, turns, floors and rows: what the benchmarks of this folder share.
+"""Options, turns, figures, floors and rows: what the benchmarks of this folder share.
 
 Each benchmark is a function ``rows(options)`` that yields rows as it measures them; `python -m benchmarks` prints them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class Options:
     unitok: Path | None = None
     device: str = "cpu"
     threads: int = 2
-    #: Turns of each contestant.
-    repeats: int = 2
+    #: Turns of each contestant that count.
+    repeats: int = 5
     #: Tiny sizes: to see that a benchmark runs, not for figures.
     quick: bool = False
 
@@ -51,15 +52,49 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """Repeats of one measurement, in turn with those of the figures that it is compared with."""
+
+    repeats: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median of the repeats."""
+        return statistics.median(self.repeats)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Smallest and largest repeat."""
+        return min(self.repeats), max(self.repeats)
+
+    def ratio(self, other: Figure) -> float:
+        """Return the median over the median of another figure."""
+        return self.median / other.median
+
+    def ratio_spread(self, other: Figure) -> tuple[float, float]:
+        """Return the smallest and the largest ratio of two repeats of the same turn."""
+        ratios = [mine / its for mine, its in zip(self.repeats, other.repeats, strict=True)]
+        return min(ratios), max(ratios)
+
+    def __add__(self, other: Figure) -> Figure:
+        """Add repeats of the same turn."""
+        return Figure(tuple(mine + its for mine, its in zip(self.repeats, other.repeats, strict=True)))
+
+    def __mul__(self, factor: float) -> Figure:
+        """Multiply each repeat, as to change the unit."""
+        return Figure(tuple(mine * factor for mine in self.repeats))
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table, which has a peer or a floor or both."""
 
     what: str
     #: s, ms, MiB or bytes; of all of them less is better.
     unit: str
-    ours: float
-    #: The same of somebody else, in the same run.
-    peer: float | None = None
+    ours: Figure
+    #: The same of somebody else, in turn with ours.
+    peer: Figure | None = None
     peer_name: str = ""
     #: What it cannot go below: operations over the measured rate of a large product, bytes over that of memory.
     floor: float | None = None
@@ -69,33 +104,46 @@ class Row:
 
     def line(self) -> str:
         """Return it as a line of a Markdown table; :data:`HEADER` comes before the first."""
-        ratio = "" if self.peer is None else f"{self.peer / self.ours:.2f}"
-        above = "" if self.floor is None else f"{self.ours / self.floor:.2f}"
+        ratio = "" if self.peer is None else _spread(self.peer.ratio(self.ours), *self.peer.ratio_spread(self.ours))
+        above = "" if self.floor is None else f"{self.ours.median / self.floor:.2f}"
         cells = (
-            self.what, self.unit, _figure(self.ours), _figure(self.peer), self.peer_name if ratio else "", ratio,
-            _figure(self.floor), above, self.wanted, self.note,
+            self.what, self.unit, _cell(self.ours), _cell(self.peer), self.peer_name if ratio else "", ratio,
+            "" if self.floor is None else _number(self.floor), above, self.wanted, self.note,
         )  # fmt: skip
         return f"| {' | '.join(cells)} |"
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _cell(figure: Figure | None) -> str:
+    return "" if figure is None else _spread(figure.median, *figure.spread)
+
+
+def _spread(middle: float, low: float, high: float) -> str:
+    """Return the median with the spread, which is left out where all repeats are equal."""
+    return _number(middle) if low == high else f"{_number(middle)} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def race(
     contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Let everybody run in turn; return the best seconds and the last result of each."""
-    seconds: dict[str, float] = {}
+) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Let everybody run in turn; return the seconds and the last result of each.
+
+    One turn before those that count loads what the first call loads, and compiles; a single repeat goes without.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     results: dict[str, Any] = {}
-    for _ in range(repeats):
+    unmeasured = int(repeats > 1)
+    for _ in range(unmeasured + repeats):
         for name, run in contestants.items():
             start = clock()
             results[name] = run()
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
-            seconds[name] = min(seconds.get(name, float("inf")), clock() - start)
-    return seconds, results
+            seconds[name].append(clock() - start)
+    return {name: Figure(tuple(turns[unmeasured:])) for name, turns in seconds.items()}, results
 
 
 def operation_count(run: Callable[[], Any]) -> float:
@@ -121,7 +169,7 @@ def product_rate(options: Options, dtype: torch.dtype) -> float:
     side = 256 if options.quick else 8192 if options.on_gpu else 3072
     a, b = torch.randn(2, side, side, dtype=dtype, device=options.device)
     seconds, _ = race({"product": lambda: a @ b}, 3 + options.repeats)
-    return 2 * side**3 / seconds["product"]
+    return 2 * side**3 / min(seconds["product"].repeats)
 
 
 @cache
@@ -129,7 +177,7 @@ def memory_rate(options: Options) -> float:
     """Return the bytes a second of summing a gigabyte."""
     numbers = torch.ones(2**20 if options.quick else 2**28, device=options.device)
     seconds, _ = race({"sum": lambda: numbers.sum()}, 3 + 2 * options.repeats)
-    return numbers.nbytes / seconds["sum"]
+    return numbers.nbytes / min(seconds["sum"].repeats)
 
 
 def weight_bytes(*modules: nn.Module) -> int:

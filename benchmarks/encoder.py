@@ -154,14 +154,14 @@ def step_rows(options: Options) -> Iterator[Row]:
     yield Row(
         f"L, a step at position {early}, float32",
         "ms",
-        1000 * steps["early"],
+        steps["early"] * 1000,
         floor=1000 * floor(options, 0, read=weights + early * kept),
     )
     yield Row(
         f"L, a step at position {late}, float32",
         "ms",
-        1000 * steps["late"],
-        1000 * steps["early"],
+        steps["late"] * 1000,
+        steps["early"] * 1000,
         f"ours at position {early}",
         1000 * floor(options, 0, read=weights + late * kept),
         "above 0.83",
@@ -201,7 +201,7 @@ def training_rows(options: Options) -> Iterator[Row]:
 def task_of(trunk: TrunkConfig, side: int, options: Options) -> EncoderTask:
     """Return the task of training an encoder of some sizes by a random teacher."""
     json, words = word_tokenizer(CAPTIONS)
-    # The text tower reads each caption once, in the first turn of each side, which is not the quickest: a small one.
+    # The text tower reads each caption once, in the first turn of each side, which does not count: a small one.
     text = TextConfig(
         context_length=64, vocabulary=words, width=64, heads=1, layers=1, output_dim=trunk.joint_dim, eos_id=EOS_ID
     )

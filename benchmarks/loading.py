@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._race import MIB, Options, Row, elsewhere, floor, published, resident
+from benchmarks._race import MIB, Figure, Options, Row, elsewhere, floor, published, resident
 
 NAME = "toklip-l-384"
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "examples" / "photographs" / "astronaut.jpg"
@@ -42,14 +42,18 @@ def rows(options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "TokLIP_L_384.pt")
         make_file(file, options)
-        peer = next(elsewhere(measured, kind, file, options))
+        kinds = [kind, *KINDS]
+        turns = [[next(elsewhere(measured, kind, file, options)) for kind in kinds] for _ in range(options.repeats)]
+        figures = {
+            kind: {what: Figure(tuple(turn[number][what] for turn in turns)) for what in turns[0][number]}
+            for number, kind in enumerate(kinds)
+        }
         for kind in KINDS:
-            ours = next(elsewhere(measured, kind, file, options))
-            yield from rows_of(kind, ours, name, peer, options)
+            yield from rows_of(kind, figures[kind], name, figures[kinds[0]], options)
 
 
 def rows_of(
-    kind: str, ours: dict[str, float], peer_name: str, peer: dict[str, float], options: Options
+    kind: str, ours: dict[str, Figure], peer_name: str, peer: dict[str, Figure], options: Options
 ) -> Iterator[Row]:
     """Yield the lines of the table; of torch.load no picture comes."""
     name, seconds, memory = KINDS[kind]
@@ -57,11 +61,12 @@ def rows_of(
     yield Row(f"{name}, load", "s", ours["load"], peer["load"], peer_name, wanted=seconds)
     both, theirs = (x["load"] + x["first"] if "first" in x else None for x in (ours, peer))
     assert both is not None
-    least = floor(options, 0, read=ours["weights"])
+    least = floor(options, 0, read=ours["weights"].median)
     yield Row(f"{name}, load and {inputs}", "s", both, theirs, peer_name if theirs else "", least)
-    note = f"private {ours['private']:.0f} MiB, the peer {peer['private']:.0f}; {ours['imports']:.0f} are the imports"
+    private, its, imports = (figure.median for figure in (ours["private"], peer["private"], ours["imports"]))
+    note = f"private {private:.0f} MiB, the peer {its:.0f}; {imports:.0f} are the imports"
     what = f"{name}, memory after load and {inputs}"
-    yield Row(what, "MiB", ours["peak"], peer["peak"], peer_name, ours["weights"] / MIB, memory, note)
+    yield Row(what, "MiB", ours["peak"], peer["peak"], peer_name, ours["weights"].median / MIB, memory, note)
 
 
 def measured(kind: str, file: Path, options: Options) -> Iterator[dict[str, float]]:

@@ -19,7 +19,7 @@ from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import Codebook
 from torch import nn
 
-from benchmarks._race import Options, Row, elsewhere, floor, noise, operation_count, race, vqgan, weight_bytes
+from benchmarks._race import Figure, Options, Row, elsewhere, floor, noise, operation_count, race, vqgan, weight_bytes
 from benchmarks.encoder import step_of, task_of, timm_contestants
 
 
@@ -52,7 +52,7 @@ def search_rows(options: Options) -> Iterator[Row]:
             return torch.cdist(latents, book.weight).argmin(-1)
 
         seconds, _ = race({"ours": ours, "cdist": theirs}, 2 * options.repeats)
-        ours_ms, cdist_ms = (1000 * seconds[who] for who in ("ours", "cdist"))
+        ours_ms, cdist_ms = (seconds[who] * 1000 for who in ("ours", "cdist"))
         least = 1000 * floor(options, operation_count(ours))
         yield Row(f"search {size} codes for {len(latents)} latents", "ms", ours_ms, cdist_ms, "torch.cdist", least)
 
@@ -108,19 +108,21 @@ def step_rows(options: Options) -> Iterator[Row]:
         weights = weight_bytes(encoder.projector, encoder.blocks, encoder.norm)
         kept = sum(x.nbytes for x in (*cache.keys, *cache.values)) * 100 / 256
         least = 1000 * floor(options, operation_count(ours), read=weights + kept)
-        yield Row(f"ViT-B encoder, a step at position 100, batch {batch}", "ms", 1000 * seconds[""], floor=least)
+        yield Row(f"ViT-B encoder, a step at position 100, batch {batch}", "ms", seconds[""] * 1000, floor=least)
 
 
 def process_rows(options: Options) -> Iterator[Row]:
     """Encode 4 pictures, and train an encoder on 4, by one process and by two that share them."""
     side = 32 if options.quick else 256
     names = (f"VQ-16, encode 4 x {side} px", f"ViT-B encoder, forward and backward on 4 x {side} px from ids")
-    for name, alone, shared in zip(names, together(1, options), together(2, options), strict=True):
+    turns = [(together(1, options), together(2, options)) for _ in range(options.repeats)]
+    for number, name in enumerate(names):
+        alone, shared = (Figure(tuple(turn[side][number] for turn in turns)) for side in (0, 1))
         yield Row(f"{name}, 2 processes", "s", shared, alone, "1 process, as many threads", wanted="1x")
 
 
 def together(count: int, options: Options) -> list[float]:
-    """Return what the slowest of some processes takes to encode, and to train, its share of 4 pictures."""
+    """Return the seconds that the slowest of some processes takes to encode, and to train, its share of 4 pictures."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with ThreadPoolExecutor(count) as pool:
@@ -144,8 +146,9 @@ def share(rank: int, count: int, port: int, options: Options) -> Iterator[float]
         captions = ["a red circle on a blue ground", "two green stars"] * 2
         step = step_of(task, model, batch | {"captions": captions[: len(ids)]})
         for run in (lambda: task.tokenizer.encode(pixels), step):
+            run()
             dist.barrier()
-            seconds, _ = race({"": cast(Callable[[], Any], run)}, options.repeats)
-            yield seconds[""]
+            seconds, _ = race({"": cast(Callable[[], Any], run)}, 1)
+            yield seconds[""].median
     finally:
         dist.destroy_process_group()

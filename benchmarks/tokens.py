@@ -25,7 +25,7 @@ from toklip_core.pictures import entries, find_pictures, open_picture, resized
 from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
 from toklip_core.tokenizer import TokenizerRecord
 
-from benchmarks._race import Options, Row, race
+from benchmarks._race import Figure, Options, Row, race
 
 #: Tokenizer -> codebook size of each level, and side of the grid of a picture of 256 px.
 STORES = {
@@ -73,8 +73,8 @@ def reading_row(side: int, path: Path, options: Options) -> Row:
 
     seconds, _ = race({"ours": ours, "peer": theirs}, options.repeats, time.process_time)
     what = f"read JPEG {side * 4 // 3} x {side}, {len(buffer.getvalue()) / 1000:.0f} kB"
-    each = {who: 1000 * value / count for who, value in seconds.items()}
-    note = f"{1000 / each['ours']:.0f} pictures a CPU second"
+    each = {who: figure * (1000 / count) for who, figure in seconds.items()}
+    note = f"{1000 / each['ours'].median:.0f} pictures a CPU second"
     return Row(what, "ms", each["ours"], each["peer"], "open_clip, to float32", note=note)
 
 
@@ -109,7 +109,7 @@ def store_rows(
     theirs = sum((path / f"0.{kind}.npy").stat().st_size for kind in kinds)
     # What compression can make of the features' random numbers is not known.
     least = None if width else side**2 * sum(map(math.log2, codebook_sizes)) / 8
-    yield Row(f"{what}, a picture", "bytes", size, theirs, ".npy, int64 and float32", least)
+    yield Row(f"{what}, a picture", "bytes", Figure((size,)), Figure((theirs,)), ".npy, int64 and float32", least)
 
     store = TokenStore(path)
     some = [number * 997 * 11 % count for number in range(min(count, 100))]
@@ -117,11 +117,13 @@ def store_rows(
     def load(row: int) -> list[torch.Tensor]:
         return [torch.from_numpy(np.load(path / f"{row}.{kind}.npy")) for kind in kinds]
 
-    def each(reads: Callable[[], object], times: int) -> float:
-        return race({"": reads}, options.repeats, time.process_time)[0][""] * 1000 / times
-
-    in_order = each(lambda: [row.ids for row in store], count)
-    one_file = each(lambda: [load(row) for row in few], len(few))
-    at_random = each(lambda: [store[number].ids for number in some], len(some))
-    yield Row(f"{what}, a row in order", "ms", in_order, one_file, ".npy")
-    yield Row(f"{what}, a row at random", "ms", at_random, one_file, ".npy")
+    contestants: dict[str, Callable[[], Any]] = {
+        "in order": lambda: [row.ids for row in store],
+        ".npy": lambda: [load(row) for row in few],
+        "at random": lambda: [store[number].ids for number in some],
+    }
+    seconds, _ = race(contestants, options.repeats, time.process_time)
+    times = {"in order": count, ".npy": len(few), "at random": len(some)}
+    each = {who: figure * (1000 / times[who]) for who, figure in seconds.items()}
+    for order in ("in order", "at random"):
+        yield Row(f"{what}, a row {order}", "ms", each[order], each[".npy"], ".npy")

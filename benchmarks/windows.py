@@ -55,16 +55,14 @@ def whole_pictures(
         return torch.cat(ids)
 
     contestants: dict[str, Callable[[], Any]] = {str(width): partial(draw, width) for width in WIDTHS}
-    if options.on_gpu:
-        race(contestants, 1)  # to compile
     seconds, ids = race(contestants, options.repeats)
     for width in WIDTHS:
         same = (ids[str(width)] == ids["1"]).flatten(1).all(1).sum()
         yield Row(
             what=f"toklip-gen-tiny, {noise} noise, window {width}",
             unit="s",
-            ours=seconds[str(width)] / len(captions),
-            peer=seconds["1"] / len(captions),
+            ours=seconds[str(width)] * (1 / len(captions)),
+            peer=seconds["1"] * (1 / len(captions)),
             peer_name="a window of 1",
             note=f"{calls[1] / calls[width]:.2f} positions per call; {same} of {len(captions)} pictures are the same",
         )
@@ -87,12 +85,12 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
     widths = [width for width in WIDTHS if width <= half]
     seconds, _ = race({str(width): call(width) for width in widths}, 1 + 2 * options.repeats)
     for width in widths:
-        ratio = seconds[str(width)] / seconds["1"]
+        ratio = seconds[str(width)].ratio(seconds["1"])
         yield Row(
             what=f"GPT-B, one call, window {width}, {dtype}",
             unit="ms",
-            ours=1000 * seconds[str(width)],
-            peer=1000 * seconds["1"],
+            ours=seconds[str(width)] * 1000,
+            peer=seconds["1"] * 1000,
             peer_name="a window of 1",
             note=f"pays off above {ratio:.2f} positions per call",
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks._race import HEADER, Options, Row, elsewhere, race
+from benchmarks._race import HEADER, Figure, Options, Row, elsewhere, race
 
 QUICK = Options(threads=1, repeats=1, quick=True)
 
@@ -18,7 +18,8 @@ QUICK = Options(threads=1, repeats=1, quick=True)
 @pytest.fixture
 def here(monkeypatch):
     """Processes of their own are for figures: here all is one."""
-    monkeypatch.setattr("benchmarks.loading.elsewhere", lambda function, *arguments: function(*arguments))
+    for name in ("loading", "vq"):
+        monkeypatch.setattr(f"benchmarks.{name}.elsewhere", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr("benchmarks.scaling.together", lambda count, options: [1.0, 1.0])
     threads = torch.get_num_threads()
     yield
@@ -31,20 +32,42 @@ def test_every_row_has_a_peer_or_a_floor(name, here):
     rows = list(importlib.import_module(f"benchmarks.{name}").rows(QUICK))
     assert rows
     for row in rows:
-        assert row.ours > 0
+        assert row.ours.median > 0
         assert row.peer or row.floor, row.what
         assert bool(row.peer) <= bool(row.peer_name), row.what
 
 
-def test_the_best_turn_of_each_counts():
-    times = iter([0, 5, 0, 1, 0, 2, 0, 3])
-    seconds, results = race({"a": lambda: "A", "b": lambda: "B"}, 2, clock=lambda: next(times))
-    assert seconds == {"a": 2, "b": 1} and results == {"a": "A", "b": "B"}
+def raced(turns, repeats):
+    """Race a and b: each turn has the seconds of both."""
+    clock = iter([time for seconds in turns for one in seconds for time in (0, one)])
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
+    seconds, results = race(contestants, repeats, clock=lambda: next(clock))
+    return seconds, results, "".join(calls)
+
+
+def test_sides_take_turns_and_all_but_the_first_count():
+    seconds, results, calls = raced([(9, 9), (5, 1), (2, 3), (4, 8)], 3)
+    assert seconds == {"a": Figure((5, 2, 4)), "b": Figure((1, 3, 8))}
+    assert calls == "abababab" and results == {"a": 7, "b": 8}
+    assert raced([(5, 1)], 1)[0] == {"a": Figure((5,)), "b": Figure((1,))}
+
+
+def test_a_figure_is_a_median_and_a_spread_and_a_ratio_is_that_of_the_medians():
+    ours, theirs = Figure((1.0, 2.0, 4.0, 2.0, 8.0)), Figure((2.0, 3.0, 4.0, 6.0, 16.0))
+    assert (ours.median, ours.spread) == (2, (1, 8))
+    assert theirs.ratio(ours) == 2 and theirs.ratio_spread(ours) == (1, 3)
+    assert (ours + theirs).repeats == (3, 5, 8, 8, 24) and (ours * 10).repeats == (10, 20, 40, 20, 80)
+    with pytest.raises(ValueError, match="shorter"):
+        ours.ratio_spread(Figure((1.0,)))
 
 
 def test_a_row_has_as_many_cells_as_the_header():
-    for row in (Row("x", "s", 1.0, 2.0, "timm", 0.5), Row("x", "MiB", 4681.0)):
+    rows = (Row("x", "s", Figure((1.0, 2.0)), Figure((3.0, 5.0)), "timm", 0.5), Row("x", "MiB", Figure((4681.0,))))
+    for row in rows:
         assert row.line().count("|") == HEADER.splitlines()[0].count("|")
+    assert rows[0].line() == "| x | s | 1.5 (1 to 2) | 4 (3 to 5) | timm | 2.67 (2.5 to 3) | 0.5 | 3.00 |  |  |"
+    assert "| MiB | 4,681 |" in rows[1].line()
 
 
 @pytest.mark.slow
@@ -58,7 +81,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(monkeypatch, tmp_path, cap
     def measured_here(function, name, options):
         if name == "vq":
             raise RuntimeError("ended with -9")
-        yield Row(name, "s", 1.0, floor=0.5)
+        yield Row(name, "s", Figure((1.0,)), floor=0.5)
 
     monkeypatch.setattr("benchmarks.__main__.elsewhere", measured_here)
     monkeypatch.setattr("sys.argv", ["benchmarks", "vq", "scaling", "--json", str(tmp_path / "bench.json")])
@@ -74,3 +97,10 @@ def test_an_unknown_benchmark_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmarks.main()
     assert "there is no benchmark speed; there are tokens, vq," in capsys.readouterr().err
+
+
+def test_fewer_repeats_than_a_median_wants_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "vq", "--repeats", "2"])
+    with pytest.raises(SystemExit):
+        benchmarks.main()
+    assert "got 2 repeats; a median wants at least 5" in capsys.readouterr().err
