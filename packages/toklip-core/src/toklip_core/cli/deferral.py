@@ -1,8 +1,8 @@
 """Large packages that initialise themselves when they are used, so that one module of them can be imported alone.
 
 ``import open_clip.transformer`` runs open_clip's ``__init__`` first, which imports transformers, scipy, torchvision and
-the compiler of torch, seconds in all, before the one small module that is wanted. The command ``toklip`` waits for
-that; a program that imports the toolkit finds these packages as they always are.
+the compiler of torch, seconds in all, before the one small module that is wanted. The command ``toklip`` puts that off;
+a program that imports the toolkit is not affected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 #: Packages whose ``__init__`` is slow, outer ones first. timm and open_clip import single modules of torchvision.
 _SLOW = ("open_clip", "timm", "timm.models", "torchvision", "torchvision.models", "torchvision.ops")
 
+#: Held while a package is initialised; other threads that ask it for a name wait for that.
 _lock = threading.RLock()
+#: Packages that the thread with the lock is initialising.
+_initializing: set[ModuleType] = set()
 
 
 def defer_packages() -> None:
@@ -33,7 +36,7 @@ def defer_packages() -> None:
         if spec is None:
             continue
         module = importlib.util.module_from_spec(spec)
-        module.__class__ = _Deferred
+        module.__class__ = _DeferredPackage
         sys.modules[name] = module
         if parent:
             setattr(sys.modules[parent], child, module)
@@ -43,13 +46,15 @@ def defer_packages() -> None:
             module.__dict__["__version__"] = version(name)  # timm's own modules ask for it
 
 
-class _Deferred(ModuleType):
-    """A package that is in sys.modules, and whose ``__init__`` has not run yet."""
+class _DeferredPackage(ModuleType):
+    """A package that is in sys.modules, and whose ``__init__`` has not run or not ended yet."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the package has
         with _lock:
+            if self in _initializing:  # this thread runs its __init__, which looks for names that are not there yet
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}", name=name, obj=self)
             outer = sys.modules.get(self.__name__.rpartition(".")[0])
-            if isinstance(outer, _Deferred):
+            if isinstance(outer, _DeferredPackage) and outer not in _initializing:
                 _initialize(outer)
             _initialize(self)
         return getattr(self, name)
@@ -57,11 +62,11 @@ class _Deferred(ModuleType):
 
 def _initialize(package: ModuleType) -> None:
     if type(package) is ModuleType:
-        return  # its outer package did it
-    package.__class__ = ModuleType  # first, because the package looks for its own names as it is imported
+        return  # its outer package, or another thread, did it
     assert package.__spec__ is not None and package.__spec__.loader is not None
+    _initializing.add(package)
     try:
         package.__spec__.loader.exec_module(package)
-    except BaseException:
-        package.__class__ = _Deferred
-        raise
+        package.__class__ = ModuleType
+    finally:
+        _initializing.remove(package)
