@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent
 PACKAGES = ["toklip-core", "toklip-vq", "toklip-mllm", "toklip-gen"]
 #: Package -> its extras: what a developer installs, and what the tests need.
 EXTRAS = {
-    "toklip-core": "[train,evaluate]",
+    "toklip-core": "[train,evaluate,app]",
     "toklip-vq": "[train,transformers]",
     "toklip-mllm": "[train]",
     "toklip-gen": "[train,evaluate,t5]",

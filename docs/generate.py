@@ -24,8 +24,8 @@ from toklip_core.plugins import TokenizerSpec
 
 REFERENCE = Path(__file__).parent / "reference"
 PACKAGES = ("toklip_core", "toklip_vq", "toklip_mllm", "toklip_gen")
-#: A module that another program imports: it needs that program.
-ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval"}
+#: Modules that need another program, or an extra, to be imported.
+ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval", "toklip_core.demo.app.page"}
 #: The markup of docstrings that Markdown does not know: :class:`X` is `X`.
 _ROLE = re.compile(r":\w+:(?=`)")
 #: What is between them in tokenizers.md is written here; the rest of that page is written by hand.

@@ -20,7 +20,7 @@ from tests.support.pages import PAGES, ROOT, blocks
 REFERENCE = ROOT / "docs/reference"
 PACKAGES = ("toklip_core", "toklip_vq", "toklip_mllm", "toklip_gen")
 #: A module that another program imports: it needs that program.
-ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval"}
+ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval", "toklip_core.demo.app.page"}
 #: What names are imported from without their module.
 OFFERING = (*PACKAGES, "toklip_core.scenes")
 _FENCED = re.compile(r"^[ ]*```.*?^[ ]*```", re.MULTILINE | re.DOTALL)

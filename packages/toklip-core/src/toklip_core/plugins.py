@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import pluggy
 
 if TYPE_CHECKING:
     import click
     import torch
+    from PIL import Image
     from torch import Tensor
 
     from toklip_core.drawing import Drawing, DrawResult, Window
@@ -153,6 +155,37 @@ class PictureModel(Protocol):
         """Return pixels (B, 3, H, W), float32 in [-1, 1], for ids (B, h, w, Q)."""
 
 
+class PictureInAnswer(Protocol):
+    """A picture that a model has drawn in a conversation."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+
+
+class PictureChat(Protocol):
+    """A conversation with a model that reads pictures, and may draw them; ``toklip app`` uses these members."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model can answer in pictures."""
+
+    def say(
+        self, text: str, pictures: Sequence[Image.Image | Path | str] = ()
+    ) -> Generator[str | PictureInAnswer, None, Any]:
+        """Yield the answer to a text that comes after pictures: words as they are generated, and drawn pictures.
+
+        ValueError if a picture cannot be read, or the conversation is too long; it stays as it was before.
+        """
+
+    def clear(self) -> None:
+        """Forget what was said and shown."""
+
+
+#: Starts a conversation; the argument is the seed of what is drawn or sampled.
+ChatStarter: TypeAlias = Callable[[int], PictureChat]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
     """Description of a tokenizer by a plugin, which needs no heavy imports.
@@ -251,11 +284,15 @@ class NamedModel:
     #: (None: as stored), and with ``toklip``, the path of its TokLIP, if the user names one. Import torch inside it.
     #: None: the model does not draw.
     load: Callable[..., PictureModel] | None = field(default=None, repr=False)
-    #: The ``model_type`` in config.json of folders with models of this kind; empty if there is none.
+    #: The ``model_type``, or else ``kind``, in config.json of folders with models of this kind; empty if there is none.
     model_type: str = ""
     #: Loads a model that draws from such a folder, for ``toklip generate --model FOLDER``: called as ``load`` is, with
     #: the folder first. None: no model of this kind draws.
     load_folder: Callable[..., PictureModel] | None = field(default=None, repr=False)
+    #: Loads a model that one can talk with, for ``toklip app --model NAME``: called with the name of this model, the
+    #: folder of another of its kind, or owner/name on the hub, and with the keyword ``device``. Import torch inside it.
+    #: None: there is no talking with models of this kind.
+    chat: Callable[..., ChatStarter] | None = field(default=None, repr=False)
     #: Loads a model that compares pictures with texts, for ``--model NAME`` of ``toklip classify``, ``search``,
     #: ``evaluate zero-shot`` and ``retrieval``: an ``nn.Module`` that is a :class:`toklip_core.evaluation.Matcher`.
     #: Called with the path of its weights, which the user names as NAME=PATH, or None for the published ones. Import
@@ -377,6 +414,54 @@ def tokenizer_spec(name: str) -> TokenizerSpec:
     broken = [plugin.name for plugin in registry().plugins if plugin.error]
     out = f" Left out, see `toklip plugins`: {', '.join(broken)}." if broken else ""
     raise LookupError(f"no VQ tokenizer is named {name!r}.{hint} {known}{out}")
+
+
+def picture_loader(name: Path | str) -> Callable[..., PictureModel] | None:
+    """Return the loader of a model that draws, by its name or folder; None if no plugin knows one that is named so.
+
+    The loader takes the keywords of :attr:`NamedModel.load`.
+
+    Raises:
+        ValueError: the model does not draw.
+    """
+    models = registry().models
+    if spec := models.get(str(name)):
+        if spec.load is None:
+            raise ValueError(f"{spec.name!r} is a {spec.kind} and does not draw; `toklip models` says which models do")
+        return spec.load
+    kind = _kind_of_folder(Path(name))
+    loads = (spec.load_folder for spec in models.values() if kind and spec.model_type == kind)
+    return next((partial(load, name) for load in loads if load is not None), None)
+
+
+def chat_loader(name: Path | str) -> Callable[..., ChatStarter]:
+    """Return the loader of a model that one can talk with; it takes the keyword ``device``.
+
+    Args:
+        name: name of a plugin's model, or folder or owner/name on the hub of a model of such a kind.
+
+    Raises:
+        LookupError: no plugin has models that one can talk with.
+        ValueError: there is no talking with the model.
+    """
+    models = registry().models
+    if (spec := models.get(str(name))) and spec.chat is None:
+        raise ValueError(f"{spec.name!r} is a {spec.kind}, which answers no questions; name a language model")
+    kind = spec.model_type if spec else _kind_of_folder(Path(name))
+    able = [spec] if spec else sorted(models.values(), key=lambda other: not kind or other.model_type != kind)
+    for one in able:
+        if one.chat is not None:
+            return partial(one.chat, name)
+    raise LookupError("no plugin has a model that answers questions: pip install toklip-mllm")
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """Return ``model_type`` or ``kind`` in the config.json of a folder; empty if there is none that can be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("model_type") or found.get("kind") or "") if isinstance(found, dict) else ""
 
 
 _Spec = TypeVar("_Spec", TokenizerSpec, NamedModel)

@@ -62,7 +62,7 @@ def unknown(name: str) -> str:
 
 
 def _load(
-    name: str, *, device: torch.device | str, dtype: torch.dtype | None, toklip: Path | str | None = None
+    name: Path | str, *, device: torch.device | str, dtype: torch.dtype | None, toklip: Path | str | None = None
 ) -> PictureGenerator:
     from toklip_gen.generator import load_generator
 
@@ -97,4 +97,6 @@ def _tiny() -> NamedModel:
         image_size=config["image_size"][0],
         tokens=rows * columns,
         load=partial(_load, "toklip-gen-tiny"),
+        model_type=config["kind"],
+        load_folder=_load,
     )

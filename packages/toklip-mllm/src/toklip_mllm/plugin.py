@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from toklip_core.plugins import NamedModel, PictureModel, hookimpl
+from toklip_core.plugins import ChatStarter, NamedModel, PictureModel, hookimpl
 
 from toklip_mllm.commands import ask, chat, train_mllm, vqa
 from toklip_mllm.published import tiny
@@ -19,13 +19,24 @@ if TYPE_CHECKING:
 @hookimpl
 def toklip_register_models() -> list[NamedModel]:
     """Return the language model that ships with the package; folders of its kind may hold models that draw."""
-    return [replace(tiny(), load_folder=_load_folder)]
+    return [replace(tiny(), load_folder=_load_folder, chat=_load_chat)]
 
 
 def _load_folder(folder: Path | str, *, device: torch.device | str, dtype: torch.dtype | None) -> PictureModel:
     from toklip_mllm.drawing import load_drawer
 
     return load_drawer(folder, device=device, dtype=dtype)
+
+
+def _load_chat(name: Path | str, *, device: torch.device | str) -> ChatStarter:
+    from transformers.utils import logging
+
+    from toklip_mllm.chat import Chat, ChatSettings
+    from toklip_mllm.model import load
+
+    logging.disable_progress_bar()
+    model, processor = load(name, device=device)
+    return lambda seed: Chat(model, processor, ChatSettings(seed=seed))
 
 
 @hookimpl

@@ -4,7 +4,7 @@
     models.py   commands of models                       train.py  toklip train encoder | teacher
     task.py     training tasks as commands               demo.py   toklip demo
     options.py  options that commands share              compare.py  toklip compare tokenizers
-    deferral.py large packages, initialised when they are used
+    app.py      toklip app                               deferral.py  large packages, initialised when they are used
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toklip_core import __version__
+from toklip_core.cli.app import app
 from toklip_core.cli.compare import compare
 from toklip_core.cli.deferral import defer_packages
 from toklip_core.cli.demo import demo
@@ -363,7 +364,7 @@ def _complaint(plugin: Plugin, of_commands: str) -> str:
     return f"its commands are left out: {of_commands}" if of_commands else ""
 
 
-for command in (classify, compare, convert, demo, explain, models, search):
+for command in (app, classify, compare, convert, demo, explain, models, search):
     cli.add_command(command)
 for command in (retrieval, zero_shot):
     evaluate.add_command(command)

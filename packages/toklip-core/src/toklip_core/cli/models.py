@@ -333,7 +333,7 @@ def _row(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _plugin_row(model: NamedModel) -> dict[str, Any]:
-    loading = {"load", "load_folder", "match", "model_type"}
+    loading = {"load", "load_folder", "chat", "match", "model_type"}
     shown = {name: value for name, value in vars(model).items() if name not in loading}
     return {**shown, "draws": model.load is not None, "aliases": [], "status": _status(model)}
 

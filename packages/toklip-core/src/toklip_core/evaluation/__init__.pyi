@@ -23,6 +23,7 @@ from .comparison import (
 from .explain import (
     Explanation as Explanation,
     draw_explanation as draw_explanation,
+    draw_map as draw_map,
     explain_image as explain_image,
     explain_picture as explain_picture,
 )

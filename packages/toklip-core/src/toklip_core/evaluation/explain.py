@@ -188,6 +188,15 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     return picture_sheet(titles, panels, below=_legend(explanation, span, sheet_width(len(panels))))
 
 
+def draw_map(explanation: Explanation, text: str) -> Image.Image:
+    """Return the panel of one text, of PANEL_SIDE: the picture in grey under the colours of the tokens' values.
+
+    The colours go from the smallest to the largest value of this text.
+    """
+    grid = explanation.values[explanation.texts.index(text)].numpy()
+    return _overlaid(_faint(explanation.image), grid, (float(grid.min()), float(grid.max())))
+
+
 def _refuse_texts(texts: Sequence[str], relative: bool) -> Sequence[str]:
     """Return the texts; ValueError if there is none, an empty one, two alike, or a single one to compare."""
     texts = refuse_duplicates(texts, "text")

@@ -1,0 +1,108 @@
+"""The models of `toklip app`, loaded once for all visitors, and the pictures that it offers to try."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from PIL import Image
+
+from toklip_core.config import Compute
+from toklip_core.demo.chapters import PHOTOGRAPH
+from toklip_core.evaluation import Matcher, PictureIndex, load_matcher, pictures_to_search
+from toklip_core.plugins import ChatStarter, NamedModel, PictureModel, Registry, chat_loader, picture_loader
+from toklip_core.scenes import Scenes
+
+#: Numbers of the scenes that are offered to try.
+_SCENES = (62, 4, 17, 23, 31)
+
+
+@dataclass(frozen=True)
+class AppModels:
+    """Everything that the tabs compute with."""
+
+    compute: Compute
+    found: Registry
+    #: Name and model of TokLIP's kind, and what is said of it.
+    matcher: Matcher
+    protocol: dict[str, str]
+    #: What the tab of the search says it searches.
+    where: str
+    index: PictureIndex
+    #: Name of the language model, and the function that starts a conversation with it; None: no package has one.
+    language_model: str | None
+    start: ChatStarter | None
+    #: Name of the model that draws where the language model does not, and the model; None: no package has one.
+    generator: str | None
+    drawer: PictureModel | None
+
+
+def load_models(
+    found: Registry,
+    *,
+    model: str | None,
+    generator: str | None,
+    toklip: str,
+    pictures: Sequence[str],
+    compute: Compute,
+) -> AppModels:
+    """Load the models of the app, each by its name or folder.
+
+    Args:
+        found: the plugins.
+        model: language model; None: the one that ships with a package, preferably one that draws, if there is any.
+        generator: model that draws; None: the one that ships with a package, if there is any.
+        toklip: TokLIP, or for the search alone another model that compares pictures with texts.
+        pictures: what the tab of the search searches, see :func:`toklip_core.evaluation.pictures_to_search`.
+        compute: where to compute.
+
+    Raises:
+        FileNotFoundError: a model or a picture is not there.
+        LookupError: there is no such model.
+        ValueError: a model is of another kind, or there is no such device.
+    """
+    listed = pictures_to_search(pictures, compute)
+    shipped = [one for one in found.models.values() if not one.source]
+    if model is None:
+        talking = [one for one in shipped if one.chat is not None]
+        model = _name(sorted(talking, key=lambda one: one.load is None))
+    if generator is None:
+        generator = _name([one for one in shipped if one.load is not None])
+    matcher, protocol = load_matcher(toklip, compute)
+    return AppModels(
+        compute=compute,
+        found=found,
+        matcher=matcher,
+        protocol=protocol,
+        where=" ".join(pictures),
+        index=PictureIndex(matcher, listed, protocol=protocol, compute=compute, kept=True),
+        language_model=model,
+        start=None if model is None else chat_loader(model)(device=compute.device),
+        generator=generator,
+        drawer=None if generator is None else _drawer(generator, compute),
+    )
+
+
+def _name(models: Sequence[NamedModel]) -> str | None:
+    return models[0].name if models else None
+
+
+def _drawer(name: str, compute: Compute) -> PictureModel:
+    loader = picture_loader(name)
+    if loader is None:
+        raise LookupError(f"no model that draws is named {name!r}, and no folder has one; `toklip models` lists them")
+    return loader(device=compute.device, dtype=None)
+
+
+def write_examples(folder: Path) -> list[str]:
+    """Write pictures to try, scenes that no shipped model was trained on and a photograph; return their paths."""
+    folder.mkdir()
+    scenes = Scenes(max(_SCENES) + 1, seed=3, split="validation", background="plain")
+    for number in _SCENES:
+        Image.fromarray(scenes[number].pixels).save(folder / f"scene-{number}.png")
+    with as_file(files("toklip_core.demo") / PHOTOGRAPH) as photograph:
+        shutil.copy(photograph, folder / PHOTOGRAPH)
+    return [*(str(folder / f"scene-{number}.png") for number in _SCENES), str(folder / PHOTOGRAPH)]

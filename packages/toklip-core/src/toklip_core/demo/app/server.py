@@ -1,0 +1,190 @@
+"""The server of `toklip app`: its settings, its address, its temporary folder, and its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from toklip_core.config import Compute
+from toklip_core.demo.app.models import AppModels, load_models
+from toklip_core.plugins import Registry
+
+#: What is searched if nothing is named.
+SCENES = "scenes:validation?count=200"
+#: Where a browser may load from: this server alone, whatever Gradio's page asks for.
+_POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """Settings of :func:`serve_app`."""
+
+    #: Language model of the chat, by name or folder; None: the one that ships with a package.
+    model: str | None = None
+    #: Model that draws in the chat where the language model does not; None: the one that ships with a package.
+    generator: str | None = None
+    #: TokLIP of the tokens and the search.
+    toklip: str = "toklip-tiny"
+    #: What the search reads: files, folders, scenes, or one token store.
+    pictures: tuple[str, ...] = (SCENES,)
+    #: Address to listen on, and port; 0 takes any that is free.
+    host: str = "127.0.0.1"
+    port: int = 7860
+    #: Whether a browser is opened.
+    browser: bool = True
+    compute: Compute = Compute()
+
+
+def serve_app(
+    settings: AppSettings, found: Registry, *, stop: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Serve the page until a stop is requested.
+
+    What visitors upload, and what is drawn, is in a temporary folder that is removed at the end.
+
+    Args:
+        settings: models, pictures and address.
+        found: the plugins.
+        stop: returns whether to end.
+        say: is told the address, in one line, once the page is there.
+
+    Raises:
+        FileNotFoundError: a model or a picture is not there.
+        LookupError: there is no such model, or the extra is not installed.
+        OSError: the address is taken, or is none of this machine.
+        ValueError: a model is of another kind, or there is no such device.
+    """
+    for library in ("gradio", "torchmetrics"):
+        if find_spec(library) is None:
+            raise LookupError(f"{library} is not installed: pip install 'toklip-core[app]'")
+    with _listening(settings.host, settings.port) as listener, TemporaryDirectory(prefix="toklip-app-") as temporary:
+        # Gradio reads them when it is imported: where uploads go, and that it reports nothing to its authors.
+        os.environ |= {"GRADIO_TEMP_DIR": str(Path(temporary, "uploads")), "GRADIO_ANALYTICS_ENABLED": "False"}
+        models = load_models(
+            found,
+            model=settings.model,
+            generator=settings.generator,
+            toklip=settings.toklip,
+            pictures=settings.pictures,
+            compute=settings.compute,
+        )
+        if stop():
+            return
+        port = listener.getsockname()[1]
+        with _running(_application(models, Path(temporary), settings.host, port), listener) as is_alive:
+            address = f"http://{_in_url(settings.host)}:{port}"
+            say(address)
+            if settings.browser:
+                webbrowser.open(address)
+            while not stop() and is_alive(_SECONDS):
+                pass
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens; OSError, in words, if it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on port {port} of {host}: {error.strerror or error}; name another one (--port), or 0 for "
+            "any that is free"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _application(models: AppModels, folder: Path, host: str, port: int) -> Any:  # noqa: ANN401 - of Gradio, an extra
+    """Return the page as an application of FastAPI."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from toklip_core.demo.app.page import build_page, page_style
+
+    page = build_page(models, folder, _left_out(models))
+    outer = FastAPI(openapi_url=None)
+    app = gr.mount_gradio_app(
+        outer, page, path="/", server_name=host, server_port=port, run_history=False, ssr_mode=False, pwa=False,
+        mcp_server=False, show_error=True, allowed_paths=[str(folder)], **page_style(),
+    )
+    if _is_of_this_machine(host):
+        # Another site cannot reach the page through a name that it has led to this address.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1", "[::1]"])
+
+    app.add_middleware(_SelfOnly)
+    return app
+
+
+class _SelfOnly:
+    """An application of ASGI that tells browsers to load the page of another one from this server alone."""
+
+    def __init__(self, app: Any) -> None:  # noqa: ANN401 - an application of ASGI
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI has it
+        async def answer(message: Any) -> None:  # noqa: ANN401
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", _POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", ()), policy]}
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
+def _left_out(models: AppModels) -> list[str]:
+    if models.start is None:
+        return ["For a chat, install a package that has a language model: `pip install toklip-mllm`"]
+    if models.drawer is None:
+        return ["For drawing, install a package that has a generator: `pip install toklip-gen`"]
+    return []
+
+
+@contextmanager
+def _running(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bool]]:  # noqa: ANN401
+    """Run an application in a thread; yield a function that waits, and returns whether it still runs."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    # Outside the main thread uvicorn leaves the signals alone.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="toklip app")
+    thread.start()
+
+    def is_alive(seconds: float) -> bool:
+        thread.join(seconds)
+        return thread.is_alive()
+
+    try:
+        while not server.started and is_alive(_SECONDS):
+            pass
+        yield is_alive
+    finally:
+        # An open page keeps a connection, whose end would be told as an error.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        server.should_exit = True
+        thread.join()
+
+
+def _is_of_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
