@@ -77,7 +77,8 @@ def quick(session: nox.Session) -> None:
     """Run ruff, and the tests that take no time: for whoever is editing."""
     install(session, PACKAGES, "--editable", "./docs/examples/toklip-toy", "--group", "test", "--group", "lint")
     session.run("ruff", "check")
-    session.run(*PYTEST, "-m", "not slow and not weights and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    quick = "not slow and not weights and not gpu and not windows"
+    session.run(*PYTEST, "-m", quick, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @cache
@@ -133,6 +134,13 @@ def gpu(session: nox.Session) -> None:
     """Run the tests that need a GPU."""
     install(session, PACKAGES, "--group", "test")
     session.run("pytest", "tests/gpu", "-m", "gpu", *session.posargs)
+
+
+@nox.session
+def windows(session: nox.Session) -> None:
+    """Draw the pictures of 64 seeds with windows of 1, 4, 16 and 64 positions, which takes a quarter of an hour."""
+    install(session, ["toklip-core", "toklip-vq", "toklip-gen"], "--group", "test")
+    session.run(*PYTEST, "tests/gen/generator", "-m", "windows", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

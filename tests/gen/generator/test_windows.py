@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from toklip_core.drawing import Guidance, Sampler
+from toklip_core.drawing import Guidance, Sampler, choose_ids
+from toklip_core.drawing.noise import UniformNoise
 from toklip_gen import load_generator
 from toklip_gen.generator import IdPredictor
 
@@ -55,20 +56,91 @@ def shipped():
     return load_generator("toklip-gen-tiny", dtype=torch.float64)
 
 
+CASES = {
+    "guidance": {},
+    "no guidance": {"guidance": NO_GUIDANCE},
+    "prefix and schedule": {"known": 20, "guidance": SCHEDULE},
+    "compiled": {"known": 40, "compiled": True},
+}
+MORE_CASES = {"prefix": {"known": 40}, "compiled without guidance": {"compiled": True, "guidance": NO_GUIDANCE}}
+
+
+def few_and_many(cases, more):
+    """Return cases of 4 seeds drawn in a batch, and of 64 drawn one by one, whose drafts fit more often."""
+    few = [pytest.param(case, range(4), 4, id=f"{name}, 4 seeds") for name, case in cases.items()]
+    many = [
+        pytest.param(case, range(64), 1, id=f"{name}, 64 seeds", marks=pytest.mark.windows)
+        for name, case in (cases | more).items()
+    ]
+    return few + many
+
+
+def pictures_of(pictures, seeds, *, batch, window, prefix=None, compiled=False, guidance=None):
+    """Return the ids (B, N, Q) of one picture per seed, drawn ``batch`` at once, and the calls of each batch."""
+    eager = partial(torch.compile, backend="eager")
+    sampler = Sampler(IdPredictor(pictures.generator, pictures.inputs), compiler=eager)
+    ids, calls = [], []
+    for start in range(0, len(seeds), batch):
+        own = seeds[start : start + batch]
+        drawn = sampler.draw(
+            pictures.conditions(["two yellow triangles"] * len(own)),
+            seeds=own,
+            drawing=asked(guidance=guidance),
+            prefix=None if prefix is None else prefix.expand(len(own), -1, -1),
+            window=window,
+            compiled=compiled,
+        )
+        ids.append(drawn.ids.flatten(1, 2))
+        calls.append(drawn.calls)
+    return torch.cat(ids), calls
+
+
+@pytest.fixture(scope="module")
+def beginning(shipped):
+    """Return the ids (1, N, Q) of another picture."""
+    return shipped.draw(["a red circle"], seeds=[11], window=16).ids.flatten(1, 2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [4, 16, 64])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"guidance": NO_GUIDANCE}, {"known": 20, "guidance": SCHEDULE}, {"known": 40, "compiled": True}],
-    ids=["guidance", "no guidance", "prefix and schedule", "compiled"],
-)
-def test_a_window_changes_no_picture_of_the_shipped_generator_and_needs_fewer_calls(shipped, window, options):
-    known, compiled = options.get("known", 0), options.get("compiled", False)
-    whole = shipped.draw(["a red circle"], seeds=[11]).ids.flatten(1, 2)
-    compiler = partial(torch.compile, backend="eager") if compiled else None
-    what = {"seeds": [3], "prefix": whole[:, :known], "guidance": options.get("guidance")}
-    condition = shipped.conditions(["two yellow triangles"])
-    ids, calls = drawn(shipped.generator, shipped.inputs, condition, window, compiler=compiler, **what)
-    expected, steps = drawn(shipped.generator, shipped.inputs, condition, 1, **what)
-    assert torch.equal(ids, expected) and calls < 0.9 * steps
+@pytest.mark.parametrize(("case", "seeds", "batch"), few_and_many(CASES, MORE_CASES))
+def test_a_window_changes_no_picture_of_the_shipped_generator_and_needs_fewer_calls(
+    shipped, beginning, case, seeds, batch
+):
+    known, compiled = case.get("known", 0), case.get("compiled", False)
+    how = {"prefix": beginning[:, :known], "guidance": case.get("guidance")}
+    expected, _ = pictures_of(shipped, seeds, batch=len(seeds), window=1, **how)
+    for window in (1, 4, 16, 64) if compiled else (4, 16, 64):
+        ids, calls = pictures_of(shipped, seeds, batch=batch, window=window, compiled=compiled, **how)
+        assert torch.equal(ids, expected)
+        each = sum(calls) / len(calls)
+        assert each == 64 - known if window == 1 else each < 0.9 * (64 - known)
     torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("guidance", "seeds", "batch"), few_and_many({"guidance": None}, {"no guidance": NO_GUIDANCE})
+)
+def test_in_float32_ids_differ_first_where_the_random_number_is_within_1e_5_of_a_boundary(guidance, seeds, batch):
+    pictures = load_generator("toklip-gen-tiny")
+    expected, _ = pictures_of(pictures, seeds, batch=len(seeds), window=1, guidance=guidance)
+    for window in (4, 16, 64):
+        ids, _ = pictures_of(pictures, seeds, batch=batch, window=window, guidance=guidance)
+        for seed, own, other in zip(seeds, ids[..., 0], expected[..., 0], strict=True):
+            differ = (own != other).nonzero()
+            place = int(differ[0]) if len(differ) else len(own) - 1
+            least, most = choices(pictures, other[:place], seed, within=1e-5, guidance=guidance)
+            assert least <= min(own[place], other[place]) and max(own[place], other[place]) <= most
+
+
+def choices(pictures, ids, seed, *, within, guidance):
+    """Return the ids after ``ids`` (n,) that the random number of a seed chooses if it is a little less, or more."""
+    model = IdPredictor(pictures.generator, pictures.inputs)
+    drawing = asked(guidance=guidance).completed(pictures.drawing)
+    condition, scale = pictures.conditions(["two yellow triangles"]), drawing.guidance.scale
+    states, cache = model.prefill(condition, ids[None, :, None], guided=scale != 1, steps=0)
+    logits = model.logits(states, torch.zeros(len(states), 0, dtype=torch.int64), cache)
+    if scale != 1:
+        logits = logits[1:] + scale * (logits[:1] - logits[1:])
+    number = UniformNoise([seed], 64, model.levels.sizes, torch.device("cpu")).at(len(ids), 1)[0][0]
+    return [int(choose_ids(logits, number + change, drawing)) for change in (-within, within)]
