@@ -1,26 +1,28 @@
-"""Drawing with windows of 1 to 64 positions per call: positions per call, seconds, and what a wider call costs.
+"""Drawing with windows of 1 to 64 positions per call, or "auto": seconds, and what a wider call costs.
 
 The generator in the package draws whole pictures. GPT-B of LlamaGen's sizes has random weights, whose drafts fit by
 chance alone, so its rows are the seconds of one call in the middle of a picture. A window pays off if a call draws more
-positions than it takes times as long as a call with one.
+positions than it takes times as long as a call with one. The floor of a call is the reading of the weights, or the
+products, whichever is longer.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from toklip_core.drawing import Drawing, NoiseKind, Sampler
+from toklip_core.drawing import Drawing, NoiseKind, Sampler, Window
 from toklip_gen import PictureGenerator, load_generator
 from toklip_gen.generator import Condition, Generator, IdPredictor, Inputs
 from torch import Tensor
 
-from benchmarks._race import DTYPES, Options, Row, race
-from benchmarks.generation import random_generator
+from benchmarks._race import DTYPES, Figure, Options, Row, floor, race
+from benchmarks.generation import dense_bytes, random_generator
 
-WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 #: Prompts of the generator in the package, one picture each.
 CAPTIONS = ("a red circle", "a blue square above a green star", "two yellow triangles", "a white square")
 
@@ -41,30 +43,38 @@ def whole_pictures(
 ) -> Iterator[Row]:
     """Yield the seconds of a picture for each width, on a GPU compiled, beside those of a window of 1."""
     model = IdPredictor(shipped.generator, shipped.inputs)
-    samplers = {width: Sampler(model, window=width) for width in WIDTHS}
+    windows: list[Window] = [*WIDTHS, "auto"]
+    samplers = {window: Sampler(model, window=window) for window in windows}
     conditions = [shipped.conditions([caption]).to(shipped.device) for caption in captions]
-    calls = dict.fromkeys(WIDTHS, 0)
+    calls = dict.fromkeys(windows, 0)
+    processor: dict[Window, list[float]] = {window: [] for window in windows}
+    if options.on_gpu:
+        torch.compiler.reset()  # torch keeps eight graphs of a function
 
-    def draw(width: int) -> Tensor:
-        calls[width], ids = 0, []
+    def draw(window: Window) -> Tensor:
+        start = time.process_time()
+        calls[window], ids = 0, []
         for seed, condition in enumerate(conditions):
             drawing = Drawing(noise=noise)
-            drawn = samplers[width].draw(condition, seeds=[seed], drawing=drawing, compiled=options.on_gpu)
+            drawn = samplers[window].draw(condition, seeds=[seed], drawing=drawing, compiled=options.on_gpu)
             ids.append(drawn.ids)
-            calls[width] += drawn.calls
+            calls[window] += drawn.calls
+        processor[window].append((time.process_time() - start) / len(captions))
         return torch.cat(ids)
 
-    contestants: dict[str, Callable[[], Any]] = {str(width): partial(draw, width) for width in WIDTHS}
+    contestants: dict[str, Callable[[], Any]] = {str(window): partial(draw, window) for window in windows}
     seconds, ids = race(contestants, options.repeats)
-    for width in WIDTHS:
-        same = (ids[str(width)] == ids["1"]).flatten(1).all(1).sum()
+    for window in windows:
+        same = (ids[str(window)] == ids["1"]).flatten(1).all(1).sum()
+        busy = Figure(tuple(processor[window][-options.repeats :]))
         yield Row(
-            what=f"toklip-gen-tiny, {noise} noise, window {width}",
+            what=f"toklip-gen-tiny, {noise} noise, window {window}",
             unit="s",
-            ours=seconds[str(width)] * (1 / len(captions)),
+            ours=seconds[str(window)] * (1 / len(captions)),
             peer=seconds["1"] * (1 / len(captions)),
             peer_name="a window of 1",
-            note=f"{calls[1] / calls[width]:.2f} positions per call; {same} of {len(captions)} pictures are the same",
+            note=f"{calls[1] / calls[window]:.2f} positions per call; {busy.median:.3g} s of the processor; "
+            f"{same} of {len(captions)} pictures are the same",
         )
 
 
@@ -84,6 +94,8 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
 
     widths = [width for width in WIDTHS if width <= half]
     seconds, _ = race({str(width): call(width) for width in widths}, 1 + 2 * options.repeats)
+    weights = dense_bytes(generator)
+    products = 2 * weights / DTYPES[dtype].itemsize * 2  # with guidance a position is two rows
     for width in widths:
         ratio = seconds[str(width)].ratio(seconds["1"])
         yield Row(
@@ -92,5 +104,6 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
             ours=seconds[str(width)] * 1000,
             peer=seconds["1"] * 1000,
             peer_name="a window of 1",
+            floor=1000 * floor(options, products * width, DTYPES[dtype], read=weights),
             note=f"pays off above {ratio:.2f} positions per call",
         )
