@@ -147,6 +147,8 @@ def windows(session: nox.Session) -> None:
 def engines(session: nox.Session) -> None:
     """Encode on Ray, Spark (which needs Java) and `datasets`, and run the pages that say how."""
     packages = ["./packages/toklip-core[train,ray]", "./packages/toklip-vq"]
+    if shutil.which("java") is None:
+        session.error("Spark needs Java, and there is no command java; install a JRE of version 17 or later")
     engines = ["ray[data]", "pyspark[sql]"]
     session.install(*(word for path in packages for word in ("--editable", path)), "--group", "test", *engines)
     pages = "encode-on-ray or encode-on-spark or encode-with-datasets"

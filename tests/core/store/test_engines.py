@@ -201,13 +201,31 @@ def test_spark_maps_data_frames(pictures):
     refuse_other_rows(TokenStore.adopt("rows", "store", encoder.info), expected())
 
 
-def test_datasets_map_by_processes(pictures):
-    encoder = BatchEncoder(SETTINGS, Compute(batch_size=16))
+def test_datasets_map_by_processes_goes_on_after_a_kill_and_skips_what_is_there(pictures):
+    encoder, killed = BatchEncoder(SETTINGS, Compute(batch_size=16)), Path("killed").absolute()
+
+    def encode(batch):
+        if batch["key"][0] == "pictures/0800.png" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encoder(batch)
+
+    def write(rows, folder):
+        encoded = rows.map(encode, batched=True, batch_size=100, num_proc=2, remove_columns=rows.column_names)
+        Path(folder).mkdir()
+        encoded.to_parquet(f"{folder}/rows.parquet")
+
     rows = Dataset.from_dict(pictures.to_pydict())
-    Path("rows").mkdir()
-    encoded = rows.map(encoder, batched=True, batch_size=100, num_proc=2, remove_columns=rows.column_names)
-    encoded.to_parquet("rows/rows.parquet")
-    refuse_other_rows(TokenStore.adopt("rows", "store", encoder.info), expected())
+    with pytest.raises(RuntimeError, match="died"):
+        write(rows, "first")
+    write(rows.select(range(1000)), "first")
+    store = TokenStore.adopt("first", "store", encoder.info)
+    assert len(store) == 990 and killed.exists()
+    there = {*store.keys()}
+    rest = rows.filter(lambda row: row["key"] not in there)
+    assert len(rest) == 1010
+    write(rest, "rest")
+    refuse_other_rows(TokenStore.adopt("rest", "store", encoder.info), expected())
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
