@@ -250,6 +250,20 @@ def test_a_window_draws_the_same_picture_in_fewer_calls(family):
         torch.testing.assert_close(layer.keys, other.keys, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", ["mean-colour", "residual-greys"])
+@torch.no_grad()
+def test_windows_draw_the_picture_of_a_window_of_1_with_a_schedule_of_guidance_and_a_prefix(kind):
+    """In float64, for one id per position and four."""
+    model, processor = small_unified(kind)
+    model.double()
+    batch, how = to_draw(processor, "red circle", "one"), Drawing(Guidance(1.5, last=50, power=1.5), temperature=0.1)
+    options = {"seeds": [2, 3], "drawing": how, "prefix_ids": some_ids(kind, 2).flatten(1, 2)[:, :30]}
+    one = model.draw(**batch, **options)
+    for window in (4, 16, 64):
+        several = model.draw(**batch, **options, window=window)
+        assert torch.equal(several.image_ids, one.image_ids) and several.calls < one.calls == COUNT - 30
+
+
 @torch.no_grad()
 def test_the_mask_of_a_picture_covers_prompt_and_picture_whether_its_last_position_is_read_or_not():
     model, processor = unified()
