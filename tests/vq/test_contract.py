@@ -2,8 +2,8 @@
 the published layout with other numbers in them.
 
 Each is full-sized, so each is built once, meets all the laws, and is dropped before the next one is built. Published
-tokenizers of one design differ in their numbers alone, which are none of the published ones here: one of them meets
-the laws, and the others are held to its design.
+tokenizers of one design differ in their numbers alone, which are none of the published ones here, or in the size of
+their codebook: one of them meets the laws, and the others are held to its design.
 """
 
 import pytest
@@ -32,40 +32,43 @@ SMALL = {
     *("open-magvit2-262144-pretrain", "open-magvit2-262144-pretrain-raw"),
 }
 
-#: Tokenizer -> another one of its design, whose file has the same layout.
+#: Tokenizer -> another one of its design, whose file has the same layout. IBQ's smallest and largest meet the laws.
 TWINS = {
     "llamagen-vq16-t2i": "llamagen-vq16-c2i",
-    **{name: name.removesuffix("-raw").removesuffix("-pretrain") for name in PUBLISHED if name.startswith("ibq-")},
+    **{
+        name: "ibq-262144" if name.startswith("ibq-262144") else "ibq-1024"
+        for name in PUBLISHED
+        if name.startswith("ibq-")
+    },
 }
 TWINS = {name: other for name, other in TWINS.items() if name != other}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in [*SHIPPED, *PUBLISHED] if name not in TWINS])
-def test_contract(name, tmp_path):
+def test_contract_and_tokenizers_of_the_same_design(name, tmp_path):
     weights = write_published(name, tmp_path) if name in PUBLISHED else None
     tokenizer = load_tokenizer(name, weights)
     for check in tokenizer_checks():
         check(tokenizer)
+    sizes, expected = tokenizer.codebook_sizes, design(tokenizer)
+    for twin in (twin for twin, other in TWINS.items() if other == name):
+        if registry().tokenizers[twin].codebook_sizes != sizes:
+            weights, sizes = write_published(twin, tmp_path), registry().tokenizers[twin].codebook_sizes
+        tokenizer = load_tokenizer(twin, weights)
+        assert tokenizer.codebook_sizes == sizes and design(tokenizer) == expected, twin
+        check_nothing_is_trainable(tokenizer)
+        check_the_description_fits(tokenizer)
 
 
 def design(tokenizer):
-    """Its modules, what each was told, and the sizes of its tensors."""
+    """Its modules, what each was told, and the sizes of its tensors, but for the size of its codebook."""
     told = [
         (name, {key: value for key, value in vars(module).items() if isinstance(value, str | int | float | tuple)})
         for name, module in tokenizer.module.named_modules()
     ]
-    return repr(tokenizer.module), told, [(key, t.shape, t.dtype) for key, t in tokenizer.module.state_dict().items()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "other"), TWINS.items())
-def test_a_tokenizer_of_the_same_design_differs_in_numbers_alone(name, other, tmp_path):
-    weights = write_published(other, tmp_path)
-    one, two = load_tokenizer(name, weights), load_tokenizer(other, weights)
-    assert design(one) == design(two)
-    check_nothing_is_trainable(one)
-    check_the_description_fits(one)
+    tensors = [(key, tensor.shape, tensor.dtype) for key, tensor in tokenizer.module.state_dict().items()]
+    return repr((repr(tokenizer.module), told, tensors)).replace(str(tokenizer.codebook_sizes[0]), "K")
 
 
 def test_every_registered_tokenizer_meets_the_contract():

@@ -186,19 +186,35 @@ def test_ray_data_maps_batches(ray, pictures):
 
 
 @needs_spark
-def test_spark_maps_data_frames(pictures):
+def test_spark_maps_data_frames_though_a_worker_is_killed_and_skips_what_is_there(pictures):
     from pyspark.sql import SparkSession
+    from pyspark.sql.functions import col
 
-    encoder = BatchEncoder(SETTINGS)
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    encoder, killed = BatchEncoder(SETTINGS), Path("killed").absolute()
+
+    def encoded(frames):
+        for number, frame in enumerate(frames):
+            if number == 1 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield encoder(frame)
+
+    # Four attempts for a task, as on a cluster; locally Spark makes one.
+    spark = SparkSession.builder.master("local[2,4]").config("spark.ui.enabled", "false").getOrCreate()
     try:
+        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 100)
         pq.write_table(pictures, "pictures.parquet")
         columns = "key string, ids array<int>, height int, width int, caption string, error string"
         rows = spark.read.parquet("pictures.parquet").repartition(4)
-        rows.mapInPandas(lambda frames: map(encoder, frames), columns).write.parquet("rows")
+        rows.where("key < 'pictures/1000'").mapInPandas(encoded, columns).write.parquet("first")
+        store = TokenStore.adopt("first", "store", encoder.info)
+        assert len(store) == 990 and killed.exists()
+        rest = rows.where(~col("key").isin(list(store.keys())))
+        rest.mapInPandas(encoded, columns).write.parquet("rest")
     finally:
         spark.stop()
-    refuse_other_rows(TokenStore.adopt("rows", "store", encoder.info), expected())
+    assert sum(len(file) for file in map(pq.read_table, Path("rest").glob("*.parquet"))) == 1010
+    refuse_other_rows(TokenStore.adopt("rest", "store", encoder.info), expected())
 
 
 def test_datasets_map_by_processes_goes_on_after_a_kill_and_skips_what_is_there(pictures):
