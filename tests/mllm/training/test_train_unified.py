@@ -141,6 +141,24 @@ def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
     assert [torch.equal(dropped[1, i].example.input_ids, alone) for i in range(24)] != short
 
 
+def test_scenes_follow_one_another_in_a_conversation():
+    _, processor = small_unified(template=MARKED)
+    options = {"kind": "scenes", "drawn_share": 0.5, "turns": 1, "captions": 0.0}
+    (reader,) = open_sources([SceneConversations(count=8, scenes=2, **options)], PictureFormat(32, "crop"), seed=0)
+    (ones,) = open_sources([SceneConversations(count=16, scenes=1, **options)], PictureFormat(32, "crop"), seed=0)
+    later = 0
+    for index in range(8):
+        conversation, levels, _, _ = reader[1, index]
+        assert len(conversation.pictures) == 2
+        assert torch.equal(levels, torch.cat([ones[1, 2 * index + part].levels for part in range(2)]))
+        shown = [i for i, message in enumerate(conversation.messages) if "<image>" in message["content"]]
+        assert len(shown) == 2 and shown[0] < 2 <= shown[1]
+        later += conversation.messages[shown[1]]["role"] == "assistant"
+        assert conversation.messages[-1]["role"] == "assistant" and "<image>" not in conversation.messages[-1]["content"]
+    assert 0 < later < 8
+    assert (reader.lengths(16) == 33).all()
+
+
 def test_passes_set_the_mixture_and_are_epochs_of_the_source():
     _, processor = small_unified(template=MARKED)
     once = [Drawings.model_validate(PLAIN)]

@@ -248,10 +248,9 @@ def chat(
     The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
     with "> ", or with --json one object for each message.
     """
-    from toklip_core.config import refuse_drawing
+    from toklip_core.config import refuse_temperatures
 
-    refuse_drawing(temperature=temperature)
-    refuse_drawing(temperature=text_temperature)
+    refuse_temperatures(temperature=temperature, text_temperature=text_temperature)
     from toklip_core.drawing import Drawing, Guidance
 
     drawing = Drawing(None if guidance is None else Guidance(guidance), temperature=temperature)

@@ -21,6 +21,7 @@ from .ranges import (
     refuse_counts as refuse_counts,
     refuse_drawing as refuse_drawing,
     refuse_outside as refuse_outside,
+    refuse_temperatures as refuse_temperatures,
 )
 from .settings import (
     Config as Config,

@@ -52,10 +52,24 @@ def refuse_drawing(
     """
     for seed in seeds:
         refuse_outside("seed", seed, 0 <= seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}")
-    likeliest = f"0 (the likeliest id) or more, up to {LARGEST_SCALE:g}"
-    refuse_outside("temperature", temperature, 0 <= temperature <= LARGEST_SCALE, likeliest)
+    refuse_temperatures(temperature=temperature)
     refuse_outside("top_k", top_k, 0 <= top_k <= most, f"0 (all) to {most}")
     refuse_outside("top_p", top_p, 0 < top_p <= 1, "more than 0, up to 1 (all)")
+
+
+def refuse_temperatures(**temperatures: float) -> None:
+    """Refuse temperatures below 0, above ``LARGEST_SCALE``, or NaN.
+
+    Raises:
+        ValueError: a temperature is out of range; the message has its name.
+
+    >>> refuse_temperatures(text_temperature=-1.0)
+    Traceback (most recent call last):
+    ValueError: got text_temperature = -1.0; wanted 0 (the likeliest id) or more, up to 1e+30
+    """
+    for name, value in temperatures.items():
+        wanted = f"0 (the likeliest id) or more, up to {LARGEST_SCALE:g}"
+        refuse_outside(name, value, 0 <= value <= LARGEST_SCALE, wanted)
 
 
 def refuse_counts(**counts: int) -> None:

@@ -33,7 +33,13 @@ class SceneConversations(Config):
     """Conversations about generated scenes: questions and requests for captions. Every epoch has new scenes."""
 
     kind: Literal["scenes"]
-    count: int = Field(gt=0, description="Number of scenes per epoch; each is one conversation.")
+    count: int = Field(gt=0, description="Number of conversations per epoch.")
+    scenes: int = Field(
+        default=1,
+        gt=0,
+        description="Number of scenes per conversation, one after another, so that a picture is also shown or drawn "
+        "in the middle of a conversation. Questions are about the last one.",
+    )
     seed: int = Field(
         default=0,
         ge=0,
@@ -41,17 +47,17 @@ class SceneConversations(Config):
         description="Seed of the scenes; another seed gives other scenes.",
     )
     turns: int | None = Field(
-        default=None, gt=0, description="Number of questions per conversation, chosen at random; by default all."
+        default=None, gt=0, description="Number of questions per scene, chosen at random; by default all."
     )
     captions: float = Field(
-        default=0.5, ge=0, le=1, description="Share of conversations that also ask for a caption, at a random turn."
+        default=0.5, ge=0, le=1, description="Share of scenes whose caption is asked for, too, at a random turn."
     )
     drawn_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Share of conversations in which the assistant draws the scene from a caption before it is asked "
-        "about it; in the others the user shows it. Needs an image head.",
+        description="Share of scenes that the assistant draws from a caption before it is asked about them; the "
+        "others are shown by the user. Needs an image head.",
     )
     passes: Passes = 1
 

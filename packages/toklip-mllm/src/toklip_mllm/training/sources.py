@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from toklip_core.captioned import CaptionedSamples
 from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
-from toklip_core.scenes import Question, scene
+from toklip_core.scenes import Question, Scene, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import derived_seed
 from torch import Tensor
@@ -201,9 +201,20 @@ class SceneReader:
         return self._source.count
 
     def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
-        """Return a conversation about a new scene."""
-        drawn = scene(key[0] * len(self) + key[1], seed=self._source.seed, size=self._size)
+        """Return a conversation about new scenes."""
+        first = (key[0] * len(self) + key[1]) * self._source.scenes
         draw = random.Random(derived_seed(self._seed, *key))
+        scenes = [self._scene(first + number) for number in range(self._source.scenes)]
+        messages = [message for one in scenes for message in self._messages(one, draw)]
+        # The pictures in it are empty, because their levels come separately.
+        conversation = Conversation(self.name(first), tuple(messages), ("",) * len(scenes))
+        return LoadedConversation(conversation, torch.stack([levels_of(one.pixels) for one in scenes]), None)
+
+    def _scene(self, index: int) -> Scene:
+        return scene(index, seed=self._source.seed, size=self._size)
+
+    def _messages(self, drawn: Scene, draw: random.Random) -> list[dict[str, str]]:
+        """Return the messages about one scene, which the first of them shows or the second draws."""
         turns = draw.sample(drawn.questions, min(self._source.turns or len(drawn.questions), len(drawn.questions)))
         if draw.random() < self._source.captions:
             request = Question(draw.choice(REQUESTS), draw.choice(drawn.captions), "caption")
@@ -215,12 +226,9 @@ class SceneReader:
         ]
         if self._source.drawn_share and draw.random() < self._source.drawn_share:
             asked = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
-            messages[:0] = [{"role": "user", "content": asked}, {"role": "assistant", "content": PLACEHOLDER}]
-        else:
-            messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
-        # The picture in it is empty, because its levels come separately.
-        conversation = Conversation(self.name(drawn.index), tuple(messages), ("",))
-        return LoadedConversation(conversation, levels_of(drawn.pixels)[None], None)
+            return [{"role": "user", "content": asked}, {"role": "assistant", "content": PLACEHOLDER}, *messages]
+        messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
+        return messages
 
     def name(self, index: int) -> str:
         """Return the number of the scene and the seed."""
@@ -228,21 +236,22 @@ class SceneReader:
 
     def texts(self, index: int) -> list[str]:
         """Return all questions, answers and captions of a scene, with the requests."""
-        drawn = scene(index, seed=self._source.seed, size=self._size)
+        drawn = self._scene(index)
         asked = [text for question in drawn.questions for text in (question.text, question.answer)]
         requests = [request.format(caption="") for request in DRAW_REQUESTS] if self._source.drawn_share else []
         return [*asked, *drawn.captions, *REQUESTS, *requests]
 
     def of_each_kind(self) -> Iterator[Conversation]:
-        """Yield the first conversation, because all begin with a question, and one that begins with a drawing."""
+        """Yield the first conversation, because all begin with a question, and one with a drawing."""
         yield self[0, 0].conversation
         if self._source.drawn_share:
             others = (self[0, index].conversation for index in range(len(self)))
-            yield from islice((one for one in others if one.messages[1]["content"] == PLACEHOLDER), 1)
+            draws = {"role": "assistant", "content": PLACEHOLDER}
+            yield from islice((one for one in others if draws in one.messages), 1)
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return the same length for all conversations."""
-        return np.full(len(self), tokens_per_picture + 1, np.int64)
+        return np.full(len(self), self._source.scenes * tokens_per_picture + 1, np.int64)
 
 
 class FileReader:
