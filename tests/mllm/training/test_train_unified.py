@@ -142,7 +142,6 @@ def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
 
 
 def test_scenes_follow_one_another_in_a_conversation():
-    _, processor = small_unified(template=MARKED)
     options = {"kind": "scenes", "drawn_share": 0.5, "turns": 1, "captions": 0.0}
     (reader,) = open_sources([SceneConversations(count=8, scenes=2, **options)], PictureFormat(32, "crop"), seed=0)
     (ones,) = open_sources([SceneConversations(count=16, scenes=1, **options)], PictureFormat(32, "crop"), seed=0)
@@ -154,7 +153,8 @@ def test_scenes_follow_one_another_in_a_conversation():
         shown = [i for i, message in enumerate(conversation.messages) if "<image>" in message["content"]]
         assert len(shown) == 2 and shown[0] < 2 <= shown[1]
         later += conversation.messages[shown[1]]["role"] == "assistant"
-        assert conversation.messages[-1]["role"] == "assistant" and "<image>" not in conversation.messages[-1]["content"]
+        last = conversation.messages[-1]
+        assert last["role"] == "assistant" and "<image>" not in last["content"]
     assert 0 < later < 8
     assert (reader.lengths(16) == 33).all()
 
