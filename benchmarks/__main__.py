@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks._race import HEADER, Options, Row, elsewhere, machine_name, measured
 
-#: Fewer have no median worth the name.
+#: The median of fewer repeats says little.
 FEWEST_REPEATS = 5
 NAMES = ("tokens", "vq", "encoder", "loading", "comprehension", "generation", "windows", "scaling")
 

@@ -291,7 +291,7 @@ class NamedModel:
     load_folder: Callable[..., PictureModel] | None = field(default=None, repr=False)
     #: Loads a model that one can talk with, for ``toklip app --model NAME``: called with the name of this model, the
     #: folder of another of its kind, or owner/name on the hub, and with the keyword ``device``. Import torch inside it.
-    #: None: there is no talking with models of this kind.
+    #: None: models of this kind do not chat.
     chat: Callable[..., ChatStarter] | None = field(default=None, repr=False)
     #: Loads a model that compares pictures with texts, for ``--model NAME`` of ``toklip classify``, ``search``,
     #: ``evaluate zero-shot`` and ``retrieval``: an ``nn.Module`` that is a :class:`toklip_core.evaluation.Matcher`.
@@ -442,7 +442,7 @@ def chat_loader(name: Path | str) -> Callable[..., ChatStarter]:
 
     Raises:
         LookupError: no plugin has models that one can talk with.
-        ValueError: there is no talking with the model.
+        ValueError: the model does not chat.
     """
     models = registry().models
     if (spec := models.get(str(name))) and spec.chat is None:

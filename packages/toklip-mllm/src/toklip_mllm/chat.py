@@ -91,7 +91,7 @@ class ChatSettings:
     def options(self) -> dict[str, Any]:
         """Options of ``generate``, which override the sampling options of the model's own generation config."""
         if self.temperature >= LEAST_TEMPERATURE:
-            return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            return {**GREEDY, "do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return GREEDY
 
 
@@ -167,13 +167,17 @@ class Chat:
 
         Raises:
             ContextError: the conversation is longer than the language model's context, or has no room for a picture.
-            ValueError: a picture cannot be read, or the chat template refuses the messages.
+            ValueError: the text has the image token, a picture cannot be read, or the chat template refuses the
+                messages.
         """
         start = time.perf_counter()
         text = replace_lone_surrogates(text)
         if unknown := unknown_words(self.processor.tokenizer, text):
             _log.warning("unknown to the model, which reads every unknown word alike: %s", ", ".join(unknown))
-        content = f"{self.processor.image_token}\n" * len(pictures) + text
+        image = self.processor.image_token
+        if image in text:  # it would be read as a picture of an earlier message
+            raise ValueError(f"the message has {image!r} in it, which stands for a picture; show the picture itself")
+        content = f"{image}\n" * len(pictures) + text
         messages = [*self.messages, {"role": "user", "content": content}]
         prompt, shown = self._prompt(messages), self._features_of(pictures)
         cache, self._cache = self._cache_for(prompt), None  # an answer that is not finished leaves none

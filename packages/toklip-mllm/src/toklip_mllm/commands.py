@@ -129,7 +129,11 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
 
 
 _MAX_NEW_TOKENS = click.option(
-    "--max-new-tokens", type=COUNT, default=256, show_default=True, help="Maximum number of new tokens per answer."
+    "--max-new-tokens",
+    type=COUNT,
+    default=256,
+    show_default=True,
+    help="Maximum number of new tokens per answer, without those of pictures.",
 )
 _DTYPE = dtype("Dtype of the model. [default: as stored]", default=None)
 

@@ -59,7 +59,7 @@ class Terminal:
         self._number = 0
 
     def run(self, lines: Iterable[str]) -> None:
-        """Lead the conversation until the lines end, or one is ``/exit``."""
+        """Run the conversation until the lines end, or one is ``/exit``."""
         for line in lines:
             if line == "/exit":
                 return
@@ -73,7 +73,7 @@ class Terminal:
                 self._refuse(line, str(error))
 
     def _take(self, line: str) -> None:
-        """Obey a command, or answer a message."""
+        """Execute a command, or answer a message."""
         command, _, rest = line.partition(" ")
         if not line.startswith("/"):
             self._answer(replace_lone_surrogates(line))

@@ -276,7 +276,7 @@ def reconstruct_picture(
         device: device to compute on.
 
     Raises:
-        ValueError: the tokenizer does not take the size.
+        ValueError: the tokenizer does not take the size, or decodes a pixel that is NaN or infinite.
 
     >>> from toklip_core.scenes import scene
     >>> found = reconstruct_picture(load_tokenizer("llamagen-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
@@ -287,7 +287,7 @@ def reconstruct_picture(
     tokenizer.grid(size, size)  # which refuses a size
     pixels = to_pixels(image, size, resize)[None].to(device)
     ids = tokenizer.to(device).encode(pixels)
-    decoded = tokenizer.decode(ids).float().clamp(-1, 1)
+    decoded = tokenizer.decode_clamped(ids)
     psnr = _psnr(to_levels(pixels) / 255, to_levels(decoded) / 255)
     return Reconstruction(to_picture(pixels[0]), to_picture(decoded[0]), ids[0].cpu(), psnr)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-#: Rows that fewer are repeated to; three, five and six take about as long.
+#: Number of rows that one or two rows are repeated to; three, five and six rows take about as long as four.
 _ROWS = 4
 
 
