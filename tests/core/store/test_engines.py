@@ -167,7 +167,7 @@ def test_the_command_starts_a_cluster_of_its_own_and_ends_it(pictures):
 def test_what_goes_wrong_in_an_actor_is_one_line(ray):
     with refusing("got the device 'cuda:7'"):
         encode_with(["pictures"], "store", tokenizer="mean-colour", engine="ray", device="cuda:7")
-    with refusing("got --world-size 2 and --engine ray, which shares the work itself"):
+    with refusing("got 2 processes and --engine ray; start one process"):
         encode_with(["pictures"], "store", tokenizer="mean-colour", engine="ray", rank=0, world_size=2)
 
 

@@ -178,9 +178,6 @@ class PictureChat(Protocol):
         ValueError if a picture cannot be read, or the conversation is too long; it stays as it was before.
         """
 
-    def clear(self) -> None:
-        """Forget what was said and shown."""
-
 
 #: Starts a conversation; the argument is the seed of what is drawn or sampled.
 ChatStarter: TypeAlias = Callable[[int], PictureChat]

@@ -114,7 +114,8 @@ def encode_pictures(
     if engine == "built-in":  # the workers of a cluster may have what this machine lacks
         refuse_missing_device(compute.device)
     elif world_size > 1:
-        raise ValueError(f"got --world-size {world_size} and --engine ray, which shares the work itself; leave --world-size out")
+        wanted = "start one process, because Ray shares the work itself"
+        raise ValueError(f"got {world_size} processes and --engine ray; {wanted}")
     found = find_pictures(inputs, max_pixels=compute.max_pixels)
     read_metadata(found, said=rank == 0)
     sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)

@@ -47,16 +47,15 @@ class ChatSession:
         self.messages += [{"role": "user", "content": text}] if text.strip() else []
         yield
         try:
-            pictures = [open_picture(file, max_pixels=self._max_pixels) for file in files]
+            for file in files:
+                self._unread.append(open_picture(file, max_pixels=self._max_pixels))
             drawing = _DRAW.match(text)
-            if not text.strip():
-                self._unread += pictures
-            elif drawing and self._drawer is not None and not self._chat.draws:
+            if drawing and self._drawer is not None and not self._chat.draws:
                 image = _draw(self._drawer, drawing["what"], self._seed + self._drawn)
                 self._show(image)
-                self._unread += [*pictures, image]
-            else:
-                yield from self._say(text, [*self._unread, *pictures])
+                self._unread.append(image)
+            elif text.strip():
+                yield from self._say(text, self._unread)
                 self._unread = []
         except (ValueError, LookupError, OSError) as error:
             self.messages.append({"role": "assistant", "content": f"⚠ {error}"})

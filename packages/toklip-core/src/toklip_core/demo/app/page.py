@@ -116,7 +116,9 @@ def _add_chat(models: AppModels, folder: Path, examples: list[str]) -> None:
     tries = [{"text": text, "files": examples[:1]} for text in _QUESTIONS]
     gr.Examples([*([one] for one in tries), *([{"text": text}] for text in _DRAWINGS)], asked, label="Try")
     with gr.Row():
-        seed = gr.Number(0, label="Seed of the next conversation", precision=0, minimum=0, min_width=200)
+        seed = gr.Number(
+            0, label="Seed of the next conversation", precision=0, minimum=0, maximum=2**31 - 1, min_width=200
+        )
         again = gr.Button("New conversation", min_width=200)
 
     def answer(given: dict[str, Any], held: ChatSession | None, number: float | None) -> Iterator[tuple[Any, ...]]:
@@ -126,9 +128,9 @@ def _add_chat(models: AppModels, folder: Path, examples: list[str]) -> None:
         for _ in held.answer(given["text"] or "", given["files"]):
             yield held.messages, held, None
 
-    asked.submit(answer, [asked, session, seed], [chat, session, asked], **_ONE_AT_A_TIME)
+    sent = asked.submit(answer, [asked, session, seed], [chat, session, asked], **_ONE_AT_A_TIME)
     for event in (again.click, chat.clear):
-        event(lambda: ([], None), None, [chat, session], queue=False)
+        event(lambda: ([], None), None, [chat, session], queue=False, cancels=[sent])
 
 
 def _add_tokens(models: AppModels, examples: list[str], tab: gr.Tab) -> None:

@@ -23,7 +23,12 @@ from toklip_core.plugins import Registry
 #: What is searched if nothing is named.
 SCENES = "scenes:validation?count=200"
 #: Where a browser may load from: this server alone, whatever Gradio's page asks for.
-_POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+_POLICY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'self'; "
+    "form-action 'self'"
+)
+#: Size of the largest file that may be uploaded.
+_UPLOAD = "64mb"
 _SECONDS = 0.2
 
 
@@ -119,7 +124,8 @@ def _application(models: AppModels, folder: Path, host: str, port: int) -> Any: 
     outer = FastAPI(openapi_url=None)
     app = gr.mount_gradio_app(
         outer, page, path="/", server_name=host, server_port=port, run_history=False, ssr_mode=False, pwa=False,
-        mcp_server=False, show_error=True, allowed_paths=[str(folder)], **page_style(),
+        mcp_server=False, show_error=_is_of_this_machine(host), max_file_size=_UPLOAD, allowed_paths=[str(folder)],
+        **page_style(),
     )
     if _is_of_this_machine(host):
         # Another site cannot reach the page through a name that it has led to this address.
@@ -171,6 +177,8 @@ def _running(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bo
     try:
         while not server.started and is_alive(_SECONDS):
             pass
+        if not server.started:
+            raise OSError("the server of the page did not start")
         yield is_alive
     finally:
         # An open page keeps a connection, whose end would be told as an error.
