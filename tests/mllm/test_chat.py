@@ -370,7 +370,7 @@ def test_a_picture_that_cannot_be_written_is_said_and_the_conversation_goes_on(f
     [
         (["none.png"], "picture 1 ('none.png') cannot be read: "),
         (["--temperature", "inf"], "got temperature = inf; wanted 0"),
-        (["--text-temperature", "nan"], "got temperature = nan; wanted 0"),
+        (["--text-temperature", "nan"], "got text_temperature = nan; wanted 0"),
         (["--guidance", "-1"], "got guidance = -1.0; wanted 0 or more"),
     ],
 )
