@@ -253,7 +253,7 @@ def test_a_window_draws_the_same_picture_in_fewer_calls(family):
 @pytest.mark.parametrize("kind", ["mean-colour", "residual-greys"])
 @torch.no_grad()
 def test_windows_draw_the_picture_of_a_window_of_1_with_a_schedule_of_guidance_and_a_prefix(kind):
-    """In float64, for one id per position and four."""
+    """Compare in float64, for one id per position and four."""
     model, processor = small_unified(kind)
     model.double()
     batch, how = to_draw(processor, "red circle", "one"), Drawing(Guidance(1.5, last=50, power=1.5), temperature=0.1)

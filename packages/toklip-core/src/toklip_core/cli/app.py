@@ -52,7 +52,7 @@ from toklip_core.cli.options import (
 @max_pixels
 @device
 @click.pass_context
-def app(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401
+def app(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - as click gives them
     """Open a page to chat, look at tokens, search and compare tokenizers.
 
     The page is served by this machine, to itself alone unless --host says otherwise, and loads nothing from elsewhere.

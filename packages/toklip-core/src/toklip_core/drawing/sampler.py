@@ -138,6 +138,7 @@ class Sampler(Generic[_Condition]):
                 pictures = _Pictures(ids, known, noise, drawing.guidance.scales(count), drawing, bar)
                 calls = self._draw(condition, pictures, window, compiled=compiled)
             refuse_not_finite(pictures.nan_flags, "a logit", advice=_NO_LOGITS)
+        # The call has no types in torch.
         return DrawResult(ids.unflatten(1, model.grid), calls)  # type: ignore[no-untyped-call]
 
     def _draw(self, condition: _Condition, pictures: _Pictures, window: Window, *, compiled: bool) -> int:
@@ -165,7 +166,7 @@ class Sampler(Generic[_Condition]):
                 pace.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
         return calls
 
-    def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401
+    def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401 - the model's own
         model, ids, held = self.model, pictures.ids, pictures.done - 1
 
         def call(first: int, n: int) -> tuple[Tensor, Tensor]:
@@ -180,7 +181,7 @@ class Sampler(Generic[_Condition]):
 
         return call
 
-    def _compiled_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401
+    def _compiled_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401 - the model's own
         """Return the same as :meth:`_plain_call`, as one graph with constant shapes."""
         fixed, ids = self._fixed(cache), pictures.ids
         positions = torch.arange(ids.shape[1], device=ids.device)
@@ -200,7 +201,7 @@ class Sampler(Generic[_Condition]):
             self._advance_on[width, device] = self._compiler(_advance, fullgraph=True, mode=mode, dynamic=False)
         return self._advance_on[width, device]
 
-    def _fixed(self, cache: Any) -> Any:  # noqa: ANN401
+    def _fixed(self, cache: Any) -> Any:  # noqa: ANN401 - the model's own
         """Return the cache of the last drawing, filled with this one, or this one if its shapes differ.
 
         A graph uses fixed memory, so with a new cache each batch would be compiled or recorded again.
@@ -284,7 +285,7 @@ class _Pictures:
 
 def _advance(
     model: CompilableModel[Any],
-    cache: Any,  # noqa: ANN401
+    cache: Any,  # noqa: ANN401 - the model's own
     ids: Tensor,
     positions: Tensor,
     choice: _Choice,
@@ -297,7 +298,7 @@ def _advance(
 def _choose(
     model: NextIdModel[Any],
     states: Tensor,
-    cache: Any,  # noqa: ANN401
+    cache: Any,  # noqa: ANN401 - the model's own
     choice: _Choice,
     drawing: Drawing,
 ) -> tuple[Tensor, Tensor]:
@@ -315,6 +316,7 @@ def _choose(
         logits = guide(model.logits(flat, chosen.repeat(rows, 1), cache), batch * n, scale)
         chosen = torch.cat([chosen, choose_ids(logits, numbers.flatten(0, 1), drawing)[:, None]], dim=1)
         nan_flags = nan_flags + 0 * logits.amax(-1)
+    # The calls have no types in torch.
     return model.levels.join(chosen).unflatten(0, (batch, n)), nan_flags.unflatten(0, (batch, n))  # type: ignore[no-untyped-call]
 
 

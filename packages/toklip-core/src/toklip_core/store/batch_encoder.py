@@ -110,7 +110,7 @@ class _PictureCell:
         return self.text
 
 
-def _pictures_in(batch: Any, max_pixels: int) -> list[_PictureCell]:  # noqa: ANN401
+def _pictures_in(batch: Any, max_pixels: int) -> list[_PictureCell]:  # noqa: ANN401 - as above
     names = [str(name) for name in (batch.column_names if isinstance(batch, pa.Table) else batch)]
     if not {*_COLUMNS[:2]} <= {*names}:
         raise ValueError(f"got the columns {', '.join(names)}; rename those of keys and files to 'key' and 'image'")

@@ -107,10 +107,10 @@ class _Actor:
 
 
 def _gathered(
-    ray: Any,  # noqa: ANN401
+    ray: Any,  # noqa: ANN401 - a module of an extra
     actors: list[Any],
     shares: list[list[InputFile]],
-    done: Any,  # noqa: ANN401
+    done: Any,  # noqa: ANN401 - Ray's reference
 ) -> Iterator[EncodedBatch]:
     """Give each idle actor the next share; yield batches as they come. ``done`` is a KeySet in Ray's object store."""
     waiting = deque(shares)
@@ -143,7 +143,7 @@ def _shares(sources: list[InputFile], workers: int, files: int) -> Iterator[list
 
 
 @contextmanager
-def _cluster(ray: Any) -> Iterator[bool]:  # noqa: ANN401
+def _cluster(ray: Any) -> Iterator[bool]:  # noqa: ANN401 - a module of an extra
     """Join the cluster of this process or of RAY_ADDRESS, else start one here; yield whether it ends afterwards."""
     if ray.is_initialized():
         yield False

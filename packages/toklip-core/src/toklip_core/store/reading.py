@@ -229,7 +229,7 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
         try:
             while (batch := deaths.next(batches)) is not None:
                 yield batch
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is raised below, when the workers have ended
             failure = error.with_traceback(None)  # because its frames would keep torch's workers alive
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 failure = _WorkerDied(_death_in_words(reading.of_the_dead(), work.max_pixels))

@@ -142,7 +142,7 @@ class _SelfOnly:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI has it
-        async def answer(message: Any) -> None:  # noqa: ANN401
+        async def answer(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
             if message["type"] == "http.response.start":
                 policy = (b"content-security-policy", _POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", ()), policy]}
@@ -160,7 +160,7 @@ def _left_out(models: AppModels) -> list[str]:
 
 
 @contextmanager
-def _running(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bool]]:  # noqa: ANN401
+def _running(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bool]]:  # noqa: ANN401 - of ASGI
     """Run an application in a thread; yield a function that waits, and returns whether it still runs."""
     import uvicorn
 
