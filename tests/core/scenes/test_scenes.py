@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -360,6 +361,22 @@ def test_questions_have_the_right_answers(split):
             kinds.add(question.kind)
             assert answered(question, found) == question.answer, (found.objects, question)
     assert kinds == {"colour", "shape", "count", "existence", "relation", "size"}
+
+
+def test_a_question_by_place_has_one_right_answer():
+    seen = set()
+    for found in Scenes(600, split="validation"):
+        question = found.question_by_place
+        if question is None:
+            assert len(found.objects) > 1
+            continue
+        kind, name = re.fullmatch(r"what (\w+) is (it|the (?:upper|lower|left|right) one)\?", question.text).groups()
+        side = {"it": "x", "upper": "y", "lower": "-y", "left": "x", "right": "-x"}[name.split()[len(name.split()) > 1]]
+        objects = sorted(found.objects, key=lambda thing: getattr(thing, side[-1]), reverse=side[0] == "-")
+        assert getattr(objects[0], kind) == question.answer == getattr(objects[0], question.kind)
+        assert (name == "it") == (len(objects) == 1)
+        seen.add((kind, name))
+    assert len(seen) == 15
 
 
 def test_no_answer_can_be_had_without_the_picture():

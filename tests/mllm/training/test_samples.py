@@ -1,6 +1,7 @@
 """Training data of the language model: order, cuts, left-out samples, stores, and refused data."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from toklip_mllm.training import (
     open_sources,
     use_stored_tokens,
     with_plain_template,
+    word_tokenizer,
     words_of,
 )
+from toklip_mllm.training.sources import american, as_typed
 
 from tests.support import mean_colour
 from tests.support.mllm_runs import file_data, said, write_tokens, write_world
@@ -115,11 +118,27 @@ def test_a_conversation_about_a_scene_has_its_questions_and_answers():
         conversation = source[1, index].conversation
         pairs = [(ask["content"].removeprefix("<image>\n"), answer["content"]) for ask, answer in
                  zip(conversation.messages[::2], conversation.messages[1::2], strict=True)]  # fmt: skip
-        asked = {(question.text, question.answer) for question in drawn.questions}
+        questions = [*drawn.questions, *filter(None, [drawn.question_by_place])]
+        asked = {(american(question.text).rstrip("?"), question.answer) for question in questions}
+        pairs = [(american(question).rstrip("?"), answer) for question, answer in pairs]
         captions = [answer for question, answer in pairs if (question, answer) not in asked]
         assert asked <= set(pairs) and len(captions) == 1 and captions[0] in drawn.captions
         places = [message["content"].count("<image>") for message in conversation.messages]
         assert places == [1] + [0] * (len(places) - 1)
+
+
+def test_questions_about_scenes_come_as_people_type_them():
+    question = "which colour does the circle have?"
+    typed = {as_typed(question, random.Random(seed)) for seed in range(100)}
+    assert typed == {question, question[:-1], american(question), american(question)[:-1]}
+
+
+def test_the_words_of_all_ways_to_ask_are_known():
+    [source] = open_sources([SceneConversations(kind="scenes", count=200)], PICTURING, seed=0)
+    tokenizer = word_tokenizer(words_of([source], 200), context_length=64)
+    typed = ("What color is the upper one?", "Please draw a red circle.", "show me a blue star.", "what size is it")
+    for text in typed:
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
 
 def test_turns_bound_the_questions_and_no_share_asks_for_no_caption():

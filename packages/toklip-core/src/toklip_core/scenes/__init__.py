@@ -25,7 +25,7 @@ from toklip_core.scenes.drawing import colour_name, draw_background, draw_object
 from toklip_core.scenes.draws import SPLITS, Draws
 from toklip_core.scenes.folder import write_scenes
 from toklip_core.scenes.inputs import parse_scenes
-from toklip_core.scenes.language import Description, Phrase, Question, ask, describe, parse_caption
+from toklip_core.scenes.language import Description, Phrase, Question, ask, ask_by_place, describe, parse_caption
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
     COLOURS,
@@ -106,6 +106,14 @@ class Scene:
     def questions(self) -> tuple[Question, ...]:
         """Questions with answers, one of each kind that the scene allows."""
         return ask(self._draws("questions"), self.objects, self.split)
+
+    @cached_property
+    def question_by_place(self) -> Question | None:
+        """A question about "the upper one", or about "it" where there is one object; None if no such name is clear.
+
+        It is for training: conversations name objects so, and the questions that models are measured by do not.
+        """
+        return ask_by_place(self._draws("question by place"), self.objects)
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 #: Numbers of the splits and purposes; captions and questions have streams of their own.
 SPLITS = {"train": 0, "validation": 1, "held-out": 2}
-PURPOSES = {"picture": 0, "captions": 1, "questions": 2}
+PURPOSES = {"picture": 0, "captions": 1, "questions": 2, "question by place": 3}
 
 
 class Draws:

@@ -49,6 +49,7 @@ _PLACES = {
 _OPENINGS = ("", "", "", "a picture of ", "there is ", "this is ")
 _GROUNDS = ("on a {} background", "against a {} background")
 _OPPOSITES = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+_ONES = {"above": "the upper one", "below": "the lower one", "left of": "the left one", "right of": "the right one"}
 _PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
 
 #: End of the left third and begin of the right third of a picture.
@@ -267,6 +268,24 @@ def ask(draws: Draws, objects: Sequence[SceneObject], split: str) -> tuple[Quest
     return tuple(question for question in questions if question is not None)
 
 
+def ask_by_place(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
+    """Return a question that names an object by its place, such as "the upper one", or the only object as "it".
+
+    None if no such name is clear: three objects, or two that are about as far apart across as down.
+    """
+    names = ["it"]
+    if len(objects) > 1:
+        objects = _shuffled(draws, objects)
+        relation = _clear_relation(*objects) if len(objects) == 2 else None
+        if relation is None:
+            return None
+        names = [_ONES[relation], _ONES[_OPPOSITES[relation]]]
+    which = draws.below(len(names))
+    thing, name = objects[which], names[which]
+    kind = draws.pick(("colour", "shape", "size"))
+    return Question(f"what {kind} is {name}?", str(getattr(thing, kind)), kind)
+
+
 def _ask_colour(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
     shapes = [thing.shape for thing in objects]
     alone = [thing for thing in objects if shapes.count(thing.shape) == 1]
@@ -318,16 +337,22 @@ def _ask_relation(draws: Draws, objects: Sequence[SceneObject]) -> Question | No
     first, second, *_ = _shuffled(draws, objects)
     relation = draws.pick([r for r in RELATIONS if holds(first, r, second)])
     if draws.chance(0.5):
-        # The axis along which the objects are farther apart, if it is clear; otherwise two answers would be right.
-        across, down = abs(first.x - second.x), abs(first.y - second.y)
-        if max(across, down) > 1.5 * min(across, down):
-            relation = max(RELATIONS, key=lambda r: distance(first, r, second))
+        clear = _clear_relation(first, second)
+        if clear is not None:
             text = f"where is the {_noun(first)}, seen from the {_noun(second)}?"
-            return Question(text, relation.split()[0], "relation")
+            return Question(text, clear.split()[0], "relation")
     is_so = draws.chance(0.5)
     asked = relation if is_so else _OPPOSITES[relation]
     text = f"is the {_noun(first)} {draws.pick(_RELATION_WORDS[asked])} the {_noun(second)}?"
     return Question(text, "yes" if is_so else "no", "relation")
+
+
+def _clear_relation(first: SceneObject, second: SceneObject) -> str | None:
+    """Return the relation of the axis along which two objects are clearly farther apart; otherwise two are as right."""
+    across, down = abs(first.x - second.x), abs(first.y - second.y)
+    if max(across, down) <= 1.5 * min(across, down):
+        return None
+    return max(RELATIONS, key=lambda relation: distance(first, relation, second))
 
 
 def _ask_size(draws: Draws, objects: Sequence[SceneObject]) -> Question:

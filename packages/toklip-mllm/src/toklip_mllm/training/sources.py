@@ -30,7 +30,13 @@ TOKEN_MEMORY = 2**30
 REQUESTS = ("describe the picture.", "describe this picture.", "what is in the picture?", "what does the picture show?")
 
 #: Requests for a drawing of a scene.
-DRAW_REQUESTS = ("draw {caption}",)
+DRAW_REQUESTS = (
+    "draw {caption}",
+    "draw {caption}.",
+    "please draw {caption}.",
+    "paint {caption}.",
+    "show me {caption}.",
+)
 
 #: Bytes of a row of a store of ids, such that a window of conversations has 2^15 of them; see ConversationSamples.
 _BYTES_OF_ROW = TOKEN_MEMORY // 2**16
@@ -215,18 +221,19 @@ class SceneReader:
 
     def _messages(self, drawn: Scene, draw: random.Random) -> list[dict[str, str]]:
         """Return the messages about one scene, which the first of them shows or the second draws."""
-        turns = draw.sample(drawn.questions, min(self._source.turns or len(drawn.questions), len(drawn.questions)))
+        asked = self._questions(drawn)
+        turns = draw.sample(asked, min(self._source.turns or len(asked), len(asked)))
         if draw.random() < self._source.captions:
             request = Question(draw.choice(REQUESTS), draw.choice(drawn.captions), "caption")
             turns.insert(draw.randint(0, len(turns)), request)
         messages = [
             {"role": role, "content": text}
             for turn in turns
-            for role, text in (("user", turn.text), ("assistant", turn.answer))
+            for role, text in (("user", as_typed(turn.text, draw)), ("assistant", turn.answer))
         ]
         if self._source.drawn_share and draw.random() < self._source.drawn_share:
-            asked = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
-            return [{"role": "user", "content": asked}, {"role": "assistant", "content": PLACEHOLDER}, *messages]
+            wanted = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
+            return [{"role": "user", "content": wanted}, {"role": "assistant", "content": PLACEHOLDER}, *messages]
         messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
         return messages
 
@@ -235,11 +242,15 @@ class SceneReader:
         return f"scene {index} of seed {self._source.seed}"
 
     def texts(self, index: int) -> list[str]:
-        """Return all questions, answers and captions of a scene, with the requests."""
+        """Return all questions, answers and captions of a scene, with all requests, so that their words are known."""
         drawn = self._scene(index)
-        asked = [text for question in drawn.questions for text in (question.text, question.answer)]
-        requests = [request.format(caption="") for request in DRAW_REQUESTS] if self._source.drawn_share else []
-        return [*asked, *drawn.captions, *REQUESTS, *requests]
+        questions = self._questions(drawn)
+        asked = [text for one in questions for text in (one.text, american(one.text), one.answer)]
+        return [*asked, *drawn.captions, *REQUESTS, *(request.format(caption="") for request in DRAW_REQUESTS)]
+
+    @staticmethod
+    def _questions(drawn: Scene) -> list[Question]:
+        return [*drawn.questions, *filter(None, [drawn.question_by_place])]
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield the first conversation, because all begin with a question, and one with a drawing."""
@@ -252,6 +263,17 @@ class SceneReader:
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
         """Return the same length for all conversations."""
         return np.full(len(self), self._source.scenes * tokens_per_picture + 1, np.int64)
+
+
+def american(text: str) -> str:
+    """Return a text about scenes in American spelling."""
+    return text.replace("colour", "color")
+
+
+def as_typed(text: str, draw: random.Random) -> str:
+    """Return a text as people type it: a third in American spelling, a fifth without the mark at its end."""
+    spelled = american(text) if draw.random() < 1 / 3 else text
+    return spelled.rstrip("?.") if draw.random() < 0.2 else spelled
 
 
 class FileReader:
