@@ -133,6 +133,20 @@ def test_it_goes_on_where_it_was_interrupted_and_begins_like_a_prefix(tmp_path):
 
 
 @pytest.mark.usefixtures("stripes")
+def test_a_prefix_may_be_a_scene(tmp_path):
+    scene = "scenes:held-out?count=1&seed=7"
+    open_picture(scene).save(tmp_path / "scene.png")
+    pictures = []
+    for prefix in (scene, tmp_path / "scene.png"):
+        words = ["generate", "--class", 1, "--model", "stripes", "--prefix", prefix, "--out", tmp_path / "out.png"]
+        assert toklip(*words).exit_code == 0
+        pictures.append(open_picture(tmp_path / "out.png").tobytes())
+    assert pictures[0] == pictures[1]
+    words = ["generate", "--class", 1, "--model", "stripes", "--prefix", "scenes:train", "--out", tmp_path / "out.png"]
+    assert "Error: the prefix 'scenes:train' cannot be read: it names 100 scenes" in toklip(*words).stderr
+
+
+@pytest.mark.usefixtures("stripes")
 def test_models_says_which_models_draw():
     rows = {row["name"]: row for row in json.loads(CliRunner().invoke(cli, ["models", "--json"]).stdout)}
     drawn = {name for name, row in rows.items() if row["draws"]}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
+from toklip_core.pictures import open_picture
 from toklip_core.plugins import registry
 from toklip_mllm.chat import ChatSettings, unknown_words
 from toklip_mllm.commands import pictures_and_question
@@ -58,6 +59,14 @@ def test_json_says_what_was_asked_and_what_it_took(folder):
     assert told["prompt_tokens"] > 128 and told["new_tokens"] <= 6
 
 
+def test_a_scene_is_a_picture(folder):
+    text = "scenes:held-out?count=1&seed=7"
+    open_picture(text).save("scene.png")
+    assert ask(text, "what is it ?").stdout == ask("scene.png", "what is it ?").stdout != ""
+    several = ask("0.png", "scenes:held-out", "what?")
+    assert "picture 2 ('scenes:held-out') cannot be read: it names 100 scenes" in several.stderr
+
+
 def test_half_a_character_in_a_question_is_replaced(folder):
     told = ask("0.png", "what is \ud83d ?", "--json")
     assert told.exit_code == 0 and json.loads(told.stdout)["question"] == "what is \ufffd ?", told.output
@@ -77,7 +86,7 @@ def test_the_last_word_is_a_question_unless_it_is_a_file_or_named_as_one(words, 
 
 def test_a_file_of_any_name_is_a_picture(tmp_path):
     picture(0).save(tmp_path / "my picture", format="png")
-    for words in ([str(tmp_path / "my picture")], ["a.png", "b.png"]):
+    for words in ([str(tmp_path / "my picture")], ["a.png", "b.png"], ["scenes:held-out?count=1"]):
         with pytest.raises(ValueError, match="got pictures and no question; ask one after them, or start a conver"):
             pictures_and_question(words)
 

@@ -123,6 +123,8 @@ def test_explain_writes_a_picture(saved, photos, tmp_path, monkeypatch):
     assert width("a-explained.png") > 1000
     toklip("explain", photos / "a.jpg", "a red circle", "a star", "--relative", "--out", "other.jpg", "--model", saved)
     assert width("other.jpg") > 1500
+    result = toklip("explain", "scenes:held-out?count=1&seed=7", "a star", "--model", saved)
+    assert result.stderr.endswith("written: scenes-held-out,seed=7-000000-explained.png\n")
 
 
 def test_explain_gives_the_grid_as_data_and_writes_nothing_unasked(saved, photos, tmp_path, monkeypatch):
@@ -166,6 +168,7 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
         (["classify", "a.jpg", "--labels", "red", "--model", "toklip-l-38"], "Did you mean 'toklip-l-384'?"),
         (["classify", "cut.jpg", "--labels", "red"], "none of 1 pictures can be read; the first is cut.jpg"),
         (["explain", "cut.jpg", "a star"], "cut.jpg: "),
+        (["explain", "scenes:held-out", "a star"], "scenes:held-out: it names 100 scenes; wanted one picture"),
         (["explain", "a.jpg", "a star", "--out", "x.gif"], "got --out x.gif; wanted a name that ends in .png"),
         (["explain", "a.jpg", "a star", "--out", "absent/x.png"], "there is no folder"),
         (["evaluate", "zero-shot", "absent"], "absent is no folder"),

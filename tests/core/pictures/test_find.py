@@ -408,3 +408,18 @@ def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(photos):
     assert open_picture(photos / "a.jpg", max_pixels=48 * 40).size == (48, 40)
     with pytest.raises(PictureError, match="48 x 40 pixels are more than the limit of 1919"):
         open_picture(photos / "a.jpg", max_pixels=48 * 40 - 1)
+
+
+def test_one_scene_is_a_picture_and_several_are_none(tmp_path, monkeypatch):
+    text = "scenes:held-out?count=1&seed=7"
+    (entry,) = entries(find_pictures([text]))
+    assert np.array_equal(levels(open_picture(text)), levels(entry.image()))
+    with pytest.raises(PictureError, match="it names 100 scenes; wanted one picture, such as scenes:"):
+        open_picture("scenes:held-out")
+    with pytest.raises(PictureError, match="no split 'nowhere'"):
+        open_picture("scenes:nowhere?count=1")
+    with pytest.raises(PictureError, match="a scene of 64 px has more than 4095 pixels"):
+        open_picture(text, max_pixels=64 * 64 - 1)
+    monkeypatch.chdir(tmp_path)
+    picture(0, (9, 9)).save("scenes:train", format="png")
+    assert open_picture(Path("scenes:train")).size == open_picture("./scenes:train").size == (9, 9)

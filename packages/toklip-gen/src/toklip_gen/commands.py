@@ -115,7 +115,12 @@ _COMPILE = click.option(
 @_TOP_K
 @top_p
 @_NOISE
-@click.option("--prefix", type=click.Path(), help="Picture whose upper part is kept; the rest is generated.")
+@click.option(
+    "--prefix",
+    type=click.Path(),
+    help="Picture whose upper part is kept, a file or one scene such as scenes:held-out?count=1&seed=7; the rest is "
+    "generated.",
+)
 @max_pixels
 @click.option("--prefix-rows", type=int, help="Number of rows of ids to keep from --prefix. [default: half]")
 @named_model(

@@ -119,7 +119,8 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
 
     *pictures, last = words or ("",)
     # A question may be too long for a file's name, and may end like one: "what is in b.png".
-    if os.path.isfile(last) or (" " not in last and Path(last).suffix.lower() in PICTURE_SUFFIXES):  # noqa: PTH113
+    of_picture = last.startswith("scenes:") or Path(last).suffix.lower() in PICTURE_SUFFIXES
+    if os.path.isfile(last) or (" " not in last and of_picture):  # noqa: PTH113
         raise ValueError("got pictures and no question; ask one after them, or start a conversation with toklip chat")
     if not pictures:
         raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
@@ -161,8 +162,8 @@ def ask(
 ) -> None:
     """Ask a language model about pictures.
 
-    The answer is printed as it is generated. It has words alone; `toklip chat` also draws pictures, and takes further
-    questions.
+    PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. The answer is printed as it is generated. It
+    has words alone; `toklip chat` also draws pictures, and takes further questions.
     """
     from toklip_core.config import refuse_drawing
 
@@ -244,10 +245,10 @@ def chat(
 ) -> None:
     """Talk with a language model about pictures, which it also draws if it has an image head.
 
-    Each line you type is a message, such as "draw a red circle" or "what colour is it?". PICTURES are shown with the
-    first message; `/image PATH` shows another one with the next message, `/clear` starts over, `/help` lists the
-    commands, and `/exit` or Ctrl-D ends the conversation. Ctrl-C ends an answer. A drawn picture is written to a file,
-    whose name is printed.
+    Each line you type is a message, such as "draw a red circle" or "what colour is it?". PICTURES, which are files or
+    single scenes such as scenes:held-out?count=1&seed=7, are shown with the first message; `/image PATH` shows another
+    one with the next message, `/clear` starts over, `/help` lists the commands, and `/exit` or Ctrl-D ends the
+    conversation. Ctrl-C ends an answer. A drawn picture is written to a file, whose name is printed.
 
     The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
     with "> ", or with --json one object for each message.

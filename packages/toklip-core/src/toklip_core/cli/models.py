@@ -169,7 +169,7 @@ def classify(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Picture file to write. [default: PICTURE-explained.png in the current folder]",
+    help="Picture file to write. [default: the name of PICTURE with -explained.png, in the current folder]",
 )
 @click.option(
     "--relative",
@@ -189,16 +189,16 @@ def explain(
 ) -> None:
     """Draw heat maps of how well tokens match texts.
 
-    Each of TEXTS gets a panel that shows, for every token of PICTURE, the cosine between the token, pooled by itself,
-    and the text. All panels share one colour scale. With --json the cosines are printed, and a picture is written only
-    if --out is given. The encoder is causal: a token depends on its own patch, the rows above, and the patches to its
-    left.
+    PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. Each of TEXTS gets a panel that shows, for
+    every token of PICTURE, the cosine between the token, pooled by itself, and the text. All panels share one colour
+    scale. With --json the cosines are printed, and a picture is written only if --out is given. The encoder is causal:
+    a token depends on its own patch, the rows above, and the patches to its left.
     """
     from toklip_core.evaluation import draw_explanation, explain_picture
     from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
 
     if out is None and not as_json:
-        out = Path(f"{Path(picture).stem}-explained.png")
+        out = Path(f"{_stem_of(picture)}-explained.png")
     if out is not None:
         refuse_output(out, [picture], suffixes=WRITTEN_SUFFIXES)
     explanation = explain_picture(picture=picture, texts=texts, compute=compute_of(options), **options)
@@ -207,6 +207,14 @@ def explain(
         click.echo(f"written: {out}", err=True)
     if as_json:
         click.echo(json.dumps(explanation.as_json()))
+
+
+def _stem_of(picture: str) -> str:
+    """Return the name of a picture without its suffix; that of a scene is its key in a store."""
+    from toklip_core.scenes import parse_scenes
+
+    scenes = parse_scenes(picture)
+    return Path(picture).stem if scenes is None else Path(scenes.key(0)).with_suffix("").as_posix().replace("/", "-")
 
 
 @click.command()

@@ -101,7 +101,7 @@ def explain_picture(
 
     Args:
         name: name or folder of a TokLIP.
-        picture: file of the picture.
+        picture: file of the picture, or as text one scene, such as ``scenes:held-out?count=1&seed=7``.
         texts: at least one text.
         relative: whether to subtract from each token's cosines their mean over the texts, to show differences.
         compute: device, and maximum pixels of the picture.

@@ -22,7 +22,7 @@ from PIL import Image
 
 from toklip_core.config import MAX_PIXELS
 from toklip_core.files import METADATA, metadata_captions, refuse_special, warn_of_several_captions
-from toklip_core.pictures.open import PictureError, open_picture
+from toklip_core.pictures.open import PictureError, open_picture, open_scene
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
 from toklip_core.scenes import Scene, Scenes, parse_scenes
@@ -95,9 +95,7 @@ class Entry:
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
             return open_picture(self.path, max_pixels=self.max_pixels)
         if isinstance(self.member, ScenePlace):
-            if self.member.scenes.size**2 > self.max_pixels:
-                raise PictureError(f"a scene of {self.member.scenes.size} px has more than {self.max_pixels} pixels")
-            return Image.fromarray(self.member.scene().pixels)
+            return open_scene(self.member.scenes, self.member.index, max_pixels=self.max_pixels)
         if self.member.problem:
             raise PictureError(self.member.problem)
         try:

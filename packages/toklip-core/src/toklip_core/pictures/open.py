@@ -1,4 +1,4 @@
-"""Reading of picture files as upright 8-bit RGB."""
+"""Reading of pictures, from files and of scenes, as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from toklip_core.config import MAX_PIXELS
 from toklip_core.files import refuse_special
 from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
+from toklip_core.scenes import Scenes, parse_scenes
 
 # Readers that only decode pixels. Pillow has others, such as its EPS reader, which starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -35,15 +36,20 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
     profiles are not applied, as in torchvision and in the published tokenizers' own loaders.
 
     Args:
-        source: path, or file open for reading bytes.
+        source: path, file open for reading bytes, or as text one scene, see :func:`toklip_core.scenes.parse_scenes`.
         max_pixels: width times height above which the picture is refused before it is decoded.
 
     Raises:
-        PictureError: the file is missing, is no picture, is cut short or too large, or its values have no known white.
+        PictureError: the file is missing, is no picture, is cut short or too large, or its values have no known white;
+            there are no such scenes, or several.
 
     >>> open_picture("docs/examples/photographs/cat.jpg").mode
     'RGB'
+    >>> open_picture("scenes:held-out?count=1&seed=7").size
+    (64, 64)
     """
+    if isinstance(source, str) and (scenes := _scenes_of(source)) is not None:
+        return open_scene(scenes, 0, max_pixels=max_pixels)
     if isinstance(source, Path | str):
         try:
             refuse_special(source)
@@ -68,6 +74,24 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
             known = "no picture in a format that is known here" if isinstance(error, UnidentifiedImageError) else None
             words = known or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise PictureError(words or type(error).__name__) from error
+
+
+def open_scene(scenes: Scenes, index: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Draw a scene; PictureError if it has more than ``max_pixels`` pixels."""
+    if scenes.size**2 > max_pixels:
+        raise PictureError(f"a scene of {scenes.size} px has more than {max_pixels} pixels")
+    return Image.fromarray(scenes[index].pixels)
+
+
+def _scenes_of(text: str) -> Scenes | None:
+    """Return the one scene that a text names, None if it is a path."""
+    try:
+        scenes = parse_scenes(text)
+    except ValueError as error:
+        raise PictureError(str(error)) from error
+    if scenes is not None and len(scenes) != 1:
+        raise PictureError(f"it names {len(scenes)} scenes; wanted one picture, such as scenes:held-out?count=1&seed=7")
+    return scenes
 
 
 def _read(file: IO[bytes], max_pixels: int) -> Image.Image:

@@ -20,7 +20,7 @@ from toklip_core.files import one_line
 from toklip_core.pictures import open_picture, upright_rgb
 from torch import Tensor
 
-#: Path or address of a file, data URI or base64 of a file, bytes of a file, Pillow picture, or array of values.
+#: Path or address of a file, a scene as text, data URI, base64 or bytes of a file, Pillow picture, or array of values.
 PictureInput = Image.Image | Path | str | bytes | NDArray[Any] | Tensor
 
 #: Seconds to wait for an address to answer.
