@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import os
+import re
 import signal
 from urllib.parse import quote, urlsplit
 
@@ -17,7 +18,7 @@ from tests.support.app_page import PATIENCE, browser, page_of, served, tell, wri
 def answers(page, count):
     """The answers of the chat, once there are so many and the last one is whole."""
     page.locator(".chat .bot .message-content, .chat .bot img").nth(count - 1).wait_for()
-    page.wait_for_function("!document.querySelector('#asked textarea').disabled")
+    page.wait_for_function("!document.querySelector('.chat [data-testid=status-tracker]:not(.hide)')")
     return page.locator(".chat .bot")
 
 
@@ -44,9 +45,14 @@ def ask_and_draw(page, scene):
     answer = answers(page, 1).last.inner_text().strip()
     assert answer and "⚠" not in answer
     tell(page, "draw a large red circle")
-    drawn = picture(page, answers(page, 2).locator("img").last)
+    page.locator(".chat .message-content").filter(has_text="draw a large").wait_for()
+    page.locator("#message textarea").fill("what colour is the circle?")  # while the model draws
+    image = answers(page, 2).locator("img").last
+    drawn = picture(page, image)
     assert drawn.size == (64, 64) and len(set(drawn.convert("L").tobytes())) > 8
-    tell(page, "what colour is the circle?")
+    assert re.search("/[0-9a-f]{32}.png$", image.get_attribute("src"))
+    assert page.locator("#message textarea").input_value() == "what colour is the circle?"
+    page.get_by_test_id("submit-button").click()
     page.locator(".chat .message-content").filter(has_text="what colour").wait_for()
     answer = answers(page, 3).last.inner_text().strip()
     assert answer and "⚠" not in answer
@@ -54,31 +60,39 @@ def ask_and_draw(page, scene):
 
 def point_at_a_token(page):
     page.get_by_role("tab", name="Tokens").click()
-    page.locator("#said .matches").wait_for()
+    page.locator("#token .matches").wait_for()
     grid = page.locator("#grid img")
     assert picture(page, grid).size == (512, 512)
-    box = grid.bounding_box()
+    box, token = grid.bounding_box(), page.locator("#token")
     grid.click(position={"x": box["width"] * 2.5 / 8, "y": box["height"] * 6.5 / 8})
-    page.locator("#said").filter(has_text="row 7, column 3").wait_for()
-    assert page.locator("#said code").first.inner_text().isdigit()
-    assert page.locator("#said .matches tr").count() == 8
+    token.filter(has_text="row 7, column 3").wait_for()
+    assert token.locator("code").first.inner_text().isdigit()
+    assert token.locator(".matches tr").count() == 8
+    # The click also ends the editing of the texts, which are read then: it stays in force, as it does afterwards.
+    page.locator("#token-texts textarea").fill("a red circle\na blue star\na yellow square")
+    grid.click(position={"x": box["width"] * 4.5 / 8, "y": box["height"] * 0.5 / 8})
+    token.filter(has_text="of 3 texts").filter(has_text="row 1, column 5").wait_for()
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_role("tab", name="Tokens").click()
+    page.wait_for_timeout(1000)
+    assert "row 1, column 5" in token.inner_text()
 
 
 def search(page):
     page.get_by_role("tab", name="Search").click()
     page.locator("#text").locator("textarea, input").first.fill("a blue star")
     page.get_by_role("button", name="Search", exact=True).click()
-    page.locator("#found .caption-label").nth(11).wait_for()
-    cosines = [float(text.split()[0]) for text in page.locator("#found .caption-label").all_inner_texts()]
+    page.locator("#results .caption-label").nth(11).wait_for()
+    cosines = [float(text.split()[0]) for text in page.locator("#results .caption-label").all_inner_texts()]
     assert len(cosines) == 12 and cosines == sorted(cosines, reverse=True)
-    assert picture(page, page.locator("#found img").first).size == (64, 64)
+    assert picture(page, page.locator("#results img").first).size == (64, 64)
 
 
 def compare_tokenizers(page):
     page.get_by_role("tab", name="Tokenizers").click()
-    shown = page.locator("#compared .caption-label").filter(has_text="llamagen-tiny: 1,024 ids")
-    shown.wait_for()
-    assert " dB" in shown.inner_text()
+    caption = page.locator("#reconstructions .caption-label").filter(has_text="llamagen-tiny: 1,024 ids")
+    caption.wait_for()
+    assert " dB" in caption.inner_text()
 
 
 def nothing_came_from_another_host(server, requests):

@@ -113,9 +113,9 @@ def write_scene(folder: Path) -> Path:
 def tell(page: Any, text: str, picture: Path | None = None) -> None:
     """Say something in the chat, after a picture."""
     if picture is not None:
-        page.locator("#asked input[type=file]").set_input_files(str(picture))
-        page.locator("#asked img").wait_for()
-    page.locator("#asked textarea").fill(text)
+        page.locator("#message input[type=file]").set_input_files(str(picture))
+        page.locator("#message img").wait_for()
+    page.locator("#message textarea").fill(text)
     page.get_by_test_id("submit-button").click()
 
 

@@ -1,5 +1,7 @@
 """A conversation of `toklip app`: who answers, who draws, and what is shown."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,14 +56,14 @@ def session(chat, folder, drawer=None, seed=3):
     return ChatSession(lambda given: chat, drawer, folder, seed=seed, max_pixels=100)
 
 
-def answered(session, text, files=()):
+def answer(session, text, files=()):
     """The messages after an answer; a picture is its first pixel."""
     for _ in session.answer(text, files):
         pass
-    return [(one["role"], shown(one["content"])) for one in session.messages]
+    return [(one["role"], read_content(one["content"])) for one in session.messages]
 
 
-def shown(content):
+def read_content(content):
     return content if isinstance(content, str) else Image.open(content["path"]).getpixel((0, 0))
 
 
@@ -75,37 +77,46 @@ def test_an_answer_grows_and_says_what_the_model_says(tmp_path, green):
 def test_a_drawing_is_the_generators_and_is_read_with_the_next_question(tmp_path):
     chat, drawer = Chat(), Drawer()
     talk = session(chat, tmp_path, drawer)
-    assert answered(talk, "Draw a red circle")[-1] == ("assistant", (255, 0, 0))
+    assert answer(talk, "Draw a red circle")[-1] == ("assistant", (255, 0, 0))
     assert chat.told == []
-    answered(talk, "draw a star ")
+    answer(talk, "draw a star ")
     assert drawer.drawn == [("a red circle", 3), ("a star ", 4)]
-    assert answered(talk, "what is it?")[-1] == ("assistant", "seen 2")
-    assert answered(talk, "and now?")[-1] == ("assistant", "seen 0")
+    assert answer(talk, "what is it?")[-1] == ("assistant", "seen 2")
+    assert answer(talk, "and now?")[-1] == ("assistant", "seen 0")
     assert chat.told == [("what is it?", [(255, 0, 0), (255, 0, 0)]), ("and now?", [])]
+
+
+def test_nobody_can_guess_the_file_of_a_drawn_picture(tmp_path):
+    talk = session(Chat(), tmp_path, Drawer())
+    answer(talk, "draw a star")
+    answer(talk, "draw a star")
+    files = [Path(one["content"]["path"]) for one in talk.messages if one["role"] == "assistant"]
+    assert len(set(files)) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", file.stem) and file.parent == tmp_path for file in files)
 
 
 def test_a_model_that_draws_needs_no_generator(tmp_path):
     drawer = Drawer()
-    found = answered(session(Chat(draws=True), tmp_path, drawer), "draw a circle")
-    assert found[1:] == [("assistant", (0, 0, 255)), ("assistant", "there it is")]
+    messages = answer(session(Chat(draws=True), tmp_path, drawer), "draw a circle")
+    assert messages[1:] == [("assistant", (0, 0, 255)), ("assistant", "there it is")]
     assert drawer.drawn == []
 
 
 def test_without_a_generator_the_model_answers_for_itself(tmp_path):
-    assert answered(session(Chat(), tmp_path), "draw a star")[-1] == ("assistant", "seen 0")
+    assert answer(session(Chat(), tmp_path), "draw a star")[-1] == ("assistant", "seen 0")
 
 
 def test_pictures_without_words_wait_for_the_question(tmp_path, green):
     talk = session(Chat(), tmp_path)
-    assert answered(talk, "", [green]) == [("user", (0, 200, 0))]
-    assert answered(talk, "what is it?")[-1] == ("assistant", "seen 1")
+    assert answer(talk, "", [green]) == [("user", (0, 200, 0))]
+    assert answer(talk, "what is it?")[-1] == ("assistant", "seen 1")
 
 
 def test_an_error_is_an_answer_and_the_conversation_goes_on_with_its_pictures(tmp_path, green):
     talk = session(Chat(), tmp_path, Drawer())
-    answered(talk, "", [green])
-    assert answered(talk, "too long")[-1] == ("assistant", "⚠ the conversation is too long; start a new one")
-    assert answered(talk, "draw nothing")[-1] == ("assistant", "⚠ got an empty text")
+    answer(talk, "", [green])
+    assert answer(talk, "too long")[-1] == ("assistant", "⚠ the conversation is too long; start a new one")
+    assert answer(talk, "draw nothing")[-1] == ("assistant", "⚠ got an empty text")
     (tmp_path / "broken.png").write_text("no picture")
     list(talk.answer("what is it?", [tmp_path / "broken.png"]))
     assert talk.messages[-1]["content"].startswith("⚠ no picture in a format")
@@ -123,4 +134,4 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path):
 def test_a_model_that_says_nothing_is_seen_to(tmp_path):
     chat = Chat()
     chat.say = lambda text, pictures: iter(())
-    assert answered(session(chat, tmp_path), "well?")[-1] == ("assistant", "(The model says nothing.)")
+    assert answer(session(chat, tmp_path), "well?")[-1] == ("assistant", "(The model says nothing.)")

@@ -1,5 +1,6 @@
 """What `toklip app` loads, and what it refuses."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,7 @@ def models(toy):
         found.models[name] = spec
 
     def talk(name, *, device):
-        return lambda seed: SimpleNamespace(name=name, device=device, seed=seed)
+        return lambda seed: SimpleNamespace(name=name, device=device, seed=seed, draws=name == "unified")
 
     add("draws", load=lambda **options: ("drawer", options), model_type="painter",
         load_folder=lambda folder, **options: ("drawer of", str(folder)))
@@ -38,25 +39,52 @@ def models(toy):
     return SimpleNamespace(found=found, add=add, talk=talk)
 
 
-def loaded(found, saved, photos, **options):
+def load(plugins, saved, photos, **options):
     given = {"model": None, "generator": None} | options
-    return load_models(found, toklip=saved, pictures=[str(photos)], compute=Compute(), **given)
+    return load_models(plugins, toklip=saved, pictures=[str(photos)], compute=Compute(), **given)
 
 
 def test_without_other_packages_there_is_no_chat(saved, photos):
-    found = loaded(discover([]), saved, photos)
+    found = load(discover([]), saved, photos)
     assert found.start is None and found.drawer is None and len(found.index) == 5
 
 
 def test_the_models_in_the_packages_are_taken(saved, photos, models):
-    found = loaded(models.found, saved, photos)
+    found = load(models.found, saved, photos)
     assert (found.language_model, found.generator) == ("talks", "draws")
     assert found.start(7).seed == 7 and found.drawer == ("drawer", {"device": "cpu", "dtype": None})
 
 
-def test_a_model_that_talks_and_draws_comes_before_one_that_only_talks(saved, photos, models):
+def test_a_model_that_talks_and_draws_comes_before_one_that_only_talks_and_needs_no_generator(saved, photos, models):
     models.add("unified", chat=models.talk, load=lambda **options: None)
-    assert loaded(models.found, saved, photos).language_model == "unified"
+    loaded = load(models.found, saved, photos)
+    assert loaded.language_model == "unified" and loaded.draws
+    assert loaded.generator is None and loaded.drawer is None
+
+
+def test_the_page_says_what_each_model_does_and_what_is_missing(saved, photos, models):
+    both = load(models.found, saved, photos)
+    assert "`talks` reads, `draws` draws; on cpu" in both.introduction and both.notes == []
+    del models.found.models["draws"]
+    (note,) = load(models.found, saved, photos).notes
+    assert "pip install toklip-gen" in note
+    models.add("unified", chat=models.talk, load=lambda **options: None)
+    unified = load(models.found, saved, photos, model="unified")
+    assert "`unified` reads and draws; on cpu" in unified.introduction and unified.notes == []
+    alone = load(discover([]), saved, photos)
+    assert "compares; on cpu" in alone.introduction
+    assert ["pip install toklip-mllm" in note for note in alone.notes] == [True]
+    (note,) = replace(both, matcher=None).notes
+    assert "--toklip" in note
+
+
+def test_a_generator_that_has_nothing_to_draw_is_refused(saved, photos, models):
+    models.add("unified", chat=models.talk, load=lambda **options: None)
+    with refusing("'draws'", "'unified' draws its own pictures", "leave --generator out"):
+        load(models.found, saved, photos, model="unified", generator="draws")
+    del models.found.models["talks"], models.found.models["unified"]
+    with refusing("'draws'", "pip install toklip-mllm"):
+        load(models.found, saved, photos, generator="draws")
 
 
 def test_models_are_found_by_name_and_by_folder(models, tmp_path):
@@ -73,10 +101,10 @@ def test_models_of_another_kind_are_refused(saved, photos, models):
     with refusing("'draws' is a toy, which answers no questions"):
         chat_loader("draws")
     with refusing("'nowhere'", kind=LookupError):
-        loaded(models.found, saved, photos, generator="nowhere")
+        load(models.found, saved, photos, generator="nowhere")
     models.found.models.clear()
     with refusing("pip install toklip-mllm", kind=LookupError):
-        loaded(models.found, saved, photos, model="some-folder")
+        load(models.found, saved, photos, model="some-folder")
 
 
 def test_there_are_pictures_to_try(tmp_path):

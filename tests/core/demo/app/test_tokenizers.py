@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toklip_core.demo.app.tokenizers import HEADER, compare_on, offline_tokenizers
+from toklip_core.demo.app.tokenizers import HEADER, compare_on, offline_tokenizers, shipped_tokenizers
 from toklip_core.evaluation import evaluate_tokenizer
 from toklip_core.pictures import open_picture, to_pixels
 from toklip_core.plugins import TokenizerSpec, discover, registry
@@ -29,11 +29,18 @@ def test_a_tokenizer_that_does_not_load_is_a_line(toy, photos):
     assert len(problems) == 1 and problems[0].startswith("no-such-one is left out: no VQ tokenizer is named")
 
 
-def test_tokenizers_whose_weights_are_elsewhere_are_not_offered(toy):
-    def spec(name, source=""):
-        return TokenizerSpec(name=name, factory=lambda weights: None, summary="One.", source=source)
+def test_tokenizers_whose_weights_are_elsewhere_are_not_offered_and_those_in_a_package_are_compared(toy, monkeypatch):
+    def spec(name, source="", sizes=(4,)):
+        return TokenizerSpec(
+            name=name, factory=lambda weights: None, summary="One.", source=source, codebook_sizes=sizes
+        )
 
-    found = discover([])
-    found.tokenizers.update({name: spec(name, source) for name, source in [("here", ""), ("there", "a/b/c.pt")]})
-    assert [one.name for one in offline_tokenizers(found)] == ["here"]
+    specs = [spec("here"), spec("there", "a/b/c.pt"), spec("in-the-cache", "a/b/d.pt"), spec("from-a-path", sizes=())]
+    plugins = discover([])
+    plugins.tokenizers.update({one.name: one for one in specs})
+    monkeypatch.setattr(
+        "toklip_core.demo.app.tokenizers.try_to_load_from_cache", lambda repo, file: file if file == "d.pt" else None
+    )
+    assert [one.name for one in offline_tokenizers(plugins)] == ["here", "in-the-cache", "from-a-path"]
+    assert [one.name for one in shipped_tokenizers(plugins)] == ["here"]
     assert "mean-colour" in {one.name for one in offline_tokenizers(registry())}

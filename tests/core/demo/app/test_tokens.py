@@ -5,11 +5,13 @@ import torch
 from PIL import Image
 from toklip_core.demo.app.tokens import (
     Cell,
+    TokenMark,
+    TokenView,
     cell_at,
     describe_token,
     draw_grid,
+    marked_cell,
     matches_of,
-    strongest_cell,
     texts_for,
 )
 from toklip_core.evaluation import Explanation
@@ -56,8 +58,11 @@ def test_texts_come_by_their_cosine_with_shares_of_the_range_of_the_picture(thre
     assert [match.text for match in matches_of(three, Cell(0, 0))] == ["red", "blue", "<b>green</b>"]
 
 
-def test_the_strongest_cell_has_the_largest_cosine(three):
-    assert strongest_cell(three) == (1, 2)
+def test_the_cell_of_the_largest_cosine_is_shown_until_one_of_the_same_picture_is_clicked_on(three):
+    view = TokenView("sky.png", three)
+    assert marked_cell(view, None) == (1, 2)
+    assert marked_cell(view, TokenMark("sky.png", Cell(0, 3))) == (0, 3)
+    assert marked_cell(view, TokenMark("sea.png", Cell(0, 3))) == (1, 2)
 
 
 def test_a_token_is_described_by_its_place_its_ids_and_texts_that_are_no_html(three):

@@ -27,7 +27,7 @@ from toklip_core.cli.options import (
 @named_model(
     "--generator",
     kind=None,
-    help_text="Model that draws where --model does not: a name from `toklip models`, or a folder. "
+    help_text="Model that draws, if --model does not: a name from `toklip models`, or a folder. "
     "[default: that of toklip-gen]",
 )
 @click.option(
@@ -57,7 +57,7 @@ def app(ctx: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - as cli
 
     The page is served by this machine, to itself alone unless --host says otherwise, and loads nothing from elsewhere.
     With the models in the packages it needs no network. It prints its address; Ctrl-C ends it, with status 130, and
-    removes what was uploaded. Needs the extra toklip-core[app].
+    deletes what was uploaded or drawn, which happens to each picture after a day. Needs the extra toklip-core[app].
     """
     from toklip_core.demo.app import AppSettings, serve_app
     from toklip_core.training import stop_on_signals

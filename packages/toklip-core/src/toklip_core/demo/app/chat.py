@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class ChatSession:
     Args:
         start: starts a conversation with the language model.
         drawer: model that draws what "draw ..." asks for, where the language model does not; None: there is none.
-        folder: where drawn pictures are written, for the page to show.
+        folder: where drawn pictures are written, under names that nobody can guess, for the page to show.
         seed: seed of the first picture that is drawn; each further picture adds one.
         max_pixels: maximum pixels of a picture that is read.
     """
@@ -34,7 +35,7 @@ class ChatSession:
         self._seed, self._max_pixels = seed, max_pixels
         #: Pictures that the language model reads before the next question.
         self._unread: list[Image.Image] = []
-        self._drawn = 0
+        self._pictures_drawn = 0
         #: Messages as the page shows them: {"role", "content"}, a content being a text or {"path": file}.
         self.messages: list[dict[str, Any]] = []
 
@@ -51,7 +52,7 @@ class ChatSession:
                 self._unread.append(open_picture(file, max_pixels=self._max_pixels))
             drawing = _DRAW.match(text)
             if drawing and self._drawer is not None and not self._chat.draws:
-                image = _draw(self._drawer, drawing["what"], self._seed + self._drawn)
+                image = _draw(self._drawer, drawing["what"], self._seed + self._pictures_drawn)
                 self._show(image)
                 self._unread.append(image)
             elif text.strip():
@@ -77,9 +78,9 @@ class ChatSession:
             self.messages.append({"role": "assistant", "content": "(The model says nothing.)"})
 
     def _show(self, image: Image.Image) -> None:
-        file = self._folder / f"drawn-{id(self)}-{self._drawn}.png"
+        file = self._folder / f"{secrets.token_hex(16)}.png"
         image.save(file)
-        self._drawn += 1
+        self._pictures_drawn += 1
         self.messages.append({"role": "assistant", "content": {"path": str(file)}})
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from toklip_core.config import Compute
 from toklip_core.demo.chapters import PHOTOGRAPH
 from toklip_core.evaluation import Matcher, PictureIndex, load_matcher, pictures_to_search
+from toklip_core.model import TokLIP
 from toklip_core.plugins import ChatStarter, NamedModel, PictureModel, Registry, chat_loader, picture_loader
 from toklip_core.scenes import Scenes
 
@@ -25,7 +26,7 @@ class AppModels:
     """Everything that the tabs compute with."""
 
     compute: Compute
-    found: Registry
+    plugins: Registry
     #: Name and model of TokLIP's kind, and what is said of it.
     matcher: Matcher
     protocol: dict[str, str]
@@ -35,13 +36,37 @@ class AppModels:
     #: Name of the language model, and the function that starts a conversation with it; None: no package has one.
     language_model: str | None
     start: ChatStarter | None
-    #: Name of the model that draws where the language model does not, and the model; None: no package has one.
+    #: Whether the language model draws.
+    draws: bool
+    #: Name of the model that draws where the language model does not, and the model; None: there is none.
     generator: str | None
     drawer: PictureModel | None
 
+    @property
+    def introduction(self) -> str:
+        """What each model does on the page, in one line."""
+        parts = [f"`{self.protocol['model']}` compares"]
+        if self.language_model is not None:
+            parts.append(f"`{self.language_model}` reads{' and draws' if self.draws else ''}")
+        if self.generator is not None:
+            parts.append(f"`{self.generator}` draws")
+        return f"Visual tokens that speak. {', '.join(parts)}; on {self.compute.device}."
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that the page cannot do, which says what to install or name."""
+        lines = []
+        if self.start is None:
+            lines.append("For a chat, install a package that has a language model: `pip install toklip-mllm`")
+        elif not self.draws and self.drawer is None:
+            lines.append("For drawing, install a package that has a generator: `pip install toklip-gen`")
+        if not isinstance(self.matcher, TokLIP):
+            lines.append(f"For tokens, name a TokLIP (`--toklip`); `{self.protocol['model']}` has none")
+        return lines
+
 
 def load_models(
-    found: Registry,
+    plugins: Registry,
     *,
     model: str | None,
     generator: str | None,
@@ -52,9 +77,10 @@ def load_models(
     """Load the models of the app, each by its name or folder.
 
     Args:
-        found: the plugins.
+        plugins: the plugins.
         model: language model; None: the one that ships with a package, preferably one that draws, if there is any.
-        generator: model that draws; None: the one that ships with a package, if there is any.
+        generator: model that draws if the language model does not; None: then the one that ships with a package, if
+            there is any.
         toklip: TokLIP, or for the search alone another model that compares pictures with texts.
         pictures: what the tab of the search searches, see :func:`toklip_core.evaluation.pictures_to_search`.
         compute: where to compute.
@@ -62,35 +88,43 @@ def load_models(
     Raises:
         FileNotFoundError: a model or a picture is not there.
         LookupError: there is no such model.
-        ValueError: a model is of another kind, or there is no such device.
+        ValueError: a model is of another kind, a generator has nothing to do, or there is no such device.
     """
-    listed = pictures_to_search(pictures, compute)
-    shipped = [one for one in found.models.values() if not one.source]
+    files = pictures_to_search(pictures, compute)
+    shipped = [one for one in plugins.models.values() if not one.source]
     if model is None:
-        talking = [one for one in shipped if one.chat is not None]
-        model = _name(sorted(talking, key=lambda one: one.load is None))
-    if generator is None:
-        generator = _name([one for one in shipped if one.load is not None])
+        talkers = [one for one in shipped if one.chat is not None]
+        model = _first_name(sorted(talkers, key=lambda one: one.load is None))
+    start = None if model is None else chat_loader(model)(device=compute.device)
+    draws = start is not None and start(0).draws
+    if generator is not None and (start is None or draws):
+        reason = "there is no language model to chat with: pip install toklip-mllm" if start is None else (
+            f"the language model {model!r} draws its own pictures; leave --generator out, or name another --model"
+        )
+        raise ValueError(f"--generator {generator!r} has nothing to draw, because {reason}")
+    if generator is None and start is not None and not draws:
+        generator = _first_name([one for one in shipped if one.load is not None])
     matcher, protocol = load_matcher(toklip, compute)
     return AppModels(
         compute=compute,
-        found=found,
+        plugins=plugins,
         matcher=matcher,
         protocol=protocol,
         where=" ".join(pictures),
-        index=PictureIndex(matcher, listed, protocol=protocol, compute=compute, kept=True),
+        index=PictureIndex(matcher, files, protocol=protocol, compute=compute, kept=True),
         language_model=model,
-        start=None if model is None else chat_loader(model)(device=compute.device),
+        start=start,
+        draws=draws,
         generator=generator,
-        drawer=None if generator is None else _drawer(generator, compute),
+        drawer=None if generator is None else _load_drawer(generator, compute),
     )
 
 
-def _name(models: Sequence[NamedModel]) -> str | None:
+def _first_name(models: Sequence[NamedModel]) -> str | None:
     return models[0].name if models else None
 
 
-def _drawer(name: str, compute: Compute) -> PictureModel:
+def _load_drawer(name: str, compute: Compute) -> PictureModel:
     loader = picture_loader(name)
     if loader is None:
         raise LookupError(f"no model that draws is named {name!r}, and no folder has one; `toklip models` lists them")

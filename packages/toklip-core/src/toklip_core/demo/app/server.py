@@ -53,15 +53,16 @@ class AppSettings:
 
 
 def serve_app(
-    settings: AppSettings, found: Registry, *, stop: Callable[[], bool], say: Callable[[str], None]
+    settings: AppSettings, plugins: Registry, *, stop: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Serve the page until a stop is requested.
 
-    What visitors upload, and what is drawn, is in a temporary folder that is removed at the end.
+    What visitors upload, and what is drawn, is in a temporary folder, each file for a day; the folder is removed at the
+    end.
 
     Args:
         settings: models, pictures and address.
-        found: the plugins.
+        plugins: the plugins.
         stop: returns whether to end.
         say: is told the address, in one line, once the page is there.
 
@@ -74,11 +75,12 @@ def serve_app(
     for library in ("gradio", "torchmetrics"):
         if find_spec(library) is None:
             raise LookupError(f"{library} is not installed: pip install 'toklip-core[app]'")
-    with _listening(settings.host, settings.port) as listener, TemporaryDirectory(prefix="toklip-app-") as temporary:
-        # Gradio reads them when it is imported: where uploads go, and that it reports nothing to its authors.
-        os.environ |= {"GRADIO_TEMP_DIR": str(Path(temporary, "uploads")), "GRADIO_ANALYTICS_ENABLED": "False"}
+    with _listen(settings.host, settings.port) as listener, TemporaryDirectory(prefix="toklip-app-") as temporary:
+        folder = Path(temporary).resolve()
+        # Gradio reads them when it is imported: where its files are, and that it reports nothing to its authors.
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
         models = load_models(
-            found,
+            plugins,
             model=settings.model,
             generator=settings.generator,
             toklip=settings.toklip,
@@ -88,8 +90,8 @@ def serve_app(
         if stop():
             return
         port = listener.getsockname()[1]
-        with _running(_application(models, Path(temporary), settings.host, port), listener) as is_alive:
-            address = f"http://{_in_url(settings.host)}:{port}"
+        with _run(_build_application(models, folder, settings.host, port), listener) as is_alive:
+            address = f"http://{_quote_host(settings.host)}:{port}"
             say(address)
             if settings.browser:
                 webbrowser.open(address)
@@ -98,7 +100,7 @@ def serve_app(
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
     """Yield a socket that listens; OSError, in words, if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -112,7 +114,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _application(models: AppModels, folder: Path, host: str, port: int) -> Any:  # noqa: ANN401 - of Gradio, an extra
+def _build_application(models: AppModels, folder: Path, host: str, port: int) -> Any:  # noqa: ANN401 - of an extra
     """Return the page as an application of FastAPI."""
     import gradio as gr
     from fastapi import FastAPI
@@ -120,12 +122,11 @@ def _application(models: AppModels, folder: Path, host: str, port: int) -> Any: 
 
     from toklip_core.demo.app.page import build_page, page_style
 
-    page = build_page(models, folder, _left_out(models))
+    page = build_page(models, folder)
     outer = FastAPI(openapi_url=None)
     app = gr.mount_gradio_app(
         outer, page, path="/", server_name=host, server_port=port, run_history=False, ssr_mode=False, pwa=False,
-        mcp_server=False, show_error=_is_of_this_machine(host), max_file_size=_UPLOAD, allowed_paths=[str(folder)],
-        **page_style(),
+        mcp_server=False, show_error=_is_of_this_machine(host), max_file_size=_UPLOAD, **page_style(),
     )
     if _is_of_this_machine(host):
         # Another site cannot reach the page through a name that it has led to this address.
@@ -151,16 +152,8 @@ class _SelfOnly:
         await self._app(scope, receive, answer)
 
 
-def _left_out(models: AppModels) -> list[str]:
-    if models.start is None:
-        return ["For a chat, install a package that has a language model: `pip install toklip-mllm`"]
-    if models.drawer is None:
-        return ["For drawing, install a package that has a generator: `pip install toklip-gen`"]
-    return []
-
-
 @contextmanager
-def _running(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bool]]:  # noqa: ANN401 - of ASGI
+def _run(app: Any, listener: socket.socket) -> Iterator[Callable[[float], bool]]:  # noqa: ANN401 - of ASGI
     """Run an application in a thread; yield a function that waits, and returns whether it still runs."""
     import uvicorn
 
@@ -194,5 +187,5 @@ def _is_of_this_machine(host: str) -> bool:
         return host == "localhost"
 
 
-def _in_url(host: str) -> str:
+def _quote_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

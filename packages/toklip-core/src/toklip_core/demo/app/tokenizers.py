@@ -49,9 +49,15 @@ class TokenizerView(NamedTuple):
         ]
 
 
-def offline_tokenizers(found: Registry) -> list[TokenizerSpec]:
+def offline_tokenizers(plugins: Registry) -> list[TokenizerSpec]:
     """Return the tokenizers that need no network: those without published weights, and those in the hub's cache."""
-    return [spec for spec in found.tokenizers.values() if not spec.source or _is_cached(spec.source)]
+    return [spec for spec in plugins.tokenizers.values() if not spec.source or _is_cached(spec.source)]
+
+
+def shipped_tokenizers(plugins: Registry) -> list[TokenizerSpec]:
+    """Return the tokenizers whose weights are in a package: small ones, which load at once."""
+    # The weights decide the codebook of the others, and without a path there are none.
+    return [spec for spec in plugins.tokenizers.values() if not spec.source and spec.codebook_sizes]
 
 
 def compare_on(
@@ -75,11 +81,11 @@ def compare_on(
     for name in names:
         try:
             tokenizer = load_tokenizer(name)
-            made = reconstruct_picture(tokenizer, image, device=compute.device)
+            reconstruction = reconstruct_picture(tokenizer, image, device=compute.device)
         except (ValueError, LookupError, OSError) as error:
             problems.append(f"{name} is left out: {error}")
         else:
-            views.append(TokenizerView(name, tokenizer.codebook_sizes, made))
+            views.append(TokenizerView(name, tokenizer.codebook_sizes, reconstruction))
     return views, problems
 
 

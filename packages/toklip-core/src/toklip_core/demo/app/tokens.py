@@ -38,6 +38,20 @@ class Cell(NamedTuple):
     column: int
 
 
+class TokenView(NamedTuple):
+    """A picture file, and the match of its tokens with texts."""
+
+    file: str
+    explanation: Explanation
+
+
+class TokenMark(NamedTuple):
+    """The token that was clicked on last, and the file of its picture."""
+
+    file: str
+    cell: Cell
+
+
 class TextMatch(NamedTuple):
     """A text, and how well a token matches it."""
 
@@ -59,8 +73,11 @@ def cell_at(explanation: Explanation, x: float, y: float) -> Cell:
     return Cell(min(rows - 1, int(y * rows / height)), min(columns - 1, int(x * columns / width)))
 
 
-def strongest_cell(explanation: Explanation) -> Cell:
-    """Return the cell of the largest cosine of all."""
+def marked_cell(view: TokenView, mark: TokenMark | None) -> Cell:
+    """Return the cell that was clicked on in this picture, or else that of the largest cosine of all."""
+    if mark is not None and mark.file == view.file:
+        return mark.cell
+    explanation = view.explanation
     return Cell(*divmod(int(explanation.values.amax(0).argmax()), explanation.values.shape[2]))
 
 
