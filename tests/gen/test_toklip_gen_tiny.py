@@ -45,6 +45,15 @@ def test_generate_needs_nothing_but_the_packages(tmp_path):
 
 
 @pytest.mark.slow
+def test_words_without_quotes_are_drawn_one_by_one_and_it_is_said(tmp_path):
+    words = ["--out", str(tmp_path / "grid.png"), "--device", "cpu"]
+    done = CliRunner().invoke(cli, ["generate", "red", "circle", *words])
+    note = "read 2 texts of one word each; if they are one text, put it in quotes: toklip generate 'red circle'"
+    assert done.exit_code == 0 and done.stderr.splitlines().count(note) == 1
+    assert "in quotes" not in CliRunner().invoke(cli, ["generate", "a red circle", "a star", *words]).stderr
+
+
+@pytest.mark.slow
 def test_generate_reports_the_calls_of_a_window_and_draws_the_same_picture(tmp_path):
     reports, pictures = [], []
     for name, how in {"one": [], "wide": ["--window", "16"], "auto": ["--window", "auto"]}.items():

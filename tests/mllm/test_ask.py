@@ -91,6 +91,11 @@ def test_a_file_of_any_name_is_a_picture(tmp_path):
             pictures_and_question(words)
 
 
+def test_a_question_without_quotes_is_named_by_its_first_word(folder):
+    result = CliRunner().invoke(cli, ["ask", "0.png", "what", "colour", "is", "it?"], obj=registry())
+    refused(result, "what is not there", 'quote the text: toklip ask PICTURE "QUESTION"')
+
+
 def test_drawing_follows_the_seed(folder):
     options = ("--temperature", "2", "--top-p", "0.9")
     answers = [ask("0.png", "what ?", *options, "--seed", seed).stdout for seed in ("1", "1", "2")]

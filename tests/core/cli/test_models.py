@@ -14,7 +14,7 @@ from toklip_core.plugins import Registry
 from toklip_core.weights import weights_checksum
 
 from tests.support.mean_colour import MeanColour
-from tests.support.refusals import last_error
+from tests.support.refusals import last_error, refused
 from tests.support.small_models import small_toklip, toklip_config, words
 
 
@@ -125,6 +125,13 @@ def test_explain_writes_a_picture(saved, photos, tmp_path, monkeypatch):
     assert width("other.jpg") > 1500
     result = toklip("explain", "scenes:held-out?count=1&seed=7", "a star", "--model", saved)
     assert result.stderr.endswith("written: scenes-held-out,seed=7-000000-explained.png\n")
+
+
+def test_words_without_quotes_are_noted_or_refused(saved, photos):
+    done = toklip("explain", photos / "a.jpg", "red", "circle", "--json", "--model", saved)
+    assert "read 2 texts of one word each" in done.stderr and "toklip explain PICTURE 'red circle'" in done.stderr
+    done = CliRunner().invoke(cli, ["search", str(photos), "a", "blue", "star", "--model", saved])
+    refused(done, "a is not there", 'quote the text: toklip search WHERE "a blue star"')
 
 
 def test_explain_gives_the_grid_as_data_and_writes_nothing_unasked(saved, photos, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from toklip_core.cli import (
     max_pixels,
     named_model,
     names_or_files,
+    note_single_words,
     temperature,
     toklip_names,
     top_p,
@@ -153,7 +154,8 @@ def generate(
 ) -> None:
     """Generate pictures from TEXTS, or from classes.
 
-    A picture depends only on its prompt, its seed and the settings, so you can generate it again on its own.
+    Each of TEXTS is a prompt of its own, in quotes if it has several words: toklip generate "a red circle". A picture
+    depends only on its prompt, its seed and the settings, so you can generate it again on its own.
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
@@ -162,6 +164,7 @@ def generate(
     schedule = (guidance_first, guidance_last, guidance_power)
     if guidance is None and schedule != (0, None, None):
         raise click.UsageError("a schedule of guidance goes with --guidance, the scale that it leads to")
+    note_single_words(texts, "toklip generate")
     if sys.stderr.isatty():
         click.echo(f"loading {model}", err=True)
     from toklip_core.drawing import Drawing, Guidance

@@ -21,6 +21,7 @@ from toklip_core.cli import (
     dtype,
     max_pixels,
     named_model,
+    refuse_loose_words,
     temperature,
     top_p,
     train_command,
@@ -113,6 +114,7 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
     """Return the picture files and the question of ``toklip ask``, which is the last word.
 
     Raises:
+        FileNotFoundError: a picture looks like a word of a question that is not in quotes.
         ValueError: there is no picture or no question: the last word is a file, or named as one.
     """
     from toklip_core.pictures import PICTURE_SUFFIXES
@@ -124,6 +126,7 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
         raise ValueError("got pictures and no question; ask one after them, or start a conversation with toklip chat")
     if not pictures:
         raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')
+    refuse_loose_words(pictures, 'toklip ask PICTURE "QUESTION"')
     if not last.strip():
         raise ValueError("the question is empty; ask something, or start a conversation with toklip chat")
     return pictures, last

@@ -20,6 +20,10 @@ from .options import (
     toklip_names as toklip_names,
     top_p as top_p,
 )
+from .quotes import (
+    note_single_words as note_single_words,
+    refuse_loose_words as refuse_loose_words,
+)
 from .task import (
     TrainTask as TrainTask,
     train_command as train_command,

@@ -21,6 +21,7 @@ from toklip_core.cli.options import (
     names_or_files,
     toklip_names,
 )
+from toklip_core.cli.quotes import note_single_words, refuse_loose_words
 
 if TYPE_CHECKING:
     from toklip_core.model import ModelSpec
@@ -201,6 +202,7 @@ def explain(
         out = Path(f"{_stem_of(picture)}-explained.png")
     if out is not None:
         refuse_output(out, [picture], suffixes=WRITTEN_SUFFIXES)
+    note_single_words(texts, "toklip explain PICTURE")
     explanation = explain_picture(picture=picture, texts=texts, compute=compute_of(options), **options)
     if out is not None:
         save_picture(draw_explanation(explanation), out)
@@ -243,6 +245,7 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
 
     if not options["where"]:
         raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
+    refuse_loose_words(options["where"], 'toklip search WHERE "a blue star"')
     if out is not None:
         refuse_output(out, options["where"], suffixes=WRITTEN_SUFFIXES)
     report = search_pictures(compute=compute_of(options), **options)
