@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.drawing.window import WIDTHS
 from toklip_core.scenes import Scenes
 from toklip_gen.evaluation import SamplingSettings, evaluate_on_scenes
 from toklip_gen.generate import generate
@@ -66,8 +67,10 @@ def test_generate_reports_the_calls_of_a_window_and_draws_the_same_picture(tmp_p
     assert one["calls"] == 64 and one["positions_per_call"] == 1
     assert wide["calls"] < 48 and wide["positions_per_call"] == 64 / wide["calls"]
     assert auto["calls"] <= 64
+    assert (one["window"], wide["window"]) == (1, 16) and auto["window"] in WIDTHS
     refused = CliRunner().invoke(cli, ["generate", "a red circle", "--window", "0"])
     assert refused.exit_code == 2 and "0 is not in the range" in refused.output
+    assert "wanted auto, or a number of positions" in " ".join(refused.output.replace("│", "").split())
 
 
 @pytest.mark.slow

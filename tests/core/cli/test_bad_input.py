@@ -213,7 +213,7 @@ def a_folder_inside_a_tar_name(here):
 #: Kind -> what arranges it and returns the arguments, and a part of the one line that ends it.
 REFUSED = {
     "no such file": (lambda here: ["nothing.jpg"], "nothing.jpg is not there"),
-    "a pattern that matches nothing": (lambda here: ["*.jpg"], "*.jpg is not there"),
+    "a pattern that matches nothing": (lambda here: ["*.jpg"], "no file matches '*.jpg'"),
     "an empty folder": (lambda here: ["."], "no picture in ."),
     "a compressed tar": (lambda here: Path("a.tar.gz").write_bytes(b"") or ["a.tar.gz"], "is compressed"),
     "an empty tar": (lambda here: tarfile.open("a.tar", "w").close() or ["a.tar"], "no picture in a.tar"),

@@ -183,7 +183,7 @@ def test_a_window_changes_no_picture_and_needs_no_more_calls(levels, drawing, wi
     for known in (0, 1, 4, 5, 6):
         prefix = torch.ones(3, known, len(levels.codebook_sizes), dtype=torch.int64)
         sampler = Sampler(Sums(levels), window=window)
-        ids, calls = sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), drawing=drawing, prefix=prefix)
+        ids, calls, _ = sampler.draw(torch.tensor([1, 2, 3]), seeds=(7, 8, 9), drawing=drawing, prefix=prefix)
         assert torch.equal(ids, drawn(Sums(levels), drawing=drawing, prefix=prefix))
         assert calls <= 6 - known
 
@@ -243,7 +243,7 @@ def test_calls_that_have_fewer_positions_left_than_the_window_are_not_timed(reco
 def test_calls_are_timed_anew_for_other_settings_and_no_more_for_the_same(recorders):
     sampler = Sampler(Sums(), window="auto")
     for drawing in (GREEDY, GREEDY, Drawing(noise="gumbel"), Drawing(top_k=3)):
-        sampler.draw(torch.tensor([0]), seeds=[0], drawing=drawing)
+        assert sampler.draw(torch.tensor([0]), seeds=[0], drawing=drawing).window == recorders[-1].width
     noted = [recorder.noted for recorder in recorders if recorder.noted]
     assert len(noted) == 3 and noted[0] == [4, 4]
 
@@ -256,7 +256,7 @@ def test_a_window_of_1_never_cuts_a_cache(monkeypatch):
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (0, "got window = 0; wanted 1 to 2147483647"),
+        (0, "got window = 0; wanted 1 to 2147483647, or 'auto'"),
         ("wide", "got window = 'wide'; wanted a number of positions, or 'auto'"),
     ],
 )

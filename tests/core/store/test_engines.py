@@ -88,14 +88,33 @@ def test_ray_writes_the_built_in_engines_store_though_a_worker_is_killed(ray, pi
 
 @needs_ray
 def test_ray_skips_what_is_there(ray, pictures):
-    stopped = encode_with(
-        ["pictures"], "store", tokenizer="mean-colour-slow", engine="ray", batch_size=8, stop=lambda: True
-    )
+    how = {"tokenizer": "mean-colour-slow", "engine": "ray"}
+    first_part = {"part_rows": 8, "stop": lambda: any(Path("store").glob("part-*"))}
+    stopped = encode_with(["pictures"], "store", batch_size=8, **how, **first_part)
     assert stopped.stopped and stopped.pictures == len(TokenStore("store")) < 100
-    report = encode_with(["pictures"], "store", tokenizer="mean-colour-slow", engine="ray")
+    report = encode_with(["pictures"], "store", **how)
     assert (report.pictures, report.skipped) == (1980 - stopped.pictures, stopped.pictures)
     assert report.unreadable == 20
     refuse_other_rows(TokenStore("store"), expected())
+
+
+@needs_ray
+def test_a_cluster_without_room_is_named_after_a_while_and_the_first_request_to_stop_ends_the_wait(
+    ray, pictures, monkeypatch, caplog
+):
+    monkeypatch.setattr(ray_engine, "_PATIENCE", 2)
+
+    @ray.remote(num_cpus=2)
+    class Tenant:
+        def moves_in(self):
+            return True
+
+    tenant = Tenant.remote()
+    assert ray.get(tenant.moves_in.remote())
+    said = "the Ray cluster has had no room for an actor yet; waiting (Ctrl-C ends)"
+    how = {"tokenizer": "mean-colour", "engine": "ray", "stop": lambda: said in caplog.messages}
+    report = encode_with(["pictures"], "store", **how)
+    assert report.stopped and report.pictures == 0 and caplog.messages == [said]
 
 
 @needs_ray

@@ -123,6 +123,19 @@ def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condi
     torch.compiler.reset()
 
 
+@pytest.mark.slow
+def test_more_graphs_are_compiled_than_torch_keeps_of_a_function():
+    """Ten widths for one picture: torch fails at the ninth graph of a function."""
+    generator, inputs, what = small_generator(), small_inputs(), some_condition(count=1)
+    sampler = Sampler(IdPredictor(generator, inputs), compiler=partial(torch.compile, backend="eager"))
+    whole = sample(generator, inputs, what, seeds=[7])
+    prefix = whole.flatten(1, 2)[:, :50]
+    for width in range(1, 11):
+        ids = sampler.draw(what, seeds=[7], prefix=prefix, window=width, compiled=True).ids
+        assert torch.equal(ids, whole), width
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("vq", TOKENIZERS)
 def test_a_step_asks_for_the_codes_of_its_own_ids_alone(vq):
     inputs, asked = small_inputs("codes", vq), []

@@ -28,7 +28,8 @@ def drawn(generator, inputs, condition, window, *, seeds, prefix=None, compiler=
     how = {} if compiler is None else {"compiler": compiler}
     sampler = Sampler(IdPredictor(generator, inputs), window=window, **how)
     compiled = compiler is not None
-    return sampler.draw(condition, seeds=seeds, drawing=asked(**settings), prefix=prefix, compiled=compiled)
+    found = sampler.draw(condition, seeds=seeds, drawing=asked(**settings), prefix=prefix, compiled=compiled)
+    return found.ids, found.calls
 
 
 @pytest.mark.slow

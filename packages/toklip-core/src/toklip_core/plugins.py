@@ -144,7 +144,7 @@ class PictureModel(Protocol):
         compiled: bool = False,
         progress: bool = False,
     ) -> DrawResult:
-        """Return the ids (B, h, w, Q), int64, of one picture per prompt, and the number of calls of the network.
+        """Return the ids (B, h, w, Q), int64, of one picture per prompt, with calls of the network and the window.
 
         The ids start with the ids ``prefix`` (B, n, Q). A picture depends on its prompt, prefix and seed, not on the
         rest of the batch. Settings that are None are the model's own. See

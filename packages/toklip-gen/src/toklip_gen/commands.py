@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 
 def _window(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401 - what click gives and takes
     """Return "auto", or the number."""
-    return value if value == "auto" else COUNT.convert(value, param, ctx)
+    try:
+        return value if value == "auto" else COUNT.convert(value, param, ctx)
+    except click.BadParameter as error:
+        problem = error.message.rstrip(".")
+        raise click.BadParameter(f"{problem}; wanted auto, or a number of positions from 1 on") from error
 
 
 _GUIDANCE = click.option(
@@ -156,6 +160,9 @@ def generate(
 
     Each of TEXTS is a prompt of its own, in quotes if it has several words: toklip generate "a red circle". A picture
     depends only on its prompt, its seed and the settings, so you can generate it again on its own.
+
+    With --json, found is the number of pictures that an interrupted run had written before, and settings has noise only
+    if it is gumbel.
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")

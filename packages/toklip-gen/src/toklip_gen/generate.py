@@ -67,6 +67,8 @@ class GenerateReport:
     calls: int = 0
     #: Positions of each picture that a call drew on average; None if nothing was drawn.
     positions_per_call: float | None = None
+    #: Width of the window of the last batch, the one that "auto" chose; None if nothing was drawn.
+    window: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""
@@ -169,12 +171,12 @@ def generate(
     how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
     with _open_place(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
         settings = replace(settings, drawing=drawing)
-        calls, positions = _draw(model, wanted, place, settings, begun=begun, progress=progress)
+        calls, positions, window = _draw(model, wanted, place, settings, begun=begun, progress=progress)
     report = tuple(PictureRecord(*wanted[number], place.file(number)) for number in range(len(wanted)))
     begins = None if prefix is None else str(prefix.picture)
     shown = {"model": str(settings.checkpoint.model), **drawing.as_json(), "prefix": begins}
     each = positions / calls if calls else None
-    return GenerateReport(report, time.perf_counter() - started, shown, place.found, calls, each)
+    return GenerateReport(report, time.perf_counter() - started, shown, place.found, calls, each, window)
 
 
 class PromptList:
@@ -200,9 +202,12 @@ def _draw(
     *,
     begun: Tensor | None,
     progress: bool,
-) -> tuple[int, int]:
-    """Draw the missing pictures, and write each batch when it is finished; return all calls, and their positions."""
-    size, calls, positions = settings.batch_size, 0, 0
+) -> tuple[int, int, int | None]:
+    """Draw the missing pictures, and write each batch when it is finished.
+
+    Return all calls, the positions that they drew, and the width of the last window.
+    """
+    size, calls, positions, window = settings.batch_size, 0, 0, None
     several = len(wanted) - place.found > size
     starts = range(place.found, len(wanted), size)
     for start in tqdm(starts, desc="batches", disable=not (progress and several)):
@@ -216,11 +221,11 @@ def _draw(
             compiled=settings.compiled,
             progress=progress and not several,
         )
-        calls += drawn.calls
+        calls, window = calls + drawn.calls, drawn.window
         positions += drawn.ids[0, ..., 0].numel() - (0 if begun is None else begun.shape[1])
         place.add(start, list(map(to_picture, model.pixels(drawn.ids).cpu())))
     place.close()
-    return calls, positions
+    return calls, positions, window
 
 
 class _Grid:

@@ -103,7 +103,7 @@ class PictureDrawer:
     ) -> DrawResult:
         """Draw one picture per text, which the user says and the assistant answers by the picture.
 
-        Return ids (B, h, w, Q), and the number of calls of the language model.
+        Return ids (B, h, w, Q), with calls of the language model and width of the window.
 
         Args:
             prompts: B texts.
@@ -131,7 +131,7 @@ class PictureDrawer:
             sampler=self._sampler,
             progress=progress,
         )
-        return DrawResult(output.image_ids, output.calls)
+        return DrawResult(output.image_ids, output.calls, output.window)
 
     def pixels(self, ids: Tensor) -> Tensor:
         """Decode ids (B, h, w, Q) to pixels (B, 3, H, W), float32 in [-1, 1]; ValueError if one is not finite."""

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import torch
@@ -50,6 +51,8 @@ class DrawResult(NamedTuple):
     ids: Tensor
     #: Number of calls of the model, the first of which reads the prefix; 0 if the prefix is the whole picture.
     calls: int
+    #: Width of the window; that of "auto" is the one chosen in the end. 1 if nothing was drawn.
+    window: int
 
 
 class Sampler(Generic[_Condition]):
@@ -79,8 +82,8 @@ class Sampler(Generic[_Condition]):
         self.model = model
         self.window = window
         self._compiler = compiler
-        #: Width of the window and device -> compiled step.
-        self._advance_on: dict[tuple[int, str], Callable[..., tuple[Tensor, Tensor]]] = {}
+        #: Number of positions, of pictures, device and settings but guidance -> compiled step.
+        self._advance_for: dict[tuple[int, int, str, Drawing], Callable[..., tuple[Tensor, Tensor]]] = {}
         #: Cache of the last compiled drawing.
         self._kept: Any = None
         #: Number of pictures, length of the prefix, settings, compiled or not -> the pace for "auto".
@@ -98,7 +101,7 @@ class Sampler(Generic[_Condition]):
         compiled: bool = False,
         progress: bool = False,
     ) -> DrawResult:
-        """Draw pictures id by id; return ids (B, h, w, Q), int64, and the number of calls of the model.
+        """Draw pictures id by id; return ids (B, h, w, Q), int64, with calls of the model and width of the window.
 
         Apart from rounding, a picture depends only on its condition, its prefix and its seed: it is the same alone and
         in a batch. All random numbers are a function of the seed, the position and the level.
@@ -130,19 +133,19 @@ class Sampler(Generic[_Condition]):
         sizes = model.levels.codebook_sizes
         ids = torch.zeros(batch, count, len(sizes), dtype=torch.int64, device=model.device)
         known = 0 if prefix is None else _begin(ids, prefix, sizes)
-        calls = 0
+        calls, width = 0, 1
         if known < count and batch:
             kind = GumbelNoise if drawing.noise == "gumbel" else UniformNoise
             noise = kind(seeds, count, model.levels.sizes, ids.device)
             with tqdm(desc="ids", initial=known, total=count, disable=not progress) as bar:
                 pictures = _Pictures(ids, known, noise, drawing.guidance.scales(count), drawing, bar)
-                calls = self._draw(condition, pictures, window, compiled=compiled)
+                calls, width = self._draw(condition, pictures, window, compiled=compiled)
             refuse_not_finite(pictures.nan_flags, "a logit", advice=_NO_LOGITS)
         # The call has no types in torch.
-        return DrawResult(ids.unflatten(1, model.grid), calls)  # type: ignore[no-untyped-call]
+        return DrawResult(ids.unflatten(1, model.grid), calls, width)  # type: ignore[no-untyped-call]
 
-    def _draw(self, condition: _Condition, pictures: _Pictures, window: Window, *, compiled: bool) -> int:
-        """Draw all ids of pictures; return the number of calls of the model."""
+    def _draw(self, condition: _Condition, pictures: _Pictures, window: Window, *, compiled: bool) -> tuple[int, int]:
+        """Draw all ids of pictures; return the number of calls of the model, and the width of the window."""
         ids, known, drawing = pictures.ids, pictures.done, pictures.drawing
         batch, count, _ = ids.shape
         steps = 0 if compiled else count - known - 1
@@ -164,7 +167,7 @@ class Sampler(Generic[_Condition]):
             if pace and width <= count - done:  # the last calls have fewer positions left than they could draw
                 ids[0, 0, 0].item()  # waits for the device
                 pace.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
-        return calls
+        return calls, pace.width if pace else int(window)
 
     def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401 - the model's own
         model, ids, held = self.model, pictures.ids, pictures.done - 1
@@ -187,19 +190,23 @@ class Sampler(Generic[_Condition]):
         positions = torch.arange(ids.shape[1], device=ids.device)
 
         def call(first: int, n: int) -> tuple[Tensor, Tensor]:
-            advance = self._compiled(n, ids.device.type)
+            advance = self._compiled(n, pictures)
             read = slice(first - 1, first - 1 + n)
             choice = pictures.choice(first, n, as_tensor=True)
             return advance(self.model, fixed, ids[:, read].clone(), positions[read].clone(), choice, pictures.drawing)
 
         return call
 
-    def _compiled(self, width: int, device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-        if (width, device) not in self._advance_on:
+    def _compiled(self, width: int, pictures: _Pictures) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Return the step for so many positions of such pictures; each kind has a graph, with constant shapes."""
+        device = pictures.ids.device.type
+        kind = (width, len(pictures.ids), device, replace(pictures.drawing, guidance=None))  # its scale is a tensor
+        if kind not in self._advance_for:
             mode = "reduce-overhead" if device == "cuda" else "default"
-            # Each width has its own graph; one for several would have no constant shapes.
-            self._advance_on[width, device] = self._compiler(_advance, fullgraph=True, mode=mode, dynamic=False)
-        return self._advance_on[width, device]
+            # torch compiles eight graphs of a function and fails at the ninth, so each graph has a function of its own.
+            step = FunctionType(_advance.__code__.replace(), globals())
+            self._advance_for[kind] = self._compiler(step, fullgraph=True, mode=mode, dynamic=False)
+        return self._advance_for[kind]
 
     def _fixed(self, cache: Any) -> Any:  # noqa: ANN401 - the model's own
         """Return the cache of the last drawing, filled with this one, or this one if its shapes differ.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from toklip_core.config import refuse_counts
+from toklip_core.config import LARGEST_COUNT, refuse_outside
 
 #: Largest number of positions of a call; "auto" times the first calls, and chooses.
 Window = int | Literal["auto"]
@@ -25,7 +25,7 @@ def refuse_window(window: Window) -> None:
     if isinstance(window, str) and window != "auto":
         raise ValueError(f"got window = {window!r}; wanted a number of positions, or 'auto'")
     if isinstance(window, int):
-        refuse_counts(window=window)
+        refuse_outside("window", window, 1 <= window <= LARGEST_COUNT, f"1 to {LARGEST_COUNT}, or 'auto'")
 
 
 class Pace:

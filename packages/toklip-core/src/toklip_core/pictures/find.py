@@ -331,7 +331,8 @@ def _expanded(item: Path | str) -> list[Path]:
         return [path]
     matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
     if not matches:
-        raise FileNotFoundError(f"{item} is not there")
+        problem = f"no file matches {str(item)!r}" if glob.has_magic(str(item)) else f"{item} is not there"
+        raise FileNotFoundError(problem)
     return matches
 
 

@@ -97,8 +97,8 @@ def encode_pictures(
             the weights. This process loads them, too, for the metadata of the store.
         rank: number of this process among ``world_size`` processes, which share the pictures, write their own parts,
             and never wait for each other.
-        stop: function that is called after every batch; once it returns True, the encoded pictures are written and the
-            call returns.
+        stop: function that is called after every batch, and each second while Ray has none; once it returns True, the
+            encoded pictures are written and the call returns.
 
     Raises:
         FileNotFoundError: an input or weights are missing, or there is no picture.

@@ -8,11 +8,13 @@ has the same batches each time, so every row comes once.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Container, Generator, Iterator
 from contextlib import contextmanager
@@ -25,10 +27,12 @@ import torch
 from toklip_core.config import Compute
 from toklip_core.pictures import InputFile, entries
 from toklip_core.store.batch_encoder import BatchEncoder
-from toklip_core.store.format import StoreInfo
+from toklip_core.store.format import StoreInfo, part_schema
 from toklip_core.store.reading import PictureWork
 from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.tables import EncodedBatch
+
+_log = logging.getLogger(__name__)
 
 # Number of batches per share of files: small enough to balance the actors, large enough that messages cost little.
 _BATCHES_PER_SHARE = 8
@@ -39,11 +43,14 @@ _RETRIES = 3
 # Largest number of batches per actor that wait for this process.
 _WAITING = 4
 
+# Seconds until a cluster that has started no actor is said to have no room.
+_PATIENCE = 15
+
 
 def encoded_by_ray(
     work: PictureWork, settings: EncodeSettings, info: StoreInfo, compute: Compute
 ) -> Generator[EncodedBatch]:
-    """Yield what the actors encode, in the order in which it arrives.
+    """Yield what the actors encode, in the order in which it arrives; a batch without rows each second without one.
 
     Args:
         work: pictures, and the keys that are skipped.
@@ -75,7 +82,8 @@ def encoded_by_ray(
         encoder, done = BatchEncoder(settings, compute), ray.put(work.done)
         actors = [make.remote(encoder, info, Path.cwd()) for _ in range(workers)]
         try:
-            yield from _gathered(ray, actors, shares, done)
+            nothing = EncodedBatch(part_schema(info).empty_table(), [], 0)
+            yield from _gathered(ray, actors, shares, done, nothing)
         except ray.exceptions.RayTaskError as error:
             raise error.cause or error from None
         except ray.exceptions.RayError as error:
@@ -111,14 +119,25 @@ def _gathered(
     actors: list[Any],
     shares: list[list[InputFile]],
     done: Any,  # noqa: ANN401 - Ray's reference
+    nothing: EncodedBatch,
 ) -> Iterator[EncodedBatch]:
-    """Give each idle actor the next share; yield batches as they come. ``done`` is a KeySet in Ray's object store."""
-    waiting = deque(shares)
+    """Give each idle actor the next share; yield batches as they come. ``done`` is a KeySet in Ray's object store.
+
+    While none comes, ``nothing`` is yielded each second, so that the caller can stop.
+    """
+    waiting, impatient = deque(shares), time.monotonic() + _PATIENCE
     # An actor that the cluster has no room for starts late or never, so it gets no share before.
     starting = {actor.start.remote(): actor for actor in actors}
     running: dict[Any, Any] = {}
     while waiting or running:
-        (first, *_), _ = ray.wait([*starting, *running], num_returns=1)
+        ready, _ = ray.wait([*starting, *running], num_returns=1, timeout=1)
+        if not ready:
+            if len(starting) == len(actors) and time.monotonic() > impatient:
+                impatient = math.inf
+                _log.warning("the Ray cluster has had no room for an actor yet; waiting (Ctrl-C ends)")
+            yield nothing
+            continue
+        first = ready[0]
         if first in starting:
             ray.get(first)
             actor = starting.pop(first)

@@ -170,7 +170,7 @@ class PictureGenerator:
         compiled: bool = False,
         progress: bool = False,
     ) -> DrawResult:
-        """Draw one picture per prompt, a class or a text; return ids (B, h, w, Q), and calls of the generator.
+        """Draw one picture per prompt, a class or a text; return ids (B, h, w, Q), calls of the generator, and window.
 
         Args:
             prompts: B classes, by number or name, or texts.

@@ -402,14 +402,14 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if embeds is None:
             embeds = cast(Tensor, self.get_input_embeddings()(input_ids[:, seen:]))
         prompt = PicturePrompt(embeds, mask, cache)
-        ids, calls = sampler.draw(
+        ids, calls, width = sampler.draw(
             prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, window=window, progress=progress
         )
         read = predictor.finish(prompt, ids.flatten(1, 2), last=read_last)
         places = input_ids.new_full((len(ids), self.config.tokens_per_picture), self.config.image_token_id)
         sequences = torch.cat([input_ids, places], dim=1)
         mask = torch.cat([mask, torch.ones_like(places, dtype=mask.dtype)], dim=1)
-        return PictureOutput(ids, sequences, mask, read.embeds, read.cache, calls)
+        return PictureOutput(ids, sequences, mask, read.embeds, read.cache, calls, width)
 
     def _refuse_other_end(self, prompt: Tensor) -> None:
         """Raise an error unless prompts end in the begin token."""

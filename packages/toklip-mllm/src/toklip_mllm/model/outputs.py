@@ -38,3 +38,5 @@ class PictureOutput:
     cache: Any
     #: Number of calls of the language model in which the pictures were drawn.
     calls: int
+    #: Width of the window; that of "auto" is the one chosen in the end.
+    window: int
