@@ -131,7 +131,7 @@ def weights(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a GPU."""
+    """Run the tests that need a GPU: encoding, every training, answers and drawing; a few minutes."""
     install(session, PACKAGES, "--group", "test")
     session.run("pytest", "tests/gpu", "-m", "gpu", *session.posargs)
 
@@ -199,7 +199,10 @@ def trl(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more."""
+    """Print how fast it is, beside what, in one table: `nox -s bench -- [NAME ...] [ARGUMENTS]`; --help says more.
+
+    `nox -s bench -- --device cuda --json gpu.json` measures everything that computes on a GPU.
+    """
     install(session, PACKAGES, "einops")  # einops: of the official code of IBQ
     session.run("python", "-m", "benchmarks", *session.posargs)
 

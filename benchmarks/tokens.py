@@ -52,14 +52,7 @@ def rows(options: Options) -> Iterator[Row]:
 def reading_row(side: int, path: Path, options: Options) -> Row:
     """Read a tar of JPEG files whose short side is ``side``, to squares of 256."""
     count = 2 if options.quick else 100
-    buffer = io.BytesIO()
-    photograph = open_picture(PHOTOGRAPH).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
-    photograph.save(buffer, "JPEG", quality=90)
-    with tarfile.open(path, "w") as file:
-        for number in range(count):
-            member = tarfile.TarInfo(f"{number}.jpg")
-            member.size = len(buffer.getvalue())
-            file.addfile(member, io.BytesIO(buffer.getvalue()))
+    nbytes = write_tar(path, side, count)
     transform: Any = image_transform(256, is_train=False)
 
     def ours() -> None:
@@ -72,10 +65,23 @@ def reading_row(side: int, path: Path, options: Options) -> Row:
                 transform(Image.open(file.extractfile(member)))  # type: ignore[arg-type]
 
     seconds, _ = race({"ours": ours, "peer": theirs}, options.repeats, time.process_time)
-    what = f"read JPEG {side * 4 // 3} x {side}, {len(buffer.getvalue()) / 1000:.0f} kB"
+    what = f"read JPEG {side * 4 // 3} x {side}, {nbytes / 1000:.0f} kB"
     each = {who: figure * (1000 / count) for who, figure in seconds.items()}
     note = f"{1000 / each['ours'].median:.0f} pictures a CPU second"
     return Row(what, "ms", each["ours"], each["peer"], "open_clip, to float32", note=note)
+
+
+def write_tar(path: Path, side: int, count: int) -> int:
+    """Write a tar of copies of a JPEG file whose short side is ``side``; return the bytes of one of them."""
+    buffer = io.BytesIO()
+    photograph = open_picture(PHOTOGRAPH).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+    photograph.save(buffer, "JPEG", quality=90)
+    with tarfile.open(path, "w") as file:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = len(buffer.getvalue())
+            file.addfile(member, io.BytesIO(buffer.getvalue()))
+    return len(buffer.getvalue())
 
 
 def store_rows(

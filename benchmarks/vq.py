@@ -363,7 +363,9 @@ def official_unitok(path: Path, weights: dict[str, Tensor]) -> nn.Module:
     with torch.device("meta"):
         official: nn.Module = unitok.UniTok(settings)
     del official.text_encoder
-    missing = {name: torch.zeros(tensor.shape) for name, tensor in official.state_dict().items() if name not in weights}
+    device = next(iter(weights.values())).device
+    shapes = {name: tensor.shape for name, tensor in official.state_dict().items()}
+    missing = {name: torch.zeros(shape, device=device) for name, shape in shapes.items() if name not in weights}
     official.load_state_dict(missing | weights, assign=True)
     return official.eval()
 

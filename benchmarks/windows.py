@@ -1,9 +1,9 @@
 """Drawing with windows of 1 to 64 positions per call, or "auto": seconds, and what a wider call costs.
 
 The generator in the package draws whole pictures. GPT-B of LlamaGen's sizes has random weights, whose drafts fit by
-chance alone, so its rows are the seconds of one call in the middle of a picture. A window pays off if a call draws more
-positions than it takes times as long as a call with one. The floor of a call is the reading of the weights, or the
-products, whichever is longer.
+chance alone, so its rows are the seconds of one call: in the middle of a picture, and on a GPU, where steps are
+compiled, the mean over a picture. A window pays off if a call draws more positions than it takes times as long as a
+call with one. The floor of a call is the reading of the weights, or the products, whichever is longer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toklip_gen.generator import Condition, Generator, IdPredictor, Inputs
 from torch import Tensor
 
 from benchmarks._race import DTYPES, Figure, Options, Row, floor, race
-from benchmarks.generation import dense_bytes, random_generator
+from benchmarks.generation import GUIDANCE, dense_bytes, random_generator
 
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 #: Prompts of the generator in the package, one picture each.
@@ -35,7 +35,8 @@ def rows(options: Options) -> Iterator[Row]:
         yield from whole_pictures(shipped, captions, noise, options)
     for dtype in ["bfloat16"] if options.on_gpu else DTYPES:
         generator = random_generator("ids", options).to(options.device, DTYPES[dtype])
-        yield from single_calls(generator, dtype, options)
+        calls = compiled_calls if options.on_gpu else single_calls
+        yield from calls(generator, dtype, options)
 
 
 def whole_pictures(
@@ -48,8 +49,6 @@ def whole_pictures(
     conditions = [shipped.conditions([caption]).to(shipped.device) for caption in captions]
     calls = dict.fromkeys(windows, 0)
     processor: dict[Window, list[float]] = {window: [] for window in windows}
-    if options.on_gpu:
-        torch.compiler.reset()  # torch keeps eight graphs of a function
 
     def draw(window: Window) -> Tensor:
         start = time.process_time()
@@ -78,12 +77,26 @@ def whole_pictures(
         )
 
 
+def compiled_calls(generator: Generator, dtype: str, options: Options) -> Iterator[Row]:
+    """Yield the milliseconds of a compiled call with each width, the mean of those of a picture with guidance."""
+    model, condition = IdPredictor(generator, Inputs("ids")), first_class(options)
+    samplers = {width: Sampler(model, window=width) for width in widths_of(generator)}
+    calls = dict.fromkeys(samplers, 0)
+
+    def draw(width: int) -> None:
+        drawn = samplers[width].draw(condition, seeds=[0], drawing=Drawing(GUIDANCE), compiled=True)
+        calls[width] = drawn.calls
+
+    seconds, _ = race({str(width): partial(draw, width) for width in samplers}, options.repeats)
+    each = {width: seconds[str(width)] * (1 / count) for width, count in calls.items()}
+    yield from call_rows(each, generator, dtype, options)
+
+
 def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator[Row]:
-    """Yield the milliseconds of a call with each width, for one picture with guidance, beside one of a position."""
+    """Yield the milliseconds of a call with each width in the middle of a picture with guidance."""
     model, half = IdPredictor(generator, Inputs("ids")), generator.config.positions // 2
-    condition = Condition(torch.zeros(1, dtype=torch.int64, device=options.device))
     ids = torch.zeros(1, generator.config.positions, 1, dtype=torch.int64, device=options.device)
-    _, cache = model.prefill(condition, ids[:, :half], guided=True, steps=generator.config.positions)
+    _, cache = model.prefill(first_class(options), ids[:, :half], guided=True, steps=generator.config.positions)
 
     def call(width: int) -> Callable[[], Tensor]:
         def read() -> Tensor:
@@ -92,18 +105,32 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
 
         return read
 
-    widths = [width for width in WIDTHS if width <= half]
-    seconds, _ = race({str(width): call(width) for width in widths}, 1 + 2 * options.repeats)
+    contestants = {str(width): call(width) for width in widths_of(generator)}
+    seconds, _ = race(contestants, 1 + 2 * options.repeats)
+    yield from call_rows({int(width): figure for width, figure in seconds.items()}, generator, dtype, options)
+
+
+def call_rows(seconds: dict[int, Figure], generator: Generator, dtype: str, options: Options) -> Iterator[Row]:
+    """Yield the rows of the seconds of a call with each width, beside one of a position."""
     weights = dense_bytes(generator)
     products = 2 * weights / DTYPES[dtype].itemsize * 2  # with guidance a position is two rows
-    for width in widths:
-        ratio = seconds[str(width)].ratio(seconds["1"])
+    for width, figure in seconds.items():
         yield Row(
-            what=f"GPT-B, one call, window {width}, {dtype}",
+            what=f"GPT-B, one {'compiled ' * options.on_gpu}call, window {width}, {dtype}",
             unit="ms",
-            ours=seconds[str(width)] * 1000,
-            peer=seconds["1"] * 1000,
+            ours=figure * 1000,
+            peer=seconds[1] * 1000,
             peer_name="a window of 1",
             floor=1000 * floor(options, products * width, DTYPES[dtype], read=weights),
-            note=f"pays off above {ratio:.2f} positions per call",
+            note=f"pays off above {figure.ratio(seconds[1]):.2f} positions per call",
         )
+
+
+def widths_of(generator: Generator) -> list[int]:
+    """Return the widths that the second half of a picture has room for."""
+    return [width for width in WIDTHS if width <= generator.config.positions // 2]
+
+
+def first_class(options: Options) -> Condition:
+    """Return the condition of one picture."""
+    return Condition(torch.zeros(1, dtype=torch.int64, device=options.device))

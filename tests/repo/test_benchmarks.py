@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from toklip_core.drawing import Sampler
 
 from benchmarks import __main__ as benchmarks
 from benchmarks._race import HEADER, Figure, Options, Row, elsewhere, race
@@ -35,6 +36,27 @@ def test_every_row_has_a_peer_or_a_floor(name, here):
         assert row.ours.median > 0
         assert row.peer or row.floor, row.what
         assert bool(row.peer) <= bool(row.peer_name), row.what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoding", "encoder", "generation", "windows"])
+def test_what_is_measured_on_a_gpu_alone_runs(name, here, monkeypatch):
+    """The processor stands in for it, with steps that are not compiled: 16 pictures a step, batches up to 64."""
+    monkeypatch.setattr(Options, "on_gpu", True)
+    uncompiled = Sampler.__init__.__kwdefaults__ | {"compiler": lambda function, **options: function}
+    monkeypatch.setattr(Sampler.__init__, "__kwdefaults__", uncompiled)
+    rows = list(importlib.import_module(f"benchmarks.{name}").rows(QUICK))
+    assert rows and all(row.ours.median > 0 and (row.peer or row.floor) for row in rows)
+
+
+def test_a_gpu_has_all_benchmarks_that_compute_there(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("benchmarks.__main__.elsewhere", lambda function, name, options: asked.append(name) or [])
+    monkeypatch.setattr("benchmarks.__main__.machine_name", lambda options: f"H100 as {options.device}")
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--device", "cuda"])
+    assert benchmarks.main() == 0
+    assert asked == [name for name in benchmarks.NAMES if name not in ("tokens", "loading")]
+    assert capsys.readouterr().out.startswith("H100 as cuda\n\n| what | unit |")
 
 
 def raced(turns, repeats):
