@@ -33,7 +33,7 @@ from _runs import (
 )
 from toklip_core.scenes import Scenes
 from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 
 FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")
@@ -120,7 +120,7 @@ def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[st
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
     measures, sampling = Measures(features=teacher), SamplingSettings(batch_size=64)
     report = evaluate_on_scenes(
-        Checkpoint(generator), Scenes(captions, split=split), measures, sampling=sampling, progress=True
+        ModelSettings(generator), Scenes(captions, split=split), measures, sampling=sampling, progress=True
     )
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))

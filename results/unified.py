@@ -28,7 +28,7 @@ from toklip_core.config import Compute
 from toklip_core.drawing import Drawing, Guidance
 from toklip_core.scenes import Scenes
 from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 from toklip_mllm.evaluation import evaluate_vqa
 
 FEATURES = ("codes", "tokens", "concat")
@@ -143,7 +143,7 @@ def figures(model: Path, kind: Kind, split: str, scenes: int, captions: int) -> 
     if kind.draws:
         sampling = SamplingSettings(_DRAWING, batch_size=64)
         drawn = evaluate_on_scenes(
-            Checkpoint(model), Scenes(captions, split=split), Measures(None), sampling=sampling, progress=True
+            ModelSettings(model), Scenes(captions, split=split), Measures(None), sampling=sampling, progress=True
         ).match["pixels"]["drawn"].as_json()
         found |= {claim: drawn[claim] or 0.0 for claim in CLAIMS}
     return found

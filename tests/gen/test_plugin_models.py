@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from toklip_core import plugins
 from toklip_core.cli import cli
 from toklip_core.pictures import open_picture
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 
 #: A plugin with two models: one draws, one does not. It needs nothing of toklip-gen.
 PLUGIN = """
@@ -175,4 +175,4 @@ def test_a_model_of_a_plugin_is_evaluated_by_its_name(tmp_path):
 
 def test_the_generator_in_the_package_is_found_by_the_same_way():
     pytest.importorskip("toklip_vq")
-    assert Checkpoint("toklip-gen-tiny").load().image_size == (64, 64)
+    assert ModelSettings("toklip-gen-tiny").load().image_size == (64, 64)

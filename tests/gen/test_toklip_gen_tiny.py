@@ -10,7 +10,7 @@ from toklip_core.drawing.window import WIDTHS
 from toklip_core.scenes import Scenes
 from toklip_gen.evaluation import SamplingSettings, evaluate_on_scenes
 from toklip_gen.generate import generate
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 from toklip_gen.published import TINY
 
 pytest.importorskip("toklip_vq")
@@ -29,7 +29,7 @@ def test_models_lists_it():
 @pytest.mark.slow
 def test_it_draws_colours_and_numbers_that_it_is_asked_for():
     sampling = SamplingSettings(batch_size=64)
-    report = evaluate_on_scenes(Checkpoint("toklip-gen-tiny"), Scenes(64, split="validation"), sampling=sampling)
+    report = evaluate_on_scenes(ModelSettings("toklip-gen-tiny"), Scenes(64, split="validation"), sampling=sampling)
     drawn = report.match["pixels"]["drawn"]
     assert drawn.colour is not None and drawn.count is not None
     # By chance one colour in eight, and one number in three.

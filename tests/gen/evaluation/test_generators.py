@@ -10,7 +10,7 @@ from toklip_core.cli import cli
 from toklip_core.drawing import Drawing, Guidance
 from toklip_core.training import derived_seed
 from toklip_gen.evaluation import Measures, evaluate_on_classes, generators
-from toklip_gen.generator import Checkpoint, Generator, PictureGenerator, load_generator
+from toklip_gen.generator import Generator, ModelSettings, PictureGenerator, load_generator
 from torch.nn import functional as F
 
 from tests.core.conftest import picture
@@ -41,7 +41,7 @@ def run(*words):
 def test_drawn_pictures_are_resized_as_llamagen_resizes_them_and_the_protocol_says_so(tmp_path, generator, teacher):
     """sample_c2i_ddp.py: F.interpolate, bicubic, not antialiased; then 127.5 x + 128, cut to a byte."""
     npz = tmp_path / "drawn.npz"
-    report = evaluate_on_classes(Checkpoint(generator), 1, Measures(teacher), size=20, npz=npz)
+    report = evaluate_on_classes(ModelSettings(generator), 1, Measures(teacher), size=20, npz=npz)
     assert report.protocol["resized"] == "from 32 x 32 to 20 x 20, bicubic without antialiasing, as LlamaGen does"
     loaded = load_generator(generator)
     seeds = [derived_seed(0, n) for n in range(CLASSES)]
@@ -49,7 +49,7 @@ def test_drawn_pictures_are_resized_as_llamagen_resizes_them_and_the_protocol_sa
     official = F.interpolate(loaded.tokenizer.decode(ids), size=(20, 20), mode="bicubic")
     levels = torch.clamp(127.5 * official + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
     assert np.abs(np.load(npz)["arr_0"].astype(int) - levels).max() <= 1  # a tie is rounded
-    assert "resized" not in evaluate_on_classes(Checkpoint(generator), 1, Measures(teacher)).protocol
+    assert "resized" not in evaluate_on_classes(ModelSettings(generator), 1, Measures(teacher)).protocol
 
 
 def test_another_size_than_the_references_is_refused_before_anything_is_drawn(

@@ -14,7 +14,7 @@ from toklip_core.pictures import open_picture, to_picture, to_pixels
 from toklip_core.tokenizer import Tokenizer, TokenizerRecord
 from toklip_core.weights import weights_checksum
 from toklip_gen.generate import GenerateSettings, generate
-from toklip_gen.generator import Checkpoint, PictureGenerator, load_generator, toklip_checksum
+from toklip_gen.generator import ModelSettings, PictureGenerator, load_generator, toklip_checksum
 
 from tests.support.mean_colour import MeanColour, PyramidGreys, mean_colour, several
 from tests.support.processes import locked_elsewhere
@@ -300,7 +300,7 @@ def interrupted(of_classes, tmp_path, monkeypatch):
 
     def call(out, **change):
         options = {"number": 3, "seed": 5, "batch_size": 2, **change}
-        return generate([1, 2], tmp_path / out, GenerateSettings(checkpoint=Checkpoint(of_classes), **options))
+        return generate([1, 2], tmp_path / out, GenerateSettings(model=ModelSettings(of_classes), **options))
 
     for out in ("folder", "grid.png"):
         drawn.clear()
@@ -375,12 +375,12 @@ def test_a_record_that_is_gone_already_does_not_end_a_call(of_classes, tmp_path,
 
     drawn = PictureGenerator.pixels
     monkeypatch.setattr(PictureGenerator, "pixels", pixels)
-    assert len(generate([1], tmp_path / "new", GenerateSettings(checkpoint=Checkpoint(of_classes))).pictures) == 1
+    assert len(generate([1], tmp_path / "new", GenerateSettings(model=ModelSettings(of_classes))).pictures) == 1
 
 
 def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):
     with pytest.raises(ValueError, match=r"a grid of 1000000 pictures would have .*; name a folder"):
-        generate([1], tmp_path / "x.png", GenerateSettings(checkpoint=Checkpoint(of_classes), number=10**6))
+        generate([1], tmp_path / "x.png", GenerateSettings(model=ModelSettings(of_classes), number=10**6))
 
 
 def test_models_lists_generators_beside_the_others():

@@ -8,7 +8,7 @@ import torch
 from toklip_core.pictures import UPRIGHT
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import TokenStore
-from toklip_gen.training import GeneratorSamples, held_out_set, load_networks
+from toklip_gen.training import GeneratorSamples, held_out_prompts, load_networks
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
@@ -128,18 +128,18 @@ def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path)
         picture(20).save(path)
     encode_with([tmp_path / "held out"], tmp_path / "ids", tokenizer="mean-colour", image_size=SIZE)
     settings = config(values(world, held_out={"store": str(tmp_path / "ids")}))
-    held_out = held_out_set(settings, load_networks(settings), GeneratorSamples(settings).classes)
+    held_out = held_out_prompts(settings, load_networks(settings), GeneratorSamples(settings).classes)
     assert held_out.prompts == [1, 2]
     (tmp_path / "held out/class 1").rename(tmp_path / "held out/class 7")
     encode_with([tmp_path / "held out"], tmp_path / "other", tokenizer="mean-colour", image_size=SIZE)
     settings = config(values(world, held_out={"store": str(tmp_path / "other")}))
     with pytest.raises(ValueError, match="lies in the folder 'class 7', which is no class of the training"):
-        held_out_set(settings, load_networks(settings), GeneratorSamples(settings).classes)
+        held_out_prompts(settings, load_networks(settings), GeneratorSamples(settings).classes)
 
 
 def test_held_out_rows_are_evenly_chosen_from_the_first_to_the_last(world):
     settings = config(values(world, held_out={"store": str(world / "store"), "pictures": 7}))
-    held_out = held_out_set(settings, load_networks(settings), GeneratorSamples(settings).classes)
+    held_out = held_out_prompts(settings, load_networks(settings), GeneratorSamples(settings).classes)
     rows = list(TokenStore(world / "store"))
     assert torch.equal(held_out.ids, torch.stack([rows[i].ids for i in (0, 2, 4, 6, 7, 9, 11)]))
 

@@ -1,4 +1,3 @@
-from .generator.checkpoint import Checkpoint as Checkpoint
 from .generator.config import GeneratorConfig as GeneratorConfig
 from .generator.inputs import Inputs as Inputs
 from .generator.model import (
@@ -10,3 +9,4 @@ from .generator.pipeline import (
     load_generator as load_generator,
 )
 from .generator.predictor import IdPredictor as IdPredictor
+from .generator.settings import ModelSettings as ModelSettings

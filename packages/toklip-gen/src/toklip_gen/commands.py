@@ -34,7 +34,7 @@ from toklip_core.config import Compute, default_device
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
-    from toklip_gen.generator import Checkpoint
+    from toklip_gen.generator import ModelSettings
     from toklip_gen.training import GeneratorTrainConfig
 
 
@@ -184,7 +184,7 @@ def generate(
         **{name: options.pop(name) for name in ("temperature", "top_k", "top_p", "noise")},
     )
     settings = GenerateSettings(
-        checkpoint=_checkpoint(model, options.pop("toklip"), dtype, device),
+        model=_model_settings(model, options.pop("toklip"), dtype, device),
         drawing=drawing,
         of_classes=bool(classes),
         prefix=None if prefix is None else Prefix(prefix, rows, pixels),
@@ -195,12 +195,12 @@ def generate(
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
 
 
-def _checkpoint(model: str, toklip: str | None, dtype: str | None, device: str | None) -> Checkpoint:
+def _model_settings(name: str, toklip: str | None, dtype: str | None, device: str | None) -> ModelSettings:
     import torch
 
-    from toklip_gen.generator import Checkpoint
+    from toklip_gen.generator import ModelSettings
 
-    return Checkpoint(model, toklip, None if dtype is None else getattr(torch, dtype), device or default_device())
+    return ModelSettings(name, toklip, None if dtype is None else getattr(torch, dtype), device or default_device())
 
 
 @train_command("generator")
@@ -349,14 +349,14 @@ def _of_generator(inputs: tuple[str, ...], options: dict[str, Any]) -> Any:  # n
     scale, choice = options["guidance"], {name: options[name] for name in ("temperature", "top_k", "top_p")}
     drawing = Drawing(guidance=None if scale is None else Guidance(scale), **choice)
     sampling = SamplingSettings(drawing, **{name: options[name] for name in ("seed", "compiled", "batch_size")})
-    checkpoint = _checkpoint(*(options[name] for name in ("generator", "toklip", "dtype", "device")))
+    settings = _model_settings(*(options[name] for name in ("generator", "toklip", "dtype", "device")))
     if inputs and (scenes := parse_scenes(inputs[0])):
         measures = Measures(options["features"], clip=options["clip"])
-        return evaluate_on_scenes(checkpoint, scenes, measures, sampling=sampling, progress=True)
+        return evaluate_on_scenes(settings, scenes, measures, sampling=sampling, progress=True)
     measures = Measures(options["features"] or "inception", options["reference"])
     chosen = {key: options[key] for key in ("size", "npz")}
     return evaluate_on_classes(
-        checkpoint, options["per_class"], measures, sampling=sampling, progress=True, **chosen
+        settings, options["per_class"], measures, sampling=sampling, progress=True, **chosen
     )
 
 

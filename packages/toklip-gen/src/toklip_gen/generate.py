@@ -30,7 +30,7 @@ from toklip_core.plugins import PictureModel
 from torch import Tensor
 from tqdm import tqdm
 
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 
 #: File beside the pictures of an unfinished call, with its prompts and settings.
 _RECORD = ".generate.json"
@@ -103,7 +103,7 @@ class GenerateSettings:
     """
 
     #: Model that draws.
-    checkpoint: Checkpoint = Checkpoint()
+    model: ModelSettings = ModelSettings()
     #: Settings of drawing; those that are None are the model's own.
     drawing: Drawing = Drawing()
     #: Number of pictures per prompt.
@@ -157,11 +157,11 @@ def generate(
     (2, 50)
     """
     started = time.perf_counter()
-    refuse_missing_device(settings.checkpoint.device)
+    refuse_missing_device(settings.model.device)
     out, prefix = Path(out), settings.prefix
     _refuse_place(out, prefix)
     prompts = _readable(prompts)
-    model = settings.checkpoint.load()
+    model = settings.model.load()
     if settings.of_classes and model.classes is None:
         raise ValueError(f"got the class {prompts[0]!r}, but the generator draws texts, not classes; say what to draw")
     model.refuse_prompts(prompts)  # before any file is written
@@ -169,12 +169,12 @@ def generate(
     drawing = settings.drawing.completed(model.drawing)
     wanted = PromptList(prompts, settings.number, settings.seed)
     how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
-    with _open_place(out, wanted, model, {**how, "computed": str(settings.checkpoint.device)}) as place:
+    with _open_place(out, wanted, model, {**how, "computed": str(settings.model.device)}) as place:
         settings = replace(settings, drawing=drawing)
         calls, positions, window = _draw(model, wanted, place, settings, begun=begun, progress=progress)
     report = tuple(PictureRecord(*wanted[number], place.file(number)) for number in range(len(wanted)))
     begins = None if prefix is None else str(prefix.picture)
-    shown = {"model": str(settings.checkpoint.model), **drawing.as_json(), "prefix": begins}
+    shown = {"model": str(settings.model.name), **drawing.as_json(), "prefix": begins}
     each = positions / calls if calls else None
     return GenerateReport(report, time.perf_counter() - started, shown, place.found, calls, each, window)
 

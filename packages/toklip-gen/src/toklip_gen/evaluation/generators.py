@@ -32,7 +32,7 @@ from toklip_gen.evaluation.pictures import (
 )
 from toklip_gen.evaluation.references import Reference, ReferenceInfo
 from toklip_gen.evaluation.scene_match import measure_match, scene_prompts
-from toklip_gen.generator import Checkpoint
+from toklip_gen.generator import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SamplingSettings:
 
 
 def evaluate_on_scenes(
-    checkpoint: Checkpoint,
+    generator: ModelSettings,
     scenes: Scenes,
     measures: Measures = Measures(features=None),
     *,
@@ -76,7 +76,7 @@ def evaluate_on_scenes(
     """Evaluate a text generator on captions of Scenes: the match of its pictures, and their distance to the scenes.
 
     Args:
-        checkpoint: generator of texts.
+        generator: generator of texts.
         scenes: scenes whose captions are drawn, on plain backgrounds and at the generator's own size; see
             :func:`toklip_gen.evaluation.scene_prompts`.
         measures: extractor for the Fréchet distance between pictures and scenes, which are the reference; and a CLIP or
@@ -87,17 +87,17 @@ def evaluate_on_scenes(
     Raises:
         FileNotFoundError, LookupError, ValueError: a model is missing or does not fit, or the generator takes classes.
     """
-    device, batch_size = checkpoint.device, sampling.batch_size
+    device, batch_size = generator.device, sampling.batch_size
     refuse_missing_device(device)
     refuse_outside("count", len(scenes), len(scenes) > 1, "2 scenes or more")
     if scenes.background not in (None, "plain"):
         raise ValueError(f"got background={scenes.background}; captions are drawn on plain backgrounds: leave it out")
     if measures.reference is not None:
         raise ValueError("got a reference, but pictures of captions are compared with their scenes; leave it out")
-    pictures = checkpoint.load()
+    pictures = generator.load()
     if pictures.classes is not None:
         raise ValueError(
-            f"{str(checkpoint.model)!r} draws classes, but scenes have captions; name a generator of texts, or "
+            f"{str(generator.name)!r} draws classes, but scenes have captions; name a generator of texts, or "
             "leave the scenes out and give --per-class"
         )
     matcher, of_judge = measures.judge(device)
@@ -137,7 +137,7 @@ def evaluate_on_scenes(
     measured = [PictureWithCaption(*pair) for pair in zip(levels, texts, strict=True)]
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
-        "generator": _described(checkpoint, pictures),
+        "generator": _described(generator, pictures),
         "drawn": f"captions of {drawn_of}, each on a plain background; {sampling.as_text()}",
         "pixels": "objects by contrast and connected parts, colour by hue, shape by the renderer",
     }
@@ -149,7 +149,7 @@ def evaluate_on_scenes(
 
 
 def evaluate_on_classes(
-    checkpoint: Checkpoint,
+    generator: ModelSettings,
     per_class: int,
     measures: Measures = Measures(),
     *,
@@ -163,7 +163,7 @@ def evaluate_on_classes(
     LlamaGen's figures are for 50,000 pictures of random classes.
 
     Args:
-        checkpoint: generator of classes.
+        generator: generator of classes.
         per_class: number of pictures per class; the classes take turns.
         measures: extractor and reference; there are no captions for a CLIP.
         sampling: settings of the sampling.
@@ -176,17 +176,17 @@ def evaluate_on_classes(
         FileNotFoundError, LookupError, ValueError: a model is missing or does not fit, the generator takes texts, or
             the reference has another size.
     """
-    refuse_missing_device(checkpoint.device)
+    refuse_missing_device(generator.device)
     refuse_counts(per_class=per_class)
     if measures.clip is not None:
         raise ValueError("got a CLIP, but classes have no captions that it could judge; leave it out")
     if npz is not None:
         refuse_output(npz, measures.files, option="--npz", suffixes=[".npz"])
-    extractor, known = measures.loaded(checkpoint.device)
-    pictures = checkpoint.load()
+    extractor, known = measures.loaded(generator.device)
+    pictures = generator.load()
     if pictures.classes is None:
         raise ValueError(
-            f"{str(checkpoint.model)!r} draws texts, and no classes; name a scenes: input in place of --per-class"
+            f"{str(generator.name)!r} draws texts, and no classes; name a scenes: input in place of --per-class"
         )
     classes, batch_size = pictures.classes, sampling.batch_size
     drawn_size = pictures.image_size if size is None else (size, size)
@@ -204,7 +204,7 @@ def evaluate_on_classes(
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(drawn(), extractor=extractor, reference=known, npz=writer, batch_size=batch_size)
     protocol: dict[str, str | int] = {
-        "generator": _described(checkpoint, pictures),
+        "generator": _described(generator, pictures),
         "drawn": f"{per_class} pictures of each of {classes} classes; {sampling.as_text()}",
     }
     if drawn_size != pictures.image_size:
@@ -213,8 +213,8 @@ def evaluate_on_classes(
     return replace(report, protocol=protocol | report.protocol)
 
 
-def _described(checkpoint: Checkpoint, model: PictureModel) -> str:
-    return f"{checkpoint.model}, in {str(model.dtype).removeprefix('torch.')}"
+def _described(generator: ModelSettings, model: PictureModel) -> str:
+    return f"{generator.name}, in {str(model.dtype).removeprefix('torch.')}"
 
 
 def _pixels(model: PictureModel, prompts: Sequence[int | str], how: SamplingSettings, *, first: int) -> Tensor:

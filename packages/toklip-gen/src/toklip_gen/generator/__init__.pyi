@@ -1,5 +1,4 @@
 from .blocks import prefix_mask as prefix_mask
-from .checkpoint import Checkpoint as Checkpoint
 from .conditions import (
     TOKLIP as TOKLIP,
     Classes as Classes,
@@ -39,6 +38,7 @@ from .pipeline import (
     load_generator as load_generator,
 )
 from .predictor import IdPredictor as IdPredictor
+from .settings import ModelSettings as ModelSettings
 from .t5 import (
     T5Words as T5Words,
     clean_text as clean_text,

@@ -15,7 +15,7 @@ from .settings import (
 from .task import (
     GeneratorTask as GeneratorTask,
     generator_losses as generator_losses,
-    held_out_set as held_out_set,
+    held_out_prompts as held_out_prompts,
     load_networks as load_networks,
     read_batch as read_batch,
     train_generator as train_generator,

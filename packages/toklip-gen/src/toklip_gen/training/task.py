@@ -120,7 +120,7 @@ class GeneratorTask(Task):
             networks = with_names(networks, list(self.samples.classes))
             print_classes(networks)
             self.settings["condition"] = networks.config.condition.model_dump(mode="json")
-        held_out = held_out_set(config, networks, self.samples.classes)
+        held_out = held_out_prompts(config, networks, self.samples.classes)
         torch.manual_seed(config.run.seed)
         self.model = Generator(networks.config, dropout=config.dropout)
         self.model.grad_checkpointing = config.generator.grad_checkpointing
@@ -266,8 +266,8 @@ def generator_losses(model: nn.Module, batch: GeneratorBatch) -> Losses:
 
 
 @dataclass(frozen=True)
-class HeldOutSet:
-    """Held-out data of a run."""
+class HeldOutPrompts:
+    """Held-out prompts of a run, and the ids of their pictures."""
 
     sampling: Sampling
     #: Whether the data are scenes, with whose captions drawn pictures are compared.
@@ -279,7 +279,9 @@ class HeldOutSet:
     drawn: list[int] | list[str]
 
 
-def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes: dict[str, int]) -> HeldOutSet | None:
+def held_out_prompts(
+    config: GeneratorTrainConfig, networks: FrozenNetworks, classes: dict[str, int]
+) -> HeldOutPrompts | None:
     """Return the held-out data of the settings, or None if they name none.
 
     Args:
@@ -324,11 +326,11 @@ def held_out_set(config: GeneratorTrainConfig, networks: FrozenNetworks, classes
     if isinstance(networks.conditions, Texts) and sampling.prompts:
         networks.conditions.refuse_cut(list(map(str, sampling.prompts)))
     networks.conditions(cast(list[str], drawn))  # refuse prompts now instead of at the first evaluation
-    return HeldOutSet(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
+    return HeldOutPrompts(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
 
 
 def evaluate(
-    generator: Generator, held_out: HeldOutSet, networks: FrozenNetworks, *, batch_size: int = 64
+    generator: Generator, held_out: HeldOutPrompts, networks: FrozenNetworks, *, batch_size: int = 64
 ) -> Evaluation:
     """Return the loss on held-out pictures, drawn pictures, and for captions of Scenes the match of the pictures.
 

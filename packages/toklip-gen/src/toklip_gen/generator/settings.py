@@ -15,16 +15,16 @@ from toklip_gen.generator.pipeline import load_generator
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class ModelSettings:
     """Model that draws, by name or path, with its precision and device.
 
-    >>> Checkpoint("toklip-gen-tiny").load().image_size
+    >>> ModelSettings("toklip-gen-tiny").load().image_size
     (64, 64)
     """
 
     #: Name that ``toklip models`` lists, of any plugin; a folder of a model that draws, such as one that ``toklip train
     #: generator`` or ``mllm`` wrote; or a file, see :func:`toklip_gen.generator.load_generator`.
-    model: str | Path = "toklip-gen-tiny"
+    name: str | Path = "toklip-gen-tiny"
     #: Path or name of the TokLIP, overriding the one recorded in the model.
     toklip: str | Path | None = None
     #: Precision of the model; None: as stored.
@@ -40,8 +40,8 @@ class Checkpoint:
             ValueError: the model does not draw, its weights do not fit, or there is no such device.
         """
         refuse_missing_device(self.device)
-        load = picture_loader(self.model) or partial(load_generator, self.model)
+        load = picture_loader(self.name) or partial(load_generator, self.name)
         named = {} if self.toklip is None else {"toklip": self.toklip}
         if named and "toklip" not in inspect.signature(load).parameters:
-            raise ValueError(f"{str(self.model)!r} is loaded without a TokLIP of yours; leave out toklip (--toklip)")
+            raise ValueError(f"{str(self.name)!r} is loaded without a TokLIP of yours; leave out toklip (--toklip)")
         return load(device=self.device, dtype=self.dtype, **named)
