@@ -30,10 +30,15 @@ TRUNKS = {
         width=32, depth=3, heads=4, activation="quick_gelu", pooling="class_token", pre_norm=True, output_dim=24
     ),
 }
+#: The projector of this one reads codes of neighbours.
+TRUNKS["neighbours"] = TRUNKS["attention"]
 
 
 def encoder(trunk="attention", *, grid=GRID, codebook_dim=6):
-    return randomised(SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=TRUNKS[trunk]))).eval()
+    config = EncoderConfig(
+        codebook_dim=codebook_dim, grid=grid, trunk=TRUNKS[trunk], neighbours=int(trunk == "neighbours")
+    )
+    return randomised(SemanticEncoder(config)).eval()
 
 
 def codes(batch=2, *, grid=GRID, codebook_dim=6, seed=1):
@@ -121,6 +126,21 @@ def test_attention_that_is_not_fused_gives_the_same_numbers(trunk, monkeypatch):
 
 
 @torch.no_grad()
+def test_a_projector_with_neighbours_reads_the_codes_around_that_come_before():
+    model, read = encoder("neighbours"), []
+    model.projector.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    given = codes()
+    model(given)
+    around = read[0].view(2, *GRID, 5, 6)
+    for row in range(GRID[0]):
+        for column in range(GRID[1]):
+            for place, (down, right) in enumerate([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0)]):
+                y, x = row + down, column + right
+                inside = y >= 0 and 0 <= x < GRID[1]
+                wanted = given[:, y, x] if inside else torch.zeros(2, 6)
+                assert torch.equal(around[:, row, column, place], wanted), (row, column, place)
+
+
 def test_equals_timm_when_the_projector_is_its_patch_embedding():
     """Ours differs from timm's causal ViT in the first layer only: put that back, and nothing differs."""
     vit = siglip()
@@ -295,9 +315,10 @@ def test_prefill_and_steps_give_what_the_full_pass_gives(trunk, grid):
         assert cache.length == count
 
 
+@pytest.mark.parametrize("trunk", ["attention", "neighbours"])
 @torch.no_grad()
-def test_steps_of_several_codes_give_what_the_full_pass_gives_also_after_codes_that_are_cut_off():
-    model = encoder()
+def test_steps_of_several_codes_give_what_the_full_pass_gives_also_after_codes_that_are_cut_off(trunk):
+    model = encoder(trunk)
     given, whole = codes().flatten(1, 2), model(codes()).tokens
     first, cache = model.prefill(given[:, :2])
     model.step(given[:, :4], cache)  # other codes than those that follow
@@ -307,10 +328,11 @@ def test_steps_of_several_codes_give_what_the_full_pass_gives_also_after_codes_t
     assert cache.length == given.shape[1]
 
 
+@pytest.mark.parametrize("trunk", ["attention", "neighbours"])
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same():
-    model = encoder()
+def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(trunk):
+    model = encoder(trunk)
     given, whole = codes().flatten(1, 2), model(codes()).tokens
     _, cache = model.prefill(given[:, :2])
     step = torch.compile(model.step_at, backend="eager", fullgraph=True)
@@ -319,9 +341,10 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same():
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("trunk", ["attention", "neighbours"])
 @torch.no_grad()
-def test_steps_under_autocast_give_what_the_full_pass_gives():
-    model = encoder()
+def test_steps_under_autocast_give_what_the_full_pass_gives(trunk):
+    model = encoder(trunk)
     given = codes().flatten(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
         first, cache = model.prefill(given[:, :4])

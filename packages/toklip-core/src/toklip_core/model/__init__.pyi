@@ -13,6 +13,7 @@ from .clip import (
     load_clip as load_clip,
 )
 from .encoder import (
+    MOST_NEIGHBOURS as MOST_NEIGHBOURS,
     EncoderConfig as EncoderConfig,
     SemanticEncoder as SemanticEncoder,
     encoder_from_tower as encoder_from_tower,

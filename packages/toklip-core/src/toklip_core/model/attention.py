@@ -26,6 +26,8 @@ class Cache:
     values: list[Tensor]
     #: (B, N), bool, False at padding, which is never attended to; None without padding.
     visible: Tensor | None = None
+    #: (B, N, C), codes at the positions, for an encoder whose projector reads those of neighbours; None for others.
+    codes: Tensor | None = None
     #: Number of positions that it holds.
     length: int = 0
 
@@ -44,12 +46,13 @@ class Cache:
 
     def tensors(self) -> list[Tensor]:
         """Return all that it holds."""
-        return [*self.keys, *self.values, *([] if self.visible is None else [self.visible])]
+        return [*self.keys, *self.values, *(x for x in (self.visible, self.codes) if x is not None)]
 
     def keep(self, rows: int) -> None:
         """Forget all rows but the first ``rows``."""
         self.keys, self.values = [x[:rows] for x in self.keys], [x[:rows] for x in self.values]
         self.visible = None if self.visible is None else self.visible[:rows]
+        self.codes = None if self.codes is None else self.codes[:rows]
 
     def cut(self, length: int) -> None:
         """Forget all positions but the first ``length``."""

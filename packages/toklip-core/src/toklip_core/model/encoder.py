@@ -3,8 +3,10 @@
 Shape letters: B batch, h and w grid, N = h w tokens in raster order, C codebook dim, D model width, E joint space,
 H heads, d = D / H.
 
-    codes (B, h, w, C) -> projector C -> 4D -> D -> + pos_embed -> causal blocks -> norm -> tokens (B, N, D)
+    codes (B, h, w, C) -> projector k C -> 4D -> D -> + pos_embed -> causal blocks -> norm -> tokens (B, N, D)
     tokens -> attention pooling, or the class token, which comes last and sees all tokens -> pooled (B, E)
+
+The projector reads the code of a position (k = 1), as in TokLIP, or also the codes of neighbours that come before it.
 
 Token i is a function of codes 0 to i alone, bit for bit, whatever comes after. So a generator that draws ids one by one
 can compute each token as soon as it has the id: :meth:`SemanticEncoder.prefill` and :meth:`SemanticEncoder.step`.
@@ -32,6 +34,9 @@ from toklip_core.model.attention import Attend, Cache, attend_at, attend_with_ca
 from toklip_core.model.trunk import TrunkConfig, build_attention_pool, build_blocks, described_tower, norm_layer
 from toklip_core.weights import without_values
 
+#: Largest ``neighbours``: the projector then reads 145 codes at a time.
+MOST_NEIGHBOURS = 8
+
 #: Number of queries that attend at a time; 64 and 192 are equally fast.
 _STRIPE = 128
 
@@ -46,6 +51,13 @@ class EncoderConfig(Config):
     )
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of codes that the position embedding is sized for.")
     trunk: TrunkConfig = Field(description="Sizes of the transformer.")
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_NEIGHBOURS,
+        description="Number of rows up, and of columns to either side, from which the projector reads codes of "
+        "neighbours; of its own row it reads only those before. 0, as in TokLIP: the code of the position alone.",
+    )
     causal: bool = Field(
         default=True,
         description="Causal attention: each token sees its own code and those before it. false lets each token see all "
@@ -93,8 +105,11 @@ class SemanticEncoder(nn.Module):
         self.config = config
         #: Recompute the activations of each block in the backward pass instead of storing them, in training only.
         self.grad_checkpointing = False
+        #: How many rows down and columns to the right each code is that the projector reads; the last is its own.
+        self._offsets = neighbour_offsets(config.neighbours)
+        read = len(self._offsets) * config.codebook_dim
         self.projector = nn.Sequential(
-            nn.Linear(config.codebook_dim, 4 * trunk.width), nn.GELU(), nn.Linear(4 * trunk.width, trunk.width)
+            nn.Linear(read, 4 * trunk.width), nn.GELU(), nn.Linear(4 * trunk.width, trunk.width)
         )
         last = trunk.pooling == "class_token"
         positions = config.grid[0] * config.grid[1]
@@ -162,6 +177,8 @@ class SemanticEncoder(nn.Module):
         shape = (len(codes), trunk.heads, positions, trunk.width // trunk.heads)
         weight = self.pos_embed.detach()
         cache = Cache.empty(len(self.blocks), shape, weight)
+        if self.config.neighbours:
+            cache.codes = codes.new_zeros(len(codes), positions, self.config.codebook_dim)
         if codes.shape[1] == 0:
             return weight.new_empty(len(codes), 0, trunk.width), cache
         return self._extended(codes, cache), cache
@@ -196,6 +213,9 @@ class SemanticEncoder(nn.Module):
         Shapes are the same at every position, so a graph can be replayed. Attention reads the whole cache, whose length
         is not changed.
         """
+        if cache.codes is not None:
+            cache.codes.index_copy_(1, positions, codes)
+            codes = self._with_neighbours(cache.codes, positions)
         x = self.norm_pre(self.projector(codes.to(self.pos_embed.dtype)) + self.pos_embed[:, positions])
         seen = cache.seen_at(positions)
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
@@ -210,16 +230,36 @@ class SemanticEncoder(nn.Module):
         if codes.shape[-1] != self.config.codebook_dim:
             raise ValueError(f"got codes of width {codes.shape[-1]}; wanted {self.config.codebook_dim}")
         with torch.no_grad():
-            x, mask = self.norm_pre(self._embedded(codes, start)), cache.seen(codes.shape[1])
+            mask = cache.seen(codes.shape[1])
+            if cache.codes is not None:
+                cache.codes[:, start:end] = codes
+                codes = cache.codes[:, :end]
+            x = self.norm_pre(self._embedded(codes, start))
             for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
                 x = _block(block, x, partial(attend_with_cache, keys=keys, values=values, start=start, mask=mask))
             cache.length = end
             return self.norm(x)  # type: ignore[no-any-return]
 
     def _embedded(self, codes: Tensor, start: int) -> Tensor:
-        """Return the inputs (B, n, D) of the first block for codes (B, n, C) at positions from ``start`` on."""
+        """Return the inputs (B, n, D) of the first block for n positions from ``start`` on.
+
+        ``codes`` are those of the positions, (B, n, C), or with neighbours those of the positions before as well.
+        """
+        if self.config.neighbours:
+            codes = self._with_neighbours(codes, torch.arange(start, codes.shape[1], device=codes.device))
         x: Tensor = self.projector(codes.to(self.pos_embed.dtype))
         return x + self.pos_embed[:, start : start + codes.shape[1]]
+
+    def _with_neighbours(self, codes: Tensor, positions: Tensor) -> Tensor:
+        """Return the codes (B, n, k C) that the projector reads; outside of the grid they are zeros."""
+        columns = self.config.grid[1]
+        row, column = positions // columns, positions % columns
+        read = []
+        for down, right in self._offsets:
+            inside = (row + down >= 0) & (column + right >= 0) & (column + right < columns)
+            places = (positions + down * columns + right).clamp(min=0)
+            read.append(codes[:, places] * inside[:, None])
+        return torch.cat(read, dim=-1)
 
     def _refuse_other(self, codes: Tensor) -> None:
         if codes.ndim != 4 or codes.shape[-1] != self.config.codebook_dim:
@@ -232,8 +272,18 @@ class SemanticEncoder(nn.Module):
             )
 
 
+def neighbour_offsets(radius: int) -> list[tuple[int, int]]:
+    """Return how many rows down and columns to the right the codes are that a projector reads, its own last.
+
+    >>> neighbour_offsets(1)
+    [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0)]
+    """
+    side = range(-radius, radius + 1)
+    return [(down, right) for down in range(-radius, 1) for right in side if down < 0 or right <= 0]
+
+
 def encoder_from_tower(
-    vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int], causal: bool = True
+    vision: nn.Module, *, codebook_dim: int, grid: tuple[int, int], causal: bool = True, neighbours: int = 0
 ) -> SemanticEncoder:
     """Return an encoder with the weights of a vision tower, except for the first layer, which is a new projector.
 
@@ -245,12 +295,14 @@ def encoder_from_tower(
         codebook_dim: codebook dim C of the tokenizer.
         grid: rows and columns of codes.
         causal: whether the encoder is causal; the tower itself is not.
+        neighbours: see :class:`EncoderConfig`.
 
     Raises:
         ValueError: the tower is of another kind.
     """
     trunk, _, tensors = described_tower(vision)
-    encoder = SemanticEncoder(EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk, causal=causal))
+    config = EncoderConfig(codebook_dim=codebook_dim, grid=grid, trunk=trunk, causal=causal, neighbours=neighbours)
+    encoder = SemanticEncoder(config)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("patch_embed.")}
     positions = kept["pos_embed"]
     if trunk.pooling == "class_token":

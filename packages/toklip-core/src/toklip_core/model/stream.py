@@ -109,8 +109,7 @@ class FeatureStream:
         """Return the tensors of the cache, which stay in the same memory."""
         if self._cached_encoder is None:
             return []
-        _, cache = self._cached_encoder
-        return [*cache.keys, *cache.values]
+        return self._cached_encoder[1].tensors()
 
     @property
     def encoder(self) -> SemanticEncoder | None:

@@ -337,6 +337,7 @@ def initial_encoder(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: C
         codebook_dim=tokenizer.codebook_dim,
         grid=code_grid(config, tokenizer),
         causal=config.causal,
+        neighbours=config.neighbours,
     )
     encoder = SemanticEncoder(encoder.config) if config.initial_values == "random" else encoder
     encoder.grad_checkpointing = config.grad_checkpointing

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from toklip_core.captioned import CaptionSource
 from toklip_core.config import Config, HeldOut, ResizeSetting, RunConfig
-from toklip_core.model import VisionConfig
+from toklip_core.model import MOST_NEIGHBOURS, VisionConfig
 
 _RECIPES = files("toklip_core") / "recipes"
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
@@ -115,6 +115,13 @@ class EncoderTrainConfig(Config):
         default=True,
         description="Causal attention: each token sees its own code and those before it. false lets each token see all "
         "codes, and then no generator can use the model.",
+    )
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_NEIGHBOURS,
+        description="Number of rows up, and of columns to either side, from which the projector reads codes of "
+        "neighbours; 0, as in TokLIP: the code of the position alone. A small encoder learns shapes sooner with 1.",
     )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOutPictures = HeldOutPictures()
