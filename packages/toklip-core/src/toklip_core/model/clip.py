@@ -30,7 +30,7 @@ from toklip_core.model.text import (
     read_tokenizer,
     refuse_other_space,
 )
-from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower
+from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower, patch_embeddings
 from toklip_core.pictures import refuse_pixels
 from toklip_core.weights import (
     CONFIG_FILE,
@@ -88,6 +88,10 @@ class CLIP(nn.Module):
         """Return tokens (B, N, D), after the last norm, and pooled vectors (B, E), not normalised, of pixels."""
         tokens: Tensor = self.vision.forward_features(self._normalised(pixels))
         return tokens[:, self.vision.num_prefix_tokens :], self.vision.forward_head(tokens)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Return the embedded patches (B, N, D) of pixels (B, 3, S, S) in [-1, 1], the inputs of the transformer."""
+        return patch_embeddings(self.vision, self._normalised(pixels))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1].

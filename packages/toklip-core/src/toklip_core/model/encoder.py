@@ -240,15 +240,20 @@ class SemanticEncoder(nn.Module):
             cache.length = end
             return self.norm(x)  # type: ignore[no-any-return]
 
-    def _embedded(self, codes: Tensor, start: int) -> Tensor:
-        """Return the inputs (B, n, D) of the first block for n positions from ``start`` on.
+    def projector_inputs(self, codes: Tensor, start: int = 0) -> Tensor:
+        """Return what the projector reads, (B, n, k C), at the n positions from ``start`` on.
 
-        ``codes`` are those of the positions, (B, n, C), or with neighbours those of the positions before as well.
+        ``codes`` are those of the positions, (B, n, C); with neighbours those of the positions before as well.
         """
         if self.config.neighbours:
-            codes = self._with_neighbours(codes, torch.arange(start, codes.shape[1], device=codes.device))
-        x: Tensor = self.projector(codes.to(self.pos_embed.dtype))
-        return x + self.pos_embed[:, start : start + codes.shape[1]]
+            return self._with_neighbours(codes, torch.arange(start, codes.shape[1], device=codes.device))
+        return codes
+
+    def _embedded(self, codes: Tensor, start: int) -> Tensor:
+        """Return the inputs (B, n, D) of the first block; see :meth:`projector_inputs`."""
+        read = self.projector_inputs(codes, start)
+        x: Tensor = self.projector(read.to(self.pos_embed.dtype))
+        return x + self.pos_embed[:, start : start + read.shape[1]]
 
     def _with_neighbours(self, codes: Tensor, positions: Tensor) -> Tensor:
         """Return the codes (B, n, k C) that the projector reads; outside of the grid they are zeros."""

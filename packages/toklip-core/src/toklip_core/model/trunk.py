@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -242,6 +243,19 @@ def described_tower(vision: nn.Module) -> tuple[TrunkConfig, int, dict[str, Tens
     if kind == "open_clip.transformer.VisionTransformer":
         return _of_open_clip(vision)
     raise ValueError(f"got a {kind}; wanted a vision transformer of timm or open_clip, such as SigLIP2's or CLIP's")
+
+
+def patch_embeddings(vision: nn.Module, pixels: Tensor) -> Tensor:
+    """Return the embedded patches (B, N, D) of normalised pixels (B, 3, S, S), before positions are added.
+
+    Raises:
+        ValueError: the tower is of a kind that :func:`described_tower` refuses.
+    """
+    _, patch, tensors = described_tower(vision)
+    if "patch_embed.proj.weight" not in tensors:
+        return vision.patch_embed(pixels)  # type: ignore[operator, no-any-return] - ConvStem, which is ours
+    weight, bias = tensors["patch_embed.proj.weight"], tensors.get("patch_embed.proj.bias")
+    return F.conv2d(pixels, weight, bias, stride=patch).flatten(2).transpose(1, 2)
 
 
 def _of_timm(vit: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: ANN401 - timm ships no types

@@ -29,6 +29,7 @@ from toklip_core.model import CLIP, SemanticEncoder, TokLIP, TokLIPConfig, encod
 from toklip_core.pictures import normalized
 from toklip_core.store import StoreInfo
 from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
+from toklip_core.tasks.projector import fit_projector
 from toklip_core.tasks.settings import EncoderLosses, EncoderTrainConfig
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
@@ -49,6 +50,9 @@ _log = logging.getLogger(__name__)
 
 #: Logarithm of the largest factor on cosines, 100, as in CLIP.
 LARGEST_LOGIT_SCALE = math.log(100)
+
+#: Number of pictures that are read at a time to fit the projector.
+_AT_ONCE = 64
 
 #: Number of captions that the text tower reads at a time before the first step.
 _CAPTIONS = 4096
@@ -108,7 +112,11 @@ class EncoderTask(Task):
             refuse_other_store(config, self.samples.stored, checksums["teacher"])
         self.settings = {**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums}
         torch.manual_seed(config.run.seed)
-        self.model = EncoderTraining(initial_encoder(config, tokenizer, teacher), teacher, losses)
+        encoder = initial_encoder(config, tokenizer, teacher)
+        if config.projector_pictures:
+            share = fit_projector(encoder, *self._codes_and_patches())
+            _log.info("the projector begins with %.0f %% of the variance of the teacher's patches", 100 * share)
+        self.model = EncoderTraining(encoder, teacher, losses)
         if losses.contrast_weight:
             self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
         if held_out is not None:
@@ -133,6 +141,22 @@ class EncoderTask(Task):
         tokens, pooled = self.teacher.image_tokens(_resampled(pixels, self.teacher.config.image_size))
         unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
         return EncoderInputs(codes, text, unit, tokens if losses.token_weight else None)
+
+    @torch.no_grad()
+    def _codes_and_patches(self) -> tuple[Tensor, Tensor]:
+        """Return the codes (B, h, w, C) and the teacher's embedded patches (B, N, D) of the first training pictures."""
+        size, count = self.teacher.config.image_size, min(self.config.projector_pictures, len(self.samples))
+        codes, patches = [], []
+        for places in self.order(len(self.samples), self.config.run.seed, 0)[:count].split(_AT_ONCE):
+            batch = collate([self.samples[0, place] for place in places.tolist()])
+            if "pixels" in batch:
+                pixels = normalized(batch["pixels"])
+                ids = self.tokenizer.encode(pixels)
+            else:
+                ids, pixels = batch["ids"], self.tokenizer.decode(batch["ids"])
+            codes.append(self.tokenizer.code_map(ids))
+            patches.append(self.teacher.patches(_resampled(pixels, size)))
+        return torch.cat(codes), torch.cat(patches)
 
     def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:
         """Return the losses of distillation, and the vectors for the contrast."""
@@ -289,12 +313,14 @@ def clamp_logit_scale(model: nn.Module) -> None:
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
     """Raise ValueError unless size, tokenizer and teacher fit one another."""
     grid = code_grid(config, tokenizer)
-    if config.losses.token_weight:
-        ours = math.prod(grid)
-        theirs = (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
-        if ours != theirs:
+    ours, theirs = math.prod(grid), (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
+    for name, used in {
+        "losses.token_weight": config.losses.token_weight,
+        "projector_pictures": config.projector_pictures,
+    }.items():
+        if used and ours != theirs:
             counts = f"{ours} tokens with the teacher's {theirs}"
-            raise ValueError(f"token_weight compares {counts}; set it to 0, or take a teacher with as many")
+            raise ValueError(f"{name} compares {counts}; set it to 0, or take a teacher with as many")
 
 
 def code_grid(config: EncoderTrainConfig, tokenizer: Tokenizer) -> tuple[int, int]:

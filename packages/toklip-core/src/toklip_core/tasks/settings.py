@@ -123,6 +123,13 @@ class EncoderTrainConfig(Config):
         description="Number of rows up, and of columns to either side, from which the projector reads codes of "
         "neighbours; 0, as in TokLIP: the code of the position alone. A small encoder learns shapes sooner with 1.",
     )
+    projector_pictures: int = Field(
+        default=0,
+        ge=0,
+        description="Number of training pictures on which the projector is fitted to the teacher's embedded patches "
+        "before the first step; 0, as in TokLIP: it starts with random values. A small encoder then needs a tenth of "
+        "the steps to learn shapes; the teacher must have as many patches as the tokenizer has positions.",
+    )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOutPictures = HeldOutPictures()
     text_cache: int = Field(
@@ -142,6 +149,12 @@ class EncoderTrainConfig(Config):
         description="Factor on the learning rate of the projector, the only module that is trained from scratch.",
     )
     run: RunConfig
+
+    @model_validator(mode="after")
+    def _fitted_to_what_is_taken(self) -> Self:
+        if self.projector_pictures and self.initial_values == "random":
+            raise ValueError("projector_pictures fits a projector to a teacher whose weights are not taken; set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _pairs_are_contrasted(self) -> Self:
