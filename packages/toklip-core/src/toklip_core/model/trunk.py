@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -252,8 +252,9 @@ def patch_embeddings(vision: nn.Module, pixels: Tensor) -> Tensor:
         ValueError: the tower is of a kind that :func:`described_tower` refuses.
     """
     _, patch, tensors = described_tower(vision)
-    if "patch_embed.proj.weight" not in tensors:
-        return vision.patch_embed(pixels)  # type: ignore[operator, no-any-return] - ConvStem, which is ours
+    stem = getattr(vision, "patch_embed", None)
+    if isinstance(stem, ConvStem):
+        return cast(Tensor, stem(pixels))
     weight, bias = tensors["patch_embed.proj.weight"], tensors.get("patch_embed.proj.bias")
     return F.conv2d(pixels, weight, bias, stride=patch).flatten(2).transpose(1, 2)
 

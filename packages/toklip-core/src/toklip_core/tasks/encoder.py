@@ -147,7 +147,9 @@ class EncoderTask(Task):
         """Return the codes (B, h, w, C) and the teacher's embedded patches (B, N, D) of the first training pictures."""
         size, count = self.teacher.config.image_size, min(self.config.projector_pictures, len(self.samples))
         codes, patches = [], []
-        for places in self.order(len(self.samples), self.config.run.seed, 0)[:count].split(_AT_ONCE):
+        # In the order of a store, which is read group by group.
+        first = self.order(len(self.samples), self.config.run.seed, 0)[:count].sort().values
+        for places in torch.split(first, _AT_ONCE):
             batch = collate([self.samples[0, place] for place in places.tolist()])
             if "pixels" in batch:
                 pixels = normalized(batch["pixels"])

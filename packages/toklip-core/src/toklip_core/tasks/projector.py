@@ -6,8 +6,10 @@ random values gives it something else, mostly much smaller, and then the transfo
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toklip_core.model import SemanticEncoder
 
@@ -34,13 +36,13 @@ def fit_projector(encoder: SemanticEncoder, codes: Tensor, patches: Tensor) -> f
     >>> fit_projector(encoder, codes, codes.flatten(1, 2) @ torch.randn(4, 32)) > 0.9
     True
     """
-    first, activation, last = encoder.projector
+    first, activation, last = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(encoder.projector))
     read = encoder.projector_inputs(codes.flatten(1, 2)).flatten(0, 1).float()
     wanted = patches.flatten(0, 1).float()
-    # A code that never varies says nothing, whatever its scale.
     spread = read.std(0)
-    first.weight /= torch.where(spread > 0, spread, 1.0)
-    first.bias -= first.weight @ read.mean(0)
+    # The spread of a channel that never varies is rounding, which must not be blown up.
+    first.weight.div_(spread.clamp(min=1e-5 * float(spread.max())))
+    first.bias.sub_(first.weight @ read.mean(0))
     hidden = activation(first(read))
     centred, offset = hidden - hidden.mean(0), wanted.mean(0)
     squares = centred.T @ centred

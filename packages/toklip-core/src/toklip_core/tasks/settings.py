@@ -153,7 +153,7 @@ class EncoderTrainConfig(Config):
     @model_validator(mode="after")
     def _fitted_to_what_is_taken(self) -> Self:
         if self.projector_pictures and self.initial_values == "random":
-            raise ValueError("projector_pictures fits a projector to a teacher whose weights are not taken; set it to 0")
+            raise ValueError("projector_pictures fits the projector to the teacher, and initial_values leaves that out")
         return self
 
     @model_validator(mode="after")

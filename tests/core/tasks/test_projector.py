@@ -1,0 +1,109 @@
+"""Laws of the projector that is fitted to the teacher's patches before an encoder's training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from open_clip.model import _build_vision_tower
+from toklip_core.model import (
+    EncoderConfig,
+    SemanticEncoder,
+    TrunkConfig,
+    VisionConfig,
+    build_vision_tower,
+    load_clip,
+    patch_embeddings,
+)
+from toklip_core.tasks import EncoderTask, EncoderTrainConfig, train_encoder
+from toklip_core.tasks.projector import fit_projector
+from toklip_core.tokenizer import load_tokenizer
+
+from tests.support.encoder_runs import assert_same_run, config, pictures, small_teacher, stored
+
+TRUNK = TrunkConfig(width=32, depth=1, heads=2)
+
+
+def encoder(neighbours: int = 0) -> SemanticEncoder:
+    torch.manual_seed(0)
+    return SemanticEncoder(EncoderConfig(codebook_dim=5, grid=(4, 6), trunk=TRUNK, neighbours=neighbours))
+
+
+def codes(count: int = 200) -> torch.Tensor:
+    # Codes as tokenizers have them: of small and unequal spread, and one that says nothing.
+    return torch.randn(count, 4, 6, 5) * torch.tensor([0.1, 0.01, 3.0, 0.5, 0.0]) + 0.7
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_the_share_is_what_it_explains_of_the_patches(neighbours: int):
+    model, given = encoder(neighbours), codes()
+    wanted = torch.tanh(given.flatten(1, 2) * 3) @ torch.randn(5, 32) + 4
+    share = fit_projector(model, given, wanted)
+    found = model.projector(model.projector_inputs(given.flatten(1, 2))).flatten(0, 1)
+    wanted = wanted.flatten(0, 1)
+    assert share == pytest.approx(1 - float((found - wanted).var(0).sum() / wanted.var(0).sum()), abs=1e-5)
+    assert share > 0.6 and torch.allclose(found.mean(0), wanted.mean(0), atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_lies_in_a_neighbour_needs_neighbours():
+    given = codes()
+    wanted = torch.roll(given, 1, dims=2).flatten(1, 2) @ torch.randn(5, 32)  # of the code to the left
+    assert fit_projector(encoder(0), given, wanted) < 0.1 and fit_projector(encoder(1), given, wanted) > 0.6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stem", [(), (4, 8, 16)])
+def test_embedded_patches_are_those_of_the_tower(stem: tuple[int, ...]):
+    vit = build_vision_tower(VisionConfig(trunk=TRUNK, patch_size=8, stem=stem), 32)
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(patch_embeddings(vit, pixels), vit.patch_embed(pixels))
+
+
+@torch.no_grad()
+def test_embedded_patches_of_open_clip_are_those_of_its_tower():
+    sizes = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8}
+    vision = _build_vision_tower(24, sizes, quick_gelu=True)
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(patch_embeddings(vision, pixels), vision.conv1(pixels).flatten(2).transpose(1, 2))
+
+
+def task(settings: EncoderTrainConfig) -> EncoderTask:
+    return EncoderTask(settings, load_tokenizer("mean-colour"), load_clip(settings.teacher))
+
+
+@pytest.mark.parametrize("source", [pictures, stored])
+def test_a_training_begins_with_the_fitted_projector(world: Path, source: Any):
+    """Of a store, the pictures are those that the tokenizer decodes."""
+    plain, fitted, again = (
+        task(config(world, source(world), projector_pictures=count)).model.encoder for count in (0, 12, 12)
+    )
+    differing = {
+        name for name, tensor in fitted.state_dict().items() if not torch.equal(tensor, plain.state_dict()[name])
+    }
+    assert differing == {f"projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    assert all(map(torch.equal, fitted.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.slow
+def test_a_run_with_neighbours_and_a_fitted_projector_resumes_and_its_model_loads(tmp_path: Path, world: Path):
+    settings = config(world, stored(world), projector_pictures=12, neighbours=1)
+    train_encoder(settings, tmp_path / "whole")
+    half = settings.model_copy(update={"run": settings.run.model_copy(update={"steps": 2})})
+    train_encoder(half, tmp_path / "parts")
+    train_encoder(settings, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_teacher_of_another_grid_is_refused(tmp_path: Path, world: Path):
+    small_teacher(2, patch_size=8).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"projector_pictures compares 64 tokens with the teacher's 16; set it to 0"):
+        task(config(world, pictures(world), teacher=str(tmp_path / "other"), projector_pictures=4))
+
+
+def test_a_projector_is_not_fitted_to_a_teacher_that_is_left_out(world: Path):
+    with pytest.raises(ValueError, match="projector_pictures fits the projector to the teacher"):
+        config(world, pictures(world), initial_values="random", projector_pictures=4)
