@@ -15,7 +15,7 @@ from toklip_gen.generator import (
 from torch import nn
 
 from tests.support.mean_colour import SEVERAL, mean_colour, several
-from tests.support.small_models import small_toklip
+from tests.support.small_models import small_toklip, toklip_config
 
 FEATURES = ["ids", "codes", "concat"]
 #: One id per position, four that are independent, four that are residual, and one of 28 bits.
@@ -30,9 +30,10 @@ def named(vq):
     return mean_colour() if vq == "mean-colour" else several(vq)
 
 
-def small_inputs(features="ids", vq="mean-colour"):
+def small_inputs(features="ids", vq="mean-colour", neighbours=0):
     """What a small generator reads."""
-    toklip = small_toklip(tokenizer=named(vq))
+    encoder = toklip_config(named(vq)).encoder.model_copy(update={"neighbours": neighbours})
+    toklip = small_toklip(tokenizer=named(vq), encoder=encoder)
     return Inputs(features, tokenizer=toklip.tokenizer, encoder=toklip.encoder)
 
 

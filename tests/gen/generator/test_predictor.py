@@ -111,7 +111,8 @@ def test_a_second_batch_is_not_compiled_again_and_draws_the_same(features, condi
         graphs.append(graph)
         return graph.forward
 
-    generator, inputs = small_generator(features, condition), small_inputs(features)
+    generator = small_generator(features, condition)
+    inputs = small_inputs(features, neighbours=int(features == "concat"))
     sampler = Sampler(IdPredictor(generator, inputs), compiler=partial(torch.compile, backend=counting))
     prefix = some_ids().flatten(1, 2)[:, :60]
     for seeds, guidance in (((7, 8, 9), 2.0), ((1, 2, 3), Guidance(3.0, power=2.0))):

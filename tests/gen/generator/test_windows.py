@@ -41,7 +41,8 @@ def test_a_window_changes_no_picture_of_a_small_generator(case):
     window, known, seed = pick.choice([2, 7, 16, 64, "auto"]), pick.randint(0, 64), pick.randint(0, 2**32)
     guidance = pick.choice([NO_GUIDANCE, Guidance(2.0), SCHEDULE])
     choice = pick.choice([{}, {"top_k": 8, "top_p": 0.9}, {"temperature": 0.0}, {"noise": "gumbel"}])
-    generator, inputs = small_generator(features, condition, vq).double(), small_inputs(features, vq)
+    generator = small_generator(features, condition, vq).double()
+    inputs = small_inputs(features, vq, neighbours=pick.choice([0, 1]))
     if inputs.encoder is not None:
         inputs.encoder.double()
     what = some_condition(condition, count=2)

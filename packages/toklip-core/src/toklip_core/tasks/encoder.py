@@ -147,7 +147,7 @@ class EncoderTask(Task):
         """Return the codes (B, h, w, C) and the teacher's embedded patches (B, N, D) of the first training pictures."""
         size, count = self.teacher.config.image_size, min(self.config.projector_pictures, len(self.samples))
         codes, patches = [], []
-        # In the order of a store, which is read group by group.
+        # Sorted, because a store is read group by group.
         first = self.order(len(self.samples), self.config.run.seed, 0)[:count].sort().values
         for places in torch.split(first, _AT_ONCE):
             batch = collate([self.samples[0, place] for place in places.tolist()])
