@@ -15,7 +15,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True, scope="session")
 def modules_without_values_compute_none():
-    """In every test, also those that load each registered tokenizer: see the guard."""
+    """Guard every test, also those that load each registered tokenizer."""
     from tests.support.values import refusing_values
 
     with refusing_values():

@@ -77,7 +77,7 @@ def task(settings: EncoderTrainConfig) -> EncoderTask:
 
 @pytest.mark.parametrize("source", [pictures, stored])
 def test_a_training_begins_with_the_fitted_projector(world: Path, source: Any):
-    """Of a store, the pictures are those that the tokenizer decodes."""
+    """A store has no pictures, so the tokenizer decodes its ids."""
     plain, fitted, again = (
         task(config(world, source(world), projector_pictures=count)).model.encoder for count in (0, 12, 12)
     )

@@ -122,7 +122,7 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
     *pictures, last = words or ("",)
     # A question may be too long for a file's name, and may end like one: "what is in b.png".
     of_picture = last.startswith("scenes:") or Path(last).suffix.lower() in PICTURE_SUFFIXES
-    if os.path.isfile(last) or (" " not in last and of_picture):  # noqa: PTH113
+    if os.path.isfile(last) or (" " not in last and of_picture):  # noqa: PTH113 - Path raises for a very long text
         raise ValueError("got pictures and no question; ask one after them, or start a conversation with toklip chat")
     if not pictures:
         raise ValueError('got no picture; name one before the question: toklip ask PICTURE "QUESTION"')

@@ -39,5 +39,5 @@ def refuse_loose_words(files: Sequence[str], example: str) -> None:
         example: the command with its text in quotes.
     """
     for file in files if len(files) > 1 else ():
-        if _WORD.fullmatch(file) and not os.path.exists(file):  # noqa: PTH110
+        if _WORD.fullmatch(file) and not os.path.exists(file):  # noqa: PTH110 - Path.exists raises for a very long text
             raise FileNotFoundError(f"{file} is not there; if it is a word of the text, quote the text: {example}")

@@ -127,8 +127,8 @@ class EncoderTrainConfig(Config):
         default=0,
         ge=0,
         description="Number of training pictures on which the projector is fitted to the teacher's embedded patches "
-        "before the first step; 0, as in TokLIP: it starts with random values. A small encoder then needs a tenth of "
-        "the steps to learn shapes; the teacher must have as many patches as the tokenizer has positions.",
+        "before the first step; 0, as in TokLIP: it starts with random values. A small encoder then learns shapes "
+        "sooner; the teacher must have as many patches as the tokenizer has positions.",
     )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOutPictures = HeldOutPictures()

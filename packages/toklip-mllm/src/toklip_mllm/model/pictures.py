@@ -73,7 +73,7 @@ def to_image(picture: PictureInput, *, fetch: bool = False, max_pixels: int = MA
         if picture.startswith("data:"):
             return open_picture(io.BytesIO(_data_of(picture)), max_pixels=max_pixels)
         # An existing file has precedence over base64. Otherwise a short text that is not base64 is a missing file.
-        if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110
+        if not os.path.exists(picture) and (data := _from_base64(picture)):  # noqa: PTH110 - Path raises for a long one
             try:
                 return open_picture(io.BytesIO(data), max_pixels=max_pixels)
             except ValueError:
