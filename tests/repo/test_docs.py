@@ -13,6 +13,7 @@ import gc
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -26,8 +27,11 @@ from tests.support.pages import PAGES, ROOT, Block, blocks, commands, toklip_wor
 from tests.support.warm import warm_python
 
 SHELLS = ("bash", "console", "sh")
-#: Pages that need a library that the other tests do not need: `nox -s engines` runs them.
-NEEDED = {"docs/how-to/encode-on-ray.md": "ray", "docs/how-to/encode-on-spark.md": "pyspark"}
+#: Pages that need what the other tests do not need, and whether that is here: `nox -s engines` runs them.
+NEEDED = {
+    "docs/how-to/encode-on-ray.md": {"ray": find_spec("ray")},
+    "docs/how-to/encode-on-spark.md": {"pyspark": find_spec("pyspark"), "Java": shutil.which("java")},
+}
 RUNNABLE = [page for page in PAGES if any(b.language in (*SHELLS, "python") for b in blocks(page))]
 
 
@@ -88,12 +92,12 @@ def run(block: Block, where: str, variables: dict, commands_folder: Path) -> Non
 
 
 def run_of(page: Path):
-    """The page as a parameter: skipped where its library is not installed, and without the warnings of that library."""
-    library = NEEDED.get(name(page))
-    if library is None:
+    """The page as a parameter: skipped where its libraries are missing, and without the warnings of these."""
+    if name(page) not in NEEDED:
         return pytest.param(page, id=name(page))
-    missing = pytest.mark.skipif(find_spec(library) is None, reason=f"{library} is not installed: nox -s engines")
-    return pytest.param(page, id=name(page), marks=[missing, pytest.mark.filterwarnings("default")])
+    missing = [needed for needed, found in NEEDED[name(page)].items() if found is None]
+    skipped = pytest.mark.skipif(bool(missing), reason=f"{' and '.join(missing)} is not installed: nox -s engines")
+    return pytest.param(page, id=name(page), marks=[skipped, pytest.mark.filterwarnings("default")])
 
 
 @pytest.mark.slow

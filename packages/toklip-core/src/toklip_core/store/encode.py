@@ -105,7 +105,8 @@ def encode_pictures(
         LookupError: no tokenizer or model has this name, or Ray is not installed.
         ValueError: the store has other settings, an argument does not fit, or no picture can be read.
         OSError: the store cannot be written, or a process that reads pictures died, usually because memory ran out. The
-            encoded pictures are written, and the message names the picture that was being read.
+            encoded pictures are written, and the message names the picture that was being read; with Ray the first and
+            the last of its share.
     """
     started = time.perf_counter()
     path = Path(store)

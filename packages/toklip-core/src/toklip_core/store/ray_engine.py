@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import signal
+import textwrap
 import threading
 import time
 from collections import deque
@@ -43,7 +44,7 @@ _RETRIES = 3
 # Largest number of batches per actor that wait for this process.
 _WAITING = 4
 
-# Seconds until a cluster that has started no actor is said to have no room.
+# Seconds until it is said that no actor has started.
 _PATIENCE = 15
 
 
@@ -61,7 +62,7 @@ def encoded_by_ray(
     Raises:
         LookupError: Ray is not installed.
         ValueError: a picture's rows cannot be computed, or an actor has other models.
-        OSError: an actor cannot start, or dies again and again.
+        OSError: an actor cannot start, or dies again and again, which the message says with the pictures of its share.
     """
     try:
         import ray
@@ -84,11 +85,6 @@ def encoded_by_ray(
         try:
             nothing = EncodedBatch(part_schema(info).empty_table(), [], 0)
             yield from _gathered(ray, actors, shares, done, nothing)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause or error from None
-        except ray.exceptions.RayError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise OSError(f"Ray gave up, what was encoded is kept: {reason}; see Ray's logs, run it again") from error
         finally:
             for actor in [] if started else actors:
                 ray.kill(actor)
@@ -128,28 +124,48 @@ def _gathered(
     waiting, impatient = deque(shares), time.monotonic() + _PATIENCE
     # An actor that the cluster has no room for starts late or never, so it gets no share before.
     starting = {actor.start.remote(): actor for actor in actors}
-    running: dict[Any, Any] = {}
+    running: dict[Any, tuple[Any, list[InputFile]]] = {}
     while waiting or running:
         ready, _ = ray.wait([*starting, *running], num_returns=1, timeout=1)
         if not ready:
             if len(starting) == len(actors) and time.monotonic() > impatient:
                 impatient = math.inf
-                _log.warning("the Ray cluster has had no room for an actor yet; waiting (Ctrl-C ends)")
+                _log.warning("no actor has started yet; the Ray cluster may have no room; waiting (Ctrl-C ends)")
             yield nothing
             continue
         first = ready[0]
         if first in starting:
-            ray.get(first)
+            with _failures_in_words(ray, "started"):
+                ray.get(first)
             actor = starting.pop(first)
         else:
-            batch = next(first, None)
+            actor, share = running[first]
+            with _failures_in_words(ray, f"encoded the share from {share[0].key} to {share[-1].key}"):
+                reference = next(first, None)
+                batch = None if reference is None else ray.get(reference)
             if batch is not None:
-                yield ray.get(batch)
+                yield batch
                 continue
-            actor = running.pop(first)
+            del running[first]
         if waiting:
-            results = actor.encode.options(_generator_backpressure_num_objects=_WAITING)
-            running[results.remote(waiting.popleft(), done)] = actor
+            share = waiting.popleft()
+            results = actor.encode.options(_generator_backpressure_num_objects=_WAITING).remote(share, done)
+            running[results] = actor, share
+
+
+@contextmanager
+def _failures_in_words(ray: Any, what: str) -> Iterator[None]:  # noqa: ANN401 - a module of an extra
+    """Raise what an actor raised, or OSError that says what it did when Ray gave it up."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause or error from None
+    except ray.exceptions.RayError as error:
+        reason = textwrap.shorten(str(error).strip().split("\n")[0], 60)
+        raise OSError(
+            f"Ray gave up an actor while it {what}; what was encoded is kept: run it again, without Ray if a picture "
+            f"kills it, which the built-in engine names ({reason})"
+        ) from error
 
 
 def _shares(sources: list[InputFile], workers: int, files: int) -> Iterator[list[InputFile]]:
