@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from toklip_core.config import Compute, refuse_missing_device
@@ -58,26 +59,38 @@ class BatchEncoder:
             nothing but its key. A data frame for a data frame, otherwise a table of pyarrow.
 
         Raises:
-            ValueError: a column is missing, or a cell is no text or no bytes.
+            ValueError: a column is missing, a cell is no text or no bytes, the models do not fit the settings, or a
+                row cannot be computed.
+            FileNotFoundError: weights are missing; the first call loads them.
+            LookupError: no tokenizer or model has the name.
         """
-        pictures = _pictures_in(batch, self._compute.max_pixels)
+        keys, pictures = _pictures_in(batch, self._compute.max_pixels)
         parts = list(self.encoded(pictures))
-        errors = {int(row.source): row.reason for part in parts for row in part.unreadable}
-        # Each readable picture has the next row of the tables; the row of the others is null.
-        places = iter(range(len(pictures)))
-        taken = pa.array([None if row in errors else next(places) for row in range(len(pictures))], pa.int64())
-        table = pa.concat_tables(part.table for part in parts).combine_chunks().take(taken)
-        table = table.set_column(0, "key", pa.array([picture.key for picture in pictures], pa.string()))
-        table = table.append_column("error", pa.array(map(errors.get, range(len(pictures))), pa.string()))
+        errors = {picture.key: picture.reason for part in parts for picture in part.unreadable}
+        table = pa.concat_tables(part.table for part in parts).combine_chunks()
+        numbers = pa.array([picture.key for picture in pictures], pa.string())
+        table = table.take(pc.index_in(numbers, table["key"].combine_chunks()))  # unreadable pictures have a null row
+        table = table.set_column(0, "key", pa.array(keys, pa.string()))
+        table = table.append_column("error", pa.array([errors.get(picture.key) for picture in pictures], pa.string()))
         return table if isinstance(batch, Mapping | pa.Table) else table.to_pandas()
 
     @property
     def info(self) -> StoreInfo:
-        """Metadata of the store; this loads the models."""
+        """Metadata of the store.
+
+        This loads the models, unless a call has; FileNotFoundError, LookupError or ValueError as :meth:`__call__`
+        raises for them.
+        """
         return self._maker.info
 
     def encoded(self, pictures: Iterable[UnopenedPicture], done: Container[str] = ()) -> Iterator[EncodedBatch]:
-        """Yield the rows of pictures that are not opened yet, without those whose keys are ``done``."""
+        """Yield the rows of pictures that are not opened yet, without those whose keys are ``done``.
+
+        Raises:
+            FileNotFoundError: weights are missing; the first call loads them.
+            LookupError: no tokenizer or model has the name.
+            ValueError: the models do not fit the settings, or a row cannot be computed.
+        """
         reader = self._maker.reader(self._compute.batch_size)
         for batch in reader.batches(pictures, done):
             yield self._maker.encoded(batch)
@@ -95,24 +108,25 @@ class BatchEncoder:
 
 @dataclass(frozen=True)
 class _PictureCell:
-    """A picture of a batch; ``path`` is the number of its row."""
+    """A picture of a batch; its key is the number of its row, because the batch may have a key twice."""
 
     key: str
-    path: str
     cell: object
     text: str | None
     max_pixels: int
+    path: str = ""
 
     def image(self) -> Image.Image:
-        return open_picture(io.BytesIO(bytes_of_cell(self.cell, _COLUMNS[1])), max_pixels=self.max_pixels)
+        return open_picture(io.BytesIO(bytes_of_cell(self.cell, "image")), max_pixels=self.max_pixels)
 
     def caption(self) -> str | None:
         return self.text
 
 
-def _pictures_in(batch: Any, max_pixels: int) -> list[_PictureCell]:  # noqa: ANN401 - as above
+def _pictures_in(batch: Any, max_pixels: int) -> tuple[list[str], list[_PictureCell]]:  # noqa: ANN401 - as above
+    """Return the keys of a batch, and its pictures."""
     names = [str(name) for name in (batch.column_names if isinstance(batch, pa.Table) else batch)]
-    if not {*_COLUMNS[:2]} <= {*names}:
+    if not {"key", "image"} <= {*names}:
         raise ValueError(f"got the columns {', '.join(names)}; rename those of keys and files to 'key' and 'image'")
     named = [name for name in _COLUMNS if name in names]
     if not isinstance(batch, Mapping | pa.Table):
@@ -129,5 +143,5 @@ def _pictures_in(batch: Any, max_pixels: int) -> list[_PictureCell]:  # noqa: AN
                 f"got a {type(cell).__name__} as the picture {key!r}; pass the bytes of its file (in `datasets`: "
                 'cast_column("image", Image(decode=False)))'
             )
-    rows = zip(keys, cells, captions, strict=True)
-    return [_PictureCell(key, str(row), cell, text, max_pixels) for row, (key, cell, text) in enumerate(rows)]
+    rows = enumerate(zip(cells, captions, strict=True))
+    return keys, [_PictureCell(str(row), cell, text, max_pixels) for row, (cell, text) in rows]
