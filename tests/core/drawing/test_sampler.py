@@ -258,6 +258,8 @@ def test_a_window_of_1_never_cuts_a_cache(monkeypatch):
     [
         (0, "got window = 0; wanted 1 to 2147483647, or 'auto'"),
         ("wide", "got window = 'wide'; wanted a number of positions, or 'auto'"),
+        (2.5, "got window = 2.5; wanted a number of positions, or 'auto'"),
+        ([4], r"got window = \[4\]; wanted a number of positions, or 'auto'"),
     ],
 )
 def test_a_window_that_is_no_number_of_positions_is_refused(window, message):
@@ -265,6 +267,11 @@ def test_a_window_that_is_no_number_of_positions_is_refused(window, message):
         drawn(window=window)
     with pytest.raises(ValueError, match=message):
         Sampler(Sums(), window=window)
+
+
+def test_a_sampler_has_a_window():
+    with pytest.raises(ValueError, match="got window = None; wanted a number of positions, or 'auto'"):
+        Sampler(Sums(), window=None)
 
 
 def test_what_cannot_be_compiled_is_said():

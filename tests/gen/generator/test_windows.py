@@ -20,6 +20,7 @@ from tests.support.small_generators import (
     some_ids,
 )
 
+EAGER = partial(torch.compile, backend="eager")
 NO_GUIDANCE, SCHEDULE = Guidance(1.0), Guidance(3.0, first=5, last=40, power=1.5)
 
 
@@ -47,9 +48,11 @@ def test_a_window_changes_no_picture_of_a_small_generator(case):
         inputs.encoder.double()
     what = some_condition(condition, count=2)
     options = {"seeds": (seed, seed + 1), "prefix": some_ids(2, vq=vq).flatten(1, 2)[:, :known], "guidance": guidance}
-    ids, calls = drawn(generator, inputs, what, window, **options, **choice)
+    compiler = pick.choice([None, EAGER])
+    ids, calls = drawn(generator, inputs, what, window, compiler=compiler, **options, **choice)
     expected, steps = drawn(generator, inputs, what, 1, **options, **choice)
     assert torch.equal(ids, expected) and calls <= steps == 64 - known
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,13 @@ CASES = {
     "guidance": {},
     "no guidance": {"guidance": NO_GUIDANCE},
     "prefix and schedule": {"known": 20, "guidance": SCHEDULE},
-    "compiled": {"known": 40, "compiled": True},
+    "compiled with a prefix": {"known": 40, "compiled": True},
 }
-MORE_CASES = {"prefix": {"known": 40}, "compiled without guidance": {"compiled": True, "guidance": NO_GUIDANCE}}
+MORE_CASES = {
+    "prefix": {"known": 40},
+    "compiled": {"compiled": True},
+    "compiled without guidance": {"compiled": True, "guidance": NO_GUIDANCE},
+}
 
 
 def few_and_many(cases, more):
@@ -79,8 +86,7 @@ def few_and_many(cases, more):
 
 def pictures_of(pictures, seeds, *, batch, window, prefix=None, compiled=False, guidance=None):
     """Return the ids (B, N, Q) of one picture per seed, drawn ``batch`` at once, and the calls of each batch."""
-    eager = partial(torch.compile, backend="eager")
-    sampler = Sampler(IdPredictor(pictures.generator, pictures.inputs), compiler=eager)
+    sampler = Sampler(IdPredictor(pictures.generator, pictures.inputs), compiler=EAGER)
     ids, calls = [], []
     for start in range(0, len(seeds), batch):
         own = seeds[start : start + batch]

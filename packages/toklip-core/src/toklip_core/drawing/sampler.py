@@ -65,10 +65,10 @@ class Sampler(Generic[_Condition]):
         model: says which id comes next, in evaluation mode.
         window: largest number of positions that a call of the model draws; "auto" times the first calls, and chooses.
             Apart from rounding, the ids do not depend on it.
-        compiler: compiles a step, called as ``torch.compile`` is.
+        compiler: compiles a step, called as ``torch.compile`` is; another one is for tests.
 
     Raises:
-        ValueError: the window is no number, 1 or more.
+        ValueError: the window is neither a number, 1 or more, nor "auto".
     """
 
     def __init__(
