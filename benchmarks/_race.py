@@ -76,6 +76,10 @@ class Figure:
         ratios = [mine / its for mine, its in zip(self.repeats, other.repeats, strict=True)]
         return min(ratios), max(ratios)
 
+    def times(self, other: Figure) -> str:
+        """Return how many times as fast it is as another figure, with the spread of turns."""
+        return _spread(other.ratio(self), *other.ratio_spread(self))
+
     def __add__(self, other: Figure) -> Figure:
         """Add repeats of the same turn."""
         return Figure(tuple(mine + its for mine, its in zip(self.repeats, other.repeats, strict=True)))
@@ -104,7 +108,7 @@ class Row:
 
     def line(self) -> str:
         """Return it as a line of a Markdown table; :data:`HEADER` comes before the first."""
-        ratio = "" if self.peer is None else _spread(self.peer.ratio(self.ours), *self.peer.ratio_spread(self.ours))
+        ratio = "" if self.peer is None else self.ours.times(self.peer)
         above = "" if self.floor is None else f"{self.ours.median / self.floor:.2f}"
         cells = (
             self.what, self.unit, _cell(self.ours), _cell(self.peer), self.peer_name if ratio else "", ratio,

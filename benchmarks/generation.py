@@ -93,8 +93,7 @@ def beside_official(generator: Generator, dtype: str, batch: int, options: Optio
             same = ours(0.0) == official(condition.values, count, 0.0)
             note = f"{same.float().mean():.1%} of greedy ids are the same"
     seconds, _ = race(contestants, options.repeats)
-    weights = dense_bytes(generator)
-    products = 2 * weights / DTYPES[dtype].itemsize * 2 * batch  # with guidance a picture is two rows
+    products, weights = step_operations(generator) * batch, dense_bytes(generator)
     return Row(
         what=f"GPT-B, {batch} x {count} ids, {dtype}",
         unit="s",
@@ -140,6 +139,11 @@ def with_semantics(plain: Generator, dtype: str, options: Options) -> Row:
 def dense_bytes(generator: Generator) -> int:
     """Return the bytes of its weights but for the tables of ids and classes, of which a step reads a row."""
     return weight_bytes(generator) - weight_bytes(*(x for x in generator.modules() if isinstance(x, nn.Embedding)))
+
+
+def step_operations(generator: Generator) -> float:
+    """Return the operations of a step of one picture with guidance, which is two rows."""
+    return 2 * 2 * dense_bytes(generator) / generator.norm.weight.itemsize
 
 
 def official_generator(path: Path, generator: Generator, compiled: bool) -> Callable[[Tensor, int, float], Tensor]:

@@ -1,26 +1,31 @@
 """Drawing with windows of 1 to 64 positions per call, or "auto": seconds, and what a wider call costs.
 
-The generator in the package draws whole pictures. GPT-B of LlamaGen's sizes has random weights, whose drafts fit by
-chance alone, so its rows are the seconds of one call: in the middle of a picture, and on a GPU, where steps are
-compiled, the mean over a picture. A window pays off if a call draws more positions than it takes times as long as a
-call with one. The floor of a call is the reading of the weights, or the products, whichever is longer.
+The generator in the package draws whole pictures, with both kinds of noise, beside a window of 1 with uniform noise,
+which is the default. All take turns. "auto" goes on with the choice of the pictures before; "auto, each alone" has a
+new sampler for each picture and makes its choice again, as a command that draws one picture does.
+
+GPT-B of LlamaGen's sizes has random weights, whose drafts fit by chance alone, so its rows are the seconds of one call:
+in the middle of a picture, and on a GPU, where steps are compiled, the mean over a picture. A window pays off if a call
+draws more positions than it takes times as long as a call with one. The floor of a call is the reading of the weights,
+or the products, whichever is longer.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import get_args
 
 import torch
 from toklip_core.drawing import Drawing, NoiseKind, Sampler, Window
-from toklip_gen import PictureGenerator, load_generator
+from toklip_gen import load_generator
 from toklip_gen.generator import Condition, Generator, IdPredictor, Inputs
 from torch import Tensor
 
 from benchmarks._race import DTYPES, Figure, Options, Row, floor, race
-from benchmarks.generation import GUIDANCE, dense_bytes, random_generator
+from benchmarks.generation import GUIDANCE, dense_bytes, random_generator, step_operations
 
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
 #: Prompts of the generator in the package, one picture each.
@@ -29,51 +34,76 @@ CAPTIONS = ("a red circle", "a blue square above a green star", "two yellow tria
 
 def rows(options: Options) -> Iterator[Row]:
     """Yield the rows of both generators."""
-    shipped = load_generator("toklip-gen-tiny", device=options.device)
-    captions = CAPTIONS[:1] if options.quick else CAPTIONS
-    for noise in ("uniform", "gumbel"):
-        yield from whole_pictures(shipped, captions, noise, options)
+    yield from whole_pictures(options)
     for dtype in ["bfloat16"] if options.on_gpu else DTYPES:
         generator = random_generator("ids", options).to(options.device, DTYPES[dtype])
         calls = compiled_calls if options.on_gpu else single_calls
         yield from calls(generator, dtype, options)
 
 
-def whole_pictures(
-    shipped: PictureGenerator, captions: Sequence[str], noise: NoiseKind, options: Options
-) -> Iterator[Row]:
-    """Yield the seconds of a picture for each width, on a GPU compiled, beside those of a window of 1."""
-    model = IdPredictor(shipped.generator, shipped.inputs)
-    windows: list[Window] = [*WIDTHS, "auto"]
-    samplers = {window: Sampler(model, window=window) for window in windows}
-    conditions = [shipped.conditions([caption]).to(shipped.device) for caption in captions]
-    calls = dict.fromkeys(windows, 0)
-    processor: dict[Window, list[float]] = {window: [] for window in windows}
+@dataclass
+class Way:
+    """Way to draw the pictures of conditions, one after another, and what the last turn took."""
 
-    def draw(window: Window) -> Tensor:
+    model: IdPredictor
+    window: Window
+    noise: NoiseKind
+    #: Whether each picture has a sampler of its own.
+    alone: bool = False
+    calls: int = 0
+    widths: set[int] = field(default_factory=set)
+    #: Seconds of the processor of each turn.
+    processor: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._sampler = Sampler(self.model, window=self.window)
+
+    @property
+    def name(self) -> str:
+        """Name in a row."""
+        return f"{self.noise} noise, window {self.window}{', each alone' * self.alone}"
+
+    def draw(self, conditions: list[Condition], *, compiled: bool) -> Tensor:
+        """Draw a picture for each condition; return ids (B, h, w, Q)."""
         start = time.process_time()
-        calls[window], ids = 0, []
+        drawn = []
         for seed, condition in enumerate(conditions):
-            drawing = Drawing(noise=noise)
-            drawn = samplers[window].draw(condition, seeds=[seed], drawing=drawing, compiled=options.on_gpu)
-            ids.append(drawn.ids)
-            calls[window] += drawn.calls
-        processor[window].append((time.process_time() - start) / len(captions))
-        return torch.cat(ids)
+            sampler = Sampler(self.model, window=self.window) if self.alone else self._sampler
+            drawn.append(sampler.draw(condition, seeds=[seed], drawing=Drawing(noise=self.noise), compiled=compiled))
+        self.processor.append(time.process_time() - start)
+        self.calls, self.widths = sum(one.calls for one in drawn), {one.window for one in drawn}
+        return torch.cat([one.ids for one in drawn])
 
-    contestants: dict[str, Callable[[], Any]] = {str(window): partial(draw, window) for window in windows}
-    seconds, ids = race(contestants, options.repeats)
-    for window in windows:
-        same = (ids[str(window)] == ids["1"]).flatten(1).all(1).sum()
-        busy = Figure(tuple(processor[window][-options.repeats :]))
+
+def whole_pictures(options: Options) -> Iterator[Row]:
+    """Yield the seconds of a picture with each window and noise, on a GPU compiled."""
+    shipped = load_generator("toklip-gen-tiny", device=options.device)
+    captions = CAPTIONS[:1] if options.quick else CAPTIONS
+    conditions = [shipped.conditions([caption]).to(shipped.device) for caption in captions]
+    model, noises = IdPredictor(shipped.generator, shipped.inputs), get_args(NoiseKind)
+    ways = [Way(model, window, noise) for noise in noises for window in (*WIDTHS, "auto")]
+    if not options.on_gpu:  # a new sampler would compile again
+        ways += [Way(model, "auto", noise, alone=True) for noise in noises]
+    draws = {way.name: partial(way.draw, conditions, compiled=options.on_gpu) for way in ways}
+    seconds, ids = race(draws, options.repeats)
+    each = {name: figure * (1 / len(captions)) for name, figure in seconds.items()}
+    first = {way.noise: way for way in ways if way.window == 1}
+    for way in ways:
+        own = first[way.noise]
+        same = (ids[way.name] == ids[own.name]).flatten(1).all(1).sum()
+        busy = Figure(tuple(way.processor[-options.repeats :])) * (1 / len(captions))
+        note = f"{own.calls / way.calls:.2f} positions per call; {busy.median:.3g} CPU seconds"
+        if way.window == "auto":
+            note += f"; chose {' or '.join(map(str, sorted(way.widths)))}"
+        if way.noise != "uniform":
+            note += f"; {each[way.name].times(each[own.name])} times as fast as a window of 1 with {way.noise} noise"
         yield Row(
-            what=f"toklip-gen-tiny, {noise} noise, window {window}",
+            what=f"toklip-gen-tiny, {way.name}",
             unit="s",
-            ours=seconds[str(window)] * (1 / len(captions)),
-            peer=seconds["1"] * (1 / len(captions)),
-            peer_name="a window of 1",
-            note=f"{calls[1] / calls[window]:.2f} positions per call; {busy.median:.3g} s of the processor; "
-            f"{same} of {len(captions)} pictures are the same",
+            ours=each[way.name],
+            peer=each[first["uniform"].name],
+            peer_name="a window of 1 with uniform noise",
+            note=f"{note}; {same} of {len(captions)} pictures are those of a window of 1",
         )
 
 
@@ -112,8 +142,7 @@ def single_calls(generator: Generator, dtype: str, options: Options) -> Iterator
 
 def call_rows(seconds: dict[int, Figure], generator: Generator, dtype: str, options: Options) -> Iterator[Row]:
     """Yield the rows of the seconds of a call with each width, beside one of a position."""
-    weights = dense_bytes(generator)
-    products = 2 * weights / DTYPES[dtype].itemsize * 2  # with guidance a position is two rows
+    products, weights = step_operations(generator), dense_bytes(generator)
     for width, figure in seconds.items():
         yield Row(
             what=f"GPT-B, one {'compiled ' * options.on_gpu}call, window {width}, {dtype}",
@@ -122,7 +151,7 @@ def call_rows(seconds: dict[int, Figure], generator: Generator, dtype: str, opti
             peer=seconds[1] * 1000,
             peer_name="a window of 1",
             floor=1000 * floor(options, products * width, DTYPES[dtype], read=weights),
-            note=f"pays off above {figure.ratio(seconds[1]):.2f} positions per call",
+            note=f"pays off above {seconds[1].times(figure)} positions per call",
         )
 
 
