@@ -10,6 +10,7 @@ import pytest
 import torch
 from toklip_core import load_tokenizer
 from toklip_core.weights import read_model_folder, save_model_folder
+from toklip_vq import autoencoder
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 TINY = VQGANConfig(
@@ -84,6 +85,25 @@ def test_a_picture_has_the_same_ids_and_pixels_alone_and_in_a_batch(dtype):
     for i in range(len(ids)):
         assert torch.equal(tokenizer.encode(pixels()[i : i + 1]), ids[i : i + 1])
         assert torch.equal(tokenizer.decode(ids[i : i + 1]), decoded[i : i + 1])
+
+
+def test_several_pictures_at_once_as_on_a_gpu_have_the_ids_and_pixels_of_each_alone(monkeypatch):
+    tokenizer = tiny().tokenizer()
+    ids = tokenizer.encode(pixels())
+    decoded = tokenizer.decode(ids)
+    monkeypatch.setattr(autoencoder, "_parts", lambda ids: [slice(0, 2), slice(2, len(ids))])
+    assert len(ids) > 2
+    assert (tokenizer.encode(pixels()) == ids).float().mean() > 0.99  # convolutions may round otherwise
+    torch.testing.assert_close(tokenizer.decode(ids), decoded, atol=1e-4, rtol=0)
+
+
+def test_a_gpu_takes_as_many_pictures_at_once_as_fill_it_and_a_cpu_one():
+    on_gpu = torch.empty(70, 32, 32, 4, device="meta")
+    parts = [range(70)[part] for part in autoencoder._parts(on_gpu)]
+    assert [number for part in parts for number in part] == [*range(70)]
+    assert {len(part) for part in parts} == {4, 2}
+    assert [*autoencoder._parts(torch.empty(2, 80, 80, 1, device="meta"))] == [slice(0, 1), slice(1, 2)]
+    assert [*autoencoder._parts(torch.empty(2, 1, 1, 1))] == [slice(0, 1), slice(1, 2)]
 
 
 def test_ids_do_not_change_under_autocast():

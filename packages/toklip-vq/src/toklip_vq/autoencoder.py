@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, Self
 
 import torch
@@ -15,6 +16,9 @@ from toklip_core.weights import refuse_not_finite
 from torch import Tensor, nn
 
 from toklip_vq.quantizers import Quantizer
+
+#: Positions that a GPU encodes or decodes at once: 16 pictures of 256 px in patches of 16 px, 64 of 64 px in 8 px.
+_POSITIONS_AT_ONCE = 4096
 
 
 class Autoencoder(Protocol):
@@ -35,7 +39,10 @@ class AutoencoderTokenizer(nn.Module):
 
     Both are frozen, and always in evaluation mode. ``.to(torch.bfloat16)`` halves the precision of the autoencoder;
     codes and search stay in float32. On a GPU torch lets convolutions round to TF32: set
-    ``torch.backends.cudnn.allow_tf32 = False`` if ids must equal those of a CPU.
+    ``torch.backends.cudnn.allow_tf32 = False`` if ids must equal those of a CPU. A CPU encodes and decodes pictures one
+    by one, so that ids do not depend on the rest of the batch. A GPU takes several at once, because one of them does
+    not fill it; there the rest of the batch can change the last bit of a latent, and so an id between two codes that
+    are equally near.
 
     Args:
         autoencoder: an ``nn.Module``; its 4-D weights are laid out as channels_last.
@@ -83,10 +90,9 @@ class AutoencoderTokenizer(nn.Module):
         ids = torch.empty(len(pixels), *grid, levels, dtype=torch.int64, device=pixels.device)
         nearness = torch.empty(len(pixels), *grid, device=pixels.device)
         with torch.autocast(pixels.device.type, enabled=False):
-            # One by one: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
-            for i in range(len(pixels)):
-                latents = self.autoencoder.latents(pixels[i : i + 1]).movedim(1, -1)
-                ids[i : i + 1], nearness[i : i + 1] = self.quantizer.search(latents)
+            for some in _parts(ids):
+                latents = self.autoencoder.latents(pixels[some]).movedim(1, -1)
+                ids[some], nearness[some] = self.quantizer.search(latents)
         refuse_not_finite(nearness, "a latent")
         return ids
 
@@ -100,9 +106,18 @@ class AutoencoderTokenizer(nn.Module):
         if ids.ndim != 4:
             raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w, Q)")
         self.embedding.refuse_ids(ids)
-        some = ids if len(ids) else ids.new_zeros(1, *ids.shape[1:])  # no pictures also have a size
+        given = ids if len(ids) else ids.new_zeros(1, *ids.shape[1:])  # no pictures also have a size
         with torch.autocast(ids.device.type, enabled=False):
-            pictures = [self.autoencoder.reconstruct(self.embedding.code_map(grid[None])).float() for grid in some]
+            maps = (self.embedding.code_map(given[some]) for some in _parts(given))
+            pictures = [self.autoencoder.reconstruct(codes).float() for codes in maps]
         pixels = torch.cat(pictures)[: len(ids)]
         refuse_not_finite(pixels, "a decoded pixel")
         return pixels
+
+
+def _parts(ids: Tensor) -> Iterator[slice]:
+    """Yield slices of pictures with ids (B, h, w, Q) that are encoded or decoded at once."""
+    # One by one on a CPU: ids do not depend on the rest of the batch, and activations stay in the processor's cache.
+    at_once = 1 if ids.device.type == "cpu" else max(1, _POSITIONS_AT_ONCE // (ids.shape[1] * ids.shape[2]))
+    for start in range(0, len(ids), at_once):
+        yield slice(start, start + at_once)
