@@ -15,7 +15,7 @@ fails is named, and the others go on.
     python -m benchmarks --device cuda --json gpu.json
 
 runs all that computes there, which is all but tokens and loading: with more pictures at a time, and drawing with
-compiled steps in bfloat16. It was not run on a GPU yet.
+compiled steps in bfloat16. Only encoder was run on a GPU so far; docs/results/speed.md has its figures.
 """
 
 from __future__ import annotations
