@@ -206,6 +206,14 @@ def test_weights_keep_the_dtype_that_they_are_stored_in_unless_another_is_asked_
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
 
 
+def test_float16_is_for_files_and_computes_in_float32(tmp_path):
+    half = small_toklip().to(torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    loaded = TokLIP.from_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    check_same_function(loaded, half.float())
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "tensors"])
 def test_the_tokenizers_own_weights_travel_with_the_model(tmp_path, kind):
     """Weights that are a text file with a number, in a file or, where the tokenizer takes one, in a folder."""

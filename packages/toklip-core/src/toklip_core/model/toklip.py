@@ -52,6 +52,7 @@ from toklip_core.weights import (
     read_model_folder,
     refuse_not_finite,
     save_model_folder,
+    stored_dtype,
     without_values,
 )
 
@@ -123,7 +124,8 @@ class TokLIP(nn.Module):
             name: name, path or repository; names and repositories are downloaded unless they are cached.
             text: whether to load the text tower; without it the model takes less than half of the memory.
             tokenizer: whether to load the VQ tokenizer, with weights from the file if it has them.
-            dtype: dtype of encoder and text tower; None: as the encoder is stored. The tokenizer stays in float32.
+            dtype: dtype of encoder and text tower; None: as the encoder is stored, float16 as float32. The
+                tokenizer stays in float32.
             config: config of an official file whose sizes are not published ones.
 
         Raises:
@@ -263,8 +265,7 @@ class TokLIP(nn.Module):
         with without_values():
             model = cls(config, tokenizer=tokenizer, text_tokenizer=text_tokenizer, text=text)
         names = official_name if official else str
-        stored = getattr(tensors.get(names("encoder.pos_embed")), "dtype", torch.float32)
-        model.to(dtype or (stored if stored.is_floating_point else torch.float32))
+        model.to(dtype or stored_dtype(tensors.get(names("encoder.pos_embed"))))
         ignored = (IGNORED if official else {}) | ({} if text else _NO_TEXT)
         load_strict(model, tensors, source=source, name_in_file=names, ignored=ignored, mapped=True)
         return model.eval()

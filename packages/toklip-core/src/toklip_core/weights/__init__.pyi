@@ -14,6 +14,7 @@ from .files import (
     save_model_folder as save_model_folder,
     source_name as source_name,
     state_dict_in as state_dict_in,
+    stored_dtype as stored_dtype,
     weights_checksum as weights_checksum,
     why_not_fetched as why_not_fetched,
     write_weights as write_weights,

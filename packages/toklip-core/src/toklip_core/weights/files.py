@@ -185,6 +185,19 @@ def plain_name(name: str) -> str:
     return ".".join(kept)
 
 
+def stored_dtype(tensor: object) -> torch.dtype:
+    """Return the dtype to compute in with weights that are stored as a tensor is, or as none, which means float32.
+
+    float16 is for files alone: processors are slow in it, large activations overflow, and each of its values is also
+    one of float32, which is returned for it.
+
+    >>> stored_dtype(torch.zeros(1, dtype=torch.float16)), stored_dtype(torch.zeros(1, dtype=torch.bfloat16))
+    (torch.float32, torch.bfloat16)
+    """
+    dtype = getattr(tensor, "dtype", torch.float32)
+    return dtype if dtype.is_floating_point and dtype != torch.float16 else torch.float32
+
+
 def load_strict(
     module: nn.Module,
     tensors: Mapping[str, Any],

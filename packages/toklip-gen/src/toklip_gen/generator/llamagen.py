@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from toklip_core.tokenizer import TokenizerRecord
-from toklip_core.weights import load_strict, read_tensors, state_dict_in, without_values
+from toklip_core.weights import load_strict, read_tensors, state_dict_in, stored_dtype, without_values
 from torch import Tensor
 
 from toklip_gen.generator.config import SIZES, ClassCondition, GeneratorConfig, TextCondition
@@ -60,7 +60,7 @@ def load_official(
         path: .pt file, or safetensors with the official names.
         config: config of the generator; None: that of the published file with the same name, because a file does not
             tell its grid and heads.
-        dtype: dtype of the generator; None: as stored.
+        dtype: dtype of the generator; None: as stored, float16 as float32.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -77,8 +77,7 @@ def load_official(
             raise LookupError(f"{error}; a file tells neither its grid nor its heads, {way_out}") from error
     with without_values():
         generator = Generator(config)
-    stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
-    generator.to(dtype or (stored if stored.is_floating_point else torch.float32))
+    generator.to(dtype or stored_dtype(tensors.get("norm.weight")))
     load_strict(generator, tensors, source=path, name_in_file=official_name, ignored=IGNORED, mapped=True)
     return generator.eval()
 

@@ -25,6 +25,7 @@ from toklip_core.weights import (
     load_strict,
     read_model_folder,
     save_model_folder,
+    stored_dtype,
     weights_checksum,
     without_values,
 )
@@ -228,7 +229,8 @@ def load_generator(
         name: name that ``toklip models`` lists, a folder, or a file of LlamaGen under its published name. Files that a
             name needs are downloaded if they are not cached.
         toklip: path or name of the TokLIP; None: the one recorded in the generator's config.
-        dtype: dtype of the generator and the semantic encoder; None: as stored. The tokenizer stays in float32.
+        dtype: dtype of the generator and the semantic encoder; None: as stored, float16 as float32. The tokenizer
+            stays in float32.
         device: device to load it on.
 
     Raises:
@@ -290,8 +292,7 @@ def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
     config = validated(GeneratorConfig, values, folder / CONFIG_FILE)
     with without_values():
         generator = Generator(config)
-    stored = getattr(tensors.get("norm.weight"), "dtype", torch.float32)
-    generator.to(dtype or (stored if stored.is_floating_point else torch.float32))
+    generator.to(dtype or stored_dtype(tensors.get("norm.weight")))
     load_strict(generator, tensors, source=folder, mapped=True)
     return generator.eval()
 
@@ -301,7 +302,7 @@ def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtyp
     assert name is not None
     text = config.condition.kind == "text" and config.condition.encoder == "toklip"
     try:
-        model = TokLIP.from_pretrained(name, text=text, tokenizer=config.features == "concat")
+        model = TokLIP.from_pretrained(name, text=text, tokenizer=config.features == "concat", dtype=torch.float32)
     except (LookupError, FileNotFoundError) as error:
         way_out = f"the generator reads this TokLIP; say where it is now (`--toklip PATH`): {error}"
         raise FileNotFoundError(way_out) from error

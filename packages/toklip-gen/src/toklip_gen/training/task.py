@@ -177,7 +177,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
         tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights, image_size=config.image_size)
     if config.toklip is not None:
         text = isinstance(config.condition, TextSetting) and config.condition.encoder == TOKLIP
-        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=tokenizer is None, text=text)
+        toklip = TokLIP.from_pretrained(config.toklip, tokenizer=tokenizer is None, text=text, dtype=torch.float32)
         toklip.requires_grad_(False)
     if tokenizer is None:
         assert toklip is not None
