@@ -3,7 +3,7 @@
 import pytest
 import torch
 from toklip_core.scenes import Scenes
-from toklip_mllm.training import SmallLanguage, small_language_model, word_tokenizer
+from toklip_mllm.training import SmallLanguage, add_words, small_language_model, word_tokenizer
 from transformers import AutoTokenizer
 
 TEXTS = [text for scene in Scenes(200, split="train") for text in (*scene.captions, *(q.text for q in scene.questions))]
@@ -35,6 +35,20 @@ def test_the_vocabulary_does_not_depend_on_the_order_of_the_texts():
 def test_numbers_are_known_though_the_texts_have_none():
     tokenizer = made(["red"])
     assert tokenizer.unk_token_id not in tokenizer("3")["input_ids"]
+
+
+def test_new_words_are_added_and_the_tokens_that_were_there_keep_their_ids(tmp_path):
+    tokenizer = made()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    before = tokenizer.get_vocab()
+    assert add_words(tokenizer, ["draw an elephant, a red circle"]) == ["\u2581draw", "\u2581elephant"]
+    assert add_words(tokenizer, ["draw an elephant"]) == []
+    tokenizer.save_pretrained(tmp_path)
+    for known in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        found = known.get_vocab()
+        assert {word: found[word] for word in before} == before
+        assert sorted(found.values()) == [*range(len(before) + 2)] and len(known) == len(found)
+        assert known.decode(known("Draw an elephant<image>")["input_ids"]) == "draw an elephant<image>"
 
 
 def test_the_template_marks_what_the_assistant_says_and_its_end():

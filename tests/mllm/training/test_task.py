@@ -1,5 +1,6 @@
 """Training: exact resume, frozen weights, LoRA, the loss, stores, stages."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,28 @@ def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_wel
     stage = {"start": str(tmp_path / "one/model"), "toklip": None, "language_model": None}
     train_mllm(config(world, file_data(world), **stage), tmp_path / "two")
     assert changed_parts(one, exported(tmp_path / "two")) == {"connector", "language_model"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_small_model_learns_the_words_of_a_later_stage_if_its_language_model_is_trained(
+    world, whole, tmp_path, learns
+):
+    first, processor = load(whole / "model")
+    known = processor.tokenizer.get_vocab()
+    said_then = [{"from": "human", "value": "<image>\nis that an elephant?"}, {"from": "gpt", "value": "elephant"}]
+    (tmp_path / "more.json").write_text(json.dumps([{"image": "00.png", "conversations": said_then}] * 4))
+    data = file_data(world, file=str(tmp_path / "more.json"))
+    stage = {"start": str(whole / "model"), "toklip": None, "language_model": None, "max_length": 140}
+    parts = ["connector", "language_model"] if learns else ["connector"]
+    train_mllm(config(world, data, **stage, train=parts, run={"steps": 1}), tmp_path / "two")
+    second, processor = load(tmp_path / "two/model")
+    found = processor.tokenizer.get_vocab()
+    assert {word: found[word] for word in known} == known
+    assert ("\u2581elephant" in found) is learns
+    rows = second.language_model.get_input_embeddings().num_embeddings
+    assert rows == len(found) if learns else rows == first.language_model.get_input_embeddings().num_embeddings
+    assert second.config.text_config.vocab_size == rows
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 from .building import (
     add_image_head as add_image_head,
     build as build,
+    give_rows as give_rows,
     load as load,
 )
 from .config import TokLIPLMConfig as TokLIPLMConfig

@@ -274,17 +274,21 @@ def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
 
 
 @torch.no_grad()
+def give_rows(language_model: Any, count: int) -> None:  # noqa: ANN401
+    """Let a language model have at least so many tokens; the rows of new ones are the mean of the others."""
+    before = language_model.get_input_embeddings().num_embeddings
+    if count <= before:
+        return
+    language_model.resize_token_embeddings(count, mean_resizing=False)
+    for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        layer.weight[before:] = layer.weight[:before].mean(dim=0)
+
+
 def _make_room(language_model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
     """Add a special token to the tokenizer, and to the language model a row for it, the mean of the others."""
     if name not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [name]}, False)
-    token = tokenizer.convert_tokens_to_ids(name)
-    before = language_model.get_input_embeddings().num_embeddings
-    if token < before:
-        return
-    language_model.resize_token_embeddings(token + 1, mean_resizing=False)
-    for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-        layer.weight[before:] = layer.weight[:before].mean(dim=0)
+    give_rows(language_model, tokenizer.convert_tokens_to_ids(name) + 1)
 
 
 def _assembled(

@@ -22,6 +22,7 @@ from .settings import (
     SmallLanguage as SmallLanguage,
 )
 from .small_llama import (
+    add_words as add_words,
     small_language_model as small_language_model,
     word_tokenizer as word_tokenizer,
 )

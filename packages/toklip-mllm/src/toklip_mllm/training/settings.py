@@ -155,7 +155,8 @@ class MLLMTrainConfig(Config):
     start: Path | None = Field(
         default=None,
         description="Model folder of an earlier stage (RUN/model) to start from; it contains the language model, the "
-        "TokLIP and the connector.",
+        "TokLIP and the connector. A small one of `small` learns the words of the data that it does not know, unless "
+        "its language model is frozen or has adapters.",
     )
     language_model: str | None = Field(
         default=None,

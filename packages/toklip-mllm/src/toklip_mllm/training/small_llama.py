@@ -79,6 +79,31 @@ def word_tokenizer(texts: Iterable[str], *, context_length: int) -> PreTrainedTo
     return found
 
 
+def add_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
+    """Add the words of texts that a tokenizer of :func:`word_tokenizer` does not know, in place; return them.
+
+    Tokens that it had keep their ids. A tokenizer of another kind is left as it is.
+
+    >>> tokenizer = word_tokenizer(["a red circle"], context_length=8)
+    >>> add_words(tokenizer, ["Draw a red cube."]), tokenizer.decode(tokenizer("draw a cube").input_ids)
+    (['.', '▁cube', '▁draw'], 'draw a cube')
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, models.WordLevel) or backend.normalizer is None:
+        return []
+    known = tokenizer.get_vocab()
+    words = {
+        word
+        for text in texts
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    }
+    new = sorted(words - known.keys())
+    # With added tokens in the vocabulary too, so that a saved tokenizer gives them the ids that they have.
+    first = max(known.values()) + 1
+    backend.model = models.WordLevel(known | {word: first + i for i, word in enumerate(new)}, unk_token=UNKNOWN)
+    return new
+
+
 def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return a Llama with random weights for a tokenizer, from torch's global random state."""
     sizes = LlamaConfig(

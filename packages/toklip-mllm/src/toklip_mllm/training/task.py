@@ -45,12 +45,13 @@ from toklip_mllm.model import (
     add_image_head,
     build,
     cast_weights,
+    give_rows,
     load,
 )
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import ConversationSamples
 from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig
-from toklip_mllm.training.small_llama import small_language_model, word_tokenizer
+from toklip_mllm.training.small_llama import add_words, small_language_model, word_tokenizer
 from toklip_mllm.training.sources import (
     ConversationReader,
     PictureFormat,
@@ -65,6 +66,8 @@ from toklip_mllm.training.sources import (
 _POOLING = {"attn_pool", "class_token", "head"}
 #: Number of conversations for the comparison of the written model with the trained one.
 _COMPARED = 2
+#: Number of conversations whose words a small model learns that begins from an earlier one.
+_CONVERSATIONS = 4000
 #: Largest root mean square difference of their logits, as a share of their spread, in float32 and in bfloat16 (8 bits).
 _EXACT, _ROUNDED = 1e-3, 2**-4
 #: Prefix of the names of the language model's weights.
@@ -409,7 +412,12 @@ def _beginning(
         # The stored dtype loses nothing, and `freeze` converts each weight to its dtype.
         model, processor = load(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
-        return model, processor, open_sources(config.data, picturing, seed=config.run.seed), picturing
+        sources = open_sources(config.data, picturing, seed=config.run.seed)
+        if "language_model" in config.train and config.lora is None:  # only then are the rows of new words trained
+            add_words(processor.tokenizer, words_of(sources, _CONVERSATIONS))
+            give_rows(model.language_model, len(processor.tokenizer))
+            model.config.text_config = model.language_model.config
+        return model, processor, sources, picturing
     assert config.toklip is not None
     toklip = TokLIP.from_pretrained(config.toklip, text=False, dtype=torch.float32)
     picturing = PictureFormat(toklip.config.image_size, toklip.config.resize)
