@@ -185,6 +185,19 @@ def test_a_cluster_that_is_not_named_is_left_alone(monkeypatch, given, address):
     assert calls == [address, "shutdown"]
 
 
+def test_a_cluster_that_cannot_start_is_one_line(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def init(*given, **named):
+        raise Exception("timed out\nwhile the raylet started")  # as Ray does
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    with pytest.raises(OSError, match=r"^the Ray cluster \(local\) did not start.*timed out while") as caught:
+        with ray_engine._cluster(ray):
+            pass
+    assert "\n" not in str(caught.value)
+
+
 @needs_ray
 def test_the_command_starts_a_cluster_of_its_own_and_ends_it(pictures):
     for path in sorted(Path("pictures").glob("*"))[40:]:

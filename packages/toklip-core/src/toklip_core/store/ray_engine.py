@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from toklip_core.config import Compute
+from toklip_core.files import one_line
 from toklip_core.pictures import InputFile, entries
 from toklip_core.store.batch_encoder import BatchEncoder
 from toklip_core.store.format import StoreInfo, part_schema
@@ -62,7 +63,8 @@ def encoded_by_ray(
     Raises:
         LookupError: Ray is not installed.
         ValueError: a picture's rows cannot be computed, or an actor has other models.
-        OSError: an actor cannot start, or dies again and again, which the message says with the pictures of its share.
+        OSError: the cluster or an actor cannot start, or an actor dies again and again, which the message says with
+            the pictures of its share.
     """
     try:
         import ray
@@ -186,7 +188,11 @@ def _cluster(ray: Any) -> Iterator[bool]:  # noqa: ANN401 - a module of an extra
     address = os.environ.get("RAY_ADDRESS") or "local"  # with none, Ray joins any cluster that runs on this machine
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
-    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:  # Ray raises a bare Exception, ConnectionError or ValueError
+        words = one_line(error, longest=200)
+        raise OSError(f"the Ray cluster ({address}) did not start, or cannot be joined: {words}") from error
     if in_main_thread:  # Ray takes this signal for itself
         signal.signal(signal.SIGTERM, before)
     try:
