@@ -81,7 +81,7 @@ class VQTokenizer(Protocol):
         """Return the ids (B, h, w, Q), int64, of pixels (B, 3, H, W) in [-1, 1].
 
         The nearest code is searched in float32, also under autocast. Ids do not depend on the rest of the batch,
-        on a GPU but for ties. No gradient. ValueError if pixels are integers, NaN or infinite, see
+        on a GPU but for rounding. No gradient. ValueError if pixels are integers, NaN or infinite, see
         :func:`toklip_core.pictures.refuse_pixels`, or of a size that ``grid`` refuses.
         """
 

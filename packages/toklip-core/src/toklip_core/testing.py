@@ -213,18 +213,12 @@ def check_equal_pictures_have_equal_ids(tokenizer: VQTokenizer) -> None:
 
 
 def check_the_rest_of_the_batch_keeps_ids(tokenizer: VQTokenizer) -> None:
-    """The ids of a picture do not depend on the pictures beside it, nor on how many there are.
-
-    A GPU may choose other kernels for another number, whose rounding changes few ids: there 1 in 100 may differ.
-    """
+    """The ids of a picture do not depend on the pictures beside it, nor on how many there are."""
     pixels = _pixels(tokenizer, batch=3, height=2, width=3)
     expected = _encode(tokenizer, pixels)
     for index in range(3):
         alone = _encode(tokenizer, pixels[index : index + 1])
-        if pixels.device.type == "cpu":
-            _same_ids(alone, expected[index : index + 1], "in a batch of 3 and alone")
-        share = (alone != expected[index : index + 1]).float().mean().item()
-        assert share < 0.01, f"{share:.1%} of the ids differ in a batch of 3 and alone"
+        _same_ids(alone, expected[index : index + 1], "in a batch of 3 and alone")
 
 
 def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:

@@ -41,8 +41,8 @@ class AutoencoderTokenizer(nn.Module):
     codes and search stay in float32. On a GPU torch lets convolutions round to TF32: set
     ``torch.backends.cudnn.allow_tf32 = False`` if ids must equal those of a CPU. A CPU encodes and decodes pictures one
     by one, so that ids do not depend on the rest of the batch. A GPU takes several at once, because one of them does
-    not fill it; there the rest of the batch can change the last bit of a latent, and so an id between two codes that
-    are equally near.
+    not fill it; there the rest of the batch can change how a latent is rounded, and so an id between two codes that
+    are about as near.
 
     Args:
         autoencoder: an ``nn.Module``; its 4-D weights are laid out as channels_last.

@@ -413,8 +413,8 @@ def _beginning(
         model, processor = load(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
         sources = open_sources(config.data, picturing, seed=config.run.seed)
-        if "language_model" in config.train and config.lora is None:  # only then are the rows of new words trained
-            add_words(processor.tokenizer, words_of(sources, _CONVERSATIONS))
+        rows_are_trained = "language_model" in config.train and config.lora is None
+        if rows_are_trained and add_words(processor.tokenizer, words_of(sources, _CONVERSATIONS)):
             give_rows(model.language_model, len(processor.tokenizer))
             model.config.text_config = model.language_model.config
         return model, processor, sources, picturing
