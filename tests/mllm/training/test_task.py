@@ -10,7 +10,17 @@ from toklip_core import plugins
 from toklip_core.model import SemanticEncoder
 from toklip_core.training import parameter_groups
 from toklip_mllm.model import load
-from toklip_mllm.training import Conversation, MLLMTraining, collate, freeze, label_conversation, train_mllm
+from toklip_mllm.training import (
+    Conversation,
+    Example,
+    MLLMTraining,
+    branched,
+    collate,
+    freeze,
+    label_conversation,
+    train_mllm,
+)
+from toklip_mllm.training.task import answers, refuse_other_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support import mean_colour
@@ -360,3 +370,50 @@ def test_muon_is_for_the_matrices_of_blocks(world):
     assert "model.language_model.model.layers.0.mlp.up_proj.weight" in hidden
     assert "model.vision.encoder.blocks.0.attn.qkv.weight" in hidden
     assert not [name for name in hidden if "connector" in name or "embed" in name or "norm" in name or "bias" in name]
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES, "gpt2"} - {"gemma2"}))
+def test_joined_conversations_have_the_logits_that_each_has_by_itself(family):
+    model, processor = small_mllm(family, template=MARKED)
+    asked = [("<image>\nwhat is red?", "a circle"), ("<image>\na red square", "red"), ("<image>\nwhat?", "a square")]
+    pictures = ids()
+    examples = [
+        label_conversation(
+            Conversation("one", ({"role": "user", "content": q}, {"role": "assistant", "content": a})),
+            processor,
+            image_ids=pictures,
+        )
+        for q, a in asked
+    ]
+    joined = branched(examples, image_token_id=processor.image_token_id)
+    assert len(joined.input_ids) < sum(len(example.input_ids) for example in examples)
+    with torch.no_grad():
+        alone = [answers(model, collate([example], pad_id=0)).logits for example in examples]
+        together = answers(model, collate([joined, examples[0]], pad_id=0))
+    torch.testing.assert_close(together.logits, torch.cat([*alone, alone[0]]), **CLOSE)
+
+
+def test_independent_questions_are_refused_where_attention_has_no_such_mask():
+    config = small_mllm("gemma2")[0].language_model.config
+    refuse_other_attention(config, 64)
+    with pytest.raises(ValueError, match="a language model with attention in windows of 64 tokens, which cannot mask"):
+        refuse_other_attention(config, 65)
+    config = small_mllm("gpt2")[0].language_model.config
+    refuse_other_attention(config, 512)
+    config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="with the attention 'flash_attention_2', which cannot mask"):
+        refuse_other_attention(config, 65)
+
+
+def test_conversations_that_differ_before_their_picture_are_not_joined():
+    none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
+    rows = [torch.tensor([1, 9, 5]), torch.tensor([2, 9, 5])]
+    with pytest.raises(ValueError, match="the conversations differ before the end of the pictures"):
+        branched([Example(row, row, none) for row in rows], image_token_id=9)
+
+
+def test_a_model_trains_on_independent_questions_and_its_file_gives_their_logits(world, tmp_path):
+    source = SCENES | {"independent": True, "rounds": 2, "questions": ["existence", "colour"]}
+    joint = {"language_model": None, "small": SMALL, "max_length": 140}
+    assert train_mllm(config(world, source, **joint, run={"steps": 1}), tmp_path / "run").step == 1
+    assert load(tmp_path / "run/model")[0].config.text_config.model_type == "qwen3"

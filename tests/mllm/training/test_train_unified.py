@@ -147,7 +147,7 @@ def test_scenes_follow_one_another_in_a_conversation():
     (ones,) = open_sources([SceneConversations(count=16, scenes=1, **options)], PictureFormat(32, "crop"), seed=0)
     later = 0
     for index in range(8):
-        conversation, levels, _, _ = reader[1, index]
+        conversation, levels, *_ = reader[1, index]
         assert len(conversation.pictures) == 2
         assert torch.equal(levels, torch.cat([ones[1, 2 * index + part].levels for part in range(2)]))
         shown = [i for i, message in enumerate(conversation.messages) if "<image>" in message["content"]]

@@ -105,7 +105,16 @@ class Scene:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """Questions with answers, one of each kind that the scene allows."""
-        return ask(self._draws("questions"), self.objects, self.split)
+        return self.questions_of_round(0)
+
+    def questions_of_round(self, number: int) -> tuple[Question, ...]:
+        """Return questions as in ``questions``, which are those of round 0; each round is drawn anew.
+
+        >>> one = scene(4)
+        >>> [one.questions_of_round(number)[0].text for number in range(2)]
+        ['what colour is the ring?', 'what colour is the triangle?']
+        """
+        return ask(self._draws("questions", number), self.objects, self.split)
 
     @cached_property
     def question_by_place(self) -> Question | None:
@@ -129,8 +138,8 @@ class Scene:
         """Return the same scene with a picture of another size."""
         return replace(self, size=size)
 
-    def _draws(self, purpose: str) -> Draws:
-        return Draws(self.seed, self.split, self.index, purpose)
+    def _draws(self, purpose: str, part: int = 0) -> Draws:
+        return Draws(self.seed, self.split, self.index, purpose, part)
 
 
 def scene(

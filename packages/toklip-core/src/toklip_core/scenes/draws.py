@@ -1,4 +1,4 @@
-"""Random numbers that depend only on (seed, split, index, purpose)."""
+"""Random numbers that depend only on (seed, split, index, purpose, part)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Draws:
     algorithms may change.
 
     Raises:
-        ValueError: the split is unknown, or the seed or the index is not in [0, 2**64).
+        ValueError: the split is unknown, or the seed, the index or the part is not in [0, 2**64).
     """
 
-    def __init__(self, seed: int, split: str, index: int, purpose: str) -> None:
+    def __init__(self, seed: int, split: str, index: int, purpose: str, part: int = 0) -> None:
         if split not in SPLITS:
             raise ValueError(f"got the split {split!r}, but there are {', '.join(SPLITS)}")
-        for name, value in (("seed", seed), ("index", index)):
+        for name, value in (("seed", seed), ("index", index), ("part", part)):
             if not 0 <= value < 2**64:
                 raise ValueError(f"got the {name} {value}, but it must be 0 or more, and below 2**64")
         key = np.array([seed, SPLITS[split]], np.uint64)
         # Philox counts up in the first word, so two streams could only meet after 2**64 draws.
-        counter = np.array([0, index, PURPOSES[purpose], 0], np.uint64)
+        counter = np.array([0, index, PURPOSES[purpose], part], np.uint64)
         self._bits = np.random.Philox(key=key, counter=counter)
         self._stock: list[float] = []
 

@@ -2,6 +2,8 @@ from .conversations import (
     IGNORED as IGNORED,
     Conversation as Conversation,
     Example as Example,
+    branch_inputs as branch_inputs,
+    branched as branched,
     collate as collate,
     conversation_of as conversation_of,
     label_conversation as label_conversation,
@@ -21,7 +23,7 @@ from .settings import (
     SceneConversations as SceneConversations,
     SmallLanguage as SmallLanguage,
 )
-from .small_llama import (
+from .small_language import (
     add_words as add_words,
     small_language_model as small_language_model,
     word_tokenizer as word_tokenizer,

@@ -22,6 +22,9 @@ from toklip_mllm.model import MARKS_TURNS, PictureInput, TokLIPProcessor, flatte
 #: Label of tokens without a label.
 IGNORED = -100
 
+#: Branch of padding, which no other token sees.
+_PADDING = -1
+
 #: Placeholder of a picture in LLaVA's files and in the text of a :class:`Conversation`, whatever the image token is.
 PLACEHOLDER = "<image>"
 
@@ -56,6 +59,13 @@ class Example(NamedTuple):
     labels: Tensor
     #: (P, h, w, Q), int64, for P pictures; P may be 0.
     image_ids: Tensor
+    #: (L,), int64: the conversation that a token is of, from 1 on, or 0 where it is of all; see :func:`branched`.
+    branches: Tensor | None = None
+
+    def cut(self, length: int) -> Example:
+        """Return the first tokens, with all pictures."""
+        branches = None if self.branches is None else self.branches[:length]
+        return Example(self.input_ids[:length], self.labels[:length], self.image_ids, branches)
 
 
 def read_conversations(path: Path | str, *, root: Path | str | None = None) -> Iterator[Conversation]:
@@ -182,9 +192,57 @@ def label_conversation(
     return Example(input_ids, labels, found)
 
 
+def branched(examples: Sequence[Example], *, image_token_id: int) -> Example:
+    """Join conversations about the same pictures in one row; they share its tokens up to the end of the pictures.
+
+    With :func:`branch_inputs` each token sees those and the ones before it of its own conversation, at the places that
+    they have in that conversation alone, so all logits are those of the separate conversations.
+
+    Args:
+        examples: one or more conversations with the same pictures, from the first of which their ids are taken.
+        image_token_id: token of a picture.
+
+    Raises:
+        ValueError: the conversations differ before the end of the pictures.
+
+    >>> none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
+    >>> rows = [torch.tensor([1, 9, 5, 6]), torch.tensor([1, 9, 7, 8])]
+    >>> joined = branched([Example(row, row, none) for row in rows], image_token_id=9)
+    >>> joined.input_ids.tolist(), joined.branches.tolist()
+    ([1, 9, 5, 6, 7, 8], [0, 0, 1, 1, 2, 2])
+    """
+    first = examples[0].input_ids
+    shared = int((first == image_token_id).nonzero().max()) + 1
+    if not all(torch.equal(example.input_ids[:shared], first[:shared]) for example in examples):
+        raise ValueError("the conversations differ before the end of the pictures, which they have to share")
+    tails = [example.input_ids[shared:] for example in examples]
+    branches = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
+    return Example(
+        torch.cat([first[:shared], *tails]),
+        torch.cat([examples[0].labels[:shared], *(example.labels[shared:] for example in examples)]),
+        examples[0].image_ids,
+        torch.cat([torch.zeros_like(first[:shared]), *branches]),
+    )
+
+
+def branch_inputs(branches: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the attention_mask (B, 1, L, L) and position_ids (B, L) of rows of :func:`branched` conversations.
+
+    Args:
+        branches: (B, L), of :func:`collate`.
+        dtype: dtype of the mask, which is added to the scores: 0 where a token sees another.
+    """
+    length = branches.shape[1]
+    places = torch.arange(length, device=branches.device)
+    before = places[:, None] >= places
+    sees = before & ((branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None]))
+    mask = torch.zeros(sees.shape, dtype=dtype, device=branches.device).masked_fill(~sees, torch.finfo(dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": sees.sum(-1) - 1}
+
+
 def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
     """Pad examples to a batch: input_ids, labels, attention_mask (B, L), and image_ids (P, h, w, Q) if there are
-    pictures.
+    pictures. If an example has branches, there are branches (B, L), too, -1 where a row is padded.
 
     >>> no_picture = torch.empty(0, 8, 8, 1, dtype=torch.int64)
     >>> long = Example(torch.tensor([5, 6, 7]), torch.tensor([-100, 6, 7]), no_picture)
@@ -202,6 +260,9 @@ def collate(examples: Sequence[Example], *, pad_id: int, padding_side: str = "ri
         "labels": padded([example.labels for example in examples], IGNORED),
         "attention_mask": padded([torch.ones_like(example.input_ids) for example in examples], 0),
     }
+    if any(example.branches is not None for example in examples):
+        of_one = [torch.zeros_like(one.input_ids) if one.branches is None else one.branches for one in examples]
+        batch["branches"] = padded(of_one, _PADDING)
     pictures = [example.image_ids for example in examples if len(example.image_ids)]
     return batch | ({"image_ids": torch.cat(pictures)} if pictures else {})
 

@@ -23,7 +23,13 @@ from toklip_core.training import Concatenation, UnusableSampleError, derived_see
 from torch import Tensor
 
 from toklip_mllm.model import TokLIPProcessor
-from toklip_mllm.training.conversations import IGNORED, Example, collate as collate_examples, label_conversation
+from toklip_mllm.training.conversations import (
+    IGNORED,
+    Example,
+    branched,
+    collate as collate_examples,
+    label_conversation,
+)
 from toklip_mllm.training.sources import TOKEN_MEMORY, ConversationReader, LoadedConversation
 
 #: Number of batches that are sorted by length together. More give less padding, and a less random order.
@@ -186,10 +192,13 @@ class ConversationSamples:
         """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
         ids = _unread(len(loaded.conversation.pictures)) if loaded.ids is None else loaded.ids
         example = label_conversation(loaded.conversation, self._processor, image_ids=ids)
+        if loaded.others:
+            others = [label_conversation(other, self._processor, image_ids=ids) for other in loaded.others]
+            example = branched([example, *others], image_token_id=self._processor.image_token_id)
         image, drawn = self._processor.image_token_id, self._drawn(example.input_ids)
         if drop and drawn:
             return self._without_prompt(example, drawn[0], loaded)
-        cut = Example(example.input_ids[: self._max_length], example.labels[: self._max_length], ids)
+        cut = example.cut(self._max_length)
         if (cut.input_ids == image).sum() < (example.input_ids == image).sum():
             raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
         if (cut.labels[1:] < 0).all() and not drawn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionSource
@@ -29,6 +29,10 @@ Passes = Annotated[
 ]
 
 
+#: Kinds of questions about scenes.
+QuestionKind = Literal["colour", "shape", "count", "existence", "relation", "size"]
+
+
 class SceneConversations(Config):
     """Conversations about generated scenes: questions and requests for captions. Every epoch has new scenes."""
 
@@ -46,8 +50,21 @@ class SceneConversations(Config):
         le=LARGEST_SEED,
         description="Seed of the scenes; another seed gives other scenes.",
     )
+    objects: Literal[1, 2, 3] | None = Field(default=None, description="Number of objects; by default 1 to 3.")
+    questions: tuple[QuestionKind, ...] = Field(
+        default=get_args(QuestionKind), min_length=1, description="Kinds of questions that are asked."
+    )
+    rounds: int = Field(
+        default=1, gt=0, description="Number of times that a question of each kind is asked, each about other objects."
+    )
     turns: int | None = Field(
         default=None, gt=0, description="Number of questions per scene, chosen at random; by default all."
+    )
+    independent: bool = Field(
+        default=False,
+        description="Ask each question by itself: it sees the picture and no other question or answer, which often "
+        "give its own answer away. They share the picture, so one more question costs its own tokens alone. With one "
+        "scene per conversation, shown by the user.",
     )
     captions: float = Field(
         default=0.5, ge=0, le=1, description="Share of scenes whose caption is asked for, too, at a random turn."
@@ -60,6 +77,15 @@ class SceneConversations(Config):
         "others are shown by the user. Needs an image head.",
     )
     passes: Passes = 1
+
+    @model_validator(mode="after")
+    def _independent_questions_are_about_one_picture(self) -> Self:
+        if self.independent and (self.scenes > 1 or self.drawn_share):
+            raise ValueError(
+                f"got independent questions with scenes = {self.scenes} and drawn_share = {self.drawn_share}; they are "
+                "about one scene that the user shows: give scenes = 1 and drawn_share = 0, or independent = false"
+            )
+        return self
 
 
 class Conversations(Config):
@@ -106,7 +132,7 @@ ConversationSource = Annotated[SceneConversations | Conversations | Drawings, Fi
 
 
 class SmallLanguage(Config):
-    """A small Llama with random weights, and a tokenizer whose vocabulary is the words of the data."""
+    """A small Qwen3 with random weights, and a tokenizer whose vocabulary is the words of the data."""
 
     width: int = Field(gt=0, description="Width of the token embeddings.")
     hidden: int = Field(gt=0, description="Hidden width of the MLPs.")

@@ -44,6 +44,9 @@ _BYTES_OF_ROW = TOKEN_MEMORY // 2**16
 #: Rough number of letters per token; only the order of lengths matters.
 _LETTERS = 4
 
+#: What comes before the first question about a picture that the user shows.
+_SHOWN = f"{PLACEHOLDER}\n"
+
 #: Number of first turns by which sequences of speakers are told apart.
 _ROLES = 6
 
@@ -67,6 +70,8 @@ class LoadedConversation(NamedTuple):
     ids: Tensor | None
     #: (P, N, D), float16, outputs of the semantic encoder; see :func:`use_stored_tokens`.
     tokens: Tensor | None = None
+    #: More conversations about the same pictures, which see neither this one nor one another.
+    others: tuple[Conversation, ...] = ()
 
 
 class Groups(NamedTuple):
@@ -195,7 +200,7 @@ def words_of(sources: Sequence[ConversationReader], conversations: int) -> Itera
 
 
 class SceneReader:
-    """Conversations about scenes: questions and a request for the caption, in random order."""
+    """Conversations about scenes: questions and a request for the caption, in random order or each by itself."""
 
     stored = None
     groups = None
@@ -211,30 +216,48 @@ class SceneReader:
         first = (key[0] * len(self) + key[1]) * self._source.scenes
         draw = random.Random(derived_seed(self._seed, *key))
         scenes = [self._scene(first + number) for number in range(self._source.scenes)]
+        levels = torch.stack([levels_of(one.pixels) for one in scenes])
+        # The pictures in conversations are empty, because their levels come separately.
+        if self._source.independent:
+            alone = [self._shown([turn], draw) for turn in self._turns(scenes[0], draw)]
+            one, *others = (Conversation(self.name(first), tuple(messages), ("",)) for messages in alone)
+            return LoadedConversation(one, levels, None, others=tuple(others))
         messages = [message for one in scenes for message in self._messages(one, draw)]
-        # The pictures in it are empty, because their levels come separately.
         conversation = Conversation(self.name(first), tuple(messages), ("",) * len(scenes))
-        return LoadedConversation(conversation, torch.stack([levels_of(one.pixels) for one in scenes]), None)
+        return LoadedConversation(conversation, levels, None)
 
     def _scene(self, index: int) -> Scene:
-        return scene(index, seed=self._source.seed, size=self._size)
+        return scene(index, seed=self._source.seed, size=self._size, objects=self._source.objects)
 
     def _messages(self, drawn: Scene, draw: random.Random) -> list[dict[str, str]]:
         """Return the messages about one scene, which the first of them shows or the second draws."""
+        turns = self._turns(drawn, draw)
+        shown = self._shown(turns, draw)
+        if self._source.drawn_share and draw.random() < self._source.drawn_share:
+            wanted = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
+            first = {**shown[0], "content": shown[0]["content"].removeprefix(_SHOWN)}
+            drawing = [{"role": "user", "content": wanted}, {"role": "assistant", "content": PLACEHOLDER}]
+            return [*drawing, first, *shown[1:]]
+        return shown
+
+    def _turns(self, drawn: Scene, draw: random.Random) -> list[Question]:
+        """Return what is asked about a scene, in random order."""
         asked = self._questions(drawn)
         turns = draw.sample(asked, min(self._source.turns or len(asked), len(asked)))
         if draw.random() < self._source.captions:
             request = Question(draw.choice(REQUESTS), draw.choice(drawn.captions), "caption")
             turns.insert(draw.randint(0, len(turns)), request)
+        return turns
+
+    @staticmethod
+    def _shown(turns: Sequence[Question], draw: random.Random) -> list[dict[str, str]]:
+        """Return the messages of turns, the first of which shows a picture."""
         messages = [
             {"role": role, "content": text}
             for turn in turns
             for role, text in (("user", as_typed(turn.text, draw)), ("assistant", turn.answer))
         ]
-        if self._source.drawn_share and draw.random() < self._source.drawn_share:
-            wanted = draw.choice(DRAW_REQUESTS).format(caption=draw.choice(drawn.captions))
-            return [{"role": "user", "content": wanted}, {"role": "assistant", "content": PLACEHOLDER}, *messages]
-        messages[0]["content"] = f"{PLACEHOLDER}\n" + messages[0]["content"]
+        messages[0]["content"] = _SHOWN + messages[0]["content"]
         return messages
 
     def name(self, index: int) -> str:
@@ -248,9 +271,11 @@ class SceneReader:
         asked = [text for one in questions for text in (one.text, american(one.text), one.answer)]
         return [*asked, *drawn.captions, *REQUESTS, *(request.format(caption="") for request in DRAW_REQUESTS)]
 
-    @staticmethod
-    def _questions(drawn: Scene) -> list[Question]:
-        return [*drawn.questions, *filter(None, [drawn.question_by_place])]
+    def _questions(self, drawn: Scene) -> list[Question]:
+        """Return all questions about a scene, each once."""
+        rounds = [question for number in range(self._source.rounds) for question in drawn.questions_of_round(number)]
+        found = dict.fromkeys([*rounds, *filter(None, [drawn.question_by_place])])
+        return [question for question in found if question.kind in self._source.questions]
 
     def of_each_kind(self) -> Iterator[Conversation]:
         """Yield the first conversation, because all begin with a question, and one with a drawing."""

@@ -36,6 +36,7 @@ from toklip_core.training import (
 from toklip_core.weights import load_strict, weights_checksum, without_values
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.configuration_utils import PreTrainedConfig
 
 from toklip_mllm.evaluation import evaluate_answers, held_out_questions
 from toklip_mllm.model import (
@@ -48,10 +49,11 @@ from toklip_mllm.model import (
     give_rows,
     load,
 )
+from toklip_mllm.training.conversations import branch_inputs
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import ConversationSamples
 from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig
-from toklip_mllm.training.small_llama import add_words, small_language_model, word_tokenizer
+from toklip_mllm.training.small_language import add_words, small_language_model, word_tokenizer
 from toklip_mllm.training.sources import (
     ConversationReader,
     PictureFormat,
@@ -115,6 +117,8 @@ class MLLMTask(Task):
         model, processor, sources, picturing = _beginning(config)
         _prepare_to_draw(config, model, processor)
         _refuse_past_context(config.max_length, model.context)
+        if any(getattr(source, "independent", False) for source in config.data):
+            refuse_other_attention(model.language_model.config, config.max_length)
         _refuse_other_store(sources, model)
         if model.vision.encoder is not None and "encoder" not in config.train:
             use_stored_tokens(sources, model.config.encoder_checksum)
@@ -294,12 +298,14 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
     draws = model.image_head is not None
     # Padding is on the right, where no labelled token attends to it; attention is faster without a mask.
+    seen = branch_inputs(batch["branches"], model.dtype) if "branches" in batch else {}
     output = model(
         input_ids=batch["input_ids"],
         image_ids=batch.get("image_ids"),
         image_tokens=tokens,
         use_cache=False,
         logits_to_keep=places,
+        **seen,
         **({"output_hidden_states": True} if draws else {}),
     )
     # A language model without logits_to_keep computes all logits.
@@ -467,6 +473,22 @@ def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
 def _refuse_other_store(sources: Sequence[ConversationReader], model: TokLIPForConditionalGeneration) -> None:
     for info in (source.stored for source in sources if source.stored is not None):
         model.config.tokenizer_record.refuse_other_ids(info.tokenizer, "the token store")
+
+
+def refuse_other_attention(config: PreTrainedConfig, max_length: int) -> None:
+    """Raise ValueError if a language model cannot read joined conversations, which need a mask of their own.
+
+    Args:
+        config: config of the language model.
+        max_length: maximum number of tokens of joined conversations.
+    """
+    window, kind = getattr(config, "sliding_window", None), config._attn_implementation
+    if kind not in ("sdpa", "eager") or (window is not None and window < max_length):
+        found = f"attention in windows of {window} tokens" if kind in ("sdpa", "eager") else f"the attention {kind!r}"
+        raise ValueError(
+            f"got independent questions and a language model with {found}, which cannot mask them from one another; "
+            "set independent = false, or take another language model"
+        )
 
 
 def _refuse_past_context(max_length: int, context: int | None) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from toklip_mllm.training.settings import SmallLanguage
@@ -105,17 +105,23 @@ def add_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[
 
 
 def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return a Llama with random weights for a tokenizer, from torch's global random state."""
-    sizes = LlamaConfig(
+    """Return a Qwen3 with random weights for a tokenizer, from torch's global random state.
+
+    Qwen3 is a Llama whose queries and keys are normalized, so that a word of a question can find its match in a
+    picture from the first steps on; see docs/decisions/learning-to-compare.md.
+    """
+    sizes = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
         intermediate_size=config.hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.width // config.heads,
         max_position_embeddings=config.context_length,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForCausalLM(sizes)
+    return Qwen3ForCausalLM(sizes)
