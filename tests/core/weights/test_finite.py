@@ -43,6 +43,12 @@ def test_one_number_among_many_is_found(dtype, value):
     assert not is_finite(tensor) and not is_finite(tensor.transpose(0, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_are_finite_inside_autocast_too(dtype):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert is_finite(torch.ones(3, dtype=dtype)) and not is_finite(torch.full((3,), torch.inf, dtype=dtype))
+
+
 def test_integers_are_finite():
     assert is_finite(torch.tensor([1, 2])) and is_finite(torch.tensor([True]))
 

@@ -37,8 +37,8 @@ def is_finite(tensor: Tensor) -> bool:
         return True
     tensor = tensor.detach()
     # Minimum and maximum are NaN if any number is. isfinite().all() takes fifty times as long, and four copies.
-    ends = torch.stack(torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float()))
-    return bool(ends.isfinite().all())
+    ends = torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())
+    return all(bool(end.isfinite()) for end in ends)  # not stacked, which autocast refuses for float16
 
 
 def refuse_not_finite(rows: Tensor, what: str, kind: str = "picture", *, advice: str = _DAMAGED) -> None:
