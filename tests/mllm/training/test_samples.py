@@ -166,6 +166,16 @@ def test_independent_questions_each_show_the_picture_and_share_its_tokens(proces
     assert found[0, 0].example.cut(PLACES + 5).branches.shape == (PLACES + 5,)
 
 
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_scene_that_allows_none_of_the_questions_is_asked_for_its_caption(independent):
+    options = {"kind": "scenes", "count": 3, "objects": 1, "captions": 0.0, "independent": independent}
+    [reader] = open_sources([SceneConversations(**options, questions=("relation",))], PICTURING, seed=0)
+    for index in range(3):
+        loaded = reader[0, index]
+        assert not loaded.others and len(loaded.conversation.messages) == 2
+        assert loaded.conversation.messages[1]["content"] in scene(index, objects=1).captions
+
+
 def test_independent_questions_are_about_one_picture_that_the_user_shows():
     for change in ({"scenes": 2}, {"drawn_share": 0.5}):
         with pytest.raises(ValidationError, match="got independent questions with scenes"):

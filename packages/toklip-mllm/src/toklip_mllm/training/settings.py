@@ -52,10 +52,14 @@ class SceneConversations(Config):
     )
     objects: Literal[1, 2, 3] | None = Field(default=None, description="Number of objects; by default 1 to 3.")
     questions: tuple[QuestionKind, ...] = Field(
-        default=get_args(QuestionKind), min_length=1, description="Kinds of questions that are asked."
+        default=get_args(QuestionKind),
+        min_length=1,
+        description="Kinds of questions that are asked. Where a scene allows none of them, its caption is asked for.",
     )
     rounds: int = Field(
-        default=1, gt=0, description="Number of times that a question of each kind is asked, each about other objects."
+        default=1,
+        gt=0,
+        description="Number of times that a question of each kind is drawn; one that comes again is asked once.",
     )
     turns: int | None = Field(
         default=None, gt=0, description="Number of questions per scene, chosen at random; by default all."
