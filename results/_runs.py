@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from toklip_core.scenes import Scenes, write_scenes
 
 
 class Training(NamedTuple):
@@ -31,12 +29,36 @@ class Training(NamedTuple):
     recipe: str = "scenes-tiny"
 
 
-def arguments(description: str, *, steps: int) -> argparse.ArgumentParser:
-    """Return the options that all scripts have: --out, --seeds, --steps, --jobs and --page."""
+#: Sizes of networks that are compared with one another: width, hidden width, blocks, heads.
+WIDTH, HIDDEN, LAYERS, HEADS = 192, 512, 4, 3
+#: The same as settings of a language model.
+OF_LANGUAGE = (f"small.width={WIDTH}", f"small.hidden={HIDDEN}", f"small.layers={LAYERS}", f"small.heads={HEADS}")
+#: The same as settings of a generator.
+OF_GENERATOR = (
+    f"generator.width={WIDTH}",
+    f"generator.hidden_width={HIDDEN}",
+    f"generator.depth={LAYERS}",
+    f"generator.heads={HEADS}",
+)
+
+
+def shortened(steps: int, seed: int) -> tuple[str, ...]:
+    """Settings of a training of so many steps: it warms up for an eighth of them, at most 50."""
+    return f"run.steps={steps}", f"run.warmup_steps={min(50, steps // 8)}", f"run.seed={seed}"
+
+
+def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.ArgumentParser:
+    """Return the options that all scripts have: --out, --seeds, --steps, --jobs and --page.
+
+    Args:
+        description: what the script says of itself.
+        steps: default number of steps, or of several numbers that are compared.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; finished ones are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=steps, help="optimizer steps of each training that is compared")
+    several = "+" if isinstance(steps, Sequence) else None
+    parser.add_argument("--steps", type=int, nargs=several, default=steps, help="optimizer steps of each training")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time, with one thread each")
     parser.add_argument("--page", type=Path, help="page in which to replace the tables between the script's markers")
     return parser
@@ -59,21 +81,19 @@ def _train(training: Training) -> None:
         _toklip("train", training.kind, training.recipe, "--out", training.out, *overrides, log=training.out)
 
 
-def write_scenes_once(folder: Path, scenes: Scenes) -> Path:
-    """Write scenes as files unless the folder exists; return the folder."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            write_scenes(scenes, Path(beside, "scenes"), progress=True)
-            Path(beside, "scenes").rename(folder)
-    return folder
+def plain_store(out: Path) -> Path:
+    """Return a token store of 24,000 scenes on plain backgrounds, for generators, made if it is not there."""
+    store = out / "plain-store-24000"
+    scenes = "scenes:train?count=24000&background=plain"
+    encode_once(store, [scenes], "--tokenizer", "vqgan-tiny", "--size", "64", "--batch-size", "128")
+    return store
 
 
-def encode_once(store: Path, pictures: Sequence[Path], *options: str | Path) -> None:
-    """Write a token store of folders, with one thread, or resume it, unless it exists."""
+def encode_once(store: Path, inputs: Sequence[str], *options: str | Path) -> None:
+    """Write a token store of pictures, with one thread, or resume it, unless it exists."""
     if not store.exists():
         part = store.with_name(f"{store.name}.part")
-        _toklip("encode", *pictures, "--out", part, "--workers", "1", *options, log=store)
+        _toklip("encode", *inputs, "--out", part, "--workers", "1", *options, log=store)
         part.rename(store)
 
 

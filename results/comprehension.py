@@ -2,17 +2,19 @@
 
     python results/comprehension.py --out runs
 
-Each is the recipe `toklip train mllm scenes-tiny` with other features and seeds and fewer steps. Exact match over all
-questions of validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out
-ones (each with a combination that it never shows), by greedy search.
+Each is the recipe `toklip train mllm scenes-tiny` with a smaller network, other features and seeds, and fewer steps,
+of two numbers. Exact match over all questions of validation scenes (combinations of colour and shape that training
+shows, in new scenes) and of held-out ones (each with a combination that it never shows), by greedy search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
+from _runs import OF_LANGUAGE, Training, arguments, markdown, measured, percent, put, shortened, spread, train_all
 from toklip_core.config import Compute
 from toklip_mllm.evaluation import evaluate_vqa
 
@@ -20,38 +22,50 @@ FEATURES = ("codes", "tokens", "concat")
 SPLITS = ("validation", "held-out")
 PRIOR = "always the most frequent answer"
 
+Runs = Mapping[tuple[int, str, int], Training]
+
 
 def main() -> None:
     """Print a table."""
-    parser = arguments(str(__doc__), steps=160)
+    parser = arguments(str(__doc__), steps=(80, 240))
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     options = parser.parse_args()
-    folders = {
-        (features, seed): options.out / f"mllm-{features}-{options.steps}-steps-{seed}"
+    runs = trainings(options)
+    train_all(runs.values(), options.jobs)
+    put([table(runs, options)], options.page, "comprehension")
+
+
+def trainings(options: Any) -> Runs:  # noqa: ANN401 - argparse's
+    """Return the trainings by steps, features and seed."""
+    return {
+        (steps, features, seed): Training(
+            "mllm",
+            options.out / f"mllm-{features}-{steps}-steps-{seed}",
+            (f"features={features}", *OF_LANGUAGE, *shortened(steps, seed)),
+        )
+        for steps in options.steps
         for features in FEATURES
         for seed in options.seeds
     }
-    train_all(
-        [
-            Training("mllm", folder, (f"features={features}", f"run.seed={seed}", f"run.steps={options.steps}"))
-            for (features, seed), folder in folders.items()
-        ],
-        options.jobs,
-    )
+
+
+def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
+    """Return the shares of right answers, by split, steps and features."""
     rows = []
     for split in SPLITS:
         calls = {
-            folder / f"{split}-{options.scenes}.json": partial(figures, folder / "model", options.scenes, split)
-            for folder in folders.values()
+            run.out / f"{split}-{options.scenes}.json": partial(figures, run.out / "model", options.scenes, split)
+            for run in runs.values()
         }
-        found = dict(zip(folders, measured(calls, options.jobs), strict=True))
-        kinds = [name for name in next(iter(found.values())) if not name.startswith(PRIOR)]
+        found = dict(zip(runs, measured(calls, options.jobs), strict=True))
         prior = next(iter(found.values()))
-        rows.append([split, PRIOR, *(percent(prior[f"{PRIOR}, {kind}"]) for kind in kinds)])
-        for features in FEATURES:
-            values = [[found[features, seed][kind] for seed in options.seeds] for kind in kinds]
-            rows.append([split, features, *(spread(of_kind, percent) for of_kind in values)])
-    put([markdown(["scenes", "features", *kinds], rows)], options.page, "comprehension")
+        kinds = [name for name in prior if not name.startswith(PRIOR)]
+        rows.append([split, "", PRIOR, *(percent(prior[f"{PRIOR}, {kind}"]) for kind in kinds)])
+        for steps in options.steps:
+            for features in FEATURES:
+                values = [[found[steps, features, seed][kind] for seed in options.seeds] for kind in kinds]
+                rows.append([split, str(steps), features, *(spread(of_kind, percent) for of_kind in values)])
+    return markdown(["scenes", "steps", "features", *kinds], rows)
 
 
 def figures(model: Path, scenes: int, split: str) -> dict[str, float]:

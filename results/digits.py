@@ -19,7 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _runs import Training, arguments, at_once, encode_once, markdown, measured, percent, put, spread, train_all
+from _runs import (
+    Training,
+    arguments,
+    at_once,
+    encode_once,
+    markdown,
+    measured,
+    percent,
+    put,
+    shortened,
+    spread,
+    train_all,
+)
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -120,7 +132,7 @@ def trained(options: Any, train: Digits, held_out: Digits) -> list[Path]:  # noq
         weights, teacher = vqs[seed].out / "model", teachers[seed].out / "model"
         store = options.out / f"digits-store-{options.steps}-steps-{seed}"
         words = ("--tokenizer", "vqgan", "--weights", weights, "--size", str(SIZE), "--teacher", teacher)
-        encodes.append(partial(encode_once, store, [pictures], *words))
+        encodes.append(partial(encode_once, store, [str(pictures)], *words))
         source = f"data.0.store={store}"
         models = (f"tokenizer_weights={weights}", f"teacher={teacher}")
         encoders.append(training(options, "encoder", seed, source, *models))
@@ -134,9 +146,8 @@ def trained(options: Any, train: Digits, held_out: Digits) -> list[Path]:  # noq
 def training(options: Any, kind: str, seed: int, *settings: str) -> Training:  # noqa: ANN401 - argparse's
     """A run by a recipe beside this file."""
     steps = options.steps
-    always = (f"run.seed={seed}", f"run.steps={steps}", f"run.warmup_steps={min(50, steps // 8)}")
     out = options.out / f"digits-{kind}-{steps}-steps-{seed}"
-    return Training(kind, out, (*settings, *always), str(RECIPES / f"{kind}.toml"))
+    return Training(kind, out, (*settings, *shortened(steps, seed)), str(RECIPES / f"{kind}.toml"))
 
 
 @torch.no_grad()

@@ -2,34 +2,33 @@
 
     python results/generation.py --out runs
 
-Each is the recipe `toklip train generator scenes-tiny` with other features and seeds and fewer steps, over a token
-store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of validation scenes (combinations of
-colour and shape that training shows, in new scenes) and of held-out ones (each with one that it never shows), on plain
-backgrounds, it prints: whether pictures show what is asked for, judged by pixels; the Fréchet distance to those scenes
-on the features of a teacher; and the loss, the mean of what is logged in a tenth of the steps.
+Each is the recipe `toklip train generator scenes-tiny` with a smaller network, other features and seeds, and fewer
+steps, of two numbers, over a token store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of
+validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each with
+one that it never shows), on plain backgrounds, it prints: whether pictures show what is asked for, judged by pixels;
+the Fréchet distance to those scenes on the features of clip-tiny; and the loss of the last tenth of the training.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from _runs import (
+    OF_GENERATOR,
     Training,
     arguments,
-    encode_once,
     markdown,
     measured,
     percent,
+    plain_store,
     put,
+    shortened,
     spread,
     train_all,
-    write_scenes_once,
 )
 from toklip_core.scenes import Scenes
 from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
@@ -39,86 +38,63 @@ FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")
 CLAIMS = ("colour", "shape", "object", "count", "relation", "caption")
 DISTANCE = "Fréchet distance"
+TEACHER = "clip-tiny"
+
+Runs = Mapping[tuple[int, str, int], Training]
 
 
 def main() -> None:
-    """Print two tables."""
-    parser = arguments(str(__doc__), steps=400)
-    parser.add_argument("--store", type=Path, help="of the scenes; made in --out by default")
-    parser.add_argument("--teacher", help="a model whose features are compared; trained in --out by default")
+    """Print a table."""
+    parser = arguments(str(__doc__), steps=(150, 600))
     parser.add_argument("--captions", type=int, default=256, help="of each split")
     options = parser.parse_args()
-    out, seeds = options.out, options.seeds
-    store, teacher = options.store or plain_store(out), options.teacher or str(out / "teacher-0/model")
-    if options.teacher is None:
-        train_all([Training("teacher", out / "teacher-0", ("run.seed=0",))], jobs=1)
-    folders = {
-        (features, seed): out / f"generator-{features}-{store.name}-{options.steps}-steps-{seed}"
+    runs = trainings(options, plain_store(options.out))
+    train_all(runs.values(), options.jobs)
+    put([table(runs, options)], options.page, "generation")
+
+
+def trainings(options: Any, store: Path) -> Runs:  # noqa: ANN401 - argparse's
+    """Return the trainings by steps, features and seed."""
+    return {
+        (steps, features, seed): Training(
+            "generator",
+            options.out / f"generator-{features}-{steps}-steps-{seed}",
+            (f"generator.features={features}", f"data.0.store={store}", *OF_GENERATOR, *shortened(steps, seed)),
+        )
+        for steps in options.steps
         for features in FEATURES
-        for seed in seeds
+        for seed in options.seeds
     }
-    train_all(
-        [
-            Training(
-                "generator",
-                folder,
-                (
-                    f"generator.features={features}",
-                    f"data.0.store={store}",
-                    f"run.seed={seed}",
-                    f"run.steps={options.steps}",
-                ),
-            )
-            for (features, seed), folder in folders.items()
-        ],
-        options.jobs,
-    )
-    tables = [loss_table(folders, seeds), table_of_claims(folders, options, teacher)]
-    put(tables, options.page, "generation")
 
 
-def loss_table(folders: Mapping[tuple[str, int], Path], seeds: Sequence[int]) -> str:
-    """Return the losses of runs by features and seed."""
-    losses = {of: losses_of(folder) for of, folder in folders.items()}
+def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
+    """Return what pictures show, by split, steps and features, beside what reconstructed scenes do."""
     rows = []
-    for features in FEATURES:
-        steps = losses[features, seeds[0]]
-        values = [[losses[features, seed][step] for seed in seeds] for step in steps]
-        rows.append([features, *(spread(at_step, "{:.3f}".format) for at_step in values)])
-    return markdown(["loss until step", *map(str, steps)], rows)
-
-
-def table_of_claims(folders: Mapping[tuple[str, int], Path], options: Any, teacher: str) -> str:  # noqa: ANN401
-    """Return what pictures show, by split and features, beside what reconstructed scenes do."""
-    measured_by = f"{options.captions}-captions-" + re.sub(r"\W+", "-", teacher)
-    rows = []
+    losses = {key: last_loss(run.out) for key, run in runs.items()}
     for split in SPLITS:
         calls = {
-            folder / f"{split}-{measured_by}.json": partial(figures, folder / "model", options.captions, split, teacher)
-            for folder in folders.values()
+            run.out / f"{split}-{options.captions}-captions.json": partial(
+                figures, run.out / "model", options.captions, split
+            )
+            for run in runs.values()
         }
-        found = dict(zip(folders, measured(calls, options.jobs), strict=True))
-        for features in FEATURES:
-            values = [found[features, seed] for seed in options.seeds]
-            shown = [spread([value[claim] for value in values], percent) for claim in CLAIMS]
-            rows.append([split, features, *shown, spread([value[DISTANCE] for value in values], "{:.4f}".format)])
+        found = dict(zip(runs, measured(calls, options.jobs), strict=True))
+        for steps in options.steps:
+            for features in FEATURES:
+                keys = [(steps, features, seed) for seed in options.seeds]
+                shown = [spread([found[key][claim] for key in keys], percent) for claim in CLAIMS]
+                distance = spread([found[key][DISTANCE] for key in keys], "{:.4f}".format)
+                loss = spread([losses[key] for key in keys], "{:.3f}".format)
+                rows.append([split, str(steps), features, loss, *shown, distance])
         ceiling = next(iter(found.values()))
-        rows.append([split, "the scenes, reconstructed", *(percent(ceiling[f"reconstructed {c}"]) for c in CLAIMS), ""])
-    return markdown(["captions", "features", *CLAIMS, DISTANCE], rows)
+        shown = [percent(ceiling[f"reconstructed {claim}"]) for claim in CLAIMS]
+        rows.append([split, "", "the scenes, reconstructed", "", *shown, ""])
+    return markdown(["captions", "steps", "features", "loss", *CLAIMS, DISTANCE], rows)
 
 
-def plain_store(out: Path) -> Path:
-    """Return the recipe's store with half of its scenes, made if it is not there."""
-    store = out / "plain-store-24000"
-    if not store.exists():
-        pictures = write_scenes_once(out / "plain-24000", Scenes(24000, background="plain"))
-        encode_once(store, [pictures], "--tokenizer", "llamagen-tiny", "--size", "64", "--batch-size", "128")
-    return store
-
-
-def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[str, float]:
+def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
-    measures, sampling = Measures(features=teacher), SamplingSettings(batch_size=64)
+    measures, sampling = Measures(features=TEACHER), SamplingSettings(batch_size=64)
     report = evaluate_on_scenes(
         ModelSettings(generator), Scenes(captions, split=split), measures, sampling=sampling, progress=True
     )
@@ -131,21 +107,13 @@ def figures(generator: Path, captions: int, split: str, teacher: str) -> dict[st
     }
 
 
-def losses_of(run: Path) -> dict[int, float]:
-    """The training's loss until a step: the mean of what was logged in each tenth of the run, by its last step.
-
-    A tenth in which nothing was logged is left out.
-    """
+def last_loss(run: Path) -> float:
+    """The training's loss in its last tenth: the mean of what was logged there."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     logged = [(line["step"], line["loss/next_id"]) for line in lines if "loss/next_id" in line]
     last = logged[-1][0]
-    tenths = [last * tenth // 10 for tenth in range(11)]
-    found = {}
-    for before, until in pairwise(tenths):
-        losses = {step: loss for step, loss in logged if before < step <= until}
-        if losses:
-            found[max(losses)] = sum(losses.values()) / len(losses)
-    return found
+    losses = [loss for step, loss in logged if step > 0.9 * last]
+    return float(sum(losses) / len(losses))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
     python results/semantics.py --out runs
 
-For each seed a teacher (the recipe `toklip train teacher scenes-tiny`), token stores with its features, and encoders
-over them: the recipe `toklip train encoder scenes-tiny` with fewer steps, whole and with one thing changed. A share of
-the data is the first of the same scenes. What is in --out already is taken as it is: teacher-SEED, a run of
-`toklip train teacher`, and store-COUNT-SEED, of COUNT scenes and COUNT scenes of one object.
+Token stores of scenes with the features of clip-tiny, and for each seed encoders over them: the recipe `toklip train
+encoder scenes-tiny` with fewer steps, whole and with one thing changed. A share of the data is the first of the same
+scenes. A store that is in --out already, store-COUNT of COUNT scenes and COUNT scenes of one object, is taken as it is.
 
 Zero-shot accuracy on held-out scenes of one object among all 64 classes, and retrieval on held-out scenes of one to
 three objects with four captions each. Colour and shape are those of the class that was named. The raw codes get a
@@ -31,9 +30,9 @@ from _runs import (
     measured,
     percent,
     put,
+    shortened,
     spread,
     train_all,
-    write_scenes_once,
 )
 from toklip_core.config import Compute
 from toklip_core.evaluation import Matcher, class_features, measure_retrieval, picture_features
@@ -62,31 +61,33 @@ VARIANTS = {
     "random": Variant("tokens, random initial values", ("initial_values=random",)),
     "bidirectional": Variant("tokens, no causal mask", ("causal=false",)),
 }
-TOKENIZER = "llamagen-tiny"
+TOKENIZER, TEACHER = "vqgan-tiny", "clip-tiny"
 FIGURES = ("top-1", "colour of it", "shape of it", "image to text R@1", "text to image R@1")
 BATCH_SIZE = 100
 
 
 def main() -> None:
     """Print two tables: the figures, and how much of the teacher's each keeps."""
-    parser = arguments(str(__doc__), steps=180)
+    parser = arguments(str(__doc__), steps=300)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--scenes", type=int, default=12000, help="of each kind, to train on")
     parser.add_argument("--held-out", type=int, default=1000, help="scenes of each kind to measure on")
     options = parser.parse_args()
     folders = trained(options)
-    rows = {"teacher, pixels": of_models(options, [options.out / f"teacher-{seed}" for seed in options.seeds])}
-    for name in options.variants:
-        rows[VARIANTS[name].label] = of_models(options, [folders[name, seed] for seed in options.seeds])
-    rows["mean codes, mapped linearly"] = of_codes(options)
-    teachers = rows["teacher, pixels"]
+    out, held_out, train = options.out, options.held_out, min(4000, 2 * options.scenes)
+    named = partial("{}-on-{}-held-out.json".format)
+    calls = {
+        out / named(TEACHER, held_out): partial(of_model, TEACHER, held_out),
+        out / named(f"mean-codes-of-{train}", held_out): partial(of_mean_codes, train, held_out),
+        **{out / named(run.name, held_out): partial(of_model, run / "model", held_out) for run in folders.values()},
+    }
+    teacher, codes, *of_runs = measured(calls, options.jobs)
+    found = dict(zip(folders, of_runs, strict=True))
+    tokens = {VARIANTS[name].label: [found[name, seed] for seed in options.seeds] for name in options.variants}
+    rows = {"teacher, pixels": [teacher], **tokens, "mean codes, mapped linearly": [codes]}
     shares = {
-        label: [
-            {name: of[name] / teacher[name] if teacher[name] else 0.0 for name in FIGURES}
-            for of, teacher in zip(found, teachers, strict=True)
-        ]
-        for label, found in rows.items()
-        if found is not teachers
+        label: [{name: of[name] / teacher[name] if teacher[name] else 0.0 for name in FIGURES} for of in row]
+        for label, row in list(rows.items())[1:]
     }
     put([table("", rows), table("share of the teacher's", shares)], options.page, "semantics")
 
@@ -100,44 +101,24 @@ def table(corner: str, rows: Mapping[str, list[dict[str, float]]]) -> str:
 def trained(options: Any) -> dict[tuple[str, int], Path]:  # noqa: ANN401 - argparse's
     """Make what is not there; return the encoders' runs by variant and seed."""
     out, jobs, steps = options.out, options.jobs, options.steps
-    teachers = {seed: out / f"teacher-{seed}" for seed in options.seeds}
-    train_all([Training("teacher", folder, (f"run.seed={seed}",)) for seed, folder in teachers.items()], jobs)
-
     counts = {name: max(options.scenes // VARIANTS[name].thinned, 1) for name in options.variants}
-    stores = {(count, seed): out / f"store-{count}-{seed}" for count in set(counts.values()) for seed in options.seeds}
-    pictures = {
-        count: [
-            write_scenes_once(out / f"scenes-{count}", Scenes(count)),
-            write_scenes_once(out / f"one-object-{count}", Scenes(count, 1, objects=1)),
-        ]
-        for count, seed in stores
-        if not stores[count, seed].exists()
-    }
-    words = ("--tokenizer", TOKENIZER, "--size", "64", "--batch-size", "128", "--teacher")
-    at_once(
-        [
-            partial(encode_once, store, pictures[count], *words, teachers[seed] / "model")
-            for (count, seed), store in stores.items()
-            if count in pictures
-        ],
-        jobs,
-    )
+    stores = {count: out / f"store-{count}" for count in set(counts.values())}
+    words = ("--tokenizer", TOKENIZER, "--size", "64", "--batch-size", "128", "--teacher", TEACHER)
+    at_once([partial(encode_once, store, scenes_of(count), *words) for count, store in stores.items()], jobs)
     runs = {
         (name, seed): out / f"encoder-{name}-{options.scenes}-{steps}-steps-{seed}"
         for name in options.variants
         for seed in options.seeds
     }
-    always = (f"run.steps={steps}", f"run.warmup_steps={min(50, steps // 8)}", "held_out.scenes=0")
     train_all(
         [
             Training(
                 "encoder",
                 folder,
                 (
-                    f"teacher={teachers[seed]}/model",
-                    f"data.0.store={stores[counts[name], seed]}",
-                    f"run.seed={seed}",
-                    *always,
+                    f"data.0.store={stores[counts[name]]}",
+                    "held_out.scenes=0",
+                    *shortened(steps, seed),
                     *VARIANTS[name].settings,
                 ),
             )
@@ -148,38 +129,20 @@ def trained(options: Any) -> dict[tuple[str, int], Path]:  # noqa: ANN401 - argp
     return runs
 
 
-def of_models(options: Any, runs: list[Path]) -> list[dict[str, float]]:  # noqa: ANN401 - argparse's
-    """The figures of the models that runs left."""
-    calls = {
-        run.with_name(f"{run.name}-on-{options.held_out}-held-out.json"): partial(
-            of_model, run / "model", options.held_out
-        )
-        for run in runs
-    }
-    return measured(calls, options.jobs)
+def scenes_of(count: int) -> tuple[str, str]:
+    """Inputs of `toklip encode`: so many scenes of one to three objects, and as many of one."""
+    return f"scenes:train?count={count}", f"scenes:train?count={count}&objects=1&seed=1"
 
 
-def of_model(model: Path, scenes: int) -> dict[str, float]:
-    """The figures of a model folder."""
+def of_model(model: Path | str, scenes: int) -> dict[str, float]:
+    """The figures of a model."""
     return figures(load_model(model).eval(), scenes)
 
 
-def of_codes(options: Any) -> list[dict[str, float]]:  # noqa: ANN401 - argparse's
-    """The figures of mean codes in the spaces of the teachers."""
-    train, held_out = min(4000, 2 * options.scenes), options.held_out
-    calls = {
-        options.out / f"mean-codes-{seed}-of-{train}-on-{held_out}-held-out.json": partial(
-            of_mean_codes, options.out / f"teacher-{seed}/model", train, held_out
-        )
-        for seed in options.seeds
-    }
-    return measured(calls, options.jobs)
-
-
 @torch.no_grad()
-def of_mean_codes(teacher: Path, train: int, held_out: int) -> dict[str, float]:
-    """The figures of mean codes, mapped into a teacher's space by so many training scenes."""
-    clip, tokenizer = load_clip(teacher).eval(), load_tokenizer(TOKENIZER)
+def of_mean_codes(train: int, held_out: int) -> dict[str, float]:
+    """The figures of mean codes, mapped into the teacher's space by so many training scenes."""
+    clip, tokenizer = load_clip(TEACHER).eval(), load_tokenizer(TOKENIZER)
     codes, features = pairs_for_training(tokenizer, clip, train)
     return figures(MeanCodes(tokenizer, clip, least_squares(codes, features)), held_out)
 

@@ -21,8 +21,20 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _runs import Training, arguments, markdown, measured, percent, put, spread, train_all
-from generation import plain_store
+from _runs import (
+    OF_GENERATOR,
+    OF_LANGUAGE,
+    Training,
+    arguments,
+    markdown,
+    measured,
+    percent,
+    plain_store,
+    put,
+    shortened,
+    spread,
+    train_all,
+)
 from safetensors import safe_open
 from toklip_core.config import Compute
 from toklip_core.drawing import Drawing, Guidance
@@ -36,15 +48,11 @@ SPLITS = ("validation", "held-out")
 READING = "exact match"
 CLAIMS = ("colour", "count", "caption")
 
-#: Sizes of all four: those of toklip-gen-tiny.
-WIDTH, HIDDEN, LAYERS, HEADS = 192, 512, 4, 4
 #: Pictures of a kind in a step of the network that does both; the others have twice as many in half the steps.
 SHARE = 24
 
 _QUESTIONS = '{kind = "scenes", count = 50000}'
 _DRAWINGS = '{kind = "drawings", pictures = {kind = "scenes", count = 50000, background = "plain"}}'
-#: Settings of a language model.
-_LANGUAGE = (f"small.width={WIDTH}", f"small.hidden={HIDDEN}", f"small.layers={LAYERS}", f"small.heads={HEADS}")
 #: How every picture is drawn: as by toklip-gen-tiny.
 _DRAWING = Drawing(Guidance(2.0), top_k=20)
 
@@ -61,15 +69,15 @@ class Kind(NamedTuple):
 
 KINDS = {
     "one network, both": Kind(
-        "mllm", "scenes-tiny-unified", (*_LANGUAGE, f"data=[{_QUESTIONS}, {_DRAWINGS}]"), reads=True, draws=True
+        "mllm", "scenes-tiny-unified", (*OF_LANGUAGE, f"data=[{_QUESTIONS}, {_DRAWINGS}]"), reads=True, draws=True
     ),
     "one network, reading alone": Kind(
-        "mllm", "scenes-tiny", (*_LANGUAGE, f"data=[{_QUESTIONS}]"), reads=True, draws=False
+        "mllm", "scenes-tiny", (*OF_LANGUAGE, f"data=[{_QUESTIONS}]"), reads=True, draws=False
     ),
     "one network, drawing alone": Kind(
-        "mllm", "scenes-tiny-unified", (*_LANGUAGE, f"data=[{_DRAWINGS}]"), reads=False, draws=True
+        "mllm", "scenes-tiny-unified", (*OF_LANGUAGE, f"data=[{_DRAWINGS}]"), reads=False, draws=True
     ),
-    "generator": Kind("generator", "scenes-tiny", (), reads=False, draws=True),
+    "generator": Kind("generator", "scenes-tiny", OF_GENERATOR, reads=False, draws=True),
 }
 
 
@@ -100,9 +108,8 @@ def trainings(options: Any) -> dict[tuple[str, str, int], Training]:  # noqa: AN
             if kind.command == "generator":
                 own = [f"generator.features={features}", f"data.0.store={options.store}"]
             for seed in options.seeds:
-                run = (f"run.seed={seed}", f"run.steps={steps}", f"run.warmup_steps={steps // 10}")
                 folder = options.out / f"unified-{name.replace(', ', '-').replace(' ', '-')}-{features}-{steps}-{seed}"
-                settings = (*kind.settings, *own, *run, f"run.batch_size={2 * SHARE}")
+                settings = (*kind.settings, *own, *shortened(steps, seed), f"run.batch_size={2 * SHARE}")
                 found[name, features, seed] = Training(kind.command, folder, settings, kind.recipe)
     return found
 

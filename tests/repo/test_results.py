@@ -13,6 +13,7 @@ import torch
 from toklip_core.config import load_config
 from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
 from toklip_core.model import load_model
+from toklip_core.scenes import parse_scenes
 from toklip_core.tasks import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
 from toklip_gen.training import RECIPES as GENERATOR_RECIPES, GeneratorTrainConfig
 from toklip_mllm.training import RECIPES as MLLM_RECIPES, MLLMTrainConfig
@@ -22,6 +23,7 @@ from tests.support.pages import ROOT
 
 sys.path.insert(0, str(ROOT / "results"))
 import _runs
+import comprehension
 import generation
 import semantics
 import unified
@@ -105,7 +107,20 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
         "random": {"initial_values"},
         "bidirectional": {"causal"},
     }
-    assert asked["teacher-3"].run.seed == base["run"]["seed"] == 3
+    assert base["run"]["seed"] == 3 and (base["tokenizer"], base["teacher"]) == (semantics.TOKENIZER, semantics.TEACHER)
+
+
+@pytest.mark.parametrize("script", [comprehension, generation])
+def test_features_are_compared_at_two_budgets_with_one_size(tmp_path, asked, script):
+    options = Namespace(out=tmp_path, jobs=1, steps=[40, 80], seeds=[3])
+    runs = script.trainings(options, *([tmp_path / "store"] if script is generation else []))
+    _runs.train_all(runs.values(), 1)
+    assert len(runs) == 2 * 3
+    for (steps, features, seed), run in runs.items():
+        config = asked[run.out.name]
+        sizes = config.generator if script is generation else config.small
+        assert (config.run.steps, config.run.seed, sizes.width, sizes.heads) == (steps, seed, _runs.WIDTH, _runs.HEADS)
+        assert (sizes.features if script is generation else config.features) == features
 
 
 def test_the_networks_that_read_and_draw_have_one_size_and_see_as_many_pictures_of_a_kind(tmp_path, asked):
@@ -120,23 +135,19 @@ def test_the_networks_that_read_and_draw_have_one_size_and_see_as_many_pictures_
         assert (config.run.seed, config.run.steps, config.run.batch_size) == (seed, steps, 2 * unified.SHARE)
         if name == "generator":
             size, found = config.generator, config.generator.features
-            assert (size.width, size.hidden_width, size.depth) == (unified.WIDTH, unified.HIDDEN, unified.LAYERS)
+            assert (size.width, size.hidden_width, size.depth) == (_runs.WIDTH, _runs.HIDDEN, _runs.LAYERS)
         else:
             size, found = config.small, config.features
-            assert (size.width, size.hidden, size.layers) == (unified.WIDTH, unified.HIDDEN, unified.LAYERS)
+            assert (size.width, size.hidden, size.layers) == (_runs.WIDTH, _runs.HIDDEN, _runs.LAYERS)
             kinds = {source.kind for source in config.data}
             assert kinds == {kind for kind, does in (("scenes", reads), ("drawings", draws)) if does}
         assert found == features
 
 
-def test_fewer_scenes_are_the_first_of_the_same(tmp_path, asked):
-    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[0], scenes=20, variants=["full", "fifth"])
-    semantics.trained(options)
-    for kind in ("scenes", "one-object"):
-        few, many = (
-            {file.name: file.read_bytes() for file in (tmp_path / f"{kind}-{count}").glob("*.*g")} for count in (4, 20)
-        )
-        assert len(few) == 4 and few.items() <= many.items()
+def test_fewer_scenes_are_the_first_of_the_same():
+    for few, many in zip(semantics.scenes_of(4), semantics.scenes_of(20), strict=True):
+        few, many = parse_scenes(few), parse_scenes(many)
+        assert len(few) == 4 and [s.objects for s in few] == [s.objects for s in list(many)[:4]]
 
 
 @pytest.mark.slow
@@ -166,16 +177,12 @@ def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_e
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("every", "last", "steps"), [(50, 400, range(50, 401, 50)), (10, 600, range(60, 601, 60)), (7, 12, [7])]
-)
-def test_losses_stand_under_the_last_step_that_they_are_of(tmp_path, every, last, steps):
+@pytest.mark.parametrize(("every", "last", "loss"), [(50, 400, 400.0), (10, 600, 575.0), (7, 12, 7.0)])
+def test_the_last_loss_is_of_the_last_tenth(tmp_path, every, last, loss):
     logged = [{"step": step, "loss/next_id": float(step)} for step in range(every, last + 1, every)]
     lines = [*logged, {"step": last, "held_out/next_id": 0.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    losses = generation.losses_of(tmp_path)
-    assert list(losses) == list(steps)
-    assert all(step - last / 10 < loss <= step for step, loss in losses.items())
+    assert generation.last_loss(tmp_path) == loss
 
 
 def test_the_recipes_of_digits_are_taken_and_lead_to_one_another(tmp_path, asked, digits):

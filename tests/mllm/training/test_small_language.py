@@ -68,12 +68,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert [loaded(text)["input_ids"] for text in TEXTS[:50]] == [tokenizer(text)["input_ids"] for text in TEXTS[:50]]
 
 
-def test_the_language_model_has_a_row_for_each_word():
+def test_the_language_model_has_a_row_for_each_word_and_words_are_as_large_as_what_attention_adds():
     tokenizer = made()
     torch.manual_seed(0)
     model = small_language_model(SIZES, tokenizer)
-    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    embeddings, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert len(embeddings) == len(outputs) == len(tokenizer)
+    assert embeddings is not outputs
+    assert embeddings.std().item() == pytest.approx(0.02 * SIZES.width**0.5, rel=0.05)
+    assert outputs.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 def test_texts_without_words_are_refused():

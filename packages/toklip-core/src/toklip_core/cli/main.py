@@ -138,8 +138,8 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 )
 @click.option(
     "--teacher",
-    help="Also store one unit-norm feature per picture from this teacher (a folder, or open_clip:NAME/TAG), for the "
-    "training of an encoder.",
+    help="Also store one unit-norm feature per picture from this teacher (clip-tiny, a folder, or open_clip:NAME/TAG), "
+    "for the training of an encoder.",
 )
 @click.option(
     "--size",

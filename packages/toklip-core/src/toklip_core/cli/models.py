@@ -321,26 +321,36 @@ def size_text(size: int) -> str:
 
 
 def _row(spec: ModelSpec) -> dict[str, Any]:
-    from toklip_core.model import ALIASES, TINY, TokLIPConfig
-    from toklip_core.weights import CONFIG_FILE, read_config
+    from toklip_core.model import ALIASES
 
-    config = spec.config
-    if config is None and TINY.is_dir():
-        config = TokLIPConfig.model_validate(read_config(TINY / CONFIG_FILE))
+    image_size, tokens = _sizes(spec)
     return {
         "name": spec.name,
-        "kind": "TokLIP",
+        "kind": spec.kind,
         "package": "toklip-core",
         "aliases": [alias for alias, name in ALIASES.items() if name == spec.name],
         "summary": spec.summary,
         "size": spec.size,
-        "image_size": None if config is None else config.image_size,
-        "tokens": None if config is None else config.encoder.grid[0] * config.encoder.grid[1],
+        "image_size": image_size,
+        "tokens": tokens,
         "source": spec.source,
         "licence": spec.licence,
         "draws": False,
         "status": _status(spec),
     }
+
+
+def _sizes(spec: ModelSpec) -> tuple[int | None, int | None]:
+    """Return the side of a model's pictures in pixels, and the number of its tokens."""
+    from toklip_core.model import CLIPConfig, TokLIPConfig
+    from toklip_core.weights import CONFIG_FILE, read_config
+
+    values = {} if spec.folder is None else read_config(spec.folder / CONFIG_FILE)
+    if spec.kind == "CLIP":
+        clip = CLIPConfig.model_validate(values)
+        return clip.image_size, (clip.image_size // clip.vision.patch_size) ** 2
+    config = TokLIPConfig.model_validate(values) if values else spec.config
+    return (None, None) if config is None else (config.image_size, config.encoder.grid[0] * config.encoder.grid[1])
 
 
 def _plugin_row(model: NamedModel) -> dict[str, Any]:

@@ -138,14 +138,15 @@ def toklip_names() -> list[str]:
     """Return the names and aliases of the TokLIPs."""
     from toklip_core.model import ALIASES, models
 
-    return [*models(), *ALIASES]
+    return [*(spec.name for spec in models().values() if spec.kind == "TokLIP"), *ALIASES]
 
 
 def matcher_names() -> list[str]:
-    """Return the names of the models that compare pictures with texts: TokLIPs, and models of plugins."""
+    """Return the names of the models that compare pictures with texts: TokLIPs, CLIPs, and models of plugins."""
+    from toklip_core.model import ALIASES, models
     from toklip_core.plugins import registry
 
-    return [*toklip_names(), *(model.name for model in registry().models.values() if model.match is not None)]
+    return [*models(), *ALIASES, *(model.name for model in registry().models.values() if model.match is not None)]
 
 
 def _names_of_kind(kind: str | None) -> Callable[[], list[str]]:

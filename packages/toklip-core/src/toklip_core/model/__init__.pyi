@@ -22,6 +22,7 @@ from .encoder import (
 from .level_transformer import LevelTransformer as LevelTransformer
 from .published import (
     ALIASES as ALIASES,
+    CLIP_TINY as CLIP_TINY,
     IGNORED as IGNORED,
     TINY as TINY,
     ModelSpec as ModelSpec,

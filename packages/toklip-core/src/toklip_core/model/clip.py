@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_SIDE, Config, ResizeSetting, validated
 from toklip_core.files import one_line
+from toklip_core.model.published import CLIP_TINY
 from toklip_core.model.text import (
     TOKENIZER_FILE,
     TextConfig,
@@ -126,9 +127,9 @@ def load_clip(source: str | Path) -> CLIP:
     """Return a CLIP, which can be a teacher.
 
     Args:
-        source: folder of ``toklip train teacher``, or ``open_clip:NAME/TAG``, such as
-            ``open_clip:ViT-SO400M-16-SigLIP2-384/webli``, which may be downloaded. TAG may be the path of a weights
-            file; pictures are then prepared as for the first tag of the name.
+        source: ``clip-tiny``, which ships with the package; a folder of ``toklip train teacher``; or
+            ``open_clip:NAME/TAG``, such as ``open_clip:ViT-SO400M-16-SigLIP2-384/webli``, which may be downloaded. TAG
+            may be the path of a weights file; pictures are then prepared as for the first tag of the name.
 
     Raises:
         FileNotFoundError: the folder or the weights are missing and cannot be downloaded.
@@ -138,11 +139,11 @@ def load_clip(source: str | Path) -> CLIP:
     if str(source).startswith("open_clip:"):
         name, _, tag = str(source).removeprefix("open_clip:").partition("/")
         return _load_open_clip(name, tag)
-    folder = Path(source)
+    folder = CLIP_TINY if str(source) == CLIP_TINY.name else Path(source)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
-            f"{str(source)!r} is no model folder: it has no {CONFIG_FILE}; train one (`toklip train teacher`), or name "
-            "one of open_clip's (open_clip:NAME/TAG)"
+            f"{str(source)!r} is no model folder: it has no {CONFIG_FILE}; take {CLIP_TINY.name}, train one (`toklip "
+            "train teacher`), or name one of open_clip's (open_clip:NAME/TAG)"
         )
     values, tensors = read_model_folder(folder)
     if values.get("kind") == "toklip":

@@ -1,4 +1,4 @@
-"""Named TokLIP models: their sizes, where they come from, and the layout of the official files.
+"""Named models, TokLIPs and a CLIP: their sizes, where they come from, and the layout of the official files.
 
 An official file contains a training run: ``state_dict`` (names that begin with ``module.``), the optimizer, and counts.
 There the semantic encoder is called ``visual.trunk``, the VQ tokenizer ``visual.trunk.vq``, the text tower ``text``.
@@ -26,7 +26,7 @@ from toklip_core.model.encoder import EncoderConfig
 from toklip_core.model.text import TextConfig, TextTokenizer, refuse_other_space
 from toklip_core.model.trunk import TrunkConfig
 from toklip_core.tokenizer import TokenizerRecord
-from toklip_core.weights import hub_file, read_tensors, state_dict_in
+from toklip_core.weights import WEIGHTS_FILE, hub_file, read_tensors, state_dict_in
 
 
 class TokLIPConfig(Config):
@@ -47,13 +47,16 @@ class TokLIPConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Description of a TokLIP that can be used by name."""
+    """Description of a TokLIP, or a CLIP, that can be used by name."""
 
     name: str
     summary: str
     #: Size of the file in bytes.
     size: int
     licence: str
+    kind: Literal["TokLIP", "CLIP"] = "TokLIP"
+    #: Model folder in the package; None if the weights are on the hub.
+    folder: Path | None = None
     #: File on the hub, as repository/file; empty if the weights ship with the package.
     source: str = ""
     #: Config of a model on the hub. A model in the package has its own file.
@@ -62,8 +65,8 @@ class ModelSpec:
     text_tokenizer: str = ""
 
 
-#: Folder of the model that ships with the package.
-TINY = Path(__file__).parents[1] / "models" / "toklip-tiny"
+#: Folders of the models that ship with the package.
+TINY, CLIP_TINY = (Path(__file__).parents[1] / "models" / name for name in ("toklip-tiny", "clip-tiny"))
 
 #: Alias -> name.
 ALIASES = {"toklip-b-256": "toklip-s-256"}
@@ -88,7 +91,7 @@ _NAMES = (
 def models() -> dict[str, ModelSpec]:
     """Return name -> description of all named models."""
     specs = [
-        *([_tiny()] if TINY.is_dir() else []),
+        *_shipped(),
         _spec("toklip-s-256", "TokLIP_S_256.pt", 256, 8.31e9, "llamagen-vq16-t2i", 8),
         _spec("toklip-l-384", "TokLIP_L_384.pt", 384, 8.31e9, "llamagen-vq16-t2i", 8),
         # By its size the file has IBQ's weights twice; the official code uses the raw weights.
@@ -162,13 +165,23 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
         return None
 
 
-def _tiny() -> ModelSpec:
-    return ModelSpec(
-        name="toklip-tiny",
-        summary="Small TokLIP over llamagen-tiny, trained on generated scenes; 64 px, 64 tokens; in the package.",
-        size=(TINY / "model.safetensors").stat().st_size,
-        licence="Apache-2.0",
-    )
+def _shipped() -> list[ModelSpec]:
+    summaries = {
+        TINY: "Small TokLIP over llamagen-tiny, trained on generated scenes; 64 px, 64 tokens; in the package.",
+        CLIP_TINY: "Small CLIP, the teacher of small TokLIPs, trained on generated scenes; 64 px; in the package.",
+    }
+    return [
+        ModelSpec(
+            name=folder.name,
+            summary=summary,
+            size=(folder / WEIGHTS_FILE).stat().st_size,
+            licence="Apache-2.0",
+            kind="CLIP" if folder is CLIP_TINY else "TokLIP",
+            folder=folder,
+        )
+        for folder, summary in summaries.items()
+        if folder.is_dir()
+    ]
 
 
 def _spec(name: str, file: str, size: int, volume: float, tokenizer: str, codebook_dim: int) -> ModelSpec:

@@ -29,7 +29,6 @@ from toklip_core.model.encoder import SemanticEncoder
 from toklip_core.model.published import (
     ALIASES,
     IGNORED,
-    TINY,
     ModelSpec,
     TokLIPConfig,
     config_of_official,
@@ -297,8 +296,8 @@ def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
     path = Path(name)
     if str(name) in {*models(), *ALIASES}:
         spec = model_spec(str(name))
-        if not spec.source:
-            return TINY, spec
+        if spec.folder is not None:
+            return spec.folder, spec
         owner, repository, file = spec.source.split("/", 2)
         return hub_file(f"{owner}/{repository}", file, way_out="give its path as the model (PATH/{})"), spec
     if path.exists():

@@ -90,8 +90,8 @@ class EncoderTrainConfig(Config):
         default=None, description="Tokenizer weights, a file or a folder; by default the tokenizer's own."
     )
     teacher: str = Field(
-        description="Teacher: a folder that `toklip train teacher` wrote, or open_clip:NAME/TAG. It stays frozen, and "
-        "provides the text tower, the initial weights and the features to distil."
+        description="Teacher: clip-tiny, a folder that `toklip train teacher` wrote, or open_clip:NAME/TAG. It stays "
+        "frozen, and provides the text tower, the initial weights and the features to distil."
     )
     image_size: int = Field(
         gt=0,

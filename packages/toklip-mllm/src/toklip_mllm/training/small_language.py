@@ -5,9 +5,11 @@ Both are classes of transformers, so that everything works as with a large langu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     PreTrainedModel,
@@ -107,8 +109,9 @@ def add_words(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[
 def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return a Qwen3 with random weights for a tokenizer, from torch's global random state.
 
-    Qwen3 is a Llama whose queries and keys are normalized, so that a word of a question can find its match in a
-    picture from the first steps on; see docs/decisions/learning-to-compare.md.
+    Qwen3 is a Llama whose queries and keys are normalized. Initial embeddings are larger than those of transformers by
+    the square root of the width, as Gemma scales them, and have no part in the output matrix. Both let a word of a
+    question find its match in a picture from the first steps on; see docs/decisions/learning-to-compare.md.
     """
     sizes = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -119,9 +122,12 @@ def small_language_model(config: SmallLanguage, tokenizer: PreTrainedTokenizerBa
         num_key_value_heads=config.heads,
         head_dim=config.width // config.heads,
         max_position_embeddings=config.context_length,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return Qwen3ForCausalLM(sizes)
+    model = Qwen3ForCausalLM(sizes)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(math.sqrt(config.width))
+    return model
