@@ -2,8 +2,8 @@
 
     python docs/figure.py
 
-docs/pictures/tokens.jpg, in README.md: photographs, their ids, and what the ids give back. An id is coloured by the
-first three principal components of the codebook, so that like codes look alike.
+docs/pictures/tokens.jpg, in README.md: photographs, their codes, and what the ids give back. A code is coloured by the
+first three principal components of all of them, so that like codes look alike.
 docs/pictures/compared.jpg, in docs/how-to/compare-tokenizers.md: the sheet of `toklip compare tokenizers`.
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from toklip_core import Tokenizer, load_tokenizer
+from toklip_core import load_tokenizer
 from toklip_core.evaluation import compare_tokenizers, draw_comparison
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 from torch import Tensor
 
 DOCS = Path(__file__).parent
-#: The first is not among those that llamagen-tiny was trained on.
+#: The first is not among those that vqgan-tiny was trained on.
 PHOTOGRAPHS = ("admiral", "cat", "coffee", "rocket")
-COMPARED = ("llamagen-tiny", "toy", "toy-residual")
+COMPARED = ("vqgan-tiny", "toy", "toy-residual")
 SIDE = 256
 GAP = 8
 
@@ -43,33 +43,27 @@ def draw_compared() -> None:
 
 
 def draw_tokens() -> None:
-    """Write photographs above their ids and their reconstructions."""
-    tokenizer = load_tokenizer("llamagen-tiny")
-    colours = code_colours(tokenizer)
-    columns = [column(tokenizer, colours, DOCS / f"examples/photographs/{name}.jpg") for name in PHOTOGRAPHS]
+    """Write photographs above their codes and their reconstructions."""
+    tokenizer = load_tokenizer("vqgan-tiny")
+    pixels = [to_pixels(open_picture(DOCS / f"examples/photographs/{name}.jpg"), SIDE) for name in PHOTOGRAPHS]
+    ids = [tokenizer.encode(one[None]) for one in pixels]
+    colours = code_colours(torch.cat([tokenizer.embed(one) for one in ids]))
     step = SIDE + GAP
-    figure = Image.new("RGB", (len(columns) * step - GAP, 3 * step - GAP), "white")
-    for x, pictures in enumerate(columns):
-        for y, picture in enumerate(pictures):
+    figure = Image.new("RGB", (len(pixels) * step - GAP, 3 * step - GAP), "white")
+    for x, (photograph, cells, drawn) in enumerate(zip(pixels, colours, ids, strict=True)):
+        grid = to_picture(cells.permute(2, 0, 1)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        for y, picture in enumerate((to_picture(photograph), grid, to_picture(tokenizer.decode(drawn)[0]))):
             figure.paste(picture, (x * step, y * step))
     figure.save(DOCS / "pictures/tokens.jpg", quality=85, optimize=True)
 
 
-def column(tokenizer: Tokenizer, colours: Tensor, photograph: Path) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Return a photograph, its ids as colours, and its reconstruction, squares of SIDE."""
-    pixels = to_pixels(open_picture(photograph), SIDE)
-    ids = tokenizer.encode(pixels[None])
-    cells = to_picture(colours[ids[0, ..., 0]].permute(2, 0, 1)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
-    return to_picture(pixels), cells, to_picture(tokenizer.decode(ids)[0])
-
-
-def code_colours(tokenizer: Tokenizer) -> Tensor:
-    """Return a colour (K, 3) in [-1, 1] for each code."""
-    codes = tokenizer.embed(torch.arange(tokenizer.codebook_sizes[0])[:, None])
-    _, _, directions = torch.pca_lowrank(codes, q=3, niter=8)
-    parts = (codes - codes.mean(0)) @ directions
+def code_colours(codes: Tensor) -> Tensor:
+    """Return a colour (B, h, w, 3) in [-1, 1] for each code (B, h, w, C)."""
+    flat = codes.flatten(0, 2)
+    _, _, directions = torch.pca_lowrank(flat, q=3, niter=8)
+    parts = (flat - flat.mean(0)) @ directions
     colours: Tensor = (parts / (2 * parts.std(0))).clamp(-1, 1)
-    return colours
+    return colours.view(*codes.shape[:3], 3)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ Read = Callable[[Tensor], Tensor]
 def main() -> None:
     """Print accuracies beside chance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", default="llamagen-tiny", help="see `toklip tokenizers`")
+    parser.add_argument("--tokenizer", default="vqgan-tiny", help="see `toklip tokenizers`")
     parser.add_argument("--train", type=int, default=4000, help="training scenes of the read-outs")
     parser.add_argument("--test", type=int, default=1000, help="validation scenes to measure on")
     parser.add_argument("--steps", type=int, default=1000, help=f"of the network, {BATCH_SIZE} scenes each")

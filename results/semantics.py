@@ -75,11 +75,11 @@ def main() -> None:
     options = parser.parse_args()
     folders = trained(options)
     out, held_out, train = options.out, options.held_out, min(4000, 2 * options.scenes)
-    named = partial("{}-on-{}-held-out.json".format)
+    file = partial("{}-on-{}-held-out.json".format)
     calls = {
-        out / named(TEACHER, held_out): partial(of_model, TEACHER, held_out),
-        out / named(f"mean-codes-of-{train}", held_out): partial(of_mean_codes, train, held_out),
-        **{out / named(run.name, held_out): partial(of_model, run / "model", held_out) for run in folders.values()},
+        out / file(TEACHER, held_out): partial(of_model, TEACHER, held_out),
+        out / file(f"mean-codes-of-{train}", held_out): partial(of_mean_codes, train, held_out),
+        **{out / file(run.name, held_out): partial(of_model, run / "model", held_out) for run in folders.values()},
     }
     teacher, codes, *of_runs = measured(calls, options.jobs)
     found = dict(zip(folders, of_runs, strict=True))
@@ -147,22 +147,27 @@ def of_mean_codes(train: int, held_out: int) -> dict[str, float]:
     return figures(MeanCodes(tokenizer, clip, least_squares(codes, features)), held_out)
 
 
-@torch.no_grad()
 def figures(model: Matcher, scenes: int) -> dict[str, float]:
     """Zero-shot accuracy, of colour and shape as well, and R@1 both ways, on held-out scenes."""
-    size, compute = model.config.image_size, Compute(batch_size=BATCH_SIZE)
-    single = labelled_scenes(Scenes(scenes, split="held-out", size=size, objects=1))
+    pairs = scene_pairs(Scenes(scenes, split="held-out", size=model.config.image_size))
+    recall = measure_retrieval(model, pairs, Compute(batch_size=BATCH_SIZE))
+    shares = [*named(model, scenes, "held-out"), recall.image_to_text["R@1"], recall.text_to_image["R@1"]]
+    return dict(zip(FIGURES, shares, strict=True))
+
+
+@torch.no_grad()
+def named(model: Matcher, scenes: int, split: str) -> list[float]:
+    """Shares of scenes of one object whose class is named, whose colour is, and whose shape is."""
+    single = labelled_scenes(Scenes(scenes, split=split, size=model.config.image_size, objects=1))
     classes = class_features(model, single.names, ["{}"])
     words = [name.split() for name in CLASSES]
     hits = torch.zeros(3)
-    for places, features in picture_features(model, single.pictures, [], compute):
+    for places, features in picture_features(model, single.pictures, [], Compute(batch_size=BATCH_SIZE)):
         for place, guess in zip(places, (features @ classes.T).argmax(1).tolist(), strict=True):
             (colour, shape), (true_colour, true_shape) = words[guess], words[single.labels[place]]
             right = colour == true_colour, shape == true_shape
             hits += torch.tensor([all(right), *right])
-    recall = measure_retrieval(model, scene_pairs(Scenes(scenes, split="held-out", size=size)), compute)
-    shares = [*(hits / scenes).tolist(), recall.image_to_text["R@1"], recall.text_to_image["R@1"]]
-    return dict(zip(FIGURES, shares, strict=True))
+    return (hits / scenes).tolist()
 
 
 @dataclass(frozen=True)

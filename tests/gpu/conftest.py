@@ -31,7 +31,7 @@ def world(tmp_path_factory):
     """A teacher, and token stores of scenes: of 32 px with its features, and of 64 px."""
     folder = tmp_path_factory.mktemp("world")
     small_teacher(1, patch_size=8).save_pretrained(folder / "teacher")
-    scenes, vq = ["scenes:train?count=12"], {"tokenizer": "llamagen-tiny", "resize": "crop"}
+    scenes, vq = ["scenes:train?count=12"], {"tokenizer": "vqgan-tiny", "resize": "crop"}
     encode_with(scenes, folder / "store", image_size=SIZE, teacher=folder / "teacher", **vq)
     encode_with(scenes, folder / "large", image_size=64, **vq)
     return folder

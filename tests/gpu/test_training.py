@@ -48,7 +48,7 @@ def encoder_task(config):
     return EncoderTask(config, load_tokenizer(config.tokenizer), load_clip(config.teacher))
 
 
-ENCODER = {"tokenizer": "llamagen-tiny", "teacher": "WORLD/teacher", "image_size": SIZE, "held_out": {"scenes": 4}}
+ENCODER = {"tokenizer": "vqgan-tiny", "teacher": "WORLD/teacher", "image_size": SIZE, "held_out": {"scenes": 4}}
 MLLM = {
     "toklip": "toklip-tiny",
     "small": {"width": 32, "hidden": 48, "heads": 2, "layers": 1, "context_length": 160, "conversations": 12},

@@ -128,7 +128,7 @@ def main(package: str) -> None:
     plugins = json.loads(toklip("plugins", "--json").stdout)
     assert all(not plugin["error"] for plugin in plugins), plugins
     names = [tokenizer["name"] for tokenizer in json.loads(toklip("tokenizers", "--json").stdout)]
-    assert names == [] if package == "toklip-core" else "llamagen-tiny" in names, names
+    assert names == [] if package == "toklip-core" else "vqgan-tiny" in names, names
     with ThreadPoolExecutor(2) as pool:  # most of the time is spent importing, on one core
         checks = [*checks_of(package), *(partial(has_the_commands_of, name) for name in COMMANDS)]
         for done in [pool.submit(check) for check in checks]:

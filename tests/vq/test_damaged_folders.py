@@ -9,5 +9,5 @@ from tests.support.damaged_folders import loaded_after_every_damage
 
 
 def test_a_tokenizer(tmp_path):
-    tiny = Path(toklip_vq.__file__).parent / "models" / "llamagen-tiny"
+    tiny = Path(toklip_vq.__file__).parent / "models" / "vqgan-tiny"
     assert loaded_after_every_damage(tiny, tmp_path, lambda folder: load_tokenizer("vqgan", folder)) == []

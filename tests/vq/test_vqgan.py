@@ -202,33 +202,38 @@ def test_a_folder_of_half_precision_gives_float32_weights(tmp_path):
 
 
 def shipped_tensors() -> dict[str, torch.Tensor]:
-    return read_model_folder(files("toklip_vq") / "models" / "llamagen-tiny")[1]
+    return read_model_folder(files("toklip_vq") / "models" / "vqgan-tiny")[1]
+
+
+def codebooks(tensors: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in tensors if name.startswith("codebook.")]
 
 
 def test_tensors_take_the_place_of_the_shipped_weights():
     """As those inside the file of a model do; the sizes are the shipped ones."""
-    shipped = load_tokenizer("llamagen-tiny")
+    shipped = load_tokenizer("vqgan-tiny")
     tensors = shipped_tensors()
-    assert load_tokenizer("llamagen-tiny", tensors).checksum == shipped.checksum
-    tensors["codebook.weight"] *= 2
-    ids = torch.tensor([[5]])
-    assert torch.equal(load_tokenizer("llamagen-tiny", tensors).embed(ids), 2 * shipped.embed(ids))
+    assert load_tokenizer("vqgan-tiny", tensors).checksum == shipped.checksum
+    for name in codebooks(tensors):
+        tensors[name] *= 2
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(load_tokenizer("vqgan-tiny", tensors).embed(ids), 2 * shipped.embed(ids))
     with pytest.raises(ValueError, match=r"^'the given state dict' does not fit: missing: encoder\.conv_in\.weight"):
-        load_tokenizer("llamagen-tiny", {"codebook.weight": tensors["codebook.weight"]})
+        load_tokenizer("vqgan-tiny", {name: tensors[name] for name in codebooks(tensors)})
 
 
 def test_a_saved_model_finds_its_tensors_again(tmp_path):
     """They are saved as one file, which the tokenizer reads with the shipped config."""
     given = shipped_tensors()
-    given["codebook.weight"] = given["codebook.weight"] + 1
-    first = load_tokenizer("llamagen-tiny", given)
+    given |= {name: given[name] + 1 for name in codebooks(given)}
+    first = load_tokenizer("vqgan-tiny", given)
     first.save_into(tmp_path)
     assert first.record.load(tmp_path, where="the model").checksum == first.checksum
     with pytest.raises(FileNotFoundError, match=r"there is no weights file '.*nowhere'"):
-        load_tokenizer("llamagen-tiny", tmp_path / "nowhere")
+        load_tokenizer("vqgan-tiny", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["llamagen-tiny", "llamagen-vq16-t2i", "ibq-1024-raw", "janus-vq16"])
+@pytest.mark.parametrize("name", ["vqgan-tiny", "llamagen-vq16-t2i", "ibq-1024-raw", "janus-vq16"])
 def test_no_tensors_are_not_the_published_ones(name):
     with pytest.raises(ValueError, match=r"^'the given state dict' (does not fit: missing: |has no )"):
         load_tokenizer(name, {})

@@ -155,9 +155,9 @@ def test_what_cannot_be_compared_is_one_line(photos, words, line):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "name one or more tokenizers, such as llamagen-tiny, and after them the pictures"),
+        ([], "name one or more tokenizers, such as vqgan-tiny, and after them the pictures"),
         (["mean-colour", "colour-bits"], "got mean-colour colour-bits alone; name pictures after the tokenizers"),
-        (["./photos"], "name one or more tokenizers, such as llamagen-tiny, and after them the pictures"),
+        (["./photos"], "name one or more tokenizers, such as vqgan-tiny, and after them the pictures"),
     ],
 )
 def test_words_that_are_missing_are_named(photos, monkeypatch, words, line):

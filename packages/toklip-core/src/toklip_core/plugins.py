@@ -59,11 +59,11 @@ class VQTokenizer(Protocol):
     may pixels. :mod:`toklip_core.testing` checks all of this.
 
     >>> from toklip_core import load_tokenizer
-    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> tokenizer = load_tokenizer("vqgan-tiny")
     >>> isinstance(tokenizer, VQTokenizer)
     True
     >>> tokenizer.embedding.codebook_sizes, tokenizer.embedding.codebook_dim, tokenizer.grid(64, 96)
-    ((1024,), 8, (8, 12))
+    ((1024, 1024, 1024, 1024), 8, (8, 12))
     """
 
     @property
@@ -247,8 +247,8 @@ class TokenizerSpec:
         """Bits in the ids of a picture: h w times the sum of log2(K) over the levels; None if the weights decide.
 
         >>> from toklip_core.plugins import tokenizer_spec
-        >>> tokenizer_spec("llamagen-tiny").bits_per_picture
-        10240.0
+        >>> tokenizer_spec("vqgan-tiny").bits_per_picture
+        40960.0
         """
         return None if self.grid is None else math.prod(self.grid) * sum(map(math.log2, self.codebook_sizes))
 

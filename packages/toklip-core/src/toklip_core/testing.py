@@ -58,7 +58,7 @@ def tokenizer_checks() -> list[Check]:
     """Return the checks of all laws, functions of a tokenizer with descriptive names.
 
     >>> from toklip_core import load_tokenizer
-    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> tokenizer = load_tokenizer("vqgan-tiny")
     >>> for check in tokenizer_checks()[:2]:
     ...     check(tokenizer)
     """

@@ -28,11 +28,11 @@ from toklip_core.weights import refuse_damaged, refuse_not_finite, weights_check
 class TokenizerRecord(Config):
     """Record of the VQ tokenizer of a model or a token store, from which the tokenizer is loaded again.
 
-    >>> record = load_tokenizer("llamagen-tiny").record
+    >>> record = load_tokenizer("vqgan-tiny").record
     >>> print(record)
-    'llamagen-tiny' (sha256 5ae7d12fd1fddb46)
+    'vqgan-tiny' (sha256 5ae7d12fd1fddb46)
     >>> record.load(where="the model first").codebook_sizes
-    (1024,)
+    (1024, 1024, 1024, 1024)
     """
 
     name: str = Field(description="Name of the VQ tokenizer, as `toklip tokenizers` lists it.")
@@ -98,12 +98,12 @@ class Tokenizer:
     Raises:
         TypeError: the module is no ``torch.nn.Module``.
 
-    >>> tokenizer = load_tokenizer("llamagen-tiny")
+    >>> tokenizer = load_tokenizer("vqgan-tiny")
     >>> tokenizer.codebook_sizes, tokenizer.codebook_dim, tokenizer.grid(64, 96)
-    ((1024,), 8, (8, 12))
+    ((1024, 1024, 1024, 1024), 8, (8, 12))
     >>> ids = tokenizer.encode(torch.zeros(1, 3, 64, 64))
     >>> tuple(ids.shape), tuple(tokenizer.embed(ids).shape), tuple(tokenizer.decode(ids).shape)
-    ((1, 8, 8, 1), (1, 8, 8, 8), (1, 3, 64, 64))
+    ((1, 8, 8, 4), (1, 8, 8, 8), (1, 3, 64, 64))
     """
 
     def __init__(self, name: str, module: VQTokenizer, weights: Weights | None = None) -> None:
@@ -239,8 +239,8 @@ def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_siz
         FileNotFoundError: the weights are missing, or cannot be downloaded.
         ValueError: it does not take the size, the weights do not fit, or one of them is NaN or infinite.
 
-    >>> load_tokenizer("llamagen-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
-    torch.Size([1, 4, 8, 1])
+    >>> load_tokenizer("vqgan-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
+    torch.Size([1, 4, 8, 4])
     """
     given = Path(weights) if isinstance(weights, str) else weights
     spec = tokenizer_spec(name)

@@ -78,18 +78,21 @@ _TOKENFLOW: dict[Literal["clipb", "siglip"], tuple[int, int, int, str, int, str]
 }
 
 
-#: Trained by the recipe scenes-tiny. It ships with the package, so that everything works without a network.
-_TINY = Path(__file__).parent / "models" / "llamagen-tiny"
+#: Folder of the tokenizers that ship with the package, so that everything works without a network.
+_SHIPPED = Path(__file__).parent / "models"
 
 
-def _tiny(weights: Weights | None) -> VQTokenizer:
-    from toklip_core.weights import read_weights
+def _shipped(name: str) -> Callable[[Weights | None], VQTokenizer]:
+    def factory(weights: Weights | None) -> VQTokenizer:
+        from toklip_core.weights import read_weights
 
-    from toklip_vq.vqgan import load_vqgan
+        from toklip_vq.vqgan import load_vqgan
 
-    if isinstance(weights, Path) and weights.is_dir():
-        return load_vqgan(weights)
-    return load_vqgan(_TINY, None if weights is None else read_weights(weights))
+        if isinstance(weights, Path) and weights.is_dir():
+            return load_vqgan(weights)
+        return load_vqgan(_SHIPPED / name, None if weights is None else read_weights(weights))
+
+    return factory
 
 
 def _vqgan(weights: Weights | None) -> VQTokenizer:
@@ -323,11 +326,21 @@ def _own_specs() -> list[TokenizerSpec]:
             summary="Your own tokenizer, trained by `toklip train vq`; needs --weights FOLDER.",
         ),
         TokenizerSpec(
+            name="vqgan-tiny",
+            factory=_shipped("vqgan-tiny"),
+            summary="Small VQGAN, 4 residual ids of 1024 per position of 8 px, trained on generated scenes and "
+            "photographs; in the package.",
+            licence="Apache-2.0",
+            size=(_SHIPPED / "vqgan-tiny/model.safetensors").stat().st_size,
+            codebook_sizes=(1024,) * 4,
+            grid=(32, 32),
+        ),
+        TokenizerSpec(
             name="llamagen-tiny",
-            factory=_tiny,
+            factory=_shipped("llamagen-tiny"),
             summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
             licence="Apache-2.0",
-            size=(_TINY / "model.safetensors").stat().st_size,
+            size=(_SHIPPED / "llamagen-tiny/model.safetensors").stat().st_size,
             codebook_sizes=(1024,),
             grid=(32, 32),
         ),

@@ -94,7 +94,7 @@ def _split(words: tuple[str, ...], known: Collection[str]) -> tuple[list[str], l
         if near and not Path(word).exists():
             raise LookupError(f"{word!r} is neither a tokenizer nor a picture that is there. Did you mean {near[0]!r}?")
     if not count:
-        raise click.UsageError("name one or more tokenizers, such as llamagen-tiny, and after them the pictures")
+        raise click.UsageError("name one or more tokenizers, such as vqgan-tiny, and after them the pictures")
     if not pictures:
         raise click.UsageError(f"got {' '.join(words)} alone; name pictures after the tokenizers")
     return list(words[:count]), pictures

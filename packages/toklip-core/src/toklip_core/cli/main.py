@@ -83,7 +83,7 @@ def evaluate() -> None:
 @click.argument("inputs", nargs=-1, required=True)
 @click.option(
     "--tokenizer",
-    default="llamagen-tiny",
+    default="vqgan-tiny",
     show_default=True,
     shell_complete=names_or_files(tokenizer_names),
     help="VQ tokenizer to evaluate; `toklip tokenizers` lists them.",
@@ -125,7 +125,7 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 @click.option(
     "--tokenizer",
     shell_complete=names_or_files(tokenizer_names),
-    help="VQ tokenizer; `toklip tokenizers` lists them. [default: --model's, else llamagen-tiny]",
+    help="VQ tokenizer; `toklip tokenizers` lists them. [default: --model's, else vqgan-tiny]",
 )
 @_WEIGHTS
 @click.option(
@@ -225,7 +225,7 @@ def encode(
         options["workers"] = 0  # one per core of the cluster
     compute = compute_of(options, progress=rank == 0)
     if options["tokenizer"] is None and options["model"] is None:
-        options["tokenizer"] = "llamagen-tiny"
+        options["tokenizer"] = "vqgan-tiny"
     settings = EncodeSettings(**options)
     with stop_on_signals() as stop:
         report = encode_pictures(

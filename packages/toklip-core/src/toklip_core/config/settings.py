@@ -191,7 +191,7 @@ def load_config(
     >>> from toklip_core.tasks import ENCODER_RECIPES, EncoderTrainConfig
     >>> config = load_config("scenes-tiny", EncoderTrainConfig, ["run.steps=100"], ENCODER_RECIPES)
     >>> config.run.steps, config.tokenizer
-    (100, 'llamagen-tiny')
+    (100, 'vqgan-tiny')
     """
     path, values = _read(source, recipes)
     for override in overrides:

@@ -279,9 +279,9 @@ def reconstruct_picture(
         ValueError: the tokenizer does not take the size, or decodes a pixel that is NaN or infinite.
 
     >>> from toklip_core.scenes import scene
-    >>> found = reconstruct_picture(load_tokenizer("llamagen-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
+    >>> found = reconstruct_picture(load_tokenizer("vqgan-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
     >>> found.image.size, tuple(found.ids.shape), 15 < found.psnr < 50
-    ((64, 64), (8, 8, 1), True)
+    ((64, 64), (8, 8, 4), True)
     """
     size = tokenizer.image_size if image_size is None else image_size
     tokenizer.grid(size, size)  # which refuses a size

@@ -35,11 +35,11 @@ class BatchEncoder:
         compute: device, dtype, number of pictures that the models take at a time, and limit of a picture's pixels.
 
     >>> from pathlib import Path
-    >>> encoder = BatchEncoder(EncodeSettings(tokenizer="llamagen-tiny"))
+    >>> encoder = BatchEncoder(EncodeSettings(tokenizer="vqgan-tiny"))
     >>> cat = Path("docs/examples/photographs/cat.jpg").read_bytes()
     >>> rows = encoder({"key": ["cat", "broken"], "image": [cat, b"no picture"]})
     >>> rows.column_names
-    ['key', 'ids', 'height', 'width', 'caption', 'error']
+    ['key', 'ids_0', 'ids_1', 'ids_2', 'ids_3', 'height', 'width', 'caption', 'error']
     >>> rows["error"].to_pylist()
     [None, 'no picture in a format that is known here']
     """

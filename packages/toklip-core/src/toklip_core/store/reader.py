@@ -86,11 +86,11 @@ class TokenStore:
     >>> from tempfile import mkdtemp
     >>> from toklip_core.store import EncodeSettings, encode_pictures
     >>> folder = mkdtemp()
-    >>> settings = EncodeSettings(tokenizer="llamagen-tiny", image_size=64)
+    >>> settings = EncodeSettings(tokenizer="vqgan-tiny", image_size=64)
     >>> report = encode_pictures(["scenes:train?count=3"], folder, settings)
     >>> store = TokenStore(folder)
     >>> len(store), store[0].ids.shape
-    (3, torch.Size([8, 8, 1]))
+    (3, torch.Size([8, 8, 4]))
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class EncodeSettings:
         part_bytes: and when its rows take so many bytes in memory; with tokens, 10,000 pictures would take 6 GB.
         part_seconds: and after so long at the latest: what a kill can lose.
 
-    >>> EncodeSettings(tokenizer="llamagen-tiny").part_rows
+    >>> EncodeSettings(tokenizer="vqgan-tiny").part_rows
     10000
     """
 

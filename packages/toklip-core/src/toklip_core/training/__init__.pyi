@@ -1,4 +1,5 @@
 from .checkpoints import TrainState as TrainState
+from .cpu_attention import CPUAttention as CPUAttention, attention_by_products as attention_by_products
 from .loop import (
     FitReport as FitReport,
     fit as fit,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from toklip_core.config import RunConfig
+from toklip_core.training.cpu_attention import CPUAttention
 from toklip_core.training.order import derived_seed
 from toklip_core.training.task import Losses, Task
 
@@ -50,7 +51,8 @@ class Passes:
                 between = contrast(_float32(result.features))
                 losses += between.losses.values()
                 yield between
-            self.accelerator.backward(torch.stack(losses).sum())
+            with CPUAttention():  # for what gradient checkpointing computes again
+                self.accelerator.backward(torch.stack(losses).sum())
             yield result
 
     def _prepare(self, batch: Any, step: int, micro: int) -> Any:  # noqa: ANN401 - whatever the collate made
@@ -61,7 +63,7 @@ class Passes:
 
     def _forward(self, prepared: Any, step: int, micro: int) -> Losses:  # noqa: ANN401 - whatever the task prepared
         self._seed(step, micro)
-        with self.accelerator.autocast():
+        with CPUAttention(), self.accelerator.autocast():
             return self.task.objective(self.model, prepared, step)
 
     def _seed(self, step: int, micro: int) -> None:
