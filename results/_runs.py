@@ -84,8 +84,7 @@ def _train(training: Training) -> None:
 def plain_store(out: Path) -> Path:
     """Return a token store of 24,000 scenes on plain backgrounds, for generators, made if it is not there."""
     store = out / "plain-store-24000"
-    scenes = "scenes:train?count=24000&background=plain"
-    encode_once(store, [scenes], "--tokenizer", "vqgan-tiny", "--size", "64", "--batch-size", "128")
+    encode_once(store, ["scenes:train?count=24000&background=plain"], "--model", "toklip-tiny", "--batch-size", "128")
     return store
 
 

@@ -30,7 +30,7 @@ class TokenizerRecord(Config):
 
     >>> record = load_tokenizer("vqgan-tiny").record
     >>> print(record)
-    'vqgan-tiny' (sha256 5ae7d12fd1fddb46)
+    'vqgan-tiny' (sha256 f2bec61e217c7dff)
     >>> record.load(where="the model first").codebook_sizes
     (1024, 1024, 1024, 1024)
     """
