@@ -209,13 +209,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def results(session: nox.Session) -> None:
-    """Train what docs/results/ compares and write the tables there: `nox -s results -- [NAME]`; it takes two hours.
+    """Train what docs/results/ compares and write the tables there: `nox -s results -- [NAME]`; it takes hours.
 
     With more arguments the tables of NAME are only printed.
     """
     install(session, PACKAGES, "scikit-learn")
-    # Semantics first: its teachers serve generation.
-    scripts = {path.stem: path for path in sorted((ROOT / "results").glob("[!_]*.py"), reverse=True)}
+    scripts = {path.stem: path for path in sorted((ROOT / "results").glob("[!_]*.py"))}
     names, arguments = list(scripts), list(session.posargs)
     if arguments and arguments[0] in scripts:
         names = [arguments.pop(0)]

@@ -74,7 +74,7 @@ def test_models_are_listed_with_size_source_licence_and_whether_they_are_cached(
 
 def test_models_of_plugins_are_those_of_the_registry_that_the_caller_gives():
     result = CliRunner().invoke(cli, ["models", "--json"], obj=Registry((), {}))
-    assert {row["kind"] for row in json.loads(result.stdout)} == {"TokLIP"}
+    assert {row["kind"] for row in json.loads(result.stdout)} == {"TokLIP", "CLIP"}
 
 
 def test_convert_makes_a_folder_that_loads_as_the_file_did(toy, official, tmp_path):
