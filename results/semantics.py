@@ -58,7 +58,7 @@ VARIANTS = {
     "fifth": Variant("tokens, 20 % of the scenes", thinned=5),
     "twentieth": Variant("tokens, 5 % of the scenes", thinned=20),
     "undistilled": Variant("tokens, no distillation", ("losses.pooled_weight=0",)),
-    "random": Variant("tokens, random initial values", ("initial_values=random",)),
+    "random": Variant("tokens, random initial values", ("initial_values=random", "projector_pictures=0")),
     "bidirectional": Variant("tokens, no causal mask", ("causal=false",)),
 }
 TOKENIZER, TEACHER = "vqgan-tiny", "clip-tiny"

@@ -104,7 +104,7 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
         "fifth": {"data"},
         "twentieth": {"data"},
         "undistilled": {"losses"},
-        "random": {"initial_values"},
+        "random": {"initial_values", "projector_pictures"},
         "bidirectional": {"causal"},
     }
     assert base["run"]["seed"] == 3 and (base["tokenizer"], base["teacher"]) == (semantics.TOKENIZER, semantics.TEACHER)

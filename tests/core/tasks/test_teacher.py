@@ -221,8 +221,8 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_the_command_trains_and_prints_json(tmp_path: Path):
-    more = ["vision.trunk.width=32", "text.width=16", "text.captions=20", "held_out.scenes=4"]
-    more += ["vision.stem=[8, 16, 32]"]
+    more = ["vision.trunk.width=32", "vision.trunk.heads=4", "vision.stem=[8, 16, 32]"]
+    more += ["text.width=16", "text.heads=4", "text.captions=20", "held_out.scenes=4"]
     more += ["run.steps=2", "run.warmup_steps=1", "run.batch_size=4", "run.precision=no", "run.workers=0"]
     overrides = [word for override in more for word in ("--set", override)]
     done = invoke("scenes-tiny", "--out", tmp_path / "run", "--json", *overrides)

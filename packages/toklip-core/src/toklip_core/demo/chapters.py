@@ -50,11 +50,10 @@ CHAPTERS = (
     Chapter(
         name="photograph",
         title="A photograph becomes ids, and a photograph again",
-        text="A VQ tokenizer cuts a picture into cells of 8 x 8 pixels and describes each cell by one of 1,024 "
-        "codes. The ids of the picture are the numbers of these codes: 196,608 bytes of pixels become 1,024 "
-        "whole numbers. From the ids alone, the same tokenizer decodes a picture. This tokenizer, "
-        "llamagen-tiny, has 3 MB and was never trained on this photograph. Much detail is lost, but you can "
-        "still recognise her.",
+        text="A VQ tokenizer cuts a picture into cells of 8 x 8 pixels and describes each cell by codes: this one, "
+        "vqgan-tiny, by the sum of four, each one of 1,024. The ids of the picture are the numbers of these codes: "
+        "196,608 bytes of pixels become 4,096 whole numbers below 1,024. From the ids alone, the same tokenizer "
+        "decodes a picture. It has 7 MB and was never trained on this photograph.",
         commands=(
             ("encode", PHOTOGRAPH, "--out", "photograph-tokens"),
             ("decode", "photograph-tokens", "--out", "decoded"),
@@ -63,30 +62,31 @@ CHAPTERS = (
 from toklip_core import load_tokenizer
 from toklip_core.pictures import open_picture, to_picture, to_pixels
 
-tokenizer = load_tokenizer("llamagen-tiny")
-ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # (1, 32, 32, 1)
+tokenizer = load_tokenizer("vqgan-tiny")
+ids = tokenizer.encode(to_pixels(open_picture("photograph.jpg"), 256)[None])  # (1, 32, 32, 4)
 to_picture(tokenizer.decode(ids)[0]).save("photograph-again.png")
 """,
         pictures=(
             Figure(PHOTOGRAPH, "The photograph, 256 x 256 pixels", small=False),
-            Figure(f"decoded/{PHOTOGRAPH}.png", "Decoded from its 32 x 32 ids", small=False),
+            Figure(f"decoded/{PHOTOGRAPH}.png", "Decoded from its 32 x 32 x 4 ids", small=False),
         ),
     ),
     Chapter(
         name="scene",
         title="One scene, sixty-four ids",
         text="The small models in these packages know only Scenes: coloured shapes on 64 x 64 pixels, generated from "
-        "a seed. One scene has 8 x 8 ids. Here 64 scenes that no model was trained on are encoded into a token "
-        "store. From now on the pixels are not needed: searching, training, asking questions and generating all "
-        "start from the ids in the store.",
+        "a seed. With the tokenizer that they read, llamagen-tiny, one scene has 8 x 8 ids. Here 64 scenes that no "
+        "model was trained on are encoded into a token store. From now on the pixels are not needed: searching, "
+        "training, asking questions and generating all start from the ids in the store.",
         commands=(
             ("scenes", "gallery", "--count", "64", "--split", "validation", "--seed", "3", "--background", "plain"),
-            ("encode", "gallery", "--out", STORE, "--size", "64", "--workers", "0"),
+            ("encode", "gallery", "--out", STORE, "--tokenizer", "llamagen-tiny", "--size", "64", "--workers", "0"),
             ("decode", STORE, "--out", "decoded"),
         ),
         python=f"""\
 from toklip_core.store import TokenStore
 
+tokenizer = load_tokenizer("llamagen-tiny")
 ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8, 1): the ids shown above
 to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
 """,
