@@ -141,6 +141,28 @@ def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
     torch.testing.assert_close(torch.stack([logits, after], dim=1), whole[:, 5:7], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("condition", ["class", "text"])
+@pytest.mark.parametrize("features", FEATURES)
+def test_with_normalized_keys_the_inputs_begin_larger_and_scores_do_not_depend_on_their_size(features, condition):
+    torch.manual_seed(0)
+    plain = Generator(small_config(features, condition))
+    torch.manual_seed(0)
+    generator = Generator(small_config(features, condition, qk_norm=True))
+    width = generator.config.width
+    for one, other in zip(plain._embedding_weights(), generator._embedding_weights(), strict=True):
+        torch.testing.assert_close(other, one * width**0.5)
+    block = generator.blocks[0]
+    assert plain.state_dict().keys() < generator.state_dict().keys()
+    seen = []
+    x = torch.randn(1, 3, width)
+    cos, sin = (table[:3] for table in generator._rotation_on(x.device))
+    for scale in (10, 4):  # larger at once, so that the epsilon of the norms is nothing beside them
+        with torch.no_grad():
+            block.qkv.weight.mul_(scale)
+            block(x, cos, sin, lambda q, k, v: seen.append(q @ k.mT) or v)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-3)
+
+
 @torch.no_grad()
 def test_padding_of_a_text_changes_nothing():
     generator, inputs = small_generator("ids", "text"), small_inputs()
@@ -181,9 +203,10 @@ def test_a_grid_that_is_no_square_knows_rows_from_columns():
     assert not torch.allclose(*(whole_pass(one, ids[:, :-1], ids, some_condition()) for one in (wide, tall)))
 
 
+@pytest.mark.parametrize("changes", [{"kv_heads": 2}, {"qk_norm": True}, {"kv_heads": 2, "qk_norm": True}])
 @torch.no_grad()
-def test_fewer_heads_of_keys_than_heads_agree_with_the_cache():
-    generator, ids = small_generator(kv_heads=2), some_ids().flatten(1, 2)[:, :7]
+def test_fewer_heads_of_keys_than_heads_and_normalized_keys_agree_with_the_cache(changes):
+    generator, ids = small_generator(**changes), some_ids().flatten(1, 2)[:, :7]
     logits, cache = generator.prefill(ids[:, :5], some_condition())
     whole = whole_pass(generator, ids[:, :6], ids, some_condition())
     torch.testing.assert_close(torch.cat([logits[:, None], generator.step(ids[:, 5:6], cache)], 1), whole[:, 5:])

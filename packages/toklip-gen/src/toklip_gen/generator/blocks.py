@@ -62,6 +62,10 @@ class Block(nn.Module):
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.norm1 = nn.RMSNorm(width, eps=config.norm_eps)
         self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.head_width, bias=False)
+        #: The norms of queries and of keys, if the generator has them.
+        self.qk_norms = nn.ModuleList(
+            nn.RMSNorm(self.head_width, eps=config.norm_eps) for _ in range(2 if config.qk_norm else 0)
+        )
         self.proj = nn.Linear(width, width, bias=False)
         self.norm2 = nn.RMSNorm(width, eps=config.norm_eps)
         self.gate_up = nn.Linear(width, 2 * config.mlp_width, bias=False)
@@ -74,7 +78,11 @@ class Block(nn.Module):
         cos and sin are (n, d). attend takes q, k and v, each (R, H, n, d).
         """
         qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], -1, self.head_width)
-        qk = turned(qkv[:, :, : -self.kv_heads].transpose(1, 2), cos, sin)
+        qk = qkv[:, :, : -self.kv_heads].transpose(1, 2)
+        if self.qk_norms:
+            parts = qk.split((self.heads, self.kv_heads), dim=1)
+            qk = torch.cat([norm(part) for norm, part in zip(self.qk_norms, parts, strict=True)], dim=1)
+        qk = turned(qk, cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
         x = x + self.dropout(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)

@@ -134,6 +134,11 @@ class GeneratorConfig(Config):
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
         "as in LlamaGen; learned: a position can attend to some words more than to others.",
     )
+    qk_norm: bool = Field(
+        default=False,
+        description="Norm the queries and keys of each head, as Qwen3 does and LlamaGen does not, and begin with "
+        "larger inputs, as Gemma does: a small generator learns sooner.",
+    )
     guidance: float = Field(
         default=4.0, ge=0, description="Default classifier-free guidance scale; 1 turns it off."
     )

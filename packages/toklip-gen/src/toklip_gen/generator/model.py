@@ -102,8 +102,20 @@ class Generator(nn.Module):
             self.head = nn.Linear(width, sum(self.levels.sizes), bias=False)
         self._rotation = rotation(config)
         self.apply(_initialize)
+        if config.qk_norm:  # as large as what attention adds; see docs/decisions/learning-to-compare.md
+            with torch.no_grad():
+                for weight in self._embedding_weights():
+                    weight.mul_(width**0.5)
         for head in self.head.heads if isinstance(self.head, LevelTransformer) else [self.head]:
             nn.init.zeros_(cast(nn.Linear, head).weight)
+
+    def _embedding_weights(self) -> list[Tensor]:
+        """Return the weights that inputs and conditions come out of."""
+        condition, inputs = self.condition, self.input
+        return [
+            cast(Tensor, condition.fc2.weight if isinstance(condition, TextEmbedding) else condition.weight),
+            cast(Tensor, inputs[-1].weight if isinstance(inputs, nn.Sequential) else inputs.weight),
+        ]
 
     def forward(
         self, inputs: Tensor, levels: Tensor, condition: Condition, drop: Tensor | None = None

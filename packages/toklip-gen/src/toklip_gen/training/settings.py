@@ -94,6 +94,11 @@ class Architecture(Config):
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
         "as in LlamaGen; learned: a position can attend to some words more than to others.",
     )
+    qk_norm: bool = Field(
+        default=False,
+        description="Norm the queries and keys of each head, as Qwen3 does and LlamaGen does not, and begin with "
+        "larger inputs, as Gemma does: a small generator learns sooner.",
+    )
     level_blocks: int | None = Field(
         default=None,
         ge=0,

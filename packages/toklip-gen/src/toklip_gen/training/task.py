@@ -208,6 +208,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
         feature_width=inputs.width,
         condition=condition,
         condition_keys=config.generator.condition_keys,
+        qk_norm=config.generator.qk_norm,
         guidance=config.sampling.guidance,
         top_k=config.sampling.top_k,
     )
