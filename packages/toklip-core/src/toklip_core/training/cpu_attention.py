@@ -66,7 +66,7 @@ def attention_by_products(
     return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 
-def _is_meant(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> bool:  # noqa: ANN401
+def _is_meant(query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> bool:
     return (
         query.device.type == "cpu"
         and key.shape[-2] <= MOST_KEYS
