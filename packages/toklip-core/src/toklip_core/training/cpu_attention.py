@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-#: Largest number of keys. All scores are in memory, and from about here on the fused attention is as fast.
+#: Largest number of keys. All scores are in memory, so longer rows are left to the fused attention.
 MOST_KEYS = 512
 
 
