@@ -90,7 +90,7 @@ def search(page):
 
 def compare_tokenizers(page):
     page.get_by_role("tab", name="Tokenizers").click()
-    caption = page.locator("#reconstructions .caption-label").filter(has_text="llamagen-tiny: 1,024 ids")
+    caption = page.locator("#reconstructions .caption-label").filter(has_text="vqgan-tiny: 4,096 ids")
     caption.wait_for()
     assert " dB" in caption.inner_text()
 

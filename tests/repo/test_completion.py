@@ -9,7 +9,7 @@ from toklip_core.cli import cli
     ("words", "begun", "names"),
     [
         (["encode", "--tokenizer"], "ibq-102", {"ibq-1024", "ibq-1024-raw"}),
-        (["evaluate", "reconstruction", "--tokenizer"], "llamagen-t", {"llamagen-tiny"}),
+        (["evaluate", "reconstruction", "--tokenizer"], "vqgan-t", {"vqgan-tiny"}),
         (["search", "--model"], "toklip-s", {"toklip-s-256"}),
         (["encode", "--model"], "toklip-b", {"toklip-b-256"}),
         (["convert"], "toklip-l", {"toklip-l-384"}),

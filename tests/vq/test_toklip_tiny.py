@@ -36,13 +36,13 @@ def test_it_is_whole_and_small():
 @pytest.mark.slow
 def test_it_names_classes_that_it_has_not_seen():
     report = evaluate_zero_shot("toklip-tiny", "scenes:held-out?count=256&objects=1")
-    assert report.top1 > 0.28 and report.chance_top1 == 1 / 64
+    assert report.top1 > 0.93 and report.chance_top1 == 1 / 64
 
 
 @pytest.mark.slow
 def test_it_finds_pictures_by_captions_and_captions_by_pictures():
     report = evaluate_retrieval("toklip-tiny", "scenes:held-out?count=256")
-    assert report.image_to_text["R@1"] > 0.38 and report.text_to_image["R@1"] > 0.34
+    assert report.image_to_text["R@1"] > 0.8 and report.text_to_image["R@1"] > 0.7
 
 
 def test_words_that_it_does_not_know_are_named(red_circle: Path, caplog: pytest.LogCaptureFixture):
@@ -74,5 +74,5 @@ def test_a_red_circle_is_red(red_circle: Path):
 
 def test_one_call_gives_ids_codes_tokens_and_a_feature(red_circle: Path):
     encoded = TokLIP.from_pretrained("toklip-tiny").encode_pictures([red_circle])
-    assert encoded.ids.shape == (1, 8, 8, 1) and encoded.codes.shape == (1, 8, 8, 8)
-    assert encoded.tokens.shape == (1, 64, 128) and encoded.pooled.shape == (1, 128)
+    assert encoded.ids.shape == (1, 8, 8, 4) and encoded.codes.shape == (1, 8, 8, 8)
+    assert encoded.tokens.shape == (1, 64, 160) and encoded.pooled.shape == (1, 160)

@@ -73,21 +73,20 @@ to_picture(tokenizer.decode(ids)[0]).save("photograph-again.png")
     ),
     Chapter(
         name="scene",
-        title="One scene, sixty-four ids",
+        title="One scene, 8 x 8 positions of four ids",
         text="The small models in these packages know only Scenes: coloured shapes on 64 x 64 pixels, generated from "
-        "a seed. With the tokenizer that they read, llamagen-tiny, one scene has 8 x 8 ids. Here 64 scenes that no "
+        "a seed. The same tokenizer makes 8 x 8 positions of four ids each of a scene. Here 64 scenes that no "
         "model was trained on are encoded into a token store. From now on the pixels are not needed: searching, "
         "training, asking questions and generating all start from the ids in the store.",
         commands=(
             ("scenes", "gallery", "--count", "64", "--split", "validation", "--seed", "3", "--background", "plain"),
-            ("encode", "gallery", "--out", STORE, "--tokenizer", "llamagen-tiny", "--size", "64", "--workers", "0"),
+            ("encode", "gallery", "--out", STORE, "--tokenizer", "vqgan-tiny", "--size", "64", "--workers", "0"),
             ("decode", STORE, "--out", "decoded"),
         ),
         python=f"""\
 from toklip_core.store import TokenStore
 
-tokenizer = load_tokenizer("llamagen-tiny")
-ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8, 1): the ids shown above
+ids = TokenStore("{STORE}")[{ROW}].ids[None]  # (1, 8, 8, 4): the first of each four is shown above
 to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
 """,
         pictures=(
@@ -100,9 +99,8 @@ to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
         name="classify",
         title="Classify it, with class names that you choose",
         text="A semantic encoder turns the ids into a vector that can be compared with texts. You name the classes, "
-        "and the most similar one wins. toklip-tiny (5.2 MB) is good at colours and poor at shapes: on scenes "
-        "of one object, with pairs of colour and shape that it was not trained on, it names 93.9 % of the "
-        "colours and 30.6 % of the shapes (mean of three trainings).",
+        "and the most similar one wins. toklip-tiny (5.9 MB) reads ids alone. On scenes of one object, "
+        "with pairs of colour and shape that it was not trained on, it names 95.7 % of them, out of 64 classes.",
         commands=(
             ("classify", SCENE, "--labels", "a yellow square,a red square,a green heart,a purple star,a cyan ring"),
         ),
@@ -111,7 +109,7 @@ import torch.nn.functional as F
 from toklip_core import load_model
 
 model = load_model("toklip-tiny")
-pooled = model.encode_ids(ids).pooled.detach()  # one vector for all 64 ids
+pooled = model.encode_ids(ids).pooled.detach()  # one vector for all 256 ids
 print(F.cosine_similarity(pooled, model.text_features(["a yellow square", "a green heart"])))
 """,
     ),
@@ -120,8 +118,8 @@ print(F.cosine_similarity(pooled, model.text_features(["a yellow square", "a gre
         title="See what each token says",
         text="The encoder reads ids row by row, like a page: a token depends on its own id and the ids before it, and "
         "on nothing after it. Here each token is compared with two texts. In the upper rows the encoder has read only "
-        "the blue square, and the tokens are closer to blue. From the yellow square on they are closer to yellow, "
-        "beside the square as well as on it.",
+        "the blue square, and the tokens are closer to blue. From the yellow square on, those on the square "
+        "are closer to yellow, and those beside it a little.",
         commands=(
             ("explain", SCENE, "a blue square", "a yellow square", "--relative", "--out", "explained.webp"),
         ),
@@ -135,9 +133,9 @@ print(F.cosine_similarity(each, model.text_features(["a yellow square"])).reshap
         name="search",
         title="Search by text, using the ids alone",
         text="The encoder reads the ids of all 64 scenes in the store, and the tokenizer decodes the scenes that "
-        "match the text best; no picture file is opened. For the text \"a blue star\" it finds blue objects, "
-        "and two of the six pictures show a blue star. Among 1,000 scenes, the right one comes first for 15.0 % of "
-        "the captions; chance is 0.1 %.",
+        "match the text best; no picture file is opened. Two of the 64 scenes show a blue star, and both are among "
+        "the first three. Among 1,000 scenes of held-out combinations, the right one comes first for 61.4 % of the "
+        "captions; chance is 0.1 %.",
         commands=(("search", STORE, "a blue star", "--top", "6", "--out", "found.webp"),),
         python=f"""\
 from toklip_core.evaluation import search_pictures
@@ -160,13 +158,14 @@ for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hit
             ("ask", SCENE, "what size is the blue square?"),
             ("ask", SCENE, "what shape is the yellow object?"),
         ),
-        python="""\
+        python=f"""\
 from toklip_mllm import load
 
+ids = load_tokenizer("llamagen-tiny").encode(to_pixels(open_picture("{SCENE}"), 64)[None])  # (1, 8, 8, 1)
 mllm, processor = load("toklip-mllm-tiny")
-words = [{"role": "user", "content": processor.image_token + "\\nis there a yellow square?"}]
+words = [{{"role": "user", "content": processor.image_token + "\\nis there a yellow square?"}}]
 prompt = processor.apply_chat_template(words, add_generation_prompt=True)
-batch = processor(text=prompt, image_ids=ids, return_tensors="pt")  # the same ids
+batch = processor(text=prompt, image_ids=ids, return_tensors="pt")
 print(processor.decode(mllm.generate(**batch, max_new_tokens=8)[0], skip_special_tokens=True))
 """,
         packages=("toklip-vq", "toklip-mllm"),
@@ -188,7 +187,7 @@ print(processor.decode(mllm.generate(**batch, max_new_tokens=8)[0], skip_special
 from toklip_gen import load_generator
 
 generator = load_generator("toklip-gen-tiny")
-text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1, 2)  # the same ids
+text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1, 2)
 drawn = generator.draw([text], seeds=[5], prefix=upper).ids
 to_picture(generator.pixels(drawn)[0]).save("continued-again.png")
 """,

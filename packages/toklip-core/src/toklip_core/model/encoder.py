@@ -325,7 +325,7 @@ def resized_encoder(encoder: SemanticEncoder, grid: tuple[int, int]) -> Semantic
 
     >>> from toklip_core.model import load_model
     >>> resized_encoder(load_model("toklip-tiny").encoder, (12, 12)).pos_embed.shape
-    torch.Size([1, 144, 128])
+    torch.Size([1, 144, 160])
     """
     config = EncoderConfig.model_validate(encoder.config.model_dump() | {"grid": grid})
     with without_values():

@@ -41,12 +41,12 @@ class FeatureStream:
 
     >>> from toklip_core.model import load_model
     >>> toklip = load_model("toklip-tiny")
-    >>> ids = torch.zeros(1, 64, 1, dtype=torch.int64)
+    >>> ids = torch.zeros(1, 64, 4, dtype=torch.int64)
     >>> features, stream = FeatureStream.begin(
     ...     ids[:, :5], "concat", embedding=toklip.tokenizer.embedding, encoder=toklip.encoder
     ... )
     >>> tuple(features.shape), tuple(stream.step(ids[:, 5:7]).shape)
-    ((1, 5, 136), (1, 2, 136))
+    ((1, 5, 168), (1, 2, 168))
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class TokLIP(nn.Module):
     >>> model = TokLIP.from_pretrained("toklip-tiny")
     >>> encoded = model.encode_pictures([Image.fromarray(scene(0).pixels)])
     >>> encoded.ids.shape, encoded.tokens.shape
-    (torch.Size([1, 8, 8, 1]), torch.Size([1, 64, 128]))
+    (torch.Size([1, 8, 8, 4]), torch.Size([1, 64, 160]))
     """
 
     def __init__(

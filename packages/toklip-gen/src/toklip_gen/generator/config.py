@@ -66,7 +66,7 @@ class GeneratorConfig(Config):
     """Configuration of a generator, stored as ``config.json`` in its folder.
 
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(64, 64), grid=(8, 8), width=192,
+    ...     tokenizer={"name": "ibq-1024"}, codebook_sizes=(1024,), image_size=(64, 64), grid=(8, 8), width=192,
     ...     depth=4, heads=4, condition=ClassCondition(classes=10),
     ... )
     >>> config.positions, config.mlp_width, config.needs_toklip

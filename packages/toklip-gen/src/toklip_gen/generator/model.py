@@ -64,7 +64,7 @@ class Generator(nn.Module):
 
     >>> from toklip_gen.generator.config import ClassCondition
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(32, 32), grid=(4, 4), width=64,
+    ...     tokenizer={"name": "ibq-1024"}, codebook_sizes=(1024,), image_size=(32, 32), grid=(4, 4), width=64,
     ...     depth=2, heads=4, condition=ClassCondition(classes=10),
     ... )
     >>> generator = Generator(config).eval()

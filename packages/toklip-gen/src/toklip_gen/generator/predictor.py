@@ -57,7 +57,7 @@ class IdPredictor:
     >>> from toklip_core.drawing import Guidance, Sampler
     >>> from toklip_gen.generator.config import ClassCondition, GeneratorConfig
     >>> config = GeneratorConfig(
-    ...     tokenizer={"name": "llamagen-tiny"}, codebook_sizes=(1024,), image_size=(16, 24), grid=(2, 3), width=32,
+    ...     tokenizer={"name": "ibq-1024"}, codebook_sizes=(1024,), image_size=(16, 24), grid=(2, 3), width=32,
     ...     depth=1, heads=2, condition=ClassCondition(classes=10),
     ... )
     >>> sampler = Sampler(IdPredictor(Generator(config).eval(), Inputs("ids")))
