@@ -25,6 +25,7 @@ from toklip_mllm.training import (
 from toklip_mllm.training.sources import american, as_typed
 
 from tests.support import mean_colour
+from tests.support.encoding import encode_with
 from tests.support.mllm_runs import file_data, said, write_tokens, write_world
 from tests.support.small_mllms import MARKED, PLAIN, small_mllm
 from tests.support.small_models import small_toklip
@@ -246,6 +247,28 @@ def test_a_store_gives_the_ids_of_the_pictures(processor, world):
         ids, levels = stored[0, index].example.image_ids, read[0, index].levels
         expected = mean_colour.MeanColour().encode(levels / 127.5 - 1) if levels is not None else ids[:0]
         assert torch.equal(ids, expected) and stored[0, index].levels is None
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_a_store_of_scenes_gives_the_ids_of_the_scenes_in_each_epoch(processor, world, tmp_path, independent):
+    store = tmp_path / "scenes"
+    encode_with(["scenes:train?count=6&seed=2&size=32"], store, tokenizer="mean-colour", image_size=32, resize="crop")
+    source = SceneConversations(kind="scenes", count=6, seed=2, independent=independent)
+    stored, read = (samples(processor, of) for of in (source.model_copy(update={"store": store}), source))
+    for index in range(6):
+        found, drawn = stored[0, index], read[0, index]
+        assert found.levels is None and torch.equal(found.example.input_ids, drawn.example.input_ids)
+        expected = mean_colour.MeanColour().encode(drawn.levels / 127.5 - 1)
+        assert torch.equal(found.example.image_ids, expected)
+        assert torch.equal(stored[1, index].example.image_ids, expected)
+
+
+def test_a_store_of_other_scenes_says_how_to_make_one(world, tmp_path):
+    store = tmp_path / "scenes"
+    encode_with(["scenes:train?count=6&size=32"], store, tokenizer="mean-colour", image_size=32, resize="crop")
+    source = SceneConversations(kind="scenes", count=7, objects=1, store=store)
+    with pytest.raises(ValueError, match=r"not in .*scenes:train\?count=7&seed=0&size=32&objects=1"):
+        open_sources([source], PICTURING, seed=0)
 
 
 def test_a_store_without_a_picture_says_which_and_what_its_keys_are_like(world, tmp_path):

@@ -80,6 +80,11 @@ class SceneConversations(Config):
         description="Share of scenes that the assistant draws from a caption before it is asked about them; the "
         "others are shown by the user. Needs an image head.",
     )
+    store: Path | None = Field(
+        default=None,
+        description='Token store of the scenes, such as one from `toklip encode "scenes:train?count=N&seed=SEED"`, to '
+        "read in place of rendering and encoding them. Each epoch then has the same scenes; without it, new ones.",
+    )
     passes: Passes = 1
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from toklip_core.captioned import CaptionedSamples
 from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
-from toklip_core.scenes import Question, Scene, scene
+from toklip_core.scenes import Question, Scene, Scenes, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import derived_seed
 from torch import Tensor
@@ -166,13 +166,15 @@ def use_stored_tokens(
         encoder_checksum: checksum in the model's config; None: it has none.
         memory: bytes to keep; see ``TOKEN_MEMORY``.
     """
-    files = [source for source in sources if isinstance(source, FileReader | DrawingReader) and source.stored]
+    files = [
+        source for source in sources if isinstance(source, FileReader | SceneReader | DrawingReader) and source.stored
+    ]
     having = [source for source in files if isinstance(source, FileReader) and source.stored and source.stored.tokens]
     if not having:
         return False
     reason = ""
     if len(having) < len(files):
-        reason = f"{next(source.path for source in files if source not in having)} has none, or is drawn"
+        reason = f"{next(source.path for source in files if source not in having)} has none, or is of scenes or drawn"
     elif encoder_checksum is None:
         reason = "the model does not tell whose tokens it takes: its encoder was trained, or it is of an older release"
     else:
@@ -202,29 +204,42 @@ def words_of(sources: Sequence[ConversationReader], conversations: int) -> Itera
 class SceneReader:
     """Conversations about scenes: questions and a request for the caption, in random order or each by itself."""
 
-    stored = None
     groups = None
 
     def __init__(self, source: SceneConversations, picturing: PictureFormat, seed: int) -> None:
         self._source, self._size, self._seed = source, picturing.image_size, seed
+        self.path = source.store
+        self.stored: StoreInfo | None = None
+        if source.store is not None:
+            named = Scenes(source.count * source.scenes, source.seed, size=self._size, objects=source.objects)
+            keys = {named.key(index): index for index in range(len(named))}
+            others = f"&objects={source.objects}" if source.objects else ""
+            wanted = f"scenes:train?count={len(named)}&seed={source.seed}&size={self._size}{others}"
+            hint = f'run `toklip encode "{wanted}"` into it'
+            self.stored, self._ids, _ = _stored_ids(source.store, keys, picturing, hint)
 
     def __len__(self) -> int:
         return self._source.count
 
     def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
-        """Return a conversation about new scenes."""
-        first = (key[0] * len(self) + key[1]) * self._source.scenes
+        """Return a conversation about new scenes; a store has the same ones for each epoch."""
+        epoch, index = key
+        first = (index if self.stored else epoch * len(self) + index) * self._source.scenes
         draw = random.Random(derived_seed(self._seed, *key))
         scenes = [self._scene(first + number) for number in range(self._source.scenes)]
-        levels = torch.stack([levels_of(one.pixels) for one in scenes])
+        levels = ids = None
+        if self.stored:
+            ids = torch.from_numpy(self._ids[first : first + len(scenes)].astype(np.int64))
+        else:
+            levels = torch.stack([levels_of(one.pixels) for one in scenes])
         # The pictures in conversations are empty, because their levels come separately.
         if self._source.independent:
             alone = [self._shown([turn], draw) for turn in self._turns(scenes[0], draw)]
             one, *others = (Conversation(self.name(first), tuple(messages), ("",)) for messages in alone)
-            return LoadedConversation(one, levels, None, others=tuple(others))
+            return LoadedConversation(one, levels, ids, others=tuple(others))
         messages = [message for one in scenes for message in self._messages(one, draw)]
         conversation = Conversation(self.name(first), tuple(messages), ("",) * len(scenes))
-        return LoadedConversation(conversation, levels, None)
+        return LoadedConversation(conversation, levels, ids)
 
     def _scene(self, index: int) -> Scene:
         return scene(index, seed=self._source.seed, size=self._size, objects=self._source.objects)
@@ -330,7 +345,9 @@ class FileReader:
         self._picturing, self._max_pixels = picturing, source.max_pixels
         self.stored: StoreInfo | None = None
         if source.store is not None:
-            self.stored, self._ids, self._places = _stored_ids(source.store, paths, picturing)
+            self.stored, self._ids, self._places = _stored_ids(
+                source.store, paths, picturing, "encode the folder by the name that root has"
+            )
             self._rows, self._first = paths, np.array(first, np.int64)
             self._store: TokenStore | None = None
 
@@ -500,7 +517,7 @@ def _store_of(source: ConversationSource) -> Path | None:
 
 
 def _stored_ids(
-    store: Path, paths: dict[str, int], picturing: PictureFormat
+    store: Path, paths: dict[str, int], picturing: PictureFormat, hint: str
 ) -> tuple[StoreInfo, NDArray[Any], NDArray[np.int64]]:
     """Return a store's info, the ids of some pictures, in their smallest type, and the pictures' rows in the store."""
     opened = TokenStore(store, features=())
@@ -520,6 +537,6 @@ def _stored_ids(
     if rows:
         raise ValueError(
             f"{len(rows)} pictures are not in {store}, such as {next(iter(rows))!r}, while it has keys like {last!r}; "
-            "encode the folder by the name that root has"
+            f"{hint}"
         )
     return info, found, places
