@@ -537,6 +537,6 @@ def _stored_ids(
     if rows:
         raise ValueError(
             f"{len(rows)} pictures are not in {store}, such as {next(iter(rows))!r}, while it has keys like {last!r}; "
-            f"{hint}"
+            + hint
         )
     return info, found, places
