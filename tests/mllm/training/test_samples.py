@@ -249,11 +249,14 @@ def test_a_store_gives_the_ids_of_the_pictures(processor, world):
         assert torch.equal(ids, expected) and stored[0, index].levels is None
 
 
-@pytest.mark.parametrize("independent", [False, True])
-def test_a_store_of_scenes_gives_the_ids_of_the_scenes_in_each_epoch(processor, world, tmp_path, independent):
-    store = tmp_path / "scenes"
-    encode_with(["scenes:train?count=6&seed=2&size=32"], store, tokenizer="mean-colour", image_size=32, resize="crop")
-    source = SceneConversations(kind="scenes", count=6, seed=2, independent=independent)
+@pytest.mark.parametrize(("independent", "background"), [(False, None), (True, None), (False, "plain")])
+def test_a_store_of_scenes_gives_the_ids_of_the_scenes_in_each_epoch(
+    processor, world, tmp_path, independent, background
+):
+    store, scenes = tmp_path / "scenes", "scenes:train?count=6&seed=2&size=32"
+    wanted = f"{scenes}&background={background}" if background else scenes
+    encode_with([wanted], store, tokenizer="mean-colour", image_size=32, resize="crop")
+    source = SceneConversations(kind="scenes", count=6, seed=2, independent=independent, background=background)
     stored, read = (samples(processor, of) for of in (source.model_copy(update={"store": store}), source))
     for index in range(6):
         found, drawn = stored[0, index], read[0, index]
@@ -266,8 +269,9 @@ def test_a_store_of_scenes_gives_the_ids_of_the_scenes_in_each_epoch(processor, 
 def test_a_store_of_other_scenes_says_how_to_make_one(world, tmp_path):
     store = tmp_path / "scenes"
     encode_with(["scenes:train?count=6&size=32"], store, tokenizer="mean-colour", image_size=32, resize="crop")
-    source = SceneConversations(kind="scenes", count=7, objects=1, store=store)
-    with pytest.raises(ValueError, match=r"not in .*scenes:train\?count=7&seed=0&size=32&objects=1"):
+    source = SceneConversations(kind="scenes", count=7, objects=1, background="plain", store=store)
+    wanted = r"not in .*scenes:train\?count=7&seed=0&size=32&objects=1&background=plain"
+    with pytest.raises(ValueError, match=wanted):
         open_sources([source], PICTURING, seed=0)
 
 

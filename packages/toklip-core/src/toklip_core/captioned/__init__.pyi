@@ -11,6 +11,7 @@ from .samples import (
     collate as collate,
 )
 from .settings import (
+    BackgroundKind as BackgroundKind,
     CaptionedDataset as CaptionedDataset,
     CaptionedPictures as CaptionedPictures,
     CaptionedScenes as CaptionedScenes,

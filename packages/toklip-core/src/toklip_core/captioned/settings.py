@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels
 
+#: Kinds of backgrounds of scenes.
+BackgroundKind = Literal["plain", "gradient", "striped", "checkered", "cloudy"]
+
 
 class CaptionedScenes(Config):
     """Generated scenes. Every epoch has new ones, each with one of its four captions; they are never cropped."""
@@ -21,7 +24,7 @@ class CaptionedScenes(Config):
     objects: Literal[1, 2, 3] | None = Field(
         default=None, description="Number of objects in each scene; by default 1 to 3 at random."
     )
-    background: Literal["plain", "gradient", "striped", "checkered", "cloudy"] | None = Field(
+    background: BackgroundKind | None = Field(
         default=None, description="Background of all scenes; by default random for each scene."
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
-from toklip_core.captioned import CaptionSource
+from toklip_core.captioned import BackgroundKind, CaptionSource
 from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, RunConfig
 from toklip_core.model import FeatureKind
 
@@ -51,6 +51,9 @@ class SceneConversations(Config):
         description="Seed of the scenes; another seed gives other scenes.",
     )
     objects: Literal[1, 2, 3] | None = Field(default=None, description="Number of objects; by default 1 to 3.")
+    background: BackgroundKind | None = Field(
+        default=None, description="Background of all scenes; by default random for each scene."
+    )
     questions: tuple[QuestionKind, ...] = Field(
         default=get_args(QuestionKind),
         min_length=1,

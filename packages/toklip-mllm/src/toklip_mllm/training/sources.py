@@ -211,9 +211,16 @@ class SceneReader:
         self.path = source.store
         self.stored: StoreInfo | None = None
         if source.store is not None:
-            named = Scenes(source.count * source.scenes, source.seed, size=self._size, objects=source.objects)
+            named = Scenes(
+                source.count * source.scenes,
+                source.seed,
+                size=self._size,
+                objects=source.objects,
+                background=source.background,
+            )
             keys = {named.key(index): index for index in range(len(named))}
-            others = f"&objects={source.objects}" if source.objects else ""
+            kind = {"objects": source.objects, "background": source.background}
+            others = "".join(f"&{name}={value}" for name, value in kind.items() if value is not None)
             wanted = f"scenes:train?count={len(named)}&seed={source.seed}&size={self._size}{others}"
             hint = f'run `toklip encode "{wanted}"` into it'
             self.stored, self._ids, _ = _stored_ids(source.store, keys, picturing, hint)
@@ -242,7 +249,8 @@ class SceneReader:
         return LoadedConversation(conversation, levels, ids)
 
     def _scene(self, index: int) -> Scene:
-        return scene(index, seed=self._source.seed, size=self._size, objects=self._source.objects)
+        of = self._source
+        return scene(index, seed=of.seed, size=self._size, objects=of.objects, background=of.background)
 
     def _messages(self, drawn: Scene, draw: random.Random) -> list[dict[str, str]]:
         """Return the messages about one scene, which the first of them shows or the second draws."""
