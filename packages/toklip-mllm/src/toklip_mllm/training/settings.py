@@ -269,7 +269,7 @@ class MLLMTrainConfig(Config):
     group_by_length: bool = Field(
         default=True,
         description="Put conversations of similar length into the same batch, separately with and without pictures. "
-        "Scenes count as all of one length.",
+        "All conversations about the scenes of a source, and all drawings of a source, count as long as its first one.",
     )
     held_out: HeldOutQuestions = HeldOutQuestions()
     run: RunConfig

@@ -201,6 +201,13 @@ def words_of(sources: Sequence[ConversationReader], conversations: int) -> Itera
             yield from source.texts(number * len(source) // count)
 
 
+def _length(loaded: LoadedConversation, tokens_per_picture: int) -> int:
+    """Return the rough length in tokens of a conversation and the others about its pictures."""
+    messages = [message for one in (loaded.conversation, *loaded.others) for message in one.messages]
+    letters = sum(len(message["content"]) for message in messages)
+    return letters // _LETTERS + len(loaded.conversation.pictures) * tokens_per_picture + 1
+
+
 class SceneReader:
     """Conversations about scenes: questions and a request for the caption, in random order or each by itself."""
 
@@ -309,8 +316,8 @@ class SceneReader:
             yield from islice((one for one in others if draws in one.messages), 1)
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
-        """Return the same length for all conversations."""
-        return np.full(len(self), self._source.scenes * tokens_per_picture + 1, np.int64)
+        """Return the length of the first conversation for all of them."""
+        return np.full(len(self), _length(self[0, 0], tokens_per_picture), np.int64)
 
 
 def american(text: str) -> str:
@@ -460,8 +467,8 @@ class DrawingReader:
         yield self[0, 0].conversation
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:
-        """Return the same length for all conversations."""
-        return np.full(len(self), tokens_per_picture + 1, np.int64)
+        """Return the length of the first conversation for all of them."""
+        return np.full(len(self), _length(self[0, 0], tokens_per_picture), np.int64)
 
     @property
     def stored(self) -> StoreInfo | None:
