@@ -81,6 +81,21 @@ def _train(training: Training) -> None:
         _toklip("train", training.kind, training.recipe, "--out", training.out, *overrides, log=training.out)
 
 
+def scenes_store(out: Path) -> Path:
+    """Return a token store of 24,000 scenes, for language models, made if it is not there."""
+    store = out / "scenes-store-24000"
+    encode_once(store, ["scenes:train?count=24000"], "--model", "toklip-tiny", "--batch-size", "128")
+    return store
+
+
+def questions(store: Path) -> str:
+    """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`, as by the recipe scenes-tiny."""
+    return (
+        f'{{kind = "scenes", count = 24000, store = "{store.as_posix()}", rounds = 3, independent = true, '
+        "captions = 0.5}"
+    )
+
+
 def plain_store(out: Path) -> Path:
     """Return a token store of 24,000 scenes on plain backgrounds, for generators, made if it is not there."""
     store = out / "plain-store-24000"

@@ -3,10 +3,10 @@
     python results/unified.py --out runs
 
 Four trainings for each of codes, tokens and concat as features, and each seed: the recipe `toklip train mllm
-scenes-tiny-unified` on questions and drawings (both), or on drawings alone; the recipe `scenes-tiny` on questions
-alone, which is the language model without image head; and the generator of `toklip train generator scenes-tiny`, which
-has no features "tokens". All have the same width, depth and hidden width, and see as many pictures of a kind: the
-network that does both takes --steps steps with half of each batch of a kind, and the others half as many steps.
+scenes-tiny` on questions alone, or, with an image head, on questions and drawings (both) or on drawings alone; and the
+generator of `toklip train generator scenes-tiny`, which has no features "tokens". All have blocks of one size over
+token stores of 24,000 scenes, on plain backgrounds if they are drawn, and see as many pictures of a kind: the
+network that does both takes --steps steps, half of them of a kind, and the others half as many steps.
 
 It prints exact match over all questions, and how many drawn pictures show what their captions say, judged by pixels:
 of validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each
@@ -31,6 +31,8 @@ from _runs import (
     percent,
     plain_store,
     put,
+    questions,
+    scenes_store,
     shortened,
     spread,
     train_all,
@@ -48,11 +50,8 @@ SPLITS = ("validation", "held-out")
 READING = "exact match"
 CLAIMS = ("colour", "count", "caption")
 
-#: Pictures of a kind in a step of the network that does both; the others have twice as many in half the steps.
-SHARE = 24
-
-_QUESTIONS = '{kind = "scenes", count = 50000}'
-_DRAWINGS = '{kind = "drawings", pictures = {kind = "scenes", count = 50000, background = "plain"}}'
+#: Settings of a language model that also draws: its image head is that of the recipe scenes-tiny-unified.
+_HEAD = ('train=["connector", "language_model", "image_head"]', "image_head={level_blocks=1, guidance=2.0, top_k=20}")
 #: How every picture is drawn: as by toklip-gen-tiny.
 _DRAWING = Drawing(Guidance(2.0), top_k=20)
 
@@ -61,23 +60,15 @@ class Kind(NamedTuple):
     """A training that is compared, and what its model can do."""
 
     command: str
-    recipe: str
-    settings: tuple[str, ...]
     reads: bool
     draws: bool
 
 
 KINDS = {
-    "one network, both": Kind(
-        "mllm", "scenes-tiny-unified", (*OF_LANGUAGE, f"data=[{_QUESTIONS}, {_DRAWINGS}]"), reads=True, draws=True
-    ),
-    "one network, reading alone": Kind(
-        "mllm", "scenes-tiny", (*OF_LANGUAGE, f"data=[{_QUESTIONS}]"), reads=True, draws=False
-    ),
-    "one network, drawing alone": Kind(
-        "mllm", "scenes-tiny-unified", (*OF_LANGUAGE, f"data=[{_DRAWINGS}]"), reads=False, draws=True
-    ),
-    "generator": Kind("generator", "scenes-tiny", OF_GENERATOR, reads=False, draws=True),
+    "one network, both": Kind("mllm", reads=True, draws=True),
+    "one network, reading alone": Kind("mllm", reads=True, draws=False),
+    "one network, drawing alone": Kind("mllm", reads=False, draws=True),
+    "generator": Kind("generator", reads=False, draws=True),
 }
 
 
@@ -85,32 +76,33 @@ def main() -> None:
     """Print a table."""
     parser = arguments(str(__doc__), steps=800)
     parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
-    parser.add_argument("--store", type=Path, help="of the generator's scenes; made in --out by default")
     parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
     parser.add_argument("--captions", type=int, default=256, help="of each split")
     options = parser.parse_args()
-    if options.store is None:
-        options.store = plain_store(options.out)
-    runs = trainings(options)
+    runs = trainings(options, scenes_store(options.out), plain_store(options.out))
     train_all(runs.values(), options.jobs)
     put([table(runs, options)], options.page, "unified")
 
 
-def trainings(options: Any) -> dict[tuple[str, str, int], Training]:  # noqa: ANN401 - of the command line
-    """Return the trainings by kind, features and seed."""
+def trainings(options: Any, shown: Path, drawn: Path) -> dict[tuple[str, str, int], Training]:  # noqa: ANN401 - argparse's
+    """Return the trainings by kind, features and seed, over stores of the scenes that are shown and drawn."""
     found = {}
     for name, kind in KINDS.items():
         steps = options.steps if kind.reads and kind.draws else options.steps // 2
         for features in options.features:
             if kind.command == "generator" and features == "tokens":
                 continue  # it has ids, codes and concat
-            own = [f"features={features}"]
             if kind.command == "generator":
-                own = [f"generator.features={features}", f"data.0.store={options.store}"]
+                own = [*OF_GENERATOR, f"generator.features={features}", f"data.0.store={drawn}"]
+            else:
+                drawings = f'{{kind = "drawings", pictures = {{kind = "store", store = "{drawn.as_posix()}"}}}}'
+                data = [questions(shown)] * kind.reads + [drawings] * kind.draws
+                head = _HEAD if kind.draws else ()
+                own = [*OF_LANGUAGE, *head, f"features={features}", f"data=[{', '.join(data)}]"]
             for seed in options.seeds:
                 folder = options.out / f"unified-{name.replace(', ', '-').replace(' ', '-')}-{features}-{steps}-{seed}"
-                settings = (*kind.settings, *own, *shortened(steps, seed), f"run.batch_size={2 * SHARE}")
-                found[name, features, seed] = Training(kind.command, folder, settings, kind.recipe)
+                settings = (*own, *shortened(steps, seed))
+                found[name, features, seed] = Training(kind.command, folder, settings)
     return found
 
 

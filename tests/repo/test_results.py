@@ -113,32 +113,34 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
 @pytest.mark.parametrize("script", [comprehension, generation])
 def test_features_are_compared_at_two_budgets_with_one_size(tmp_path, asked, script):
     options = Namespace(out=tmp_path, jobs=1, steps=[40, 80], seeds=[3])
-    runs = script.trainings(options, *([tmp_path / "store"] if script is generation else []))
+    runs = script.trainings(options, tmp_path / "store")
     _runs.train_all(runs.values(), 1)
     assert len(runs) == 2 * 3
     for (steps, features, seed), run in runs.items():
         config = asked[run.out.name]
+        assert [source.store for source in config.data] == [tmp_path / "store"]
         sizes = config.generator if script is generation else config.small
         assert (config.run.steps, config.run.seed, sizes.width, sizes.heads) == (steps, seed, _runs.WIDTH, _runs.HEADS)
         assert (sizes.features if script is generation else config.features) == features
 
 
 def test_the_networks_that_read_and_draw_have_one_size_and_see_as_many_pictures_of_a_kind(tmp_path, asked):
-    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[3], store=tmp_path / "store", features=unified.FEATURES)
-    runs = unified.trainings(options)
+    options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[3], features=unified.FEATURES)
+    runs = unified.trainings(options, tmp_path / "store", tmp_path / "plain-store")
     _runs.train_all(runs.values(), 1)
     configs = {key: asked[run.out.name] for key, run in runs.items()}
     assert len(configs) == 4 * 3 - 1  # a generator has no features "tokens"
     for (name, features, seed), config in configs.items():
         reads, draws = unified.KINDS[name].reads, unified.KINDS[name].draws
         steps = 40 if reads and draws else 20
-        assert (config.run.seed, config.run.steps, config.run.batch_size) == (seed, steps, 2 * unified.SHARE)
+        assert (config.run.seed, config.run.steps, config.run.batch_size) == (seed, steps, 32)
         if name == "generator":
             size, found = config.generator, config.generator.features
             assert (size.width, size.hidden_width, size.depth) == (_runs.WIDTH, _runs.HIDDEN, _runs.LAYERS)
         else:
             size, found = config.small, config.features
             assert (size.width, size.hidden, size.layers) == (_runs.WIDTH, _runs.HIDDEN, _runs.LAYERS)
+            assert (config.image_head is not None) == draws
             kinds = {source.kind for source in config.data}
             assert kinds == {kind for kind, does in (("scenes", reads), ("drawings", draws)) if does}
         assert found == features
