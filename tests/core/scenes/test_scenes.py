@@ -21,6 +21,7 @@ from toklip_core.cli import cli
 from toklip_core.scenes import CLASSES, Scenes, parse_caption, scene
 from toklip_core.scenes.drawing import draw_objects
 from toklip_core.scenes.draws import SPLITS, Draws
+from toklip_core.scenes.language import place_of
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
     COLOURS,
@@ -366,10 +367,11 @@ def test_questions_have_the_right_answers(split):
 def test_a_question_by_place_has_one_right_answer():
     seen = set()
     for found in Scenes(600, split="validation"):
-        question = found.question_by_place
-        if question is None:
-            assert len(found.objects) > 1
+        questions = [question for question in found.questions_of_places if question.kind != "place"]
+        assert len(questions) == 1 if len(found.objects) == 1 else len(questions) <= 1
+        if not questions:
             continue
+        (question,) = questions
         kind, name = re.fullmatch(r"what (\w+) is (it|the (?:upper|lower|left|right) one)\?", question.text).groups()
         side = {"it": "x", "upper": "y", "lower": "-y", "left": "x", "right": "-x"}[name.split()[len(name.split()) > 1]]
         objects = sorted(found.objects, key=lambda thing: getattr(thing, side[-1]), reverse=side[0] == "-")
@@ -377,6 +379,15 @@ def test_a_question_by_place_has_one_right_answer():
         assert (name == "it") == (len(objects) == 1)
         seen.add((kind, name))
     assert len(seen) == 15
+
+
+def test_where_an_object_is_is_asked_about_each():
+    seen = set()
+    for found in Scenes(100):
+        asked = {question.text: question.answer for question in found.questions_of_places if question.kind == "place"}
+        assert asked == {f"where is the {thing.colour} {thing.shape}?": place_of(thing) for thing in found.objects}
+        seen |= set(asked.values())
+    assert len(seen) == 9
 
 
 def test_no_answer_can_be_had_without_the_picture():

@@ -120,7 +120,7 @@ def test_a_conversation_about_a_scene_has_its_questions_and_answers():
         conversation = source[1, index].conversation
         pairs = [(ask["content"].removeprefix("<image>\n"), answer["content"]) for ask, answer in
                  zip(conversation.messages[::2], conversation.messages[1::2], strict=True)]  # fmt: skip
-        questions = [*drawn.questions, *filter(None, [drawn.question_by_place])]
+        questions = [*drawn.questions, *drawn.questions_of_places]
         asked = {(american(question.text).rstrip("?"), question.answer) for question in questions}
         pairs = [(american(question).rstrip("?"), answer) for question, answer in pairs]
         captions = [answer for question, answer in pairs if (question, answer) not in asked]
@@ -138,8 +138,8 @@ def test_questions_about_scenes_come_as_people_type_them():
 def test_the_words_of_all_ways_to_ask_are_known():
     [source] = open_sources([SceneConversations(kind="scenes", count=200)], PICTURING, seed=0)
     tokenizer = word_tokenizer(words_of([source], 200), context_length=64)
-    typed = ("What color is the upper one?", "Please draw a red circle.", "show me a blue star.", "what size is it")
-    for text in typed:
+    typed = ("What color is the upper one?", "where is the red circle?", "Please draw a red circle.", "what size is it")
+    for text in (*typed, "show me a blue star."):
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
 

@@ -25,7 +25,7 @@ from toklip_core.scenes.drawing import colour_name, draw_background, draw_object
 from toklip_core.scenes.draws import SPLITS, Draws
 from toklip_core.scenes.folder import write_scenes
 from toklip_core.scenes.inputs import parse_scenes
-from toklip_core.scenes.language import Description, Phrase, Question, ask, ask_by_place, describe, parse_caption
+from toklip_core.scenes.language import Description, Phrase, Question, ask, ask_places, describe, parse_caption
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
     COLOURS,
@@ -117,12 +117,12 @@ class Scene:
         return ask(self._draws("questions", number), self.objects, self.split)
 
     @cached_property
-    def question_by_place(self) -> Question | None:
-        """A question about "the upper one", or about "it" where there is one object; None if no such name is clear.
+    def questions_of_places(self) -> tuple[Question, ...]:
+        """Questions about places: "where is the red circle?", and "what shape is the upper one?" where that is clear.
 
-        It is for training: conversations name objects so, and the questions that models are measured by do not.
+        They are for training: conversations ask so, and the questions that models are measured by do not.
         """
-        return ask_by_place(self._draws("question by place"), self.objects)
+        return ask_places(self._draws("question by place"), self.objects)
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class Question(NamedTuple):
 
     text: str
     answer: str
-    #: "colour", "shape", "count", "existence", "relation" or "size".
+    #: "colour", "shape", "count", "existence", "relation" or "size"; in training also "place".
     kind: str
 
 
@@ -268,22 +268,23 @@ def ask(draws: Draws, objects: Sequence[SceneObject], split: str) -> tuple[Quest
     return tuple(question for question in questions if question is not None)
 
 
-def ask_by_place(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:
-    """Return a question that names an object by its place, such as "the upper one", or the only object as "it".
+def ask_places(draws: Draws, objects: Sequence[SceneObject]) -> tuple[Question, ...]:
+    """Return where each object is, and a question that names one by its place or, where it is alone, as "it".
 
-    None if no such name is clear: three objects, or two that are about as far apart across as down.
+    That question is left out where no such name is clear: three objects, or two about as far apart across as down.
     """
+    where = [Question(f"where is the {_noun(thing)}?", place_of(thing), "place") for thing in objects]
     names = ["it"]
     if len(objects) > 1:
         objects = _shuffled(draws, objects)
         relation = _clear_relation(*objects) if len(objects) == 2 else None
         if relation is None:
-            return None
+            return tuple(where)
         names = [_ONES[relation], _ONES[_OPPOSITES[relation]]]
     which = draws.below(len(names))
     thing, name = objects[which], names[which]
     kind = draws.pick(("colour", "shape", "size"))
-    return Question(f"what {kind} is {name}?", str(getattr(thing, kind)), kind)
+    return Question(f"what {kind} is {name}?", str(getattr(thing, kind)), kind), *where
 
 
 def _ask_colour(draws: Draws, objects: Sequence[SceneObject]) -> Question | None:

@@ -30,7 +30,7 @@ Passes = Annotated[
 
 
 #: Kinds of questions about scenes.
-QuestionKind = Literal["colour", "shape", "count", "existence", "relation", "size"]
+QuestionKind = Literal["colour", "shape", "count", "existence", "relation", "size", "place"]
 
 
 class SceneConversations(Config):

@@ -304,7 +304,7 @@ class SceneReader:
     def _questions(self, drawn: Scene) -> list[Question]:
         """Return all questions about a scene, each once."""
         rounds = [question for number in range(self._source.rounds) for question in drawn.questions_of_round(number)]
-        found = dict.fromkeys([*rounds, *filter(None, [drawn.question_by_place])])
+        found = dict.fromkeys([*rounds, *drawn.questions_of_places])
         return [question for question in found if question.kind in self._source.questions]
 
     def of_each_kind(self) -> Iterator[Conversation]:
