@@ -29,6 +29,8 @@ class Training(NamedTuple):
     recipe: str = "scenes-tiny"
 
 
+#: Recipe of a language model that learns from nothing.
+LANGUAGE = "scenes-tiny-stage-1"
 #: Sizes of networks that are compared with one another: width, hidden width, blocks, heads.
 WIDTH, HIDDEN, LAYERS, HEADS = 192, 512, 4, 3
 #: The same as settings of a language model.
@@ -44,7 +46,7 @@ OF_GENERATOR = (
 
 def shortened(steps: int, seed: int) -> tuple[str, ...]:
     """Settings of a training of so many steps: it warms up for an eighth of them, at most 50."""
-    return f"run.steps={steps}", f"run.warmup_steps={min(50, steps // 8)}", f"run.seed={seed}"
+    return f"run.steps={steps}", f"run.warmup_steps={min(50, steps // 8)}", "run.schedule=cosine", f"run.seed={seed}"
 
 
 def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.ArgumentParser:
@@ -89,7 +91,7 @@ def scenes_store(out: Path) -> Path:
 
 
 def questions(store: Path) -> str:
-    """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`, as by the recipe scenes-tiny."""
+    """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`, all kinds of questions."""
     return (
         f'{{kind = "scenes", count = 24000, store = "{store.as_posix()}", rounds = 3, independent = true, '
         "captions = 0.5}"

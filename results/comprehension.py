@@ -2,10 +2,10 @@
 
     python results/comprehension.py --out runs
 
-Each is the recipe `toklip train mllm scenes-tiny` with a smaller network, other features and seeds, and fewer steps,
-of two numbers, over a token store of 24,000 scenes, more than a run sees. Exact match over all questions of validation
-scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each with a
-combination that it never shows), by greedy search.
+Each is the recipe `toklip train mllm scenes-tiny-stage-1` with a smaller network, other features and seeds, and fewer
+steps, of two numbers, over a token store of 24,000 scenes, more than a run sees. Exact match over all questions of
+validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each with
+a combination that it never shows), by greedy search.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from _runs import (
+    LANGUAGE,
     OF_LANGUAGE,
     Training,
     arguments,
@@ -56,6 +57,7 @@ def trainings(options: Any, store: Path) -> Runs:  # noqa: ANN401 - argparse's
             "mllm",
             options.out / f"mllm-{features}-{steps}-steps-{seed}",
             (f"features={features}", f"data=[{questions(store)}]", *OF_LANGUAGE, *shortened(steps, seed)),
+            LANGUAGE,
         )
         for steps in options.steps
         for features in FEATURES

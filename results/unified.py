@@ -3,9 +3,9 @@
     python results/unified.py --out runs
 
 Four trainings for each of codes, tokens and concat as features, and each seed: the recipe `toklip train mllm
-scenes-tiny` on questions alone, or, with an image head, on questions and drawings (both) or on drawings alone; and the
-generator of `toklip train generator scenes-tiny`, which has no features "tokens". All have blocks of one size over
-token stores of 24,000 scenes, on plain backgrounds if they are drawn, and see as many pictures of a kind: the
+scenes-tiny-stage-1` on questions alone, or, with an image head, on questions and drawings (both) or on drawings alone;
+and the generator of `toklip train generator scenes-tiny`, which has no features "tokens". All have blocks of one size
+over token stores of 24,000 scenes, on plain backgrounds if they are drawn, and see as many pictures of a kind: the
 network that does both takes --steps steps, half of them of a kind, and the others half as many steps.
 
 It prints exact match over all questions, and how many drawn pictures show what their captions say, judged by pixels:
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _runs import (
+    LANGUAGE,
     OF_GENERATOR,
     OF_LANGUAGE,
     Training,
@@ -60,15 +61,16 @@ class Kind(NamedTuple):
     """A training that is compared, and what its model can do."""
 
     command: str
+    recipe: str
     reads: bool
     draws: bool
 
 
 KINDS = {
-    "one network, both": Kind("mllm", reads=True, draws=True),
-    "one network, reading alone": Kind("mllm", reads=True, draws=False),
-    "one network, drawing alone": Kind("mllm", reads=False, draws=True),
-    "generator": Kind("generator", reads=False, draws=True),
+    "one network, both": Kind("mllm", LANGUAGE, reads=True, draws=True),
+    "one network, reading alone": Kind("mllm", LANGUAGE, reads=True, draws=False),
+    "one network, drawing alone": Kind("mllm", LANGUAGE, reads=False, draws=True),
+    "generator": Kind("generator", "scenes-tiny", reads=False, draws=True),
 }
 
 
@@ -102,7 +104,7 @@ def trainings(options: Any, shown: Path, drawn: Path) -> dict[tuple[str, str, in
             for seed in options.seeds:
                 folder = options.out / f"unified-{name.replace(', ', '-').replace(' ', '-')}-{features}-{steps}-{seed}"
                 settings = (*own, *shortened(steps, seed))
-                found[name, features, seed] = Training(kind.command, folder, settings)
+                found[name, features, seed] = Training(kind.command, folder, settings, kind.recipe)
     return found
 
 

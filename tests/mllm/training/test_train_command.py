@@ -81,11 +81,11 @@ def test_settings_that_do_not_fit_are_one_line(overrides, message, tmp_path):
 
 
 def test_a_recipe_that_is_not_there_names_the_nearest():
-    assert "Did you mean 'scenes-tiny'?" in train("scenes-tniy", "--out", "x").output
+    assert "Did you mean 'scenes-tiny-unified'?" in train("scenes-tiny-unifed", "--out", "x").output
 
 
 def test_without_a_folder_the_command_says_what_it_needs():
-    done = train("scenes-tiny")
+    done = train("scenes-tiny-stage-1")
     assert done.exit_code == 2 and "--out FOLDER" in done.output
 
 
