@@ -64,7 +64,9 @@ def test_overrides_reach_tables_and_lists_and_are_toml_or_else_text(recipes: Pat
     ("override", "message"),
     [
         ("run.stpes=20", r"run.stpes is not a setting; did you mean 'steps'\?"),
-        ("data.0.cuont=2", r"data.0.count.cuont is not a setting; did you mean 'count'\?"),
+        ("data.0.cuont=2", r"data.0.cuont is not a setting; did you mean 'count'\?"),
+        ("data.0.count=two", r"data.0.count: got 'two', but input should be a valid integer"),
+        ("data=[{kind='folder'}]", r"data.0.folder is missing; set it in the file or with --set data.0.folder=..."),
         ("rnu=2", r"rnu is not a setting; did you mean 'run'\?"),
         ("run.steps=-1", "run.steps: got -1, but input should be greater than 0"),
         ("run.betas=[0.9, 1.5]", "run.betas.1: got 1.5, but input should be less than 1"),
@@ -138,3 +140,13 @@ def test_held_out_data_are_scenes_or_ones_own_and_by_default_none():
     assert HeldOutLetters(letters=Path("a"), words=Path("b")) and HeldOutLetters(scenes=3)
     with pytest.raises(ValueError, match="give scenes, or letters and words, and not both"):
         HeldOutLetters(scenes=3, words=Path("b"))
+
+
+def test_a_wrong_entry_alone_is_one_problem():
+    class Several(Config):
+        entries: tuple[int, ...] = Field(min_length=1)
+
+    with pytest.raises(ValueError, match=r"^here: entries.0: got 'x', but input should be a valid integer[^;]*$"):
+        validated(Several, {"entries": ["x"]}, "here")
+    with pytest.raises(ValueError, match=r"entries: got .*at least 1 item"):
+        validated(Several, {"entries": []}, "here")

@@ -68,7 +68,7 @@ learning_rate = 1e-3
         (["run.stpes=1"], "run.stpes is not a setting; did you mean 'steps'?"),
         (["lora.rank=2"], "lora adapts a language model that knows something; put language_model into train"),
         (["frozen_dtype=bfloat16"], "frozen_dtype bfloat16 goes with run.precision 'bf16', and got 'no'"),
-        (["data.0.root=x"], "data.0.scenes.root is not a setting"),
+        (["data.0.root=x"], "data.0.root is not a setting"),
         (["train=[]"], "train"),
     ],
 )

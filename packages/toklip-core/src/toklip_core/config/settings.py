@@ -216,7 +216,7 @@ def validated(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = list(_explain(error, model, typed))
+        problems = list(_explain(error, model, values, typed))
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise ValueError(one_line(f"{source}: {'; '.join(problems[:_NAMED])}{more}")) from error
 
@@ -303,9 +303,17 @@ def _assign(values: dict[str, Any], keys: list[str], value: object, whole: str) 
             raise ValueError(f"got --set {whole}, but {'.'.join(keys[:position])} is a value and has no {key!r}")
 
 
-def _explain(error: ValidationError, model: type[BaseModel], typed: bool) -> Iterable[str]:
-    for problem in error.errors():
-        where = ".".join(map(str, problem["loc"]))
+def _explain(
+    error: ValidationError, model: type[BaseModel], values: Mapping[str, Any], typed: bool
+) -> Iterable[str]:
+    problems = error.errors()
+    for problem in problems:
+        place = problem["loc"]
+        if problem["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place for other in problems if other is not problem
+        ):
+            continue  # pydantic counts the entries without the wrong ones
+        where = ".".join(map(str, _keys_to(place, values)))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(problem["loc"][-1]), _keys_beside(model, problem["loc"]), n=1)
             yield f"{where} is not a setting" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -318,6 +326,23 @@ def _explain(error: ValidationError, model: type[BaseModel], typed: bool) -> Ite
             message = problem["msg"]
             got = one_line(repr(problem["input"]), longest=80)
             yield f"{where or 'all of it'}: got {got}, but {message[:1].lower()}{message[1:]}"
+
+
+def _keys_to(location: tuple[int | str, ...], values: object) -> Iterable[int | str]:
+    """Yield the keys to the place of a problem, without the kinds that pydantic adds to tell variants apart."""
+    after_kind = False
+    for key in location:
+        if isinstance(values, Mapping):
+            if key == values.get("kind") and not after_kind:
+                after_kind = True
+                continue
+            values = values.get(key)
+        elif isinstance(values, list | tuple) and isinstance(key, int) and key < len(values):
+            values = values[key]
+        else:
+            values = None
+        after_kind = False
+        yield key
 
 
 def _keys_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
