@@ -14,8 +14,8 @@ from tests.core.conftest import picture
 pytest.importorskip("toklip_vq")
 
 
-def test_it_is_under_ten_megabytes():
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10e6
+def test_it_is_under_eleven_megabytes():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 11e6
 
 
 def test_models_lists_it():
@@ -25,11 +25,10 @@ def test_models_lists_it():
 
 
 @pytest.mark.slow
-def test_it_answers_far_more_often_rightly_than_the_most_frequent_answers_do():
-    report = evaluate_vqa("toklip-mllm-tiny", "scenes:validation?count=40", compute=Compute(batch_size=64))
-    assert report.exact_match is not None
-    assert report.exact_match.right > report.exact_match.prior + 0.12
-    assert report.by_type["colour"].right > 0.5
+def test_it_answers_questions_of_every_kind_about_combinations_that_training_never_shows():
+    report = evaluate_vqa("toklip-mllm-tiny", "scenes:held-out?count=40", compute=Compute(batch_size=64))
+    assert report.exact_match is not None and report.exact_match.right > 0.9
+    assert min(share.right for share in report.by_type.values()) > 0.8
 
 
 def test_a_name_that_no_model_has_is_said_in_one_line(tmp_path):

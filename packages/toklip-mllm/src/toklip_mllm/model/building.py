@@ -136,7 +136,7 @@ def add_image_head(
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
     >>> prompt = processor(text="a red circle", generation_mode="image", return_tensors="pt")
     >>> tuple(model.generate(**prompt, generation_mode="image", seeds=[0]).shape)
-    (1, 8, 8, 1)
+    (1, 8, 8, 4)
     """
     if model.image_head is not None:
         raise ValueError("the model has an image head already; train that one")
@@ -215,7 +215,7 @@ def load(
 
     >>> model, processor = load("toklip-mllm-tiny")
     >>> model.config.image_size, model.config.tokens_per_picture, model.context
-    (64, 64, 256)
+    (64, 64, 512)
     """
     place = TINY if str(name) == TINY_NAME else name
     if Path(place).is_dir() and not Path(place, "config.json").is_file():

@@ -49,7 +49,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
     >>> from toklip_mllm.model.building import load
     >>> config = load("toklip-mllm-tiny")[0].config
     >>> config.features, config.tokenizer_record.name, config.tokens_per_picture
-    ('concat', 'llamagen-tiny', 64)
+    ('concat', 'vqgan-tiny', 64)
     """
 
     model_type = MODEL_TYPE

@@ -90,10 +90,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     >>> from toklip_mllm.model import load
     >>> model, processor = load("toklip-mllm-tiny")
-    >>> ids = torch.zeros(1, 8, 8, 1, dtype=torch.int64)
+    >>> ids = torch.zeros(1, 8, 8, 4, dtype=torch.int64)
     >>> prompt = torch.full((1, model.config.tokens_per_picture), model.config.image_token_id)
     >>> model(input_ids=prompt, image_ids=ids).logits.shape
-    torch.Size([1, 64, 109])
+    torch.Size([1, 64, 116])
     """
 
     config_class = TokLIPLMConfig

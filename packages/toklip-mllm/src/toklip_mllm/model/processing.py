@@ -85,7 +85,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     ... )
     >>> inputs["image_ids"].shape
-    torch.Size([1, 8, 8, 1])
+    torch.Size([1, 8, 8, 4])
     >>> answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     >>> processor.batch_decode(answer, skip_special_tokens=True)
     ['3']
