@@ -115,7 +115,7 @@ def checks_of(package: str) -> list[Callable[[], None]]:
         return [
             partial(is_shown_without, "toklip-gen"),
             answers,
-            partial(fails_with, "toklip-core[train]", ["train", "mllm", *train]),
+            partial(fails_with, "toklip-core[train]", ["train", "mllm", "scenes-tiny-stage-1", *train[1:]]),
         ]
     return [
         partial(is_shown_without, "toklip-mllm"),
