@@ -123,6 +123,10 @@ def test_guidance_0_draws_without_the_condition():
     assert torch.equal(without, drawn(conditions=(0,), drawing=GREEDY))
 
 
+def test_a_scale_may_be_a_whole_number():
+    assert torch.equal(drawn(drawing=Drawing(Guidance(3))), drawn(drawing=Drawing(Guidance(3.0))))
+
+
 def test_what_a_caller_leaves_open_is_the_models_own():
     own = Sums(drawing=Drawing(top_k=1))
     assert torch.equal(drawn(own), drawn(drawing=GREEDY))

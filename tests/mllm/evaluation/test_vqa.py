@@ -25,6 +25,7 @@ from toklip_mllm.evaluation import (
     held_out_questions,
     prompt_of,
     read_questions,
+    refuse_long_questions,
     report_answers,
     scene_questions,
 )
@@ -265,6 +266,23 @@ def test_an_answer_ends_where_the_context_does(rows):
     [question] = read_questions(rows(ROW | {"image": ["red.png"] * 7, "question": "red " * 50}))
     [found] = answer_questions(model, processor, [question], [], max_new_tokens=100)
     assert 0 < len(processor.tokenizer(found.answer)["input_ids"]) <= 512 - 7 * 64 - 50 < 100
+
+
+def test_a_long_prompt_takes_no_room_from_the_others_of_its_batch(rows):
+    model, processor = small_mllm()
+    model.generation_config.suppress_tokens = [*range(6), *range(28, 64)]  # all but words
+    long, short = read_questions(rows(ROW | {"image": ["red.png"] * 7, "question": "red " * 50}, ROW))
+    both = [*answer_questions(model, processor, [long, short], [], max_new_tokens=40)]
+    alone = [*answer_questions(model, processor, [short], [], max_new_tokens=40)]
+    assert both[1].answer == alone[0].answer
+
+
+def test_a_run_is_refused_if_a_held_out_question_leaves_no_room_for_an_answer(rows):
+    model, processor = small_mllm()
+    questions = read_questions(rows(ROW, ROW | {"image": ["red.png"] * 7, "question": "red " * 99}))
+    refuse_long_questions(model, processor, questions[:1], "{}")
+    with pytest.raises(ValueError, match=r"row 2: got a prompt of \d+ tokens with its pictures; the language model's"):
+        refuse_long_questions(model, processor, questions, "{}")
 
 
 def test_questions_about_unreadable_pictures_are_named_and_in_no_figure(rows, tmp_path):

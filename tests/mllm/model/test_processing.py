@@ -131,6 +131,15 @@ def test_what_the_tokenizer_takes_reaches_it_from_the_chat_template_as_from_the_
         assert found[key] == called[key] == wanted[key]
 
 
+def test_one_picture_may_come_beside_the_messages():
+    _, processor = shared()
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    beside = processor.apply_chat_template([turn("user", "<image> red")], images=picture(0), **options)
+    within = processor.apply_chat_template([turn("user", picture(0), " red")], **options)
+    assert torch.equal(beside["image_ids"], within["image_ids"])
+    assert torch.equal(beside["input_ids"], within["input_ids"])
+
+
 def test_where_pictures_are_is_told_where_that_is_asked_for():
     _, processor = shared()
     batch = processor(text=["what <image>", "red"], image_ids=ids(), padding=True, return_mm_token_type_ids=True)

@@ -487,6 +487,38 @@ def test_what_is_no_option_of_drawing_is_refused():
         processor.postprocess(some_ids(), return_tensors="tf")
 
 
+def test_options_that_are_none_are_as_if_they_were_not_given():
+    model, processor = unified()
+    batch = to_draw(processor, "one")
+    ids = model.generate(**batch, generation_mode="image", seeds=[1], temperature=None, streamer=None, num_beams=None)
+    assert torch.equal(ids, model.generate(**batch, generation_mode="image", seeds=[1]))
+    assert model(**batch, return_dict=None, output_hidden_states=None).hidden_states is None
+
+
+def test_a_drawing_that_failed_leaves_nothing_behind():
+    model, processor = unified()
+    sampler = Sampler(PicturePredictor(model))
+    first, second = to_draw(processor, "one"), to_draw(processor, "red circle")
+    with pytest.raises(ValueError, match="2 seeds"):
+        model.draw(**first, seeds=[0, 1], sampler=sampler)
+    sampler.model.prefill(PicturePrompt(model.get_input_embeddings()(first["input_ids"]), first["attention_mask"]),
+                          some_ids().flatten(1, 2)[:, :3], guided=False, steps=0)
+    kept = model.draw(**second, seeds=[0], prefix_ids=some_ids().flatten(1, 2), sampler=sampler)
+    fresh = model.draw(**second, seeds=[0], prefix_ids=some_ids().flatten(1, 2))
+    assert kept.cache.get_seq_length() == fresh.cache.get_seq_length()
+
+
+def test_two_drawn_pictures_are_rendered_alike_as_items_and_as_text():
+    _, processor = unified()
+    asked = {"role": "user", "content": "two"}
+    pair = [{"type": "image"}, {"type": "image"}]
+    texts = [
+        processor.apply_chat_template([asked, {"role": "assistant", "content": content}])
+        for content in (pair, "<image><image>")
+    ]
+    assert texts[0] == texts[1] and texts[0].count("<begin_image><image>") == 2
+
+
 def test_a_head_that_cannot_be_is_refused():
     model, processor = small_mllm(vq=several("pyramid-greys"))
     with pytest.raises(ValueError, match="a pyramid of ids"):
@@ -500,6 +532,7 @@ def test_a_head_that_cannot_be_is_refused():
     rows, words = model.get_input_embeddings().num_embeddings, len(processor.tokenizer)
     for settings, message in (
         ({"begin_token": "red"}, "got 'red' as begin token, which is a word of the tokenizer; name one of its special"),
+        ({"top_k": 2000}, r"got top_k = 2000; wanted 0 \(all\) to \d"),
         ({"level_width": 30, "level_heads": 4}, "got level_width 30 and level_heads 4; the heads must divide"),
     ):
         with pytest.raises(ValueError, match=message):

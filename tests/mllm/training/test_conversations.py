@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from toklip_mllm.model import IGNORED
 from toklip_mllm.training import (
-    IGNORED,
     Conversation,
     Example,
     collate,

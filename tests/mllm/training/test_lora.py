@@ -101,7 +101,7 @@ def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the
     language_model(family).save_pretrained(tmp_path / "language")
     tokenizer(MARKED).save_pretrained(tmp_path / "language")
     lora = {"targets": [target, *(["q_proj"] if family == "llama" else ["c_attn"])]}
-    changes = {"language_model": str(tmp_path / "language"), "train": ["language_model"], "lora": lora}
+    changes = {"language_model": str(tmp_path / "language"), "lora": lora}
     settings = config(world, file_data(world), **changes)
     with pytest.raises(ValueError, match=message) as raised:
         train_mllm(settings, tmp_path / "run")
@@ -111,7 +111,7 @@ def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the
 @pytest.mark.parametrize("targets", [[], ["all-linear"], ["lm_head", "embed_tokens"]])
 def test_adapters_stay_out_of_the_semantic_encoder_and_the_connector(world, targets):
     model, _ = build(language_model(), small_toklip(), tokenizer=tokenizer(MARKED))
-    freeze(model, config(world, SCENES, train=["language_model"], lora={"rank": 2, "targets": targets}))
+    freeze(model, config(world, SCENES, lora={"rank": 2, "targets": targets}))
     layers = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert layers and all(name.startswith("language_model.") for name in layers)
 
@@ -144,7 +144,7 @@ def test_an_export_that_says_something_else_than_the_run_is_no_end_of_it(world, 
 
     lora = {"rank": 4, "alpha": 64, "dropout": 0.0, "targets": ["embed_tokens"]}
     run = {"learning_rate": 0.1, "steps": 4}
-    settings = config(world, file_data(world), train=["language_model"], lora=lora, run=run, saved_dtype=saved_dtype)
+    settings = config(world, file_data(world), lora=lora, run=run, saved_dtype=saved_dtype)
     monkeypatch.setattr(training, "merged", without_embeddings)
     with pytest.raises(OSError, match=r"cannot write .*model \(.* is not the trained model: .*\)") as raised:
         train_mllm(settings, tmp_path / "run")

@@ -234,6 +234,24 @@ def test_a_broken_picture_is_named_and_the_next_takes_its_place(processor, tmp_p
     assert found[0, 0].levels is None and "broken.png: no picture in a format" in caplog.text
 
 
+#: Only the text of the assistant is marked, without the token that ends it.
+SPOKEN = MARKED.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>")
+
+
+def test_a_row_that_the_template_cannot_label_is_named_and_the_next_takes_its_place(processor, tmp_path, caplog):
+    rows = [text_row(3), {"id": "silent", "conversations": said([("human", "red ?"), ("gpt", "")])}]
+    found = samples(small_mllm(template=SPOKEN)[1], written(tmp_path, *rows))
+    assert torch.equal(found[0, 1].example.input_ids, found[0, 0].example.input_ids)
+    assert "(id silent): no token has a label" in caplog.text
+
+
+@pytest.mark.parametrize(("picture", "kind"), [({"path": "a.jpg", "bytes": None}, "dict"), (3, "int")])
+def test_a_picture_that_is_no_path_is_refused_by_name_at_the_start(picture, kind, processor, tmp_path):
+    row = {"image": picture, "conversations": said([("human", "<image> what"), ("gpt", "red")])}
+    with pytest.raises(ValueError, match=rf"rows.jsonl, row 1: got a picture that is a {kind}; wanted the path"):
+        samples(processor, written(tmp_path, row))
+
+
 def test_a_file_of_broken_pictures_alone_is_an_error(processor, tmp_path):
     row = {"image": "missing.png", "conversations": said([("human", "<image>"), ("gpt", "red")])}
     with pytest.raises(ValueError, match=r"none of 1 conversations can be used; the last is .*missing\.png"):

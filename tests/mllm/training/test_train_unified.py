@@ -193,6 +193,14 @@ def test_settings_that_cannot_draw_are_refused(world):
         MLLMTask(settings(world, file_data(world), image_head=None))
     with pytest.raises(ValueError, match=r"got the request 'draw it'; put \{caption\} where the caption goes"):
         settings(world, drawings(world) | {"requests": ["draw it"]})
+    with pytest.raises(ValueError, match=r"template 'plain' renders nothing that the user says, so pictures would be"):
+        settings(world, drawings(world), template="plain")
+    with pytest.raises(ValueError, match="a new connector knows nothing; put connector into train"):
+        config(world, file_data(world), train=["language_model"])
+    with pytest.raises(ValueError, match=r"got the prompt 'briefly'; put \{\} where the question goes"):
+        config(world, file_data(world), held_out={"scenes": 2, "prompt": "briefly"})
+    with pytest.raises(ValueError, match="root has no effect without questions; leave it out"):
+        config(world, file_data(world), held_out={"scenes": 2, "root": "here"})
     with pytest.raises(ValueError, match=r"got the token store .*store beside sources without one"):
         MLLMTask(settings(world, drawings(world, "store"), PLAIN))
 
@@ -200,6 +208,24 @@ def test_settings_that_cannot_draw_are_refused(world):
 def test_pictures_that_do_not_fit_are_left_out_and_say_so(world):
     with pytest.raises(ValueError, match="40 tokens end within its pictures"):
         MLLMTask(settings(world, drawings(world), max_length=40)).samples[0, 0]
+
+
+def test_a_placeholder_in_a_caption_is_no_picture(world, tmp_path):
+    for caption in ("a red <image>circle", "a red circle"):
+        (tmp_path / "captions.jsonl").write_text(json.dumps({"image": f"{world}/pictures/00.png", "caption": caption}))
+        table = {"kind": "table", "table": str(tmp_path / "captions.jsonl")}
+        source = Drawings.model_validate({"kind": "drawings", "pictures": table, "requests": ["draw {caption}"]})
+        (reader,) = open_sources([source], PictureFormat(32, "crop"), seed=0)
+        assert reader[0, 0].conversation.messages[0]["content"] == "draw a red circle"
+
+
+def test_figures_of_drawings_are_means_over_batches_that_draw(world, tmp_path):
+    data = [drawings(world), file_data(world)]
+    train_mllm(settings(world, *data, run={"steps": 8, "batch_size": 2, "save_every": 8}), tmp_path / "run")
+    logged = [line for line in lines(tmp_path / "run") if "loss/text" in line]
+    some, none = ([line for line in logged if (line["loss/image"] > 0) is drew] for drew in (True, False))
+    assert some and none and all("id_accuracy" in line for line in some)
+    assert not [line for line in none if "id_accuracy" in line]
 
 
 def test_the_log_is_json(world, tmp_path):

@@ -70,6 +70,6 @@ def guide(logits: Tensor, batch: int, scale: float | Tensor) -> Tensor:
     if len(logits) == batch:
         return logits
     with_it, without = logits.chunk(2)
-    if isinstance(scale, float):
-        return with_it if scale == 1 else without + scale * (with_it - without)
-    return torch.where(scale == 1, with_it, without + scale * (with_it - without))
+    if isinstance(scale, Tensor):
+        return torch.where(scale == 1, with_it, without + scale * (with_it - without))
+    return with_it if scale == 1 else without + scale * (with_it - without)

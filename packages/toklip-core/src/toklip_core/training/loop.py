@@ -321,7 +321,8 @@ class _Window:
             return
         sums: dict[str, list[float]] = {}
         for _, name, value in self._means():
-            sums.setdefault(name, []).append(value)
+            if not math.isnan(value):  # a metric of steps that have nothing to measure
+                sums.setdefault(name, []).append(value)
         steps = len({at for at, _ in self.rows})
         more["steps_per_second"] = steps / (time.perf_counter() - self.since)
         self.folder.log(step, {name: sum(values) / len(values) for name, values in sums.items()} | more)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
+from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, refuse_drawing
 from toklip_core.drawing import Drawing, Guidance, IdLevels
 from toklip_core.embeddings import CodebookSize
 from toklip_core.tokenizer import TokenizerRecord
@@ -184,7 +184,7 @@ class GeneratorConfig(Config):
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        _ = self.id_levels  # ValueError unless they fit the codebook sizes
+        refuse_drawing(top_k=self.top_k, most=max(self.id_levels.sizes))  # also unless levels fit the codebook sizes
         if (self.feature_width is None) != (self.features == "ids"):
             raise ValueError("feature_width goes with features = 'codes' or 'concat', and not with 'ids'")
         if (self.toklip is not None) != self.needs_toklip:

@@ -27,7 +27,7 @@ _ROWS = 4
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed weight, for inputs of few rows; it has no parameters."""
+    """A linear layer with a packed weight, which is no parameter, for inputs of few rows."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -26,4 +26,5 @@ from .vqa import (
     evaluate_answers as evaluate_answers,
     evaluate_vqa as evaluate_vqa,
     held_out_questions as held_out_questions,
+    refuse_long_questions as refuse_long_questions,
 )

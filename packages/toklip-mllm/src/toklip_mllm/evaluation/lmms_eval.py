@@ -124,7 +124,9 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
             processor_kwargs={"padding": True, "padding_side": "left", "device": self.device},
         )
         samples = bool(options.get("do_sample", (options.get("temperature") or 0) > 0))
-        drawn = {"do_sample": True, "temperature": options.get("temperature"), "top_p": options.get("top_p")}
+        # The language model's own sampling settings, such as its top-k, are none of the task's.
+        drawn = {**GREEDY, "do_sample": True, "temperature": options.get("temperature"), "top_p": options.get("top_p"),
+                 "top_k": 0}
         prompt = inputs["input_ids"].shape[1]
         said = self.model.generate(
             **inputs,

@@ -27,8 +27,8 @@ from toklip_core.weights import weights_checksum
 from toklip_mllm.chat import GREEDY, room
 from toklip_mllm.evaluation.questions import Columns, VQAQuestion, prompt_of, read_questions, scene_questions
 from toklip_mllm.evaluation.report import VQAAnswer, VQAReport, report_answers
-from toklip_mllm.evaluation.settings import HeldOutQuestions
-from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
+from toklip_mllm.evaluation.settings import HeldOutQuestions, refuse_prompt
+from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
 
 #: Default maximum number of new tokens per answer.
 MAX_NEW_TOKENS = 32
@@ -65,8 +65,7 @@ def evaluate_vqa(
         ValueError: the prompt has no {}, the file is malformed, or no picture can be read.
     """
     refuse_counts(max_new_tokens=max_new_tokens)
-    if "{}" not in prompt:
-        raise ValueError(f"got the prompt {prompt!r}; put {{}} where the question goes")
+    refuse_prompt(prompt)
     prompt = replace_lone_surrogates(prompt)
     asked = read_questions(questions, root=root, columns=columns, max_pixels=compute.max_pixels)
     if answers is not None:
@@ -102,6 +101,23 @@ def held_out_questions(config: HeldOutQuestions, *, image_size: int) -> list[VQA
         refuse_unreadable(picture for one in questions for picture in one.pictures)
         return questions
     return scene_questions(Scenes(config.scenes, split="held-out", size=image_size))
+
+
+def refuse_long_questions(
+    model: TokLIPForConditionalGeneration, processor: TokLIPProcessor, questions: Sequence[VQAQuestion], prompt: str
+) -> None:
+    """Raise ContextError for questions that leave no room for an answer, before the first of a run is answered."""
+    if model.context is None or not questions:
+        return
+    prompts = [prompt_of(one, prompt) for one in questions]
+    texts = processor.apply_chat_template(_conversations(processor, questions, prompts), add_generation_prompt=True)
+    for one, text in zip(questions, texts, strict=True):
+        length = len(processor.expand(processor.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        if length >= model.context:
+            raise ContextError(
+                f"{one.name}: got a prompt of {length} tokens with its pictures; the language model's context is "
+                f"{model.context}, the answer included: leave the question out"
+            )
 
 
 def evaluate_answers(
@@ -197,15 +213,8 @@ def _said(
     rows = {name: row for row, name in enumerate(pictures)}
     order = [rows[picture.name] for one in questions for picture in one.pictures]
     image_ids = processor.encode([*pictures.values()], model.device)[order] if order else None
-    token = processor.image_token
-    # Image tokens in a question are removed, because the pictures already have their places.
-    prompts = [text.replace(token, "").strip() if token in text else text for text in prompts]
-    conversations = [
-        [{"role": "user", "content": "\n".join([*[token] * len(one.pictures), text])}]
-        for one, text in zip(questions, prompts, strict=True)
-    ]
     inputs = processor.apply_chat_template(
-        conversations,
+        _conversations(processor, questions, prompts),
         tokenize=True,
         add_generation_prompt=True,
         return_dict=True,
@@ -214,8 +223,27 @@ def _said(
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device)
     length = inputs["input_ids"].shape[1]
+    if len(questions) > 1 and room(model, length, max_new_tokens) < max_new_tokens:
+        # The longest prompt leaves little room for its answer, but the others have theirs.
+        answers = []
+        for one, text in zip(questions, prompts, strict=True):
+            own = {picture.name: pictures[picture.name] for picture in one.pictures}
+            answers += _said(model, processor, [one], [text], own, max_new_tokens)
+        return answers
     said = model.generate(**inputs, max_new_tokens=room(model, length, max_new_tokens), **GREEDY)[:, length:]
     return [text.strip() for text in processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+
+def _conversations(
+    processor: TokLIPProcessor, questions: Sequence[VQAQuestion], prompts: Sequence[str]
+) -> list[list[dict[str, str]]]:
+    token = processor.image_token
+    # Image tokens in a question are removed, because the pictures already have their places.
+    prompts = [text.replace(token, "").strip() if token in text else text for text in prompts]
+    return [
+        [{"role": "user", "content": "\n".join([*[token] * len(one.pictures), text])}]
+        for one, text in zip(questions, prompts, strict=True)
+    ]
 
 
 def _row(question: VQAQuestion) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .head_config import (
 from .image_head import ImageHead as ImageHead
 from .messages import flatten as flatten
 from .model import (
+    IGNORED as IGNORED,
     ContextError as ContextError,
     TokLIPForConditionalGeneration as TokLIPForConditionalGeneration,
 )

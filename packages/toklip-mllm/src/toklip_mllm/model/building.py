@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from toklip_core.config import refuse_drawing
 from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import FeatureKind, TokLIP
@@ -144,6 +145,7 @@ def add_image_head(
     _refuse_word(tokenizer, settings.begin_token, processor.image_token)
     embedding, encoder = model.vision.embedding, model.vision.encoder
     levels = IdLevels.of_embedding(embedding)
+    refuse_drawing(top_k=settings.top_k, most=max(levels.sizes))
     if encoder is not None:
         encoder.refuse_steps()
     width = language_model.config.get_text_config().hidden_size

@@ -265,9 +265,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         known |= kwargs | {"output_hidden_states": True, "return_dict": True}
         found = self.language_model(**text, attention_mask=attention_mask, labels=learned, **known)
         output = self._with_pictures_drawn(found, input_ids, image_ids, learns=labels is not None)
-        if not kwargs.get("output_hidden_states", self.config.output_hidden_states):
+        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "return_dict")}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        if not asked["output_hidden_states"]:
             output.hidden_states = None
-        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+        return output if asked["return_dict"] else output.to_tuple()
 
     @property
     def accepts_loss_kwargs(self) -> bool:
@@ -388,6 +390,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         sampler = sampler or Sampler(PicturePredictor(self))
         predictor = cast(PicturePredictor, sampler.model)
+        predictor.forget()
         self._refuse_other_end(input_ids)
         self.refuse_no_room(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -542,7 +545,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 f"got {', '.join(unknown)}, which drawing does not take; it takes {', '.join(_OF_DRAWING)}, seeds and "
                 "prefix_ids"
             )
-        kwargs.pop("use_cache", None)
+        known.remove("use_cache")
+        kwargs = {name: value for name, value in kwargs.items() if name in known}
         scale = told["guidance_scale"]
         if told["do_sample"] is False:
             told["temperature"] = 0.0
@@ -660,12 +664,12 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """Return the embeddings of the language model."""
+        """Return the output layer of the language model."""
         found: nn.Module | None = self.language_model.get_output_embeddings()
         return found
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of the language model."""
+        """Replace the output layer of the language model."""
         self.language_model.set_output_embeddings(value)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -167,6 +167,10 @@ class PicturePredictor:
         """Return the logits (M, K_q), float32, of level q for states (M, D) and the levels before it, (M, q)."""
         return self._head.logits(states, before)
 
+    def forget(self) -> None:
+        """Forget what an earlier drawing has read, which it leaves behind if it ends with an error."""
+        self._read = None
+
     def finish(self, condition: PicturePrompt, ids: Tensor, *, last: bool = True) -> PictureCache:
         """Read the rest of drawn pictures (B, N, Q); return the cache of prompts and whole pictures, B rows.
 

@@ -366,13 +366,14 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             return texts if batched else texts[0]
         beside = called.pop("images", None)
         pictures = [*map(pictures_in, conversations)] if beside is None else beside if batched else [beside]
+        shown = any(isinstance(one, Image.Image) or len(one) for one in pictures)
         if return_tensors is not None:
             called["return_tensors"] = return_tensors
         offsets = called.get("return_offsets_mapping", False)
         if marked:
             called["return_offsets_mapping"] = True
         batch = self(
-            images=pictures if image_ids is None and any(map(len, pictures)) else None,
+            images=pictures if image_ids is None and shown else None,
             text=texts,
             image_ids=image_ids,
             **called,
@@ -382,6 +383,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             masks = [self._mask(*row) for row in zip(texts, said, rows, strict=True)]
             batch["assistant_masks"] = masks
             batch = batch.convert_to_tensors(called.get("return_tensors"))
+            if "device" in called and called.get("return_tensors") == "pt":
+                batch = batch.to(called["device"])
         return batch if return_dict else batch["input_ids"]
 
     def template(self, chosen: str | None = None) -> str:
@@ -432,12 +435,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
         kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
         rendered = [normalize(messages) for messages in conversations]
+        reads_items = self._reads_items(template)
+        if not reads_items:
+            rendered = [flatten(messages, self.image_token)[0] for messages in rendered]
         if self.begin_token is not None:
             rendered = [open_drawn(messages, self.image_token, self.begin_token) for messages in rendered]
-        if self._reads_items(template):
+        if reads_items:
             rendered = [as_items(messages) for messages in rendered]
-        else:
-            rendered = [flatten(messages, self.image_token)[0] for messages in rendered]
         try:
             texts, said = render_jinja_template(rendered, chat_template=template, **kwargs)
         except TemplateError as error:

@@ -1,5 +1,4 @@
 from .conversations import (
-    IGNORED as IGNORED,
     Conversation as Conversation,
     Example as Example,
     branch_inputs as branch_inputs,

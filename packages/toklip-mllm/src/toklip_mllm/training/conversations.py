@@ -17,10 +17,7 @@ from toklip_core.files import json_rows, replace_lone_surrogates
 from torch import Tensor
 
 from toklip_mllm.evaluation import id_of, is_missing
-from toklip_mllm.model import MARKS_TURNS, PictureInput, TokLIPProcessor, flatten
-
-#: Label of tokens without a label.
-IGNORED = -100
+from toklip_mllm.model import IGNORED, MARKS_TURNS, PictureInput, TokLIPProcessor, flatten
 
 #: Branch of padding, which no other token sees.
 _PADDING = -1
@@ -101,7 +98,10 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
         if not isinstance(row, Mapping):
             raise ValueError(f"{path}, row {number}: got a {type(row).__name__}; wanted an object with a conversation")
         name = f"{path}, row {number}{id_of(row)}"
-        yield conversation_of(row, name=name, root=folder)
+        conversation = conversation_of(row, name=name, root=folder)
+        if wrong := [picture for picture in conversation.pictures if not isinstance(picture, str | Path)]:
+            raise ValueError(f"{name}: got a picture that is a {type(wrong[0]).__name__}; wanted the path of a file")
+        yield conversation
 
 
 def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:

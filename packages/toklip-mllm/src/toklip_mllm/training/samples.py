@@ -22,9 +22,8 @@ import torch
 from toklip_core.training import Concatenation, UnusableSampleError, derived_seed, first_usable, shuffled
 from torch import Tensor
 
-from toklip_mllm.model import TokLIPProcessor
+from toklip_mllm.model import IGNORED, TokLIPProcessor
 from toklip_mllm.training.conversations import (
-    IGNORED,
     Example,
     branched,
     collate as collate_examples,
@@ -191,9 +190,13 @@ class ConversationSamples:
     def _sample(self, loaded: LoadedConversation, *, drop: bool) -> ConversationSample:
         """Return the sample of a conversation; UnusableSampleError if it has nothing to learn."""
         ids = _unread(len(loaded.conversation.pictures)) if loaded.ids is None else loaded.ids
-        example = label_conversation(loaded.conversation, self._processor, image_ids=ids)
-        if loaded.others:
-            others = [label_conversation(other, self._processor, image_ids=ids) for other in loaded.others]
+        try:
+            example, *others = [
+                label_conversation(one, self._processor, image_ids=ids) for one in (loaded.conversation, *loaded.others)
+            ]
+        except ValueError as error:
+            raise UnusableSampleError(str(error)) from error
+        if others:
             example = branched([example, *others], image_token_id=self._processor.image_token_id)
         image, drawn = self._processor.image_token_id, self._drawn(example.input_ids)
         if drop and drawn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -141,6 +142,11 @@ class Drawings(Config):
 
 
 ConversationSource = Annotated[SceneConversations | Conversations | Drawings, Field(discriminator="kind")]
+
+
+def needs_image_head(sources: Sequence[ConversationSource]) -> bool:
+    """Return whether a source has pictures that are drawn for certain, which need an image head."""
+    return any(isinstance(source, Drawings) or getattr(source, "drawn_share", 0) > 0 for source in sources)
 
 
 class SmallLanguage(Config):
@@ -299,4 +305,17 @@ class MLLMTrainConfig(Config):
             raise ValueError("lora adapts a language model that knows something; put language_model into train")
         if self.image_head is not None and "image_head" not in self.train:
             raise ValueError("a new image head knows nothing; put image_head into train")
+        if self.start is None and "connector" not in self.train:
+            raise ValueError("a new connector knows nothing; put connector into train")
+        if "connector_learning_rate_factor" in self.model_fields_set and "connector" not in self.train:
+            raise ValueError("connector_learning_rate_factor has no effect on a frozen connector; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _drawings_have_prompts(self) -> Self:
+        if self.template == "plain" and needs_image_head(self.data):
+            raise ValueError(
+                "template 'plain' renders nothing that the user says, so pictures would be drawn without their "
+                "captions; give template = 'chat'"
+            )
         return self

@@ -143,11 +143,6 @@ def open_sources(
     return readers
 
 
-def needs_image_head(sources: Sequence[ConversationSource]) -> bool:
-    """Return whether a source of the settings has pictures that are drawn for certain, which need an image head."""
-    return any(isinstance(source, Drawings) or getattr(source, "drawn_share", 0) > 0 for source in sources)
-
-
 def repeated(readers: Sequence[ConversationReader], sources: Sequence[ConversationSource]) -> list[ConversationReader]:
     """Return the readers of sources with as many passes in an epoch as the settings of each say."""
     pairs = zip(readers, sources, strict=True)
@@ -295,8 +290,8 @@ class SceneReader:
         return f"scene {index} of seed {self._source.seed}"
 
     def texts(self, index: int) -> list[str]:
-        """Return all questions, answers and captions of a scene, with all requests, so that their words are known."""
-        drawn = self._scene(index)
+        """Return all questions, answers and captions of the first scene of a conversation, with all requests."""
+        drawn = self._scene(index * self._source.scenes)
         questions = self._questions(drawn)
         asked = [text for one in questions for text in (one.text, american(one.text), one.answer)]
         return [*asked, *drawn.captions, *REQUESTS, *(request.format(caption="") for request in DRAW_REQUESTS)]
@@ -448,7 +443,8 @@ class DrawingReader:
         """Return the request for a picture, and the picture."""
         sample = self._samples[key]
         request = random.Random(derived_seed(self._seed, *key, -1)).choice(self._source.requests)
-        asked = {"role": "user", "content": request.replace("{caption}", sample["caption"])}
+        # Placeholders in a caption are removed, because the picture has its place in the answer.
+        asked = {"role": "user", "content": request.replace("{caption}", sample["caption"].replace(PLACEHOLDER, ""))}
         conversation = Conversation(self.name(key[1]), (asked, {"role": "assistant", "content": PLACEHOLDER}), ("",))
         levels, ids = (sample[name][None] if name in sample else None for name in ("pixels", "ids"))
         return LoadedConversation(conversation, levels, ids)

@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 
-from toklip_mllm.evaluation import evaluate_answers, held_out_questions
+from toklip_mllm.evaluation import evaluate_answers, held_out_questions, refuse_long_questions
 from toklip_mllm.model import (
+    IGNORED,
     TokLIPForConditionalGeneration,
     TokLIPLMConfig,
     TokLIPProcessor,
@@ -52,12 +53,11 @@ from toklip_mllm.model import (
 from toklip_mllm.training.conversations import branch_inputs
 from toklip_mllm.training.lora import add_adapters, merged
 from toklip_mllm.training.samples import ConversationSamples
-from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig
+from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig, needs_image_head
 from toklip_mllm.training.small_language import add_words, small_language_model, word_tokenizer
 from toklip_mllm.training.sources import (
     ConversationReader,
     PictureFormat,
-    needs_image_head,
     open_sources,
     repeated,
     use_stored_tokens,
@@ -138,10 +138,13 @@ class MLLMTask(Task):
         self.order, self.collate = self.samples.order, self.samples.collate
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
-            "checksums": {**_checksums(model), "tokenizer": model.config.tokenizer_record.checksum},
+            "checksums": {
+                **_checksums(model, config.train), "tokenizer": model.config.tokenizer_record.checksum
+            },
             **({} if self.samples.layout is None else {"layout": self.samples.layout}),
         }
         self._held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
+        refuse_long_questions(model, processor, self._held_out, config.held_out.prompt)
         self.evaluate = self._evaluate if self._held_out else None
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -234,7 +237,7 @@ class MLLMTraining(nn.Module):
             nothing = self.model.get_image_features(ids, return_dict=True)
             loss = loss + 0 * nothing.pooler_output.sum()
         accuracy = (logits.detach().argmax(-1) == labels).float()
-        losses, metrics = {"text": loss}, {"token_accuracy": accuracy.mean() if len(labels) else loss.detach() * 0}
+        losses, metrics = {"text": loss}, {"token_accuracy": accuracy.mean()}  # NaN, which no mean counts, of no token
         if self.model.image_head is not None:
             losses |= self._of_pictures(learned, metrics)
         return Losses(losses, metrics)
@@ -246,8 +249,8 @@ class MLLMTraining(nn.Module):
         if not len(levels):
             _mean_over_processes(count)  # the other processes wait for it
             idle = self.model.idle_head(learned.states)
-            metrics["id_accuracy"] = idle.detach() * 0
-            # Every process logs the same names, because their values are averaged in order.
+            # Every process logs the same names, because their values are averaged in order; NaN counts in no mean.
+            metrics["id_accuracy"] = torch.full_like(idle.detach(), torch.nan)
             return {"image": idle} | ({"image_z": idle * 0} if self._weights.z else {})
         share = count / _mean_over_processes(count)
         loss, metrics["id_accuracy"] = next_id_loss(logits, levels)
@@ -290,7 +293,7 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
         batch: batch as for :meth:`MLLMTraining.forward`.
     """
     labels = batch["labels"][:, 1:]
-    wanted = labels != -100
+    wanted = labels != IGNORED
     # Logits are the largest tensor, so they are computed only where a row has a label, which no picture has.
     places = wanted.any(dim=0).nonzero()[:, 0]
     wanted, labels = wanted[:, places], labels[:, places]
@@ -369,6 +372,8 @@ def save(
         tensors = _merged(tensors, config, lora)
     with without_values():
         whole = TokLIPForConditionalGeneration(config)
+    # A language model is built in its config's dtype, and tensors take that of the module that they are loaded into.
+    cast_weights(whole, torch.float32)
     load_strict(whole, tensors, source=folder, mapped=True)
     whole.tie_weights()
     cast_weights(whole, dtype)
@@ -381,7 +386,7 @@ def save(
 def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -> dict[str, Tensor]:
     """Return the state dict of the whole model with adapters merged; the config records whether weights are tied."""
     with without_values():
-        language_model = AutoModelForCausalLM.from_config(config.text_config)
+        language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.float32)
     adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
     found = merged(adapted, language_model, lora)
     cast(Any, config.text_config).tie_word_embeddings = language_model.config.tie_word_embeddings
@@ -464,10 +469,12 @@ def _picturing(model: TokLIPForConditionalGeneration) -> PictureFormat:
     return PictureFormat(config.image_size, cast(Any, config.resize))
 
 
-def _checksums(model: TokLIPForConditionalGeneration) -> dict[str, str]:
+def _checksums(model: TokLIPForConditionalGeneration, trained: Sequence[str]) -> dict[str, str]:
     """Return checksums that a resumed run must match; of the language model only the embeddings, to save a minute."""
-    embeddings = model.get_input_embeddings()
-    return {"vision": weights_checksum(model.vision), "embeddings": weights_checksum(embeddings)}
+    parts = {"vision": model.vision, "embeddings": model.get_input_embeddings()}
+    frozen = {"connector": model.connector, "image_head": model.image_head}
+    parts |= {name: part for name, part in frozen.items() if part is not None and name not in trained}
+    return {name: weights_checksum(part) for name, part in parts.items()}
 
 
 def _refuse_other_store(sources: Sequence[ConversationReader], model: TokLIPForConditionalGeneration) -> None:
