@@ -25,6 +25,16 @@ def texts(length: int = 12) -> Texts:
     return found
 
 
+def test_embeddings_of_words_are_the_same_in_every_text_and_the_features_of_the_tower_are_not():
+    pair = ["red circle", "red square"]
+    for encoder, same in (("toklip", False), ("toklip-words", True)):
+        config = TextCondition(encoder=encoder, length=12, width=WIDTH)
+        condition = build_conditions(config, small_toklip())(pair)
+        first, second = (values[mask] for values, mask in zip(condition.values, condition.mask, strict=True))
+        assert torch.equal(first[0], second[0]) is same
+        assert not torch.equal(first[1], second[1]) and not condition.values[~condition.mask].any()
+
+
 def test_classes_are_their_numbers():
     condition = build_conditions(ClassCondition(classes=3))([0, 2])
     assert condition.values.tolist() == [0, 2] and condition.mask is None

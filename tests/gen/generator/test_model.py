@@ -10,6 +10,7 @@ from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import (
     FEATURES,
     LENGTH,
+    TEXT_WIDTH,
     TOKENIZERS,
     of_states,
     small_config,
@@ -120,7 +121,7 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(featu
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("learned", False)])
+@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("learned", False), ("rotated", False)])
 @torch.no_grad()
 def test_words_are_seen_alike_unless_their_keys_are_learned(keys, alike):
     generator = small_generator("ids", "text", condition_keys=keys)
@@ -130,9 +131,19 @@ def test_words_are_seen_alike_unless_their_keys_are_learned(keys, alike):
         assert bool((of_words == 0).all()) == alike and of_ids.any()
 
 
+@pytest.mark.parametrize(("keys", "alike"), [("learned", True), ("rotated", False)])
 @torch.no_grad()
-def test_with_learned_keys_a_cache_gives_the_logits_of_the_whole_pass():
-    generator, inputs = small_generator("concat", "text", condition_keys="learned"), small_inputs("concat")
+def test_a_word_has_another_key_in_another_place_if_keys_are_rotated(keys, alike):
+    generator = small_generator("ids", "text", condition_keys=keys)
+    word = torch.randn(1, 1, TEXT_WIDTH).expand(1, LENGTH, -1)
+    _, cache = generator.prefill(small_inputs()(some_ids(1))[:, :0], Condition(word))
+    keys = cache.keys[0][0, :, :LENGTH]
+    assert bool(torch.isclose(keys[:, :-1], keys[:, 1:], atol=1e-4).all(-1).any()) is alike
+
+
+@torch.no_grad()
+def test_with_rotated_keys_a_cache_gives_the_logits_of_the_whole_pass():
+    generator, inputs = small_generator("concat", "text", condition_keys="rotated"), small_inputs("concat")
     flat = some_ids().flatten(1, 2)
     read, stream = inputs.stream(flat[:, :5])
     logits, cache = generator.prefill(read, some_condition("text"))

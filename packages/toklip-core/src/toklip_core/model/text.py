@@ -272,8 +272,22 @@ class TextTower(nn.Module):
         ids = self._cut(self.ids(texts))
         tokens: Tensor = self.network(ids)[1]
         refuse_not_finite(tokens, "a token", "text")
+        return tokens, self._filled(ids)
+
+    @torch.no_grad()
+    def embeddings(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return embeddings (T, n, width) of the words of texts, over the spread of all words, and a mask (T, n), bool.
+
+        They say which words there are, and nothing of their places. The mask is that of :meth:`tokens`. No gradient.
+        """
+        ids = self._cut(self.ids(texts))
+        table: Tensor = self.network.token_embedding.weight
+        return F.embedding(ids, table) / table.std(), self._filled(ids)
+
+    def _filled(self, ids: Tensor) -> Tensor:
+        """Return a mask that is True up to the last id that is no padding."""
         filled = (ids != self.config.pad_id).long()
-        return tokens, filled.flip(1).cummax(1).values.flip(1).bool()
+        return filled.flip(1).cummax(1).values.flip(1).bool()
 
     def _cut(self, ids: Tensor) -> Tensor:
         """Return ids without the padding that all rows share, if the network does not see padding."""

@@ -1,6 +1,5 @@
 from .blocks import prefix_mask as prefix_mask
 from .conditions import (
-    TOKLIP as TOKLIP,
     Classes as Classes,
     Texts as Texts,
     TowerWords as TowerWords,
@@ -8,6 +7,7 @@ from .conditions import (
     left_padded as left_padded,
 )
 from .config import (
+    OF_TOKLIP as OF_TOKLIP,
     SIZES as SIZES,
     ClassCondition as ClassCondition,
     ConditionKeys as ConditionKeys,

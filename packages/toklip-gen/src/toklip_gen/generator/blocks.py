@@ -92,9 +92,9 @@ class Block(nn.Module):
 def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, (T + N, d) each, for :func:`turned`.
 
-    The first half of the pairs rotates with the row, the second half with the column. At the positions of the condition
-    both are 0 instead of 1 and 0, unless its keys are learned. There LlamaGen has neither queries nor keys, so every id
-    attends to them equally.
+    The first half of the pairs rotates with the row, the second half with the column; words rotate by their place. In
+    LlamaGen both are 0 at the positions of the condition instead of 1 and 0, so it has neither queries nor keys there,
+    and every id attends to them equally; see ``condition_keys``.
 
     Source: precompute_freqs_cis_2d of FoundationVision/LlamaGen.
     """
@@ -105,11 +105,15 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
         rows, columns = (torch.outer(torch.arange(side), speeds) for side in config.grid)
         h, w = config.grid
         angles = torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], dim=-1).flatten(0, 1)
-        angles = angles.repeat_interleave(2, dim=-1)
+        # A word is as far before the first row and column as it is from the end of the text.
+        places = torch.arange(-config.condition.length, 0)
+        angles = torch.cat([torch.outer(places, speeds).repeat(1, 2), angles]).repeat_interleave(2, dim=-1)
         signs = torch.tensor([-1.0, 1.0]).repeat(half)
-        before = torch.zeros(config.condition.length, width)
-        unturned = before if config.condition_keys == "zero" else torch.ones_like(before)
-        return torch.cat([unturned, angles.cos()]), torch.cat([before, angles.sin() * signs])
+        cos, sin = angles.cos(), angles.sin() * signs
+        if config.condition_keys != "rotated":
+            cos[: len(places)] = config.condition_keys == "learned"
+            sin[: len(places)] = 0
+        return cos, sin
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

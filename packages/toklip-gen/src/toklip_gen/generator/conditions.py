@@ -24,14 +24,11 @@ from toklip_core.files import one_line, replace_lone_surrogates
 from toklip_core.model import TextTower, TokLIP
 from torch import Tensor
 
-from toklip_gen.generator.config import ClassCondition, TextCondition
+from toklip_gen.generator.config import OF_TOKLIP, ClassCondition, TextCondition
 from toklip_gen.generator.model import Condition
 from toklip_gen.generator.t5 import load_t5
 
 _log = logging.getLogger(__name__)
-
-#: Name of the text encoder that is the TokLIP's text tower.
-TOKLIP = "toklip"
 
 #: Number of class names that a message shows.
 _SHOWN = 5
@@ -174,11 +171,11 @@ def build_conditions(config: ClassCondition | TextCondition, toklip: TokLIP | No
     """
     if isinstance(config, ClassCondition):
         return Classes(config)
-    if config.encoder != TOKLIP:
+    if config.encoder not in OF_TOKLIP:
         return Texts(config, load_t5(config.encoder, length=config.length))
     if toklip is None or toklip.text is None:
         raise LookupError("the generator reads texts by the text tower of its TokLIP: load that with text=True")
-    return Texts(config, TowerWords(toklip.text))
+    return Texts(config, TowerWords(toklip.text, embedded=config.encoder == "toklip-words"))
 
 
 def as_texts(prompts: Sequence[int | str]) -> list[str]:
@@ -217,14 +214,15 @@ def left_padded(features: Tensor, mask: Tensor, length: int) -> Condition:
 
 
 class TowerWords:
-    """Word encoder from the text tower of a TokLIP or CLIP: each word's feature before pooling.
+    """Word encoder from the text tower of a TokLIP or CLIP: each word's feature before pooling, or its embedding.
 
     Args:
         tower: text tower in evaluation mode.
+        embedded: return the embeddings of words, with a standard deviation of 1, which the tower has not read.
     """
 
-    def __init__(self, tower: TextTower) -> None:
-        self._tower = tower
+    def __init__(self, tower: TextTower, *, embedded: bool = False) -> None:
+        self._tower, self._embedded = tower, embedded
 
     @property
     def width(self) -> int:
@@ -232,8 +230,8 @@ class TowerWords:
         return self._tower.config.width
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See :meth:`toklip_core.model.TextTower.tokens`."""
-        tokens, mask = self._tower.tokens(texts)
+        """See :meth:`toklip_core.model.TextTower.tokens`, and `embeddings` there."""
+        tokens, mask = (self._tower.embeddings if self._embedded else self._tower.tokens)(texts)
         return tokens.float(), mask
 
     @property

@@ -16,7 +16,7 @@ from toklip_core.tokenizer import TokenizerRecord
 
 Features = Literal["ids", "codes", "concat"]
 #: Queries and keys at the positions of a condition; see GeneratorConfig.condition_keys.
-ConditionKeys = Literal["zero", "learned"]
+ConditionKeys = Literal["zero", "learned", "rotated"]
 
 _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 _Size = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
@@ -48,13 +48,18 @@ class ClassCondition(Config):
         return 1
 
 
+#: Text encoders that are in a TokLIP.
+OF_TOKLIP = ("toklip", "toklip-words")
+
+
 class TextCondition(Config):
     """Text condition: T positions, filled with the features of a text encoder after a small MLP of the generator."""
 
     kind: Literal["text"] = "text"
     encoder: str = Field(
         min_length=1,
-        description="Text encoder: toklip (the TokLIP's text tower, before pooling), or the name of a T5 on the hub.",
+        description="Text encoder: toklip-words (the word embeddings of the TokLIP's text tower), toklip (what the "
+        "tower makes of them, before pooling), or the name of a T5 on the hub.",
     )
     length: int = Field(
         gt=0, le=LARGEST_WIDTH, description="Number T of positions per text; shorter texts are padded on the left."
@@ -132,7 +137,8 @@ class GeneratorConfig(Config):
     condition_keys: ConditionKeys = Field(
         default="zero",
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
-        "as in LlamaGen; learned: a position can attend to some words more than to others.",
+        "as in LlamaGen; learned: a position can attend to some words more than to others; rotated: so it can, and "
+        "the order of the words counts.",
     )
     qk_norm: bool = Field(
         default=False,
@@ -174,7 +180,12 @@ class GeneratorConfig(Config):
     @property
     def needs_toklip(self) -> bool:
         """Whether the generator cannot be used without its TokLIP."""
-        return self.features == "concat" or (self.condition.kind == "text" and self.condition.encoder == "toklip")
+        return self.features == "concat" or self.reads_tower
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether texts are read by the text tower of the TokLIP."""
+        return self.condition.kind == "text" and self.condition.encoder in OF_TOKLIP
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -188,7 +199,9 @@ class GeneratorConfig(Config):
         if (self.feature_width is None) != (self.features == "ids"):
             raise ValueError("feature_width goes with features = 'codes' or 'concat', and not with 'ids'")
         if (self.toklip is not None) != self.needs_toklip:
-            raise ValueError("toklip goes with features = 'concat' or a condition whose encoder is toklip; set both")
+            raise ValueError(
+                "toklip goes with features = 'concat' or a condition whose encoder is toklip or toklip-words; set both"
+            )
         return self
 
 

@@ -133,7 +133,7 @@ def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:
     towers: dict[str, nn.Module] = {}
     if config.features == "concat":
         towers["encoder"] = toklip.encoder
-    if config.condition.kind == "text" and config.condition.encoder == "toklip":
+    if config.reads_tower:
         if toklip.text is None:
             raise ValueError("the generator reads the TokLIP's text tower; load it with text=True")
         towers["text"] = toklip.text

@@ -31,7 +31,7 @@ from toklip_core.weights import (
 )
 from torch import Tensor, nn
 
-from toklip_gen.generator.conditions import TOKLIP, Classes, Texts, as_texts, build_conditions
+from toklip_gen.generator.conditions import Classes, Texts, as_texts, build_conditions
 from toklip_gen.generator.config import ClassCondition, GeneratorConfig
 from toklip_gen.generator.inputs import Inputs, toklip_checksum
 from toklip_gen.generator.llamagen import load_official
@@ -150,9 +150,7 @@ class PictureGenerator:
             self.conditions.warn_of_names([prompt for prompt in prompts if isinstance(prompt, int)])
             return
         texts = as_texts(prompts)
-        condition = self.config.condition
-        reads_tower = condition.kind == "text" and condition.encoder == TOKLIP
-        if reads_tower and self.toklip is not None and self.toklip.text is not None:
+        if self.config.reads_tower and self.toklip is not None and self.toklip.text is not None:
             warn_of_unknown_words(self.toklip.text, texts)
         self.conditions.refuse_cut(texts)
 
@@ -300,7 +298,7 @@ def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
 def _toklip(config: GeneratorConfig, given: str | Path | None, dtype: torch.dtype | None) -> TokLIP:
     name = given or config.toklip
     assert name is not None
-    text = config.condition.kind == "text" and config.condition.encoder == "toklip"
+    text = config.reads_tower
     try:
         model = TokLIP.from_pretrained(name, text=text, tokenizer=config.features == "concat", dtype=torch.float32)
     except (LookupError, FileNotFoundError) as error:

@@ -11,7 +11,7 @@ from toklip_core.captioned import CaptionedDataset, CaptionedPictures, Captioned
 from toklip_core.config import MAX_PIXELS, MOST_LAYERS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.drawing import Drawing, Guidance
 
-from toklip_gen.generator import SIZES, ClassCondition, ConditionKeys, Features, Size
+from toklip_gen.generator import OF_TOKLIP, SIZES, ClassCondition, ConditionKeys, Features, Size
 
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_gen") / "recipes"
@@ -62,7 +62,9 @@ class TextSetting(Config):
 
     kind: Literal["text"]
     encoder: str = Field(
-        default="toklip", description="Text encoder: toklip (the TokLIP's text tower), or the name or path of a T5."
+        default="toklip",
+        description="Text encoder: toklip-words (the word embeddings of the TokLIP's text tower), toklip (what the "
+        "tower makes of them, before pooling), or the name or path of a T5.",
     )
     length: int = Field(gt=0, description="Number T of words or tokens per text; longer texts are cut.")
 
@@ -92,7 +94,8 @@ class Architecture(Config):
     condition_keys: ConditionKeys = Field(
         default="zero",
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
-        "as in LlamaGen; learned: a position can attend to some words more than to others.",
+        "as in LlamaGen; learned: a position can attend to some words more than to others; rotated: so it can, and "
+        "the order of the words counts.",
     )
     qk_norm: bool = Field(
         default=False,
@@ -210,7 +213,7 @@ class GeneratorTrainConfig(Config):
     @model_validator(mode="after")
     def _toklip_where_it_is_read(self) -> Self:
         reads = self.generator.features == "concat" or (
-            isinstance(self.condition, TextSetting) and self.condition.encoder == "toklip"
+            isinstance(self.condition, TextSetting) and self.condition.encoder in OF_TOKLIP
         )
         if reads and self.toklip is None:
             raise ValueError("features = 'concat' and the text encoder toklip read a TokLIP: set toklip")

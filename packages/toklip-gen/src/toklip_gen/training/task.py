@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from toklip_gen.evaluation import match_by_pixels, scene_prompts
 from toklip_gen.generator import (
-    TOKLIP,
+    OF_TOKLIP,
     ClassCondition,
     Classes,
     Condition,
@@ -176,7 +176,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_weights, image_size=config.image_size)
     if config.toklip is not None:
-        text = isinstance(config.condition, TextSetting) and config.condition.encoder == TOKLIP
+        text = isinstance(config.condition, TextSetting) and config.condition.encoder in OF_TOKLIP
         toklip = TokLIP.from_pretrained(config.toklip, tokenizer=tokenizer is None, text=text, dtype=torch.float32)
         toklip.requires_grad_(False)
     if tokenizer is None:
@@ -379,12 +379,12 @@ def _condition(
 ) -> tuple[ClassCondition | TextCondition, Classes | Texts]:
     if isinstance(setting, ClassCondition):
         return setting, Classes(setting)
-    if setting.encoder != TOKLIP:
+    if setting.encoder not in OF_TOKLIP:
         t5 = load_t5(setting.encoder, length=setting.length)
         condition = TextCondition(encoder=setting.encoder, length=setting.length, width=t5.width)
         return condition, Texts(condition, t5)
     assert toklip is not None
-    condition = TextCondition(encoder=TOKLIP, length=setting.length, width=toklip.config.text.width)
+    condition = TextCondition(encoder=setting.encoder, length=setting.length, width=toklip.config.text.width)
     return condition, build_conditions(condition, toklip)
 
 
