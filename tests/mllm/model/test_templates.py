@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from toklip_mllm.model import build
-from toklip_mllm.training import IGNORED, Conversation, label_conversation
+from toklip_mllm.model import IGNORED, build
+from toklip_mllm.training import Conversation, label_conversation
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.small_mllms import WORDS, ids, language_model
