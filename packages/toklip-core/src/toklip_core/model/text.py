@@ -276,9 +276,10 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def embeddings(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return embeddings (T, n, width) of the words of texts, over the spread of all words, and a mask (T, n), bool.
+        """Return the word embeddings (T, n, width) of texts, scaled to unit spread, and a mask (T, n), bool.
 
-        They say which words there are, and nothing of their places. The mask is that of :meth:`tokens`. No gradient.
+        The embeddings of the whole vocabulary have a standard deviation of 1. They do not depend on the other words or
+        on the place in the text. The mask is that of :meth:`tokens`. No gradient.
         """
         ids = self._cut(self.ids(texts))
         table: Tensor = self.network.token_embedding.weight

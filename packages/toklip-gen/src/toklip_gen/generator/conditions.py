@@ -218,7 +218,7 @@ class TowerWords:
 
     Args:
         tower: text tower in evaluation mode.
-        embedded: return the embeddings of words, with a standard deviation of 1, which the tower has not read.
+        embedded: return the embedding of each word instead, which does not depend on the other words.
     """
 
     def __init__(self, tower: TextTower, *, embedded: bool = False) -> None:
@@ -230,7 +230,7 @@ class TowerWords:
         return self._tower.config.width
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See :meth:`toklip_core.model.TextTower.tokens`, and `embeddings` there."""
+        """See :meth:`toklip_core.model.TextTower.tokens` and :meth:`toklip_core.model.TextTower.embeddings`."""
         tokens, mask = (self._tower.embeddings if self._embedded else self._tower.tokens)(texts)
         return tokens.float(), mask
 
