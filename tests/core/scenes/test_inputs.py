@@ -11,7 +11,7 @@ from toklip_core.store import TokenStore
 
 from tests.support.encoding import encode_with
 
-EVERYTHING = "scenes:held-out?count=6&seed=5&size=40&objects=2&background=plain"
+EVERYTHING = "scenes:held-out?count=6&seed=5&size=40&objects=2&background=plain&places=1"
 
 
 def scenes_folder(out, *options):
@@ -25,7 +25,7 @@ def scenes_folder(out, *options):
         ("scenes:train", Scenes(100)),
         ("scenes:train?", Scenes(100)),
         ("scenes:validation?count=7", Scenes(7, split="validation")),
-        (EVERYTHING, Scenes(6, seed=5, split="held-out", size=40, objects=2, background="plain")),
+        (EVERYTHING, Scenes(6, seed=5, split="held-out", size=40, objects=2, background="plain", places=True)),
         ("photographs", None),
         ("./scenes:train", None),
     ],
@@ -38,7 +38,7 @@ def test_an_input_has_the_options_and_defaults_of_the_command(text, scenes):
     ("options", "text"),
     [
         (["--count", "6"], "scenes:train?count=6"),
-        ("--count 6 --split held-out --seed 5 --size 40 --objects 2 --background plain".split(), EVERYTHING),
+        ("--count 6 --split held-out --seed 5 --size 40 --objects 2 --background plain --places".split(), EVERYTHING),
     ],
 )
 @pytest.mark.parametrize("way", [{}, {"workers": 2, "batch_size": 2}, {"shuffle": True}])

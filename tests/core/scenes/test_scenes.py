@@ -268,7 +268,7 @@ def test_a_caption_is_false_of_a_scene_that_differs_in_one_thing():
             "size": [replace(first, size="huge")] if phrase.size else [],
             # Everything upside down and mirrored: whatever relation or place is claimed becomes its opposite.
             "place": [replace(first, x=1 - first.x, y=1 - first.y)]
-            if said.relations or said.place not in (None, "in the centre")
+            if said.relations or phrase.place not in (None, "in the centre")
             else [],
         }
         for name, changed in others.items():
@@ -290,6 +290,19 @@ def test_captions_use_every_form_and_every_word():
         "below", "under", "left of", "to the right of", "with", "upper", "lower", "centre", "picture", "against", "the",
     )  # fmt: skip
     assert [word for word in words if f" {word}" not in text] == []
+
+
+def test_captions_with_places_say_where_each_object_is_and_nothing_else():
+    for found in Scenes(100, places=True):
+        assert found == replace(scene(found.index), places=True)
+        for caption in found.captions:
+            said = parse_caption(caption)
+            assert {p.place for p in said.objects} == {place_of(thing) for thing in found.objects}
+            assert said.is_true_of(found.objects, found.background) and not said.relations and said.background is None
+            mirrored = [replace(thing, x=1 - thing.x, y=1 - thing.y) for thing in found.objects]
+            centred = all(p.place == "in the centre" for p in said.objects)
+            assert said.is_true_of(mirrored, found.background) == centred
+    assert Scenes(1, places=True).key(0) != Scenes(1).key(0)
 
 
 def test_captions_tell_scenes_apart():

@@ -100,8 +100,8 @@ def test_what_is_wrong_is_found_wrong_and_nothing_else():
 def test_captions_of_descriptions_are_read_back():
     prompts = scene_prompts(80)
     for prompt in prompts:
-        claims = replace(prompt.claims, place=None, background=None)
-        claims = replace(claims, objects=tuple(phrase._replace(size=None) for phrase in claims.objects))
+        objects = tuple(phrase._replace(size=None, place=None) for phrase in prompt.claims.objects)
+        claims = replace(prompt.claims, objects=objects, background=None)
         assert parse_caption(caption_of(claims)) == claims
 
 

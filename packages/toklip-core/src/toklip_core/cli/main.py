@@ -282,6 +282,9 @@ def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa
     type=click.Choice(["plain", "gradient", "striped", "checkered", "cloudy"]),
     help="Background of all scenes. [default: random for each scene]",
 )
+@click.option(
+    "--places", is_flag=True, help="Captions say where each object is, and not how objects lie to one another."
+)
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """Write captioned pictures of coloured shapes.
 

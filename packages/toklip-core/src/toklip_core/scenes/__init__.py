@@ -25,7 +25,16 @@ from toklip_core.scenes.drawing import colour_name, draw_background, draw_object
 from toklip_core.scenes.draws import SPLITS, Draws
 from toklip_core.scenes.folder import write_scenes
 from toklip_core.scenes.inputs import parse_scenes
-from toklip_core.scenes.language import Description, Phrase, Question, ask, ask_places, describe, parse_caption
+from toklip_core.scenes.language import (
+    Description,
+    Phrase,
+    Question,
+    ask,
+    ask_places,
+    describe,
+    describe_places,
+    parse_caption,
+)
 from toklip_core.scenes.picture import (
     BACKGROUNDS,
     COLOURS,
@@ -83,6 +92,8 @@ class Scene:
     #: One to three objects; their order has no meaning.
     objects: tuple[SceneObject, ...]
     background: Background
+    #: Captions say where each object is.
+    places: bool = False
 
     def __post_init__(self) -> None:
         refuse_small(self.size)
@@ -95,6 +106,8 @@ class Scene:
     @cached_property
     def captions(self) -> tuple[str, ...]:
         """Four true captions in different words; each names every object."""
+        if self.places:
+            return describe_places(self._draws("captions"), self.objects)
         return describe(self._draws("captions"), self.objects, self.background)
 
     @property
@@ -150,6 +163,7 @@ def scene(
     size: int = 64,
     objects: int | None = None,
     background: str | None = None,
+    places: bool = False,
 ) -> Scene:
     """Return one scene of a split.
 
@@ -160,6 +174,8 @@ def scene(
         size: side of the picture in pixels; the scene itself does not depend on it.
         objects: number of objects, 1 to 3; None: random. Classification needs one object.
         background: kind of background, one of BACKGROUNDS; None: random.
+        places: captions say where each object is, and not how objects lie to one another or what the background is:
+            words to train a model by that draws.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -169,6 +185,8 @@ def scene(
     ((64, 64, 3), True)
     >>> one.caption
     'an orange crescent'
+    >>> scene(0, objects=1, places=True).caption
+    'an orange crescent on the left'
     """
     if background not in (None, *BACKGROUNDS):
         raise ValueError(f"got the background {background!r}, but there are {', '.join(BACKGROUNDS)}")
@@ -178,7 +196,7 @@ def scene(
     drawn = 1 + draws.below(3)
     things = draw_objects(draws, split, objects or drawn)
     ground = draw_background(draws, things, background)
-    return Scene(index=index, seed=seed, split=split, size=size, objects=things, background=ground)
+    return Scene(index=index, seed=seed, split=split, size=size, objects=things, background=ground, places=places)
 
 
 @dataclass(frozen=True)
@@ -201,6 +219,8 @@ class Scenes:
     objects: int | None = None
     #: Kind of background; None: random.
     background: str | None = None
+    #: Captions say where each object is.
+    places: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -237,4 +257,5 @@ class Scenes:
             size=self.size,
             objects=self.objects,
             background=self.background,
+            places=self.places,
         )

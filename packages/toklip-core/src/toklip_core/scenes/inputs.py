@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 #: Prefix of such an input. For a file whose name begins like that, type a path such as ``./scenes:...``.
 SCHEME = "scenes:"
 
-_RANGES = {"count": (1, LARGEST_COUNT), "seed": (0, LARGEST_SEED), "size": (8, LARGEST_SIDE), "objects": (1, 3)}
+_RANGES = {
+    "count": (1, LARGEST_COUNT),
+    "seed": (0, LARGEST_SEED),
+    "size": (8, LARGEST_SIDE),
+    "objects": (1, 3),
+    "places": (0, 1),
+}
 _COUNT = 100
 
 
@@ -24,8 +30,9 @@ def parse_scenes(item: Path | str) -> Scenes | None:
     """Return the scenes of an input, or None if it names files.
 
     The form is ``scenes:SPLIT?NAME=VALUE&...`` with the options of ``toklip scenes``, and their defaults: count (100),
-    seed (0), size in pixels (64), objects (1 to 3; random by default) and background (random by default). The input
-    equals the folder that ``toklip scenes`` writes with these options.
+    seed (0), size in pixels (64), objects (1 to 3; random by default), background (random by default) and places (0, or
+    1 for captions that say where each object is). The input equals the folder that ``toklip scenes`` writes with these
+    options.
 
     Raises:
         ValueError: the input begins with "scenes:" and has another form, or a value is out of its range.
@@ -49,7 +56,7 @@ def parse_scenes(item: Path | str) -> Scenes | None:
         if name == "background" and value in BACKGROUNDS:
             values[name] = value
         elif value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high:
-            values[name] = int(value)
+            values[name] = bool(int(value)) if name == "places" else int(value)
         else:
             problem = problem or f"{one_line(repr(f'{name}={value}'), longest=30)} does not fit"
     if len({name for name, _, _ in given}) < len(given):
@@ -58,6 +65,6 @@ def parse_scenes(item: Path | str) -> Scenes | None:
         raise ValueError(
             f"got {one_line(repr(text), longest=60)}: {problem}; wanted scenes:SPLIT?count=N, the split being "
             f"{', '.join(SPLITS)}; also &seed=N, &size=PIXELS from 8, &objects=1 to 3, &background="
-            f"{'|'.join(BACKGROUNDS)}"
+            f"{'|'.join(BACKGROUNDS)}, &places=1"
         )
     return Scenes(split=split, **values)

@@ -63,6 +63,8 @@ class Phrase(NamedTuple):
     shape: str
     #: One of SIZES, or None if the caption does not mention it.
     size: str | None
+    #: Place in the words of captions, such as "in the upper left", or None if the caption does not mention it.
+    place: str | None = None
 
 
 class Question(NamedTuple):
@@ -81,8 +83,6 @@ class Description:
     objects: tuple[Phrase, ...]
     #: (i, relation, j): object i is above, below, left of or right of object j.
     relations: tuple[tuple[int, str, int], ...] = ()
-    #: Place of the only object in the words of captions, or None.
-    place: str | None = None
     #: One of BACKGROUNDS, or None if the caption does not mention it.
     background: str | None = None
 
@@ -96,8 +96,8 @@ class Description:
         return (
             len({id(thing) for thing in found}) == len(objects)
             and all(phrase.size in (None, thing.size) for phrase, thing in zip(self.objects, found, strict=True))
+            and all(phrase.place in (None, place_of(thing)) for phrase, thing in zip(self.objects, found, strict=True))
             and all(holds(found[i], relation, found[j]) for i, relation, j in self.relations)
-            and self.place in (None, place_of(found[0]))
         )
 
 
@@ -112,6 +112,16 @@ def place_of(thing: SceneObject) -> str:
 def describe(draws: Draws, objects: Sequence[SceneObject], background: Background) -> tuple[str, ...]:
     """Return CAPTIONS random captions of a scene."""
     return tuple(_caption(draws, objects, background) for _ in range(CAPTIONS))
+
+
+def describe_places(draws: Draws, objects: Sequence[SceneObject]) -> tuple[str, ...]:
+    """Return CAPTIONS random captions that say where each object is, and not how objects lie to one another."""
+    return tuple(_with_places(draws, objects) for _ in range(CAPTIONS))
+
+
+def _with_places(draws: Draws, objects: Sequence[SceneObject]) -> str:
+    *most, last = (f"{_name(draws, thing)} {place_of(thing)}" for thing in _shuffled(draws, objects))
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _caption(draws: Draws, objects: Sequence[SceneObject], background: Background) -> str:
@@ -175,7 +185,9 @@ def _any_of(words: Sequence[str]) -> str:
 _SIZE_OF = {word: size for size, words in _SIZE_WORDS.items() for word in words}
 _RELATION_OF = {word: relation for relation, words in _RELATION_WORDS.items() for word in words}
 _NOUN = f"(?:{_any_of(COLOURS)}) (?:{_any_of(SHAPES)})"
-_P = f"(an? (?:(?:{_any_of(tuple(_SIZE_OF))}) )?{_NOUN})"
+_PLACE = _any_of(tuple(_PLACES.values()))
+_P = f"(an? (?:(?:{_any_of(tuple(_SIZE_OF))}) )?{_NOUN}(?: (?:{_PLACE}))?)"
+_PHRASE = re.compile(f"an? (?:(.+) )?({_any_of(COLOURS)}) ({_any_of(SHAPES)})(?: ({_PLACE}))?")
 _R = f"({_any_of(tuple(_RELATION_OF))})"
 _WHOLE = re.compile(
     f"(?:{_any_of(tuple(filter(None, _OPENINGS)))})?(?P<body>.+?)"
@@ -184,7 +196,7 @@ _WHOLE = re.compile(
 _FORMS = tuple(
     (name, re.compile(pattern))
     for name, pattern in {
-        "one": f"{_P}(?: ({_any_of(tuple(_PLACES.values()))}))?",
+        "one": _P,
         "two": f"{_P} and {_P}",
         "two, with": f"{_P} with {_P} {_R} it",
         "two, related": f"{_P} {_R} {_P}",
@@ -201,7 +213,7 @@ def parse_caption(caption: str) -> Description:
         ValueError: the caption is not in the words of Scenes.
 
     >>> parse_caption("a small red circle on a plain background").objects
-    (Phrase(colour='red', shape='circle', size='small'),)
+    (Phrase(colour='red', shape='circle', size='small', place=None),)
     """
     whole = _WHOLE.fullmatch(caption.strip().rstrip(".").lower())
     for name, form in _FORMS if whole else ():
@@ -215,10 +227,6 @@ def parse_caption(caption: str) -> Description:
 
 
 Groups = tuple[str, ...]
-
-
-def _read_one(groups: Groups, ground: str | None) -> Description:
-    return Description((_phrase(groups[0]),), place=groups[1], background=ground)
 
 
 def _read_list(groups: Groups, ground: str | None) -> Description:
@@ -246,7 +254,7 @@ def _read_three(groups: Groups, ground: str | None) -> Description:
 
 
 _READERS: dict[str, Callable[[Groups, str | None], Description]] = {
-    "one": _read_one,
+    "one": _read_list,
     "two": _read_list,
     "two, with": _read_with,
     "two, related": _read_two,
@@ -256,8 +264,10 @@ _READERS: dict[str, Callable[[Groups, str | None], Description]] = {
 
 
 def _phrase(text: str) -> Phrase:
-    *size, colour, shape = text.split()[1:]
-    return Phrase(colour, shape, _SIZE_OF[size[0]] if size else None)
+    found = _PHRASE.fullmatch(text)
+    assert found is not None  # it is what _P matches
+    size, colour, shape, place = found.groups()
+    return Phrase(colour, shape, size and _SIZE_OF[size], place)
 
 
 def ask(draws: Draws, objects: Sequence[SceneObject], split: str) -> tuple[Question, ...]:

@@ -170,7 +170,7 @@ def measure_match(
 
 def caption_of(claims: Description) -> str:
     """Return the plainest caption that claims objects and relations; sizes, place and background are left out."""
-    names = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}" for colour, shape, _ in claims.objects]
+    names = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}" for colour, shape, *_ in claims.objects]
     match names, claims.relations:
         case [one], _:
             return one

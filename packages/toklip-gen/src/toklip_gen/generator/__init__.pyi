@@ -7,6 +7,7 @@ from .conditions import (
     left_padded as left_padded,
 )
 from .config import (
+    MOST_NEIGHBOURS as MOST_NEIGHBOURS,
     OF_TOKLIP as OF_TOKLIP,
     SIZES as SIZES,
     ClassCondition as ClassCondition,

@@ -14,24 +14,33 @@ from toklip_core.drawing import IdLevels
 from toklip_core.model import Attend
 from torch import Tensor, nn
 
-from toklip_gen.generator.config import GeneratorConfig
+from toklip_gen.generator.config import GeneratorConfig, TextCondition
 
 
 class TextEmbedding(nn.Module):
-    """Embedding of features of texts (R, T, width) to (R, T, W), with features that stand for no text."""
+    """Embedding of features of texts (R, T, width) to (R, T, W), with features that stand for no text.
+
+    Args:
+        config: length T, width, and number of neighbours that are read with each word; beyond the text they are 0.
+        out: width W.
+    """
 
     nothing: Tensor
 
-    def __init__(self, length: int, width: int, out: int) -> None:
+    def __init__(self, config: TextCondition, out: int) -> None:
         super().__init__()
+        length, width, self._neighbours = config.length, config.width, config.neighbours
         # A buffer, because LlamaGen does not train it either; its scale is that of a unit vector.
         self.register_buffer("nothing", torch.empty(length, width).normal_().div_(width**0.5))
-        self.fc1 = nn.Linear(width, out, bias=False)
+        self.fc1 = nn.Linear(width * (2 * self._neighbours + 1), out, bias=False)
         self.fc2 = nn.Linear(out, out, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return embeddings (R, T, W) of features (R, T, width)."""
-        hidden = self.fc1(features.to(self.nothing.dtype))
+        features = features.to(self.nothing.dtype)
+        if n := self._neighbours:
+            features = F.pad(features, (0, 0, n, n)).unfold(1, 2 * n + 1, 1).flatten(2)
+        hidden = self.fc1(features)
         return self.fc2(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
 
 

@@ -50,6 +50,8 @@ class ClassCondition(Config):
 
 #: Text encoders that are in a TokLIP.
 OF_TOKLIP = ("toklip", "toklip-words")
+#: Largest number of words before and after a word that are read with it.
+MOST_NEIGHBOURS = 16
 
 
 class TextCondition(Config):
@@ -65,6 +67,12 @@ class TextCondition(Config):
         gt=0, le=LARGEST_WIDTH, description="Number T of positions per text; shorter texts are padded on the left."
     )
     width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width of the text encoder's features.")
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_NEIGHBOURS,
+        description="Number of words before and after each word that the MLP also reads.",
+    )
 
 
 class GeneratorConfig(Config):

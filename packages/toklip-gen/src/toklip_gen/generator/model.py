@@ -84,7 +84,7 @@ class Generator(nn.Module):
         if config.condition.kind == "class":
             self.condition: nn.Module = nn.Embedding(config.condition.classes + 1, width)
         else:
-            self.condition = TextEmbedding(config.condition.length, config.condition.width, width)
+            self.condition = TextEmbedding(config.condition, width)
         if config.feature_width is None:
             self.input: nn.Module = IdEmbedding(self.levels, width)
         else:

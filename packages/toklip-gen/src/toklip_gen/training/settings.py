@@ -11,7 +11,7 @@ from toklip_core.captioned import CaptionedDataset, CaptionedPictures, Captioned
 from toklip_core.config import MAX_PIXELS, MOST_LAYERS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.drawing import Drawing, Guidance
 
-from toklip_gen.generator import OF_TOKLIP, SIZES, ClassCondition, ConditionKeys, Features, Size
+from toklip_gen.generator import MOST_NEIGHBOURS, OF_TOKLIP, SIZES, ClassCondition, ConditionKeys, Features, Size
 
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_gen") / "recipes"
@@ -67,6 +67,13 @@ class TextSetting(Config):
         "tower makes of them, before pooling), or the name or path of a T5.",
     )
     length: int = Field(gt=0, description="Number T of words or tokens per text; longer texts are cut.")
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_NEIGHBOURS,
+        description="Number of words before and after each word that are read with it: a small generator learns sooner "
+        "what belongs together.",
+    )
 
 
 class Architecture(Config):

@@ -379,12 +379,13 @@ def _condition(
 ) -> tuple[ClassCondition | TextCondition, Classes | Texts]:
     if isinstance(setting, ClassCondition):
         return setting, Classes(setting)
+    given = setting.model_dump()
     if setting.encoder not in OF_TOKLIP:
         t5 = load_t5(setting.encoder, length=setting.length)
-        condition = TextCondition(encoder=setting.encoder, length=setting.length, width=t5.width)
+        condition = TextCondition(**given, width=t5.width)
         return condition, Texts(condition, t5)
     assert toklip is not None
-    condition = TextCondition(encoder=setting.encoder, length=setting.length, width=toklip.config.text.width)
+    condition = TextCondition(**given, width=toklip.config.text.width)
     return condition, build_conditions(condition, toklip)
 
 
