@@ -443,6 +443,21 @@ def test_a_log_gets_a_line_now_and_then_and_a_short_run_none(toy, photos, tmp_pa
     assert lines[-3].strip().startswith("5 of 5 pictures, ") and "1 of 5 pictures, " in lines[0]
 
 
+def test_pictures_that_were_there_before_do_not_count_in_the_speed(toy, tmp_path, monkeypatch):
+    kept = []
+
+    def bar(*arguments, **options):
+        kept.append(devices.progress_bar(*arguments, **options))
+        return kept[-1]
+
+    monkeypatch.setattr("toklip_core.store.encode.progress_bar", bar)
+    for count in (6, 8):
+        words = ["encode", f"scenes:train?count={count}", "--tokenizer", "mean-colour", "--size", 32, "--workers", 0]
+        run(*words, "--out", tmp_path / "store")
+    first, second = kept
+    assert (first.initial, first.n) == (0, 6) and (second.initial, second.n) == (6, 8)
+
+
 @pytest.mark.slow
 def test_more_workers_than_cores_are_no_matter_for_a_warning(toy, photos, tmp_path):
     many = (os.cpu_count() or 1) + 3

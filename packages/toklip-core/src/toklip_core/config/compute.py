@@ -96,7 +96,8 @@ def progress_bar(total: int | None, *, shown: bool, unit: str = "pictures") -> t
     """Return a progress bar on stderr; if stderr is no terminal, it prints a line every half minute."""
     from tqdm import tqdm
 
-    bar = partial(tqdm, total=total, unit=f" {unit}", disable=not shown)
+    # smoothing=0 is the mean speed: batches of several processes come in bursts.
+    bar = partial(tqdm, total=total, unit=f" {unit}", disable=not shown, smoothing=0)
     if sys.stderr.isatty():
         return bar()
     line = "{n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} to go\n"

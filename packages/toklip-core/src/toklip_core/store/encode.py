@@ -132,7 +132,13 @@ def encode_pictures(
         log = UnreadableLog(path, rank=rank, world_size=world_size)
         counts = _Counts()
         with progress_bar(count_of(sources), shown=compute.progress) as bar, closing(by_engine) as batches:
-            stopped = _write(batches, writer, log, settings, lambda batch: bar.update(counts.add(batch)), stop)
+
+            def count(batch: EncodedBatch) -> None:
+                if not bar.disable:
+                    bar.initial += batch.skipped  # they were there before, so they tell nothing about the speed
+                bar.update(counts.add(batch))
+
+            stopped = _write(batches, writer, log, settings, count, stop)
     if world_size == 1 and not stopped:  # one rank of several does not know what the others have read
         _refuse_nothing(counts, sources)
     return EncodeReport(
