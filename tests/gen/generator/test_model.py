@@ -122,9 +122,9 @@ def test_a_step_at_a_position_that_is_a_tensor_compiles_and_gives_the_same(featu
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("rotated", False)])
+@pytest.mark.parametrize(("keys", "alike"), [("zero", True), ("learned", False), ("rotated", False)])
 @torch.no_grad()
-def test_words_are_seen_alike_unless_their_keys_are_rotated(keys, alike):
+def test_words_are_seen_alike_unless_they_have_keys(keys, alike):
     generator = small_generator("ids", "text", condition_keys=keys)
     _, cache = generator.prefill(small_inputs()(some_ids())[:, :3], some_condition("text"))
     for of_block in cache.keys:
@@ -132,13 +132,14 @@ def test_words_are_seen_alike_unless_their_keys_are_rotated(keys, alike):
         assert bool((of_words == 0).all()) == alike and of_ids.any()
 
 
+@pytest.mark.parametrize(("keys", "alike"), [("learned", True), ("rotated", False)])
 @torch.no_grad()
-def test_a_word_has_another_key_in_another_place_if_keys_are_rotated():
-    generator = small_generator("ids", "text", condition_keys="rotated")
+def test_a_word_has_another_key_in_another_place_if_keys_are_rotated(keys, alike):
+    generator = small_generator("ids", "text", condition_keys=keys)
     word = torch.randn(1, 1, TEXT_WIDTH).expand(1, LENGTH, -1)
     _, cache = generator.prefill(small_inputs()(some_ids(1))[:, :0], Condition(word))
     keys = cache.keys[0][0, :, :LENGTH]
-    assert not torch.isclose(keys[:, :-1], keys[:, 1:], atol=1e-4).all(-1).any()
+    assert bool(torch.isclose(keys[:, :-1], keys[:, 1:], atol=1e-4).all(-1).any()) is alike
 
 
 @torch.no_grad()
