@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toklip_core.model import LevelTransformer, TrunkConfig, level_transformer
+from toklip_core.model import LevelTransformer, TrunkConfig, level_transformer, sample_ids
 from torch import nn
 
 from tests.support.deterministic import arrays, small_weights
@@ -64,6 +64,30 @@ def test_positions_do_not_see_each_other(levels, monkeypatch):
     for logits, one, part in zip(whole, alone, parted, strict=True):
         torch.testing.assert_close(logits[1, 2], one, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logits, part, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_sampled_levels_have_the_chances_of_the_logits(levels):
+    """The chance of all levels is the product of their chances, each after the levels before it."""
+    torch.manual_seed(0)
+    states, _ = some(1)
+    few = 6000
+    sampled = torch.stack(levels(states.expand(few, 1, 12), None), dim=-1)
+    assert sampled.shape == (few, 1, 4) and sampled.dtype == torch.int64
+    rows, counts = sampled[:, 0].unique(dim=0, return_counts=True)
+    logits = levels(states.expand(len(rows), 12), rows)
+    chances = torch.stack([a.softmax(-1).gather(-1, rows[:, q, None]) for q, a in enumerate(logits)]).prod(0)[:, 0]
+    spread = (few * chances * (1 - chances)).sqrt() + 1
+    assert ((counts - few * chances).abs() < 5 * spread).all() and counts.max() > 20
+
+
+def test_ids_are_sampled_with_the_chances_of_their_logits_and_a_logit_that_is_no_number_stops_nothing():
+    torch.manual_seed(0)
+    chances = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    counts = sample_ids(chances.log().expand(20_000, 4)).bincount(minlength=4)
+    torch.testing.assert_close(counts / 20_000, chances, rtol=0, atol=0.02)
+    assert counts[3] == 0
+    assert sample_ids(torch.full((2, 3), torch.nan)).shape == (2,)
 
 
 def test_half_precision_is_in_products_alone(levels):

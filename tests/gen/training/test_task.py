@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
 from toklip_core.drawing import Drawing, Guidance
+from toklip_core.weights import weights_checksum
 from toklip_gen.generator import Generator, GeneratorConfig, load_generator
 from toklip_gen.training import (
     RECIPES,
@@ -25,8 +26,10 @@ from toklip_gen.training import (
     generator_losses,
     load_networks,
     read_batch,
+    start_from,
     task as training,
     train_generator,
+    with_sampled_ids,
 )
 
 from tests.support.generator_runs import TEXT, assert_same_run, concat, config, encode, last, lines, store, values
@@ -34,7 +37,12 @@ from tests.support.processes import run_together
 from tests.support.refusals import last_error
 from tests.support.small_models import SIZE
 
-EVALUATED = {"held_out": {"scenes": 3}, "sampling": {"guidance": 2.0}, "run": {"ema_decay": 0.9, "max_grad_norm": 1.0}}
+EVALUATED = {
+    "scheduled_sampling": 0.5,
+    "held_out": {"scenes": 3},
+    "sampling": {"guidance": 2.0},
+    "run": {"ema_decay": 0.9, "max_grad_norm": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +142,81 @@ def test_a_batch_from_pixels_reads_as_one_from_their_ids(world):
     torch.testing.assert_close(reads[0].condition.values, reads[1].condition.values)
 
 
+@pytest.mark.parametrize("largest_share", [0.3, 1.0])
+def test_scheduled_sampling_reads_sampled_ids_at_a_share_of_the_positions_and_predicts_the_same(world, largest_share):
+    """Shares of pictures are uniform up to the largest, so their mean is half of it."""
+    settings = config(values(world))
+    networks = load_networks(settings)
+    torch.manual_seed(0)
+    model = Generator(networks.config)  # its head is zero at first, so it samples all 300 ids equally often
+    samples = GeneratorSamples(settings)
+    batch = read_batch(collate([samples[0, place % 12] for place in range(200)]), networks)
+    read = with_sampled_ids(model, batch, networks, largest_share=largest_share)
+    assert torch.equal(read.levels, batch.levels) and read.condition is batch.condition
+    shares = (read.inputs != batch.inputs).float().mean((1, 2)) / (299 / 300)
+    assert shares.mean().item() == pytest.approx(largest_share / 2, abs=0.05 * largest_share)
+    assert shares.min() < 0.1 * largest_share and 0.9 * largest_share < shares.max() < largest_share + 0.12
+
+
+def test_a_sampled_id_is_read_where_it_was_sampled(world):
+    """A head that gives all the chance to id i at position i."""
+    settings = config(values(world))
+    networks = load_networks(settings)
+    model = Generator(networks.config)
+    places = torch.arange(64)
+    certain = 1e4 * torch.eye(64, 300)
+    hook = model.head.register_forward_hook(lambda module, read, logits: logits + certain)
+    samples = GeneratorSamples(settings)
+    batch = read_batch(collate([samples[0, place] for place in range(12)]), networks)
+    read = with_sampled_ids(model, batch, networks, largest_share=1.0)
+    hook.remove()
+    changed = read.inputs != batch.inputs
+    assert changed.any(dim=0).float().mean() > 0.9
+    assert torch.equal(read.inputs, torch.where(changed, places[:-1, None], batch.inputs))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_scheduled_sampling_every_weight_gets_the_gradient_of_a_pass_without_the_one_before_it(world, precision):
+    """Autocast must not use a weight again that it cast in the pass without gradient."""
+    task = GeneratorTask(config(concat(world, scheduled_sampling=0.5, dropout=0.0)))
+    for weight in task.model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    prepared = task.prepare(collate([task.samples[0, place] for place in range(4)]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        task.objective(task.model, prepared, 0).losses["next_id"].backward()
+    assert [name for name, weight in task.model.named_parameters() if weight.grad is None] == []
+
+
+def test_a_run_starts_from_the_weights_of_another(world, whole, tmp_path):
+    start = str(whole / "model")
+    (tmp_path / "moved").symlink_to(world / "toklip")
+    changes = {"start": start, "toklip": str(tmp_path / "moved"), "sampling": {"guidance": 1.5}, "dropout": 0.2}
+    task = GeneratorTask(config(concat(world, **changes)))
+    weights = load_file(whole / "model/model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in task.model.state_dict().items())
+    assert task.settings["checksums"]["start"] == weights_checksum(load_generator(start).generator)
+    other = concat(world, start=start, generator={"features": "concat", "depth": 1, "hidden_width": 32})
+    with pytest.raises(ValueError, match="its depth is 2, and that of these settings 1; its hidden_width") as caught:
+        GeneratorTask(config(other))
+    assert start in str(caught.value)
+    with pytest.raises(ValueError, match="its condition is"):
+        GeneratorTask(config(concat(world, start=start, condition={"kind": "class", "classes": 3})))
+    with pytest.raises(LookupError, match="no-such"):
+        GeneratorTask(config(concat(world, start="no-such")))
+
+
+def test_an_official_generator_is_one_to_start_from(world, monkeypatch):
+    """Its config has no checksum of the tokenizer and no levels; both are those of the settings."""
+    networks = load_networks(config(values(world)))
+    model, other = Generator(networks.config), Generator(networks.config)
+    torch.nn.init.normal_(other.head.weight)
+    bare = {"tokenizer": {"name": "mean-colour"}, "levels": None, "kv_heads": networks.config.heads, "resize": "squash"}
+    other.config = GeneratorConfig.model_validate(networks.config.model_dump() | bare)
+    monkeypatch.setattr(training, "load_transformer", lambda name, dtype: other)
+    start_from(model, "official", networks.tokenizer)
+    assert torch.equal(model.head.weight, other.head.weight)
+
+
 def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
     networks = load_networks(config(values(world)))
     samples = GeneratorSamples(config(values(world)))
@@ -219,6 +302,13 @@ def test_a_toklip_over_another_tokenizer_is_refused(world, tmp_path):
 def test_other_settings_do_not_go_on_with_a_run(world, whole):
     with pytest.raises(ValueError, match="holds a run with other settings of condition_dropout"):
         train_generator(config(concat(world, condition_dropout=0.3, **EVALUATED)), whole)
+
+
+def test_the_second_stage_goes_on_with_the_generator_of_the_first():
+    one, two = (load_config(f"scenes-tiny{end}", GeneratorTrainConfig, (), RECIPES) for end in ("", "-stage-2"))
+    assert two.scheduled_sampling and not one.scheduled_sampling
+    for name in ("image_size", "toklip", "generator", "condition", "data", "sampling"):
+        assert getattr(one, name) == getattr(two, name), name
 
 
 @pytest.mark.parametrize("name", recipe_names(RECIPES))

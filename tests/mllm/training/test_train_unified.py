@@ -56,19 +56,64 @@ def drawings(world, kind="pictures"):
 def test_a_run_over_both_is_resumed_bit_for_bit_and_its_model_draws(world, tmp_path):
     run = {"steps": 3}
     data = (file_data(world), drawings(world), PLAIN | {"passes": 2})
-    train_mllm(settings(world, *data, run=run, prompt_dropout=0.3), tmp_path / "whole")
+    more = {"prompt_dropout": 0.3, "scheduled_sampling": 0.5}
+    train_mllm(settings(world, *data, run=run, **more), tmp_path / "whole")
     broken = tmp_path / "broken"
     (broken / "checkpoints").mkdir(parents=True)
     for file in ("run.json", "metrics.jsonl"):
         shutil.copy(tmp_path / "whole" / file, broken)
     shutil.copytree(tmp_path / "whole/checkpoints/step-00000001", broken / "checkpoints/step-00000001")
-    train_mllm(settings(world, *data, run=run, prompt_dropout=0.3), broken)
+    train_mllm(settings(world, *data, run=run, **more), broken)
     assert_same_run(broken, tmp_path / "whole")
     assert all(max(line[name] for line in lines(broken)) > 1 for name in ("loss/image", "loss/text"))
     model, processor = load(broken / "model")
     ids = model.generate(**to_draw(processor, "a red circle"), generation_mode="image", seeds=[1])
     assert tuple(ids.shape[:3]) == (1, 8, 8)
     assert processor.postprocess(ids)["pixel_values"][0].size == (32, 32)
+
+
+@pytest.mark.parametrize("largest_share", [0.4, 1.0])
+def test_scheduled_sampling_reads_sampled_ids_in_drawn_pictures_alone_and_predicts_the_same(world, largest_share):
+    """A head that gives one level all the chance, so a position with it was sampled."""
+    task = MLLMTask(settings(world, drawings(world), file_data(world), scheduled_sampling=largest_share, held_out=None))
+    head, begin = task.model.model.required_head(), task.model.model.config.head_config.begin_token_id
+    hooks = [
+        layer.register_forward_hook(lambda module, read, logits: logits.index_fill(-1, torch.tensor(3), 1e4))
+        for layer in head.predict.heads
+    ]
+    seen = []
+    vision = task.model.model.vision
+    hooks.append(vision.register_forward_pre_hook(lambda module, read: seen.append(read[0].clone())))
+    samples = [task.samples[0, place] for place in range(len(task.samples))]
+    draws = [begin in task.samples.collate([sample])["input_ids"] for sample in samples]
+    drawn = [sample for sample, own in zip(samples, draws, strict=True) if own]
+    read = [sample for sample, own in zip(samples, draws, strict=True) if not own]
+    task.model.train()
+    for rows in (drawn * 20, read):
+        seen.clear()
+        batch = task.prepare(task.samples.collate(rows))
+        task.model(batch)
+        changed = (seen[-1] != batch["image_ids"]).any(-1)
+        if rows is read:
+            assert len(seen) == 1 and not changed.any()
+            continue
+        split = task.model.model.id_levels
+        assert (split.split(seen[-1][changed]) == 3).all()
+        assert torch.equal(seen[0], batch["image_ids"])
+        shares = changed.float().mean((1, 2))
+        assert 0.8 * largest_share < 2 * shares.mean() < 1.1 * largest_share and shares.max() < largest_share + 0.2
+    for hook in hooks:
+        hook.remove()
+
+
+def test_with_scheduled_sampling_every_trained_weight_gets_a_gradient_under_autocast(world):
+    task = MLLMTask(settings(world, drawings(world), scheduled_sampling=0.5, held_out=None))
+    batch = task.prepare(task.samples.collate([task.samples[0, place] for place in range(4)]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = task.objective(task.model.train(), batch, 0).losses
+    sum(losses.values()).backward()
+    missing = [name for name, weight in task.model.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert missing == []
 
 
 def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):

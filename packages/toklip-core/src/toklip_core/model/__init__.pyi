@@ -19,7 +19,7 @@ from .encoder import (
     encoder_from_tower as encoder_from_tower,
     resized_encoder as resized_encoder,
 )
-from .level_transformer import LevelTransformer as LevelTransformer
+from .level_transformer import LevelTransformer as LevelTransformer, sample_ids as sample_ids
 from .published import (
     ALIASES as ALIASES,
     CLIP_TINY as CLIP_TINY,

@@ -26,6 +26,20 @@ from toklip_core.model.trunk import TrunkConfig, build_blocks
 _AT_ONCE = 2**15
 
 
+@torch.no_grad()
+def sample_ids(logits: Tensor) -> Tensor:
+    """Return ids (...), int64, sampled from logits (..., K) with the random numbers of torch's global generator.
+
+    Logits that are not numbers give some id, so that a training can report its loss. Nothing is read back from a GPU.
+
+    >>> sample_ids(torch.tensor([[0.0, 99.0], [99.0, 0.0]]))
+    tensor([1, 0])
+    """
+    # The largest of the logits with Gumbel noise has the chances of the logits: https://arxiv.org/abs/1411.0030.
+    logits = logits.float()
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
+
+
 class LevelTransformer(nn.Module):
     """Predicts the levels of a position one after another, from the state of a model and the levels before.
 
@@ -53,11 +67,14 @@ class LevelTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.heads = nn.ModuleList(nn.Linear(config.width, size, bias=False) for size in sizes)
 
-    def forward(self, states: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, states: Tensor, levels: Tensor | None) -> tuple[Tensor, ...]:
         """Return the logits (..., K_q), float32, of each level, for states (..., S) and all levels (..., L).
 
-        The logits of a level depend on the state and on the levels before it.
+        The logits of a level depend on the state and on the levels before it. Without levels, return L tensors (...) of
+        levels that are sampled from these logits one after another, without gradient.
         """
+        if levels is None:
+            return self._sampled(states)
         places = self._places(states, levels[..., :-1])
         return tuple(head(places[..., level, :]).float() for level, head in enumerate(self.heads))
 
@@ -65,6 +82,13 @@ class LevelTransformer(nn.Module):
         """Return the logits (..., K_q), float32, of level q, for states (..., S) and the levels before, (..., q)."""
         head = self.heads[before.shape[-1]]
         return head(self._places(states, before)[..., -1, :]).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _sampled(self, states: Tensor) -> tuple[Tensor, ...]:
+        before = states.new_zeros(*states.shape[:-1], 0, dtype=torch.int64)
+        for _ in self.heads:
+            before = torch.cat([before, sample_ids(self.logits(states, before))[..., None]], dim=-1)
+        return before.unbind(-1)
 
     def _places(self, states: Tensor, before: Tensor) -> Tensor:
         """Return the outputs (..., q + 1, W) of the blocks for states (..., S) and levels (..., q)."""

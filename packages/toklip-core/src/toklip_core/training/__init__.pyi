@@ -15,6 +15,7 @@ from .losses import (
 from .next_id import (
     NextIdLoss as NextIdLoss,
     next_id_loss as next_id_loss,
+    with_sampled_levels as with_sampled_levels,
     z_loss as z_loss,
 )
 from .optimizers import (

@@ -42,3 +42,30 @@ def z_loss(logits: Sequence[Tensor]) -> Tensor:
     4.324
     """
     return torch.stack([of_level.logsumexp(-1).square().mean() for of_level in logits]).mean()
+
+
+def with_sampled_levels(levels: Tensor, sampled: Tensor, *, largest_share: float) -> Tensor:
+    """Return the levels (B, N, L) of pictures in which, at random positions, stand those that the model sampled there.
+
+    Each picture has its own share of such positions, uniform in [0, ``largest_share``]. A model that reads these and
+    predicts ``levels`` learns to go on after an error of its own.
+
+    Sample in a pass without gradient, and call ``torch.clear_autocast_cache()`` after it. Before torch 2.10 autocast
+    used the weights that it had cast there again in the next pass, where they then got no gradient
+    (https://github.com/pytorch/pytorch/issues/65766).
+
+    Source: Bengio et al., Scheduled Sampling, https://arxiv.org/abs/1506.03099. All positions are sampled in one pass,
+    as Mihaylova and Martins do for transformers, https://arxiv.org/abs/1906.07651.
+
+    Args:
+        levels: (B, N, L), int64, of the pictures.
+        sampled: (B, N, L), int64, each position after the picture's own positions before it.
+        largest_share: in [0, 1].
+
+    >>> levels = torch.zeros(2, 9, 4, dtype=torch.int64)
+    >>> torch.equal(with_sampled_levels(levels, levels + 1, largest_share=0.0), levels)
+    True
+    """
+    share = largest_share * torch.rand(len(levels), 1, 1, device=levels.device)
+    chosen = torch.rand(*levels.shape[:2], 1, device=levels.device) < share
+    return torch.where(chosen, sampled, levels)

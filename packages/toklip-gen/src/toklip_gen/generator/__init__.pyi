@@ -37,6 +37,7 @@ from .packed_linear import (
 from .pipeline import (
     PictureGenerator as PictureGenerator,
     load_generator as load_generator,
+    load_transformer as load_transformer,
 )
 from .predictor import IdPredictor as IdPredictor
 from .settings import ModelSettings as ModelSettings

@@ -32,6 +32,7 @@ from toklip_core.model import (
     attend_at,
     attend_causally,
     attend_with_cache,
+    sample_ids,
 )
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -118,9 +119,9 @@ class Generator(nn.Module):
         ]
 
     def forward(
-        self, inputs: Tensor, levels: Tensor, condition: Condition, drop: Tensor | None = None
+        self, inputs: Tensor, levels: Tensor | None, condition: Condition, drop: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the logits (B, n + 1, K_q), float32, of each level of the ids.
+        """Return the logits (B, n + 1, K_q), float32, of each level of the ids; or, without levels, sampled levels.
 
         Those at i predict a level of position i from the condition, inputs 0 to i - 1 and, if the head is a
         transformer over levels, the levels of position i before it. To train, give the inputs of all positions but the
@@ -128,7 +129,9 @@ class Generator(nn.Module):
 
         Args:
             inputs: ids (B, n, Q), int64, or inputs (B, n, F); n may be 0.
-            levels: (B, n + 1, L), int64, levels of the ids that are predicted.
+            levels: (B, n + 1, L), int64, levels of the ids that are predicted. None: return L tensors (B, n + 1) of
+                levels that are sampled from these logits one after another, without gradient. This is a forward pass,
+                too, so that it goes through the hooks of DDP and FSDP.
             condition: condition of each picture.
             drop: (B,), bool, True for pictures to train without condition, for guidance; see :meth:`dropped`.
 
@@ -136,7 +139,8 @@ class Generator(nn.Module):
             ValueError: a shape is another, or n is more than the grid has.
         """
         self._refuse_other(inputs, condition)
-        if levels.shape != (wanted := (len(inputs), inputs.shape[1] + 1, len(self.levels.sizes))):
+        count = len(self.levels.sizes)
+        if levels is not None and levels.shape != (wanted := (len(inputs), inputs.shape[1] + 1, count)):
             raise ValueError(f"got levels {tuple(levels.shape)} with inputs {tuple(inputs.shape)}; wanted {wanted}")
         if drop is not None:
             condition = self.dropped(condition, drop)
@@ -152,7 +156,8 @@ class Generator(nn.Module):
                 x = block(x, cos, sin, see)
         x = self.norm(x[:, self.config.condition.length - 1 :])
         if not isinstance(self.head, LevelTransformer):
-            return self._by_level(self.head(x).float())
+            logits = self._by_level(self.head(x).float())
+            return logits if levels is not None else tuple(map(sample_ids, logits))
         if self.grad_checkpointing and self.training:
             return checkpoint(self.head, x, levels, use_reentrant=False)
         return self.head(x, levels)  # type: ignore[no-any-return]

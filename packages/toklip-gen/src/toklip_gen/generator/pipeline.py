@@ -56,7 +56,7 @@ class PictureGenerator:
     >>> pictures = load_generator("toklip-gen-tiny")
     >>> ids = pictures.draw(["a red circle", "a blue square"], seeds=[0, 1]).ids
     >>> tuple(ids.shape), tuple(pictures.pixels(ids).shape)
-    ((2, 8, 8, 1), (2, 3, 64, 64))
+    ((2, 8, 8, 4), (2, 3, 64, 64))
     """
 
     def __init__(self, generator: Generator, *, tokenizer: Tokenizer, toklip: TokLIP | None = None) -> None:
@@ -240,7 +240,7 @@ def load_generator(
     'concat'
     """
     path = _located(name)
-    generator = _of_folder(path, dtype) if path.is_dir() else load_official(path, None, dtype)
+    generator = _transformer(path, dtype)
     config = generator.config
     model = _toklip(config, toklip, dtype) if config.needs_toklip else None
     where = f"the generator {name}"
@@ -250,6 +250,19 @@ def load_generator(
         tokenizer = config.tokenizer.load(path, where=where)
     tokenizer.refuse_other_ids(config.tokenizer, where)
     return PictureGenerator(generator, tokenizer=tokenizer, toklip=model).to(device)
+
+
+def load_transformer(name: str | Path, dtype: torch.dtype | None = None) -> Generator:
+    """Load the transformer of a generator alone, without tokenizer and TokLIP; see :func:`load_generator`.
+
+    >>> load_transformer("toklip-gen-tiny").config.features
+    'concat'
+    """
+    return _transformer(_located(name), dtype)
+
+
+def _transformer(path: Path, dtype: torch.dtype | None) -> Generator:
+    return _of_folder(path, dtype) if path.is_dir() else load_official(path, None, dtype)
 
 
 def _refuse_other_ids(tokenizer: Tokenizer, config: GeneratorConfig) -> None:

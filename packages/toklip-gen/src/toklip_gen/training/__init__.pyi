@@ -18,5 +18,7 @@ from .task import (
     held_out_prompts as held_out_prompts,
     load_networks as load_networks,
     read_batch as read_batch,
+    start_from as start_from,
     train_generator as train_generator,
+    with_sampled_ids as with_sampled_ids,
 )

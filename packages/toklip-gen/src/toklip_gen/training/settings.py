@@ -101,8 +101,7 @@ class Architecture(Config):
     condition_keys: ConditionKeys = Field(
         default="zero",
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
-        "as in LlamaGen; learned: a position can attend to some words more than to others; rotated: so it can, and "
-        "the order of the words counts.",
+        "as in LlamaGen; rotated: a position can attend to some words more than to others, and their order counts.",
     )
     qk_norm: bool = Field(
         default=False,
@@ -180,6 +179,12 @@ class Sampling(Config):
 class GeneratorTrainConfig(Config):
     """Settings of `toklip train generator`: an autoregressive generator over the ids of a VQ tokenizer."""
 
+    start: str | None = Field(
+        default=None,
+        description="Name or folder of a generator, such as RUN/model of an earlier stage, whose weights to start "
+        "from. These settings must give the same tokenizer, sizes, inputs and condition. By default random weights.",
+    )
+
     tokenizer: str | None = Field(
         default=None, description="Name of the VQ tokenizer, which stays frozen; by default the TokLIP's own."
     )
@@ -208,6 +213,14 @@ class GeneratorTrainConfig(Config):
         ge=0,
         lt=1,
         description="Dropout after the embeddings and after the attention and the MLP of each block.",
+    )
+    scheduled_sampling: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Largest share of a picture's positions at which the generator reads ids that it sampled itself, "
+        "so that it learns to go on after an error of its own; the share of each picture is random, from 0 to this. A "
+        "step takes about 1.6 times as long.",
     )
     data: tuple[GeneratorSource, ...] = Field(
         min_length=1,

@@ -38,7 +38,9 @@ from toklip_core.training import (
     fit,
     next_id_loss,
     parameter_groups,
+    with_sampled_levels,
 )
+from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
 from toklip_gen.evaluation import match_by_pixels, scene_prompts
@@ -56,6 +58,7 @@ from toklip_gen.generator import (
     Texts,
     build_conditions,
     load_t5,
+    load_transformer,
     toklip_checksum,
 )
 from toklip_gen.training.samples import Batch, GeneratorSamples, classes_of, collate
@@ -124,6 +127,10 @@ class GeneratorTask(Task):
         torch.manual_seed(config.run.seed)
         self.model = Generator(networks.config, dropout=config.dropout)
         self.model.grad_checkpointing = config.generator.grad_checkpointing
+        if config.start is not None:
+            start_from(self.model, config.start, networks.tokenizer)
+            self.settings["checksums"]["start"] = weights_checksum(self.model)
+        self._scheduled_sampling = config.scheduled_sampling
         if held_out is not None:
             self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, networks)
         self.networks = networks
@@ -140,6 +147,8 @@ class GeneratorTask(Task):
 
     def objective(self, model: nn.Module, prepared: GeneratorBatch, step: int) -> Losses:
         """Return the cross entropy of the next id."""
+        if self._scheduled_sampling:
+            prepared = with_sampled_ids(model, prepared, self.networks, largest_share=self._scheduled_sampling)
         return generator_losses(model, prepared)
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -217,6 +226,36 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     return FrozenNetworks(settings, tokenizer, toklip, inputs, conditions)
 
 
+def start_from(model: Generator, name: str, tokenizer: Tokenizer) -> None:
+    """Give a generator over a tokenizer the weights of another one, which reads and predicts the same.
+
+    Raises:
+        LookupError, FileNotFoundError: there is no such generator.
+        ValueError: it has other ids, another size, or reads something else.
+    """
+    other = load_transformer(name, torch.float32)
+    where = f"start: the generator {name!r}"
+    tokenizer.refuse_other_ids(other.config.tokenizer, where)
+    ours, theirs = _what_weights_mean(model.config), _what_weights_mean(other.config)
+    if different := [
+        f"its {key} is {theirs[key]!r}, and that of these settings {ours[key]!r}"
+        for key in ours
+        if ours[key] != theirs[key]
+    ]:
+        raise ValueError(f"{where} is another one than that of these settings: {'; '.join(different)}")
+    model.load_state_dict(other.state_dict())
+
+
+def _what_weights_mean(config: GeneratorConfig) -> dict[str, object]:
+    """Return the values of a config that decide what its weights compute, with the defaults filled in."""
+    return config.model_dump(exclude={"tokenizer", "toklip", "resize", "guidance", "top_k"}) | {
+        "levels": config.id_levels.sizes,
+        "hidden_width": config.mlp_width,
+        "kv_heads": config.kv_heads or config.heads,
+        "condition": config.condition.model_dump(exclude={"names"}),
+    }
+
+
 def with_names(networks: FrozenNetworks, names: Sequence[str]) -> FrozenNetworks:
     """Return networks whose config has the names of the classes."""
     condition = ClassCondition(classes=len(names), names=tuple(names))
@@ -257,6 +296,22 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     condition = networks.conditions(batch["prompts"]).to(device)
     levels = networks.config.id_levels.split(ids.flatten(1, 2))
     return GeneratorBatch(levels, networks.inputs(ids)[:, :-1], condition, batch["drop"])
+
+
+@torch.no_grad()
+def with_sampled_ids(
+    model: nn.Module, batch: GeneratorBatch, networks: FrozenNetworks, *, largest_share: float
+) -> GeneratorBatch:
+    """Return a batch whose inputs have, at random positions, ids that the model sampled there.
+
+    They are sampled from all ids, at temperature 1, each after the picture's own ids before it. The ids that are
+    predicted stay those of the picture; see :func:`toklip_core.training.with_sampled_levels`.
+    """
+    sampled = torch.stack(model(batch.inputs, None, batch.condition, batch.drop), dim=-1)
+    torch.clear_autocast_cache()  # see with_sampled_levels
+    levels = with_sampled_levels(batch.levels, sampled, largest_share=largest_share)
+    ids = networks.config.id_levels.join(levels)
+    return batch._replace(inputs=networks.inputs(ids.view(len(ids), *networks.config.grid, -1))[:, :-1])
 
 
 def generator_losses(model: nn.Module, batch: GeneratorBatch) -> Losses:

@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from toklip_core.model import LevelTransformer, TrunkConfig
+from toklip_core.model import LevelTransformer, TrunkConfig, sample_ids
 from torch import Tensor, nn
 
 from toklip_mllm.model.head_config import ImageHeadConfig
@@ -53,14 +53,16 @@ class ImageHead(nn.Module):
         for layer in last:
             nn.init.zeros_(cast(nn.Linear, layer).weight)
 
-    def forward(self, states: Tensor, levels: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, states: Tensor, levels: Tensor | None) -> tuple[Tensor, ...]:
         """Return the logits (..., K_q), float32, of each level, for states (..., D) and all levels (..., L).
 
-        The logits of a level depend on the state and, with a transformer, on the levels before it.
+        The logits of a level depend on the state and, with a transformer, on the levels before it. Without levels,
+        return L tensors (...) of levels that are sampled from these logits one after another, without gradient.
         """
         if isinstance(self.predict, LevelTransformer):
             return self.predict(states, levels)  # type: ignore[no-any-return]
-        return cast(Tensor, self.predict(states)).float().split(self.sizes, dim=-1)  # type: ignore[no-any-return, no-untyped-call]
+        logits = cast(Tensor, self.predict(states)).float().split(self.sizes, dim=-1)  # type: ignore[no-untyped-call]
+        return logits if levels is not None else tuple(map(sample_ids, logits))
 
     @torch.no_grad()
     def logits(self, states: Tensor, before: Tensor) -> Tensor:

@@ -305,18 +305,33 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         Raises:
             ValueError: the model has no image head, or there are drawn pictures without their ids.
         """
-        head, each = self.required_head(), self.config.tokens_per_picture
+        head = self.required_head()
+        states, drawn = self.drawn_states(states, input_ids)
+        if image_ids is None:
+            if len(states):
+                raise ValueError("got pictures that are drawn, without image_ids, which the head learns; give both")
+            image_ids = input_ids.new_zeros(len(drawn), *self.vision.ids_shape)  # none of them is drawn
+        levels = self.id_levels.split(image_ids[drawn.to(image_ids.device)].flatten(1, 2))
+        return head(states, levels), levels
+
+    def drawn_states(self, states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states (P', N, D) that the image head reads, and which of P pictures are drawn, (P,), bool.
+
+        Args:
+            states: (B, L, D), the last hidden states of the language model.
+            input_ids: (B, L), the tokens that they are states of.
+
+        Raises:
+            ValueError: the model has no image head.
+        """
+        self.required_head()
+        each = self.config.tokens_per_picture
         firsts = (input_ids == self.config.image_token_id).nonzero()[::each]
         rows, columns = firsts.unbind(1)
         begin = self.config.head_config.begin_token_id
         drawn = (columns > 0) & (input_ids[rows, (columns - 1).clamp(min=0)] == begin)
         places = columns[drawn, None] - 1 + torch.arange(each, device=columns.device)
-        if image_ids is None:
-            if bool(drawn.any()):
-                raise ValueError("got pictures that are drawn, without image_ids, which the head learns; give both")
-            image_ids = input_ids.new_zeros(len(drawn), *self.vision.ids_shape)  # none of them is drawn
-        levels = self.id_levels.split(image_ids[drawn.to(image_ids.device)].flatten(1, 2))
-        return head(states[rows[drawn, None], places], levels), levels
+        return states[rows[drawn, None], places], drawn
 
     def connect(self, features: Tensor) -> Tensor:
         """Return features (..., F), inputs of the connector, in the language model's embedding space, (..., D)."""

@@ -16,7 +16,7 @@ from toklip_mllm.evaluation import HeldOutQuestions
 from toklip_mllm.model import ImageHeadSettings
 
 #: Settings without effect on a model that does not draw.
-OF_DRAWING = ("image_weight", "image_z_loss", "prompt_dropout")
+OF_DRAWING = ("image_weight", "image_z_loss", "prompt_dropout", "scheduled_sampling")
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_mllm") / "recipes"
 
@@ -267,6 +267,14 @@ class MLLMTrainConfig(Config):
         lt=1,
         description="Share of conversations with drawn pictures of which the first such picture is trained alone, "
         "after the begin token, without its prompt and all that follows; classifier-free guidance needs this.",
+    )
+    scheduled_sampling: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Largest share of a drawn picture's positions at which the model reads ids that it sampled itself, "
+        "so that it learns to go on after an error of its own; the share of each picture is random, from 0 to this. It "
+        "costs one more forward pass, and the encoder runs even if the store has its tokens.",
     )
     data: tuple[ConversationSource, ...] = Field(
         min_length=1,

@@ -29,8 +29,10 @@ from toklip_core.training import (
     ParameterGroup,
     Task,
     fit,
+    mean_over_processes,
     next_id_loss,
     parameter_groups,
+    with_sampled_levels,
     z_loss,
 )
 from toklip_core.weights import load_strict, weights_checksum, without_values
@@ -120,12 +122,12 @@ class MLLMTask(Task):
         if any(getattr(source, "independent", False) for source in config.data):
             refuse_other_attention(model.language_model.config, config.max_length)
         _refuse_other_store(sources, model)
-        if model.vision.encoder is not None and "encoder" not in config.train:
+        if model.vision.encoder is not None and "encoder" not in config.train and not config.scheduled_sampling:
             use_stored_tokens(sources, model.config.encoder_checksum)
         sources = repeated(sources, config.data)
         freeze(model, config)
-        weights = PictureWeights(config.image_weight, config.image_z_loss)
-        self.config, self.processor, self.model = config, processor, MLLMTraining(model, weights)
+        pictures = PictureLearning(config.image_weight, config.image_z_loss, config.scheduled_sampling)
+        self.config, self.processor, self.model = config, processor, MLLMTraining(model, pictures)
         self.samples = ConversationSamples(
             sources,
             processor if config.template == "chat" else with_plain_template(processor),
@@ -201,22 +203,25 @@ class MLLMTask(Task):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.frozen_dtype == "bfloat16")
 
 
-class PictureWeights(NamedTuple):
-    """Weights of the losses of drawn pictures; the loss of the text has 1."""
+class PictureLearning(NamedTuple):
+    """How drawn pictures are learned."""
 
+    #: Weights of the losses; the loss of the text has 1.
     next_id: float = 1.0
     z: float = 0.0
+    #: Largest share of the positions at which a sampled id is read.
+    sampled: float = 0.0
 
 
 class MLLMTraining(nn.Module):
     """The model, with a forward pass that returns the losses of a batch from :meth:`MLLMTask.prepare`."""
 
     def __init__(
-        self, model: TokLIPForConditionalGeneration, weights: PictureWeights = PictureWeights()
+        self, model: TokLIPForConditionalGeneration, pictures: PictureLearning = PictureLearning()
     ) -> None:
         super().__init__()
         self.model = model
-        self._weights = weights
+        self._pictures = pictures
 
     def forward(self, batch: Mapping[str, Tensor]) -> Losses:
         """Return the cross entropy of the assistant's tokens, and with an image head of the ids of what it draws.
@@ -228,7 +233,11 @@ class MLLMTraining(nn.Module):
                 with image_tokens (P, N, D), float16, the encoder does not run.
         """
         self._checkpoint_frozen_layers()
-        learned = answers(self.model, batch)
+        read = None
+        if self._pictures.sampled:
+            read = self._with_sampled_ids(batch)
+            torch.clear_autocast_cache()  # see with_sampled_levels
+        learned = answers(self.model, batch, read)
         logits, labels = learned.logits, learned.labels
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
@@ -242,6 +251,27 @@ class MLLMTraining(nn.Module):
             losses |= self._of_pictures(learned, metrics)
         return Losses(losses, metrics)
 
+    @torch.no_grad()
+    def _with_sampled_ids(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Return image_ids whose drawn pictures have, at random positions, ids that the model sampled there.
+
+        None: nothing is drawn in any process. If one draws, all run the model, which may be sharded.
+        """
+        tokens = batch["input_ids"]
+        begun = (tokens == self.model.config.head_config.begin_token_id).sum().float()
+        if not mean_over_processes(begun):
+            return None
+        states, drawn = self.model.drawn_states(answers(self.model, batch).states, tokens)
+        if not len(states):
+            return None
+        ids, split = batch["image_ids"], self.model.id_levels
+        levels = split.split(ids[drawn].flatten(1, 2))
+        sampled = torch.stack(self.model.required_head()(states, None), dim=-1)
+        mixed = split.join(with_sampled_levels(levels, sampled, largest_share=self._pictures.sampled))
+        read = ids.clone()
+        read[drawn] = mixed.view_as(ids[drawn])
+        return read
+
     def _of_pictures(self, learned: AnswerLogits, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of the pictures that are drawn, and add their accuracy to the metrics."""
         logits, levels = learned.image_logits, learned.image_levels
@@ -251,12 +281,12 @@ class MLLMTraining(nn.Module):
             idle = self.model.idle_head(learned.states)
             # Every process logs the same names, because their values are averaged in order; NaN counts in no mean.
             metrics["id_accuracy"] = torch.full_like(idle.detach(), torch.nan)
-            return {"image": idle} | ({"image_z": idle * 0} if self._weights.z else {})
+            return {"image": idle} | ({"image_z": idle * 0} if self._pictures.z else {})
         share = count / _mean_over_processes(count)
         loss, metrics["id_accuracy"] = next_id_loss(logits, levels)
-        losses = {"image": self._weights.next_id * share * loss}
-        if self._weights.z:
-            losses["image_z"] = self._weights.z * share * z_loss(logits)
+        losses = {"image": self._pictures.next_id * share * loss}
+        if self._pictures.z:
+            losses["image_z"] = self._pictures.z * share * z_loss(logits)
         return losses
 
     def _checkpoint_frozen_layers(self) -> None:
@@ -285,12 +315,15 @@ class AnswerLogits(NamedTuple):
         return torch.cat([part.flatten() for part in (self.logits, *self.image_logits)])
 
 
-def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) -> AnswerLogits:
+def answers(
+    model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor], read: Tensor | None = None
+) -> AnswerLogits:
     """Return the logits of the assistant's tokens in a batch and of the ids that it draws, with what is right.
 
     Args:
         model: model on the device of the batch.
         batch: batch as for :meth:`MLLMTraining.forward`.
+        read: ids (P, h, w, Q) of the pictures that the model reads; None: those that it learns, of the batch.
     """
     labels = batch["labels"][:, 1:]
     wanted = labels != IGNORED
@@ -298,13 +331,13 @@ def answers(model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor]) 
     places = wanted.any(dim=0).nonzero()[:, 0]
     wanted, labels = wanted[:, places], labels[:, places]
     # Tokens are computed in float32, like the codes.
-    tokens = batch["image_tokens"].float() if "image_tokens" in batch else None
+    tokens = batch["image_tokens"].float() if "image_tokens" in batch and read is None else None
     draws = model.image_head is not None
     # Padding is on the right, where no labelled token attends to it; attention is faster without a mask.
     seen = branch_inputs(batch["branches"], model.dtype) if "branches" in batch else {}
     output = model(
         input_ids=batch["input_ids"],
-        image_ids=batch.get("image_ids"),
+        image_ids=batch.get("image_ids") if read is None else read,
         image_tokens=tokens,
         use_cache=False,
         logits_to_keep=places,
