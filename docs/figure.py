@@ -1,10 +1,12 @@
-"""Draws the figures of photographs through tokenizers.
+"""Draws the figures of photographs through tokenizers, and of captions that a generator draws.
 
     python docs/figure.py
 
 docs/pictures/tokens.jpg, in README.md: photographs, their codes, and what the ids give back. A code is coloured by the
 first three principal components of all of them, so that like codes look alike.
 docs/pictures/compared.jpg, in docs/how-to/compare-tokenizers.md: the sheet of `toklip compare tokenizers`.
+docs/pictures/captions.jpg, in docs/results/generation.md: the first captions of validation scenes, each with the
+picture that `toklip generate` draws for it, and how many of them the pixels show to be right.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import torch
 from PIL import Image
 from toklip_core import load_tokenizer
 from toklip_core.evaluation import compare_tokenizers, draw_comparison
-from toklip_core.pictures import open_picture, to_picture, to_pixels
+from toklip_core.pictures import PANEL_SIDE, open_picture, picture_sheet, to_picture, to_pixels
+from toklip_gen import load_generator
+from toklip_gen.evaluation import match_by_pixels, scene_prompts
 from torch import Tensor
 
 DOCS = Path(__file__).parent
 #: The first is not among those that vqgan-tiny was trained on.
 PHOTOGRAPHS = ("admiral", "cat", "coffee", "rocket")
 COMPARED = ("vqgan-tiny", "toy", "toy-residual")
+CAPTIONS = 64
 SIDE = 256
 GAP = 8
 
@@ -32,6 +37,18 @@ def main() -> None:
     (DOCS / "pictures").mkdir(exist_ok=True)
     draw_tokens()
     draw_compared()
+    draw_captions()
+
+
+def draw_captions() -> None:
+    """Write a sheet of captions and their pictures, each the first that is drawn."""
+    generator, prompts = load_generator("toklip-gen-tiny"), scene_prompts(CAPTIONS, split="validation")
+    texts = [prompt.text for prompt in prompts]
+    pixels = generator.pixels(generator.draw(texts, seeds=range(CAPTIONS)).ids)
+    panels = [to_picture(one).resize((PANEL_SIDE, PANEL_SIDE), Image.Resampling.NEAREST) for one in pixels]
+    sheet = picture_sheet(texts, panels, columns=8)
+    sheet.reduce(3).save(DOCS / "pictures/captions.jpg", quality=66, optimize=True)
+    print(match_by_pixels(pixels, [prompt.claims for prompt in prompts]))
 
 
 def draw_compared() -> None:

@@ -52,9 +52,9 @@ READING = "exact match"
 CLAIMS = ("colour", "count", "caption")
 
 #: Settings of a language model that also draws: its image head is that of the recipe scenes-tiny-unified.
-_HEAD = ('train=["connector", "language_model", "image_head"]', "image_head={level_blocks=1, guidance=2.0, top_k=20}")
+_HEAD = ('train=["connector", "language_model", "image_head"]', "image_head={level_blocks=1, guidance=3.0, top_k=3}")
 #: How every picture is drawn: as by toklip-gen-tiny.
-_DRAWING = Drawing(Guidance(2.0), top_k=20)
+_DRAWING = Drawing(Guidance(3.0), top_k=3)
 
 
 class Kind(NamedTuple):

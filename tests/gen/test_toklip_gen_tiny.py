@@ -16,8 +16,8 @@ from toklip_gen.published import TINY
 pytest.importorskip("toklip_vq")
 
 
-def test_it_is_under_ten_megabytes():
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10e6
+def test_it_is_under_twenty_megabytes():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 20e6
 
 
 def test_models_lists_it():
@@ -27,13 +27,13 @@ def test_models_lists_it():
 
 
 @pytest.mark.slow
-def test_it_draws_colours_and_numbers_that_it_is_asked_for():
+def test_it_draws_what_it_is_asked_for():
     sampling = SamplingSettings(batch_size=64)
     report = evaluate_on_scenes(ModelSettings("toklip-gen-tiny"), Scenes(64, split="validation"), sampling=sampling)
     drawn = report.match["pixels"]["drawn"]
-    assert drawn.colour is not None and drawn.count is not None
+    assert drawn.colour is not None and drawn.count is not None and drawn.caption is not None
     # By chance one colour in eight, and one number in three.
-    assert drawn.colour > 0.5 and drawn.count > 0.45
+    assert drawn.colour > 0.8 and drawn.count > 0.8 and drawn.caption > 0.4
 
 
 @pytest.mark.slow

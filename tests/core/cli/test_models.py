@@ -62,7 +62,7 @@ def test_models_are_listed_with_size_source_licence_and_whether_they_are_cached(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a: asked.append(a) or ("S" in a[1] and "x"))
     rows = {row["name"]: row for row in data("models")}
     ours = [name for name, row in rows.items() if row["kind"] == "TokLIP"]
-    assert ours == ["toklip-tiny", "toklip-tiny-llamagen", "toklip-s-256", "toklip-l-384", "toklip-xl-512"]
+    assert ours == ["toklip-tiny", "toklip-s-256", "toklip-l-384", "toklip-xl-512"]
     assert asked[0] == ("TencentARC/TokLIP", "TokLIP_S_256.pt")
     small = rows["toklip-s-256"]
     assert (small["aliases"], small["status"], small["image_size"]) == (["toklip-b-256"], "cached", 256)

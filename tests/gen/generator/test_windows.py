@@ -134,21 +134,25 @@ def test_in_float32_ids_differ_first_where_the_random_number_is_within_1e_5_of_a
     expected, _ = pictures_of(pictures, seeds, batch=len(seeds), window=1, guidance=guidance)
     for window in (4, 16, 64):
         ids, _ = pictures_of(pictures, seeds, batch=batch, window=window, guidance=guidance)
-        for seed, own, other in zip(seeds, ids[..., 0], expected[..., 0], strict=True):
-            differ = (own != other).nonzero()
-            place = int(differ[0]) if len(differ) else len(own) - 1
-            least, most = choices(pictures, other[:place], seed, within=1e-5, guidance=guidance)
-            assert least <= min(own[place], other[place]) and max(own[place], other[place]) <= most
+        for seed, own, other in zip(seeds, ids, expected, strict=True):
+            differ = (own != other).flatten().nonzero()
+            place, level = divmod(int(differ[0]) if len(differ) else own.numel() - 1, own.shape[-1])
+            least, most = choices(pictures, other[: place + 1], level, seed, within=1e-5, guidance=guidance)
+            pair = [int(some[place, level]) for some in (own, other)]
+            assert least <= min(pair) and max(pair) <= most
 
 
-def choices(pictures, ids, seed, *, within, guidance):
-    """Return the ids after ``ids`` (n,) that the random number of a seed chooses if it is a little less, or more."""
+def choices(pictures, ids, level, seed, *, within, guidance):
+    """Return the ids that a seed's random number, a little less or more, chooses for a level of the last of ``ids``.
+
+    Those before them (n - 1, Q), and the levels before that one, are read.
+    """
     model = IdPredictor(pictures.generator, pictures.inputs)
     drawing = asked(guidance=guidance).completed(pictures.drawing)
     condition, scale = pictures.conditions(["two yellow triangles"]), drawing.guidance.scale
-    states, cache = model.prefill(condition, ids[None, :, None], guided=scale != 1, steps=0)
-    logits = model.logits(states, torch.zeros(len(states), 0, dtype=torch.int64), cache)
+    states, cache = model.prefill(condition, ids[None, :-1], guided=scale != 1, steps=0)
+    logits = model.logits(states, ids[-1:, :level].expand(len(states), -1), cache)
     if scale != 1:
         logits = logits[1:] + scale * (logits[:1] - logits[1:])
-    number = UniformNoise([seed], 64, model.levels.sizes, torch.device("cpu")).at(len(ids), 1)[0][0]
+    number = UniformNoise([seed], 64, model.levels.sizes, torch.device("cpu")).at(len(ids) - 1, 1)[level][0]
     return [int(choose_ids(logits, number + change, drawing)) for change in (-within, within)]

@@ -335,15 +335,6 @@ def _own_specs() -> list[TokenizerSpec]:
             codebook_sizes=(1024,) * 4,
             grid=(32, 32),
         ),
-        TokenizerSpec(
-            name="llamagen-tiny",
-            factory=_shipped("llamagen-tiny"),
-            summary="Small LlamaGen, 1024 codes of 8 px, trained on generated scenes and photographs; in the package.",
-            licence="Apache-2.0",
-            size=(_SHIPPED / "llamagen-tiny/model.safetensors").stat().st_size,
-            codebook_sizes=(1024,),
-            grid=(32, 32),
-        ),
     ]
 
 

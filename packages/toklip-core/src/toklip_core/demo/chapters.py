@@ -173,20 +173,19 @@ print(processor.decode(mllm.generate(**batch, max_new_tokens=8)[0], skip_special
         title="Generate it, id by id",
         text="A generator writes ids as a language model writes words, each one after those before it, and the "
         "tokenizer decodes them into a picture. Given only a text, it starts with the first id; given the upper "
-        "half of the scene, which is 32 ids, it continues from there. For captions like these, 69.1 % of the "
-        "colours and 25.5 % of the shapes are right, and 9.0 % of the pictures show everything that the caption "
+        "half of the scene, which is 128 ids, it continues from there. For captions like these, 91.7 % of the "
+        "colours and 77.3 % of the shapes are right, and 56.1 % of the pictures show everything that the caption "
         "says. The texts and seeds were chosen.",
         commands=(
             ("generate", "a yellow square right of a blue square", "--prefix", SCENE, "--seed", "5", "--out",
              "continued.png"),
             ("generate", "a large red circle", "a large yellow square", "-n", "6", "--out", "drawn.png"),
         ),
-        python=f"""\
+        python="""\
 from toklip_gen import load_generator
 
 generator = load_generator("toklip-gen-tiny")
-scene = to_pixels(open_picture("{SCENE}"), 64)[None]
-text, upper = "a yellow square right of a blue square", generator.tokenizer.encode(scene)[:, :4].flatten(1, 2)
+text, upper = "a yellow square right of a blue square", ids[:, :4].flatten(1, 2)  # the same ids
 drawn = generator.draw([text], seeds=[5], prefix=upper).ids
 to_picture(generator.pixels(drawn)[0]).save("continued-again.png")
 """,

@@ -66,9 +66,7 @@ class ModelSpec:
 
 
 #: Folders of the models that ship with the package.
-TINY, CLIP_TINY, _EARLIER = (
-    Path(__file__).parents[1] / "models" / name for name in ("toklip-tiny", "clip-tiny", "toklip-tiny-llamagen")
-)
+TINY, CLIP_TINY = (Path(__file__).parents[1] / "models" / name for name in ("toklip-tiny", "clip-tiny"))
 
 #: Alias -> name.
 ALIASES = {"toklip-b-256": "toklip-s-256"}
@@ -170,7 +168,6 @@ def published_text_tokenizer(config: TokLIPConfig) -> TextTokenizer | None:
 def _shipped() -> list[ModelSpec]:
     summaries = {
         TINY: "Small TokLIP over vqgan-tiny, trained on generated scenes; 64 px, 64 tokens; in the package.",
-        _EARLIER: "Earlier toklip-tiny over llamagen-tiny, for toklip-gen-tiny; 64 px, 64 tokens; in the package.",
         CLIP_TINY: "Small CLIP, the teacher of small TokLIPs, trained on generated scenes; 64 px; in the package.",
     }
     return [

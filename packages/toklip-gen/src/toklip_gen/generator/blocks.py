@@ -120,8 +120,7 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
         signs = torch.tensor([-1.0, 1.0]).repeat(half)
         cos, sin = angles.cos(), angles.sin() * signs
         if config.condition_keys != "rotated":
-            cos[: len(places)] = config.condition_keys == "learned"
-            sin[: len(places)] = 0
+            cos[: len(places)] = sin[: len(places)] = 0
         return cos, sin
 
 

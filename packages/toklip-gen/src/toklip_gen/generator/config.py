@@ -16,7 +16,7 @@ from toklip_core.tokenizer import TokenizerRecord
 
 Features = Literal["ids", "codes", "concat"]
 #: Queries and keys at the positions of a condition; see GeneratorConfig.condition_keys.
-ConditionKeys = Literal["zero", "learned", "rotated"]
+ConditionKeys = Literal["zero", "rotated"]
 
 _Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 _Size = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
@@ -145,8 +145,7 @@ class GeneratorConfig(Config):
     condition_keys: ConditionKeys = Field(
         default="zero",
         description="Queries and keys at the condition's positions. zero: all words of a text get equal attention, "
-        "as in LlamaGen; learned: a position can attend to some words more than to others; rotated: so it can, and "
-        "the order of the words counts.",
+        "as in LlamaGen; rotated: a position can attend to some words more than to others, and their order counts.",
     )
     qk_norm: bool = Field(
         default=False,
