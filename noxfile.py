@@ -98,7 +98,7 @@ def build(session: nox.Session, package: str) -> None:
     # The core by its path as well: of a folder of wheels, uv would take the one that its cache has for the version.
     needed = {"toklip-core", package}
     if package in ("toklip-mllm", "toklip-gen"):
-        needed.add("toklip-vq")  # their models in the package stand on llamagen-tiny
+        needed.add("toklip-vq")  # their models in the package stand on vqgan-tiny
     session.install(*(str(path) for name in needed for path in wheels().glob(f"{name.replace('-', '_')}-*.whl")))
     session.run("toklip", "--help", silent=True)
     session.run("toklip", "tokenizers")

@@ -131,6 +131,8 @@ def measured(calls: Mapping[Path, Callable[[], dict[str, float]]], jobs: int) ->
     Each call runs in a process in which torch has one thread, so it must be picklable.
     """
     missing = {file: measure for file, measure in calls.items() if not file.exists()}
+    for file in missing:  # before an hour is spent on what could not be written
+        file.parent.mkdir(parents=True, exist_ok=True)
     # Spawned, because a fork of a process in which torch has threads may hang.
     with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         list(pool.map(_measure, missing, missing.values()))

@@ -13,7 +13,7 @@ import torch
 from toklip_core.config import load_config
 from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
 from toklip_core.model import load_model
-from toklip_core.scenes import parse_scenes
+from toklip_core.scenes import parse_caption, parse_scenes
 from toklip_core.tasks import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
 from toklip_gen.training import RECIPES as GENERATOR_RECIPES, GeneratorTrainConfig
 from toklip_mllm.training import RECIPES as MLLM_RECIPES, MLLMTrainConfig
@@ -26,6 +26,8 @@ import _runs
 import comprehension
 import generation
 import semantics
+import small_family
+import swapped_words
 import unified
 
 PAGES = sorted((ROOT / "docs/results").glob("*.md"))
@@ -146,6 +148,39 @@ def test_the_networks_that_read_and_draw_have_one_size_and_see_as_many_pictures_
         assert found == features
 
 
+def test_swapped_words_make_another_true_or_false_caption_of_the_same_words():
+    text = "a large red circle above a blue square"
+    claims = parse_caption(text)
+    assert claims is not None
+    assert swapped_words.swap_colours(text, claims) == "a large blue circle above a red square"
+    assert swapped_words.swap_shapes(text, claims) == "a large red square above a blue circle"
+    assert swapped_words.reverse_relation(text) == "a large red circle below a blue square"
+    assert swapped_words.reverse_relation("a star left of a heart") == "a star right of a heart"
+
+
+def test_a_picture_is_as_likely_as_all_its_levels_together():
+    logits = [torch.randn(2, 3, size, dtype=torch.float64) for size in (5, 7)]
+    levels = torch.tensor([[[0, 6], [1, 2], [4, 3]], [[2, 2], [3, 0], [0, 1]]])
+    chances = [
+        [one[b, n].softmax(-1)[levels[b, n, q]] for q, one in enumerate(logits) for n in range(3)] for b in range(2)
+    ]
+    wanted = torch.stack([torch.stack(own).prod().log() for own in chances]).float()
+    torch.testing.assert_close(swapped_words.sum_of_levels(logits, levels), wanted)
+
+
+@pytest.mark.parametrize("codebook_sizes", [(), (16, 16)])
+def test_the_network_that_reads_a_grid_sees_the_whole_of_it_and_names_colour_and_shape(codebook_sizes):
+    torch.manual_seed(0)
+    net = small_family.network(codebook_sizes, 3).eval()
+    grid = torch.randint(16, (2, 8, 8, 2)) if codebook_sizes else torch.randn(2, 8, 8, 3)
+    colour, shape = small_family.heads(net(grid))
+    assert (colour.shape, shape.shape) == ((2, 8), (2, 8))
+    pixels = torch.randn(1, 3, 64, 64)
+    cells = small_family.patches(pixels)
+    assert cells.shape == (1, 8, 8, 192)
+    assert torch.equal(cells[0, 2, 5].sort().values, pixels[0, :, 16:24, 40:48].flatten().sort().values)
+
+
 def test_fewer_scenes_are_the_first_of_the_same():
     for few, many in zip(semantics.scenes_of(4), semantics.scenes_of(20), strict=True):
         few, many = parse_scenes(few), parse_scenes(many)
@@ -172,7 +207,7 @@ def test_least_squares_find_a_linear_map_and_its_intercept():
 
 @pytest.mark.slow
 def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_each(tmp_path):
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old, new = tmp_path / "old.json", tmp_path / "a folder/new.json"
     old.write_text('{"of": 2}')
     assert _runs.measured({old: partial(dict, of=3), new: partial(dict, of=4)}, jobs=2) == [{"of": 2}, {"of": 4}]
     assert _runs.measured({tmp_path / "threads.json": torch.get_num_threads}, jobs=1) == [1]
