@@ -198,8 +198,7 @@ def ask(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
-    help="Folder for drawn pictures, which are numbered; existing files are never overwritten. [default: the working "
-    "folder]",
+    help="Folder for drawn pictures, which are numbered; existing files are never overwritten.",
 )
 @click.option(
     "--seed",
