@@ -70,12 +70,15 @@ def test_scenes_of_one_object_have_a_class(world):
     assert 0 <= sample["label"] < len(CLASSES) and sample["pixels"].dtype == torch.uint8
 
 
-def test_a_store_without_captions_is_refused_for_texts(world, tmp_path):
+def test_a_store_without_captions_is_refused_for_texts_in_training_and_as_held_out_data(world, tmp_path):
     (world / "pictures/class 0/00.txt").rename(tmp_path / "kept")
     try:
         encode(world, "uncaptioned")
         with pytest.raises(ValueError, match=r"1 of 12 rows of .* have no caption"):
             GeneratorSamples(config(concat(world, data=[store(world, "uncaptioned")])))
+        settings = config(concat(world, held_out={"store": str(world / "uncaptioned")}))
+        with pytest.raises(ValueError, match=r"1 of 12 rows of .* have no caption"):
+            held_out_prompts(settings, load_networks(settings), {})
     finally:
         (tmp_path / "kept").rename(world / "pictures/class 0/00.txt")
 

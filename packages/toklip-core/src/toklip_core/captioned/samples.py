@@ -226,11 +226,7 @@ class _StoreSamples:
     def __init__(self, source: CaptionedStore, size: int, resize: Resize, window: int) -> None:
         self.store = TokenStore(source.store, cached_rows=window, features=("teacher",))
         refuse_other_squares(self.store.info, source.store, image_size=size, resize=resize)
-        if missing := sum(not caption for caption in self.store.captions()):
-            raise ValueError(
-                f"{missing} of {len(self.store)} rows of {source.store} have no caption; put a KEY.txt beside each "
-                "picture, and encode into another store"
-            )
+        self.store.refuse_missing_captions()
 
     def __len__(self) -> int:
         return len(self.store)

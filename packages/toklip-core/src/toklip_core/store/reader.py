@@ -182,6 +182,14 @@ class TokenStore:
         for group in range(len(self._groups)):
             yield from self._read(group, ["caption"])["caption"].to_pylist()
 
+    def refuse_missing_captions(self) -> None:
+        """Raise ValueError, with their number, if rows have no caption, or an empty one."""
+        if missing := sum(not caption for caption in self.captions()):
+            raise ValueError(
+                f"{missing} of {len(self)} rows of {self.path} have no caption; put a KEY.txt beside each picture, and "
+                "encode into another store"
+            )
+
     def unreadable(self) -> list[UnreadablePicture]:
         """Return the pictures that no rank could read, without those that the store has by now."""
         found = read_report(self.path)

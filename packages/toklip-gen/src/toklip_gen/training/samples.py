@@ -248,11 +248,8 @@ class _StoreSamples:
         self._views: Sequence[int] = ()
         if crops and store.info.augment is not None:
             self._views = range(VIEWS) if labels is not None else UPRIGHT
-        if labels is None and (missing := sum(not caption for caption in store.captions())):
-            raise ValueError(
-                f"{missing} of {len(store)} rows of {store.path} have no caption; put a KEY.txt beside each picture, "
-                "and encode into another store"
-            )
+        if labels is None:
+            store.refuse_missing_captions()
 
     def __len__(self) -> int:
         return len(self._store)

@@ -375,7 +375,8 @@ def held_out_prompts(
             numbers = classes_of(list(store.keys()), classes, str(store.path))
             prompts = [numbers[place] for place in places]
         else:
-            prompts = [row.caption or "" for row in rows]
+            store.refuse_missing_captions()
+            prompts = [cast(str, row.caption) for row in rows]
     if ids is None and not sampling.prompts:
         return None
     drawn = list(sampling.prompts) or list(prompts[:_DRAWN])
