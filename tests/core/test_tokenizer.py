@@ -73,6 +73,13 @@ def test_its_checksum_is_that_of_the_loaded_weights_whatever_they_are_cast_to():
         assert tokenizer.checksum == weights_checksum(MeanColour()) != weights_checksum(tokenizer.module)
 
 
+def test_one_in_another_dtype_is_a_copy_with_the_same_record():
+    tokenizer = mean_colour()
+    half = tokenizer.in_dtype(torch.bfloat16)
+    assert (half.module.gain.dtype, tokenizer.module.gain.dtype) == (torch.bfloat16, torch.float32)
+    assert half.record == tokenizer.record and tokenizer.in_dtype(torch.float32) is tokenizer
+
+
 def test_its_checksum_is_computed_once_and_only_when_it_is_asked_for(monkeypatch):
     hashed = []
     monkeypatch.setattr("toklip_core.tokenizer.weights_checksum", lambda module: hashed.append(module) or "0" * 64)

@@ -723,6 +723,19 @@ def test_features_in_bfloat16_point_where_those_in_float32_do(models, photos, tm
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+def test_an_encode_in_bfloat16_leaves_a_loaded_models_tokenizer_as_it_was(models, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = TokLIP.from_pretrained(models["model"])
+    before = {name: tensor.clone() for name, tensor in model.tokenizer.module.state_dict().items()}
+    encode_with(["photos"], "half", model=model, dtype="bfloat16")
+    encode_with(["photos"], "half by name", model=models["model"], dtype="bfloat16")
+    after = model.tokenizer.module.state_dict()
+    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    for mine, theirs in zip(TokenStore("half"), TokenStore("half by name"), strict=True):
+        assert torch.equal(mine.ids, theirs.ids) and torch.equal(mine.pooled, theirs.pooled)
+    assert TokenStore("half").info.tokenizer == TokenStore("half by name").info.tokenizer
+
+
 def test_the_teacher_says_how_pictures_become_squares_unless_somebody_else_does(models, photos, tmp_path):
     def resize(**arguments):
         path = tmp_path / f"s{len(list(tmp_path.iterdir()))}"

@@ -9,6 +9,7 @@ Shape letters: B batch, H and W picture sides, h and w the grid of ids, Q levels
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -207,6 +208,15 @@ class Tokenizer:
         if dtype is not None or (device is not None and torch.device(device) != self.device):
             self.module.to(device=device, dtype=dtype)
         return self
+
+    def in_dtype(self, dtype: torch.dtype) -> Tokenizer:
+        """Return the tokenizer if its networks have this dtype, or else a copy of it that has; this one is not cast."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
+            return self
+        cast = Tokenizer(self.name, copy.deepcopy(self.module), self.weights)
+        cast.checksum = self.checksum
+        return cast.to(dtype)
 
     def save_into(self, folder: Path) -> None:
         """Write the weights it was built with into a model folder, by the record's file name; none for those of a name.

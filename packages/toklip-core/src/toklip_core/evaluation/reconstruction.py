@@ -167,7 +167,7 @@ def evaluate_sources(
 ) -> ReconstructionReport:
     """Measure a loaded tokenizer on pictures that :func:`toklip_core.pictures.find_pictures` has found.
 
-    The tokenizer is moved to the device; see :func:`evaluate_tokenizer` for the other arguments.
+    The tokenizer is moved to the device and cast to the dtype; see :func:`evaluate_tokenizer` for the other arguments.
 
     Raises:
         ValueError: no picture can be read, or the tokenizer does not take the size.

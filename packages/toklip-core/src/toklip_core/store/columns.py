@@ -121,6 +121,8 @@ def row_maker(settings: EncodeSettings, *, dtype: Dtype = "float32") -> RowMaker
         vq = load_tokenizer(settings.tokenizer, settings.weights, image_size=image_size)
     else:
         vq = _of_model(toklip, settings)
+        if toklip is model:  # the caller's own, whose weights must not be rounded
+            vq = vq.in_dtype(getattr(torch, dtype))
         image_size, resize = toklip.config.image_size, toklip.config.resize
     clip = load_clip(teacher).float() if isinstance(teacher, str | Path) else teacher
     size = vq.image_size if image_size is None else image_size
