@@ -6,6 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
+from toklip_core.cli.group import ErrorsAsLines
 from toklip_core.demo import write_demo
 from toklip_core.demo.chapters import CHAPTERS
 from toklip_core.plugins import Plugin, Registry, discover
@@ -47,6 +48,19 @@ def test_what_cannot_be_written_is_said_in_one_line_before_the_work(tmp_path, mo
     (tmp_path / "full/file").touch()
     done = demo(*words, status=1)
     assert line in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_in_a_command_stops_the_demo(tmp_path):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    found = Registry((Plugin(name="vq", module="vq", distribution="toklip-vq", version="1"),), {}, {})
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    command = click.Command("encode", callback=interrupted, context_settings=anything)
+    group = ErrorsAsLines("cli", commands={"encode": command})
+    with pytest.raises(KeyboardInterrupt):
+        write_demo(tmp_path / "demo.html", tmp_path / "work", commands=group, found=found, say=lambda _: None)
+    assert not (tmp_path / "demo.html").exists()
 
 
 def test_a_command_that_fails_leaves_the_earlier_page_as_it_was(tmp_path):

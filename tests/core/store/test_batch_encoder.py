@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -161,6 +162,18 @@ def test_adopted_rows_leave_the_report_of_earlier_ones(pictures):
     assert sorted(row.key for row in store.unreadable()) == ["of toklip encode", *broken]
     lines = [line for path in report_paths(Path("store")) for line in path.read_text().splitlines()]
     assert len(lines) == 5
+
+
+def test_a_file_of_errors_alone_joins_the_report_whatever_the_type_of_its_columns(pictures):
+    encoder = BatchEncoder(MEAN_COLOUR)
+    rows = encoder(pictures)
+    broken = rows.filter(pc.is_valid(rows["error"]))
+    Path("rows").mkdir()
+    pq.write_table(pa.table(broken.to_pydict()), "rows/0.parquet")
+    assert pa.types.is_null(pq.read_schema("rows/0.parquet").field("ids").type)
+    pq.write_table(rows.filter(pc.is_null(rows["error"])), "rows/1.parquet")
+    store = TokenStore.adopt("rows", "store", encoder.info)
+    assert len(store) == 36 and len(store.unreadable()) == 4
 
 
 def first_id(row, value):

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import compute as devices
 from toklip_core.model import CLIP, TokLIP, load_clip
-from toklip_core.pictures import normalized, open_picture, resized, to_pixels
+from toklip_core.pictures import find_pictures, normalized, open_picture, resized, to_pixels
 from toklip_core.store import (
     EncodeReport,
     FeatureInfo,
@@ -176,6 +177,13 @@ def test_a_second_encode_adds_what_is_new_and_tries_again_what_was_broken(toy, p
     assert (report["pictures"], report["skipped"], report["unreadable"]) == (2, 4, 0)
     keys = list(TokenStore(store).keys())
     assert len(keys) == len(set(keys)) == 6 and TokenStore(store).unreadable() == []
+
+
+def test_an_encode_goes_on_with_inputs_from_a_generator(toy, photos, tmp_path):
+    for skipped in (0, 5):
+        inputs = (path for path in [photos])
+        report = encode_with(inputs, tmp_path / "store", tokenizer="mean-colour")
+        assert report.skipped == skipped
 
 
 def test_another_number_of_ranks_goes_on_where_the_first_ended(toy, photos, tmp_path, monkeypatch):
@@ -339,6 +347,23 @@ def test_an_error_in_a_worker_ends_an_encode_with_everything_written(toy, photos
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1 and "unforeseen" in errors
     assert len(TokenStore(tmp_path / "s")) == 5
+
+
+def test_an_encode_ends_no_process_that_it_did_not_start(photos):
+    reader = reading.SquareReader((8,), cropped=False, resize="crop", batch_size=1)
+    work = reading.PictureWork(find_pictures([photos]), (), reader, 2**20)
+    batches = reading.batches_of_workers(work, 1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    other = multiprocessing.Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        batches.close()
+        worker.join(5)
+        assert other.is_alive() and not worker.is_alive()
+    finally:
+        other.kill()
+        other.join()
 
 
 def test_what_waits_is_written_where_a_batch_fails(toy, photos, tmp_path, monkeypatch):

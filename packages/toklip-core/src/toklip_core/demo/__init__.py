@@ -11,6 +11,7 @@ import contextlib
 import io
 import shlex
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -78,12 +79,20 @@ def _run(
 
 
 def _output(words: Sequence[str], commands: click.Group, found: Registry) -> str:
-    """What a command prints, on stdout and stderr; what it raises, if it fails, goes on."""
+    """Return what a command prints on stdout and stderr.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped it.
+        ClickException: another signal did; errors of the command itself are raised as they are.
+    """
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
         try:
-            commands.main(list(words), prog_name="toklip", standalone_mode=False, obj=found)
+            status = commands.main(list(words), prog_name="toklip", standalone_mode=False, obj=found)
         except SystemExit as end:
-            if end.code:
-                raise click.ClickException(f"`toklip {shlex.join(words)}` was stopped") from end
+            status = end.code
+    if status == 128 + signal.SIGINT:  # which click returns, when a command was interrupted
+        raise KeyboardInterrupt
+    if status:
+        raise click.ClickException(f"`toklip {shlex.join(words)}` was stopped")
     return printed.getvalue()

@@ -48,6 +48,8 @@ def adopt_rows(folder: Path, store: Path, info: StoreInfo, held: Callable[[], Co
                     unreadable = UnreadablePicture(row["key"], str(path), row["error"])
                     if reported.get(unreadable.key) != unreadable:
                         log.add(unreadable)
+                if not pc.any(good).as_py():  # then its columns may be of any type, such as Arrow's null
+                    continue
                 rows = _checked(path, np.flatnonzero(good) + start, table.filter(good), info)
                 new = [key not in done for key in rows["key"].to_pylist()]
                 writer.add_table(rows.filter(pa.array(new, pa.bool_())))

@@ -109,7 +109,7 @@ def encode_pictures(
             the last of its share.
     """
     started = time.perf_counter()
-    path = Path(store)
+    inputs, path = list(inputs), Path(store)
     if path.is_dir() and any(Path(item).is_dir() and path.samefile(item) for item in inputs):
         raise ValueError(f"got {store} as the store and as a folder of pictures; name another folder for the store")
     if engine == "built-in":  # the workers of a cluster may have what this machine lacks

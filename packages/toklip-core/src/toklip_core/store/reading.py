@@ -207,7 +207,7 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
         yield from work
         return
     reading = _Reading(workers)
-    others = multiprocessing.active_children()
+    others = {*multiprocessing.active_children()}
     with warnings.catch_warnings():
         # More processes than cores make sense if they wait for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -222,8 +222,10 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
             with held_back():
                 batches = iter(loader)
         except BaseException:
-            _end_all_but(others)
+            _kill({*multiprocessing.active_children()} - others)
             raise
+    # Taken now, because another thread of this program may start processes meanwhile.
+    processes = {*multiprocessing.active_children()} - others
     failure: Exception | None = None
     with _DeathsAtNext() as deaths:
         try:
@@ -234,20 +236,19 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 failure = _WorkerDied(_death_in_words(reading.of_the_dead(), work.max_pixels))
         finally:
-            _end_all_but(others)
+            _kill(processes)
             del batches
     if failure is not None:  # raised here, where nothing keeps them alive
         raise failure
 
 
-def _end_all_but(others: Sequence[multiprocessing.process.BaseProcess]) -> None:
-    """Kill the workers. They ignore SIGTERM, so this process would wait for them when it ends.
+def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """Kill workers. They ignore SIGTERM, so this process would wait for them when it ends.
 
     Nothing is lost, because their pictures are read again.
     """
-    for child in multiprocessing.active_children():
-        if child not in others:
-            child.kill()
+    for process in processes:
+        process.kill()
 
 
 def _death_in_words(keys: Sequence[str], max_pixels: int) -> str:
