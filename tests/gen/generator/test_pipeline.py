@@ -254,7 +254,7 @@ def pixels(path):
         (["--class", "1", "--guidance", "inf"], "got guidance = inf; wanted 0 or more"),
         (["--class", "1", "--seed", str(2**63 - 1), "-n", "2"], f"got seed = {2**63}; wanted 0 to"),
         (["--class", "1", "--temperature", "-1"], "got temperature = -1.0; wanted 0"),
-        (["--class", "1", "--out", "out.gif"], "wanted a folder, or a name that ends in .png"),
+        (["--class", "1", "--out", "out.gif"], "make it first if it is a folder, or name a file that ends in .png"),
         (["--class", "1", "--out", "nowhere/out.png"], "there is no folder"),
         (["--class", "1", "--prefix", "nowhere.png"], "the prefix 'nowhere.png' cannot be read: No such file"),
         (["--class", "1", "--prefix", "broken.png"], "the prefix 'broken.png' cannot be read: no picture in"),
@@ -376,6 +376,20 @@ def test_a_record_that_is_gone_already_does_not_end_a_call(of_classes, tmp_path,
     drawn = PictureGenerator.pixels
     monkeypatch.setattr(PictureGenerator, "pixels", pixels)
     assert len(generate([1], tmp_path / "new", GenerateSettings(model=ModelSettings(of_classes))).pictures) == 1
+
+
+def test_a_folder_may_have_a_dot_in_its_name(of_classes, tmp_path):
+    settings = GenerateSettings(model=ModelSettings(of_classes))
+    with pytest.raises(ValueError, match=r"got --out .*run-1\.5; make it first if it is a folder"):
+        generate([1], tmp_path / "run-1.5", settings)
+    (tmp_path / "run-1.5").mkdir()
+    (picture,) = generate([1], tmp_path / "run-1.5", settings).pictures
+    assert picture.file == str(tmp_path / "run-1.5/0000.png")
+
+
+def test_one_text_is_no_list_of_prompts(tmp_path):
+    with pytest.raises(ValueError, match="got one text, 'cat'; wanted a list of texts or classes"):
+        generate("cat", tmp_path / "out.png")
 
 
 def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):

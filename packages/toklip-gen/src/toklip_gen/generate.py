@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from toklip_core.config import MAX_PIXELS, refuse_counts, refuse_drawing, refuse_missing_device
 from toklip_core.drawing import Drawing, Window, refuse_window
-from toklip_core.files import held_alone, replace_lone_surrogates, write_text
+from toklip_core.files import held_alone, one_line, replace_lone_surrogates, write_text
 from toklip_core.pictures import (
     WRITTEN_SUFFIXES,
     PictureError,
@@ -139,9 +139,9 @@ def generate(
 
     Args:
         prompts: classes, by number or name, or texts, depending on the model.
-        out: picture file for one grid of all pictures, one row per prompt if there are several; or folder, created if
-            it is missing, for one file each. The folder must have no pictures, except those of an interrupted run of
-            the same call, which is then resumed. Each batch is written as soon as it is finished.
+        out: picture file for one grid of all pictures, one row per prompt if there are several; or folder for one file
+            each, created if it is missing and its name has no suffix. The folder must have no pictures, except those of
+            an interrupted run of the same call, which is then resumed. Each batch is written as soon as it is finished.
         settings: model, settings of drawing, and number of pictures.
         progress: show progress bars on stderr.
 
@@ -305,7 +305,7 @@ class _Folder:
 @contextmanager
 def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
     """Yield the output of pictures; a folder is locked while inside, and OSError if another process uses it."""
-    if out.suffix:
+    if _is_file(out):
         yield _Grid(out, wanted, model.image_size)
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,9 @@ def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[st
 
 
 def _readable(prompts: Sequence[int | str]) -> list[int | str]:
-    """Return prompts without lone surrogates; ValueError if there is none, or an empty one."""
+    """Return prompts without lone surrogates; ValueError if there is none, or an empty one, or one text alone."""
+    if isinstance(prompts, str):  # it would be read letter by letter
+        raise ValueError(f"got one text, {one_line(prompts, longest=80)!r}; wanted a list of texts or classes")
     if not prompts:
         raise ValueError("got no prompt; say what is to be drawn")
     readable = [replace_lone_surrogates(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -340,15 +342,20 @@ def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
 
 
 def _refuse_place(out: Path, prefix: Prefix | None) -> None:
-    if out.suffix.lower() in WRITTEN_SUFFIXES:
+    if _is_file(out):
         refuse_output(out, [] if prefix is None else [prefix.picture])
-    elif out.suffix:
-        raise ValueError(f"got --out {out}; wanted a folder, or a name that ends in {', '.join(WRITTEN_SUFFIXES)}")
+    elif out.suffix and not out.is_dir():  # out.gif, or a folder run-1.5
+        suffixes = ", ".join(WRITTEN_SUFFIXES)
+        raise ValueError(f"got --out {out}; make it first if it is a folder, or name a file that ends in {suffixes}")
     elif _pictures_in(out) and not (out / _RECORD).is_file():
         raise ValueError(_TAKEN.format(out))
     else:
         folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
         refuse_folder(folder, out.name)
+
+
+def _is_file(out: Path) -> bool:
+    return out.suffix.lower() in WRITTEN_SUFFIXES and not out.is_dir()
 
 
 def _pictures_in(folder: Path) -> bool:
