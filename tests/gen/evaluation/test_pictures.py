@@ -336,6 +336,15 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path, teacher):
     assert report["pictures"] == 3 and "broken.png: no picture" in report["unreadable"][0]
 
 
+def test_if_no_picture_can_be_read_the_reason_of_the_first_is_named(tmp_path, teacher):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    for more in ([], ["--write-reference", tmp_path / "r.npz"]):
+        result = run(tmp_path / "a.png", tmp_path / "b.png", "--features", teacher, *more)
+        assert result.exit_code == 1
+        last_error(result.stderr, "none of 2 pictures can be read; the first is", "a.png: no picture in")
+
+
 def test_without_inceptions_weights_the_place_is_named(tmp_path, hub):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     result = run(tmp_path / "a.png")

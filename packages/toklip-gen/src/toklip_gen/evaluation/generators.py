@@ -89,9 +89,7 @@ def evaluate_on_scenes(
     """
     device, batch_size = generator.device, sampling.batch_size
     refuse_missing_device(device)
-    refuse_outside("count", len(scenes), len(scenes) > 1, "2 scenes or more")
-    if scenes.background not in (None, "plain"):
-        raise ValueError(f"got background={scenes.background}; captions are drawn on plain backgrounds: leave it out")
+    _refuse_scenes(scenes)
     if measures.reference is not None:
         raise ValueError("got a reference, but pictures of captions are compared with their scenes; leave it out")
     pictures = generator.load()
@@ -211,6 +209,15 @@ def evaluate_on_classes(
         before, after = (" x ".join(map(str, shape)) for shape in (pictures.image_size, drawn_size))
         protocol["resized"] = f"from {before} to {after}, bicubic without antialiasing, as LlamaGen does"
     return replace(report, protocol=protocol | report.protocol)
+
+
+def _refuse_scenes(scenes: Scenes) -> None:
+    """Raise ValueError for options of scenes that change no caption that is drawn."""
+    refuse_outside("count", len(scenes), len(scenes) > 1, "2 scenes or more")
+    if scenes.background not in (None, "plain"):
+        raise ValueError(f"got background={scenes.background}; captions are drawn on plain backgrounds: leave it out")
+    if scenes.places:
+        raise ValueError("got places=1; the captions that are drawn do not say where objects are: leave it out")
 
 
 def _described(generator: ModelSettings, model: PictureModel) -> str:

@@ -217,22 +217,27 @@ def read_pictures(
 
     Raises:
         FileNotFoundError: an input is missing.
-        ValueError: an .npz has no pictures.
+        ValueError: an .npz has no pictures, or no picture can be read.
     """
+    readable = False
     archives = [Path(item) for item in inputs if str(item).endswith(".npz")]
     for path in archives:
         refuse_special(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {str(path)!r}")
         for sample in read_samples(path):
+            readable = True
             yield PictureWithCaption(torch.from_numpy(sample.copy()).movedim(-1, 0), None)
     rest = [item for item in inputs if not str(item).endswith(".npz")]
     for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
             levels = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
             yield PictureWithCaption(levels, entry.caption())
+            readable = True
         except PictureError as error:
             unreadable.append(f"{entry.key}: {error}")
+    if unreadable and not readable:
+        raise ValueError(f"none of {len(unreadable)} pictures can be read; the first is {unreadable[0]}")
 
 
 @dataclass(frozen=True)
