@@ -755,7 +755,8 @@ def test_an_encode_in_bfloat16_leaves_a_loaded_models_tokenizer_as_it_was(models
     encode_with(["photos"], "half", model=model, dtype="bfloat16")
     encode_with(["photos"], "half by name", model=models["model"], dtype="bfloat16")
     after = model.tokenizer.module.state_dict()
-    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name: tensor.dtype for name, tensor in after.items()} == {name: before[name].dtype for name in before}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     for mine, theirs in zip(TokenStore("half"), TokenStore("half by name"), strict=True):
         assert torch.equal(mine.ids, theirs.ids) and torch.equal(mine.pooled, theirs.pooled)
     assert TokenStore("half").info.tokenizer == TokenStore("half by name").info.tokenizer

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, UnreadableLog, UnreadablePicture
+from toklip_core.store import FeatureInfo, PartWriter, RowCache, StoreInfo, TokenStore, UnreadableLog, UnreadablePicture
 from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.encoding import encode_with
@@ -268,6 +268,17 @@ def test_a_large_part_is_read_in_groups_and_few_of_them_stay_in_memory(tmp_path)
     for number in (0, 999, 1000, 2499, 2500, 3699, 5):
         assert store[number].key == f"{int(number >= 2500)}/{number - 2500 * (number >= 2500)}.jpg"
     assert len(store._groups) == 5 and len(store._cache) == 2
+
+
+def test_stores_can_share_the_rows_that_stay_in_memory(tmp_path):
+    cache = RowCache(2000)
+    stores = [TokenStore(write(tmp_path / name, (3000,)), cached_rows=cache) for name in "ab"]
+    for number in (0, 1000, 2000):
+        for store in stores:
+            assert store[number].key == f"0/{number}.jpg" and len(cache) <= 2
+    sent = pickle.loads(pickle.dumps(stores))
+    assert torch.equal(sent[0][3].ids, stores[0][3].ids) and torch.equal(sent[1][3].ids, stores[1][3].ids)
+    assert sent[0]._cache is sent[1]._cache
 
 
 def test_a_reader_can_be_sent_to_a_worker(tmp_path):

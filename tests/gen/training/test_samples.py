@@ -124,6 +124,24 @@ def test_rows_without_crops_are_shuffled_in_the_large_window(world):
     assert windows == [50, 1]
 
 
+def test_a_source_without_crops_reads_none_beside_one_with_crops(world):
+    sources = [store(world), store(world) | {"crops": False}]
+    samples = GeneratorSamples(config(values(world, data=sources)))
+    rows = [stored[3] for stored in samples._stores]
+    assert rows[0].crops is not None and rows[1].crops is None
+    assert torch.equal(samples[4, 15]["ids"], rows[1].ids)
+
+
+def test_several_stores_keep_one_window_in_memory_together(sorted_stores):
+    sources = [store(sorted_stores, name) for name in ("in order", "shuffled")]
+    settings = values(sorted_stores, data=sources, condition={"kind": "class", "classes": 4})
+    samples = GeneratorSamples(config(settings), window=32)
+    for index in samples.order(128, 0, 0):
+        samples[0, int(index)]
+        kept = {id(stored._cache): len(stored._cache) for stored in samples._stores}
+        assert sum(kept.values()) <= 2
+
+
 def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path):
     for name in ("class 2", "class 1"):
         path = tmp_path / "held out" / name / "x.png"

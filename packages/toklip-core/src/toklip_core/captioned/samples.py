@@ -29,7 +29,7 @@ from toklip_core.captioned.settings import (
 )
 from toklip_core.pictures import Resize, levels_of, random_crop, resized
 from toklip_core.scenes import scene
-from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
+from toklip_core.store import RowCache, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 
 
@@ -111,10 +111,11 @@ class CaptionedSamples:
                 "to 1, or read the pictures themselves"
             )
         self._window = window
+        cache = RowCache(window)
         self._parts: list[_SourceSamples] = []
         for number, source in enumerate(sources):
             if isinstance(source, CaptionedStore):
-                self._parts.append(_StoreSamples(source, image_size, resize, window))
+                self._parts.append(_StoreSamples(source, image_size, resize, cache))
             elif isinstance(source, CaptionedScenes):
                 self._parts.append(_Scenes(source, image_size, derived_seed(seed, number)))
             else:
@@ -223,8 +224,8 @@ class _Pictures:
 class _StoreSamples:
     """Rows of a token store with their captions."""
 
-    def __init__(self, source: CaptionedStore, size: int, resize: Resize, window: int) -> None:
-        self.store = TokenStore(source.store, cached_rows=window, features=("teacher",))
+    def __init__(self, source: CaptionedStore, size: int, resize: Resize, cache: RowCache) -> None:
+        self.store = TokenStore(source.store, cached_rows=cache, features=("teacher",))
         refuse_other_squares(self.store.info, source.store, image_size=size, resize=resize)
         self.store.refuse_missing_captions()
 

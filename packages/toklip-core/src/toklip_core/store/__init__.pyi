@@ -23,6 +23,7 @@ from .format import (
 )
 from .locks import writing as writing
 from .reader import TokenStore as TokenStore
+from .row_cache import RowCache as RowCache
 from .settings import EncodeSettings as EncodeSettings
 from .writer import (
     PartWriter as PartWriter,

@@ -14,7 +14,6 @@ written under other names and renamed, so a file with the name of a part is comp
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
@@ -40,6 +39,7 @@ from toklip_core.store.format import (
 )
 from toklip_core.store.key_set import KeySet
 from toklip_core.store.part_reader import part_contents, quote_key, read_group
+from toklip_core.store.row_cache import RowCache
 
 
 class TokenRow(NamedTuple):
@@ -75,7 +75,7 @@ class TokenStore:
 
     Args:
         path: folder of the store.
-        cached_rows: maximum number of rows in cached groups; None: four groups.
+        cached_rows: maximum number of rows in cached groups, or a cache that several stores share; None: four groups.
         features: stored features, and "crops", that rows should have; others are not read.
 
     Raises:
@@ -94,7 +94,11 @@ class TokenStore:
     """
 
     def __init__(
-        self, path: Path | str, *, cached_rows: int | None = None, features: Collection[str] = (*FEATURES, CROPS)
+        self,
+        path: Path | str,
+        *,
+        cached_rows: int | RowCache | None = None,
+        features: Collection[str] = (*FEATURES, CROPS),
     ) -> None:
         self.path = Path(path)
         self._parts = part_paths(self.path)
@@ -112,12 +116,12 @@ class TokenStore:
         self._ends = list(accumulate(rows))
         #: Number of rows of each group, which is read at once.
         self.group_rows = tuple(rows)
-        self._cached_rows = 4 * max(rows, default=0) if cached_rows is None else cached_rows
         self._features = [name for name in self.info.features if name in features]
         self._crops = self.info.augment is not None and CROPS in features
         crops = self.info.level_columns(CROPS) if self._crops else ()
         self._columns = [*self.info.columns, *self._features, *crops]
-        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        kept = 4 * max(rows, default=0) if cached_rows is None else cached_rows
+        self._cache = kept if isinstance(kept, RowCache) else RowCache(kept)
         self._distinct = False
 
     @classmethod
@@ -163,9 +167,6 @@ class TokenStore:
             table = self._read(group, self._columns)
             for row in range(table.num_rows):
                 yield self._row(table, row)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": OrderedDict()}
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all rows, in order; ValueError at the end if two rows have the same key."""
@@ -229,12 +230,7 @@ class TokenStore:
         return _Place(self._parts[number], before + row, self._read(group, ["key"])["key"][row].as_py())
 
     def _group(self, group: int) -> pa.Table:
-        if group not in self._cache:
-            self._cache[group] = self._read(group, self._columns)
-            while len(self._cache) > 1 and sum(table.num_rows for table in self._cache.values()) > self._cached_rows:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group]
+        return self._cache.group((self.path, *self._columns, group), lambda: self._read(group, self._columns))
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         number, group_of_part = self._groups[group]

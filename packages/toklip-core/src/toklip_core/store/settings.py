@@ -21,7 +21,7 @@ class EncodeSettings:
         tokenizer: registered name of the VQ tokenizer; may be left out beside a model, which has its own.
         weights: weights of the tokenizer, see :func:`toklip_core.tokenizer.load_tokenizer`; a model has its own.
         model: a TokLIP, or what :meth:`TokLIP.from_pretrained` takes: the store gets the column ``pooled``, the unit
-            feature of each picture. One that is passed is brought to the device and into eval mode, and keeps its dtype.
+            feature of each picture. One that is passed is brought to the device and into eval mode; its dtype stays.
         tokens: whether the store also gets the column ``tokens``: all tokens of the model, 0.6 MB for a picture of 256
             tokens.
         teacher: a CLIP, or what :func:`toklip_core.model.load_clip` takes: the store gets the column ``teacher``, its

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple, Required, TypedDict, cast
 
 import numpy as np
@@ -25,9 +24,9 @@ from toklip_core.evaluation import (
     refuse_duplicates,
     sort_classes,
 )
-from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, Resize, levels_of, random_square
+from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, levels_of, random_square
 from toklip_core.scenes import CLASSES, scene
-from toklip_core.store import CROPS, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
+from toklip_core.store import CROPS, RowCache, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
 from torch import Tensor
 
@@ -95,10 +94,15 @@ class GeneratorSamples:
         sources = [source for source in config.data if isinstance(source, StoredIds)]
         self._stores: list[TokenStore] = []
         if sources:
-            crops = any(source.crops and TokenStore(source.store).info.augment is not None for source in sources)
-            self._window = window_of_crops if crops else window
-            kept = {CROPS} if crops else set()
-            self._stores = [TokenStore(source.store, cached_rows=self._window, features=kept) for source in sources]
+            cache = RowCache(window)
+            self._stores = [
+                TokenStore(source.store, cached_rows=cache, features=[CROPS] if source.crops else [])
+                for source in sources
+            ]
+            with_crops = zip(sources, self._stores, strict=True)
+            if any(source.crops and store.info.augment is not None for source, store in with_crops):
+                cache.rows = window_of_crops
+            self._window = cache.rows
             refuse_mixed([(store.path, store.info) for store in self._stores])
             first = self._stores[0]
             refuse_other_squares(first.info, first.path, image_size=config.image_size, resize=config.resize)
@@ -124,8 +128,10 @@ class GeneratorSamples:
                 numbers = [self.classes[name] for name in CLASSES]
                 by_source.append(_Scenes(cast(CaptionedScenes, source), config.image_size, numbers))
             else:
-                caption = partial(_captioned, size=config.image_size, resize=config.resize, seed=seed)
-                by_source.append(cast(Samples[GeneratorSample], caption(source)))
+                captioned = CaptionedSamples(
+                    [cast(CaptionSource, source)], image_size=config.image_size, resize=config.resize, seed=seed
+                )
+                by_source.append(cast(Samples[GeneratorSample], captioned))
         self._samples = Concatenation(by_source)
 
     @property
@@ -307,6 +313,3 @@ class _Scenes:
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
         return GeneratorSample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
 
-
-def _captioned(source: CaptionSource, *, size: int, resize: Resize, seed: int) -> CaptionedSamples:
-    return CaptionedSamples([source], image_size=size, resize=resize, seed=seed)
