@@ -112,10 +112,19 @@ def test_pictures_without_words_wait_for_the_question(tmp_path, green):
     assert answer(talk, "what is it?")[-1] == ("assistant", "seen 1")
 
 
+def test_pictures_of_a_message_that_is_too_long_are_left_out_and_the_next_message_is_answered(tmp_path, green):
+    talk = session(Chat(), tmp_path)
+    answer(talk, "", [green])
+    too_long = "⚠ the conversation is too long; start a new one"
+    said = f"{too_long}; the pictures before this message are left out"
+    assert answer(talk, "too long")[-1] == ("assistant", said)
+    assert answer(talk, "too long")[-1] == ("assistant", too_long)
+    assert answer(talk, "what is it?")[-1] == ("assistant", "seen 0")
+
+
 def test_an_error_is_an_answer_and_the_conversation_goes_on_with_its_pictures(tmp_path, green):
     talk = session(Chat(), tmp_path, Drawer())
     answer(talk, "", [green])
-    assert answer(talk, "too long")[-1] == ("assistant", "⚠ the conversation is too long; start a new one")
     assert answer(talk, "draw nothing")[-1] == ("assistant", "⚠ got an empty text")
     (tmp_path / "broken.png").write_text("no picture")
     list(talk.answer("what is it?", [tmp_path / "broken.png"]))

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from toklip_core.pictures import open_picture, to_picture
-from toklip_core.plugins import ChatStarter, PictureModel
+from toklip_core.plugins import ChatStarter, PictureInAnswer, PictureModel
 
 #: Form of a text for which the generator draws, if the language model cannot.
 _DRAW = re.compile(r"\s*draw\s+(?P<what>\S.*)", re.IGNORECASE | re.DOTALL)
@@ -42,7 +42,8 @@ class ChatSession:
     def answer(self, text: str, files: Sequence[Path | str] = ()) -> Iterator[None]:
         """Answer a text that comes after picture files; ``messages`` grows between two steps of the iterator.
 
-        An error is shown as an answer, and the conversation goes on after it.
+        An error is shown as an answer, and the conversation goes on after it. If the language model refuses a message,
+        its pictures are left out, because those that do not fit would not fit the next one either.
         """
         self.messages += [{"role": "user", "content": {"path": str(file)}} for file in files]
         self.messages += [{"role": "user", "content": text}] if text.strip() else []
@@ -56,15 +57,23 @@ class ChatSession:
                 self._show(image)
                 self._unread.append(image)
             elif text.strip():
-                yield from self._say(text, self._unread)
-                self._unread = []
+                yield from self._say(text)
         except (ValueError, LookupError, OSError) as error:
             self.messages.append({"role": "assistant", "content": f"⚠ {error}"})
         yield
 
-    def _say(self, text: str, pictures: Sequence[Image.Image]) -> Iterator[None]:
+    def _say(self, text: str) -> Iterator[None]:
+        try:
+            yield from self._pass_on(self._chat.say(text, self._unread))
+        except ValueError as error:
+            left_out = "; the pictures before this message are left out" * bool(self._unread)
+            self._unread = []
+            raise ValueError(f"{error}{left_out}") from error
+        self._unread = []
+
+    def _pass_on(self, answer: Iterator[str | PictureInAnswer]) -> Iterator[None]:
         words: dict[str, Any] | None = None
-        for piece in self._chat.say(text, pictures):
+        for piece in answer:
             if not isinstance(piece, str):
                 self._show(piece.image)
                 words = None
