@@ -24,6 +24,7 @@ from toklip_gen.training import (
     GeneratorTrainConfig,
     collate,
     generator_losses,
+    held_out_prompts,
     load_networks,
     read_batch,
     start_from,
@@ -205,6 +206,40 @@ def test_a_run_starts_from_the_weights_of_another(world, whole, tmp_path):
         GeneratorTask(config(concat(world, start="no-such")))
 
 
+def test_a_generator_whose_classes_have_another_order_is_none_to_start_from(world, tmp_path):
+    train_generator(config(values(world, run={"steps": 1})), tmp_path / "run")
+    names = ["class 0", "class 2", "class 1"]
+    condition = {"kind": "class", "classes": 3, "names": names}
+    settings = values(world, start=str(tmp_path / "run/model"), condition=condition)
+    with pytest.raises(ValueError, match="has 'class 1' as class 1, and these settings 'class 2': set"):
+        GeneratorTask(config(settings))
+
+
+@torch.no_grad()
+def test_an_evaluation_has_no_larger_batches_than_a_step(world, monkeypatch):
+    """More of them change the pictures and the match not at all."""
+    task = GeneratorTask(config(concat(world, held_out={"scenes": 3}, run={"accumulate": 2})))
+    torch.nn.init.normal_(task.model.head.weight)
+    sizes, losses, draw = [], training.generator_losses, training.Sampler.draw
+
+    def sized_losses(model, batch):
+        sizes.append(len(batch.levels))
+        return losses(model, batch)
+
+    def sized_draw(sampler, condition, **how):
+        sizes.append(len(condition.values))
+        return draw(sampler, condition, **how)
+
+    monkeypatch.setattr(training, "generator_losses", sized_losses)
+    monkeypatch.setattr(training.Sampler, "draw", sized_draw)
+    found = task.evaluate(task.model.eval())
+    assert max(sizes) == 2
+    held_out = held_out_prompts(config(concat(world, held_out={"scenes": 3})), task.networks, {})
+    at_once = training.evaluate(task.model, held_out, task.networks, batch_size=64)
+    assert max(sizes) == 32 and at_once.figures == pytest.approx(found.figures, rel=1e-5)
+    torch.testing.assert_close(at_once.pictures["drawn"], found.pictures["drawn"])
+
+
 def test_an_official_generator_is_one_to_start_from(world, monkeypatch):
     """Its config has no checksum of the tokenizer and no levels; both are those of the settings."""
     networks = load_networks(config(values(world)))
@@ -264,7 +299,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"condition": TEXT | {"encoder": "x"}, "data": [{"kind": "classes", "folder": "x"}]}, "have no captions"),
     ({"tokenizer": None}, "name the tokenizer"),
     ({"data": [store(Path("x")), {"kind": "classes", "folder": "x"}]}, "encode all of them, or none"),
+    ({"generator": {"width": 100, "heads": 3}}, r"width \(100\) over heads \(3\) must be a multiple of 4"),
+    ({"generator": {"width": 2**30}}, "less than or equal to 1048576"),
     ({"sampling": {"prompts": [7]}}, "numbers from 0 to 2"),
+    ({"sampling": {"top_k": 301}}, "^the generator of these settings: got top_k = 301; wanted "),
 ]
 
 

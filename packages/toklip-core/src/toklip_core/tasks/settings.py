@@ -9,7 +9,15 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from toklip_core.captioned import CaptionSource
-from toklip_core.config import Config, HeldOut, ResizeSetting, RunConfig
+from toklip_core.config import (
+    LARGEST_SIDE,
+    LARGEST_WIDTH,
+    MOST_LAYERS,
+    Config,
+    HeldOut,
+    ResizeSetting,
+    RunConfig,
+)
 from toklip_core.model import MOST_NEIGHBOURS, VisionConfig
 
 _RECIPES = files("toklip_core") / "recipes"
@@ -95,6 +103,7 @@ class EncoderTrainConfig(Config):
     )
     image_size: int = Field(
         gt=0,
+        le=LARGEST_SIDE,
         description="Side of the pictures in pixels, one that the tokenizer takes: mostly a multiple of its "
         "downsampling factor; some take a single size.",
     )
@@ -166,11 +175,13 @@ class EncoderTrainConfig(Config):
 class TeacherText(Config):
     """The text tower of a teacher trained from scratch; its vocabulary is taken from the training captions."""
 
-    width: int = Field(gt=0, description="Width of a token embedding.")
-    heads: int = Field(gt=0, description="Number of attention heads; must divide the width.")
-    layers: int = Field(gt=0, description="Number of transformer blocks.")
+    width: int = Field(gt=0, le=LARGEST_WIDTH, description="Width of a token embedding.")
+    heads: int = Field(gt=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width.")
+    layers: int = Field(gt=0, le=MOST_LAYERS, description="Number of transformer blocks.")
     context_length: int = Field(
-        gt=1, description="Maximum number of words per caption, plus the end token; longer captions are cut."
+        gt=1,
+        le=LARGEST_WIDTH,
+        description="Maximum number of words per caption, plus the end token; longer captions are cut.",
     )
     captions: int = Field(
         default=20_000,
@@ -188,7 +199,9 @@ class TeacherText(Config):
 class TeacherTrainConfig(Config):
     """Settings of `toklip train teacher`: a small CLIP on pixels, trained from scratch."""
 
-    image_size: int = Field(gt=0, description="Side of the pictures in pixels, a multiple of the patch size.")
+    image_size: int = Field(
+        gt=0, le=LARGEST_SIDE, description="Side of the pictures in pixels, a multiple of the patch size."
+    )
     resize: ResizeSetting = "crop"
     smallest_crop: float = Field(
         default=1.0,

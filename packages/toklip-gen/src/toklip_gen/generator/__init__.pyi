@@ -16,6 +16,7 @@ from .config import (
     GeneratorConfig as GeneratorConfig,
     Size as Size,
     TextCondition as TextCondition,
+    refuse_heads as refuse_heads,
 )
 from .inputs import (
     Inputs as Inputs,

@@ -196,12 +196,7 @@ class GeneratorConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if self.width % self.heads or self.width // self.heads % 4:
-            raise ValueError(
-                f"width ({self.width}) over heads ({self.heads}) must be a multiple of 4: two axes turn in pairs"
-            )
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        refuse_heads(self.width, self.heads, self.kv_heads)
         refuse_drawing(top_k=self.top_k, most=max(self.id_levels.sizes))  # also unless levels fit the codebook sizes
         if (self.feature_width is None) != (self.features == "ids"):
             raise ValueError("feature_width goes with features = 'codes' or 'concat', and not with 'ids'")
@@ -210,6 +205,14 @@ class GeneratorConfig(Config):
                 "toklip goes with features = 'concat' or a condition whose encoder is toklip or toklip-words; set both"
             )
         return self
+
+
+def refuse_heads(width: int, heads: int, kv_heads: int | None) -> None:
+    """Raise ValueError unless a transformer of this width can have these attention heads."""
+    if width % heads or width // heads % 4:
+        raise ValueError(f"width ({width}) over heads ({heads}) must be a multiple of 4: two axes turn in pairs")
+    if kv_heads is not None and heads % kv_heads:
+        raise ValueError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
 
 
 class Size(NamedTuple):

@@ -8,10 +8,30 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import CaptionedDataset, CaptionedPictures, CaptionedScenes, CaptionedTable
-from toklip_core.config import MAX_PIXELS, MOST_LAYERS, Config, HeldOut, MaxPixels, ResizeSetting, RunConfig
+from toklip_core.config import (
+    LARGEST_COUNT,
+    LARGEST_SIDE,
+    LARGEST_WIDTH,
+    MAX_PIXELS,
+    MOST_LAYERS,
+    Config,
+    HeldOut,
+    MaxPixels,
+    ResizeSetting,
+    RunConfig,
+)
 from toklip_core.drawing import Drawing, Guidance
 
-from toklip_gen.generator import MOST_NEIGHBOURS, OF_TOKLIP, SIZES, ClassCondition, ConditionKeys, Features, Size
+from toklip_gen.generator import (
+    MOST_NEIGHBOURS,
+    OF_TOKLIP,
+    SIZES,
+    ClassCondition,
+    ConditionKeys,
+    Features,
+    Size,
+    refuse_heads,
+)
 
 #: Folder of the shipped recipes NAME.toml; the first line of each is a comment that summarises it.
 RECIPES = files("toklip_gen") / "recipes"
@@ -63,10 +83,13 @@ class TextSetting(Config):
     kind: Literal["text"]
     encoder: str = Field(
         default="toklip",
+        min_length=1,
         description="Text encoder: toklip-words (the word embeddings of the TokLIP's text tower), toklip (what the "
         "tower makes of them, before pooling), or the name or path of a T5.",
     )
-    length: int = Field(gt=0, description="Number T of words or tokens per text; longer texts are cut.")
+    length: int = Field(
+        gt=0, le=LARGEST_WIDTH, description="Number T of words or tokens per text; longer texts are cut."
+    )
     neighbours: int = Field(
         default=0,
         ge=0,
@@ -82,15 +105,18 @@ class Architecture(Config):
     size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = Field(
         default=None, description="Name of a LlamaGen size, in place of width, depth and heads."
     )
-    width: int = Field(default=0, ge=0, description="Width W of the transformer.")
-    depth: int = Field(default=0, ge=0, description="Number of transformer blocks.")
-    heads: int = Field(default=0, ge=0, description="Number of attention heads; must divide the width.")
+    width: int = Field(default=0, ge=0, le=LARGEST_WIDTH, description="Width W of the transformer.")
+    depth: int = Field(default=0, ge=0, le=MOST_LAYERS, description="Number of transformer blocks.")
+    heads: int = Field(
+        default=0, ge=0, le=LARGEST_WIDTH, description="Number of attention heads; must divide the width."
+    )
     kv_heads: int | None = Field(
-        default=None, gt=0, description="Number of key and value heads; by default as many as heads."
+        default=None, gt=0, le=LARGEST_WIDTH, description="Number of key and value heads; by default as many as heads."
     )
     hidden_width: int | None = Field(
         default=None,
         gt=0,
+        le=LARGEST_WIDTH,
         description="Hidden width of the SwiGLU; by default 8 W / 3, rounded up to a multiple of 256.",
     )
     features: Features = Field(
@@ -126,6 +152,7 @@ class Architecture(Config):
         given = {name for name in ("width", "depth", "heads") if getattr(self, name)}
         if len(given) != (0 if self.size else 3):
             raise ValueError("give a size, or width, depth and heads")
+        refuse_heads(self.sizes.width, self.sizes.heads, self.kv_heads)
         return self
 
     @property
@@ -167,6 +194,7 @@ class Sampling(Config):
     top_k: int = Field(
         default=0,
         ge=0,
+        le=LARGEST_COUNT,
         description="Number of most likely ids to sample from, also the trained generator's default; 0 means all.",
     )
 
@@ -197,6 +225,7 @@ class GeneratorTrainConfig(Config):
     )
     image_size: int = Field(
         gt=0,
+        le=LARGEST_SIDE,
         description="Side of the pictures in pixels; the tokenizer must take pictures of this size.",
     )
     resize: ResizeSetting = "crop"

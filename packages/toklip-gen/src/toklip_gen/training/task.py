@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+from toklip_core.config import RunConfig, validated
 from toklip_core.drawing import IdLevels, Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
@@ -124,6 +125,7 @@ class GeneratorTask(Task):
             print_classes(networks)
             self.settings["condition"] = networks.config.condition.model_dump(mode="json")
         held_out = held_out_prompts(config, networks, self.samples.classes)
+        batch_size = micro_batch(config.run)
         torch.manual_seed(config.run.seed)
         self.model = Generator(networks.config, dropout=config.dropout)
         self.model.grad_checkpointing = config.generator.grad_checkpointing
@@ -132,7 +134,9 @@ class GeneratorTask(Task):
             self.settings["checksums"]["start"] = weights_checksum(self.model)
         self._scheduled_sampling = config.scheduled_sampling
         if held_out is not None:
-            self.evaluate = lambda product: evaluate(cast(Generator, product), held_out, networks)
+            self.evaluate = lambda product: evaluate(
+                cast(Generator, product), held_out, networks, batch_size=batch_size
+            )
         self.networks = networks
         #: Number of captions of this process that were too long for the generator.
         self.cut = 0
@@ -199,7 +203,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     inputs = Inputs(features, tokenizer=tokenizer, encoder=None if toklip is None else toklip.encoder)
     condition, conditions = _condition(config.condition, toklip)
     sizes = config.generator.sizes
-    settings = GeneratorConfig(
+    values = dict(
         tokenizer=tokenizer.record,
         toklip=config.toklip,
         codebook_sizes=levels.codebook_sizes,
@@ -221,6 +225,7 @@ def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
         guidance=config.sampling.guidance,
         top_k=config.sampling.top_k,
     )
+    settings = validated(GeneratorConfig, values, "the generator of these settings")
     if toklip is not None:
         settings = settings.model_copy(update={"toklip_checksum": toklip_checksum(toklip, settings)})
     return FrozenNetworks(settings, tokenizer, toklip, inputs, conditions)
@@ -231,7 +236,7 @@ def start_from(model: Generator, name: str, tokenizer: Tokenizer) -> None:
 
     Raises:
         LookupError, FileNotFoundError: there is no such generator.
-        ValueError: it has other ids, another size, or reads something else.
+        ValueError: it has other ids, another size or other classes, or reads something else.
     """
     other = load_transformer(name, torch.float32)
     where = f"start: the generator {name!r}"
@@ -243,6 +248,12 @@ def start_from(model: Generator, name: str, tokenizer: Tokenizer) -> None:
         if ours[key] != theirs[key]
     ]:
         raise ValueError(f"{where} is another one than that of these settings: {'; '.join(different)}")
+    names = zip(_names(model.config), _names(other.config), strict=False)  # one of them may have none
+    for number, (our, their) in enumerate(names):
+        if our != their:
+            raise ValueError(
+                f"{where} has {their!r} as class {number}, and these settings {our!r}: set condition.names in its order"
+            )
     model.load_state_dict(other.state_dict())
 
 
@@ -254,6 +265,11 @@ def _what_weights_mean(config: GeneratorConfig) -> dict[str, object]:
         "kv_heads": config.kv_heads or config.heads,
         "condition": config.condition.model_dump(exclude={"names"}),
     }
+
+
+def _names(config: GeneratorConfig) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of their numbers; none for texts."""
+    return (config.condition.names or ()) if isinstance(config.condition, ClassCondition) else ()
 
 
 def with_names(networks: FrozenNetworks, names: Sequence[str]) -> FrozenNetworks:
@@ -321,6 +337,11 @@ def generator_losses(model: nn.Module, batch: GeneratorBatch) -> Losses:
     return Losses({"next_id": loss}, {"accuracy": accuracy})
 
 
+def micro_batch(run: RunConfig) -> int:
+    """Return the number of samples that a process of a run reads at once, which its memory has room for."""
+    return max(1, run.batch_size // (run.accumulate * int(os.environ.get("WORLD_SIZE", "1"))))
+
+
 @dataclass(frozen=True)
 class HeldOutPrompts:
     """Held-out prompts of a run, and the ids of their pictures."""
@@ -362,7 +383,7 @@ def held_out_prompts(
             found = scene_prompts(settings.scenes, size=config.image_size)
             scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
         pixels = normalized(torch.stack([torch.from_numpy(scene.pixels) for scene in scenes]).movedim(-1, 1))
-        ids = torch.cat([networks.tokenizer.encode(part) for part in torch.split(pixels, config.run.batch_size)])
+        ids = torch.cat([networks.tokenizer.encode(part) for part in torch.split(pixels, micro_batch(config.run))])
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())
         networks.tokenizer.refuse_other_ids(store.info.tokenizer, "the token store")
@@ -387,11 +408,17 @@ def held_out_prompts(
 
 
 def evaluate(
-    generator: Generator, held_out: HeldOutPrompts, networks: FrozenNetworks, *, batch_size: int = 64
+    generator: Generator, held_out: HeldOutPrompts, networks: FrozenNetworks, *, batch_size: int
 ) -> Evaluation:
     """Return the loss on held-out pictures, drawn pictures, and for captions of Scenes the match of the pictures.
 
     Every process does all of it, because a sharded model must be called equally often in all processes.
+
+    Args:
+        generator: generator in evaluation mode.
+        held_out: held-out data.
+        networks: frozen networks of the run.
+        batch_size: number of pictures at a time; it changes rounding only.
     """
     device = next(generator.parameters()).device
     figures: dict[str, float] = {}
@@ -403,24 +430,33 @@ def evaluate(
             batch = Batch(ids=ids, prompts=prompts, drop=torch.zeros(len(ids), dtype=torch.bool, device=device))
             total += len(ids) * float(generator_losses(generator, read_batch(batch, networks)).losses["next_id"])
         figures["next_id"] = total / len(held_out.ids)
-    drawn = _drawn(generator, networks, held_out.drawn, held_out.sampling)
+    drawn = _draw(generator, networks, held_out.drawn, held_out.sampling, batch_size)
     if held_out.scenes and isinstance(networks.conditions, Texts):
         of_scenes = scene_prompts(_MATCHED, split="validation", size=drawn.shape[-1])
-        matched = _drawn(generator, networks, [prompt.text for prompt in of_scenes], held_out.sampling)
+        texts = [prompt.text for prompt in of_scenes]
+        matched = _draw(generator, networks, texts, held_out.sampling, batch_size)
         match = match_by_pixels(matched, [prompt.claims for prompt in of_scenes])
         figures |= {f"match_{name}": share for name, share in match.as_json().items() if share is not None}
     return Evaluation(figures, {"drawn": drawn.clamp(-1, 1)})
 
 
-def _drawn(
-    generator: Generator, networks: FrozenNetworks, prompts: Sequence[int] | Sequence[str], settings: Sampling
+def _draw(
+    generator: Generator,
+    networks: FrozenNetworks,
+    prompts: Sequence[int] | Sequence[str],
+    settings: Sampling,
+    batch_size: int,
 ) -> Tensor:
     """Return drawn pixels (B, 3, H, W), near [-1, 1], with the same seeds at every evaluation."""
-    condition = networks.conditions(prompts).to(next(generator.parameters()).device)
-    seeds = [derived_seed(place) for place in range(len(prompts))]
+    device = next(generator.parameters()).device
     sampler = Sampler(IdPredictor(generator, networks.inputs))
-    ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing).ids
-    return networks.tokenizer.decode(ids).float()
+    drawn = []
+    for start in range(0, len(prompts), batch_size):
+        condition = networks.conditions(prompts[start : start + batch_size]).to(device)
+        seeds = [derived_seed(place) for place in range(start, min(start + batch_size, len(prompts)))]
+        ids = sampler.draw(condition, seeds=seeds, drawing=settings.drawing).ids
+        drawn.append(networks.tokenizer.decode(ids).float())
+    return torch.cat(drawn)
 
 
 def _grid(tokenizer: Tokenizer, side: int) -> tuple[int, int]:
@@ -435,14 +471,17 @@ def _condition(
 ) -> tuple[ClassCondition | TextCondition, Classes | Texts]:
     if isinstance(setting, ClassCondition):
         return setting, Classes(setting)
-    given = setting.model_dump()
     if setting.encoder not in OF_TOKLIP:
         t5 = load_t5(setting.encoder, length=setting.length)
-        condition = TextCondition(**given, width=t5.width)
+        condition = _text_condition(setting, t5.width)
         return condition, Texts(condition, t5)
     assert toklip is not None
-    condition = TextCondition(**given, width=toklip.config.text.width)
+    condition = _text_condition(setting, toklip.config.text.width)
     return condition, build_conditions(condition, toklip)
+
+
+def _text_condition(setting: TextSetting, width: int) -> TextCondition:
+    return validated(TextCondition, setting.model_dump() | {"width": width}, "the condition of these settings")
 
 
 def _refuse_other_toklip(config: GeneratorTrainConfig, toklip: TokLIP, tokenizer: Tokenizer) -> None:
