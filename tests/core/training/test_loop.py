@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,20 @@ def train(
 def evaluate(product: nn.Module) -> Evaluation:
     assert not product.training
     return Evaluation({"weight": float(product.head.weight.sum())}, {"grey": torch.zeros(1, 3, 4, 4)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_every", [2, 3])
+def test_the_speed_is_that_of_steps_alone(tmp_path: Path, log_every: int):
+    def slow(product: nn.Module) -> Evaluation:
+        time.sleep(0.3)
+        return Evaluation({})
+
+    train(tmp_path, run_config(steps=6, log_every=log_every, evaluate_every=2, save_every=6), evaluate=slow)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["steps_per_second"] for line in lines if "steps_per_second" in line]
+    assert len(speeds) == 6 // log_every
+    assert min(speeds[1:]) > log_every / 0.3
 
 
 def last_checkpoint(out: Path) -> Path:

@@ -104,7 +104,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
 
                 if due and task.evaluate is not None and (last or step % run.evaluate_every == 0):
                     window.refuse_not_finite()  # before the evaluation, so that the message has the step
-                    with _averaged(product, average), _unsharded(model), torch.no_grad():
+                    with window.paused(), _averaged(product, average), _unsharded(model), torch.no_grad():
                         evaluation = task.evaluate(product.eval())
                     _train_mode(model)
                     figures = evaluation.figures
@@ -114,7 +114,8 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
 
                 if due and (last or stop or step % run.save_every == 0):
                     window.log(step)
-                    folder.save(step, state, figures)
+                    with window.paused():
+                        folder.save(step, state, figures)
 
                 if last or stop:
                     break
@@ -310,6 +311,13 @@ class _Window:
     folder: RunFolder
     rows: list[tuple[int, Losses]] = field(default_factory=list)
     since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done inside out of the time that the steps took."""
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun
 
     def add(self, step: int, values: Losses) -> None:
         losses, metrics = ({n: v.detach().float() for n, v in part.items()} for part in values[:2])
