@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +116,11 @@ def decode_store(
         fullness_explained(folder),
         progress_bar(len(tokens), shown=compute.progress) as bar,
     ):
-        for _, rows in groupby(tokens, key=lambda row: row.ids.shape):
-            while batch := list(islice(rows, compute.batch_size)):
-                _write_pictures(model, counts.missing(batch), compute.device, counts)
-                bar.update(len(batch))
-                if stopped := stop is not None and stop():
-                    break
-            if stopped:
+        rows = iter(tokens)
+        while batch := list(islice(rows, compute.batch_size)):
+            _write_pictures(model, counts.missing(batch), compute.device, counts)
+            bar.update(len(batch))
+            if stopped := stop is not None and stop():
                 break
     if counts.left_out and not counts.pictures + counts.skipped:
         raise ValueError(f"none of {counts.left_out} pictures can be written; the first is {counts.first_left_out}")

@@ -152,8 +152,7 @@ class RunFolder:
             progress = {"step": step, "figures": dict(figures), "scaler": scaler, "shards": shards(beside)}
             write_text(beside / "progress.json", json.dumps(progress))
             flush_to_disk(*beside.iterdir())
-            if not final.exists():  # the run stopped at a step that is saved already
-                beside.rename(final)
+            beside.rename(final)
             flush_to_disk(self._checkpoints)
 
         self._in_first_process(beside.mkdir, failure)  # outside of what tidies up: a folder there is another's
