@@ -94,8 +94,8 @@ def test_tensors_of_a_save_that_are_cut(run, part):
 def test_reports_of_a_store_that_are_none(tmp_path, line):
     from toklip_core.store import read_report
 
-    (tmp_path / "__unreadable__").mkdir()
-    (tmp_path / "__unreadable__" / "rank-00000.jsonl").write_text(f"{line}\n")
+    (tmp_path / ".unreadable").mkdir()
+    (tmp_path / ".unreadable" / "rank-00000.jsonl").write_text(f"{line}\n")
     with refusing("rank-00000.jsonl, row 1 is "):
         read_report(tmp_path)
 

@@ -292,7 +292,7 @@ def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
     write(tmp_path, (3,))
     for name in ("part-00000-000002.parquet.tmp", "part-00001-000001.parquet.tmp"):
         (tmp_path.parent / f".{tmp_path.name}.{name}").write_bytes(b"half")
-        (tmp_path / f".{name}").write_bytes(b"half, by an older version")
+        (tmp_path / f".{name}").write_bytes(b"half, inside the store")
     writer = PartWriter(tmp_path, INFO, rank=0, world_size=2)
     left = [*tmp_path.parent.glob(f".{tmp_path.name}.*.tmp"), *tmp_path.glob(".*.tmp")]
     assert {path.name.split("part-")[1] for path in left} == {"00001-000001.parquet.tmp"}  # of another rank
@@ -311,11 +311,11 @@ def test_a_writer_goes_on_numbering_and_clears_what_a_kill_left(tmp_path):
 def test_reports_of_all_ranks_are_one_list_without_what_the_store_holds(tmp_path):
     write(tmp_path, (3,))
     for rank, name in [(0, "a"), (0, "0/1.jpg"), (1, "b"), (1, "a")]:
-        folder = tmp_path / "__unreadable__" if rank else tmp_path.with_name(f".{tmp_path.name}.unreadable")
-        folder.mkdir(exist_ok=True)  # the former is where older versions put them
+        folder = tmp_path / ".unreadable" if rank else tmp_path.with_name(f".{tmp_path.name}.unreadable")
+        folder.mkdir(exist_ok=True)  # inside where nothing can be renamed into the store
         with (folder / f"rank-{rank:05d}.jsonl").open("a") as file:
             file.write(f'{{"key": "{name}", "source": "s", "reason": "r"}}\n')
-    with (tmp_path / "__unreadable__/rank-00001.jsonl").open("a") as file:
+    with (tmp_path / ".unreadable/rank-00001.jsonl").open("a") as file:
         file.write('{"key": "cut by a ki')
     assert sorted(row.key for row in TokenStore(tmp_path).unreadable()) == ["a", "b"]
     UnreadableLog(tmp_path, rank=0, world_size=1)  # a new encode by one process tries all of them again

@@ -42,8 +42,6 @@ CROPS = "crops"
 #: Folder with the reports of a store.
 UNREADABLE = ".unreadable"
 
-# Folder of reports in stores before 0.1.0.
-_UNREADABLE_BEFORE = "__unreadable__"
 # Names of parts; similar names are refused.
 _PART_NAME = re.compile(r"part-\d{5,}-\d{6,}\.parquet", re.ASCII)
 _REPORT_NAME = re.compile(r"rank-\d{5,}\.jsonl", re.ASCII)
@@ -119,8 +117,7 @@ class UnreadablePicture(NamedTuple):
 
 def report_paths(store: Path) -> list[Path]:
     """Return the files in which the ranks list unreadable pictures."""
-    folders = [*places(store, UNREADABLE), store / _UNREADABLE_BEFORE]
-    paths = (path for folder in folders for path in sorted(folder.glob("rank-*.jsonl")))
+    paths = (path for folder in places(store, UNREADABLE) for path in sorted(folder.glob("rank-*.jsonl")))
     return [path for path in paths if _REPORT_NAME.fullmatch(path.name) and path.is_file()]
 
 

@@ -21,7 +21,6 @@ def writing(store: Path, rank: int, world_size: int) -> Iterator[None]:
     :mod:`toklip_core.files.locks` implements the locks.
     """
     store.mkdir(parents=True, exist_ok=True)
-    (store / ".world-size.lock").unlink(missing_ok=True)  # left by versions before 0.1.0
     of_all, own = f".world-size-{world_size}.lock", f".rank-{rank:05d}.lock"
     with (store / of_all).open("a+") as ranks, (store / own).open("a") as mine:
         _join(ranks, store, of_all, world_size)
