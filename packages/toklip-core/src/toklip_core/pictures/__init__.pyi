@@ -44,6 +44,7 @@ from .pixels import (
     levels_of as levels_of,
     normalized as normalized,
     refuse_pixels as refuse_pixels,
+    resample as resample,
     resized as resized,
     to_levels as to_levels,
     to_picture as to_picture,

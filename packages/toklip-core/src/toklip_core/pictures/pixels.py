@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from toklip_core.weights import refuse_not_finite
 
@@ -59,6 +60,19 @@ def normalized(levels: Tensor) -> Tensor:
     tensor([-1.,  1.])
     """
     return levels.float() / 127.5 - 1
+
+
+def resample(pixels: Tensor, size: int) -> Tensor:
+    """Return pixels (B, 3, H, W) as (B, 3, size, size): bicubic, antialiased and clamped, or as they are if they fit.
+
+    For models that read another size than the pixels have; pictures in files become squares by :func:`resized`.
+
+    >>> resample(torch.zeros(1, 3, 64, 64), 32).shape
+    torch.Size([1, 3, 32, 32])
+    """
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def levels_of(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from toklip_core.captioned import Batch, CaptionedSamples, collate
 from toklip_core.model import CLIP, SemanticEncoder, TokLIP, TokLIPConfig, encoder_from_tower, load_clip
-from toklip_core.pictures import normalized
+from toklip_core.pictures import normalized, resample
 from toklip_core.store import StoreInfo
 from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
 from toklip_core.tasks.projector import fit_projector
@@ -138,7 +138,7 @@ class EncoderTask(Task):
         codes = self.tokenizer.code_map(self.tokenizer.encode(pixels))
         if not (losses.pooled_weight or losses.token_weight):
             return EncoderInputs(codes, text, None, None)
-        tokens, pooled = self.teacher.image_tokens(_resampled(pixels, self.teacher.config.image_size))
+        tokens, pooled = self.teacher.image_tokens(resample(pixels, self.teacher.config.image_size))
         unit = F.normalize(pooled.float(), dim=-1) if losses.pooled_weight else None
         return EncoderInputs(codes, text, unit, tokens if losses.token_weight else None)
 
@@ -157,7 +157,7 @@ class EncoderTask(Task):
             else:
                 ids, pixels = batch["ids"], self.tokenizer.decode(batch["ids"])
             codes.append(self.tokenizer.code_map(ids))
-            patches.append(self.teacher.patches(_resampled(pixels, size)))
+            patches.append(self.teacher.patches(resample(pixels, size)))
         return torch.cat(codes), torch.cat(patches)
 
     def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:
@@ -374,10 +374,3 @@ def initial_encoder(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: C
 
 def _one(scalar: Tensor) -> Tensor:
     return scalar.detach().reshape(1).clone()
-
-
-def _resampled(pixels: Tensor, size: int) -> Tensor:
-    """Return pixels resampled to (B, 3, size, size)."""
-    if pixels.shape[-1] == size:
-        return pixels
-    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)

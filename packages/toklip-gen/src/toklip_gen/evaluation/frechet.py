@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from toklip_core.config import Compute
 from toklip_core.evaluation import described_inception, load_inception, load_matcher
-from toklip_core.pictures import normalized
+from toklip_core.pictures import normalized, resample
 from toklip_core.weights import refuse_not_finite
 from torch import Tensor
 
@@ -73,10 +72,7 @@ def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") ->
     size = model.config.image_size
 
     def see(levels: Tensor) -> Activations:
-        pixels = normalized(levels.to(device))
-        if pixels.shape[-2:] != (size, size):
-            pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-        return Activations(model.image_features(pixels), None)
+        return Activations(model.image_features(resample(normalized(levels.to(device)), size)), None)
 
     return Extractor(name, protocol["weights"], f"unit features of {name} at {size} px, bicubic", see)
 

@@ -23,9 +23,8 @@ import torch
 from toklip_core.config import MAX_PIXELS, Compute, refuse_missing_device
 from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.files import refuse_special
-from toklip_core.pictures import PictureError, entries, find_pictures, normalized, refuse_output
+from toklip_core.pictures import PictureError, entries, find_pictures, normalized, refuse_output, resample
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from toklip_gen.evaluation.adm_npz import SampleWriter, read_samples
@@ -375,10 +374,7 @@ def _compared(
 
 
 def _cosines(clip: Matcher, levels: Tensor, captions: Sequence[str]) -> Tensor:
-    size = clip.config.image_size
-    pixels = normalized(levels.to(clip.logit_scale.device))
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    pixels = resample(normalized(levels.to(clip.logit_scale.device)), clip.config.image_size)
     with torch.no_grad():
         return (clip.image_features(pixels) * clip.text_features(captions)).sum(-1).float().cpu()
 

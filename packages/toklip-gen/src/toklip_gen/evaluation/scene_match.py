@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import torch
 from toklip_core.evaluation import Matcher
-from toklip_core.pictures import normalized, to_levels
+from toklip_core.pictures import normalized, resample, to_levels
 from toklip_core.plugins import VQTokenizer
 from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
 from toklip_core.scenes.reading import Detection, read_scene
 from torch import Tensor
-from torch.nn import functional as F
 
 _OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 #: Distance of centres at which a relation counts as shown: half of the 0.12 at which captions mention it.
@@ -112,9 +111,7 @@ def match_by_model(model: Matcher, pixels: Tensor, claims: Sequence[Description]
         pixels: (B, 3, S, S) in [-1, 1]; they are resized for the model.
         claims: claims of each picture.
     """
-    size = model.config.image_size
-    if pixels.shape[-1] != size:
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+    pixels = resample(pixels, model.config.image_size)
     images = torch.cat([model.image_features(part) for part in torch.split(pixels, 64)])
     questions = [list(_questions(claim)) for claim in claims]
     texts = sorted({text for asked in questions for _, true, others in asked for text in (true, *others)})
