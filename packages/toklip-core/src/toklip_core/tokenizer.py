@@ -214,7 +214,7 @@ class Tokenizer:
         tensors = chain(self.module.parameters(), self.module.buffers())
         if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
             return self
-        cast = Tokenizer(self.name, copy.deepcopy(self.module), self.weights)
+        cast = Tokenizer(self.name, copy.deepcopy(self._vq), self.weights)
         cast.checksum = self.checksum
         return cast.to(dtype)
 

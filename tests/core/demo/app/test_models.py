@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from toklip_core.config import Compute
 from toklip_core.demo.app.models import load_models, write_examples
+from toklip_core.demo.app.settings import AppSettings
 from toklip_core.plugins import NamedModel, chat_loader, discover, picture_loader, registry
 
 from tests.support.refusals import refusing
@@ -40,8 +41,9 @@ def models(toy):
 
 
 def load(plugins, saved, photos, **options):
-    given = {"model": None, "generator": None} | options
-    return load_models(plugins, toklip=saved, pictures=[str(photos)], compute=Compute(), **given)
+    given = {"model": None, "generator": None, "toklip": saved, "pictures": (str(photos),), "compute": Compute()}
+    place = {"host": "127.0.0.1", "port": 0, "browser": False}
+    return load_models(plugins, AppSettings(**given | place | options))
 
 
 def test_without_other_packages_there_is_no_chat(saved, photos):

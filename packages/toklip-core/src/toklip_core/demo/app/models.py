@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from toklip_core.config import Compute
+from toklip_core.demo.app.settings import AppSettings
 from toklip_core.demo.chapters import PHOTOGRAPH
 from toklip_core.evaluation import Matcher, PictureIndex, load_matcher, pictures_to_search
 from toklip_core.model import TokLIP
@@ -65,32 +66,20 @@ class AppModels:
         return lines
 
 
-def load_models(
-    plugins: Registry,
-    *,
-    model: str | None,
-    generator: str | None,
-    toklip: str,
-    pictures: Sequence[str],
-    compute: Compute,
-) -> AppModels:
+def load_models(plugins: Registry, settings: AppSettings) -> AppModels:
     """Load the models of the app, each by its name or folder.
 
     Args:
         plugins: the plugins.
-        model: language model; None: the one that ships with a package, preferably one that draws, if there is any.
-        generator: model that draws if the language model does not; None: then the one that ships with a package, if
-            there is any.
-        toklip: TokLIP, or for the search alone another model that compares pictures with texts.
-        pictures: what the tab of the search searches, see :func:`toklip_core.evaluation.pictures_to_search`.
-        compute: where to compute.
+        settings: the models, and the pictures to search.
 
     Raises:
         FileNotFoundError: a model or a picture is not there.
         LookupError: there is no such model.
         ValueError: a model is of another kind, a generator has nothing to do, or there is no such device.
     """
-    files = pictures_to_search(pictures, compute)
+    model, generator, compute = settings.model, settings.generator, settings.compute
+    files = pictures_to_search(settings.pictures, compute)
     shipped = [one for one in plugins.models.values() if not one.source]
     if model is None:
         talkers = [one for one in shipped if one.chat is not None]
@@ -104,13 +93,13 @@ def load_models(
         raise ValueError(f"--generator {generator!r} has nothing to draw, because {reason}")
     if generator is None and start is not None and not draws:
         generator = _first_name([one for one in shipped if one.load is not None])
-    matcher, protocol = load_matcher(toklip, compute)
+    matcher, protocol = load_matcher(settings.toklip, compute)
     return AppModels(
         compute=compute,
         plugins=plugins,
         matcher=matcher,
         protocol=protocol,
-        where=" ".join(pictures),
+        where=" ".join(settings.pictures),
         index=PictureIndex(matcher, files, protocol=protocol, compute=compute, kept=True),
         language_model=model,
         start=start,

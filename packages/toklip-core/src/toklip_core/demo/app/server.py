@@ -1,4 +1,4 @@
-"""The server of `toklip app`: its settings, its address, its temporary folder, and its end."""
+"""The server of `toklip app`: its address, its temporary folder, and its end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from toklip_core.config import Compute
 from toklip_core.demo.app.models import AppModels, load_models
+from toklip_core.demo.app.settings import AppSettings
 from toklip_core.plugins import Registry
 
-#: What is searched if nothing is named.
-SCENES = "scenes:validation?count=200"
 #: Where a browser may load from: this server alone, whatever Gradio's page asks for.
 _POLICY = (
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'; base-uri 'self'; "
@@ -30,26 +27,6 @@ _POLICY = (
 #: Size of the largest file that may be uploaded.
 _UPLOAD = "64mb"
 _SECONDS = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppSettings:
-    """Settings of :func:`serve_app`."""
-
-    #: Language model of the chat, by name or folder; None: the one that ships with a package.
-    model: str | None = None
-    #: Model that draws in the chat where the language model does not; None: the one that ships with a package.
-    generator: str | None = None
-    #: TokLIP of the tokens and the search.
-    toklip: str = "toklip-tiny"
-    #: What the search reads: files, folders, scenes, or one token store.
-    pictures: tuple[str, ...] = (SCENES,)
-    #: Address to listen on, and port; 0 takes any that is free.
-    host: str = "127.0.0.1"
-    port: int = 7860
-    #: Whether a browser is opened.
-    browser: bool = True
-    compute: Compute = Compute()
 
 
 def serve_app(
@@ -64,7 +41,7 @@ def serve_app(
         settings: models, pictures and address.
         plugins: the plugins.
         stop: returns whether to end.
-        say: is told the address, in one line, once the page is there.
+        say: function that receives the address, once the page is there.
 
     Raises:
         FileNotFoundError: a model or a picture is not there.
@@ -79,14 +56,7 @@ def serve_app(
         folder = Path(temporary).resolve()
         # Gradio reads them when it is imported: where its files are, and that it reports nothing to its authors.
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-        models = load_models(
-            plugins,
-            model=settings.model,
-            generator=settings.generator,
-            toklip=settings.toklip,
-            pictures=settings.pictures,
-            compute=settings.compute,
-        )
+        models = load_models(plugins, settings)
         if stop():
             return
         port = listener.getsockname()[1]
