@@ -11,8 +11,8 @@ from toklip_gen.generator import (
     TowerWords,
     build_conditions,
     clean_text,
-    left_padded,
     load_t5,
+    pad_left,
 )
 
 from tests.support.small_models import WIDTH, small_toklip
@@ -49,13 +49,13 @@ def test_what_is_no_class_is_refused(prompt):
 def test_words_end_where_the_picture_begins():
     features = torch.arange(1, 9).view(2, 4, 1).float()
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
-    condition = left_padded(features, mask, 5)
+    condition = pad_left(features, mask, 5)
     assert condition.values[..., 0].tolist() == [[0, 0, 0, 1, 2], [0, 5, 6, 7, 8]]
     assert condition.mask.tolist() == [[False, False, False, True, True], [False, True, True, True, True]]
 
 
 def test_of_a_long_text_the_first_words_are_kept():
-    condition = left_padded(torch.arange(4).view(1, 4, 1).float(), torch.ones(1, 4, dtype=torch.bool), 3)
+    condition = pad_left(torch.arange(4).view(1, 4, 1).float(), torch.ones(1, 4, dtype=torch.bool), 3)
     assert condition.values[..., 0].tolist() == [[0, 1, 2]] and condition.mask.all()
 
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from toklip_core.drawing import Guidance, Sampler
-from toklip_gen.generator import IdPredictor, PackedLinear, packed, predictor
+from toklip_gen.generator import IdPredictor, PackedLinear, pack_linears, predictor
 
 from tests.support.small_generators import (
     FEATURES,
@@ -57,10 +57,10 @@ def test_the_likeliest_ids_are_those_of_the_whole_pass_with_guidance(features, v
 
 def test_guidance_1_is_no_guidance():
     generator, what = small_generator(), some_condition()
-    nothing = generator.dropped
-    generator.dropped = None  # nobody asks for the rows without the condition
+    nothing = generator.drop_condition
+    generator.drop_condition = None  # nobody asks for the rows without the condition
     ids = sample(generator, small_inputs(), what, seeds=[7, 8, 9], guidance=1.0)
-    generator.dropped = nothing
+    generator.drop_condition = nothing
     both_rows = Guidance(scale=2.0, first=63)
     assert torch.equal(sample(generator, small_inputs(), what, seeds=[7, 8, 9], guidance=both_rows)[:, :7], ids[:, :7])
 
@@ -158,7 +158,7 @@ def test_in_bfloat16_it_draws_from_whatever_it_reads(features, vq):
 
 
 def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
-    monkeypatch.setattr(predictor, "packed", None)
+    monkeypatch.setattr(predictor, "pack_linears", None)
     drawn(prefix=some_ids().flatten(1, 2)[:, :61])
 
 
@@ -167,7 +167,7 @@ def test_weights_are_not_packed_for_a_few_steps(monkeypatch):
 @torch.no_grad()
 def test_packed_weights_give_the_same_but_for_rounding(dtype, vq):
     generator = small_generator(vq=vq).to(dtype)
-    twin, ids = packed(generator), some_ids(vq=vq).flatten(1, 2)
+    twin, ids = pack_linears(generator), some_ids(vq=vq).flatten(1, 2)
     assert any(isinstance(module, PackedLinear) for module in twin.modules())
     assert not any(isinstance(module, PackedLinear) for module in generator.modules())
     (_, cache), (_, other) = generator.prefill(ids[:, :4], some_condition()), twin.prefill(ids[:, :4], some_condition())

@@ -24,7 +24,7 @@ from toklip_core.store.format import report_paths
 from toklip_core.store.key_set import KeySet
 from toklip_core.store.locks import writing
 from toklip_core.store.ray_engine import encoded_by_ray
-from toklip_core.store.reader import held_keys
+from toklip_core.store.reader import stored_keys
 from toklip_core.store.reading import PictureWork, batches_of_workers
 from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.tables import EncodedBatch
@@ -122,7 +122,7 @@ def encode_pictures(
     sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)
     maker = row_maker(settings, dtype=compute.dtype)
     with fullness_explained(path), writing(path, rank, world_size):
-        done = KeySet(held_keys(path, maker.info, what="this encode"))
+        done = KeySet(stored_keys(path, maker.info, what="this encode"))
         work = PictureWork(sources, done, maker.reader(compute.batch_size), compute.max_pixels)
         if engine == "ray":
             by_engine = encoded_by_ray(work, settings, maker.info, compute)

@@ -144,7 +144,7 @@ class TokenStore:
             OSError: the store cannot be written.
         """
         path = Path(store)
-        adopt_rows(Path(folder), path, info, lambda: KeySet(held_keys(path, info, what="the info of these rows")))
+        adopt_rows(Path(folder), path, info, lambda: KeySet(stored_keys(path, info, what="the info of these rows")))
         return cls(path)
 
     def __len__(self) -> int:
@@ -257,7 +257,7 @@ class TokenStore:
         return feature.reshape(-1, self.info.features[name].width) if name == "tokens" else feature
 
 
-def held_keys(path: Path, info: StoreInfo, *, what: str) -> Iterable[str]:
+def stored_keys(path: Path, info: StoreInfo, *, what: str) -> Iterable[str]:
     """Return the keys of a store, none where it is empty; ValueError unless rows with this info belong there.
 
     Args:

@@ -46,12 +46,13 @@ class Extractor:
     weights: str
     #: Preparation of pictures, in words.
     how: str
-    see: Callable[[Tensor], Activations]
+    #: Function from levels (B, 3, H, W), uint8, to their activations.
+    compute: Callable[[Tensor], Activations]
 
     def __call__(self, levels: Tensor) -> Activations:
         """Return the activations of levels (B, 3, H, W), uint8, on the CPU; ValueError if one is not finite."""
         with torch.no_grad():
-            seen = self.see(levels)
+            seen = self.compute(levels)
         refuse_not_finite(seen.features, f"a feature of {self.name}'s")
         return Activations(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
 

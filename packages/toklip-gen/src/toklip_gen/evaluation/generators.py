@@ -98,7 +98,7 @@ def evaluate_on_scenes(
             f"{str(generator.name)!r} draws classes, but scenes have captions; name a generator of texts, or "
             "leave the scenes out and give --per-class"
         )
-    matcher, of_judge = measures.judge(device)
+    matcher, of_judge = measures.load_judge(device)
     extractor = None if measures.features is None else load_extractor(measures.features, device)
     sampling = sampling.of(pictures)
     side = pictures.image_size[0]
@@ -180,7 +180,7 @@ def evaluate_on_classes(
         raise ValueError("got a CLIP, but classes have no captions that it could judge; leave it out")
     if npz is not None:
         refuse_output(npz, measures.files, option="--npz", suffixes=[".npz"])
-    extractor, known = measures.loaded(generator.device)
+    extractor, known = measures.load_comparison(generator.device)
     pictures = generator.load()
     if pictures.classes is None:
         raise ValueError(

@@ -255,7 +255,7 @@ class Measures:
         """Return the files that are read, which must not be overwritten."""
         return [] if self.reference is None else [self.reference]
 
-    def loaded(self, device: torch.device | str) -> tuple[Extractor | None, Reference | None]:
+    def load_comparison(self, device: torch.device | str) -> tuple[Extractor | None, Reference | None]:
         """Load the extractor and the reference.
 
         Raises:
@@ -269,7 +269,7 @@ class Measures:
         extractor = load_extractor(self.features, device)
         return extractor, None if self.reference is None else load_reference(self.reference, extractor)
 
-    def judge(self, device: torch.device | str) -> tuple[Matcher | None, dict[str, str]]:
+    def load_judge(self, device: torch.device | str) -> tuple[Matcher | None, dict[str, str]]:
         """Load the CLIP or TokLIP, if there is one, and return it with its entries in the protocol.
 
         Raises:
@@ -299,8 +299,8 @@ def evaluate_pictures(
     refuse_missing_device(compute.device)
     if npz is not None:
         refuse_output(npz, [*inputs, *measures.files], option="--npz", suffixes=[".npz"])
-    extractor, known = measures.loaded(compute.device)
-    matcher, of_clip = measures.judge(compute.device)
+    extractor, known = measures.load_comparison(compute.device)
+    matcher, of_clip = measures.load_judge(compute.device)
     unreadable: list[str] = []
     found = read_pictures(inputs, unreadable, max_pixels=compute.max_pixels)
     pictures = tqdm(found, unit=" pictures", disable=None if compute.progress else True)

@@ -4,7 +4,7 @@ from .conditions import (
     Texts as Texts,
     TowerWords as TowerWords,
     build_conditions as build_conditions,
-    left_padded as left_padded,
+    pad_left as pad_left,
 )
 from .config import (
     MOST_NEIGHBOURS as MOST_NEIGHBOURS,
@@ -33,7 +33,7 @@ from .model import (
 )
 from .packed_linear import (
     PackedLinear as PackedLinear,
-    packed as packed,
+    pack_linears as pack_linears,
 )
 from .pipeline import (
     PictureGenerator as PictureGenerator,

@@ -91,7 +91,7 @@ class Block(nn.Module):
         if self.qk_norms:
             parts = qk.split((self.heads, self.kv_heads), dim=1)
             qk = torch.cat([norm(part) for norm, part in zip(self.qk_norms, parts, strict=True)], dim=1)
-        qk = turned(qk, cos, sin)
+        qk = rotate_pairs(qk, cos, sin)
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, -self.kv_heads :].transpose(1, 2)
         x = x + self.dropout(self.proj(attend(q, k, v).transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 
 def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, (T + N, d) each, for :func:`turned`.
+    """Return cosines and sines, (T + N, d) each, for :func:`rotate_pairs`.
 
     The first half of the pairs rotates with the row, the second half with the column; words rotate by their place. In
     LlamaGen both are 0 at the positions of the condition instead of 1 and 0, so it has neither queries nor keys there,
@@ -124,7 +124,7 @@ def rotation(config: GeneratorConfig) -> tuple[Tensor, Tensor]:
         return cos, sin
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return x (R, H, n, d) with the pairs of its last axis rotated, computed in float32.
 
     A pair (a, b) becomes (a cos - b sin, b cos + a sin).

@@ -136,7 +136,7 @@ class Texts:
             first = one_line(cut[0], longest=80)
             _log.warning("texts are cut after the first words that the generator reads; the first is %r", first)
         self.cut += len(cut)
-        return left_padded(features, mask, self._length)
+        return pad_left(features, mask, self._length)
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that the generator would cut."""
@@ -194,7 +194,7 @@ def as_texts(prompts: Sequence[int | str]) -> list[str]:
     return texts
 
 
-def left_padded(features: Tensor, mask: Tensor, length: int) -> Condition:
+def pad_left(features: Tensor, mask: Tensor, length: int) -> Condition:
     """Return features of texts as a condition of ``length`` positions, with zeros first, then the words.
 
     Args:

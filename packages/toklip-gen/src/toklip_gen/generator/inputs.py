@@ -20,7 +20,7 @@ from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
 
 from toklip_gen.generator.config import Features, GeneratorConfig
-from toklip_gen.generator.packed_linear import packed
+from toklip_gen.generator.packed_linear import pack_linears
 
 
 class Inputs:
@@ -117,11 +117,11 @@ class Stream:
         """Return the tensors of the cache, which stay in the same memory."""
         return [] if self._features is None else self._features.caches()
 
-    def packed(self) -> Stream:
-        """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.packed`."""
+    def pack_linears(self) -> Stream:
+        """Return the stream with the encoder's weights packed by :func:`toklip_gen.generator.pack_linears`."""
         if self._features is None or self._features.encoder is None:
             return self
-        return Stream(self._features.with_encoder(packed(self._features.encoder)))
+        return Stream(self._features.with_encoder(pack_linears(self._features.encoder)))
 
 
 def toklip_checksum(toklip: TokLIP, config: GeneratorConfig) -> str:

@@ -133,7 +133,7 @@ class Generator(nn.Module):
                 levels that are sampled from these logits one after another, without gradient. This is a forward pass,
                 too, so that it goes through the hooks of DDP and FSDP.
             condition: condition of each picture.
-            drop: (B,), bool, True for pictures to train without condition, for guidance; see :meth:`dropped`.
+            drop: (B,), bool, True for pictures to train without condition, for guidance; see :meth:`drop_condition`.
 
         Raises:
             ValueError: a shape is another, or n is more than the grid has.
@@ -143,7 +143,7 @@ class Generator(nn.Module):
         if levels is not None and levels.shape != (wanted := (len(inputs), inputs.shape[1] + 1, count)):
             raise ValueError(f"got levels {tuple(levels.shape)} with inputs {tuple(inputs.shape)}; wanted {wanted}")
         if drop is not None:
-            condition = self.dropped(condition, drop)
+            condition = self.drop_condition(condition, drop)
         x = self._embedded(inputs, condition)
         cos, sin = (table[: x.shape[1]] for table in self._rotation_on(x.device))
         see: Attend = attend_causally
@@ -162,7 +162,7 @@ class Generator(nn.Module):
             return checkpoint(self.head, x, levels, use_reentrant=False)
         return self.head(x, levels)  # type: ignore[no-any-return]
 
-    def dropped(self, condition: Condition, drop: Tensor) -> Condition:
+    def drop_condition(self, condition: Condition, drop: Tensor) -> Condition:
         """Return the condition, replaced by "no condition" where ``drop`` (B,), bool, is True.
 
         "No class" is the last row of the table. "No text" is T features of its own, still masked like the text.

@@ -46,7 +46,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-def packed(module: _Module) -> _Module:
+def pack_linears(module: _Module) -> _Module:
     """Return an equal module with packed linear layers where that is faster, or the module itself.
 
     It shares everything that is not packed, and does not follow later changes of the weights. No gradient flows

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toklip_gen.generator.inputs import Inputs, Stream
 from toklip_gen.generator.model import Condition, Generator
-from toklip_gen.generator.packed_linear import packed
+from toklip_gen.generator.packed_linear import pack_linears
 
 #: Packing takes as long as so many steps; see toklip_gen.generator.packed_linear.
 _STEPS_OF_PACKING = 3
@@ -97,13 +97,13 @@ class IdPredictor:
     def prefill(self, condition: Condition, ids: Tensor, *, guided: bool, steps: int) -> tuple[Tensor, PredictorCache]:
         """Read the ids (B, n, Q) of n positions; return the states (R, S) of position n, and the cache for the rest.
 
-        Weights are packed if many steps follow; see :func:`toklip_gen.generator.packed`.
+        Weights are packed if many steps follow; see :func:`toklip_gen.generator.pack_linears`.
         """
         worth_packing = steps >= _STEPS_OF_PACKING
-        generator = packed(self.generator) if worth_packing else self.generator
+        generator = pack_linears(self.generator) if worth_packing else self.generator
         read, stream = self.inputs.stream(ids)
         states, cache = generator.prefill(read, _with_nothing(generator, condition) if guided else condition)
-        return states, PredictorCache(generator, stream.packed() if worth_packing else stream, cache)
+        return states, PredictorCache(generator, stream.pack_linears() if worth_packing else stream, cache)
 
     def step(self, ids: Tensor, cache: PredictorCache) -> Tensor:
         """Read the ids (B, n, Q) of the next n positions; return the states (R, n, S) of those after each of them."""
@@ -122,6 +122,6 @@ class IdPredictor:
 def _with_nothing(generator: Generator, condition: Condition) -> Condition:
     """Return the condition with as many rows of the empty condition after it."""
     everywhere = torch.ones(len(condition.values), dtype=torch.bool, device=condition.values.device)
-    nothing = generator.dropped(condition, everywhere)
+    nothing = generator.drop_condition(condition, everywhere)
     mask = None if condition.mask is None else condition.mask.repeat(2, 1)
     return Condition(torch.cat([condition.values, nothing.values]), mask)
