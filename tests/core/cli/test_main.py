@@ -12,8 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
-from toklip_core.cli import cli, plugin_commands
+from toklip_core.cli import TrainTask, cli, plugin_commands, train_command
+from toklip_core.config import Config
 from toklip_core.plugins import Plugin, Registry, TokenizerSpec
+from toklip_core.training import FitReport
 
 from tests.support.installed import found, install, right
 
@@ -344,3 +346,15 @@ def test_help_starts_quickly():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.6, f"toklip --help takes {min(seconds):.2f} s"
+
+
+@pytest.mark.parametrize(("step", "where"), [(0, "before the first step"), (3, "and saved at step 3")])
+def test_a_training_that_a_signal_ends_says_what_is_saved(tmp_path, step, where):
+    @train_command("nothing")
+    def nothing():
+        """Train nothing."""
+        return TrainTask(settings=Config, recipes=tmp_path, train=lambda settings, out: FitReport(step, {}, 15))
+
+    (tmp_path / "run.toml").touch()
+    done = CliRunner().invoke(nothing, [str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
+    assert (done.exit_code, done.stderr) == (143, f"Stopped {where}; the same command goes on.\n")

@@ -113,9 +113,9 @@ _COMPILE = click.option(
     type=NUMBER,
     default=0,
     show_default=True,
-    help="Position of the first id with guidance, counted from 0.",
+    help="First position with guidance, counted from 0.",
 )
-@click.option("--guidance-last", type=NUMBER, help="Position of the last id with guidance. [default: the last one]")
+@click.option("--guidance-last", type=NUMBER, help="Last position with guidance. [default: the last one]")
 @temperature(default=1.0)
 @_TOP_K
 @top_p

@@ -75,7 +75,8 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
             if os.environ.get("RANK", "0") == "0":
                 _print(report, out, as_json=as_json)
             if report.signal:
-                click.echo(f"Stopped and saved at step {report.step}; the same command goes on.", err=True)
+                where = f"and saved at step {report.step}" if report.step else "before the first step"
+                click.echo(f"Stopped {where}; the same command goes on.", err=True)
                 raise SystemExit(128 + report.signal)
 
         return command

@@ -38,7 +38,7 @@ def write_demo(
         folder: where the commands work; empty, or made.
         commands: the group of all commands, ``toklip`` itself.
         found: the plugins that are installed.
-        say: is told what is being done.
+        say: function that receives progress lines.
 
     Raises:
         ValueError: ``out`` is a folder, or the folder has something in it.

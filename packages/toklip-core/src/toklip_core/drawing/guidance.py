@@ -1,6 +1,7 @@
 """Classifier-free guidance, which combines the logits with and without the condition.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), K ids, N ids of a picture.
+Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), K ids, N positions of a
+picture.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class Guidance:
 
     #: Scale s; 1 turns guidance off, 0 ignores the condition.
     scale: float
-    #: First id with guidance, counted from 0; ids before it have s = 1.
+    #: First position with guidance, counted from 0; positions before it have s = 1.
     first: int = 0
-    #: Last id with guidance; ids after it have s = 1; None: the last of all. LlamaGen's cfg_interval, which counts
-    #: from the second id, plus 1.
+    #: Last position with guidance; positions after it have s = 1; None: the last of all. LlamaGen's cfg_interval,
+    #: which counts from the second position, plus 1.
     last: int | None = None
-    #: Power p of the schedule 1 + (s - 1) (1 - cos(pi (i / N)^p)) / 2, for id i of N; None: s is constant.
+    #: Power p of the schedule 1 + (s - 1) (1 - cos(pi (i / N)^p)) / 2, for position i of N; None: s is constant.
     power: float | None = None
 
     def __post_init__(self) -> None:
@@ -42,14 +43,14 @@ class Guidance:
         powers = f"more than 0, up to {LARGEST_SCALE:g}"
         for name, value, fits, wanted in (
             ("guidance", scale, 0 <= scale <= LARGEST_SCALE, f"0 or more; 1 is none, {LARGEST_SCALE:g} the most"),
-            ("first id of guidance", first, first >= 0, "0 or more"),
-            ("last id of guidance", last, last is None or last >= first, f"{first}, its first, or more"),
+            ("first position of guidance", first, first >= 0, "0 or more"),
+            ("last position of guidance", last, last is None or last >= first, f"{first}, its first, or more"),
             ("power of guidance", power, power is None or 0 < power <= LARGEST_SCALE, powers),
         ):
             refuse_outside(name, value, fits, wanted)
 
     def scales(self, count: int) -> list[float]:
-        """Return the scale s of each of ``count`` ids."""
+        """Return the scale s of each of ``count`` positions."""
         last = count if self.last is None else self.last
         return [self._at(i, count) if self.first <= i <= last else 1.0 for i in range(count)]
 

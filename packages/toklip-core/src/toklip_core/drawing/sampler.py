@@ -62,7 +62,7 @@ class Sampler(Generic[_Condition]):
     compiled again.
 
     Args:
-        model: says which id comes next, in evaluation mode.
+        model: model that predicts the next id, in evaluation mode.
         window: largest number of positions that a call of the model draws; "auto" times the first calls, and chooses.
             Apart from rounding, the ids do not depend on it.
         compiler: compiles a step, called as ``torch.compile`` is; another one is for tests.

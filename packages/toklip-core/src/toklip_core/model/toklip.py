@@ -292,7 +292,7 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
 
 
 def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
-    """The folder or official file of a model, and its spec if it has a name."""
+    """Return the folder or official file of a model, and its spec if it has a name."""
     path = Path(name)
     if str(name) in {*models(), *ALIASES}:
         spec = model_spec(str(name))
@@ -319,7 +319,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _tokenizer_inside(config: TokLIPConfig, path: Path, inside: Mapping[str, Tensor]) -> Tokenizer:
-    """The tokenizer of an official file, with the weights that are ``inside`` it; a file without them does not fit."""
+    """Return the tokenizer of an official file, with the weights ``inside`` it; ValueError if there are none."""
     try:
         # From a mapping of its own, which ends here: what was read of the model's would stay in memory.
         tokenizer = config.tokenizer.load(where=f"the model {path}", weights=read_official(path)[1])

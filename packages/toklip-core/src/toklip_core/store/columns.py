@@ -169,7 +169,7 @@ def _of_model(model: TokLIP, settings: EncodeSettings) -> Tokenizer:
 
 
 def _name(model: nn.Module | Path | str | None) -> str:
-    """What a store calls a model: the last part of a path, which may differ between two calls and machines."""
+    """Return the name of a model in a store: of a path the last part, because the rest differs between machines."""
     if isinstance(model, str | Path):
         name = ALIASES.get(str(model), str(model))
         return Path(name).resolve().name if Path(name).exists() else name

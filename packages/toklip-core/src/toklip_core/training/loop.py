@@ -50,14 +50,15 @@ class FitReport(NamedTuple):
     step: int
     #: Figures of the last evaluation.
     figures: dict[str, float]
-    #: The signal that stopped the run, after a last checkpoint; 0 if it reached its last step.
+    #: The signal that stopped the run, with its last step saved if it has made any; 0 if it reached its last step.
     signal: int
 
 
 def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
     """Train a task into the folder ``out``, or resume the run there.
 
-    SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so.
+    SIGTERM, SIGINT and SIGHUP save after the current step and return; the report says so. Before the first step there
+    is nothing to save.
 
     Args:
         task: model, data and losses of the training.

@@ -327,7 +327,7 @@ def _checkpoint_name(step: int) -> str:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the metrics; infinite for half a line, which a kill may leave at the end."""
+    """Return the step of a line of the metrics, infinite for half a line, which a kill may leave at the end."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -202,7 +202,7 @@ class _Tally:
 
 
 def _best_assignment(found: Sequence[Detection], named: Sequence[Phrase]) -> list[Detection | None]:
-    """For each named object the found one that stands for it: together with most colours and shapes right."""
+    """Return the found object of each named one, so that most colours and shapes are right; None if there is none."""
     padded: list[Detection | None] = [*found[:6], *[None] * len(named)]
 
     def right(chosen: Iterable[Detection | None]) -> int:
@@ -220,7 +220,7 @@ def _is_seen(first: Detection | None, relation: str, second: Detection | None) -
 
 
 def _questions(claims: Description) -> Iterator[tuple[str, str, list[str]]]:
-    """Kind, true caption, and other captions: for each object its colour and shape, then count, then relations."""
+    """Yield kind, true caption and other captions: colour and shape of each object, then count, then relations."""
     true = caption_of(claims)
     names = {(phrase.colour, phrase.shape) for phrase in claims.objects}
 
@@ -246,7 +246,7 @@ def _listed(objects: Sequence[Phrase]) -> str:
 
 
 def _other_counts(objects: Sequence[Phrase]) -> Iterator[tuple[Phrase, ...]]:
-    """The objects with some left out, or one more of another colour and shape; one to three."""
+    """Yield the objects with some left out, or one more of another colour and shape; one to three."""
     yield from (tuple(objects[:count]) for count in range(1, len(objects)))
     while len(objects) < 3:
         colour = next(c for c in COLOURS if c not in {phrase.colour for phrase in objects})

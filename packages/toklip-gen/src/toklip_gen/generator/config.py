@@ -166,7 +166,7 @@ class GeneratorConfig(Config):
 
     @property
     def positions(self) -> int:
-        """Number N of ids in a picture."""
+        """Number N of positions of a picture."""
         return self.grid[0] * self.grid[1]
 
     @property

@@ -132,11 +132,10 @@ class PictureGenerator:
         return self
 
     def checksums(self) -> list[str]:
-        """Return the SHA-256 of the weights that the pictures depend on, and the config."""
+        """Return the SHA-256 of the weights of tokenizer, generator and TokLIP, and the config, which names a T5."""
         parts: list[nn.Module] = [self.generator, *([] if self.toklip is None else [self.toklip.encoder])]
         if self.toklip is not None and self.toklip.text is not None:
             parts.append(self.toklip.text)
-        # The config names the T5.
         return [self.tokenizer.checksum, *map(weights_checksum, parts), self.config.model_dump_json()]
 
     def refuse_prompts(self, prompts: Sequence[int | str]) -> None:
@@ -227,8 +226,8 @@ def load_generator(
         name: name that ``toklip models`` lists, a folder, or a file of LlamaGen under its published name. Files that a
             name needs are downloaded if they are not cached.
         toklip: path or name of the TokLIP; None: the one recorded in the generator's config.
-        dtype: dtype of the generator and the semantic encoder; None: as stored, float16 as float32. The tokenizer
-            stays in float32.
+        dtype: dtype of the generator and the semantic encoder; None: the generator's as it is stored, float16 as
+            float32, and float32 for the encoder. The tokenizer stays in float32.
         device: device to load it on.
 
     Raises:
