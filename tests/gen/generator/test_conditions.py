@@ -86,6 +86,13 @@ def test_a_text_that_is_longer_than_the_condition_is_said_once_counted_and_refus
     assert texts(20).cut_texts(["red " * 11, "red " * 12]) == ["red " * 12]  # the tower reads 12
 
 
+@pytest.mark.parametrize("length", [8, 20])
+def test_a_text_that_is_longer_than_the_tower_reads_is_said_once(caplog, length):
+    texts(length)(["red " * 12])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("texts are cut after the first words that the generator reads")
+
+
 def test_one_text_is_not_read_letter_by_letter():
     with pytest.raises(ValueError, match="wanted a list of texts"):
         texts()("a red circle")

@@ -254,12 +254,8 @@ class TextTower(nn.Module):
         Raises:
             FileNotFoundError: the tokenizer is missing.
         """
-        if self.tokenizer is None:
-            raise FileNotFoundError(
-                f"the text tokenizer is missing: put its {TOKENIZER_FILE} beside the weights, into the model's folder"
-            )
-        ids = self.tokenizer(texts)
-        self.tokenizer.warn_of_cut(texts, ids)
+        ids, tokenizer = self._read(texts)
+        tokenizer.warn_of_cut(texts, ids)
         return ids.to(self.network.positional_embedding.device)
 
     @torch.no_grad()
@@ -267,9 +263,10 @@ class TextTower(nn.Module):
         """Return tokens (T, n, width) of texts, after the last norm and before pooling, and a mask (T, n), bool.
 
         The mask is True up to the last id that is no padding. n is L, or less if all texts are short and the tower
-        does not see padding. No gradient.
+        does not see padding. Texts that are too long are cut without a line in the log; see
+        :meth:`TextTokenizer.cut_texts`. No gradient.
         """
-        ids = self._cut(self.ids(texts))
+        ids = self._ids_without_padding(texts)
         tokens: Tensor = self.network(ids)[1]
         refuse_not_finite(tokens, "a token", "text")
         return tokens, self._filled(ids)
@@ -279,11 +276,23 @@ class TextTower(nn.Module):
         """Return the word embeddings (T, n, width) of texts, scaled to unit spread, and a mask (T, n), bool.
 
         The embeddings of the whole vocabulary have a standard deviation of 1. They do not depend on the other words or
-        on the place in the text. The mask is that of :meth:`tokens`. No gradient.
+        on the place in the text. The mask, and what becomes of long texts, is as in :meth:`tokens`. No gradient.
         """
-        ids = self._cut(self.ids(texts))
+        ids = self._ids_without_padding(texts)
         table: Tensor = self.network.token_embedding.weight
         return F.embedding(ids, table) / table.std(), self._filled(ids)
+
+    def _read(self, texts: Sequence[str]) -> tuple[Tensor, TextTokenizer]:
+        """Return the ids (T, L) of texts, and the tokenizer; FileNotFoundError if it is missing."""
+        if self.tokenizer is None:
+            raise FileNotFoundError(
+                f"the text tokenizer is missing: put its {TOKENIZER_FILE} beside the weights, into the model's folder"
+            )
+        return self.tokenizer(texts), self.tokenizer
+
+    def _ids_without_padding(self, texts: Sequence[str]) -> Tensor:
+        ids, _ = self._read(texts)
+        return self._cut(ids.to(self.network.positional_embedding.device))
 
     def _filled(self, ids: Tensor) -> Tensor:
         """Return a mask that is True up to the last id that is no padding."""
