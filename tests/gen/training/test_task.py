@@ -215,6 +215,7 @@ def test_a_generator_whose_classes_have_another_order_is_none_to_start_from(worl
         GeneratorTask(config(settings))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_evaluation_has_no_larger_batches_than_a_step(world, monkeypatch):
     """More of them change the pictures and the match not at all."""
