@@ -109,6 +109,14 @@ def test_what_a_store_gives_back_is_the_picture_of_its_ids(saved, photos, store)
     torch.testing.assert_close(to_pixels(hit.picture.read(), SIZE), wanted, rtol=0, atol=1 / 127)
 
 
+def test_a_hit_of_a_store_is_decoded_where_the_tokenizer_is(toy, store):
+    """The meta device stands for a GPU that the tokenizer was not moved to."""
+    model = small_toklip()
+    hit = PictureIndex(model, TokenStore(store), protocol={"model": "model"}).search("a star", top=1).hits[0]
+    model.to("meta")
+    assert hit.picture.read().size == (SIZE, SIZE)
+
+
 def test_the_best_are_kept_whatever_the_batches_are(saved, store):
     found = search_pictures(saved, [store], "a star", top=4, compute=Compute(batch_size=1)).hits
     again = search_pictures(saved, [store], "a star", top=5, compute=Compute(batch_size=5)).hits

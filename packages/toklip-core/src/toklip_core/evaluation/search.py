@@ -277,4 +277,4 @@ def _stored_picture(model: Matcher, tokens: TokenStore, place: int) -> LazyPictu
 
 @torch.no_grad()
 def _decoded(model: IdMatcher, ids: Tensor) -> Image.Image:
-    return to_picture(model.tokenizer.decode(ids[None].to(model.logit_scale.device))[0])
+    return to_picture(model.tokenizer.decode_clamped(ids[None])[0])
