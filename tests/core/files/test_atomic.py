@@ -63,6 +63,18 @@ def test_a_killed_save_of_a_model_leaves_the_earlier_one_and_nothing_after_the_n
     assert names(tmp_path) == ["config.json", "model.safetensors"]
 
 
+def test_a_save_that_is_killed_between_two_moves_leaves_no_config_of_other_weights(tmp_path, monkeypatch):
+    save_model_folder(tmp_path, {"width": 3}, nn.Linear(3, 3))
+    move = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda path, to: kill_this_process() if to.suffix == ".json" else move(path, to))
+        killed(lambda: save_model_folder(tmp_path, {"width": 4}, nn.Linear(4, 4)))
+    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config\.json$"):
+        read_model_folder(tmp_path)
+    save_model_folder(tmp_path, {"width": 5}, nn.Linear(5, 5))
+    assert read_model_folder(tmp_path)[0] == {"width": 5}
+
+
 def test_saves_into_one_folder_wait_for_each_other(tmp_path):
     modules = {width: nn.Linear(width, 200) for width in range(1, 9)}
     saves = [

@@ -47,12 +47,13 @@ def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) 
 def filling(folder: Path, *, beside: Path, last: str) -> Iterator[Path]:
     """Yield a new folder to write files in; at the end they move to ``folder``, over files of the same names.
 
-    If writing fails, ``folder`` stays unchanged.
+    If writing fails, ``folder`` stays unchanged. If moving fails, or the process is killed, it has no file ``last``.
 
     Args:
         folder: folder to fill; it is created if missing, and its other files stay.
         beside: path of the new folder, on the same file system; leftovers of a killed process there are deleted.
-        last: name of the file that is moved last; if it exists, so do the others.
+        last: name of the file whose old version is deleted first, and that is moved last; if it exists, so do the
+            others.
 
     Raises:
         OSError: the files cannot be written or moved.
@@ -62,6 +63,7 @@ def filling(folder: Path, *, beside: Path, last: str) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         folder.mkdir(parents=True, exist_ok=True)
+        delete(folder / last)
         for path in sorted(beside.iterdir(), key=lambda path: (path.name == last, path.name)):
             if path.is_dir():
                 delete(folder / path.name)

@@ -392,7 +392,9 @@ def save_model_folder(
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and further files; they are moved into place when all are written.
 
-    The config, with the number of the format, is moved last. Processes that write into one folder wait for each other.
+    The old config is deleted before the first file is moved, and the new one, with the number of the format, is moved
+    last: a save that ends in between leaves a folder without a config, and never one of two models. Processes that
+    write into one folder wait for each other.
 
     Args:
         folder: folder to write into; it is created if missing, and files of these names in it are replaced.
@@ -402,7 +404,8 @@ def save_model_folder(
         also: function that writes further files into the folder that it is given.
 
     Raises:
-        OSError: the files cannot be written; the folder is unchanged.
+        OSError: the files cannot be written, and the folder is unchanged; or they cannot be moved, and it has no
+            config.
 
     >>> from tempfile import mkdtemp
     >>> folder = mkdtemp()
