@@ -125,6 +125,26 @@ def test_weights_of_its_own_are_saved_beside_a_model_and_found_again(toy, weight
     assert record.load(tmp_path / "model", where="the model").checksum == first.checksum
 
 
+def test_weights_that_changed_after_they_were_loaded_are_not_saved(toy, tmp_path):
+    file = tmp_path / "levels.safetensors"
+    save_file({"levels": MeanColour(gamma=0.5).levels}, file)
+    tokenizer = load_tokenizer("mean-colour", file)
+    model = small_toklip(tokenizer=tokenizer)
+    save_file({"levels": MeanColour(gamma=0.25).levels}, file)
+    now = weights_checksum(MeanColour(gamma=0.25))
+    with refusing(f"{file}' changed", f"sha256 {tokenizer.checksum[:16]}", f"have {now[:16]} now; load the tokenizer"):
+        model.save_pretrained(tmp_path / "model")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_what_holds_tensors_in_turn_is_refused_as_weights(toy):
+    levels = {"levels": MeanColour(gamma=0.5).levels}
+    with refusing("'model' of the given weights is a dict, not a tensor; pass only the tensors by name"):
+        load_tokenizer("mean-colour", {"model": levels})
+    with refusing("'step' of the given weights is a int, not a tensor"):
+        load_tokenizer("mean-colour", {**levels, "step": 3})
+
+
 def test_weights_of_its_name_are_named_and_not_saved(toy, tmp_path):
     tokenizer = load_tokenizer("mean-colour")
     (tmp_path / "model").mkdir()

@@ -10,6 +10,7 @@ Shape letters: B batch, H and W picture sides, h and w the grid of ids, Q levels
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from toklip_core.config import Config, FileName, is_file_name
 from toklip_core.embeddings import CodeEmbedding
 from toklip_core.files import one_line
 from toklip_core.plugins import VQTokenizer, Weights, tokenizer_spec
-from toklip_core.weights import refuse_damaged, refuse_not_finite, weights_checksum, write_weights
+from toklip_core.weights import refuse_damaged, refuse_not_finite, source_name, weights_checksum, write_weights
 
 
 class TokenizerRecord(Config):
@@ -221,11 +222,23 @@ class Tokenizer:
     def save_into(self, folder: Path) -> None:
         """Write the weights it was built with into a model folder, by the record's file name; none for those of a name.
 
+        The copy is loaded once, because the weights may have changed since they were loaded.
+
         Raises:
             OSError, SafetensorError: they cannot be written.
+            ValueError: the copy has another checksum than the record, or cannot be loaded.
         """
-        if self.weights is not None and (file := self.record.file) is not None:
-            write_weights(self.weights, folder / file)
+        if self.weights is None or (file := self.record.file) is None:
+            return
+        write_weights(self.weights, folder / file)
+        copied = load_tokenizer(self.name, folder / file).checksum
+        if copied != self.checksum:
+            raise ValueError(
+                one_line(
+                    f"{source_name(self.weights)!r} changed since it was loaded: its weights had sha256 "
+                    f"{self.checksum[:16]}, and have {copied[:16]} now; load the tokenizer again, or restore them"
+                )
+            )
 
     def refuse_other_ids(self, record: TokenizerRecord, where: str) -> None:
         """Raise ValueError unless the ids of a record are this tokenizer's; see :class:`TokenizerRecord`."""
@@ -239,15 +252,17 @@ def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_siz
 
     Args:
         name: name that ``toklip tokenizers`` lists.
-        weights: file, folder, or tensors by the names that such a file has, to load instead of the published weights.
-            None takes the shipped or published ones: this may download.
+        weights: file, folder, or tensors by the names that such a file has, to load instead of the published weights;
+            what holds them in turn, such as {"model": tensors}, is refused. None takes the shipped or published ones:
+            this may download.
         image_size: side of the pictures it is for; one that its name does not take is refused before anything is
             loaded or downloaded.
 
     Raises:
         LookupError: no plugin registered the name; the message has the nearest names.
         FileNotFoundError: the weights are missing, or cannot be downloaded.
-        ValueError: it does not take the size, the weights do not fit, or one of them is NaN or infinite.
+        ValueError: it does not take the size, the weights are no tensors by name, do not fit, or one of them is NaN or
+            infinite.
 
     >>> load_tokenizer("vqgan-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
     torch.Size([1, 4, 8, 4])
@@ -255,7 +270,21 @@ def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_siz
     given = Path(weights) if isinstance(weights, str) else weights
     spec = tokenizer_spec(name)
     spec.refuse_size(image_size)
+    if isinstance(given, Mapping):
+        _refuse_no_tensors(given)
     tokenizer = Tokenizer(name, spec.factory(given), given)
     # Whatever way a plugin reads its weights: one NaN among them is id 0 everywhere.
     refuse_damaged(tokenizer.module, weights if isinstance(weights, Path | str) else name)
     return tokenizer
+
+
+def _refuse_no_tensors(weights: Mapping[str, object]) -> None:
+    """Raise ValueError unless all values are tensors: nothing else can be saved beside a model."""
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                one_line(
+                    f"{name!r} of the given weights is a {type(value).__name__}, not a tensor; pass only the tensors "
+                    "by name, or the path of the file"
+                )
+            )
