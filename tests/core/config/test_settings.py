@@ -74,6 +74,9 @@ def test_overrides_reach_tables_and_lists_and_are_toml_or_else_text(recipes: Pat
         ("run.warmup_steps=10", r"run: warmup_steps \(10\) must be below steps \(10\)"),
         ("run.accumulate=3", r"run: batch_size \(4\) must be a multiple of accumulate \(3\)"),
         ("run.milestones=[5]", "run: milestones and schedule = 'multi-step' go together"),
+        ("run.final_learning_rate=1e-4", "run: final_learning_rate has no effect without schedule = 'cosine'; set"),
+        ("run.drop=0.5", "run: drop has no effect without schedule = 'multi-step'; set both, or leave it out"),
+        ("run.milestones=[0]", "run.milestones.0: got 0, but input should be greater than 0"),
         ("data.2.count=1", "'2' is none of the 2 entries"),
         ("data.one.count=1", "'one' is none of the 2 entries"),
         ("run.steps.first=1", "got --set run.steps.first, but run.steps is a value and has no 'first'"),
@@ -86,6 +89,11 @@ def test_a_wrong_override_is_one_line_that_names_the_key(recipes: Path, override
     with pytest.raises(ValueError, match=message) as raised:
         load_config("small", Training, [override], recipes)
     assert "\n" not in str(raised.value)
+
+
+def test_a_run_with_milestones_may_be_shortened(recipes: Path):
+    stepped = ["run.schedule=multi-step", "run.milestones=[4, 8]", "run.drop=0.5", "run.steps=2"]
+    assert load_config("small", Training, stepped, recipes).run.milestones == (4, 8)
 
 
 def test_a_missing_setting_is_named(recipes: Path):

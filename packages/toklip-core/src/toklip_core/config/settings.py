@@ -101,7 +101,10 @@ class RunConfig(Config):
     final_learning_rate: float = Field(
         default=0.0, ge=0, description="Learning rate at the end of the cosine schedule."
     )
-    milestones: tuple[int, ...] = Field(default=(), description="Steps at which multi-step drops the learning rate.")
+    milestones: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(),
+        description="Steps at which multi-step drops the learning rate; a shorter run leaves out later ones.",
+    )
     drop: float = Field(
         default=0.1, gt=0, le=1, description="Factor that multi-step multiplies the learning rate by at each milestone."
     )
@@ -163,6 +166,9 @@ class RunConfig(Config):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
         if bool(self.milestones) != (self.schedule == "multi-step"):
             raise ValueError("milestones and schedule = 'multi-step' go together; set both or none")
+        for name, schedule in {"final_learning_rate": "cosine", "drop": "multi-step"}.items():
+            if self.schedule != schedule and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without schedule = {schedule!r}; set both, or leave it out")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         return self
