@@ -299,6 +299,9 @@ def test_pictures_that_cannot_be_compared_are_refused():
         evaluate_reconstruction(Greys(), [])
     with pytest.raises(ValueError, match=r"got pictures of \(3, 24, 40\) and \(3, 40, 24\); resize them to one size"):
         evaluate_reconstruction(Greys(), pictures() + pictures(height=40, width=24))
+    with pytest.raises(ValueError, match=r"got pictures of \(3, 24, 40\) and \(3, 40, 24\); resize them to one size"):
+        one_by_one = Compute(batch_size=1)
+        evaluate_reconstruction(Greys(), pictures() + pictures(height=40, width=24), compute=one_by_one)
     with pytest.raises(ValueError, match="got pictures of 10 px; SSIM needs 11 px"):
         evaluate_reconstruction(Greys(), pictures(height=10))
 

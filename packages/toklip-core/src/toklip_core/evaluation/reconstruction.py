@@ -332,11 +332,13 @@ def _pictures(
 def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:
     """Yield batches (B, 3, H, W), B <= size, of pictures (3, H, W); refuse pictures of another size."""
     waiting: list[Tensor] = []
+    first: torch.Size | None = None
     for picture in pictures:
         if min(picture.shape[-2:]) < _SSIM_WINDOW:
             raise ValueError(f"got pictures of {min(picture.shape[-2:])} px; SSIM needs {_SSIM_WINDOW} px")
-        if waiting and picture.shape != waiting[0].shape:
-            shapes = f"{tuple(waiting[0].shape)} and {tuple(picture.shape)}"
+        first = first or picture.shape
+        if picture.shape != first:
+            shapes = f"{tuple(first)} and {tuple(picture.shape)}"
             raise ValueError(f"got pictures of {shapes}; resize them to one size")
         waiting.append(picture)
         if len(waiting) == size:
