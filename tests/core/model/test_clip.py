@@ -46,7 +46,7 @@ def open_clip_model(monkeypatch, settings, **options):
 def test_a_model_like_siglip_is_the_same_function(monkeypatch, tmp_path):
     settings = siglip(save_tokenizer(tmp_path))
     theirs, tokenizer = open_clip_model(monkeypatch, settings, force_preprocess_cfg=_WEBLI)
-    mine = clip_from_open_clip(theirs, settings["text_cfg"], tokenizer).eval()
+    mine = clip_from_open_clip(theirs, settings["text_cfg"], tokenizer)
     assert (mine.config.image_size, mine.config.resize) == (32, "squash")
     check_same_function(mine, theirs, tokenizer)
 
@@ -57,7 +57,7 @@ def test_a_model_like_clip_is_the_same_function(monkeypatch, changes):
     """It is given pictures that are normalised as OpenAI's were; ours takes pixels in [-1, 1]."""
     settings = {**CLIP, **changes}
     theirs, tokenizer = open_clip_model(monkeypatch, settings)
-    mine = clip_from_open_clip(theirs, settings["text_cfg"], tokenizer).eval()
+    mine = clip_from_open_clip(theirs, settings["text_cfg"], tokenizer)
     assert (mine.config.image_size, mine.config.resize) == (32, "crop")
     assert mine.config.vision.mean == OPENAI_DATASET_MEAN
     check_same_function(mine, theirs, tokenizer)
@@ -66,7 +66,7 @@ def test_a_model_like_clip_is_the_same_function(monkeypatch, changes):
 @torch.no_grad()
 def test_tokens_of_a_picture_leave_the_class_token_out_and_are_pooled_to_its_feature(monkeypatch):
     theirs, tokenizer = open_clip_model(monkeypatch, CLIP)
-    mine = clip_from_open_clip(theirs, CLIP["text_cfg"], tokenizer).eval()
+    mine = clip_from_open_clip(theirs, CLIP["text_cfg"], tokenizer)
     tokens, pooled = mine.image_tokens(pixels())
     assert tokens.shape == (2, 16, 32) and pooled.shape == (2, 24)
     assert torch.equal(nn.functional.normalize(pooled, dim=-1), mine.image_features(pixels()))
@@ -101,7 +101,7 @@ def test_a_file_of_weights_of_a_named_model_is_loaded(monkeypatch, tmp_path, suf
         torch.save({"epoch": 3, "name": "tiny", "state_dict": state}, file)
     else:
         save_file(theirs.state_dict(), file)
-    check_same_function(load_clip(f"open_clip:tiny/{file}").eval(), theirs, tokenizer)
+    check_same_function(load_clip(f"open_clip:tiny/{file}"), theirs, tokenizer)
 
 
 def test_pictures_for_a_file_of_weights_are_prepared_as_for_the_published_ones(monkeypatch, tmp_path):
@@ -110,7 +110,7 @@ def test_pictures_for_a_file_of_weights_are_prepared_as_for_the_published_ones(m
     register(monkeypatch, "tiny", settings, webli=_WEBLI)
     theirs = created("tiny", force_preprocess_cfg=_WEBLI)
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
-    mine = load_clip(f"open_clip:tiny/{tmp_path}/weights.pt").eval()
+    mine = load_clip(f"open_clip:tiny/{tmp_path}/weights.pt")
     assert (mine.config.resize, mine.config.vision.mean) == ("squash", (0.5, 0.5, 0.5))
     check_same_function(mine, theirs, open_clip.get_tokenizer("tiny"))
 
@@ -121,7 +121,7 @@ def test_the_activation_of_published_weights_is_theirs_and_not_the_names(monkeyp
     theirs = created("tiny")
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
     register(monkeypatch, "tiny", CLIP, openai={**_OPENAI, "quick_gelu": True, "file": str(tmp_path / "weights.pt")})
-    mine = load_clip("open_clip:tiny/openai").eval()
+    mine = load_clip("open_clip:tiny/openai")
     assert mine.config.text.activation == mine.config.vision.trunk.activation == "quick_gelu"
     check_same_function(mine, theirs, open_clip.get_tokenizer("tiny"))
 
@@ -180,8 +180,8 @@ def test_a_saved_teacher_is_the_same_function(tmp_path):
         "model.safetensors",
         "tokenizer.json",
     }
-    loaded = load_clip(tmp_path / "teacher").eval()
-    assert loaded.config == saved.config
+    loaded = load_clip(tmp_path / "teacher")
+    assert loaded.config == saved.config and not loaded.training
     assert torch.equal(loaded.image_features(pixels()), saved.image_features(pixels()))
     assert torch.equal(loaded.text_features(TEXTS), saved.text_features(TEXTS))
 
@@ -191,7 +191,15 @@ def test_a_converted_clip_is_saved_without_a_tokenizer_of_its_own(monkeypatch, t
     theirs, tokenizer = open_clip_model(monkeypatch, CLIP)
     clip_from_open_clip(theirs, CLIP["text_cfg"], tokenizer).save_pretrained(tmp_path / "clip")
     assert {path.name for path in (tmp_path / "clip").iterdir()} == {"config.json", "model.safetensors"}
-    check_same_function(load_clip(tmp_path / "clip").eval(), theirs, tokenizer)
+    check_same_function(load_clip(tmp_path / "clip"), theirs, tokenizer)
+
+
+def test_a_loaded_teacher_refuses_features_that_are_not_finite(tmp_path):
+    small_clip().save_pretrained(tmp_path)
+    loaded = load_clip(tmp_path)
+    loaded.vision.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the model's feature of picture 1 of 2 is not finite"):
+        loaded.image_features(torch.zeros(2, 3, 32, 32))
 
 
 def test_a_teacher_can_be_trained_after_loading(tmp_path):

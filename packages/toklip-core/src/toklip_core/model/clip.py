@@ -124,7 +124,7 @@ class CLIP(nn.Module):
 
 
 def load_clip(source: str | Path) -> CLIP:
-    """Return a CLIP, which can be a teacher.
+    """Return a CLIP, which can be a teacher, in evaluation mode.
 
     Args:
         source: ``clip-tiny``, which ships with the package; a folder of ``toklip train teacher``; or
@@ -152,7 +152,7 @@ def load_clip(source: str | Path) -> CLIP:
     with without_values():
         clip = CLIP(config, read_tokenizer(config.text, folder))
     load_strict(clip, tensors, source=folder, mapped=True)
-    return clip
+    return clip.eval()
 
 
 def _load_open_clip(name: str, tag: str) -> CLIP:
@@ -195,7 +195,7 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
 
 
 def clip_from_open_clip(model: Any, text_settings: Mapping[str, Any], tokenizer: Any) -> CLIP:  # noqa: ANN401
-    """Return a model of open_clip as a :class:`CLIP`, the same function of pixels and texts.
+    """Return a model of open_clip as a :class:`CLIP` in evaluation mode, the same function of pixels and texts.
 
     It shares the tensors of the model that are on the CPU in float32.
 
@@ -233,7 +233,7 @@ def clip_from_open_clip(model: Any, text_settings: Mapping[str, Any], tokenizer:
     bias = getattr(model, "logit_bias", None)
     tensors["logit_bias"] = torch.tensor(0.0) if bias is None else bias.detach().reshape(())
     load_strict(clip, tensors, source="the model of open_clip", mapped=True)
-    return clip
+    return clip.eval()
 
 
 def _refuse_other_text(settings: Mapping[str, Any]) -> None:
