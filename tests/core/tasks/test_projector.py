@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def codes(count: int = 200) -> torch.Tensor:
 def test_the_share_is_what_it_explains_of_the_patches(neighbours: int):
     model, given = encoder(neighbours), codes()
     wanted = torch.tanh(given.flatten(1, 2) * 3) @ torch.randn(5, 32) + 4
-    share = fit_projector(model, given, wanted)
+    share = fit_projector(model, lambda: [given], [wanted])
     found = model.projector(model.projector_inputs(given.flatten(1, 2))).flatten(0, 1)
     wanted = wanted.flatten(0, 1)
     assert share == pytest.approx(1 - float((found - wanted).var(0).sum() / wanted.var(0).sum()), abs=1e-5)
@@ -52,7 +53,37 @@ def test_the_share_is_what_it_explains_of_the_patches(neighbours: int):
 def test_what_lies_in_a_neighbour_needs_neighbours():
     given = codes()
     wanted = torch.roll(given, 1, dims=2).flatten(1, 2) @ torch.randn(5, 32)  # of the code to the left
-    assert fit_projector(encoder(0), given, wanted) < 0.1 and fit_projector(encoder(1), given, wanted) > 0.6
+    assert fit_projector(encoder(0), lambda: [given], [wanted]) < 0.1
+    assert fit_projector(encoder(1), lambda: [given], [wanted]) > 0.6
+
+
+@torch.no_grad()
+def test_batches_give_the_least_squares_of_all_rows_and_are_not_kept():
+    given, model, whole = codes(), encoder(1), encoder(1)
+    wanted = torch.tanh(given.flatten(1, 2) * 3) @ torch.randn(5, 32) + 4
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def batches():
+        nonlocal most
+        for part in wanted.split(16):
+            part = part.clone()
+            alive.append(weakref.ref(part))
+            most = max(most, sum(reference() is not None for reference in alive))
+            yield part
+
+    fit_projector(whole, lambda: [given], [wanted])
+    fit_projector(model, lambda: given.split(16), batches())
+    assert len(alive) == 13 and most <= 2
+    read = model.projector_inputs(given.flatten(1, 2))
+    # The channel that says nothing is rounding, enlarged up to 1e5 times.
+    torch.testing.assert_close(model.projector(read), whole.projector(read), rtol=0, atol=1e-2)
+    hidden = model.projector[1](model.projector[0](read)).flatten(0, 1).double()
+    centred, offset = hidden - hidden.mean(0), wanted.double().mean((0, 1))
+    squares = centred.T @ centred
+    squares.diagonal().add_(1e-3 * squares.diagonal().mean())
+    weight = torch.linalg.solve(squares, centred.T @ (wanted.flatten(0, 1) - offset)).T
+    torch.testing.assert_close(model.projector[2].weight.double(), weight, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

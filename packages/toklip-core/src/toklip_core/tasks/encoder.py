@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -114,7 +114,7 @@ class EncoderTask(Task):
         torch.manual_seed(config.run.seed)
         encoder = initial_encoder(config, tokenizer, teacher)
         if config.projector_pictures:
-            share = fit_projector(encoder, *self._codes_and_patches())
+            share = self._fit_projector(encoder)
             _log.info("the projector begins with %.0f %% of the variance of the teacher's patches", 100 * share)
         self.model = EncoderTraining(encoder, teacher, losses)
         if losses.contrast_weight:
@@ -143,22 +143,33 @@ class EncoderTask(Task):
         return EncoderInputs(codes, text, unit, tokens if losses.token_weight else None)
 
     @torch.no_grad()
-    def _codes_and_patches(self) -> tuple[Tensor, Tensor]:
-        """Return the codes (B, h, w, C) and the teacher's embedded patches (B, N, D) of the first training pictures."""
-        size, count = self.teacher.config.image_size, min(self.config.projector_pictures, len(self.samples))
-        codes, patches = [], []
+    def _fit_projector(self, encoder: SemanticEncoder) -> float:
+        """Fit a projector to the teacher's patches of the first training pictures; see :func:`fit_projector`.
+
+        Only their ids are kept. The pictures are read twice, because their patches may not fit into memory.
+        """
+        count = min(self.config.projector_pictures, len(self.samples))
         # Sorted, because a store is read group by group.
         first = self.order(len(self.samples), self.config.run.seed, 0)[:count].sort().values
-        for places in torch.split(first, _AT_ONCE):
-            batch = collate([self.samples[0, place] for place in places.tolist()])
-            if "pixels" in batch:
-                pixels = normalized(batch["pixels"])
-                ids = self.tokenizer.encode(pixels)
-            else:
-                ids, pixels = batch["ids"], self.tokenizer.decode(batch["ids"])
-            codes.append(self.tokenizer.code_map(ids))
-            patches.append(self.teacher.patches(resample(pixels, size)))
-        return torch.cat(codes), torch.cat(patches)
+        places = torch.split(first, _AT_ONCE)
+
+        def batches() -> Iterator[Batch]:
+            return (collate([self.samples[0, place] for place in part.tolist()]) for part in places)
+
+        ids = [self._ids(batch) for batch in batches()]
+        return fit_projector(
+            encoder,
+            lambda: map(self.tokenizer.code_map, ids),
+            (self.teacher.patches(self._teacher_pixels(batch)) for batch in batches()),
+        )
+
+    def _ids(self, batch: Batch) -> Tensor:
+        return self.tokenizer.encode(normalized(batch["pixels"])) if "pixels" in batch else batch["ids"]
+
+    def _teacher_pixels(self, batch: Batch) -> Tensor:
+        """Return pixels (B, 3, S, S) of the teacher's side; those of stored ids are decoded."""
+        pixels = normalized(batch["pixels"]) if "pixels" in batch else self.tokenizer.decode(batch["ids"])
+        return resample(pixels, self.teacher.config.image_size)
 
     def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:
         """Return the losses of distillation, and the vectors for the contrast."""
