@@ -235,6 +235,27 @@ def test_labels_that_are_none_or_alike_are_refused(tmp_path, labels, content, pr
         read_labels(labels, file)
 
 
+@pytest.mark.parametrize(("colours", "named"), [(99, None), (20, ("w 20", "w 21")), (8, ("w 8", "w 9"))])
+def test_the_first_two_labels_that_are_one_to_the_model_are_named_without_comparing_each_pair(
+    monkeypatch, photos, colours, named
+):
+    """Labels are compared five at a time; a later pair is alike, too."""
+
+    class Names(Eyes):
+        def text_features(self, texts):
+            return F.normalize(torch.tensor([[1.0, min(int(text.split()[1]), colours), 0.0] for text in texts]), dim=-1)
+
+    monkeypatch.setattr("toklip_core.evaluation.zero_shot._COMPARED", 5)
+    monkeypatch.setattr("toklip_core.evaluation.zero_shot.load_matcher", lambda *_: (Names(), {}))
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: pytest.fail("a pair was compared"))
+    labels = [f"w {number}" for number in range(30)]
+    if named is None:
+        assert len(classify_pictures("names", [photos / "a.jpg"], labels).pictures) == 1
+    else:
+        with pytest.raises(ValueError, match="the model reads {!r} and {!r} alike; give labels".format(*named)):
+            classify_pictures("names", [photos / "a.jpg"], labels)
+
+
 def test_probabilities_are_a_softmax_with_the_models_own_scale(toy, tmp_path, photos):
     model = small_toklip()
     model.logit_scale.data.fill_(math.log(7.0))

@@ -35,6 +35,9 @@ from toklip_core.evaluation.report import report_text, software
 from toklip_core.pictures import LabelledPictures, find_pictures, list_pictures
 from toklip_core.scenes import parse_scenes
 
+#: Largest difference between numbers of two vectors that are one, and number of vectors that are compared at a time.
+_ROUNDING, _COMPARED = 1e-6, 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotReport:
@@ -196,11 +199,9 @@ def classify_pictures(
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=compute.progress)
-    for row, label in enumerate(labels):
-        for other in range(row):
-            # Rows of one batch differ by rounding, even where their texts are the same to the model.
-            if torch.allclose(classes[row], classes[other], rtol=0, atol=1e-6):
-                raise ValueError(f"the model reads {labels[other]!r} and {label!r} alike; give labels that it knows")
+    if alike := _alike(classes):
+        one, other = (labels[row] for row in alike)
+        raise ValueError(f"the model reads {one!r} and {other!r} alike; give labels that it knows")
     scale = model.logit_scale.detach().float().exp()
     unreadable: list[str] = []
     found: dict[str, tuple[Guess, ...]] = {}
@@ -232,6 +233,20 @@ def class_features(
     """
     found = text_features(model, _in_templates(names, templates), progress=progress)
     return F.normalize(found.reshape(len(names), len(templates), -1).mean(1), dim=-1)
+
+
+def _alike(vectors: Tensor) -> tuple[int, int] | None:
+    """Return the first two rows of vectors (L, E) that are equal within rounding, the earlier one first."""
+    vectors = vectors.float().cpu()
+    for start in range(0, len(vectors), _COMPARED):
+        end = start + _COMPARED
+        # Rows of one batch differ by rounding, even where their texts are the same to the model.
+        alike = torch.cdist(vectors[start:end], vectors[:end], p=torch.inf) <= _ROUNDING
+        pairs = alike.tril(start - 1).nonzero()
+        if len(pairs):
+            row, other = pairs[0].tolist()
+            return other, start + row
+    return None
 
 
 def _in_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
