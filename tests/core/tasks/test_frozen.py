@@ -246,6 +246,15 @@ def test_the_temperature_stays_between_1_and_100(tmp_path: Path, world: Path, st
     assert TokLIP.from_pretrained(tmp_path / "run/model").logit_scale.exp().item() == pytest.approx(end, rel=1e-2)
 
 
+@pytest.mark.parametrize(("weight", "kept"), [(0.0, 300.0), (1.0, 100.0)])
+def test_a_temperature_that_is_not_trained_stays_the_teachers(world: Path, weight: float, kept: float):
+    settings = config(world, pictures(world), losses={"contrast_weight": weight})
+    task = EncoderTask(settings, load_tokenizer("mean-colour"), small_teacher(1, logit_scale=300.0))
+    with torch.no_grad():
+        task.after_step(task.model)
+    assert task.model.logit_scale.exp().item() == pytest.approx(kept)
+
+
 CLASS_TOKEN = TrunkConfig(width=32, depth=1, heads=2, pooling="class_token", pre_norm=True, output_dim=32)
 
 

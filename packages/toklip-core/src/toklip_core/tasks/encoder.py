@@ -186,7 +186,7 @@ class EncoderTask(Task):
         return parameter_groups(self.model, {"projector": self.config.projector_learning_rate_factor})
 
     def after_step(self, model: nn.Module) -> None:
-        """Keep the temperature in CLIP's bounds."""
+        """Keep the temperature in CLIP's bounds, if it is trained."""
         clamp_logit_scale(model)
 
     def assemble(self, trained: EncoderTraining) -> TokLIP:
@@ -319,8 +319,10 @@ def warn_of_cut_captions(count: int, limit: int) -> None:
 
 
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Clamp the temperature to CLIP's range, 1 to 100."""
-    cast(Any, model).logit_scale.clamp_(0, LARGEST_LOGIT_SCALE)
+    """Clamp a temperature that is trained to CLIP's range, 1 to 100; a frozen one stays the teacher's."""
+    scale = cast(Any, model).logit_scale
+    if scale.requires_grad:
+        scale.clamp_(0, LARGEST_LOGIT_SCALE)
 
 
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
