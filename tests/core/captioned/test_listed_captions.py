@@ -199,6 +199,13 @@ def test_captions_that_an_imagefolder_lists_are_encoded(imagefolder, kind, worke
     assert list(rows("store").values()).count("zero, first") == 1 and rows("store")["photos/deep/2.png"] == "two"
 
 
+@pytest.mark.parametrize("inputs", [["photos/deep/5.png", "photos"], ["photos", "photos/deep/5.png"]])
+def test_a_picture_that_is_named_itself_takes_no_captions_from_those_beside_it(imagefolder, inputs):
+    picture(5).save(imagefolder / "deep/5.png")
+    captions = {entry.path.name: entry.captions() for entry in entries(find_pictures(inputs))}
+    assert captions["2.png"] == ["two"]
+
+
 SEVERAL = "{} of {} several captions; a store keeps the first of each"
 
 

@@ -154,7 +154,7 @@ def find_pictures(inputs: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS)
     scenes = {str(item): named for item in inputs if (named := parse_scenes(item)) is not None}
     found: dict[str, InputFile] = {}
     seen: set[str] = set()
-    tables: dict[Path, Path | None] = {}
+    tables: dict[tuple[Path, Path], Path | None] = {}
     for path, root in _files([item for item in inputs if str(item) not in scenes]):
         absolute = os.path.abspath(path)  # noqa: PTH100  (a path that keeps its symlinks, but loses "..")
         if absolute in seen:
@@ -301,13 +301,13 @@ def _bytes_of(path: Path) -> bytes | None:
         return file.read(LARGEST_TEXT + 1)
 
 
-def _metadata(folder: Path, root: Path, known: dict[Path, Path | None]) -> Path | None:
+def _metadata(folder: Path, root: Path, known: dict[tuple[Path, Path], Path | None]) -> Path | None:
     """Return the nearest table of an imagefolder in a folder, or above it up to ``root``."""
-    if folder not in known:
+    if (folder, root) not in known:
         here = next((path for name in METADATA if (path := folder / name).is_file()), None)
         above = None if here or folder == root or folder == folder.parent else _metadata(folder.parent, root, known)
-        known[folder] = here or above
-    return known[folder]
+        known[folder, root] = here or above
+    return known[folder, root]
 
 
 def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
