@@ -277,9 +277,26 @@ def test_parquet_with_plain_bytes_is_read_and_rows_without_captions_are_passed_o
     rows = [(bytes_of(picture(0), "JPEG"), ""), (bytes_of(picture(1)), "one"), (b"broken", "two"), (None, "three")]
     path = parquet(tmp_path / "bytes.parquet", rows, pa.binary())
     data = samples({"kind": "dataset", "files": [str(path)]})
-    assert [data[0, i]["caption"] for i in range(4)] == ["one"] * 4
-    for problem in ("row 0: no caption", "row 2: no picture", "row 3: 'image' is a NoneType, not a picture"):
+    assert [data[0, i]["caption"] for i in range(len(data))] == ["one"] * 3
+    assert f"1 of 4 rows of {path} have no caption" in caplog.text
+    for problem in ("row 2: no picture", "row 3: 'image' is a NoneType, not a picture"):
         assert problem in caplog.text
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.string())])
+def test_rows_of_a_data_set_without_captions_are_dropped_and_one_of_their_pictures_keeps_its_others(
+    tmp_path, rows_of_pictures, caplog, kind
+):
+    captions = pa.array([text and ([text] if pa.types.is_list(kind) else text) for text in (None, "b", " ", "c")], kind)
+    pictures = pa.array([bytes_of(picture(number)) for number in (0, 1, 2, 0)])
+    path = tmp_path / "nulls.parquet"
+    pq.write_table(pa.table({"image": pictures, "caption": captions}), path)
+    data = samples({"kind": "dataset", "files": [str(path)]})
+    assert [data[0, i]["caption"] for i in range(len(data))] == ["c", "b"]
+    assert f"2 of 4 rows of {path} have no caption" in caplog.text
+    pq.write_table(pa.table({"image": pictures, "caption": pa.array([None] * 4, kind)}), path)
+    with pytest.raises(ValueError, match=r"none of 4 rows of .*nulls.parquet has a caption in 'caption'"):
+        samples({"kind": "dataset", "files": [str(path)]})
 
 
 def test_what_is_wrong_with_a_data_set_is_named(tmp_path, rows_of_pictures, monkeypatch):

@@ -177,12 +177,13 @@ class PictureTable:
 class PictureDataset:
     """Pictures of Parquet files or of a data set of the hub, memory-mapped by the library `datasets`.
 
-    Rows whose pictures are equal byte for byte are merged into one picture with all their captions.
+    Rows whose pictures are equal byte for byte are merged into one picture with all their captions. Rows without a
+    caption are left out; a warning counts them.
 
     Raises:
         LookupError: the library is not installed.
         FileNotFoundError: there are no such files, or no such data set.
-        ValueError: a column is missing, or the files are damaged.
+        ValueError: a column is missing, no row has a caption, or the files are damaged.
         OSError: the hub cannot be reached.
     """
 
@@ -201,12 +202,12 @@ class PictureDataset:
         self._texts = rows.select_columns([source.caption]).with_format("arrow")
         if not len(rows):
             raise ValueError(f"{self._name} has no rows")
-        self._look_through(self._texts.data.column(source.caption))
-        first = _first_rows(rows.select_columns([source.image]).data.column(source.image))
+        captioned = self._captioned_rows(self._texts.data.column(source.caption))
+        first = _first_rows(rows.select_columns([source.image]).data.column(source.image))[captioned]
+        by_picture = np.argsort(first, kind="stable")
         #: Rows of each picture, one picture after another, and the begin of each picture's rows.
-        self._order = np.argsort(first, kind="stable")
-        self._starts = np.flatnonzero(first == np.arange(len(first)))
-        self._starts = np.searchsorted(first[self._order], self._starts)
+        self._order = captioned[by_picture]
+        self._starts = np.unique(first[by_picture], return_index=True)[1]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -215,8 +216,6 @@ class PictureDataset:
         rows = self._rows_of(number)
         cells = self._texts[rows][self._caption].to_pylist()
         captions = [text for row, cell in zip(rows, cells, strict=True) for text in captions_in(cell, f"row {row}")]
-        if not captions:
-            raise PictureError("no caption, or an empty one")
         picture = self._picture(self._rows[rows[0]][self._image].to_pylist()[0])
         return open_picture(picture, max_pixels=self._max_pixels), captions
 
@@ -226,8 +225,8 @@ class PictureDataset:
         rows: list[int] = self._order[self._starts[number] : end].tolist()
         return rows
 
-    def _look_through(self, captions: pa.ChunkedArray) -> None:
-        """Refuse values that are no captions, before training starts, and log how many captions are missing."""
+    def _captioned_rows(self, captions: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the rows with a caption, log how many captions are missing, and refuse values that are no captions."""
         kind = captions.type.value_type if is_list(captions.type) else captions.type
         if not (is_text(captions.type) or pa.types.is_null(kind)):
             raise ValueError(
@@ -236,6 +235,14 @@ class PictureDataset:
         if is_list(captions.type):
             nulls, first = _first_null(captions)
             warn_of_nulls(nulls, f"{self._name}, row {first}")
+        # One chunk after another, because the texts may not fit into memory.
+        found = [bool(captions_in(cell, self._name)) for chunk in captions.chunks for cell in chunk.to_pylist()]
+        rows = np.flatnonzero(found)
+        if not len(rows):
+            raise ValueError(f"none of {len(found)} rows of {self._name} has a caption in {self._caption!r}")
+        if len(rows) < len(found):
+            _log.warning("%d of %d rows of %s have no caption", len(found) - len(rows), len(found), self._name)
+        return rows
 
     def place(self, number: int) -> str:
         """Return the data set, and the row."""
