@@ -201,7 +201,8 @@ def test_unseen_padding_changes_no_number():
     [
         ({"width": 30}, r"width \(30\) must be a multiple of heads \(4\)"),
         ({"context_length": 2, "bos_id": 1, "eos_id": 2}, r"context_length \(2\) leaves no room beside 2 special"),
-        ({"pad_mask": True}, "pad_mask goes with pooling = 'eos', an eos_id, and causal = false"),
+        ({"pad_mask": True}, "pad_mask goes with pooling = 'eos', an eos_id that is not pad_id, and causal = false"),
+        ({"pad_mask": True, "pooling": "eos", "eos_id": 3, "pad_id": 3}, "an eos_id that is not pad_id"),
         ({"clean": "none"}, "canonicalize"),
     ],
     ids=str,

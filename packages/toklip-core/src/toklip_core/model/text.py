@@ -98,8 +98,9 @@ class TextConfig(Config):
 
     @model_validator(mode="after")
     def _padding_is_unseen(self) -> Self:
-        if self.pad_mask and (self.causal or self.pooling != "eos" or self.eos_id is None):
-            raise ValueError("pad_mask goes with pooling = 'eos', an eos_id, and causal = false")
+        ends = self.eos_id is not None and self.eos_id != self.pad_id
+        if self.pad_mask and (self.causal or self.pooling != "eos" or not ends):
+            raise ValueError("pad_mask goes with pooling = 'eos', an eos_id that is not pad_id, and causal = false")
         return self
 
 
