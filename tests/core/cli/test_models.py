@@ -89,6 +89,13 @@ def test_convert_makes_a_folder_that_loads_as_the_file_did(toy, official, tmp_pa
     assert_equal(loaded.image_features(pixels), model.image_features(pixels))
 
 
+def test_convert_refuses_a_config_for_a_folder_which_has_one(saved, tmp_path):
+    (tmp_path / "other.json").write_text((saved / "config.json").read_text())
+    result = toklip("convert", saved, tmp_path / "out", "--config", tmp_path / "other.json", status=1)
+    refused(result, f"{str(saved)!r} is a model folder with a config of its own; leave out the other")
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_says_that_the_text_tokenizer_is_missing(toy, official, tmp_path):
     result = toklip("convert", official, tmp_path / "out", "--config", tmp_path / "config.json")
     assert "model.safetensors" in result.stdout

@@ -125,17 +125,19 @@ class TokLIP(nn.Module):
             tokenizer: whether to load the VQ tokenizer, with weights from the file if it has them.
             dtype: dtype of encoder and text tower; None: as the encoder is stored, float16 as float32. The
                 tokenizer stays in float32.
-            config: config of an official file whose sizes are not published ones.
+            config: config of an official file whose sizes are not published ones; refused for a folder.
 
         Raises:
             LookupError: the model is unknown; the message has the nearest names.
             FileNotFoundError: a file is missing and cannot be downloaded.
-            ValueError: the weights do not fit.
+            ValueError: the weights do not fit, or a folder, which has a config of its own, is given another one.
         """
         path, spec = _located(name)
-        config = config or (spec.config if spec is not None else None)
         if path.is_dir():
+            if config is not None:
+                raise ValueError(f"{str(name)!r} is a model folder with a config of its own; leave out the other")
             return cls._of_folder(path, dtype, text=text, tokenizer=tokenizer)
+        config = config or (spec.config if spec is not None else None)
         return cls._of_official(path, config, dtype, text=text, tokenizer=tokenizer)
 
     @property
