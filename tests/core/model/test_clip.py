@@ -265,6 +265,15 @@ def test_a_stem_treats_each_picture_alone_and_its_blocks_add_to_what_they_read()
     torch.testing.assert_close(plain.patch_embed(drawn), tower.patch_embed(drawn))
 
 
-def test_blocks_of_a_stem_need_a_stem():
-    with pytest.raises(ValidationError, match="stem_blocks has no effect without a stem"):
-        VisionConfig(trunk=TrunkConfig(width=16, depth=1, heads=2), patch_size=8, stem_blocks=1)
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"stem_blocks": 1}, "stem_blocks has no effect without a stem"),
+        ({"stem": (8, 0, 16)}, "greater than 0"),
+        ({"stem": (8, 16, 17)}, "a stem has 17 channels; wanted a number below 16, or a multiple of 8"),
+        ({"std": (0.5, 0.0, 0.5)}, "greater than 0"),
+    ],
+)
+def test_a_tower_that_cannot_be_built_or_divides_by_zero_is_refused(settings, match):
+    with pytest.raises(ValidationError, match=match):
+        VisionConfig(trunk=TrunkConfig(width=16, depth=1, heads=2), patch_size=8, **settings)

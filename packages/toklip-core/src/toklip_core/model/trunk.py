@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
+_Spread = Annotated[float, Field(gt=0)]
+
+#: Number of channels of a stem that are normalised together.
+_GROUP = 8
+
 
 class TrunkConfig(Config):
     """The sizes of a vision transformer without its patch embedding."""
@@ -67,10 +72,11 @@ class VisionConfig(Config):
 
     trunk: TrunkConfig
     patch_size: int = Field(gt=0, le=LARGEST_SIDE, description="Side of a patch in pixels.")
-    stem: tuple[Annotated[int, Field(le=LARGEST_WIDTH)], ...] = Field(
+    stem: tuple[Annotated[int, Field(gt=0, le=LARGEST_WIDTH)], ...] = Field(
         default=(),
-        description="Channels of a convolutional stem, one number per halving of the resolution, in place of the "
-        "linear patch embedding. A small tower needs one to learn shapes within minutes; SigLIP and CLIP have none.",
+        description="Channels of a convolutional stem, one number per halving of the resolution, below 16 or a "
+        "multiple of 8, in place of the linear patch embedding. A small tower needs one to learn shapes within "
+        "minutes; SigLIP and CLIP have none.",
     )
     stem_blocks: int = Field(
         default=0, ge=0, le=MOST_LAYERS, description="Number of residual blocks after each halving of the stem."
@@ -78,7 +84,7 @@ class VisionConfig(Config):
     mean: tuple[float, float, float] = Field(
         default=(0.5, 0.5, 0.5), description="Mean of red, green and blue that is subtracted from pixels in [0, 1]."
     )
-    std: tuple[float, float, float] = Field(
+    std: tuple[_Spread, _Spread, _Spread] = Field(
         default=(0.5, 0.5, 0.5), description="Standard deviation of red, green and blue that pixels are divided by."
     )
 
@@ -86,6 +92,10 @@ class VisionConfig(Config):
     def _stem_makes_patches(self) -> Self:
         if self.stem and 2 ** len(self.stem) != self.patch_size:
             raise ValueError(f"a stem of {len(self.stem)} halvings makes patches of {2 ** len(self.stem)} pixels")
+        for channels in self.stem:
+            if channels >= 2 * _GROUP and channels % _GROUP:
+                wanted = f"a number below {2 * _GROUP}, or a multiple of {_GROUP}"
+                raise ValueError(f"a stem has {channels} channels; wanted {wanted}")
         if self.stem_blocks and not self.stem:
             raise ValueError("stem_blocks has no effect without a stem")
         return self
@@ -164,8 +174,9 @@ def build_vision_tower(config: VisionConfig, image_size: int) -> VisionTransform
 class ConvStem(nn.Module):
     """Convolutions from pixels (B, 3, S, S) to patches (B, N, D), in place of timm's PatchEmbed.
 
-    Each entry of ``channels`` stands for two 3 x 3 convolutions, the first with stride 2, with group norm of 8 groups,
-    which treats each picture alone, and ``blocks`` residual blocks of two such convolutions. A linear layer follows.
+    Each entry of ``channels`` stands for two 3 x 3 convolutions, the first with stride 2, with group norm of groups
+    of 8 channels (one group for less than 16), which treats each picture alone, and ``blocks`` residual blocks of two
+    such convolutions. A linear layer follows.
 
     Source: Xiao et al., Early Convolutions Help Transformers See Better, https://arxiv.org/abs/2106.14881.
     """
@@ -211,7 +222,7 @@ class _ResidualBlock(nn.Sequential):
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     """Return the layers of a 3 x 3 convolution with its norm and activation."""
-    return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(max(outputs // 8, 1), outputs), nn.GELU()]
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(max(outputs // _GROUP, 1), outputs), nn.GELU()]
 
 
 def norm_layer(config: TrunkConfig) -> Callable[[int], nn.Module]:
