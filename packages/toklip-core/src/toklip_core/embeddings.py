@@ -20,7 +20,7 @@ from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, Field, RootModel
+from pydantic import ConfigDict, Field, RootModel, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_COUNT, LARGEST_SCALE, LARGEST_SIDE, LARGEST_WIDTH, Config
@@ -123,13 +123,15 @@ class TableEmbedding(CodeEmbedding):
     """One lookup table per level, whose rows are concatenated or summed.
 
     Args:
-        tables: the codes (K_q, C_q) of each level; all of the same width if they are summed. Their memory is shared.
+        tables: the codes (K_q, C_q) of each level; all of the same width if they are summed. The memory of those in
+            float32 is shared.
         combine: ``concat`` (levels are independent), or ``sum`` (residual quantisation: each level refines the sum of
             those before it).
         shared: whether all levels have the first table, which is then kept once.
 
     Raises:
-        ValueError: there is no table, one is not of shape (K, C), or the shapes do not fit together.
+        ValueError: there is no table, one is not of shape (K, C), the shapes do not fit together, or ``combine`` is
+            another word.
 
     >>> table = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
     >>> residual = TableEmbedding([table] * 3, combine="sum", shared=True)
@@ -144,6 +146,7 @@ class TableEmbedding(CodeEmbedding):
         shared: bool = False,
     ) -> None:
         super().__init__()
+        _refuse_other("combine", combine, ("concat", "sum"))
         shapes = [tuple(table.shape) for table in tables]
         alike = set(shapes if shared else [shape[1:] for shape in shapes] if combine == "sum" else [])
         if not shapes or any(len(shape) != 2 or 0 in shape for shape in shapes) or len(alike) > 1:
@@ -191,7 +194,7 @@ class BitEmbedding(CodeEmbedding):
         order: ``little``: channel 0 of a level is its least significant bit; ``big``: its most significant one.
 
     Raises:
-        ValueError: a number of bits is not in 1 to 62.
+        ValueError: a number of bits is not in 1 to 62, or ``order`` is another word.
 
     >>> embedding = BitEmbedding(3)
     >>> embedding(torch.tensor([[0], [1], [6]])).tolist()
@@ -204,6 +207,7 @@ class BitEmbedding(CodeEmbedding):
         self, bits: int | tuple[int, ...], scale: float = 1.0, order: Literal["little", "big"] = "little"
     ) -> None:
         super().__init__()
+        _refuse_other("order", order, ("little", "big"))
         self.bits = (bits,) if isinstance(bits, int) else tuple(bits)
         if not self.bits or not all(1 <= count <= MOST_BITS for count in self.bits):
             raise ValueError(f"got bits = {bits}; wanted 1 to {MOST_BITS} for each level")
@@ -243,7 +247,7 @@ class ScalarEmbedding(CodeEmbedding):
             a level is its least significant digit; K is the product.
 
     Raises:
-        ValueError: a channel has less than two values, or a product is above 2^62.
+        ValueError: a channel has less than two values, a product is above 2^62, or numbers stand beside tuples.
 
     >>> embedding = ScalarEmbedding((3, 5))
     >>> embedding(torch.tensor([[0], [5], [14]])).tolist()
@@ -255,15 +259,16 @@ class ScalarEmbedding(CodeEmbedding):
     def __init__(self, values_per_channel: tuple[int, ...] | tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
         per_level = tuple(each for each in values_per_channel if isinstance(each, tuple))
-        if not per_level:
-            per_level = (tuple(each for each in values_per_channel if isinstance(each, int)),)
+        numbers = tuple(each for each in values_per_channel if isinstance(each, int))
+        whole = len(values_per_channel) in (len(per_level), len(numbers))
+        per_level = per_level or (numbers,)
         self.values_per_channel = per_level
         self.codebook_sizes = tuple(math.prod(counts) for counts in per_level)
         least, most = min((count for counts in per_level for count in counts), default=0), max(self.codebook_sizes)
-        if least < 2 or most > 2**MOST_BITS or not all(per_level):
+        if not whole or least < 2 or most > 2**MOST_BITS or not all(per_level):
             raise ValueError(
                 f"got values_per_channel = {values_per_channel}; wanted two values or more per channel, and a product "
-                f"of at most 2^{MOST_BITS}"
+                f"of at most 2^{MOST_BITS}, for one level or in a tuple for each level"
             )
         self.codebook_dim = sum(map(len, per_level))
 
@@ -289,6 +294,11 @@ class ScalarEmbedding(CodeEmbedding):
         return torch.stack([(d * p).sum(-1) for d, p in zip(per_level, places, strict=True)], dim=-1)
 
 
+def _refuse_other(name: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ValueError(f"got {name} = {word!r}; wanted {' or '.join(map(repr, known))}")
+
+
 def _places(counts: tuple[int, ...]) -> list[int]:
     """Return the place value of each digit, the least significant first."""
     return list(accumulate(counts[:-1], operator.mul, initial=1))
@@ -300,7 +310,7 @@ class PyramidEmbedding(CodeEmbedding):
     The ids of a picture are a line (B, 1, N, 1): scale after scale, each row by row, N the sum of their squares.
 
     Args:
-        table: the codes (K, C), whose memory is shared.
+        table: the codes (K, C), whose memory is shared if they are float32.
         scales: sides of the maps; the last one is the side of the code map.
 
     Raises:
@@ -378,6 +388,12 @@ class TableConfig(Config):
     tables: tuple[_Shape, ...] = Field(min_length=1, description="Shape (K, C) of the table of each level.")
     combine: Literal["concat", "sum"] = Field(default="concat", description="How the codes of the levels are combined.")
     shared: bool = Field(default=False, description="Whether all levels have one table.")
+
+    @model_validator(mode="after")
+    def _one_shape_if_shared(self) -> Self:
+        if self.shared and len(set(self.tables)) > 1:
+            raise ValueError(f"shared tables have one shape, and tables has {len(set(self.tables))}")
+        return self
 
     def build(self) -> TableEmbedding:
         """Return the embedding, with tables of zeros."""
