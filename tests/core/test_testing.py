@@ -615,6 +615,23 @@ def test_a_broken_tokenizer_fails_with_a_sentence(broken, check, says):
         CHECKS[f"check_{check}"](broken())
 
 
+class RoundsUntilItIsOnTheCPU(BatchNorm):
+    """As a GPU may round in batches of several sizes."""
+
+    on_cpu = False
+
+    def to(self, *arguments):
+        self.on_cpu = arguments == ("cpu",)
+        return super().to(*arguments)
+
+    def latents(self, pixels):
+        return Right.latents(self, pixels) if self.on_cpu else super().latents(pixels)
+
+
+def test_ids_in_a_batch_are_compared_on_the_cpu():
+    CHECKS["check_the_rest_of_the_batch_keeps_ids"](RoundsUntilItIsOnTheCPU())
+
+
 def test_the_protocol_is_what_the_kit_checks():
     assert isinstance(Right(), VQTokenizer)
 
