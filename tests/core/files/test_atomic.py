@@ -1,5 +1,6 @@
 """Files are whole or missing, and the next write removes what a killed process left beside them."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toklip_core.files import filling, replacing, write_text
+from toklip_core.files import filling, folder_lock, replacing, write_text
 from toklip_core.scenes import Scenes, write_scenes
 from toklip_core.weights import files as checkpoint, read_model_folder, save_model_folder
 from torch import nn
@@ -88,6 +89,21 @@ def test_saves_into_one_folder_wait_for_each_other(tmp_path):
     config, tensors = read_model_folder(tmp_path)
     assert tensors["weight"].equal(modules[config["width"]].weight)
     assert names(tmp_path) == ["config.json", "model.safetensors"]
+
+
+def test_a_lock_on_a_folder_ends_where_it_is_left_though_a_process_forked_inside_goes_on(tmp_path):
+    context = multiprocessing.get_context("fork")
+    done = context.Event()
+    with folder_lock(tmp_path):
+        child = context.Process(target=done.wait, args=(60,))
+        child.start()
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+        done.set()
+        child.join()
 
 
 def test_killed_scenes_are_whole_pictures_and_texts(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Locks on open files. A lock ends with the process that holds it, however it ends; workers do not inherit it.
 
+Only :func:`folder_lock` is shared with forked workers: if its process is killed, it ends with the last of them.
+
 On a file system without locks nothing is locked, and users must see to it that only one process writes.
 """
 
@@ -54,7 +56,10 @@ def lock_shared(file: IO[Any]) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Let only one process at a time be inside this for an existing folder; wait for the others."""
+    """Let only one process at a time be inside this for an existing folder; wait for the others.
+
+    Afterwards the folder is free, also while workers that were forked inside are still running.
+    """
     if os.name != "posix":
         yield
         return
@@ -62,11 +67,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             _refuse_unknown(error)
-        yield
+            locked = False
+        try:
+            yield
+        finally:
+            if locked:  # closing alone would leave the lock to a worker that was forked inside
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
