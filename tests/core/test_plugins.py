@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -221,6 +222,20 @@ def test_two_broken_plugins_leave_the_installed_command_usable(tmp_path):
     ) in listed.stdout
     names = [row["name"] for row in json.loads(toklip(tmp_path, "tokenizers", "--json").stdout)]
     assert names.count("acme") == 1
+
+
+@pytest.mark.parametrize("known", [{}, {"grid": (4, 6)}, {"codebook_sizes": (1024,)}])
+def test_ids_and_bits_of_a_picture_are_unknown_unless_grid_and_codebooks_are_known(known):
+    spec = TokenizerSpec(name="acme", factory=lambda weights: None, summary="", **known)
+    assert spec.ids_per_picture is None and spec.bits_per_picture is None
+    whole = replace(spec, grid=(4, 6), codebook_sizes=(1024, 2))
+    assert (whole.ids_per_picture, whole.bits_per_picture) == (48, 264)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{"])
+def test_a_folder_whose_config_cannot_be_read_is_of_no_kind(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert plugins.picture_loader(tmp_path) is None
 
 
 #: A plugin that lists one model.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import math
 import re
 import sys
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import pluggy
+
+from toklip_core.files import read_json_object
 
 if TYPE_CHECKING:
     import click
@@ -240,7 +241,7 @@ class TokenizerSpec:
     @property
     def ids_per_picture(self) -> int | None:
         """Number of ids of a picture of ``image_size`` pixels, over all levels; None if the weights decide."""
-        return None if self.grid is None else math.prod(self.grid) * len(self.codebook_sizes)
+        return math.prod(self.grid) * len(self.codebook_sizes) if self.grid and self.codebook_sizes else None
 
     @property
     def bits_per_picture(self) -> float | None:
@@ -250,7 +251,9 @@ class TokenizerSpec:
         >>> tokenizer_spec("vqgan-tiny").bits_per_picture
         40960.0
         """
-        return None if self.grid is None else math.prod(self.grid) * sum(map(math.log2, self.codebook_sizes))
+        if not (self.grid and self.codebook_sizes):
+            return None
+        return math.prod(self.grid) * sum(map(math.log2, self.codebook_sizes))
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_NAME, self.name):
@@ -442,23 +445,24 @@ def chat_loader(name: Path | str) -> Callable[..., ChatStarter]:
         ValueError: the model does not chat.
     """
     models = registry().models
-    if (spec := models.get(str(name))) and spec.chat is None:
-        raise ValueError(f"{spec.name!r} is a {spec.kind}, which answers no questions; name a language model")
-    kind = spec.model_type if spec else _kind_of_folder(Path(name))
-    able = [spec] if spec else sorted(models.values(), key=lambda other: not kind or other.model_type != kind)
-    for one in able:
-        if one.chat is not None:
-            return partial(one.chat, name)
+    if spec := models.get(str(name)):
+        if spec.chat is None:
+            raise ValueError(f"{spec.name!r} is a {spec.kind}, which answers no questions; name a language model")
+        return partial(spec.chat, name)
+    kind = _kind_of_folder(Path(name))
+    for spec in sorted(models.values(), key=lambda other: not kind or other.model_type != kind):
+        if spec.chat is not None:
+            return partial(spec.chat, name)
     raise LookupError("no plugin has a model that answers questions: pip install toklip-mllm")
 
 
 def _kind_of_folder(folder: Path) -> str:
     """Return ``model_type`` or ``kind`` in the config.json of a folder; empty if there is none that can be read."""
     try:
-        found = json.loads((folder / "config.json").read_text("utf-8"))
+        found = read_json_object(folder / "config.json")
     except (OSError, ValueError):
         return ""
-    return str(found.get("model_type") or found.get("kind") or "") if isinstance(found, dict) else ""
+    return str(found.get("model_type") or found.get("kind") or "")
 
 
 _Spec = TypeVar("_Spec", TokenizerSpec, NamedModel)
