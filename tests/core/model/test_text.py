@@ -225,3 +225,26 @@ def test_tokens_are_what_is_pooled():
 def test_tokens_of_a_tower_that_sees_padding_keep_its_length():
     tokens, mask = tower().tokens(["a red circle"])
     assert tokens.shape == (1, 6, 32) and mask.tolist() == [[True] * 3 + [False] * 3]
+
+
+@torch.no_grad()
+def test_the_spread_of_the_words_is_computed_once_and_again_after_they_change(monkeypatch):
+    written, spreads, std = tower(), [], torch.Tensor.std
+    monkeypatch.setattr(torch.Tensor, "std", lambda table: spreads.append(1) or std(table))
+    table = written.network.token_embedding.weight
+
+    def embedded():
+        ids = written.ids(["a red circle"])
+        found, _ = written.embeddings(["a red circle"])
+        torch.testing.assert_close(found, table[ids] / std(table))
+
+    for change, computed in [
+        (lambda: None, 1),
+        (lambda: None, 1),
+        (lambda: table.mul_(2), 2),
+        (lambda: written.load_state_dict({name: 3 * x for name, x in written.state_dict().items()}), 3),
+        (lambda: written.double(), 4),
+    ]:
+        change()
+        embedded()
+        assert len(spreads) == computed

@@ -13,7 +13,7 @@ from toklip_core.evaluation import evaluate_reconstruction
 from toklip_core.model import TokLIP, load_clip
 from toklip_core.pictures import refuse_pixels, to_levels, to_picture
 from toklip_core.plugins import TokenizerSpec
-from toklip_core.weights import NotFiniteError, is_finite, read_tensors, refuse_not_finite, rows_named
+from toklip_core.weights import NotFiniteError, is_finite, read_tensors, refuse_damaged, refuse_not_finite, rows_named
 from torch import nn
 
 from tests.core.conftest import picture
@@ -113,6 +113,17 @@ class Blind(MeanColour):
 def test_a_plugin_that_looks_at_nothing_does_not_get_away_with_it():
     with refusing("a pixel of picture 1 of 2 is not finite"):
         evaluate_reconstruction(Blind(), [torch.zeros(3, 32, 32)] * 2)
+
+
+def test_only_a_buffer_that_is_not_finite_is_copied_to_look_for_masks(monkeypatch):
+    masked, fill = [], torch.Tensor.masked_fill
+    monkeypatch.setattr(torch.Tensor, "masked_fill", lambda *arguments: masked.append(1) or fill(*arguments))
+    module = MeanColour()
+    refuse_damaged(module, "weights.bin")
+    assert not masked
+    module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    refuse_damaged(module, "weights.bin")
+    assert len(masked) == 1
 
 
 @pytest.mark.parametrize("place", ["embedding.table_0", "scale"])

@@ -243,6 +243,8 @@ class TextTower(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.network: Any = _build_network(config)
+        #: Standard deviation of the word embeddings, and what it was computed of.
+        self._spread: tuple[object, Tensor] | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return pooled vectors (T, E), not normalised, of ids (T, L)."""
@@ -281,7 +283,14 @@ class TextTower(nn.Module):
         """
         ids = self._ids_without_padding(texts)
         table: Tensor = self.network.token_embedding.weight
-        return F.embedding(ids, table) / table.std(), self._filled(ids)
+        return F.embedding(ids, table) / self._spread_of(table), self._filled(ids)
+
+    def _spread_of(self, table: Tensor) -> Tensor:
+        """Return the standard deviation of a table, which is computed again only if it was moved, loaded or trained."""
+        state = (id(table), table.data_ptr(), table.dtype, None if table.is_inference() else table._version)
+        if self._spread is None or self._spread[0] != state:
+            self._spread = (state, table.std())
+        return self._spread[1]
 
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, TextTokenizer]:
         """Return the ids (T, L) of texts, and the tokenizer; FileNotFoundError if it is missing."""

@@ -80,7 +80,9 @@ def refuse_damaged(module: nn.Module, source: object) -> None:
         if not weight.is_meta and not is_finite(weight):
             raise ValueError(damaged(source, name))
     for name, buffer in module.named_buffers():
-        if not buffer.is_meta and not is_finite(buffer.masked_fill(buffer == -torch.inf, 0)):
+        if buffer.is_meta or is_finite(buffer):
+            continue
+        if not is_finite(buffer.masked_fill(buffer == -torch.inf, 0)):
             raise ValueError(damaged(source, name))
 
 
