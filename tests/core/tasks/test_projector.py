@@ -8,16 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip.model import _build_vision_tower
-from toklip_core.model import (
-    EncoderConfig,
-    SemanticEncoder,
-    TrunkConfig,
-    VisionConfig,
-    build_vision_tower,
-    load_clip,
-    patch_embeddings,
-)
+from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig, load_clip
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig, train_encoder
 from toklip_core.tasks.projector import fit_projector
 from toklip_core.tokenizer import load_tokenizer
@@ -84,22 +75,6 @@ def test_batches_give_the_least_squares_of_all_rows_and_are_not_kept():
     squares.diagonal().add_(1e-3 * squares.diagonal().mean())
     weight = torch.linalg.solve(squares, centred.T @ (wanted.flatten(0, 1) - offset)).T
     torch.testing.assert_close(model.projector[2].weight.double(), weight, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("stem", [(), (4, 8, 16)])
-def test_embedded_patches_are_those_of_the_tower(stem: tuple[int, ...]):
-    vit = build_vision_tower(VisionConfig(trunk=TRUNK, patch_size=8, stem=stem), 32)
-    pixels = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(patch_embeddings(vit, pixels), vit.patch_embed(pixels))
-
-
-@torch.no_grad()
-def test_embedded_patches_of_open_clip_are_those_of_its_tower():
-    sizes = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8}
-    vision = _build_vision_tower(24, sizes, quick_gelu=True)
-    pixels = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(patch_embeddings(vision, pixels), vision.conv1(pixels).flatten(2).transpose(1, 2))
 
 
 def task(settings: EncoderTrainConfig) -> EncoderTask:

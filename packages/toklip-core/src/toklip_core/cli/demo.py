@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from toklip_core.plugins import Registry, registry
+from toklip_core.cli.group import registry_of
 
 
 @click.command()
@@ -35,11 +35,10 @@ def demo(ctx: click.Context, out: Path, folder: Path | None) -> None:
     from toklip_core.demo import write_demo
 
     say = partial(click.echo, err=True)
-    found = ctx.find_object(Registry) or registry()
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
     with tempfile.TemporaryDirectory() as temporary:
-        missing = write_demo(out, folder or Path(temporary, "demo"), commands=group, found=found, say=say)
+        missing = write_demo(out, folder or Path(temporary, "demo"), commands=group, found=registry_of(ctx), say=say)
     if missing:
         say(f"more with: pip install {' '.join(missing)}")
     say(f"written: {out}; open it in a browser")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toklip_core.cli.group import registry_of
 from toklip_core.cli.options import (
     COUNT,
     as_json,
@@ -62,10 +63,8 @@ def models(ctx: click.Context, as_json: bool) -> None:
     "that draws" can be used with `toklip generate --model NAME`. Nothing is downloaded.
     """
     from toklip_core.model import models as specs
-    from toklip_core.plugins import Registry, registry
 
-    found = ctx.find_object(Registry) or registry()
-    rows = [*map(_row, specs().values()), *map(_plugin_row, found.models.values())]
+    rows = [*map(_row, specs().values()), *map(_plugin_row, registry_of(ctx).models.values())]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

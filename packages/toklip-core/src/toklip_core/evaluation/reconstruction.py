@@ -22,7 +22,8 @@ from torch import Tensor
 
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.codebook import IdCounts
-from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, load_lpips, require_evaluate_extra
+from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, require_evaluate_extra
+from toklip_core.evaluation.report import report_text
 from toklip_core.pictures import (
     InputFile,
     PictureError,
@@ -40,17 +41,6 @@ from toklip_core.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from toklip_core.plugins import VQTokenizer
-
-__all__ = [
-    "LPIPSNet",
-    "Reconstruction",
-    "ReconstructionReport",
-    "evaluate_reconstruction",
-    "evaluate_sources",
-    "evaluate_tokenizer",
-    "load_lpips",
-    "reconstruct_picture",
-]
 
 _SSIM_WINDOW = 11
 
@@ -107,12 +97,7 @@ class ReconstructionReport:
             "perplexity": ", ".join(f"{perplexity:.1f}" for perplexity in self.perplexity),
             "speed": f"{self.pictures_per_second:.3g} pictures/s",
         }
-        lines = [f"{name:<16}{text}" for name, text in figures.items()]
-        lines += ["", "Protocol", *(f"  {name:<14}{text}" for name, text in self.protocol.items())]
-        if self.unreadable:
-            lines += ["", f"Unreadable, in no figure: {len(self.unreadable)}"]
-            lines += [f"  {line}" for line in self.unreadable]
-        return "\n".join(lines)
+        return report_text(list(figures.items()), self.protocol, self.unreadable)
 
 
 def evaluate_tokenizer(

@@ -60,5 +60,4 @@ from .trunk import (
     activation_of as activation_of,
     build_vision_tower as build_vision_tower,
     described_tower as described_tower,
-    patch_embeddings as patch_embeddings,
 )

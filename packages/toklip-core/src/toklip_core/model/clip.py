@@ -13,7 +13,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from toklip_core.model.text import (
     read_tokenizer,
     refuse_other_space,
 )
-from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower, patch_embeddings
+from toklip_core.model.trunk import VisionConfig, activation_of, build_vision_tower, described_tower
 from toklip_core.pictures import refuse_pixels
 from toklip_core.weights import (
     CONFIG_FILE,
@@ -92,7 +92,7 @@ class CLIP(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """Return the embedded patches (B, N, D) of pixels (B, 3, S, S) in [-1, 1], the inputs of the transformer."""
-        return patch_embeddings(self.vision, self._normalised(pixels))
+        return cast(Tensor, self.vision.patch_embed(self._normalised(pixels)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Return unit features (B, E), float32, of pixels (B, 3, S, S) in [-1, 1].

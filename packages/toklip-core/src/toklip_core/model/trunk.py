@@ -12,10 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -254,20 +253,6 @@ def described_tower(vision: nn.Module) -> tuple[TrunkConfig, int, dict[str, Tens
     if kind == "open_clip.transformer.VisionTransformer":
         return _of_open_clip(vision)
     raise ValueError(f"got a {kind}; wanted a vision transformer of timm or open_clip, such as SigLIP2's or CLIP's")
-
-
-def patch_embeddings(vision: nn.Module, pixels: Tensor) -> Tensor:
-    """Return the embedded patches (B, N, D) of normalised pixels (B, 3, S, S), before positions are added.
-
-    Raises:
-        ValueError: the tower is of a kind that :func:`described_tower` refuses.
-    """
-    _, patch, tensors = described_tower(vision)
-    stem = getattr(vision, "patch_embed", None)
-    if isinstance(stem, ConvStem):
-        return cast(Tensor, stem(pixels))
-    weight, bias = tensors["patch_embed.proj.weight"], tensors.get("patch_embed.proj.bias")
-    return F.conv2d(pixels, weight, bias, stride=patch).flatten(2).transpose(1, 2)
 
 
 def _of_timm(vit: Any) -> tuple[TrunkConfig, int, dict[str, Tensor]]:  # noqa: ANN401 - timm ships no types

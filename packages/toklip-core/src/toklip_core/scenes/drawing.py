@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from toklip_core.scenes.draws import Draws
@@ -115,7 +116,7 @@ def _draw_colour(draws: Draws, name: str) -> Colour:
 def _place(draws: Draws, thing: SceneObject) -> SceneObject:
     margin = reach(thing)
     x, y = draws.between(margin, 1 - margin), draws.between(margin, 1 - margin)
-    return SceneObject(**(vars(thing) | {"x": x, "y": y}))
+    return replace(thing, x=x, y=y)
 
 
 def _is_clear(things: Sequence[SceneObject]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toklip_core.config import Compute
 from toklip_core.evaluation import (
     Matcher,
     class_folders,
@@ -59,7 +58,7 @@ def _pairs(captions: Path) -> list[LazyPair]:
     return table_pairs(captions, captions.parent) if scenes is None else scene_pairs(scenes)
 
 
-def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 32) -> Evaluation:
+def evaluate_matcher(model: Matcher, held_out: HeldOutSet) -> Evaluation:
     """Return top-1 accuracy and R@1 in both directions, each if there are data for it.
 
     Every process measures all data, because a sharded model must be called equally often in all processes.
@@ -67,7 +66,6 @@ def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 
     Args:
         model: model in evaluation mode.
         held_out: held-out data.
-        batch_size: number of pictures at a time.
 
     Raises:
         ValueError: a vector is not finite, or no picture can be read.
@@ -75,11 +73,11 @@ def evaluate_matcher(model: Matcher, held_out: HeldOutSet, *, batch_size: int = 
     figures: dict[str, float] = {}
     unreadable: tuple[str, ...] = ()
     if held_out.labelled is not None:
-        report = measure_zero_shot(model, held_out.labelled, held_out.templates, Compute(batch_size=batch_size))
+        report = measure_zero_shot(model, held_out.labelled, held_out.templates)
         figures["zero_shot_top1"] = report.top1
         unreadable += report.unreadable
     if held_out.captioned:
-        recall = measure_retrieval(model, held_out.captioned, Compute(batch_size=batch_size))
+        recall = measure_retrieval(model, held_out.captioned)
         figures["image_to_text_r1"] = recall.image_to_text["R@1"]
         figures["text_to_image_r1"] = recall.text_to_image["R@1"]
         unreadable += recall.unreadable
