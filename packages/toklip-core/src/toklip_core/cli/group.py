@@ -105,7 +105,11 @@ class PluginGroup(click.Group):
 
 
 class ErrorsAsLines(PluginGroup):
-    """The outermost group: users' errors become one line and exit status 1, and bugs keep their traceback."""
+    """The outermost group: ValueError, LookupError and OSError become one line, with exit status 1.
+
+    These are the errors of users. A bug that raises one of them, such as KeyError, becomes a line, too; all other
+    exceptions keep their traceback.
+    """
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401 - as of click
         """Read the command line; Ctrl-C also works while plugins are loaded."""

@@ -191,8 +191,8 @@ def explain(
 
     PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. Each of TEXTS gets a panel that shows, for
     every token of PICTURE, the cosine between the token, pooled by itself, and the text. All panels share one colour
-    scale. With --json the cosines are printed, and a picture is written only if --out is given. The encoder is causal:
-    a token depends on its own patch, the rows above, and the patches to its left.
+    scale. With --json the cosines are printed, and a picture is written only if --out is given. Unless the model
+    was trained with causal = false, a token depends only on its own patch, the rows above, and the patches to its left.
     """
     from toklip_core.evaluation import draw_explanation, explain_picture
     from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture

@@ -183,7 +183,11 @@ def _pictures_in(folder: Path, max_pixels: int) -> list[LazyPicture]:
 
 
 def _imagenet_names(folder: Path, classes: Sequence[Path]) -> list[str]:
-    """open_clip's names, which are in the order of ImageNet's sorted synsets."""
+    """Return open_clip's names, in the order of ImageNet's sorted synsets.
+
+    Raises:
+        ValueError: the folders of classes are not those of ImageNet.
+    """
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     wanted = "wanted ImageNet's 1000, named n01440764 and so on, or 0 to 999"

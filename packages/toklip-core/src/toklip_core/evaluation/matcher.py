@@ -219,7 +219,7 @@ def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = Fals
 
 
 def refuse_cut_texts(model: Matcher, texts: Sequence[str]) -> None:
-    """ValueError that names the first of some texts of which the model would read the beginning alone."""
+    """Raise ValueError, which names the text, if the model would read only the beginning of one of some texts."""
     if (tokenizer := _tokenizer_of(model)) and (cut := tokenizer.cut_texts(texts)):
         (length,) = tokenizer.lengths(cut[:1])
         raise ValueError(

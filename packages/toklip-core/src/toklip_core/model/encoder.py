@@ -352,7 +352,13 @@ def resampled_positions(pos_embed: Tensor, old: tuple[int, int], new: tuple[int,
 
 
 def _block(block: Any, x: Tensor, attend: Attend) -> Tensor:  # noqa: ANN401
-    """timm's Block on x (B, n, D), with another attention: of queries, keys and values, (B, H, n, d) each."""
+    """Return the output (B, n, D) of timm's Block on x, with another attention of queries, keys and values.
+
+    Args:
+        block: timm's Block.
+        x: inputs (B, n, D).
+        attend: attention of queries, keys and values, (B, H, n, d) each.
+    """
     attention = block.attn
     q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     x = x + attention.proj(attend(q, k, v).transpose(1, 2).flatten(2))

@@ -164,7 +164,7 @@ class TextTokenizer:
         return ids
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, with special tokens; texts above the context length are cut."""
+        """Return the number of tokens of each whole text, with special tokens, which may exceed the context length."""
         texts = list(map(replace_lone_surrogates, texts))
         if self._clip is not None:
             return [len(self._clip.encode(text)) + 2 for text in texts]

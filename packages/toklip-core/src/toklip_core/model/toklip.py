@@ -294,7 +294,13 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
 
 
 def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
-    """Return the folder or official file of a model, and its spec if it has a name."""
+    """Return the folder or official file of a model, and its spec if it has a name.
+
+    Raises:
+        LookupError: there is no such file or folder, and no model of this name.
+        FileNotFoundError: a file is missing, or cannot be downloaded.
+        ValueError: the config of a repository of the hub cannot be read.
+    """
     path = Path(name)
     if str(name) in {*models(), *ALIASES}:
         spec = model_spec(str(name))
@@ -312,7 +318,11 @@ def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a model folder has all its files; a text tokenizer it can do without."""
+    """Return whether a model folder has all its files but the text tokenizer, which it can do without.
+
+    Raises:
+        ValueError: its config cannot be read, or is of another format.
+    """
     if not (folder / CONFIG_FILE).is_file():
         return False
     record = read_config(folder / CONFIG_FILE).get("tokenizer")
@@ -321,7 +331,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _tokenizer_inside(config: TokLIPConfig, path: Path, inside: Mapping[str, Tensor]) -> Tokenizer:
-    """Return the tokenizer of an official file, with the weights ``inside`` it; ValueError if there are none."""
+    """Return the tokenizer of an official file, with the weights ``inside`` it; raise ValueError if they do not fit."""
     try:
         # From a mapping of its own, which ends here: what was read of the model's would stay in memory.
         tokenizer = config.tokenizer.load(where=f"the model {path}", weights=read_official(path)[1])

@@ -27,6 +27,9 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
 
     Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
 
+    Raises:
+        ValueError: ``resize`` is another word.
+
     >>> wide = Image.new("RGB", (300, 100))
     >>> resized(wide, 64).size, resized(wide, 64, "squash").size
     ((64, 64), (64, 64))

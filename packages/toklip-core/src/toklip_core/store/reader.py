@@ -148,7 +148,7 @@ class TokenStore:
         return cls(path)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return the number of pictures."""
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> TokenRow:

@@ -23,7 +23,7 @@ class RowCache:
         self._groups: OrderedDict[Hashable, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
-        """Number of groups."""
+        """Return the number of groups."""
         return len(self._groups)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -339,7 +339,7 @@ def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CL
 
 
 def code_grid(config: EncoderTrainConfig, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Return the grid of the code map of a picture; ValueError if the tokenizer does not take pictures of the size."""
+    """Return the grid (h, w) of the code map of a picture; raise ValueError if the tokenizer takes no such size."""
     try:
         grid = tokenizer.grid(config.image_size, config.image_size)
     except ValueError as error:
@@ -348,7 +348,7 @@ def code_grid(config: EncoderTrainConfig, tokenizer: Tokenizer) -> tuple[int, in
 
 
 def refuse_other_store(config: EncoderTrainConfig, store: StoreInfo, teacher: str) -> None:
-    """ValueError unless a token store has what the losses need, of this teacher.
+    """Raise ValueError unless a token store has what the losses need, of this teacher.
 
     Args:
         config: name of the teacher, and the losses.

@@ -320,6 +320,7 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
 
     Raises:
         FileNotFoundError: it is not cached and cannot be downloaded.
+        ValueError: ``complete`` raises it, or the name of the repository is malformed.
     """
     from huggingface_hub import snapshot_download
 
