@@ -397,3 +397,35 @@ def test_ctrl_c_ends_the_answer_and_where_somebody_types_not_the_conversation(fo
     asked.clear()
     monkeypatch.setattr("toklip_mllm.commands._is_typed", lambda: False)
     assert chat_command("0.png", typed="what ?\nhow many ?\n").exit_code == 130
+
+
+def test_an_answer_that_spells_the_image_token_stands_for_no_picture(monkeypatch):
+    chat = Chat(*unified(), TWO)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(chat.processor), "decode", lambda *args, **options: "a <im<image>age> or <begin_image>")
+        assert chat.ask("what ?").text == "a  or"
+    assert chat.ask("red ?").prompt_tokens
+
+
+def test_the_language_models_own_beams_and_forbidden_repeats_are_none_of_an_answers():
+    model, processor = small_mllm()
+    wanted = Chat(model, processor, ChatSettings(max_new_tokens=6)).ask("what ?", [picture(0)])
+    model.generation_config.update(num_beams=3, no_repeat_ngram_size=1, min_new_tokens=9)
+    found = Chat(model, processor, ChatSettings(max_new_tokens=6)).ask("what ?", [picture(0)])
+    assert found.text == wanted.text and found.new_tokens == wanted.new_tokens
+
+
+def test_one_file_may_be_shown_twice(folder):
+    told = objects(chat_command("0.png", "0.png", "--json", typed="what ?\n/image 1.png\n/image 1.png\nred ?\n"))
+    assert [len(answer["pictures"]) for answer in told] == [2, 4]
+
+
+def test_an_answer_that_ends_with_an_error_leaves_whole_lines(folder, monkeypatch):
+    def says_and_fails(self, text, pictures=()):
+        yield "red"
+        raise ContextError("no room")
+
+    monkeypatch.setattr(Chat, "say", says_and_fails)
+    done = chat_command(typed="what ?\nhow many ?\n")
+    assert done.stdout.splitlines() == ["> what ?", "red", "> how many ?", "red"]
+    assert done.stderr.splitlines()[-1] == "Error: no room; /clear starts over"

@@ -28,8 +28,10 @@ from toklip_mllm.evaluation import (
     refuse_long_questions,
     report_answers,
     scene_questions,
+    yes_no,
 )
-from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor
+from toklip_mllm.evaluation.answers import text_of
+from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor
 
 from tests.support.refusals import last_error
 from tests.support.small_mllms import MARKED, shared, small_mllm
@@ -358,7 +360,7 @@ def test_answers_are_in_the_file_batch_by_batch(rows, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return ["red"] * len(questions)
 
-    monkeypatch.setattr("toklip_mllm.evaluation.vqa._said", said)
+    monkeypatch.setattr("toklip_mllm.evaluation.vqa._answer", said)
     with pytest.raises(KeyboardInterrupt):
         evaluate_vqa("toklip-mllm-tiny", file, answers=out, compute=Compute(batch_size=1))
     assert calls[0] == "of another model" and [len(text.splitlines()) for text in calls[1:]] == [1, 2]
@@ -430,3 +432,31 @@ def test_bad_arguments_are_one_line(rows, model):
     ]:
         done = run(*words)
         assert done.exit_code == 1 and message in done.output, done.output
+
+
+def test_a_question_without_room_for_an_answer_is_named_before_any_is_answered(rows, tmp_path, monkeypatch):
+    long = ROW | {"question": "red " * 600, "id": 7}
+    monkeypatch.setattr(TokLIPForConditionalGeneration, "generate", lambda *args, **options: 1 / 0)
+    with pytest.raises(ContextError, match=r"row 2 [(]id 7[)]: got a prompt of .* leave the question out"):
+        evaluate_vqa("toklip-mllm-tiny", rows(ROW, long))
+
+
+def test_of_no_questions_there_are_no_answers_and_no_figures():
+    assert [*answer_questions(*shared(), [], [])] == []
+    with pytest.raises(ValueError, match="got no answers, of which there are no figures"):
+        yes_no([], [])
+
+
+def test_a_choice_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="got the choice nan; wanted a text or a number"):
+        text_of(float("nan"), "choice")
+
+
+def test_the_first_choice_is_no_free_answer_of_nought():
+    free, chosen = question("0"), question("a", choices=("a", "b"))
+    assert report_answers([VQAAnswer(free, "0"), VQAAnswer(chosen, "A")]).by_type["all"].prior == 0.5
+
+
+def test_yes_with_a_full_stop_is_a_yes():
+    report = report_answers([VQAAnswer(question("Yes."), "yes")])
+    assert report.yes_no is not None and report.yes_no.accuracy == 1

@@ -1,5 +1,7 @@
 """Laws of the model: places of pictures, no change by padding, batching or saving, and refused input."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -375,3 +377,16 @@ def test_a_language_model_without_its_tokenizer_is_refused():
 def test_a_model_of_more_parts_than_a_language_model_is_refused():
     with pytest.raises(ValueError, match=r"got a TokLIPForConditionalGeneration, which has more parts .* own class"):
         build(shared()[0], small_toklip(), tokenizer=tokenizer())
+
+
+def test_a_model_of_loaded_values_is_saved_with_the_checksum_of_its_own_encoder(tmp_path):
+    model, _ = small_mllm()
+    other = type(model)(model.config)
+    other.load_state_dict(model.state_dict())
+    other.save_pretrained(tmp_path / "same")
+    next(other.vision.encoder.parameters()).data.add_(1)
+    other.save_pretrained(tmp_path / "changed")
+    same, changed = (
+        json.loads((tmp_path / name / "config.json").read_text())["encoder_checksum"] for name in ("same", "changed")
+    )
+    assert same == model.config.encoder_checksum != changed

@@ -183,3 +183,9 @@ def test_an_address_that_gives_nothing_is_named(address):
     _, processor = shared()
     with pytest.raises(ValueError, match=r"picture 1 \('http://.*/nothing'\) cannot be read: HTTP Error 404"):
         processor.encode([address[0].replace("a.png", "nothing")], fetch=True)
+
+
+def test_an_address_that_is_none_is_named():
+    _, processor = shared()
+    with refusing("picture 1 ('http://localhost/my cat.png') cannot be read: InvalidURL"):
+        processor.encode(["http://localhost/my cat.png"], fetch=True)

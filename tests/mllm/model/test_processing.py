@@ -1,6 +1,7 @@
 """The processor: placeholders become places, pictures ids, messages the language model's own prompts."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -468,3 +469,26 @@ def test_a_list_of_pictures_is_wanted():
     _, processor = shared()
     with pytest.raises(ValueError, match=r"got \[\]; wanted a list of pictures"):
         processor.encode([])
+
+
+def test_a_picture_beside_the_messages_may_be_a_file(tmp_path):
+    _, processor = shared()
+    picture(0).save(tmp_path / "a.png")
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    asked = [{"role": "user", "content": "<image> what ?"}]
+    one = processor.apply_chat_template(asked, images=tmp_path / "a.png", **options)
+    both = processor.apply_chat_template([asked, asked], images=[tmp_path / "a.png", picture(0)], **options)
+    assert torch.equal(one["image_ids"], both["image_ids"][:1]) and torch.equal(*both["image_ids"].chunk(2))
+
+
+def test_a_list_of_pictures_for_each_text_is_wanted_where_there_are_such_lists():
+    _, processor = shared()
+    pictures = [picture(number) for number in range(3)]
+    with pytest.raises(ValueError, match="got 1 lists of pictures for 2 texts; wanted one for each text"):
+        processor(images=[pictures], text=["<image>", "<image> <image>"])
+
+
+@pytest.mark.parametrize("token, what", [("red", "is a word of the tokenizer"), ("<|end|>", "begins, ends or fills")])
+def test_an_image_token_that_means_something_else_is_refused(token, what):
+    with pytest.raises(ValueError, match=f"got '{re.escape(token)}' as image token, which {what}"):
+        build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token=token)

@@ -1,11 +1,13 @@
 """Laws of a model that reads and draws: the head changes nothing else, and a step computes what a whole pass does."""
 
+import json
 from functools import cache
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from toklip_core.drawing import Drawing, Guidance, Sampler
+from toklip_mllm.drawing import PictureDrawer
 from toklip_mllm.model import ImageHeadSettings, PicturePredictor, PicturePrompt, add_image_head, load
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
@@ -564,3 +566,59 @@ def test_drawn_ids_become_pictures():
     assert [picture.size for picture in pictures] == [(32, 32)] * 2
     pixels = processor.postprocess(ids, return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels, several("residual-greys").decode(ids).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("part", ["model", "base_model"])
+def test_drawn_pictures_are_refused_in_training_without_labels(part):
+    model, processor = small_unified()
+    model.train()
+    batch = drawn(processor, "red ? <begin_image><image>", image_ids=some_ids())
+    forward = model if part == "model" else model.base_model
+    with pytest.raises(ValueError, match="got drawn pictures in training without labels, so their loss would be left"):
+        forward(**batch)
+    with torch.no_grad():
+        forward(**batch)
+    model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100))
+    forward(**drawn(processor, "red ? <image>", image_ids=some_ids()))
+
+
+def test_a_drawing_that_fails_leaves_no_cache_and_a_sampler_draws_with_its_own_model(monkeypatch):
+    model, processor = small_unified()
+    sampler = Sampler(PicturePredictor(model))
+    prompt = to_draw(processor, "red circle")
+    with pytest.raises(ValueError, match="got the sampler of another model"):
+        unified()[0].draw(**prompt, seeds=[0], sampler=sampler)
+    monkeypatch.setattr(PicturePredictor, "logits", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.draw(**prompt, seeds=[0], sampler=sampler)
+    assert sampler.model._read is None
+
+
+def test_a_processor_with_another_vq_tokenizer_draws_nothing():
+    with pytest.raises(ValueError, match="the processor"):
+        PictureDrawer(unified()[0], unified("mean-colour")[1])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"resize": "squash"}, "the model's way to make them square is crop, and the processor's squash"),
+        ({"image_size": 48}, "and the processor's 48"),
+        ({"begin_token": "<|system|>"}, "the model's begin token is"),
+        ({"begin_token": None}, "and the processor's None"),
+    ],
+)
+def test_a_folder_whose_processor_is_of_another_model_is_refused(change, message, tmp_path, toy):
+    model, processor = small_unified()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_a_begin_token_that_ends_answers_is_refused():
+    model, processor = small_unified(head=None)
+    with pytest.raises(ValueError, match=r"got '<[|]end[|]>' as begin token, which begins, ends or fills texts"):
+        add_image_head(model, processor, ImageHeadSettings(begin_token="<|end|>"))

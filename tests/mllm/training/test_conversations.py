@@ -17,6 +17,7 @@ from toklip_mllm.training import (
 
 from tests.core.conftest import picture
 from tests.support.small_mllms import MARKED, PLAIN, ids, small_mllm
+from tests.support.small_unified import some_ids, unified
 
 FAULTS = Path(__file__).parents[2] / "faults"
 QUESTION = {"role": "user", "content": "<image>\nwhat is it ?"}
@@ -276,3 +277,14 @@ def test_a_batch_is_padded_without_labels(side):
 def test_a_batch_without_pictures_has_no_ids():
     text = torch.tensor([5])
     assert "image_ids" not in collate([Example(text, text, torch.empty(0, 0, 0, 0, dtype=torch.int64))], pad_id=0)
+
+
+def test_a_picture_of_the_user_that_follows_the_begin_token_is_refused_by_name():
+    processor = unified()[1]
+    shown = {"role": "user", "content": "<begin_image><image> what ?"}
+    conversation = Conversation("file.json, row 3", (shown, {"role": "assistant", "content": "red"}))
+    message = "file.json, row 3: 1 pictures follow the begin token '<begin_image>', and the assistant draws 0"
+    with pytest.raises(ValueError, match=message):
+        label_conversation(conversation, processor, image_ids=some_ids())
+    drawn = ({"role": "user", "content": "red ?"}, {"role": "assistant", "content": "<image>"})
+    label_conversation(Conversation("a drawing", drawn), processor, image_ids=some_ids())

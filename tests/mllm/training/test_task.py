@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -429,3 +430,18 @@ def test_a_model_trains_on_independent_questions_and_its_file_gives_their_logits
     joint = {"language_model": None, "small": SMALL, "max_length": 140}
     assert train_mllm(config(world, source, **joint, run={"steps": 1}), tmp_path / "run").step == 1
     assert load(tmp_path / "run/model")[0].config.text_config.model_type == "qwen3"
+
+
+def test_independent_questions_are_refused_where_layers_read_across_a_mask():
+    config = SimpleNamespace(layer_types=["full_attention", "conv"], _attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="a language model with layers of the kinds conv, which cannot mask"):
+        refuse_other_attention(config, 64)
+
+
+def test_conversations_whose_answer_follows_the_picture_are_not_joined():
+    none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
+    rows = [torch.tensor([1, 9, 5]), torch.tensor([1, 9, 6])]
+    with pytest.raises(ValueError, match="an answer follows the pictures at once, without a question"):
+        branched([Example(row, row, none) for row in rows], image_token_id=9)
+    with pytest.raises(ValueError, match="the conversations have no picture"):
+        branched([Example(row, row, none) for row in rows], image_token_id=8)

@@ -27,6 +27,11 @@ GREEDY: dict[str, Any] = {
     "top_p": None,
     "top_k": None,
     "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
 }
 
 
@@ -184,7 +189,7 @@ class Chat:
         turn = _Turn(prompt, cache, [*self._features, *shown], [])
         yield from self._answer(turn)
         new = turn.tokens[0, prompt.shape[1] :]
-        answer = self._text_of(new, len(turn.drawn))
+        answer = self._text_of(new)
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         self._features = turn.features
         self._count_drawn += len(turn.drawn)
@@ -272,10 +277,8 @@ class Chat:
         turn.drawn.append(DrawnPicture(image, found.image_ids[0].cpu(), seed))
         return turn.drawn[-1]
 
-    def _text_of(self, tokens: Tensor, pictures: int) -> str:
+    def _text_of(self, tokens: Tensor) -> str:
         """Return an answer as text, with the image token in place of the tokens of each picture."""
-        if not pictures:
-            return str(self.processor.decode(tokens, skip_special_tokens=True)).strip()
         image, parts = self.processor.image_token_id, list[list[int]]([[]])
         for before, token in zip([-1, *tokens.tolist()], tokens.tolist(), strict=False):
             if token == image and before != image:
@@ -283,9 +286,16 @@ class Chat:
             elif token != image:
                 parts[-1].append(token)
         # Nothing is put around it, so that the next prompt has the tokens of this answer.
-        return str(self.processor.image_token).join(
-            str(self.processor.decode(part, skip_special_tokens=True)) for part in parts
-        ).strip()
+        return str(self.processor.image_token).join(map(self._words_of, parts)).strip()
+
+    def _words_of(self, tokens: list[int]) -> str:
+        """Return tokens of words as text, without names of tokens that stand for a picture, which words may spell."""
+        text = str(self.processor.decode(tokens, skip_special_tokens=True))
+        names = [name for name in (self.processor.image_token, self.processor.begin_token) if name]
+        while any(name in text for name in names):
+            for name in names:
+                text = text.replace(name, "")
+        return text
 
 
 @dataclass
@@ -331,12 +341,6 @@ class _Words(TextStreamer):  # type: ignore[misc]
 def _length(cache: Any) -> int:  # noqa: ANN401 - a cache of transformers
     """Return the number of tokens that a cache holds."""
     return 0 if cache is None else int(cache.get_seq_length())
-
-
-def room(model: TokLIPForConditionalGeneration, prompt: int, wanted: int) -> int:
-    """Return the number of tokens that an answer may have: ``wanted``, or fewer if the context ends before."""
-    context = model.context
-    return wanted if context is None else max(1, min(wanted, context - prompt))
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401

@@ -186,8 +186,11 @@ def ask(
         known = {"model": name, "pictures": pictures, "question": replace_lone_surrogates(question)}
         click.echo(json.dumps(known | chat.ask(question, shown).as_json()))
         return
+    begun = False
     for piece in chat.say(question, shown):
-        click.echo(piece, nl=False)
+        text = str(piece) if begun else str(piece).lstrip()
+        click.echo(text, nl=False)
+        begun = begun or bool(text)
     click.echo()
 
 
@@ -264,7 +267,7 @@ def chat(
     from toklip_mllm.model import read_picture
 
     # Read first, because a model takes seconds to load.
-    shown = {file: read_picture(file, number, max_pixels=max_pixels) for number, file in enumerate(pictures, 1)}
+    shown = [(file, read_picture(file, number, max_pixels=max_pixels)) for number, file in enumerate(pictures, 1)]
     model, processor = _loaded(name, dtype, device, seed)
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines

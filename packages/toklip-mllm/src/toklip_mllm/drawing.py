@@ -32,6 +32,7 @@ class PictureDrawer:
     """
 
     def __init__(self, model: TokLIPForConditionalGeneration, processor: TokLIPProcessor) -> None:
+        model.config.tokenizer_record.refuse_other_ids(processor.vq_record, "the processor")
         self.model, self.processor = model, processor
         self._sampler = Sampler(PicturePredictor(model))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Terminal:
     Args:
         chat: conversation.
         out: folder for drawn pictures, made with the first of them; existing files are never overwritten.
-        shown: pictures that go with the first message, by their files.
+        shown: files and pictures that go with the first message.
         known: what each line of JSON says beside message and answer; None: text instead of JSON. In JSON, errors are
             on stdout, too.
         interactive: whether somebody types; otherwise stdout has the messages, too.
@@ -46,7 +46,7 @@ class Terminal:
         self,
         chat: Chat,
         out: Path,
-        shown: Mapping[str, Image.Image],
+        shown: Sequence[tuple[str, Image.Image]],
         *,
         known: dict[str, Any] | None,
         interactive: bool,
@@ -55,7 +55,7 @@ class Terminal:
         self._chat, self._out, self._known = chat, out, known
         self._interactive, self._max_pixels = interactive, max_pixels
         #: Files that were shown, and pictures that go with the next message.
-        self._shown, self._waiting = list[str](), {**shown}
+        self._shown, self._waiting = list[str](), [*shown]
         self._number = 0
 
     def run(self, lines: Iterable[str]) -> None:
@@ -79,10 +79,10 @@ class Terminal:
             self._answer(replace_lone_surrogates(line))
         elif command == "/image" and rest.strip():
             path = rest.strip()
-            self._waiting[path] = read_picture(path, 1, max_pixels=self._max_pixels)
+            self._waiting.append((path, read_picture(path, 1, max_pixels=self._max_pixels)))
         elif line == "/clear":
             self._chat.clear()
-            self._shown, self._waiting = [], {}
+            self._shown, self._waiting = [], []
         elif line == "/help":
             click.echo("\n".join(f"{name:<12} {does}" for name, does in COMMANDS.items()), err=self._known is not None)
         else:
@@ -90,7 +90,7 @@ class Terminal:
 
     def _answer(self, message: str) -> None:
         """Write the answer to a message; Ctrl-C ends the answer, and the conversation if nobody types."""
-        pieces, written = self._chat.say(message, [*self._waiting.values()]), list[str]()
+        pieces, written = self._chat.say(message, [picture for _, picture in self._waiting]), list[str]()
         try:
             with closing(pieces):
                 answer = self._write(pieces, written)
@@ -99,8 +99,8 @@ class Terminal:
                 raise
             click.echo("\nstopped; the conversation goes on as if you had not asked", err=True)
             return
-        self._shown += self._waiting
-        self._waiting = {}
+        self._shown += [file for file, _ in self._waiting]
+        self._waiting = []
         if self._known is not None:
             said = {"question": message, "pictures": self._shown, **answer.as_json(), "drawn": written}
             click.echo(json.dumps(self._known | said))
@@ -108,22 +108,23 @@ class Terminal:
     def _write(self, pieces: Any, written: list[str]) -> Answer:  # noqa: ANN401 - a generator that returns the answer
         """Write pieces of an answer as they come, and the names of its pictures, which are returned in ``written``."""
         begun = False  # whether a line is
-        while True:
-            try:
+        try:
+            while True:
                 piece = next(pieces)
-            except StopIteration as end:
-                if self._known is None and begun:
-                    click.echo()
-                answer: Answer = end.value
-                return answer
-            if isinstance(piece, DrawnPicture):
-                written.append(str(self._save(piece.image)))
-                piece = ("\n" if begun else "") + f"{written[-1]}\n"
-            elif not begun:
-                piece = piece.lstrip()
-            if self._known is None and piece:
-                click.echo(piece, nl=False)
-                begun = not piece.endswith("\n")
+                if isinstance(piece, DrawnPicture):
+                    written.append(str(self._save(piece.image)))
+                    piece = ("\n" if begun else "") + f"{written[-1]}\n"
+                elif not begun:
+                    piece = piece.lstrip()
+                if self._known is None and piece:
+                    click.echo(piece, nl=False)
+                    begun = not piece.endswith("\n")
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+        finally:
+            if begun:
+                click.echo()
 
     def _save(self, image: Image.Image) -> Path:
         """Write a picture into a new file, drawn-NUMBER.png; return its path."""

@@ -76,7 +76,8 @@ def text_of(value: object, what: str = "answer or choice") -> str:
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (number or isinstance(value, str)):
         got = one_line(repr(value), longest=120)
         raise ValueError(f"got the {what} {got}; wanted a text or a number, such as \"yes\"")
     return str(value)
@@ -158,8 +159,13 @@ def yes_no(answers: Sequence[str], truths: Sequence[str]) -> YesNo:
         answers: answers of the model.
         truths: right answers, "yes" or "no".
 
+    Raises:
+        ValueError: there is no answer.
+
     Source: Li et al., POPE, https://arxiv.org/abs/2305.10355, section 5.
     """
+    if not answers:
+        raise ValueError("got no answers, of which there are no figures")
     said = [is_yes(answer) for answer in answers]
     is_so = [simplify(truth) == "yes" for truth in truths]
     both = sum(a and b for a, b in zip(said, is_so, strict=True))

@@ -17,7 +17,8 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from toklip_core.config import default_device, refuse_missing_device
 from tqdm import tqdm
 
-from toklip_mllm.chat import GREEDY, room
+from toklip_mllm.chat import GREEDY
+from toklip_mllm.evaluation.generation import generate_answers
 from toklip_mllm.model import load
 
 #: Maximum number of new tokens per answer, if a task does not set it.
@@ -75,7 +76,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
                 conversations = [self._messages(one) for one in arguments]
                 options = dict(arguments[0][2])
                 until = options.pop("until", None) or []
-                for number, text in zip(numbers, self._said(conversations, options), strict=True):
+                for number, text in zip(numbers, self._answer(conversations, options), strict=True):
                     found[number] = _cut(text, [until] if isinstance(until, str) else until)
                 bar.update(len(numbers))
         return found
@@ -114,28 +115,18 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
             messages.append({"role": message["role"], "content": parts})
         return messages
 
-    def _said(self, conversations: Sequence[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", "device": self.device},
-        )
+    def _answer(self, conversations: Sequence[list[dict[str, Any]]], options: Mapping[str, Any]) -> list[str]:
         samples = bool(options.get("do_sample", (options.get("temperature") or 0) > 0))
         # The language model's own sampling settings, such as its top-k, are none of the task's.
         drawn = {**GREEDY, "do_sample": True, "temperature": options.get("temperature"), "top_p": options.get("top_p"),
                  "top_k": 0}
-        prompt = inputs["input_ids"].shape[1]
-        said = self.model.generate(
-            **inputs,
-            max_new_tokens=room(self.model, prompt, options.get("max_new_tokens", MAX_NEW_TOKENS)),
-            num_beams=options.get("num_beams") or 1,
-            **(drawn if samples else GREEDY),
+        return generate_answers(
+            self.model,
+            self.processor,
+            conversations,
+            max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
+            options={**(drawn if samples else GREEDY), "num_beams": options.get("num_beams") or 1},
         )
-        new = said[:, prompt:]
-        return [str(text) for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def report_answers(answers: Sequence[VQAAnswer]) -> VQAReport:
     free = [one for one in answers if not one.question.choices]
     of_choices = [one for one in answers if one.question.choices]
     by_many = [one for one in free if len(one.question.truths) > 1]
-    yes = [one for one in free if {truth.strip().lower() for truth in one.question.truths} in ({"yes"}, {"no"})]
+    yes = [one for one in free if {simplify(truth) for truth in one.question.truths} in ({"yes"}, {"no"})]
     people = [len(one.question.truths) for one in by_many]
     accuracies = [vqa_accuracy(one.answer, one.question.truths) for one in by_many]
     protocol: dict[str, str | int] = {"questions": len(answers)}
@@ -115,11 +115,12 @@ def report_answers(answers: Sequence[VQAAnswer]) -> VQAReport:
 
 
 def _share(answers: Sequence[VQAAnswer]) -> Share:
-    kinds: dict[str, Counter[str]] = {}
+    kinds: dict[str, Counter[tuple[bool, str]]] = {}
     for one in answers:
         truths, choices = one.question.truths, one.question.choices
         # For choices this is the letter that a blind model would always give.
         right = {str(choices.index(truths[0]))} if choices else {*map(simplify, truths)}
-        kinds.setdefault(one.question.kind, Counter()).update(right)
+        # A type may have free answers, too: the letter of choice 0 is not the answer "0".
+        kinds.setdefault(one.question.kind, Counter()).update((bool(choices), answer) for answer in right)
     frequent = sum(counts.most_common(1)[0][1] for counts in kinds.values())
     return Share(len(answers), sum(one.right for one in answers) / len(answers), frequent / len(answers))

@@ -24,7 +24,8 @@ from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from toklip_core.weights import weights_checksum
 
-from toklip_mllm.chat import GREEDY, room
+from toklip_mllm.chat import GREEDY
+from toklip_mllm.evaluation.generation import generate_answers
 from toklip_mllm.evaluation.questions import Columns, VQAQuestion, prompt_of, read_questions, scene_questions
 from toklip_mllm.evaluation.report import VQAAnswer, VQAReport, report_answers
 from toklip_mllm.evaluation.settings import HeldOutQuestions, refuse_prompt
@@ -62,6 +63,7 @@ def evaluate_vqa(
     Raises:
         FileNotFoundError: the file, the model, or the folder of ``answers`` is missing.
         LookupError: the model's VQ tokenizer is not installed.
+        ContextError: a question leaves no room for an answer; nothing has been answered then.
         ValueError: the prompt has no {}, the file is malformed, or no picture can be read.
     """
     refuse_counts(max_new_tokens=max_new_tokens)
@@ -73,6 +75,7 @@ def evaluate_vqa(
         refuse_output(answers, [questions, *sorted(shown)], option="--answers")
     refuse_missing_device(compute.device)
     model, processor = load(name)
+    refuse_long_questions(model, processor, asked, prompt)
     weights = model.state_dict()  # those of the file: moved or cast, the model has others
     cast_weights(model.to(compute.device), compute.torch_dtype)
     unreadable: list[str] = []
@@ -171,11 +174,11 @@ def answer_questions(
             readable = [one for one in batch if all(picture.name in pictures for picture in one.pictures)]
             if readable:
                 prompts = [prompt_of(one, prompt) for one in readable]
-                answers = _said(model, processor, readable, prompts, pictures, max_new_tokens)
+                answers = _answer(model, processor, readable, prompts, pictures, max_new_tokens)
                 yield from map(VQAAnswer, readable, answers)
             count += len(readable)
             bar.update(len(batch))
-    if not count:
+    if questions and not count:
         raise ValueError(f"the pictures of none of {len(questions)} questions can be read; the first: {unreadable[0]}")
 
 
@@ -201,7 +204,7 @@ def _read(questions: Sequence[VQAQuestion], unreadable: list[str]) -> dict[str, 
     return found
 
 
-def _said(
+def _answer(
     model: TokLIPForConditionalGeneration,
     processor: TokLIPProcessor,
     questions: Sequence[VQAQuestion],
@@ -213,25 +216,11 @@ def _said(
     rows = {name: row for row, name in enumerate(pictures)}
     order = [rows[picture.name] for one in questions for picture in one.pictures]
     image_ids = processor.encode([*pictures.values()], model.device)[order] if order else None
-    inputs = processor.apply_chat_template(
-        _conversations(processor, questions, prompts),
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-        image_ids=image_ids,
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    ).to(model.device)
-    length = inputs["input_ids"].shape[1]
-    if len(questions) > 1 and room(model, length, max_new_tokens) < max_new_tokens:
-        # The longest prompt leaves little room for its answer, but the others have theirs.
-        answers = []
-        for one, text in zip(questions, prompts, strict=True):
-            own = {picture.name: pictures[picture.name] for picture in one.pictures}
-            answers += _said(model, processor, [one], [text], own, max_new_tokens)
-        return answers
-    said = model.generate(**inputs, max_new_tokens=room(model, length, max_new_tokens), **GREEDY)[:, length:]
-    return [text.strip() for text in processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+    conversations = _conversations(processor, questions, prompts)
+    answers = generate_answers(
+        model, processor, conversations, image_ids=image_ids, max_new_tokens=max_new_tokens, options=GREEDY
+    )
+    return [answer.strip() for answer in answers]
 
 
 def _conversations(

@@ -1,3 +1,4 @@
+from .adapters import keep_out as keep_out
 from .building import (
     add_image_head as add_image_head,
     build as build,

@@ -54,8 +54,8 @@ def build(
         dtype: dtype of the whole model; None: the language model's own.
 
     Raises:
-        ValueError: the tokenizer is missing or has no chat template, the language model reads pictures already, or
-            the TokLIP cannot draw: its encoder is not causal, or its ids form a pyramid.
+        ValueError: the tokenizer is missing or has no chat template, the language model reads pictures already, the
+            image token means something else, or with an image head, :func:`add_image_head` raises it.
         OSError: a model is missing and cannot be downloaded.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -80,6 +80,7 @@ def build(
             "tokenizer.chat_template"
         )
     _refuse_composite(language_model)
+    _refuse_word(tokenizer, image_token, "image token", language_model.generation_config)
     if isinstance(toklip, str | Path):
         toklip = TokLIP.from_pretrained(toklip, text=False)
     _make_room(language_model, tokenizer, image_token)
@@ -142,7 +143,9 @@ def add_image_head(
     if model.image_head is not None:
         raise ValueError("the model has an image head already; train that one")
     language_model, tokenizer = model.language_model, processor.tokenizer
-    _refuse_word(tokenizer, settings.begin_token, processor.image_token)
+    if settings.begin_token == processor.image_token:
+        raise ValueError(f"got the image token {processor.image_token!r} as begin token; name another one")
+    _refuse_word(tokenizer, settings.begin_token, "begin token", model.generation_config)
     embedding, encoder = model.vision.embedding, model.vision.encoder
     levels = IdLevels.of_embedding(embedding)
     refuse_drawing(top_k=settings.top_k, most=max(levels.sizes))
@@ -156,7 +159,8 @@ def add_image_head(
     if blocks:
         sizes = _sizes_over_levels(settings, width)
     elif given := [name for name, value in sizes.items() if value is not None]:
-        raise ValueError(f"got {' and '.join(given)}, but one linear layer predicts the levels of these ids; leave out")
+        names = " and ".join(given)
+        raise ValueError(f"got {names}, but one linear layer predicts the levels of these ids; leave {names} out")
     config = ImageHeadConfig(
         begin_token_id=0,  # until the tokenizer has the token
         levels=levels.sizes,
@@ -186,15 +190,23 @@ def _sizes_over_levels(settings: ImageHeadSettings, width: int) -> dict[str, int
     return {"level_width": width, "level_heads": heads}
 
 
-def _refuse_word(tokenizer: Any, begin_token: str, image_token: str) -> None:  # noqa: ANN401
-    """Refuse a begin token that means something else; ValueError if it is the image token or an ordinary word."""
-    if begin_token == image_token:
-        raise ValueError(f"got the image token {image_token!r} as begin token; name another one")
-    token, known = tokenizer.get_vocab().get(begin_token), tokenizer.added_tokens_decoder
-    if token is not None and not (token in known and known[token].special):
+def _refuse_word(tokenizer: Any, name: str, what: str, generation: Any) -> None:  # noqa: ANN401
+    """Raise ValueError for an image or begin token that means something else: a word, or the end of an answer."""
+    token = tokenizer.get_vocab().get(name)
+    if token is None:
+        return
+    ends = getattr(generation, "eos_token_id", None)
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if token in used | {*(ends if isinstance(ends, list) else [ends])}:
         raise ValueError(
-            f"got {begin_token!r} as begin token, which is a word of the tokenizer; name one of its special tokens, or "
-            "one that it does not have"
+            f"got {name!r} as {what}, which begins, ends or fills texts of this tokenizer; name another special token, "
+            "or one that it does not have"
+        )
+    known = tokenizer.added_tokens_decoder.get(token)
+    if known is None or (what == "begin token" and not known.special):
+        raise ValueError(
+            f"got {name!r} as {what}, which is a word of the tokenizer; name one of its special tokens, or one that it "
+            "does not have"
         )
 
 
@@ -231,19 +243,28 @@ def load(
         model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")
         processor = TokLIPProcessor.from_pretrained(place)
     model.config.tokenizer_record.refuse_other_ids(processor.vq_record, f"the processor of {str(name)!r}")
-    if (model.image_head is None) != (processor.begin_token is None):
-        raise ValueError(
-            f"in {str(name)!r} the processor has {processor.begin_token or 'no token'!r} to open a picture, and the "
-            f"model has {'no' if model.image_head is None else 'an'} image head; save both from one build"
-        )
-    if (ours := model.config.tokens_per_picture) != (theirs := processor.tokens_per_picture):
-        raise ValueError(
-            f"in {str(name)!r} the model takes {ours} tokens per picture, and the processor gives {theirs}; save both "
-            "from one build"
-        )
+    _refuse_other_processor(model, processor, str(name))
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+def _refuse_other_processor(model: TokLIPForConditionalGeneration, processor: TokLIPProcessor, name: str) -> None:
+    """Raise ValueError if a model and a processor make or read pictures in different ways."""
+    config, begin = model.config, processor.begin_token
+    begins = None if begin is None else processor.tokenizer.convert_tokens_to_ids(begin)
+    both = {
+        "size of pictures": (config.image_size, processor.image_size),
+        "way to make them square": (config.resize, processor.resize),
+        "number of tokens per picture": (config.tokens_per_picture, processor.tokens_per_picture),
+        "image token": (config.image_token_id, processor.image_token_id),
+        "begin token": (None if config.image_head is None else config.head_config.begin_token_id, begins),
+    }
+    for what, (ours, theirs) in both.items():
+        if ours != theirs:
+            raise ValueError(
+                f"in {name!r} the model's {what} is {ours}, and the processor's {theirs}; save both from one build"
+            )
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def flatten(messages: Iterable[Any], image_token: str) -> tuple[list[Message], l
 
 
 def open_drawn(messages: Iterable[Message], image_token: str, begin_token: str) -> list[Message]:
-    """Return normalized messages with ``begin_token`` before each picture of the assistant, which is one that it draws.
+    """Return normalized messages with ``begin_token`` before each picture of the assistant, because it draws those.
 
     >>> open_drawn([{"role": "assistant", "content": "here: <image>"}], "<image>", "<begin>")
     [{'role': 'assistant', 'content': 'here: <begin><image>'}]

@@ -46,13 +46,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import torch_compilable_check
 
+from toklip_mllm.model.adapters import keep_out
 from toklip_mllm.model.config import NO_HEAD, TokLIPLMConfig
 from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.logits import FiniteLogits
 from toklip_mllm.model.outputs import PictureOutput, ReadAndDrawOutput
 from toklip_mllm.model.predictor import PicturePredictor, PicturePrompt
 from toklip_mllm.model.vision import PictureEncoder, round_to
-from toklip_mllm.training import keep_out
 
 #: transformers' name of the cache: the first from 5.24 on, the second before.
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -127,9 +127,10 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._encoder_read: dict[torch.dtype, str] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
-        """Set an attribute. Once peft has added adapters it sets ``peft_config``, which removes them from vision.
+        """Set an attribute. Once peft has added adapters it sets ``peft_config``; then they are removed from all parts
+        but the language model.
 
-        See :func:`toklip_mllm.training.keep_out`.
+        See :func:`toklip_mllm.model.keep_out`.
         """
         super().__setattr__(name, value)
         if name == "peft_config":
@@ -139,13 +140,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """Yield names and modules, as PyTorch does.
 
         Before peft adds a second adapter it calls this with the adapter's settings in ``peft_config``; they are changed
-        here to exclude vision.
+        here to exclude all parts but the language model.
         """
         self._keep_adapters_out()
         return super().named_modules(*args, **kwargs)
 
     def _keep_adapters_out(self) -> None:
-        """Exclude vision and connector from adapters that are new in ``peft_config``."""
+        """Exclude all parts but the language model from adapters that are new in ``peft_config``."""
         settings, known = self.__dict__.get("peft_config") or {}, self.__dict__.get("_kept_out", {})
         new = {adapter: config for adapter, config in settings.items() if known.get(adapter) is not config}
         if new or len(known) > len(settings):
@@ -244,11 +245,14 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             kwargs: further arguments of the language model's forward.
 
         Raises:
-            ValueError: places and pictures differ in number, the ids are of another grid, there are two caches, or
-                logits of pictures are asked of a model without image head or without ids.
+            ValueError: places and pictures differ in number, the ids are of another grid, there are two caches, logits
+                of pictures are asked of a model without image head or without ids, or :meth:`refuse_unlearned` raises
+                it.
         """
         if output_image_logits is None:
             output_image_logits = labels is not None and self.image_head is not None
+            if labels is None:
+                self.refuse_unlearned(input_ids)
         text = self._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, image_embeds)
         known: dict[str, Any] = {"position_ids": position_ids, "use_cache": use_cache}
         known |= _cache_by_its_name({"cache": cache, "past_key_values": past_key_values})
@@ -278,6 +282,20 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         With an image head it may not, because the loss is that of ids, too: it is a mean over the micro-batch.
         """
         return self.image_head is None
+
+    def refuse_unlearned(self, input_ids: Tensor | None) -> None:
+        """Raise ValueError for drawn pictures in training without labels, because the head would not learn them.
+
+        Trainers that compute the loss themselves (label smoothing, a loss from hidden states) leave out the labels.
+        """
+        if self.image_head is None or input_ids is None or not (self.training and torch.is_grad_enabled()):
+            return
+        opened = input_ids[:, :-1] == self.config.head_config.begin_token_id
+        if bool((opened & (input_ids[:, 1:] == self.config.image_token_id)).any()):
+            raise ValueError(
+                "got drawn pictures in training without labels, so their loss would be left out; let the model compute "
+                "the loss (no label smoothing), or give output_image_logits=False if it is not wanted"
+            )
 
     def required_head(self) -> ImageHead:
         """Return the image head; ValueError if the model has none."""
@@ -394,8 +412,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
         Raises:
             ContextError: the language model's context has no room for the picture.
-            ValueError: the model has no image head, a prompt does not end in the begin token, or
-                :meth:`toklip_core.drawing.Sampler.draw` raises it.
+            ValueError: the model has no image head, a prompt does not end in the begin token, the sampler is of
+                another model, or :meth:`toklip_core.drawing.Sampler.draw` raises it.
 
         >>> from toklip_mllm.model import load
         >>> model, processor = load("toklip-mllm-tiny")
@@ -405,7 +423,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         sampler = sampler or Sampler(PicturePredictor(self))
         predictor = cast(PicturePredictor, sampler.model)
-        predictor.forget()
+        if predictor.model is not self:
+            raise ValueError("got the sampler of another model; make one: Sampler(PicturePredictor(model))")
         self._refuse_other_end(input_ids)
         self.refuse_no_room(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -420,10 +439,13 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         if embeds is None:
             embeds = cast(Tensor, self.get_input_embeddings()(input_ids[:, seen:]))
         prompt = PicturePrompt(embeds, mask, cache)
-        ids, calls, width = sampler.draw(
-            prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, window=window, progress=progress
-        )
-        read = predictor.finish(prompt, ids.flatten(1, 2), last=read_last)
+        try:
+            ids, calls, width = sampler.draw(
+                prompt, seeds=seeds, drawing=drawing, prefix=prefix_ids, window=window, progress=progress
+            )
+            read = predictor.finish(prompt, ids.flatten(1, 2), last=read_last)
+        finally:
+            predictor.forget()
         places = input_ids.new_full((len(ids), self.config.tokens_per_picture), self.config.image_token_id)
         sequences = torch.cat([input_ids, places], dim=1)
         mask = torch.cat([mask, torch.ones_like(places, dtype=mask.dtype)], dim=1)
@@ -446,6 +468,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 f"got a prompt of {length} tokens, and a picture takes {each}; the language model's context is "
                 f"{context}: say less, or start over"
             )
+
+    def room_for_answer(self, length: int, wanted: int) -> int:
+        """Return the number of tokens of an answer to a prompt of ``length``: ``wanted``, or fewer for the context."""
+        context = self.context
+        return wanted if context is None else max(1, min(wanted, context - length))
 
     def _with_pictures_drawn(
         self, found: Any, input_ids: Tensor | None, image_ids: Tensor | None, *, learns: bool  # noqa: ANN401
@@ -654,14 +681,12 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def _checksum_of_saved(self, state_dict: Mapping[str, Tensor] | None) -> str | None:
         """Return the checksum to save with the weights of a state dict, or with the model's own."""
         told = self.config.encoder_checksum
-        if told is None or self._encoder_read is None:
-            return told
         weights = self._encoder_weights(state_dict)
-        if not weights:
+        if told is None or not weights:
             return None
         # Rounded weights still count as those of the encoder that made the stored tokens.
         dtype = next(iter(weights.values())).dtype
-        same = weights_checksum(weights) == self._encoder_read.get(dtype)
+        same = weights_checksum(weights) == (self._encoder_read or {}).get(dtype)
         return told if same else weights_checksum(round_to(weights, torch.float32))
 
     @property
@@ -818,9 +843,11 @@ class Backbone(nn.Module):
             kwargs: arguments of the language model's base model: attention_mask, position_ids, use_cache, ...
 
         Raises:
-            ValueError: places and pictures differ in number, or the ids are of another grid.
+            ValueError: places and pictures differ in number, the ids are of another grid, or the model's
+                ``refuse_unlearned`` raises it.
         """
         (model,) = self._of
+        model.refuse_unlearned(input_ids)
         text = model._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, None)
         return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
 

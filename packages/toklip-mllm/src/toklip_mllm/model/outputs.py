@@ -32,7 +32,7 @@ class PictureOutput:
     sequences: Tensor
     #: (B, L + N), 0 where a prompt is padded; with ``read_last=False`` the cache does not hold the last position yet.
     attention_mask: Tensor
-    #: (B, N, D), the pictures in the language model's embedding space, as :meth:`get_image_features` returns them.
+    #: (B, N, D), the pictures in the language model's embedding space, as ``get_image_features`` returns them.
     image_features: Tensor
     #: Cache of the language model, which holds prompt and picture.
     cache: Any

@@ -7,6 +7,7 @@ import binascii
 import io
 import os
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -139,8 +140,11 @@ def _fetched(address: str, fetch: bool) -> bytes:
     if not fetch:
         raise ValueError("nothing is fetched from a network unprompted; download it first, or give fetch=True")
     # Some hosts refuse requests without a user agent.
-    with urlopen(Request(address, headers={"User-Agent": "toklip-mllm"}), timeout=_PATIENCE) as answer:
-        data: bytes = answer.read(_LARGEST + 1)
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "toklip-mllm"}), timeout=_PATIENCE) as answer:
+            data: bytes = answer.read(_LARGEST + 1)
+    except HTTPException as error:  # such as an address with a space, or an answer that is none of HTTP
+        raise OSError(f"{type(error).__name__}: {one_line(error, longest=200)}") from error
     if len(data) > _LARGEST:
         raise ValueError(f"the file is larger than {_LARGEST} bytes")
     return data

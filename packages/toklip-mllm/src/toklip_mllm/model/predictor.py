@@ -102,7 +102,7 @@ class PicturePredictor:
     """
 
     def __init__(self, model: ReadingModel) -> None:
-        self._model = model
+        self.model = model
         self._head = model.required_head()
         #: Cache of the pictures that are being drawn.
         self._read: PictureCache | None = None
@@ -110,23 +110,23 @@ class PicturePredictor:
     @property
     def levels(self) -> IdLevels:
         """Levels in which the ids of a position are predicted."""
-        return self._model.id_levels
+        return self.model.id_levels
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the ids of a picture."""
-        rows, columns, _ = self._model.vision.ids_shape
+        rows, columns, _ = self.model.vision.ids_shape
         return rows, columns
 
     @property
     def drawing(self) -> Drawing:
         """Settings that the model's config recommends."""
-        return self._model.config.head_config.drawing
+        return self.model.config.head_config.drawing
 
     @property
     def device(self) -> torch.device:
         """Device that the model is on."""
-        return self._model.device
+        return self.model.device
 
     def count(self, condition: PicturePrompt) -> int:
         """Return the number B of pictures of prompts."""
@@ -140,8 +140,8 @@ class PicturePredictor:
         With guidance, the cache that a prompt brings gets a second row of each picture.
         """
         embeds, mask, cache = condition
-        features, stream = self._model.vision.stream(ids)
-        own = self._model.connect(features).to(embeds)
+        features, stream = self.model.vision.stream(ids)
+        own = self.model.connect(features).to(embeds)
         embeds = torch.cat([embeds, own], dim=1)
         if guided:
             alone = torch.zeros_like(mask)
@@ -150,17 +150,17 @@ class PicturePredictor:
             if cache is not None:
                 cache.batch_select_indices(torch.arange(len(alone), device=mask.device).repeat(2))
         mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1])], dim=1)
-        states, cache = self._model.read_embeds(embeds, mask, cache)
+        states, cache = self.model.read_embeds(embeds, mask, cache)
         self._read = PictureCache(stream, cache, mask, ids, own)
         return states[:, -1], self._read
 
     def step(self, ids: Tensor, cache: PictureCache) -> Tensor:
         """Read the ids (B, n, Q) of the next n positions; return the states (R, n, D) of those after each of them."""
         rows = len(cache.mask)
-        own = self._model.connect(cache.stream.step(ids)).to(cache.embeds)
+        own = self.model.connect(cache.stream.step(ids)).to(cache.embeds)
         cache.mask = torch.cat([cache.mask, cache.mask.new_ones(rows, ids.shape[1])], dim=1)
         cache.ids, cache.embeds = torch.cat([cache.ids, ids], dim=1), torch.cat([cache.embeds, own], dim=1)
-        states, cache.cache = self._model.read_embeds(own.repeat(rows // len(ids), 1, 1), cache.mask, cache.cache)
+        states, cache.cache = self.model.read_embeds(own.repeat(rows // len(ids), 1, 1), cache.mask, cache.cache)
         return states
 
     def logits(self, states: Tensor, before: Tensor, cache: PictureCache) -> Tensor:
@@ -168,7 +168,7 @@ class PicturePredictor:
         return self._head.logits(states, before)
 
     def forget(self) -> None:
-        """Forget what an earlier drawing has read, which it leaves behind if it ends with an error."""
+        """Forget what a drawing has read, also one that ended with an error."""
         self._read = None
 
     def finish(self, condition: PicturePrompt, ids: Tensor, *, last: bool = True) -> PictureCache:
@@ -190,7 +190,7 @@ class PicturePredictor:
         else:
             if held < ids.shape[1] - 1:
                 self.step(ids[:, held:-1], read)
-            own = self._model.connect(read.stream.step(ids[:, -1:])).to(read.embeds)
+            own = self.model.connect(read.stream.step(ids[:, -1:])).to(read.embeds)
             read.embeds = torch.cat([read.embeds, own], dim=1)
         self._read = None
         return read

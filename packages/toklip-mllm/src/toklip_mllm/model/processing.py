@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -366,14 +367,13 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             return texts if batched else texts[0]
         beside = called.pop("images", None)
         pictures = [*map(pictures_in, conversations)] if beside is None else beside if batched else [beside]
-        shown = any(isinstance(one, Image.Image) or len(one) for one in pictures)
         if return_tensors is not None:
             called["return_tensors"] = return_tensors
         offsets = called.get("return_offsets_mapping", False)
         if marked:
             called["return_offsets_mapping"] = True
         batch = self(
-            images=pictures if image_ids is None and shown else None,
+            images=pictures if image_ids is None else None,
             text=texts,
             image_ids=image_ids,
             **called,
@@ -435,7 +435,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             raise ValueError("sanitize_control_tokens is not offered; take control tokens out of the messages first")
         kwargs = {"enable_thinking": False, **self.tokenizer.special_tokens_map, **kwargs}
         rendered = [normalize(messages) for messages in conversations]
-        reads_items = self._reads_items(template)
+        reads_items = _reads_items(template, tuple(self.tokenizer.special_tokens_map.items()))
         if not reads_items:
             rendered = [flatten(messages, self.image_token)[0] for messages in rendered]
         if self.begin_token is not None:
@@ -469,21 +469,6 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         if not self._of_hub:
             return hub_file(self._source, file)
         return Path(hf_hub_download(self._source, file, **self._of_hub))
-
-    def _reads_items(self, template: str) -> bool:
-        """Return whether a template only renders contents that are lists of items."""
-
-        def says(content: object) -> bool:
-            messages = [{"role": "user", "content": content}]
-            try:
-                (text,), _ = render_jinja_template(
-                    [messages], chat_template=template, **self.tokenizer.special_tokens_map
-                )
-            except Exception:  # a template may raise anything for a form that it does not know
-                return False
-            return _PROBE in text
-
-        return not says(_PROBE) and says([{"type": "text", "text": _PROBE}])
 
     def _tokens(self, texts: Sequence[str], options: dict[str, Any]) -> _TokenRows:
         """Return the tokens of texts, with N image tokens per picture; ValueError if a picture would be cut."""
@@ -554,9 +539,12 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     ) -> Tensor | None:
         """Return the ids of the pictures; ValueError if texts and pictures differ in number."""
         flat, each = ([], None) if images is None else to_list(images)
-        given = [len(flat) if image_ids is None else len(image_ids)] if each is None or image_ids is not None else each
-        if len(given) != len(places):
-            given, places = [sum(given)], [sum(places)]
+        if each is None or image_ids is not None:
+            given, places = [len(flat) if image_ids is None else len(image_ids)], [sum(places)]
+        elif len(each) != len(places):
+            raise ValueError(f"got {len(each)} lists of pictures for {len(places)} texts; wanted one for each text")
+        else:
+            given = each
         for number, (wanted, got) in enumerate(zip(places, given, strict=True), start=1):
             if wanted != got:
                 which = f"text {number}: " if len(given) > 1 else ""
@@ -567,6 +555,21 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 AutoProcessor.register(TokLIPLMConfig, TokLIPProcessor, exist_ok=True)
+
+
+@lru_cache(maxsize=8)
+def _reads_items(template: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether a template only renders contents that are lists of items."""
+
+    def says(content: object) -> bool:
+        messages = [{"role": "user", "content": content}]
+        try:
+            (text,), _ = render_jinja_template([messages], chat_template=template, **dict(special_tokens))
+        except Exception:  # a template may raise anything for a form that it does not know
+            return False
+        return _PROBE in text
+
+    return not says(_PROBE) and says([{"type": "text", "text": _PROBE}])
 
 
 def _record(values: Mapping[str, Any]) -> TokenizerRecord:

@@ -8,10 +8,7 @@ from .conversations import (
     label_conversation as label_conversation,
     read_conversations as read_conversations,
 )
-from .lora import (
-    add_adapters as add_adapters,
-    keep_out as keep_out,
-)
+from .lora import add_adapters as add_adapters
 from .samples import ConversationSamples as ConversationSamples
 from .settings import (
     RECIPES as RECIPES,

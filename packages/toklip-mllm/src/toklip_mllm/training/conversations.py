@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,8 +156,8 @@ def label_conversation(
 
     Raises:
         ValueError: no token has a label; placeholders and pictures differ in number; a picture cannot be read; the
-            conversation is longer than ``max_length``; or the assistant's turns cannot be found. The message names the
-            conversation.
+            conversation is longer than ``max_length``; the assistant's turns cannot be found; or a picture that the
+            user shows follows the begin token, as only drawn ones do. The message names the conversation.
 
     >>> from toklip_mllm.model import load
     >>> processor = load("toklip-mllm-tiny")[1]
@@ -181,6 +182,7 @@ def label_conversation(
     rendered = tokens.count(processor.image_token_id)
     if rendered != number:
         raise ValueError(f"{name}: the chat template renders {rendered} of {number} pictures")
+    _refuse_other_opened(name, messages, tokens, processor)
     places = processor.expand(tokens)
     input_ids = torch.tensor([tokens[i] for i in places])
     labels = input_ids.masked_fill(~torch.tensor([said[i] for i in places]), IGNORED)
@@ -203,18 +205,24 @@ def branched(examples: Sequence[Example], *, image_token_id: int) -> Example:
         image_token_id: token of a picture.
 
     Raises:
-        ValueError: the conversations differ before the end of the pictures.
+        ValueError: the conversations have no picture, differ before the end of the pictures, or the answer of one
+            follows them at once: its first token would be learned from the end of the conversation before it.
 
     >>> none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
     >>> rows = [torch.tensor([1, 9, 5, 6]), torch.tensor([1, 9, 7, 8])]
-    >>> joined = branched([Example(row, row, none) for row in rows], image_token_id=9)
+    >>> joined = branched([Example(row, torch.full_like(row, -100), none) for row in rows], image_token_id=9)
     >>> joined.input_ids.tolist(), joined.branches.tolist()
     ([1, 9, 5, 6, 7, 8], [0, 0, 1, 1, 2, 2])
     """
     first = examples[0].input_ids
-    shared = int((first == image_token_id).nonzero().max()) + 1
+    places = (first == image_token_id).nonzero()
+    if not len(places):
+        raise ValueError("the conversations have no picture, after which they could part")
+    shared = int(places.max()) + 1
     if not all(torch.equal(example.input_ids[:shared], first[:shared]) for example in examples):
         raise ValueError("the conversations differ before the end of the pictures, which they have to share")
+    if any(example.labels[shared] != IGNORED for example in examples[1:]):
+        raise ValueError("an answer follows the pictures at once, without a question; join no such conversations")
     tails = [example.input_ids[shared:] for example in examples]
     branches = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
     return Example(
@@ -272,12 +280,12 @@ def _tokens_and_turns(messages: list[dict[str, str]], processor: TokLIPProcessor
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError("the tokenizer is a slow one, which does not tell where tokens are; take the fast one")
-    text = processor.apply_chat_template(messages)
+    marked = bool(MARKS_TURNS.search(processor.template()))
+    (text,), spoken = processor.render([messages], return_assistant_tokens_mask=marked)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-    if MARKS_TURNS.search(processor.template()):
-        _, (spans,) = processor.render([messages], return_assistant_tokens_mask=True)
-        return tokens, [any(first < end and last > start for start, end in spans) for first, last in offsets]
+    if marked:
+        return tokens, [any(first < end and last > start for start, end in spoken[0]) for first, last in offsets]
     said = [False] * len(tokens)
     for start, end in _turns(messages, text, processor):
         inside = [i for i, place in enumerate(offsets) if place[0] < end and place[1] > start]
@@ -310,6 +318,23 @@ def _turns(messages: list[dict[str, str]], text: str, processor: TokLIPProcessor
                 f"or when turns follow; {_WAY_OUT}"
             )
         yield len(before), len(after)
+
+
+def _refuse_other_opened(
+    name: str, messages: Sequence[Mapping[str, str]], tokens: Sequence[int], processor: TokLIPProcessor
+) -> None:
+    """Raise ValueError unless the pictures after a begin token are those of the assistant, which it draws."""
+    if processor.begin_token is None:
+        return
+    begin = processor.tokenizer.convert_tokens_to_ids(processor.begin_token)
+    opened = sum(pair == (begin, processor.image_token_id) for pair in pairwise(tokens))
+    spoken = "".join(turn["content"] for turn in messages if turn["role"] == "assistant")
+    drawn = spoken.count(processor.image_token)
+    if opened != drawn:
+        raise ValueError(
+            f"{name}: {opened} pictures follow the begin token {processor.begin_token!r}, and the assistant draws "
+            f"{drawn}; take it out of the messages and the chat template, where a picture is shown"
+        )
 
 
 def _refuse_other_number(conversation: Conversation, pictures: int) -> None:

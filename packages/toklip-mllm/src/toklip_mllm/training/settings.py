@@ -320,7 +320,12 @@ class MLLMTrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _drawings_have_prompts(self) -> Self:
+    def _plain_template_fits(self) -> Self:
+        if self.template == "plain" and any(getattr(source, "independent", False) for source in self.data):
+            raise ValueError(
+                "template 'plain' renders no questions, so they cannot be asked independently; give template = 'chat', "
+                "or independent = false"
+            )
         if self.template == "plain" and needs_image_head(self.data):
             raise ValueError(
                 "template 'plain' renders nothing that the user says, so pictures would be drawn without their "

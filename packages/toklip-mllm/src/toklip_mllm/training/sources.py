@@ -119,6 +119,8 @@ def open_sources(
 ) -> list[ConversationReader]:
     """Return readers for the sources of the settings, and check that no file and no placeholder is missing.
 
+    Pictures are read when their conversation comes.
+
     Raises:
         FileNotFoundError: a file that a source names is missing.
         ValueError: a file is malformed, stores do not fit one another or the model, or stores and pixels are mixed.
@@ -149,9 +151,7 @@ def repeated(readers: Sequence[ConversationReader], sources: Sequence[Conversati
     return [reader if source.passes == 1 else RepeatedReader(reader, source.passes) for reader, source in pairs]
 
 
-def use_stored_tokens(
-    sources: Sequence[ConversationReader], encoder_checksum: str | None, *, memory: int = TOKEN_MEMORY
-) -> bool:
+def use_stored_tokens(sources: Sequence[ConversationReader], encoder_checksum: str | None) -> bool:
     """Make readers use stored tokens if all stores have those of this encoder; return whether they do.
 
     Otherwise a warning says why, and only the ids are used, which mean the same.
@@ -159,7 +159,6 @@ def use_stored_tokens(
     Args:
         sources: readers from :func:`open_sources`.
         encoder_checksum: checksum in the model's config; None: it has none.
-        memory: bytes to keep; see ``TOKEN_MEMORY``.
     """
     files = [
         source for source in sources if isinstance(source, FileReader | SceneReader | DrawingReader) and source.stored
@@ -183,7 +182,7 @@ def use_stored_tokens(
         return False
     stores: dict[Path | None, TokenStore] = {}
     for source in having:
-        source.read_tokens(stores, memory)
+        source.read_tokens(stores, TOKEN_MEMORY)
     return True
 
 
@@ -234,6 +233,7 @@ class SceneReader:
         """Return a conversation about new scenes; a store has the same ones for each epoch."""
         epoch, index = key
         first = (index if self.stored else epoch * len(self) + index) * self._source.scenes
+        name = self.name(index)
         draw = random.Random(derived_seed(self._seed, *key))
         scenes = [self._scene(first + number) for number in range(self._source.scenes)]
         levels = ids = None
@@ -244,10 +244,10 @@ class SceneReader:
         # The pictures in conversations are empty, because their levels come separately.
         if self._source.independent:
             alone = [self._shown([turn], draw) for turn in self._turns(scenes[0], draw)]
-            one, *others = (Conversation(self.name(first), tuple(messages), ("",)) for messages in alone)
+            one, *others = (Conversation(name, tuple(messages), ("",)) for messages in alone)
             return LoadedConversation(one, levels, ids, others=tuple(others))
         messages = [message for one in scenes for message in self._messages(one, draw)]
-        conversation = Conversation(self.name(first), tuple(messages), ("",) * len(scenes))
+        conversation = Conversation(name, tuple(messages), ("",) * len(scenes))
         return LoadedConversation(conversation, levels, ids)
 
     def _scene(self, index: int) -> Scene:
@@ -286,8 +286,8 @@ class SceneReader:
         return messages
 
     def name(self, index: int) -> str:
-        """Return the number of the scene and the seed."""
-        return f"scene {index} of seed {self._source.seed}"
+        """Return the number of a conversation, and the seed of its scenes."""
+        return f"conversation {index} about scenes of seed {self._source.seed}"
 
     def texts(self, index: int) -> list[str]:
         """Return all questions, answers and captions of the first scene of a conversation, with all requests."""
@@ -502,7 +502,7 @@ class RepeatedReader:
         return self._reader.texts(index % len(self._reader))
 
     def of_each_kind(self) -> Iterator[Conversation]:
-        """Yield those of the reader."""
+        """Yield one conversation of each sequence of speakers, as the wrapped reader does."""
         return self._reader.of_each_kind()
 
     def lengths(self, tokens_per_picture: int) -> NDArray[np.int64]:

@@ -204,7 +204,7 @@ class MLLMTask(Task):
 
 
 class PictureLearning(NamedTuple):
-    """How drawn pictures are learned."""
+    """Weights of the losses of drawn pictures, and the share of sampled ids."""
 
     #: Weights of the losses; the loss of the text has 1.
     next_id: float = 1.0
@@ -341,6 +341,7 @@ def answers(
         image_tokens=tokens,
         use_cache=False,
         logits_to_keep=places,
+        output_image_logits=False,  # they are computed below
         **seen,
         **({"output_hidden_states": True} if draws else {}),
     )
@@ -523,8 +524,15 @@ def refuse_other_attention(config: PreTrainedConfig, max_length: int) -> None:
         max_length: maximum number of tokens of joined conversations.
     """
     window, kind = getattr(config, "sliding_window", None), config._attn_implementation
-    if kind not in ("sdpa", "eager") or (window is not None and window < max_length):
-        found = f"attention in windows of {window} tokens" if kind in ("sdpa", "eager") else f"the attention {kind!r}"
+    other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    found = ""
+    if other:  # such as convolutions, which read across the mask
+        found = f"layers of the kinds {', '.join(sorted(other))}"
+    elif kind not in ("sdpa", "eager"):
+        found = f"the attention {kind!r}"
+    elif window is not None and window < max_length:
+        found = f"attention in windows of {window} tokens"
+    if found:
         raise ValueError(
             f"got independent questions and a language model with {found}, which cannot mask them from one another; "
             "set independent = false, or take another language model"
