@@ -23,14 +23,14 @@ from toklip_mllm.evaluation import (
     evaluate_vqa,
     exact_match,
     held_out_questions,
-    prompt_of,
+    make_prompt,
     read_questions,
     refuse_long_questions,
     report_answers,
     scene_questions,
     yes_no,
 )
-from toklip_mllm.evaluation.answers import text_of
+from toklip_mllm.evaluation.answers import to_text
 from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor
 
 from tests.support.refusals import last_error
@@ -199,8 +199,8 @@ def test_a_line_ends_where_json_lines_end(rows):
 
 def test_choices_are_asked_with_letters_and_other_questions_by_the_prompt():
     one = question("a cat", choices=("a dog", "a cat"))
-    assert prompt_of(one, "{} Briefly.").splitlines()[:3] == ["what?", "A. a dog", "B. a cat"]
-    assert prompt_of(question("red"), "{} Briefly.") == "what? Briefly."
+    assert make_prompt(one, "{} Briefly.").splitlines()[:3] == ["what?", "A. a dog", "B. a cat"]
+    assert make_prompt(question("red"), "{} Briefly.") == "what? Briefly."
 
 
 def test_figures_are_of_the_questions_that_they_are_for():
@@ -449,7 +449,7 @@ def test_of_no_questions_there_are_no_answers_and_no_figures():
 
 def test_a_choice_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="got the choice nan; wanted a text or a number"):
-        text_of(float("nan"), "choice")
+        to_text(float("nan"), "choice")
 
 
 def test_the_first_choice_is_no_free_answer_of_nought():

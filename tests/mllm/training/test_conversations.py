@@ -10,8 +10,8 @@ from toklip_mllm.training import (
     Conversation,
     Example,
     collate,
-    conversation_of,
     label_conversation,
+    parse_conversation,
     read_conversations,
 )
 
@@ -234,7 +234,7 @@ def test_half_a_character_in_a_conversation_is_replaced(processor):
 
 def test_half_a_character_of_a_caller_is_replaced_too():
     asked = {"role": "user", "content": [{"type": "text", "text": "q\ud83d"}]}
-    conversation = conversation_of({"messages": [asked, {"role": "assistant", "content": "a\udce9"}]}, name="x")
+    conversation = parse_conversation({"messages": [asked, {"role": "assistant", "content": "a\udce9"}]}, name="x")
     assert [turn["content"] for turn in conversation.messages] == ["q\ufffd", "a\ufffd"]
 
 

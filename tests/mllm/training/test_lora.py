@@ -135,7 +135,7 @@ def test_a_run_ends_with_a_model_that_says_what_it_says(world, tmp_path, changes
 @pytest.mark.parametrize("saved_dtype", ["float32", "bfloat16"])
 def test_an_export_that_says_something_else_than_the_run_is_no_end_of_it(world, tmp_path, monkeypatch, saved_dtype):
     """As before adapters of embeddings were merged: they were left out, and nothing showed it."""
-    merged = training.merged
+    merged = training.merge_adapters
 
     def without_embeddings(tensors, skeleton, lora):
         found = merged(tensors, skeleton, lora)
@@ -145,7 +145,7 @@ def test_an_export_that_says_something_else_than_the_run_is_no_end_of_it(world, 
     lora = {"rank": 4, "alpha": 64, "dropout": 0.0, "targets": ["embed_tokens"]}
     run = {"learning_rate": 0.1, "steps": 4}
     settings = config(world, file_data(world), lora=lora, run=run, saved_dtype=saved_dtype)
-    monkeypatch.setattr(training, "merged", without_embeddings)
+    monkeypatch.setattr(training, "merge_adapters", without_embeddings)
     with pytest.raises(OSError, match=r"cannot write .*model \(.* is not the trained model: .*\)") as raised:
         train_mllm(settings, tmp_path / "run")
     assert "\n" not in str(raised.value) and not (tmp_path / "run/model").exists()

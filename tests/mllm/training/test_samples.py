@@ -16,11 +16,11 @@ from toklip_mllm.training import (
     ConversationSamples,
     PictureFormat,
     SceneConversations,
+    iterate_texts,
     open_sources,
     use_stored_tokens,
     with_plain_template,
     word_tokenizer,
-    words_of,
 )
 from toklip_mllm.training.sources import american, as_typed
 
@@ -137,7 +137,7 @@ def test_questions_about_scenes_come_as_people_type_them():
 
 def test_the_words_of_all_ways_to_ask_are_known():
     [source] = open_sources([SceneConversations(kind="scenes", count=200)], PICTURING, seed=0)
-    tokenizer = word_tokenizer(words_of([source], 200), context_length=64)
+    tokenizer = word_tokenizer(iterate_texts([source], 200), context_length=64)
     typed = ("What color is the upper one?", "where is the red circle?", "Please draw a red circle.", "what size is it")
     for text in (*typed, "show me a blue star."):
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
@@ -185,7 +185,7 @@ def test_independent_questions_are_about_one_picture_that_the_user_shows():
 
 def test_the_vocabulary_comes_from_all_sources(world):
     sources = open_sources([file_source(world), SceneConversations(kind="scenes", count=50)], PICTURING, seed=0)
-    words = {word for text in words_of(sources, 62) for word in text.split()}
+    words = {word for text in iterate_texts(sources, 62) for word in text.split()}
     assert {"square", "describe", "picture."} <= words and "<image>" not in words
 
 

@@ -15,13 +15,13 @@ from toklip_mllm.training import (
     Conversation,
     Example,
     MLLMTraining,
-    branched,
     collate,
     freeze,
+    join_branches,
     label_conversation,
     train_mllm,
 )
-from toklip_mllm.training.task import answers, refuse_other_attention
+from toklip_mllm.training.task import compute_answers, refuse_other_attention
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support import mean_colour
@@ -398,11 +398,11 @@ def test_joined_conversations_have_the_logits_that_each_has_by_itself(family):
         )
         for q, a in asked
     ]
-    joined = branched(examples, image_token_id=processor.image_token_id)
+    joined = join_branches(examples, image_token_id=processor.image_token_id)
     assert len(joined.input_ids) < sum(len(example.input_ids) for example in examples)
     with torch.no_grad():
-        alone = [answers(model, collate([example], pad_id=0)).logits for example in examples]
-        together = answers(model, collate([joined, examples[0]], pad_id=0))
+        alone = [compute_answers(model, collate([example], pad_id=0)).logits for example in examples]
+        together = compute_answers(model, collate([joined, examples[0]], pad_id=0))
     torch.testing.assert_close(together.logits, torch.cat([*alone, alone[0]]), **CLOSE)
 
 
@@ -422,7 +422,7 @@ def test_conversations_that_differ_before_their_picture_are_not_joined():
     none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
     rows = [torch.tensor([1, 9, 5]), torch.tensor([2, 9, 5])]
     with pytest.raises(ValueError, match="the conversations differ before the end of the pictures"):
-        branched([Example(row, row, none) for row in rows], image_token_id=9)
+        join_branches([Example(row, row, none) for row in rows], image_token_id=9)
 
 
 def test_a_model_trains_on_independent_questions_and_its_file_gives_their_logits(world, tmp_path):
@@ -442,6 +442,6 @@ def test_conversations_whose_answer_follows_the_picture_are_not_joined():
     none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
     rows = [torch.tensor([1, 9, 5]), torch.tensor([1, 9, 6])]
     with pytest.raises(ValueError, match="an answer follows the pictures at once, without a question"):
-        branched([Example(row, row, none) for row in rows], image_token_id=9)
+        join_branches([Example(row, row, none) for row in rows], image_token_id=9)
     with pytest.raises(ValueError, match="the conversations have no picture"):
-        branched([Example(row, row, none) for row in rows], image_token_id=8)
+        join_branches([Example(row, row, none) for row in rows], image_token_id=8)

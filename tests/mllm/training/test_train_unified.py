@@ -11,7 +11,7 @@ from toklip_core.cli import cli
 from toklip_mllm.model import load
 from toklip_mllm.training import ConversationSamples, MLLMTask, open_sources, train_mllm
 from toklip_mllm.training.settings import Drawings, SceneConversations
-from toklip_mllm.training.sources import PictureFormat, repeated
+from toklip_mllm.training.sources import PictureFormat, repeat_readers
 
 from tests.support import mean_colour
 from tests.support.mllm_runs import SMALL, assert_same_run, config, exported, file_data, lines, write_world
@@ -164,7 +164,7 @@ def test_a_small_language_model_learns_the_words_of_requests(world, tmp_path):
 
 def samples(data, processor, **options):
     readers = open_sources(data, PictureFormat(32, "crop"), seed=0)
-    return ConversationSamples(repeated(readers, data), processor, max_length=400, **options)
+    return ConversationSamples(repeat_readers(readers, data), processor, max_length=400, **options)
 
 
 def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():

@@ -1,7 +1,7 @@
 from .answers import (
     exact_match as exact_match,
     find_choice as find_choice,
-    id_of as id_of,
+    format_id as format_id,
     is_missing as is_missing,
     is_yes as is_yes,
     normalize_answer as normalize_answer,
@@ -12,7 +12,7 @@ from .lmms_eval import TokLIPLM as TokLIPLM
 from .questions import (
     Columns as Columns,
     VQAQuestion as VQAQuestion,
-    prompt_of as prompt_of,
+    make_prompt as make_prompt,
     read_questions as read_questions,
     scene_questions as scene_questions,
 )

@@ -64,7 +64,7 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def text_of(value: object, what: str = "answer or choice") -> str:
+def to_text(value: object, what: str = "answer or choice") -> str:
     """Return an answer, a choice or a type as a text; 1.0 becomes "1", because tables write 1.0 for 1.
 
     Args:
@@ -83,7 +83,7 @@ def text_of(value: object, what: str = "answer or choice") -> str:
     return str(value)
 
 
-def id_of(row: Mapping[str, Any]) -> str:
+def format_id(row: Mapping[str, Any]) -> str:
     """Return " (id ID)" for messages, or an empty text if a row has no id."""
     found = next((row[key] for key in ("id", "question_id") if not is_missing(row.get(key))), None)
     if found is None:

@@ -14,7 +14,7 @@ from toklip_core.files import json_rows, one_line, refuse_special
 from toklip_core.pictures import LazyPicture, open_picture, scene_pictures
 from toklip_core.scenes import Scenes, parse_scenes
 
-from toklip_mllm.evaluation.answers import id_of, is_missing, simplify, text_of
+from toklip_mllm.evaluation.answers import format_id, is_missing, simplify, to_text
 
 #: Number of letters for choices.
 _MOST_CHOICES = len(string.ascii_uppercase)
@@ -98,7 +98,7 @@ def scene_questions(scenes: Scenes) -> list[VQAQuestion]:
     ]
 
 
-def prompt_of(question: VQAQuestion, prompt: str) -> str:
+def make_prompt(question: VQAQuestion, prompt: str) -> str:
     """Return the text for the model: the prompt with the question in place of {}, or choices in LLaVA's form.
 
     Source: LLaVA, https://github.com/haotian-liu/LLaVA, docs/Evaluation.md.
@@ -124,14 +124,14 @@ def _question_of(
     choices = () if is_missing(choices) else choices
     if not isinstance(choices, list | tuple):
         raise ValueError(f"got the choices {one_line(repr(choices), longest=120)}; wanted a list")
-    choices = tuple(map(text_of, choices))
+    choices = tuple(map(to_text, choices))
     kind = row.get(columns.kind)
     return VQAQuestion(
-        name + id_of(row),
+        name + format_id(row),
         tuple(LazyPicture(str(path), partial(read, path)) for path in paths),
         row[columns.question],
         _truths(row[columns.answer], choices),
-        "all" if is_missing(kind) else text_of(kind, "type"),
+        "all" if is_missing(kind) else to_text(kind, "type"),
         choices,
     )
 
@@ -141,7 +141,7 @@ def _truths(answer: Any, choices: Sequence[str]) -> tuple[str, ...]:  # noqa: AN
     answers = [one["answer"] if isinstance(one, Mapping) and "answer" in one else one for one in answers]
     if not answers or any(map(is_missing, answers)):
         raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
-    truths = tuple(map(text_of, answers))
+    truths = tuple(map(to_text, answers))
     if not any(truth.strip() for truth in truths):  # some of several people may have given no answer
         raise ValueError("it has no answer, or an empty one; leave out the row, or say what is right")
     if not choices:

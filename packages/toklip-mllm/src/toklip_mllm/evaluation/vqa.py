@@ -26,7 +26,7 @@ from toklip_core.weights import weights_checksum
 
 from toklip_mllm.chat import GREEDY
 from toklip_mllm.evaluation.generation import generate_answers
-from toklip_mllm.evaluation.questions import Columns, VQAQuestion, prompt_of, read_questions, scene_questions
+from toklip_mllm.evaluation.questions import Columns, VQAQuestion, make_prompt, read_questions, scene_questions
 from toklip_mllm.evaluation.report import VQAAnswer, VQAReport, report_answers
 from toklip_mllm.evaluation.settings import HeldOutQuestions, refuse_prompt
 from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
@@ -112,7 +112,7 @@ def refuse_long_questions(
     """Raise ContextError for questions that leave no room for an answer, before the first of a run is answered."""
     if model.context is None or not questions:
         return
-    prompts = [prompt_of(one, prompt) for one in questions]
+    prompts = [make_prompt(one, prompt) for one in questions]
     texts = processor.apply_chat_template(_conversations(processor, questions, prompts), add_generation_prompt=True)
     for one, text in zip(questions, texts, strict=True):
         length = len(processor.expand(processor.tokenizer(text, add_special_tokens=False)["input_ids"]))
@@ -173,7 +173,7 @@ def answer_questions(
             pictures = _read(batch, unreadable)
             readable = [one for one in batch if all(picture.name in pictures for picture in one.pictures)]
             if readable:
-                prompts = [prompt_of(one, prompt) for one in readable]
+                prompts = [make_prompt(one, prompt) for one in readable]
                 answers = _answer(model, processor, readable, prompts, pictures, max_new_tokens)
                 yield from map(VQAAnswer, readable, answers)
             count += len(readable)

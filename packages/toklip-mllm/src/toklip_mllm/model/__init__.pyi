@@ -1,4 +1,8 @@
-from .adapters import keep_out as keep_out
+from .adapters import (
+    ALL_LINEAR as ALL_LINEAR,
+    LINEAR_LAYERS as LINEAR_LAYERS,
+    keep_out as keep_out,
+)
 from .building import (
     add_image_head as add_image_head,
     build as build,

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 ALL_LINEAR = "all-linear"
 
 #: Linear layers; GPT-2's are linear, too, and their weights are transposed.
-LINEAR = (nn.Linear, Conv1D)
+LINEAR_LAYERS = (nn.Linear, Conv1D)
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _linear(outside: Mapping[str, nn.Module], model: nn.Module) -> set[str]:
     return {
         name
         for name, layer in outside.items()
-        if isinstance(getattr(layer, "base_layer", layer), LINEAR) and layer is not head
+        if isinstance(getattr(layer, "base_layer", layer), LINEAR_LAYERS) and layer is not head
     }
 
 

@@ -2,10 +2,10 @@ from .conversations import (
     Conversation as Conversation,
     Example as Example,
     branch_inputs as branch_inputs,
-    branched as branched,
     collate as collate,
-    conversation_of as conversation_of,
+    join_branches as join_branches,
     label_conversation as label_conversation,
+    parse_conversation as parse_conversation,
     read_conversations as read_conversations,
 )
 from .lora import add_adapters as add_adapters
@@ -26,9 +26,9 @@ from .small_language import (
 )
 from .sources import (
     PictureFormat as PictureFormat,
+    iterate_texts as iterate_texts,
     open_sources as open_sources,
     use_stored_tokens as use_stored_tokens,
-    words_of as words_of,
 )
 from .task import (
     MLLMTask as MLLMTask,

@@ -17,7 +17,7 @@ import torch
 from toklip_core.files import json_rows, replace_lone_surrogates
 from torch import Tensor
 
-from toklip_mllm.evaluation import id_of, is_missing
+from toklip_mllm.evaluation import format_id, is_missing
 from toklip_mllm.model import IGNORED, MARKS_TURNS, PictureInput, TokLIPProcessor, flatten
 
 #: Branch of padding, which no other token sees.
@@ -57,7 +57,7 @@ class Example(NamedTuple):
     labels: Tensor
     #: (P, h, w, Q), int64, for P pictures; P may be 0.
     image_ids: Tensor
-    #: (L,), int64: the conversation that a token is of, from 1 on, or 0 where it is of all; see :func:`branched`.
+    #: (L,), int64: the conversation that a token is of, from 1 on, or 0 where it is of all; see :func:`join_branches`.
     branches: Tensor | None = None
 
     def cut(self, length: int) -> Example:
@@ -98,14 +98,14 @@ def read_conversations(path: Path | str, *, root: Path | str | None = None) -> I
     for number, row in json_rows(path):
         if not isinstance(row, Mapping):
             raise ValueError(f"{path}, row {number}: got a {type(row).__name__}; wanted an object with a conversation")
-        name = f"{path}, row {number}{id_of(row)}"
-        conversation = conversation_of(row, name=name, root=folder)
+        name = f"{path}, row {number}{format_id(row)}"
+        conversation = parse_conversation(row, name=name, root=folder)
         if wrong := [picture for picture in conversation.pictures if not isinstance(picture, str | Path)]:
             raise ValueError(f"{name}: got a picture that is a {type(wrong[0]).__name__}; wanted the path of a file")
         yield conversation
 
 
-def conversation_of(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:
+def parse_conversation(row: Mapping[str, Any], *, name: str, root: Path | None = None) -> Conversation:
     """Return one row, in either form; see :func:`read_conversations`.
 
     Turns of the assistant before the first question are left out, as in LLaVA, because most chat templates refuse them.
@@ -194,7 +194,7 @@ def label_conversation(
     return Example(input_ids, labels, found)
 
 
-def branched(examples: Sequence[Example], *, image_token_id: int) -> Example:
+def join_branches(examples: Sequence[Example], *, image_token_id: int) -> Example:
     """Join conversations about the same pictures in one row; they share its tokens up to the end of the pictures.
 
     With :func:`branch_inputs` each token sees those and the ones before it of its own conversation, at the places that
@@ -210,7 +210,7 @@ def branched(examples: Sequence[Example], *, image_token_id: int) -> Example:
 
     >>> none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
     >>> rows = [torch.tensor([1, 9, 5, 6]), torch.tensor([1, 9, 7, 8])]
-    >>> joined = branched([Example(row, torch.full_like(row, -100), none) for row in rows], image_token_id=9)
+    >>> joined = join_branches([Example(row, torch.full_like(row, -100), none) for row in rows], image_token_id=9)
     >>> joined.input_ids.tolist(), joined.branches.tolist()
     ([1, 9, 5, 6, 7, 8], [0, 0, 1, 1, 2, 2])
     """
@@ -234,7 +234,7 @@ def branched(examples: Sequence[Example], *, image_token_id: int) -> Example:
 
 
 def branch_inputs(branches: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the attention_mask (B, 1, L, L) and position_ids (B, L) of rows of :func:`branched` conversations.
+    """Return the attention_mask (B, 1, L, L) and position_ids (B, L) of rows of :func:`join_branches` conversations.
 
     Args:
         branches: (B, L), of :func:`collate`.

@@ -10,7 +10,7 @@ import torch
 from toklip_core.weights import load_strict
 from torch import Tensor, nn
 
-from toklip_mllm.model.adapters import ALL_LINEAR, LINEAR
+from toklip_mllm.model import ALL_LINEAR, LINEAR_LAYERS
 from toklip_mllm.training.settings import LoRA
 
 
@@ -37,7 +37,7 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
     )
     with warnings.catch_warnings():
         # peft warns that weights of Conv1D are transposed, although it handles them, and that a tied weight is adapted,
-        # which `merged` unties.
+        # which `merge_adapters` unties.
         warnings.filterwarnings("ignore", "fan_in_fan_out|Model has `tie_word_embeddings", UserWarning)
         inject_adapter_in_model(settings, language_model)
     for name, weight in language_model.named_parameters():
@@ -46,7 +46,7 @@ def add_adapters(language_model: nn.Module, lora: LoRA) -> None:
 
 
 @torch.no_grad()
-def merged(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA) -> dict[str, Tensor]:
+def merge_adapters(tensors: Mapping[str, Tensor], language_model: nn.Module, lora: LoRA) -> dict[str, Tensor]:
     """Return the state dict of an adapted language model with its adapters merged, by peft, in float32.
 
     If one of two tied weights has an adapter, they are untied, and the config records it.
@@ -78,7 +78,7 @@ def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
     """Return the full names of the layers that the settings mean."""
     head = cast(Any, language_model).get_output_embeddings()
     layers = dict(language_model.named_modules())
-    linear = [name for name, layer in layers.items() if isinstance(layer, LINEAR) and layer is not head]
+    linear = [name for name, layer in layers.items() if isinstance(layer, LINEAR_LAYERS) and layer is not head]
     known = sorted({name.rsplit(".", 1)[-1] for name, layer in layers.items() if _is_merged_exactly(layer)})
     found: set[str] = set()
     for wanted in names:
@@ -100,4 +100,4 @@ def _is_merged_exactly(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Embedding):
         # Gemma scales its embeddings, and peft from 0.18 on scales the adapter, too. OPT counts positions differently.
         return type(layer) is nn.Embedding or (hasattr(layer, "embed_scale") and hasattr(Embedding, "_get_embed_scale"))
-    return isinstance(layer, LINEAR)
+    return isinstance(layer, LINEAR_LAYERS)

@@ -25,8 +25,8 @@ from torch import Tensor
 from toklip_mllm.model import IGNORED, TokLIPProcessor
 from toklip_mllm.training.conversations import (
     Example,
-    branched,
     collate as collate_examples,
+    join_branches,
     label_conversation,
 )
 from toklip_mllm.training.sources import TOKEN_MEMORY, ConversationReader, LoadedConversation
@@ -197,7 +197,7 @@ class ConversationSamples:
         except ValueError as error:
             raise UnusableSampleError(str(error)) from error
         if others:
-            example = branched([example, *others], image_token_id=self._processor.image_token_id)
+            example = join_branches([example, *others], image_token_id=self._processor.image_token_id)
         image, drawn = self._processor.image_token_id, self._drawn(example.input_ids)
         if drop and drawn:
             return self._without_prompt(example, drawn[0], loaded)

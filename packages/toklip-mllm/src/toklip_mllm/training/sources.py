@@ -145,7 +145,9 @@ def open_sources(
     return readers
 
 
-def repeated(readers: Sequence[ConversationReader], sources: Sequence[ConversationSource]) -> list[ConversationReader]:
+def repeat_readers(
+    readers: Sequence[ConversationReader], sources: Sequence[ConversationSource]
+) -> list[ConversationReader]:
     """Return the readers of sources with as many passes in an epoch as the settings of each say."""
     pairs = zip(readers, sources, strict=True)
     return [reader if source.passes == 1 else RepeatedReader(reader, source.passes) for reader, source in pairs]
@@ -186,7 +188,7 @@ def use_stored_tokens(sources: Sequence[ConversationReader], encoder_checksum: s
     return True
 
 
-def words_of(sources: Sequence[ConversationReader], conversations: int) -> Iterator[str]:
+def iterate_texts(sources: Sequence[ConversationReader], conversations: int) -> Iterator[str]:
     """Yield the texts of some conversations of epoch 0, spread evenly over all sources."""
     total = sum(map(len, sources))
     for source in sources:

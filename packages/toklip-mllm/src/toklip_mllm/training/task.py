@@ -53,17 +53,17 @@ from toklip_mllm.model import (
     load,
 )
 from toklip_mllm.training.conversations import branch_inputs
-from toklip_mllm.training.lora import add_adapters, merged
+from toklip_mllm.training.lora import add_adapters, merge_adapters
 from toklip_mllm.training.samples import ConversationSamples
 from toklip_mllm.training.settings import OF_DRAWING, LoRA, MLLMTrainConfig, needs_image_head
 from toklip_mllm.training.small_language import add_words, small_language_model, word_tokenizer
 from toklip_mllm.training.sources import (
     ConversationReader,
     PictureFormat,
+    iterate_texts,
     open_sources,
-    repeated,
+    repeat_readers,
     use_stored_tokens,
-    words_of,
 )
 
 #: Modules of the semantic encoder that its tokens do not depend on.
@@ -124,7 +124,7 @@ class MLLMTask(Task):
         _refuse_other_store(sources, model)
         if model.vision.encoder is not None and "encoder" not in config.train and not config.scheduled_sampling:
             use_stored_tokens(sources, model.config.encoder_checksum)
-        sources = repeated(sources, config.data)
+        sources = repeat_readers(sources, config.data)
         freeze(model, config)
         pictures = PictureLearning(config.image_weight, config.image_z_loss, config.scheduled_sampling)
         self.config, self.processor, self.model = config, processor, MLLMTraining(model, pictures)
@@ -177,13 +177,13 @@ class MLLMTask(Task):
         samples = [self.samples[0, index] for index in range(min(_COMPARED, len(self.samples)))]
         batch = self.prepare({name: tensor.to(device) for name, tensor in self.samples.collate(samples).items()})
         with self._autocast(device):
-            logits = answers(cast(TokLIPForConditionalGeneration, product), batch).all_logits().cpu()
+            logits = compute_answers(cast(TokLIPForConditionalGeneration, product), batch).all_logits().cpu()
         batch = {name: tensor.cpu() for name, tensor in batch.items()}
         rounded = "bfloat16" in (self.config.frozen_dtype, self.config.saved_dtype)
 
         @torch.no_grad()
         def refuse_other(folder: Path) -> None:
-            theirs = answers(load(folder, dtype=torch.float32)[0], batch).all_logits()
+            theirs = compute_answers(load(folder, dtype=torch.float32)[0], batch).all_logits()
             error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
             if not error <= (_ROUNDED if rounded else _EXACT) * spread:
                 raise ValueError(
@@ -237,7 +237,7 @@ class MLLMTraining(nn.Module):
         if self._pictures.sampled:
             read = self._with_sampled_ids(batch)
             torch.clear_autocast_cache()  # see with_sampled_levels
-        learned = answers(self.model, batch, read)
+        learned = compute_answers(self.model, batch, read)
         logits, labels = learned.logits, learned.labels
         loss = F.cross_entropy(logits, labels, reduction="sum") / _mean_over_processes(labels.new_tensor(len(labels)))
         if "image_ids" not in batch and any(weight.requires_grad for weight in self.model.vision.parameters()):
@@ -261,7 +261,7 @@ class MLLMTraining(nn.Module):
         begun = (tokens == self.model.config.head_config.begin_token_id).sum().float()
         if not mean_over_processes(begun):
             return None
-        states, drawn = self.model.drawn_states(answers(self.model, batch).states, tokens)
+        states, drawn = self.model.drawn_states(compute_answers(self.model, batch).states, tokens)
         if not len(states):
             return None
         ids, split = batch["image_ids"], self.model.id_levels
@@ -315,7 +315,7 @@ class AnswerLogits(NamedTuple):
         return torch.cat([part.flatten() for part in (self.logits, *self.image_logits)])
 
 
-def answers(
+def compute_answers(
     model: TokLIPForConditionalGeneration, batch: Mapping[str, Tensor], read: Tensor | None = None
 ) -> AnswerLogits:
     """Return the logits of the assistant's tokens in a batch and of the ids that it draws, with what is right.
@@ -422,7 +422,7 @@ def _merged(tensors: Mapping[str, Tensor], config: TokLIPLMConfig, lora: LoRA) -
     with without_values():
         language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.float32)
     adapted = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
-    found = merged(adapted, language_model, lora)
+    found = merge_adapters(adapted, language_model, lora)
     cast(Any, config.text_config).tie_word_embeddings = language_model.config.tie_word_embeddings
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(_TEXT)}
     return {**rest, **{f"{_TEXT}{name}": tensor for name, tensor in found.items()}}
@@ -459,7 +459,7 @@ def _beginning(
         picturing = _picturing(model)
         sources = open_sources(config.data, picturing, seed=config.run.seed)
         rows_are_trained = "language_model" in config.train and config.lora is None
-        if rows_are_trained and add_words(processor.tokenizer, words_of(sources, _CONVERSATIONS)):
+        if rows_are_trained and add_words(processor.tokenizer, iterate_texts(sources, _CONVERSATIONS)):
             give_rows(model.language_model, len(processor.tokenizer))
             model.config.text_config = model.language_model.config
         return model, processor, sources, picturing
@@ -474,7 +474,7 @@ def _beginning(
         dtype = stored if half and "encoder" not in config.train else torch.float32
         model, processor = build(config.language_model, toklip, features=config.features, dtype=dtype)
         return model, processor, sources, picturing
-    words = words_of(sources, config.small.conversations)
+    words = iterate_texts(sources, config.small.conversations)
     tokenizer = word_tokenizer(words, context_length=config.small.context_length)
     language_model = small_language_model(config.small, tokenizer)
     model, processor = build(language_model, toklip, tokenizer=tokenizer, features=config.features)
