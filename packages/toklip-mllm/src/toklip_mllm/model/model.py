@@ -425,6 +425,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         predictor = cast(PicturePredictor, sampler.model)
         if predictor.model is not self:
             raise ValueError("got the sampler of another model; make one: Sampler(PicturePredictor(model))")
+        predictor.forget()  # what a sampler that was used by itself has left
         self._refuse_other_end(input_ids)
         self.refuse_no_room(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

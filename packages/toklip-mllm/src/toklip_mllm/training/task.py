@@ -409,6 +409,7 @@ def save(
     # A language model is built in its config's dtype, and tensors take that of the module that they are loaded into.
     cast_weights(whole, torch.float32)
     load_strict(whole, tensors, source=folder, mapped=True)
+    whole.remember_encoder()  # rounded below, its tokens still are those of the checksum
     whole.tie_weights()
     cast_weights(whole, dtype)
     whole.config.dtype = dtype
