@@ -203,7 +203,8 @@ def bench(session: nox.Session) -> None:
 
     `nox -s bench -- --device cuda --json gpu.json` measures everything that computes on a GPU.
     """
-    install(session, PACKAGES, "einops")  # einops: of the official code of IBQ
+    # What official code imports: IBQ's the first, UniTok's the others.
+    install(session, PACKAGES, "einops", "pytz", "typed-argument-parser")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

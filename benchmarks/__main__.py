@@ -64,6 +64,8 @@ def main() -> int:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     options = Options(**given)
     names = names or [name for name in NAMES if not options.on_gpu or name not in ON_PROCESSOR]
+    if options.on_gpu and (there := sorted(set(names) & set(ON_PROCESSOR))):
+        parser.error(f"{', '.join(there)} are measured on a processor; leave out --device")
     if options.repeats < FEWEST_REPEATS and not options.quick:
         parser.error(f"got {options.repeats} repeats; a median wants at least {FEWEST_REPEATS}")
     os.environ["HF_HUB_OFFLINE"] = "1"  # looking for a text tokenizer there is not loading
@@ -81,7 +83,9 @@ def main() -> int:
             print(failed[-1], file=sys.stderr)
         if file:
             result = {"machine": machine, "failed": failed, "rows": [asdict(row) for row in rows]}
-            file.write_text(json.dumps(result, indent=2) + "\n")
+            beside = file.with_name(f".{file.name}.tmp")  # a kill loses no row that was there
+            beside.write_text(json.dumps(result, indent=2) + "\n")
+            beside.replace(file)
     if len(names) > 1:
         print("", machine, "", HEADER, *(row.line() for row in rows), *failed, sep="\n")
     return int(bool(failed))

@@ -227,6 +227,12 @@ def elsewhere(function: Callable[..., Iterator[Any]], *arguments: object) -> Ite
         raise RuntimeError(f"{function.__module__}.{function.__name__} ended with {process.exitcode}")
 
 
+def only_from(function: Callable[..., Iterator[Any]], *arguments: object) -> Any:  # noqa: ANN401 - what it yields
+    """Return the one item that a generator function yields in a fresh process; see :func:`elsewhere`."""
+    (item,) = elsewhere(function, *arguments)
+    return item
+
+
 def _send(there: Connection[Any, Any], function: Callable[..., Iterator[Any]], arguments: tuple[object, ...]) -> None:
     for item in function(*arguments):
         there.send(item)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._race import MIB, Figure, Options, Row, elsewhere, floor, published, resident
+from benchmarks._race import MIB, Figure, Options, Row, floor, only_from, published, resident
 
 NAME = "toklip-l-384"
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "examples" / "photographs" / "astronaut.jpg"
@@ -43,7 +43,7 @@ def rows(options: Options) -> Iterator[Row]:
         file = Path(folder, "TokLIP_L_384.pt")
         make_file(file, options)
         kinds = [kind, *KINDS]
-        turns = [[next(elsewhere(measured, kind, file, options)) for kind in kinds] for _ in range(options.repeats)]
+        turns = [[only_from(measured, kind, file, options) for kind in kinds] for _ in range(options.repeats)]
         figures = {
             kind: {what: Figure(tuple(turn[number][what] for turn in turns)) for what in turns[0][number]}
             for number, kind in enumerate(kinds)

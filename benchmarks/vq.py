@@ -42,7 +42,7 @@ from toklip_vq.published import (
 from toklip_vq.vqgan import VQGAN, Codebook
 from torch import Tensor, nn
 
-from benchmarks._race import MIB, Figure, Options, Row, elsewhere, floor, noise, operation_count, peak_mib, race, vqgan
+from benchmarks._race import MIB, Figure, Options, Row, floor, noise, only_from, operation_count, peak_mib, race, vqgan
 
 #: Whether sizes are tiny -> codebook size of IBQ, and side of the picture in pixels.
 IBQ_SIZES = {False: (262144, 512), True: (4096, 128)}
@@ -50,7 +50,7 @@ IBQ_SIZES = {False: (262144, 512), True: (4096, 128)}
 
 @torch.no_grad()
 def rows(options: Options) -> Iterator[Row]:
-    """Yield what memory and seconds they take."""
+    """Yield the memory and the seconds of each tokenizer, beside those of its official code."""
     yield from ibq_rows(options)
     yield from llamagen_rows(options)
     yield vq8_row(options)
@@ -65,7 +65,7 @@ def ibq_rows(options: Options) -> Iterator[Row]:
     model = vqgan(ibq_config(size), options)
     sides = ["ours", *(["official"] if options.ibq else [])]
     # Memory that somebody else has given back would hide what they need.
-    turns = [{who: next(elsewhere(ibq_memory, who, options)) for who in sides} for _ in range(options.repeats)]
+    turns = [{who: only_from(ibq_memory, who, options) for who in sides} for _ in range(options.repeats)]
     peaks = {who: Figure(tuple(turn[who] for turn in turns)) for who in sides}
     name = f"IBQ-{size}, one picture of {side} px"
     # A convolution at full resolution reads a map of its channels, and writes another.
@@ -396,6 +396,7 @@ def tokenizer_in_place(model: VQGAN) -> Iterator[None]:
         file = Path("tokenizer", "pretrained_models", "vq_ds16_t2i.pt")
         file.parent.mkdir(parents=True)
         torch.save({"model": state}, file)
+        del model, state  # the caller may measure memory
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -14,6 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import toklip_core
+import toklip_gen
+import toklip_mllm
+import toklip_vq
 import torch
 
 
@@ -57,13 +62,29 @@ def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.Argum
         steps: default number of steps, or of several numbers that are compared.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all runs; finished ones are kept")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of all runs; finished ones are kept. [default: runs/results-CHECKSUM, that of the models in the "
+        "packages, so that nothing of earlier models is kept]",
+    )
+    parser.set_defaults(out=Path("runs", f"results-{models_checksum()}"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     several = "+" if isinstance(steps, Sequence) else None
     parser.add_argument("--steps", type=int, nargs=several, default=steps, help="optimizer steps of each training")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time, with one thread each")
     parser.add_argument("--page", type=Path, help="page in which to replace the tables between the script's markers")
     return parser
+
+
+def models_checksum() -> str:
+    """Return the first digits of the SHA-256 of all weights that ship with the packages."""
+    folders = [Path(str(package.__file__)).parent for package in (toklip_core, toklip_vq, toklip_mllm, toklip_gen)]
+    files = sorted((file.parent.name, file) for folder in folders for file in folder.rglob("models/*/*.safetensors"))
+    digest = hashlib.sha256()
+    for name, file in files:
+        digest.update(name.encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def at_once(calls: Iterable[Callable[[], object]], jobs: int) -> None:

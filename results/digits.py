@@ -103,7 +103,7 @@ def digits() -> tuple[Digits, Digits]:
 
 
 def write(found: Digits, folder: Path) -> None:
-    """Write them as FOLDER/CLASS/NUMBER.png with their captions beside them, unless they are there."""
+    """Write digits as FOLDER/CLASS/NUMBER.png with their captions beside them, unless they are there."""
     done = folder / "captions"
     if done.exists():
         return
@@ -146,6 +146,8 @@ def trained(options: Any, train: Digits, held_out: Digits) -> list[Path]:  # noq
 def training(options: Any, kind: str, seed: int, *settings: str) -> Training:  # noqa: ANN401 - argparse's
     """A run by a recipe beside this file."""
     steps = options.steps
+    if kind == "vq":  # the recipe's shares of 600 steps
+        settings += (f"losses.quantize_from={steps // 4}", f"losses.restart_until={3 * steps // 4}")
     out = options.out / f"digits-{kind}-{steps}-steps-{seed}"
     return Training(kind, out, (*settings, *shortened(steps, seed)), str(RECIPES / f"{kind}.toml"))
 

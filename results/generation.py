@@ -59,7 +59,13 @@ def trainings(options: Any, store: Path) -> Runs:  # noqa: ANN401 - argparse's
         (steps, features, seed): Training(
             "generator",
             options.out / f"generator-{features}-{steps}-steps-{seed}",
-            (f"generator.features={features}", f"data.0.store={store}", *OF_GENERATOR, *shortened(steps, seed)),
+            (
+                f"generator.features={features}",
+                f"data.0.store={store}",
+                f"run.log_every={max(1, steps // 10)}",
+                *OF_GENERATOR,
+                *shortened(steps, seed),
+            ),
         )
         for steps in options.steps
         for features in FEATURES
@@ -82,12 +88,16 @@ def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
         for steps in options.steps:
             for features in FEATURES:
                 keys = [(steps, features, seed) for seed in options.seeds]
-                shown = [spread([found[key][claim] for key in keys], percent) for claim in CLAIMS]
+                shown = [
+                    spread([found[key][claim] for key in keys], percent) if claim in found[keys[0]] else ""
+                    for claim in CLAIMS
+                ]
                 distance = spread([found[key][DISTANCE] for key in keys], "{:.4f}".format)
                 loss = spread([losses[key] for key in keys], "{:.3f}".format)
                 rows.append([split, str(steps), features, loss, *shown, distance])
         ceiling = next(iter(found.values()))
-        shown = [percent(ceiling[f"reconstructed {claim}"]) for claim in CLAIMS]
+        names = [f"reconstructed {claim}" for claim in CLAIMS]
+        shown = [percent(ceiling[name]) if name in ceiling else "" for name in names]
         rows.append([split, "", "the scenes, reconstructed", "", *shown, ""])
     return markdown(["captions", "steps", "features", "loss", *CLAIMS, DISTANCE], rows)
 
@@ -101,8 +111,8 @@ def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
     assert report.frechet is not None
     drawn, reconstructed = (report.match["pixels"][kind].as_json() for kind in ("drawn", "reconstructed"))
     return {
-        **{claim: drawn[claim] or 0.0 for claim in CLAIMS},
-        **{f"reconstructed {claim}": reconstructed[claim] or 0.0 for claim in CLAIMS},
+        **{claim: share for claim in CLAIMS if (share := drawn[claim]) is not None},
+        **{f"reconstructed {claim}": share for claim in CLAIMS if (share := reconstructed[claim]) is not None},
         DISTANCE: report.frechet,
     }
 

@@ -10,11 +10,13 @@ description, and for a generator how likely the picture's ids are after each. A 
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from _runs import arguments, markdown, percent, put
+from _runs import markdown, percent, put
 from toklip_core.model import load_model
 from toklip_core.pictures import normalized
 from toklip_core.scenes.language import Description
@@ -62,10 +64,12 @@ CHANGES: dict[str, Callable[[str, Description], str]] = {
 
 def main() -> None:
     """Print a table."""
-    parser = arguments(str(__doc__), steps=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=300, help="scenes to compare captions of")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--page", type=Path, help="page in which to replace the table between the script's markers")
     options = parser.parse_args()
-    torch.set_num_threads(options.jobs)
+    torch.set_num_threads(options.threads)
     put([table(prompts(options.scenes))], options.page, "swapped_words")
 
 

@@ -146,7 +146,7 @@ def figures(model: Path, kind: Kind, split: str, scenes: int, captions: int) -> 
         drawn = evaluate_on_scenes(
             ModelSettings(model), Scenes(captions, split=split), Measures(None), sampling=sampling, progress=True
         ).match["pixels"]["drawn"].as_json()
-        found |= {claim: drawn[claim] or 0.0 for claim in CLAIMS}
+        found |= {claim: share for claim in CLAIMS if (share := drawn[claim]) is not None}
     return found
 
 

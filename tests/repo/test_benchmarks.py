@@ -20,7 +20,7 @@ QUICK = Options(threads=1, repeats=1, quick=True)
 def here(monkeypatch):
     """Processes of their own are for figures: here all is one."""
     for name in ("loading", "vq"):
-        monkeypatch.setattr(f"benchmarks.{name}.elsewhere", lambda function, *arguments: function(*arguments))
+        monkeypatch.setattr(f"benchmarks.{name}.only_from", lambda function, *arguments: next(function(*arguments)))
     monkeypatch.setattr("benchmarks.scaling.together", lambda count, options: [1.0, 1.0])
     threads = torch.get_num_threads()
     yield
@@ -126,3 +126,10 @@ def test_fewer_repeats_than_a_median_wants_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmarks.main()
     assert "got 2 repeats; a median wants at least 5" in capsys.readouterr().err
+
+
+def test_what_runs_on_a_processor_alone_is_not_measured_under_the_name_of_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "loading", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        benchmarks.main()
+    assert "loading are measured on a processor; leave out --device" in capsys.readouterr().err

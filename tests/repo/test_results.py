@@ -226,6 +226,8 @@ def test_the_recipes_of_digits_are_taken_and_lead_to_one_another(tmp_path, asked
     options = Namespace(out=tmp_path, jobs=1, steps=40, seeds=[1])
     train, held_out = digits.digits()
     (generator,) = digits.trained(options, train, held_out)
+    vq = asked["digits-vq-40-steps-1"].losses
+    assert (vq.quantize_from, vq.restart_until) == (10, 30), "the recipe's shares of its steps"
     assert asked[generator.name].toklip == f"{tmp_path}/digits-encoder-40-steps-1/model"
     assert len(list((tmp_path / "digits/train").glob("7/*.png"))) == int((train.labels == 7).sum())
 

@@ -21,3 +21,8 @@ def test_the_norm_holds_where_the_mean_is_far_above_the_deviation(batch, side, l
     normalized = normalize(x.to(memory_format=layout), norm)
     torch.testing.assert_close(normalized, expected.float(), rtol=0, atol=1e-3)
     assert normalized.is_contiguous(memory_format=layout)
+
+
+@torch.no_grad()
+def test_nothing_is_normalized_without_an_error():
+    assert normalize(torch.empty(0, 32, 8, 8), group_norm(8, 32)).shape == (0, 32, 8, 8)

@@ -258,3 +258,8 @@ def test_a_config_that_cannot_be_built_is_refused():
         VQGANConfig(codebook_size=64, codebook_dim=8, channels=16)
     with pytest.raises(ValueError, match="extra"):
         VQGANConfig(codebook_size=64, codebook_dim=8, chanels=16)  # type: ignore[call-arg]
+
+
+def test_the_tiny_tokenizer_takes_no_folder_of_another(tmp_path):
+    with pytest.raises(ValueError, match="as weights of vqgan-tiny; the name of such folders is vqgan"):
+        load_tokenizer("vqgan-tiny", tmp_path)

@@ -241,7 +241,7 @@ def test_the_levels_of_a_residual_codebook_start_from_what_is_left(tiny: Path):
 
 @pytest.mark.slow
 def test_unused_codes_of_every_level_restart(tiny: Path):
-    config = other(tiny, "residual", "losses.discriminator_weight=0")
+    config = other(tiny, "residual", "losses.discriminator_weight=0", "losses.lecam_weight=0")
     torch.manual_seed(0)
     training = VQTask(config).model
     for restart in training.restarts:
@@ -261,6 +261,10 @@ def test_unused_codes_of_every_level_restart(tiny: Path):
     [
         ("fsq", "losses.entropy_weight=0.1", "losses.entropy_weight has no effect with the quantizer 'fsq'; set it"),
         ("lfq", "losses.restart_until=9", "losses.restart_until has no effect with the quantizer 'lfq'; set it to 0"),
+        ("residual", "losses.restart_until=1", r"restart_until \(1\) must be above quantize_from \(1\)"),
+        ("residual", "losses.discriminator_weight=0", "losses.lecam_weight has no effect without a discriminator"),
+        ("residual", "losses.discriminator_layers=4", "of 4 layers needs pictures of 48 pixels, and image_size is 32"),
+        ("residual", "losses.discriminator_channels=24", "channels 24, whose layers cannot be split into 32 groups"),
     ],
 )
 def test_losses_without_effect_are_refused(tiny: Path, kind: str, change: str, says: str):
@@ -446,3 +450,27 @@ def test_the_command_lists_recipes_and_explains_what_it_needs():
     ]:
         result = run(cli, ["train", "vq", *arguments])
         assert result.exit_code in (1, 2) and message in result.output, result.output
+
+
+def test_what_a_short_run_does_not_reach_is_said(tiny: Path, caplog: pytest.LogCaptureFixture):
+    VQTask(load_config(tiny, VQTrainConfig, ["run.steps=1"]))
+    assert "losses.quantize_from (1) is not reached in 1 steps: the exported codes are random" in caplog.text
+    assert "losses.discriminator_start (2) is not reached in 1 steps" in caplog.text
+
+
+def test_the_codebook_starts_once_in_a_step_of_several_micro_batches(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[VQGAN] = []
+    monkeypatch.setattr("toklip_vq.training.task.start_codebook", lambda vqgan, *_: started.append(vqgan))
+    task = VQTask(load_config(tiny, VQTrainConfig, ["run.accumulate=2"]))
+    for _ in range(2):
+        task.objective(task.model, torch.zeros(2, 3, 32, 32), 1)
+    assert len(started) == 1
+
+
+def test_held_out_pictures_are_spread_over_the_folder(tmp_path: Path):
+    for level in range(5):
+        Image.new("RGB", (8, 8), (50 * level,) * 3).save(tmp_path / f"{level}.png")
+    pixels = held_out_pictures(HeldOutFolder(folder=tmp_path, pictures=3), size=8)
+    assert pixels is not None
+    levels = [round(float((picture.mean() + 1) * 127.5)) for picture in pixels]
+    assert levels == [0, 100, 200]

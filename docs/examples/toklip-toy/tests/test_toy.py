@@ -27,6 +27,12 @@ def test_four_ids_give_a_better_picture_than_one():
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("name, levels", [("toy", 1), ("toy-residual", 4)])
+def test_ids_out_of_range_are_refused(name, levels):
+    with pytest.raises(ValueError, match="99"):
+        load_tokenizer(name).decode(torch.full((1, 2, 2, levels), 99))
+
+
 def test_a_palette_is_loaded(tmp_path):
     from PIL import Image
 

@@ -82,17 +82,14 @@ _TOKENFLOW: dict[Literal["clipb", "siglip"], tuple[int, int, int, str, int, str]
 _SHIPPED = Path(__file__).parent / "models"
 
 
-def _shipped(name: str) -> Callable[[Weights | None], VQTokenizer]:
-    def factory(weights: Weights | None) -> VQTokenizer:
-        from toklip_core.weights import read_weights
+def _vqgan_tiny(weights: Weights | None) -> VQTokenizer:
+    from toklip_core.weights import read_weights
 
-        from toklip_vq.vqgan import load_vqgan
+    from toklip_vq.vqgan import load_vqgan
 
-        if isinstance(weights, Path) and weights.is_dir():
-            return load_vqgan(weights)
-        return load_vqgan(_SHIPPED / name, None if weights is None else read_weights(weights))
-
-    return factory
+    if isinstance(weights, Path) and weights.is_dir():
+        raise ValueError(f"got the folder {str(weights)!r} as weights of vqgan-tiny; the name of such folders is vqgan")
+    return load_vqgan(_SHIPPED / "vqgan-tiny", None if weights is None else read_weights(weights))
 
 
 def _vqgan(weights: Weights | None) -> VQTokenizer:
@@ -327,7 +324,7 @@ def _own_specs() -> list[TokenizerSpec]:
         ),
         TokenizerSpec(
             name="vqgan-tiny",
-            factory=_shipped("vqgan-tiny"),
+            factory=_vqgan_tiny,
             summary="Small VQGAN, 4 residual ids of 1024 per position of 8 px, trained on generated scenes and "
             "photographs; in the package.",
             licence="Apache-2.0",

@@ -55,7 +55,10 @@ class TableQuantizer(nn.Module):
 
     @torch.no_grad()
     def search(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids (..., Q) of the nearest codes, and the scores (...) of the first level; no gradient."""
+        """Return the ids (..., Q) of the nearest codes, and sums (...) of their scores over the levels; no gradient.
+
+        A sum is not finite if the latent is not.
+        """
         levels = range(len(self.embedding.codebook_sizes))
         tables = [self.embedding.rows(level) for level in levels]
         found: list[tuple[Tensor, Tensor]] = []

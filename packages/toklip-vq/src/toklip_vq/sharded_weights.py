@@ -40,7 +40,7 @@ class TokenizerTensors:
         return self.prefix + name in self.tensors
 
 
-def read_tokenizer_tensors(weights: Weights, prefixes: Iterable[str], marker: str = _MARKER) -> TokenizerTensors:
+def read_tokenizer_tensors(weights: Weights | str, prefixes: Iterable[str], marker: str = _MARKER) -> TokenizerTensors:
     """Read the tensors of a tokenizer.
 
     Args:
@@ -57,7 +57,7 @@ def read_tokenizer_tensors(weights: Weights, prefixes: Iterable[str], marker: st
         prefix = _prefix(weights, weights, prefixes, marker)
         named = {name: tensor for name, tensor in weights.items() if plain_name(name).startswith(prefix)}
         return TokenizerTensors(prefix, read_weights(named))
-    file = _file_of(weights)
+    file = _file_of(Path(weights))
     shards = _shards(file)
     names = shards or dict.fromkeys(_names(file), file)
     prefix = _prefix(weights, names, prefixes, marker)
@@ -94,7 +94,7 @@ def _shards(file: Path) -> dict[str, Path]:
     return {name: file.parent / shard for name, shard in shards.items()}
 
 
-def _prefix(weights: Weights, names: Iterable[str], prefixes: Iterable[str], marker: str) -> str:
+def _prefix(weights: Weights | str, names: Iterable[str], prefixes: Iterable[str], marker: str) -> str:
     known, wanted = set(map(plain_name, names)), list(prefixes)
     for prefix in wanted:
         if prefix + marker in known:

@@ -177,7 +177,7 @@ def normalize(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     torch's own norm of a channels-last tensor on a CPU takes the variance as a difference of squares: where the mean is
     300 times the deviation, results of order 1 are off by 4. So without gradients the moments are taken in another way.
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu":
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not x.numel():
         return norm(x)  # type: ignore[no-any-return]
     scale, shift = affine(x, norm)
     return torch.addcmul(shift, x, scale)
@@ -238,7 +238,7 @@ def _is_large(x: Tensor) -> bool:
 def _stripes(x: Tensor) -> Iterator[tuple[int, int]]:
     """Yield (top, bottom) of stripes of an even number of rows."""
     height = x.shape[2]
-    rows = max(_STRIPE * height // x.numel() // 2 * 2, 2)
+    rows = max(_STRIPE * height // max(x.numel(), 1) // 2 * 2, 2)
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
 

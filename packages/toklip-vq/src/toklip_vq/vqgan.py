@@ -258,10 +258,6 @@ class ResidualCodebook(nn.ModuleList):
     def __init__(self, levels: int, size: int, dim: int) -> None:
         super().__init__(Codebook(size, dim, "euclidean") for _ in range(levels))
 
-    def levels(self) -> list[Codebook]:
-        """Return the codebooks, the coarsest first."""
-        return [level for level in self if isinstance(level, Codebook)]
-
 
 def _codebook(config: VQGANConfig) -> Codebook | ResidualCodebook | BitQuantizer | ScalarQuantizer:
     if config.quantizer == "lfq":

@@ -69,7 +69,8 @@ class GridTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W): a mosaic of the cells' colours."""
+        """Return pixels (B, 3, H, W): a mosaic of the cells' colours; ValueError for an id out of range."""
+        self.embedding.refuse_ids(ids)
         return mosaic(self.embedding(ids))
 
 

@@ -26,7 +26,7 @@ _PREFIXES = ("", "model.vqmodel.")
 _IGNORED = {r"loss\..+": "the discriminator and the perceptual network of training"}
 
 
-def load_chameleon(weights: Weights, config: VQGANConfig = CONFIG) -> AutoencoderTokenizer:
+def load_chameleon(weights: Weights | str, config: VQGANConfig = CONFIG) -> AutoencoderTokenizer:
     """Return Chameleon's tokenizer.
 
     Args:

@@ -106,7 +106,7 @@ def _swish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def load_emu3(weights: Weights, config: Emu3VQVAEConfig | None = None) -> AutoencoderTokenizer:
+def load_emu3(weights: Weights | str, config: Emu3VQVAEConfig | None = None) -> AutoencoderTokenizer:
     """Return Emu3's tokenizer.
 
     Args:

@@ -60,7 +60,7 @@ class _Published(BaseModel):
         }
 
 
-def load_emu3_5(weights: Weights) -> AutoencoderTokenizer:
+def load_emu3_5(weights: Weights | str) -> AutoencoderTokenizer:
     """Return Emu3.5's tokenizer, of the sizes in the ``config.json`` beside the weights, else of the published ones.
 
     Args:
@@ -72,8 +72,9 @@ def load_emu3_5(weights: Weights) -> AutoencoderTokenizer:
         ValueError: the config or the weights do not fit.
     """
     config = CONFIG
-    if isinstance(weights, Path):
-        file = (weights if weights.is_dir() else weights.parent) / "config.json"
+    if isinstance(weights, str | Path):
+        path = Path(weights)
+        file = (path if path.is_dir() else path.parent) / "config.json"
         if file.is_file():
             config = validated(VQGANConfig, validated(_Published, read_json_object(file), file).sizes(), file)
     own = read_tokenizer_tensors(weights, [""])

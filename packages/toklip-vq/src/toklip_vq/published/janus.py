@@ -37,7 +37,7 @@ _TRANSFORMERS = (
 )
 
 
-def load_janus(weights: Weights, config: VQGANConfig = CONFIGS["VQ-16"]) -> AutoencoderTokenizer:
+def load_janus(weights: Weights | str, config: VQGANConfig = CONFIGS["VQ-16"]) -> AutoencoderTokenizer:
     """Return Janus's tokenizer.
 
     Args:

@@ -70,7 +70,8 @@ class SiglipStates(nn.Module):
         from transformers import SiglipVisionModel
 
         super().__init__()
-        tower = SiglipVisionModel(config)
+        model = SiglipVisionModel(config)
+        tower = getattr(model, "vision_model", model)  # earlier releases of transformers have one more level
         self.patch_embedding = tower.embeddings.patch_embedding
         self.position_embedding = tower.embeddings.position_embedding
         self.layers = tower.encoder.layers[:-1]

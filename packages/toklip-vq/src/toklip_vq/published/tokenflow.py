@@ -304,7 +304,9 @@ def _resized(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps, size=(side, side), mode="bicubic")
 
 
-def load_tokenflow(weights: Weights, config: TokenFlowConfig = TOKENFLOW_CONFIGS["clipb"]) -> AutoencoderTokenizer:
+def load_tokenflow(
+    weights: Weights | str, config: TokenFlowConfig = TOKENFLOW_CONFIGS["clipb"]
+) -> AutoencoderTokenizer:
     """Return a TokenFlow.
 
     Args:

@@ -116,7 +116,7 @@ class VilaU(nn.Module):
         return pixels
 
 
-def load_vila_u(weights: Weights, config: VilaUConfig = VILA_U_CONFIGS[256]) -> AutoencoderTokenizer:
+def load_vila_u(weights: Weights | str, config: VilaUConfig = VILA_U_CONFIGS[256]) -> AutoencoderTokenizer:
     """Return a VILA-U tokenizer.
 
     Args:
@@ -150,7 +150,7 @@ def load_vila_u(weights: Weights, config: VilaUConfig = VILA_U_CONFIGS[256]) -> 
     return AutoencoderTokenizer(network, TableQuantizer(embedding, "euclidean"))
 
 
-def load_vila_u_siglip(weights: Weights, config: SiglipConfig | None = None) -> SiglipModel:
+def load_vila_u_siglip(weights: Weights | str, config: SiglipConfig | None = None) -> SiglipModel:
     """Return the SigLIP in the file of a VILA-U, which was trained along, for its features of pictures and texts.
 
     It reads pixels in [-1, 1]. The tokenizer of texts is not in the file; vocabulary and length are those of Google's

@@ -147,7 +147,8 @@ def quantize_residual(
     latents = latents.float()
     rest = latents
     levels: list[Quantization] = []
-    for level in codebook.levels():
+    for level in codebook:
+        assert isinstance(level, Codebook)
         levels.append(quantize_straight_through(rest, level, beta=beta, beta_placement=beta_placement))
         rest = rest - F.embedding(levels[-1].ids[:, 0], level.weight).detach()
     codes = latents - rest.detach()

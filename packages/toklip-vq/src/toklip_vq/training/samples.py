@@ -130,7 +130,8 @@ def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
         levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
         return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))
     found = list_pictures(find_pictures([config.folder]))
-    chosen = found[:: max(len(found) // config.pictures, 1)][: config.pictures]
+    places = np.linspace(0, len(found) - 1, min(config.pictures, len(found))).round().astype(int)
+    chosen = [found[place] for place in places]
     refuse_unreadable(chosen)
     return torch.stack([to_pixels(picture.read(), size) for picture in chosen])
 

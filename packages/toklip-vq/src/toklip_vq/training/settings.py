@@ -85,7 +85,7 @@ class LossConfig(Config):
         default="paper",
         description="Term of the quantizer's loss that beta multiplies. paper: the commitment term, which moves "
         "latents (as in the papers and in LlamaGen's code); code: the term that moves codes (as in IBQ's public "
-        "code). Lfq has the commitment term alone.",
+        "code). Lfq has the commitment term alone, and fsq none.",
     )
     entropy_weight: float = Field(
         default=0.0, ge=0, description="Weight of the codebook entropy loss (vq, ibq, lfq); 0 turns it off."
@@ -149,6 +149,38 @@ class VQTrainConfig(Config):
             if getattr(self.losses, name) and self.model.quantizer in quantizers:
                 kind = self.model.quantizer
                 raise ValueError(f"losses.{name} has no effect with the quantizer {kind!r}; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_begin_and_end(self) -> Self:
+        losses = self.losses
+        if 0 < losses.restart_until <= losses.quantize_from:
+            raise ValueError(
+                f"losses.restart_until ({losses.restart_until}) must be above quantize_from ({losses.quantize_from}), "
+                "where all codes are new; or set it to 0"
+            )
+        if losses.lecam_weight and not losses.discriminator_weight:
+            raise ValueError("losses.lecam_weight has no effect without a discriminator; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _networks_of_the_losses_fit(self) -> Self:
+        losses = self.losses
+        if losses.discriminator_weight:
+            least = 3 * 2**losses.discriminator_layers
+            if self.image_size < least:
+                raise ValueError(
+                    f"a discriminator of {losses.discriminator_layers} layers needs pictures of {least} pixels, and "
+                    f"image_size is {self.image_size}; set losses.discriminator_layers to less"
+                )
+            widest = [losses.discriminator_channels * min(2**i, 8) for i in range(1, losses.discriminator_layers + 1)]
+            if losses.discriminator_norm == "group" and any(width > 32 and width % 32 for width in widest):
+                raise ValueError(
+                    f"got losses.discriminator_channels {losses.discriminator_channels}, whose layers cannot be split "
+                    "into 32 groups; take a multiple of 16, or discriminator_norm = 'batch'"
+                )
+        if losses.perceptual != "none" and self.image_size < 32:
+            raise ValueError(f"LPIPS needs pictures of 32 pixels, and image_size is {self.image_size}")
         return self
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ from toklip_vq.training.quantization import (
 )
 from toklip_vq.training.samples import held_out_pictures, open_sources
 from toklip_vq.training.settings import LossConfig, VQTrainConfig
-from toklip_vq.vqgan import VQGAN
+from toklip_vq.vqgan import VQGAN, Codebook
 
 #: A warning is logged if the held-out pictures use less than this share of the codes that they could: of the codebook,
 #: or of their number of ids if that is smaller.
@@ -91,17 +91,20 @@ class VQTask(Task):
         self.config = config
         self.samples = open_sources(config.data, size=config.image_size, seed=config.run.seed)
         self.settings = config.model_dump(mode="json", exclude={"run"})
+        _warn_of_late_beginnings(config)
         torch.manual_seed(config.run.seed)
         self.model = VQTraining(VQGAN(config.model), config.losses).to(memory_format=torch.channels_last)
         self.unused_parameters = config.losses.discriminator_start > 0 or config.losses.quantize_from > 0
+        self._started = False
         held_out = held_out_pictures(config.held_out, size=config.image_size)
         if held_out is not None:
-            self.evaluate = lambda product: evaluate_vqgan(product, held_out, batch_size=config.run.batch_size)
+            self.evaluate = lambda product: evaluate_vqgan(product, held_out, batch_size=_at_once(config))
 
     def objective(self, model: nn.Module, prepared: Tensor, step: int) -> Losses:
         """Return the losses of pixels (B, 3, H, W) in [-1, 1]; the codebook starts at its first step."""
-        if step == self.config.losses.quantize_from > 0:
+        if step == self.config.losses.quantize_from > 0 and not self._started:
             start_codebook(self.model.vqgan, self.samples, self.config)
+            self._started = True  # the further micro-batches of the step have this codebook, too
         return cast(Losses, model(prepared, step))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -142,6 +145,7 @@ class VQTraining(nn.Module):
             else None
         )
         self.lecam = LeCam() if discriminated and config.lecam_weight else None
+        self._codebook_sizes = vqgan.quantizer().embedding.codebook_sizes
         restarts = [CodeRestart(len(level.weight)) for level in vqgan.codebooks()] if config.restart_until else []
         self.restarts = nn.ModuleList(restarts)
 
@@ -181,19 +185,20 @@ class VQTraining(nn.Module):
         for level, restart in enumerate(self.restarts if restarts else []):
             assert isinstance(restart, CodeRestart)
             restart.add(count_ids(quantized.ids[:, level], len(restart.counts)))
-        use = use_of_batch(quantized.ids, vqgan.quantizer().embedding.codebook_sizes)
+        use = use_of_batch(quantized.ids, self._codebook_sizes)
         metrics = by_level("codebook_used_by_batch", [level.used.float() for level in use])
         return quantized.codes, losses, metrics | by_level("codebook_perplexity", [u.perplexity.float() for u in use])
 
     def _restart(self, latents: Tensor, step: int) -> None:
         """Restart the unused codes of each level, if it is time."""
+        latents, before = latents.detach(), None
         for level, restart in zip(self.vqgan.codebooks(), self.restarts, strict=True):
             assert isinstance(restart, CodeRestart)
             if not restart.is_due(step):
                 return
-            latents = comparable(latents.detach(), level)
+            latents = comparable(_rest_of(latents, before), level)
             restart(level, latents, step)
-            latents = latents - F.embedding(level.nearest(latents), level.weight)
+            before = level
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -209,9 +214,22 @@ class VQTraining(nn.Module):
         return losses
 
 
+def _warn_of_late_beginnings(config: VQTrainConfig) -> None:
+    """Log what a run never does, as a short one of a recipe for a long one."""
+    losses, steps = config.losses, config.run.steps
+    if losses.quantize_from >= steps:
+        message = "losses.quantize_from (%d) is not reached in %d steps: the exported codes are random and untrained"
+        _log.warning(message, losses.quantize_from, steps)
+    if losses.discriminator_weight and losses.discriminator_start >= steps:
+        message = "losses.discriminator_start (%d) is not reached in %d steps: nothing is learned from a discriminator"
+        _log.warning(message, losses.discriminator_start, steps)
+
+
 @torch.no_grad()
 def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig) -> None:
     """Set each code to the latent of a random patch of the training pictures, so that all codes start in use.
+
+    If the pictures have fewer patches than there are codes, the other codes keep their random values.
 
     Further levels of a residual quantizer are set to what those before them leave. Bits and scalars have no codes.
 
@@ -225,20 +243,31 @@ def start_codebook(vqgan: VQGAN, samples: Samples[Tensor], config: VQTrainConfig
     # One latent in eight of each picture, because neighbours are alike.
     needed = min(math.ceil(8 * size / per_picture), len(samples))
     found: list[Tensor] = []
-    for start in range(0, needed, config.run.batch_size):
-        places = range(start, min(start + config.run.batch_size, needed))
+    for start in range(0, needed, _at_once(config)):
+        places = range(start, min(start + _at_once(config), needed))
         keys = [(0, place * len(samples) // needed) for place in places]  # from all sources
         pixels = torch.stack([samples[key] for key in keys]).to(device)
         found.append(vqgan.latents(pixels).movedim(1, -1).flatten(0, 2).float())
-    latents = torch.cat(found)
+    latents, before = torch.cat(found), None
     draw = torch.Generator().manual_seed(config.run.seed)
     for codebook in codebooks:
-        latents = comparable(latents, codebook)
+        latents = comparable(_rest_of(latents, before), codebook)
         chosen = torch.randperm(len(latents), generator=draw)[:size].to(device)
         codebook.weight[: len(chosen)] = latents[chosen]
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(codebook.weight, 0)  # a GPU's sums may differ in the last bit, and would stay different
-        latents = latents - F.embedding(codebook.nearest(latents), codebook.weight)
+        before = codebook
+
+
+def _rest_of(latents: Tensor, codebook: Codebook | None) -> Tensor:
+    """Return what the nearest codes leave of latents (N, C): all of them without a codebook."""
+    return latents if codebook is None else latents - F.embedding(codebook.nearest(latents), codebook.weight)
+
+
+def _at_once(config: VQTrainConfig) -> int:
+    """Return the number of pictures that a process takes at a time in training."""
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return max(1, config.run.batch_size // (config.run.accumulate * processes))
 
 
 def by_level(name: str, values: Sequence[_Value]) -> dict[str, _Value]:
@@ -268,7 +297,7 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     seen: list[Tensor] = []
     shown: list[Tensor] = []
     for batch in torch.split(pixels[ranks[0] :: ranks[1]], batch_size):
-        batch = batch.to(device)
+        batch = batch.to(device)  # empty if there are more processes than pictures
         ids, _ = quantizer.search(vqgan.latents(batch).movedim(1, -1))
         rebuilt = vqgan.reconstruct(quantizer.embedding(ids)).float().clamp(-1, 1)
         seen.append(ids.flatten(0, -2).cpu())
@@ -286,7 +315,7 @@ def evaluate_vqgan(vqgan: nn.Module, pixels: Tensor, *, batch_size: int) -> Eval
     seen_ids = sum(map(len, seen))
     for level, (found, size) in enumerate(zip(use, quantizer.embedding.codebook_sizes, strict=True)):
         used = round(float(found.used) * size)
-        if used < COLLAPSED * min(size, seen_ids):
+        if used < COLLAPSED * min(size, seen_ids) and ranks[0] == 0:
             where = f" of level {level}" if len(use) > 1 else ""
             advice = _AGAINST_COLLAPSE[vqgan.config.quantizer]
             message = "codebook collapse%s: %d of %d codes in use on %d held-out pictures; %s"
