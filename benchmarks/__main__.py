@@ -65,7 +65,7 @@ def main() -> int:
     options = Options(**given)
     names = names or [name for name in NAMES if not options.on_gpu or name not in ON_PROCESSOR]
     if options.on_gpu and (there := sorted(set(names) & set(ON_PROCESSOR))):
-        parser.error(f"{', '.join(there)} are measured on a processor; leave out --device")
+        parser.error(f"measured on a processor only: {', '.join(there)}; leave out --device")
     if options.repeats < FEWEST_REPEATS and not options.quick:
         parser.error(f"got {options.repeats} repeats; a median wants at least {FEWEST_REPEATS}")
     os.environ["HF_HUB_OFFLINE"] = "1"  # looking for a text tokenizer there is not loading

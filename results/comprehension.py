@@ -1,6 +1,6 @@
 """What a small language model answers about scenes, by what it is given of a picture: codes, tokens, or both.
 
-    python results/comprehension.py --out runs
+    python results/comprehension.py
 
 Each is the recipe `toklip train mllm scenes-tiny-stage-1` with a smaller network, other features and seeds, and fewer
 steps, of two numbers, over a token store of 24,000 scenes, more than a run sees. Exact match over all questions of

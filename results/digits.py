@@ -1,6 +1,6 @@
 """Real pictures: scikit-learn's handwritten digits, through a tokenizer, a TokLIP and a generator of their own.
 
-    python results/digits.py --out runs
+    python results/digits.py
 
 The 1,797 digits of 8 x 8 pixels become pictures of 32, of which the last 297 are held out. For each seed a tokenizer,
 a teacher, a TokLIP and a generator are trained on the others by the recipes in results/digits. It prints how well

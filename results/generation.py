@@ -1,6 +1,6 @@
 """What a small generator draws from captions of scenes, by what it reads of the ids so far: ids, codes, or with tokens.
 
-    python results/generation.py --out runs
+    python results/generation.py
 
 Each is the recipe `toklip train generator scenes-tiny` with a smaller network, other features and seeds, and fewer
 steps, of two numbers, over a token store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of

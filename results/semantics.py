@@ -1,6 +1,6 @@
 """What tokens keep of their teacher, and what that takes: data, distillation, the teacher's weights, the causal mask.
 
-    python results/semantics.py --out runs
+    python results/semantics.py
 
 Token stores of scenes with the features of clip-tiny, and for each seed encoders over them: the recipe `toklip train
 encoder scenes-tiny` with fewer steps, whole and with one thing changed. A share of the data is the first of the same

@@ -1,6 +1,6 @@
 """Where the small family loses what pictures show: what can be read from pixels, codes, ids, and from each model.
 
-    python results/small_family.py --out runs
+    python results/small_family.py
 
 Scenes of one object, of validation (combinations of colour and shape that training shows) and held out (ones that it
 never shows). From pixels, codes and ids a convolutional network of one design reads colour and shape: six convolutions

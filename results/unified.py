@@ -1,6 +1,6 @@
 """One network that reads and draws scenes, beside networks of the same size that do one of both, by features.
 
-    python results/unified.py --out runs
+    python results/unified.py
 
 Four trainings for each of codes, tokens and concat as features, and each seed: the recipe `toklip train mllm
 scenes-tiny-stage-1` on questions alone, or, with an image head, on questions and drawings (both) or on drawings alone;

@@ -409,10 +409,16 @@ def test_an_answer_that_spells_the_image_token_stands_for_no_picture(monkeypatch
 
 def test_the_language_models_own_beams_and_forbidden_repeats_are_none_of_an_answers():
     model, processor = small_mllm()
-    wanted = Chat(model, processor, ChatSettings(max_new_tokens=6)).ask("what ?", [picture(0)])
-    model.generation_config.update(num_beams=3, no_repeat_ngram_size=1, min_new_tokens=9)
-    found = Chat(model, processor, ChatSettings(max_new_tokens=6)).ask("what ?", [picture(0)])
-    assert found.text == wanted.text and found.new_tokens == wanted.new_tokens
+    own = dict(num_beams=3, no_repeat_ngram_size=1, min_new_tokens=9, min_length=99, num_return_sequences=2, min_p=0.9)
+    for settings in (ChatSettings(max_new_tokens=6), ChatSettings(max_new_tokens=6, temperature=1.0)):
+        answers = []
+        for changes in ({}, own):
+            model.generation_config.update(**changes)
+            torch.manual_seed(0)
+            answers.append(Chat(model, processor, settings).ask("what ?", [picture(0)]))
+        assert answers[0].text == answers[1].text and answers[0].new_tokens == answers[1].new_tokens
+        assert not {*own} - {*settings.options}, "each of them is overridden"
+        model.generation_config.update(**dict.fromkeys(own))
 
 
 def test_one_file_may_be_shown_twice(folder):

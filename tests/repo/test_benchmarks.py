@@ -132,4 +132,4 @@ def test_what_runs_on_a_processor_alone_is_not_measured_under_the_name_of_a_gpu(
     monkeypatch.setattr("sys.argv", ["benchmarks", "loading", "--device", "cuda"])
     with pytest.raises(SystemExit):
         benchmarks.main()
-    assert "loading are measured on a processor; leave out --device" in capsys.readouterr().err
+    assert "measured on a processor only: loading; leave out --device" in capsys.readouterr().err

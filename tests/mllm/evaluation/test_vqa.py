@@ -441,9 +441,9 @@ def test_a_question_without_room_for_an_answer_is_named_before_any_is_answered(r
         evaluate_vqa("toklip-mllm-tiny", rows(ROW, long))
 
 
-def test_of_no_questions_there_are_no_answers_and_no_figures():
+def test_no_questions_give_no_answers_and_their_figures_are_refused():
     assert [*answer_questions(*shared(), [], [])] == []
-    with pytest.raises(ValueError, match="got no answers, of which there are no figures"):
+    with pytest.raises(ValueError, match="got no answers; POPE's figures need at least one"):
         yes_no([], [])
 
 

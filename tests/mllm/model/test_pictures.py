@@ -185,7 +185,7 @@ def test_an_address_that_gives_nothing_is_named(address):
         processor.encode([address[0].replace("a.png", "nothing")], fetch=True)
 
 
-def test_an_address_that_is_none_is_named():
+def test_a_malformed_address_is_named():
     _, processor = shared()
     with refusing("picture 1 ('http://localhost/my cat.png') cannot be read: InvalidURL"):
         processor.encode(["http://localhost/my cat.png"], fetch=True)

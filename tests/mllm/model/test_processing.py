@@ -488,7 +488,7 @@ def test_a_list_of_pictures_for_each_text_is_wanted_where_there_are_such_lists()
         processor(images=[pictures], text=["<image>", "<image> <image>"])
 
 
-@pytest.mark.parametrize("token, what", [("red", "is a word of the tokenizer"), ("<|end|>", "begins, ends or fills")])
+@pytest.mark.parametrize("token, what", [("red", "is a word of the tokenizer"), ("<|end|>", "begins, ends or pads")])
 def test_an_image_token_that_means_something_else_is_refused(token, what):
     with pytest.raises(ValueError, match=f"got '{re.escape(token)}' as image token, which {what}"):
         build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token=token)

@@ -578,6 +578,7 @@ def test_drawn_pictures_are_refused_in_training_without_labels(part):
         forward(**batch)
     with torch.no_grad():
         forward(**batch)
+    forward(**batch, output_image_logits=False)
     model(**batch, labels=batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, -100))
     forward(**drawn(processor, "red ? <image>", image_ids=some_ids()))
 
@@ -594,6 +595,14 @@ def test_a_drawing_that_fails_leaves_no_cache_and_a_sampler_draws_with_its_own_m
     assert sampler.model._read is None
 
 
+@RENAMED
+def test_a_model_with_adapters_draws_as_one_of_the_toolkit():
+    model, processor = small_unified()
+    wanted = PictureDrawer(model, processor).draw(["red circle"], seeds=[0]).ids
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert torch.equal(PictureDrawer(adapted, processor).draw(["red circle"], seeds=[0]).ids, wanted)
+
+
 def test_a_processor_with_another_vq_tokenizer_draws_nothing():
     with pytest.raises(ValueError, match="the processor"):
         PictureDrawer(unified()[0], unified("mean-colour")[1])
@@ -602,10 +611,10 @@ def test_a_processor_with_another_vq_tokenizer_draws_nothing():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"resize": "squash"}, "the model's way to make them square is crop, and the processor's squash"),
-        ({"image_size": 48}, "and the processor's 48"),
-        ({"begin_token": "<|system|>"}, "the model's begin token is"),
-        ({"begin_token": None}, "and the processor's None"),
+        ({"resize": "squash"}, "the model's resize is crop, and the processor's is squash"),
+        ({"image_size": 48}, "and the processor's is 48"),
+        ({"begin_token": "<|system|>"}, "the model's begin token is <begin_image>, and the processor's is"),
+        ({"begin_token": None}, "and the processor's is None"),
     ],
 )
 def test_a_folder_whose_processor_is_of_another_model_is_refused(change, message, tmp_path, toy):
@@ -620,5 +629,5 @@ def test_a_folder_whose_processor_is_of_another_model_is_refused(change, message
 
 def test_a_begin_token_that_ends_answers_is_refused():
     model, processor = small_unified(head=None)
-    with pytest.raises(ValueError, match=r"got '<[|]end[|]>' as begin token, which begins, ends or fills texts"):
+    with pytest.raises(ValueError, match=r"got '<[|]end[|]>' as begin token, which begins, ends or pads texts"):
         add_image_head(model, processor, ImageHeadSettings(begin_token="<|end|>"))

@@ -283,7 +283,7 @@ def test_a_picture_of_the_user_that_follows_the_begin_token_is_refused_by_name()
     processor = unified()[1]
     shown = {"role": "user", "content": "<begin_image><image> what ?"}
     conversation = Conversation("file.json, row 3", (shown, {"role": "assistant", "content": "red"}))
-    message = "file.json, row 3: 1 pictures follow the begin token '<begin_image>', and the assistant draws 0"
+    message = "row 3: the begin token '<begin_image>' comes before a picture that the assistant does not draw"
     with pytest.raises(ValueError, match=message):
         label_conversation(conversation, processor, image_ids=some_ids())
     drawn = ({"role": "user", "content": "red ?"}, {"role": "assistant", "content": "<image>"})

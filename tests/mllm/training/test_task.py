@@ -433,7 +433,7 @@ def test_a_model_trains_on_independent_questions_and_its_file_gives_their_logits
 
 
 def test_independent_questions_are_refused_where_layers_read_across_a_mask():
-    config = SimpleNamespace(layer_types=["full_attention", "conv"], _attn_implementation="sdpa")
+    config = SimpleNamespace(layer_types=["full_attention", "conv"], _attn_implementation="sdpa", model_type="lfm2")
     with pytest.raises(ValueError, match="a language model with layers of the kinds conv, which cannot mask"):
         refuse_other_attention(config, 64)
 
@@ -441,7 +441,7 @@ def test_independent_questions_are_refused_where_layers_read_across_a_mask():
 def test_conversations_whose_answer_follows_the_picture_are_not_joined():
     none = torch.empty(0, 1, 1, 1, dtype=torch.int64)
     rows = [torch.tensor([1, 9, 5]), torch.tensor([1, 9, 6])]
-    with pytest.raises(ValueError, match="an answer follows the pictures at once, without a question"):
+    with pytest.raises(ValueError, match="an answer follows the picture without a question between them"):
         join_branches([Example(row, row, none) for row in rows], image_token_id=9)
     with pytest.raises(ValueError, match="the conversations have no picture"):
         join_branches([Example(row, row, none) for row in rows], image_token_id=8)

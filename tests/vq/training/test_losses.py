@@ -119,7 +119,7 @@ def test_codes_are_rows_of_the_codebook_and_the_highest_affinity_is_the_id(metri
 def residual(levels=4) -> ResidualCodebook:
     """The published rows, half as long from level to level."""
     made = ResidualCodebook(levels, *PUBLISHED["codebook"].shape)
-    for number, level in enumerate(made.levels()):
+    for number, level in enumerate(made):
         level.weight.data.copy_(PUBLISHED["codebook"] / 2**number)
     return made
 
@@ -128,14 +128,14 @@ def test_residual_levels_take_what_is_left_and_are_all_trained():
     latents, book = flat(PUBLISHED["latents"]).requires_grad_(), residual()
     result = quantize_residual(latents, book)
     rest, total, losses = latents.detach(), torch.zeros_like(latents), []
-    for number, level in enumerate(book.levels()):
+    for number, level in enumerate(book):
         ids = torch.cdist(rest.double(), level.weight.double()).argmin(-1)
         assert torch.equal(result.ids[:, number], ids)
         losses.append(1.25 * F.mse_loss(rest, level.weight[ids]))
         total, rest = total + level.weight[ids], rest - level.weight[ids]
     torch.testing.assert_close(result.codes, total)
     torch.testing.assert_close(result.loss, torch.stack(losses).mean())
-    gradients = torch.autograd.grad(result.loss, [level.weight for level in book.levels()], retain_graph=True)
+    gradients = torch.autograd.grad(result.loss, [level.weight for level in book], retain_graph=True)
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
     (to_latents,) = torch.autograd.grad(result.codes.sum(), latents)
     assert torch.equal(to_latents, torch.ones_like(latents)), "straight through"

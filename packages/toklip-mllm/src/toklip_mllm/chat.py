@@ -32,6 +32,7 @@ GREEDY: dict[str, Any] = {
     "min_new_tokens": None,
     "num_beams": 1,
     "num_return_sequences": 1,
+    **dict.fromkeys(("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")),
 }
 
 

@@ -187,11 +187,14 @@ def ask(
         click.echo(json.dumps(known | chat.ask(question, shown).as_json()))
         return
     begun = False
-    for piece in chat.say(question, shown):
-        text = str(piece) if begun else str(piece).lstrip()
-        click.echo(text, nl=False)
-        begun = begun or bool(text)
-    click.echo()
+    try:
+        for piece in chat.say(question, shown):
+            text = str(piece) if begun else str(piece).lstrip()
+            click.echo(text, nl=False)
+            begun = begun or bool(text)
+    finally:
+        if begun:
+            click.echo()
 
 
 @click.command()

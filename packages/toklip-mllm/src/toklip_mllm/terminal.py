@@ -97,7 +97,7 @@ class Terminal:
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
-            click.echo("\nstopped; the conversation goes on as if you had not asked", err=True)
+            click.echo("stopped; the conversation goes on as if you had not asked", err=True)
             return
         self._shown += [file for file, _ in self._waiting]
         self._waiting = []

@@ -88,7 +88,7 @@ def _vqgan_tiny(weights: Weights | None) -> VQTokenizer:
     from toklip_vq.vqgan import load_vqgan
 
     if isinstance(weights, Path) and weights.is_dir():
-        raise ValueError(f"got the folder {str(weights)!r} as weights of vqgan-tiny; the name of such folders is vqgan")
+        raise ValueError(f"got the folder {str(weights)!r} as weights of vqgan-tiny; load it as the tokenizer vqgan")
     return load_vqgan(_SHIPPED / "vqgan-tiny", None if weights is None else read_weights(weights))
 
 

@@ -76,8 +76,8 @@ def to_text(value: object, what: str = "answer or choice") -> str:
     """
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number or isinstance(value, str)):
+    finite = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not finite:
         got = one_line(repr(value), longest=120)
         raise ValueError(f"got the {what} {got}; wanted a text or a number, such as \"yes\"")
     return str(value)
@@ -165,7 +165,7 @@ def yes_no(answers: Sequence[str], truths: Sequence[str]) -> YesNo:
     Source: Li et al., POPE, https://arxiv.org/abs/2305.10355, section 5.
     """
     if not answers:
-        raise ValueError("got no answers, of which there are no figures")
+        raise ValueError("got no answers; POPE's figures need at least one")
     said = [is_yes(answer) for answer in answers]
     is_so = [simplify(truth) == "yes" for truth in truths]
     both = sum(a and b for a, b in zip(said, is_so, strict=True))

@@ -19,7 +19,7 @@ def generate_answers(
     max_new_tokens: int,
     options: Mapping[str, Any],
 ) -> list[str]:
-    """Return the answers to conversations, of which a long one takes no room from the answers to the others.
+    """Return one answer per conversation; a long prompt does not shorten the answers to the others.
 
     Args:
         model: model in evaluation mode.
@@ -44,7 +44,8 @@ def generate_answers(
     )
     length = inputs["input_ids"].shape[1]
     room = model.room_for_answer(length, max_new_tokens)
-    if len(conversations) > 1 and room < max_new_tokens:
+    shortest = int(inputs["attention_mask"].sum(1).min())
+    if model.room_for_answer(shortest, max_new_tokens) > room:
         counts = (inputs["input_ids"] == processor.image_token_id).sum(1) // processor.tokens_per_picture
         own: list[Tensor | None] = [None] * len(conversations)
         if "image_ids" in inputs:

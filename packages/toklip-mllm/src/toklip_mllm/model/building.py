@@ -130,9 +130,9 @@ def add_image_head(
         settings: image head to build.
 
     Raises:
-        ValueError: the model draws already, the begin token is the image token or an ordinary word, the sizes of the
-            head do not fit one another, or ids cannot be drawn one after another: the encoder is not causal, or they
-            form a pyramid. Then nothing is changed.
+        ValueError: the model draws already; the begin token is the image token, an ordinary word, or one that begins,
+            ends or pads texts; the sizes of the head do not fit one another; or ids cannot be drawn one after another:
+            the encoder is not causal, or they form a pyramid. Then nothing is changed.
 
     >>> model, processor = load("toklip-mllm-tiny")
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
@@ -199,8 +199,8 @@ def _refuse_word(tokenizer: Any, name: str, what: str, generation: Any) -> None:
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if token in used | {*(ends if isinstance(ends, list) else [ends])}:
         raise ValueError(
-            f"got {name!r} as {what}, which begins, ends or fills texts of this tokenizer; name another special token, "
-            "or one that it does not have"
+            f"got {name!r} as {what}, which begins, ends or pads texts; name another special token, or one that "
+            "the tokenizer does not have"
         )
     known = tokenizer.added_tokens_decoder.get(token)
     if known is None or (what == "begin token" and not known.special):
@@ -251,19 +251,19 @@ def load(
 
 def _refuse_other_processor(model: TokLIPForConditionalGeneration, processor: TokLIPProcessor, name: str) -> None:
     """Raise ValueError if a model and a processor make or read pictures in different ways."""
-    config, begin = model.config, processor.begin_token
-    begins = None if begin is None else processor.tokenizer.convert_tokens_to_ids(begin)
+    config, tokenizer = model.config, processor.tokenizer
+    begin = None if config.image_head is None else tokenizer.convert_ids_to_tokens(config.head_config.begin_token_id)
     both = {
-        "size of pictures": (config.image_size, processor.image_size),
-        "way to make them square": (config.resize, processor.resize),
+        "image_size": (config.image_size, processor.image_size),
+        "resize": (config.resize, processor.resize),
         "number of tokens per picture": (config.tokens_per_picture, processor.tokens_per_picture),
-        "image token": (config.image_token_id, processor.image_token_id),
-        "begin token": (None if config.image_head is None else config.head_config.begin_token_id, begins),
+        "image token": (tokenizer.convert_ids_to_tokens(config.image_token_id), processor.image_token),
+        "begin token": (begin, processor.begin_token),
     }
     for what, (ours, theirs) in both.items():
         if ours != theirs:
             raise ValueError(
-                f"in {name!r} the model's {what} is {ours}, and the processor's {theirs}; save both from one build"
+                f"in {name!r} the model's {what} is {ours}, and the processor's is {theirs}; save both from one build"
             )
 
 

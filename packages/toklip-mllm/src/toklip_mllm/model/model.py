@@ -286,16 +286,19 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
     def refuse_unlearned(self, input_ids: Tensor | None) -> None:
         """Raise ValueError for drawn pictures in training without labels, because the head would not learn them.
 
-        Trainers that compute the loss themselves (label smoothing, a loss from hidden states) leave out the labels.
+        Trainers that compute the loss themselves (label smoothing, TRL's loss from hidden states) leave out the labels.
         """
         if self.image_head is None or input_ids is None or not (self.training and torch.is_grad_enabled()):
             return
         opened = input_ids[:, :-1] == self.config.head_config.begin_token_id
-        if bool((opened & (input_ids[:, 1:] == self.config.image_token_id)).any()):
-            raise ValueError(
+        drawn = (opened & (input_ids[:, 1:] == self.config.image_token_id)).any()
+        torch_compilable_check(
+            ~drawn,
+            lambda: (
                 "got drawn pictures in training without labels, so their loss would be left out; let the model compute "
-                "the loss (no label smoothing), or give output_image_logits=False if it is not wanted"
-            )
+                "the loss (TRL: loss_type='nll'; no label smoothing), or give output_image_logits=False to leave it out"
+            ),
+        )
 
     def required_head(self) -> ImageHead:
         """Return the image head; ValueError if the model has none."""
@@ -423,7 +426,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         sampler = sampler or Sampler(PicturePredictor(self))
         predictor = cast(PicturePredictor, sampler.model)
-        if predictor.model is not self:
+        # Their heads are compared, because peft and torch.compile wrap the model.
+        if predictor.model.required_head() is not self.required_head():
             raise ValueError("got the sampler of another model; make one: Sampler(PicturePredictor(model))")
         predictor.forget()  # what a sampler that was used by itself has left
         self._refuse_other_end(input_ids)
@@ -831,6 +835,7 @@ class Backbone(nn.Module):
         inputs_embeds: Tensor | None = None,
         image_tokens: Tensor | None = None,
         image_features: Tensor | None = None,
+        output_image_logits: bool | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> BaseModelOutputWithPast:
         """Return the output of the language model's base model, with ``last_hidden_state`` (B, L, D).
@@ -841,6 +846,7 @@ class Backbone(nn.Module):
             inputs_embeds: see there.
             image_tokens: see there.
             image_features: see there.
+            output_image_logits: False if no loss of drawn pictures is wanted; otherwise training refuses them.
             kwargs: arguments of the language model's base model: attention_mask, position_ids, use_cache, ...
 
         Raises:
@@ -848,7 +854,8 @@ class Backbone(nn.Module):
                 ``refuse_unlearned`` raises it.
         """
         (model,) = self._of
-        model.refuse_unlearned(input_ids)
+        if output_image_logits is None:
+            model.refuse_unlearned(input_ids)
         text = model._text_inputs(input_ids, inputs_embeds, image_ids, image_tokens, image_features, None)
         return cast(BaseModelOutputWithPast, model.language_model.base_model(**text, **kwargs))
 

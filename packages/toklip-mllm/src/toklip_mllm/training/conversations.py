@@ -221,8 +221,10 @@ def join_branches(examples: Sequence[Example], *, image_token_id: int) -> Exampl
     shared = int(places.max()) + 1
     if not all(torch.equal(example.input_ids[:shared], first[:shared]) for example in examples):
         raise ValueError("the conversations differ before the end of the pictures, which they have to share")
-    if any(example.labels[shared] != IGNORED for example in examples[1:]):
-        raise ValueError("an answer follows the pictures at once, without a question; join no such conversations")
+    if any((example.labels[shared : shared + 1] != IGNORED).any() for example in examples[1:]):
+        raise ValueError(
+            "an answer follows the picture without a question between them; such conversations cannot be joined"
+        )
     tails = [example.input_ids[shared:] for example in examples]
     branches = [torch.full_like(tail, number) for number, tail in enumerate(tails, 1)]
     return Example(
@@ -332,8 +334,8 @@ def _refuse_other_opened(
     drawn = spoken.count(processor.image_token)
     if opened != drawn:
         raise ValueError(
-            f"{name}: {opened} pictures follow the begin token {processor.begin_token!r}, and the assistant draws "
-            f"{drawn}; take it out of the messages and the chat template, where a picture is shown"
+            f"{name}: the begin token {processor.begin_token!r} comes before a picture that the assistant does not "
+            "draw; remove it from the message or the chat template"
         )
 
 

@@ -194,10 +194,10 @@ class ConversationSamples:
             example, *others = [
                 label_conversation(one, self._processor, image_ids=ids) for one in (loaded.conversation, *loaded.others)
             ]
+            if others:
+                example = join_branches([example, *others], image_token_id=self._processor.image_token_id)
         except ValueError as error:
             raise UnusableSampleError(str(error)) from error
-        if others:
-            example = join_branches([example, *others], image_token_id=self._processor.image_token_id)
         image, drawn = self._processor.image_token_id, self._drawn(example.input_ids)
         if drop and drawn:
             return self._without_prompt(example, drawn[0], loaded)

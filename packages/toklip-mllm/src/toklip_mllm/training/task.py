@@ -527,7 +527,9 @@ def refuse_other_attention(config: PreTrainedConfig, max_length: int) -> None:
     window, kind = getattr(config, "sliding_window", None), config._attn_implementation
     other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
     found = ""
-    if other:  # such as convolutions, which read across the mask
+    if config.model_type in ("rwkv", "xlstm"):  # they have no layer_types
+        found = "states in place of attention"
+    elif other:  # such as convolutions, which read across the mask
         found = f"layers of the kinds {', '.join(sorted(other))}"
     elif kind not in ("sdpa", "eager"):
         found = f"the attention {kind!r}"

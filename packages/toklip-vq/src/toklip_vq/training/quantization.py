@@ -257,6 +257,10 @@ def use_of_batch(ids: Tensor, sizes: tuple[int, ...]) -> list[CodebookUse]:
     return [codebook_use(torch.unique(level, return_counts=True)[1], size) for level, size in levels]
 
 
+#: Number of steps between two restarts of unused codes.
+RESTART_PERIOD = 100
+
+
 class CodeRestart(nn.Module):
     """Restart of unused codes: every ``period`` steps, each code that did not occur is set to a latent of the batch.
 
@@ -270,7 +274,7 @@ class CodeRestart(nn.Module):
     counts: Tensor
     last: Tensor
 
-    def __init__(self, size: int, period: int = 100) -> None:
+    def __init__(self, size: int, period: int = RESTART_PERIOD) -> None:
         super().__init__()
         self.period = period
         self.register_buffer("counts", torch.zeros(size, dtype=torch.int64))

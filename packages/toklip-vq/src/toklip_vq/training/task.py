@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from toklip_vq.training.losses import LeCam, PatchDiscriminator, generator_loss, hinge_loss
 from toklip_vq.training.quantization import (
+    RESTART_PERIOD,
     CodeRestart,
     comparable,
     count_ids,
@@ -218,8 +219,13 @@ def _warn_of_late_beginnings(config: VQTrainConfig) -> None:
     """Log what a run never does, as a short one of a recipe for a long one."""
     losses, steps = config.losses, config.run.steps
     if losses.quantize_from >= steps:
-        message = "losses.quantize_from (%d) is not reached in %d steps: the exported codes are random and untrained"
-        _log.warning(message, losses.quantize_from, steps)
+        message = "losses.quantize_from (%d) is not reached in %d steps: %s"
+        has_codes = config.model.quantizer in ("vq", "ibq", "residual")
+        why = "the exported codes are random and untrained" if has_codes else "the decoder never sees quantized latents"
+        _log.warning(message, losses.quantize_from, steps, why)
+    if 0 < min(losses.restart_until, steps - 1) < losses.quantize_from + RESTART_PERIOD:
+        message = "no code is restarted: the first restart would be at step %d, after the end or restart_until (%d)"
+        _log.warning(message, losses.quantize_from + RESTART_PERIOD, losses.restart_until)
     if losses.discriminator_weight and losses.discriminator_start >= steps:
         message = "losses.discriminator_start (%d) is not reached in %d steps: nothing is learned from a discriminator"
         _log.warning(message, losses.discriminator_start, steps)
