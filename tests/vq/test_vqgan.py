@@ -261,5 +261,5 @@ def test_a_config_that_cannot_be_built_is_refused():
 
 
 def test_the_tiny_tokenizer_takes_no_folder_of_another(tmp_path):
-    with pytest.raises(ValueError, match="as weights of vqgan-tiny; the name of such folders is vqgan"):
+    with pytest.raises(ValueError, match="as weights of vqgan-tiny; load it as the tokenizer vqgan"):
         load_tokenizer("vqgan-tiny", tmp_path)

@@ -304,7 +304,8 @@ def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path
 @pytest.mark.parametrize("kind", ["vq", "fsq", "residual"])
 def test_thirty_steps_lower_the_loss_and_the_result_is_a_tokenizer(tmp_path: Path, tiny: Path, kind: str):
     run = {"steps": 30, "batch_size": 16, "save_every": 30, "evaluate_every": 30, "learning_rate": 3e-3}
-    late = {"losses.quantize_from": 20, "losses.discriminator_start": 99, "model.patch_size": 2, "model.channels": 16}
+    late = {"losses.quantize_from": 20, "losses.restart_until": 0, "losses.discriminator_start": 99,
+            "model.patch_size": 2, "model.channels": 16}
     settings = {f"run.{key}": value for key, value in run.items()} | late | {"run.warmup_steps": 5}
     overrides = [f"{key}={value}" for key, value in settings.items()]
     report = train_vq(other(tiny, kind, *overrides), tmp_path / "run")
@@ -322,15 +323,15 @@ def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(t
     (tmp_path / "held-out").mkdir()
     for number in range(4):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"held-out/{number}.png")
-    (tmp_path / "held-out/2.png").write_bytes(b"\x89PNG")
+    (tmp_path / "held-out/3.png").write_bytes(b"\x89PNG")
     settings = load_config(tiny, VQTrainConfig, ["held_out.scenes=0", f"held_out.folder={tmp_path / 'held-out'}"])
-    with pytest.raises(ValueError, match=r"^1 of 4 held-out pictures cannot be read, the first is .*2\.png: "):
+    with pytest.raises(ValueError, match=r"^1 of 4 held-out pictures cannot be read, the first is .*3\.png: "):
         train_vq(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     few = HeldOutFolder(folder=tmp_path / "held-out", pictures=2)
-    with pytest.raises(ValueError, match=r"^1 of 2 held-out"):  # the first and the third
+    with pytest.raises(ValueError, match=r"^1 of 2 held-out"):  # the first and the last
         held_out_pictures(few, size=32)
-    (tmp_path / "held-out/2.png").unlink()
+    (tmp_path / "held-out/3.png").unlink()
     assert held_out_pictures(few, size=32).shape == (2, 3, 32, 32)
 
 

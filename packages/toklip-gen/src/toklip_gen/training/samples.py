@@ -312,4 +312,3 @@ class _Scenes:
         number, source = epoch * len(self) + index, self._source
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
         return GeneratorSample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
-
