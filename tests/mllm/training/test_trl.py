@@ -10,6 +10,7 @@ from peft import LoraConfig
 from tests.core.conftest import picture
 from tests.support.refusals import refusing
 from tests.support.small_mllms import MARKED, small_mllm
+from tests.support.small_unified import small_unified
 
 pytestmark = [
     pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed: nox -s trl"),
@@ -51,13 +52,20 @@ def rows(kind):
             "prompt-completion, image column": {"image": images[0], "prompt": asked, "completion": said},
             "text": {"images": images, "text": f"<image> {question} {answer}<|end|>"},
             "no pictures": {"messages": both},
+            "drawn": {
+                "images": images,
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": question}]},
+                    {"role": "assistant", "content": [{"type": "image", "text": None}]},
+                ],
+            },
         }[kind]
 
 
-def trainer(folder, kind, *, peft=None, **options):
+def trainer(folder, kind, *, peft=None, made=None, **options):
     from trl import SFTConfig, SFTTrainer
 
-    model, processor = small_mllm(template=MARKED)
+    model, processor = made or small_mllm(template=MARKED)
     settings = dict(
         output_dir=str(folder),
         per_device_train_batch_size=4,
@@ -128,4 +136,10 @@ def test_labels_are_what_the_assistant_says_where_that_is_asked_for(tmp_path):
 def test_pictures_that_the_longest_row_would_cut_are_refused(tmp_path):
     learner = trainer(tmp_path, "messages", max_length=40)
     with refusing("truncation to 40 tokens would leave", "raise max_length"):
+        learner.train()
+
+
+def test_drawn_pictures_are_refused_because_their_loss_is_the_models(tmp_path):
+    learner = trainer(tmp_path, "drawn", made=small_unified("mean-colour", template=MARKED))
+    with refusing("got drawn pictures in training without labels", "let the model compute the loss, as Trainer does"):
         learner.train()

@@ -296,7 +296,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             ~drawn,
             lambda: (
                 "got drawn pictures in training without labels, so their loss would be left out; let the model compute "
-                "the loss (TRL: loss_type='nll'; no label smoothing), or give output_image_logits=False to leave it out"
+                "the loss, as Trainer does without label smoothing, or give output_image_logits=False to leave it out"
             ),
         )
 
