@@ -138,7 +138,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def windows(session: nox.Session) -> None:
-    """Draw the pictures of 64 seeds with windows of 1, 4, 16 and 64 positions, which takes a quarter of an hour."""
+    """Draw the pictures of 64 seeds with windows of 1, 4, 16 and 64 positions, which takes 21 minutes."""
     install(session, ["toklip-core", "toklip-vq", "toklip-gen"], "--group", "test")
     session.run(*PYTEST, "tests/gen/generator", "-m", "windows", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
