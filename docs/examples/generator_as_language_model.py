@@ -130,6 +130,8 @@ def main() -> None:
     whole = load_generator(args.generator, dtype=torch.float32)
     generator, toklip = whole.generator, whole.toklip
     config = generator.config
+    if toklip is None or config.features != "concat" or config.condition.kind != "text" or not config.qk_norm:
+        parser.error(f"{args.generator} is another kind: it takes one of texts, codes with tokens, and qk_norm")
     words = load("toklip-mllm-tiny")[1].tokenizer
     model, processor = build(
         language_model_of(generator, words),

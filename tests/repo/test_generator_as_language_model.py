@@ -11,6 +11,7 @@ from toklip_mllm import load
 from tests.support.pages import ROOT
 
 sys.path.insert(0, str(ROOT / "docs/examples"))
+import generator_as_language_model
 from generator_as_language_model import channel_order, copy_words, language_model_of
 
 
@@ -57,3 +58,13 @@ def test_words_that_the_generator_knows_get_its_embeddings_and_the_others_stay_r
     alone[0, 7] = features[0, 0]
     torch.testing.assert_close(known, whole.generator.condition(alone)[0, 7])
     assert 40 < count < len(tokenizer) and not torch.allclose(known, unknown)
+
+
+def test_a_generator_of_another_kind_is_refused_in_one_line(whole, tmp_path, monkeypatch, capsys):
+    other = whole.generator.config.model_copy(update={"qk_norm": False})
+    monkeypatch.setattr(whole.generator, "config", other)
+    monkeypatch.setattr(generator_as_language_model, "load_generator", lambda *_, **__: whole)
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        generator_as_language_model.main()
+    assert "toklip-gen-tiny is another kind" in capsys.readouterr().err and not (tmp_path / "out").exists()
