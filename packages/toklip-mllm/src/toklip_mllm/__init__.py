@@ -1,4 +1,4 @@
-"""Comprehension: TokLIP tokens in any causal language model of transformers.
+"""Comprehension and generation: TokLIP tokens in any causal language model of transformers.
 
 Importing this registers the classes with transformers' Auto classes, at once or as soon as these are imported. Public
 names are resolved on first use, so importing costs nothing.

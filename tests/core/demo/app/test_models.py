@@ -64,6 +64,12 @@ def test_a_model_that_talks_and_draws_comes_before_one_that_only_talks_and_needs
     assert loaded.generator is None and loaded.drawer is None
 
 
+def test_a_generator_that_is_named_draws_for_a_model_that_only_talks(saved, photos, models):
+    models.add("unified", chat=models.talk, load=lambda **options: None)
+    loaded = load(models.found, saved, photos, generator="draws")
+    assert (loaded.language_model, loaded.generator) == ("talks", "draws")
+
+
 def test_the_page_says_what_each_model_does_and_what_is_missing(saved, photos, models):
     both = load(models.found, saved, photos)
     assert "`talks` reads, `draws` draws; on cpu" in both.introduction and both.notes == []

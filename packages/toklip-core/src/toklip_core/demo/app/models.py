@@ -83,7 +83,8 @@ def load_models(plugins: Registry, settings: AppSettings) -> AppModels:
     shipped = [one for one in plugins.models.values() if not one.source]
     if model is None:
         talkers = [one for one in shipped if one.chat is not None]
-        model = _first_name(sorted(talkers, key=lambda one: one.load is None))
+        # Preferably one that draws, unless a generator is named to draw.
+        model = _first_name(sorted(talkers, key=lambda one: (one.load is None) == (generator is None)))
     start = None if model is None else chat_loader(model)(device=compute.device)
     draws = start is not None and start(0).draws
     if generator is not None and (start is None or draws):
