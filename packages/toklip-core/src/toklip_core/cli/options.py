@@ -62,14 +62,14 @@ temperature = partial(
     "--temperature",
     type=float,
     show_default=True,
-    help="Sampling temperature; 0 always takes the most likely token (greedy).",
+    help="Sampling temperature; 0 always takes the most likely token or id (greedy).",
 )
 top_p = click.option(
     "--top-p",
     type=float,
     default=1.0,
     show_default=True,
-    help="Nucleus sampling: sample from the most likely tokens that together reach this probability; 1 means all.",
+    help="Nucleus sampling: sample from the most likely tokens or ids that together reach this probability; 1 means all.",
 )
 
 
