@@ -154,7 +154,8 @@ def _models() -> list[type[BaseModel]]:
             for member in vars(importlib.import_module(module.name)).values():
                 if isinstance(member, type) and issubclass(member, BaseModel) and member.__module__ == module.name:
                     found[f"{module.name}.{member.__name__}"] = member
-    return [model for _, model in sorted(found.items()) if model.model_fields and model.__name__.isidentifier() and not model.__name__.startswith("_")]
+    named = (model for _, model in sorted(found.items()) if model.__name__.isidentifier())
+    return [model for model in named if model.model_fields and not model.__name__.startswith("_")]
 
 
 def _model(model: type[BaseModel]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from toklip_core.model import TINY, TokLIP, load_clip, load_model
 from toklip_core.store import TokenStore
-from toklip_core.training import RunFolder, TrainState
+from toklip_core.training import LastEvaluation, RunFolder, TrainState
 from torch import nn
 
 from tests.support.damaged_folders import NO_OBJECT, loaded_after_every_damage
@@ -40,7 +40,7 @@ def run(tmp_path):
     state = TrainState(nn.Linear(2, 2), (), {}, None)
     folder = run_folder(tmp_path / "run")
     with folder.open({"a": 1}, harmless=set()):
-        folder.save(3, state, {"top1": 0.5})
+        folder.save(3, state, LastEvaluation(2, {"top1": 0.5}))
     return tmp_path / "run", state
 
 
@@ -70,13 +70,13 @@ def test_a_run_within_its_format_goes_on(run):
     path, state = run
     assert json.loads((path / "run.json").read_text()) == {"format": 1, "a": 1}
     with run_folder(path).open({"a": 1}, harmless=set()):
-        assert run_folder(path).load(state, steps=9) == (3, {"top1": 0.5})
+        assert run_folder(path).load(state, steps=9) == (3, LastEvaluation(2, {"top1": 0.5}))
 
 
 @pytest.mark.parametrize("what", [*NO_OBJECT, "figures of no numbers"])
 def test_progress_of_a_save_that_is_none(run, what):
     path, state = run
-    content = NO_OBJECT.get(what, json.dumps({"step": 3, "figures": [], "scaler": {}}).encode())
+    content = NO_OBJECT.get(what, json.dumps({"step": 3, "figures": [], "evaluated_at": 2, "scaler": {}}).encode())
     (path / "checkpoints" / "step-00000003" / "progress.json").write_bytes(content)
     with refusing("step-00000003 is damaged (", "delete it to go on from the one before it"):
         run_folder(path).load(state, steps=9)

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
 from tests.core.conftest import picture
+from tests.support.refusals import refusing
 
 INFO = StoreInfo(
     tokenizer=TokenizerRecord(name="mean-colour", checksum="0" * 64),
@@ -307,6 +308,10 @@ def test_what_is_wrong_with_a_data_set_is_named(tmp_path, rows_of_pictures, monk
     (tmp_path / "cut.parquet").write_bytes(rows_of_pictures.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"cut.parquet cannot be read: "):
         samples({"kind": "dataset", "files": [str(tmp_path / "cut.parquet")]})
+    (tmp_path / "script").mkdir()
+    (tmp_path / "script" / "script.py").write_text("raise SystemExit")
+    with refusing("script cannot be read: ", "give its Parquet files as `files`"):
+        samples({"kind": "dataset", "name": str(tmp_path / "script")})
     with pytest.raises(ValueError, match="give files or name, and not both"):
         source(kind="dataset")
     monkeypatch.setitem(sys.modules, "datasets", None)

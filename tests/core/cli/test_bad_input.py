@@ -214,6 +214,7 @@ def a_folder_inside_a_tar_name(here):
 REFUSED = {
     "no such file": (lambda here: ["nothing.jpg"], "nothing.jpg is not there"),
     "a pattern that matches nothing": (lambda here: ["*.jpg"], "no file matches '*.jpg'"),
+    "an empty name": (lambda here: picture(0).save("a.jpg") or [""], "got an empty name of a picture or folder"),
     "an empty folder": (lambda here: ["."], "no picture in ."),
     "a compressed tar": (lambda here: Path("a.tar.gz").write_bytes(b"") or ["a.tar.gz"], "is compressed"),
     "an empty tar": (lambda here: tarfile.open("a.tar", "w").close() or ["a.tar"], "no picture in a.tar"),
@@ -256,7 +257,8 @@ def test_other_weights_of_one_tokenizer_do_not_go_into_one_store(here):
 
 def test_misspelt_options_are_usage_errors(here):
     picture(0).save("a.jpg")
-    for arguments in (["--resize", "stretch"], ["--dtype", "float16"], ["--batch-size", "0"], ["--sise", "32"]):
+    misspelt = (["--resize", "stretch"], ["--dtype", "float16"], ["--batch-size", "0"], ["--sise", "32"], ["--out", ""])
+    for arguments in misspelt:
         assert encode("a.jpg", *arguments).exit_code == 2
     assert encode().exit_code == 2
 

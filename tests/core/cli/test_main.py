@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
 from toklip_core.cli import TrainTask, cli, plugin_commands, train_command
+from toklip_core.cli.group import ErrorsAsLines
 from toklip_core.config import Config
 from toklip_core.plugins import Plugin, Registry, TokenizerSpec
 from toklip_core.training import FitReport
@@ -358,3 +359,14 @@ def test_a_training_that_a_signal_ends_says_what_is_saved(tmp_path, step, where)
     (tmp_path / "run.toml").touch()
     done = CliRunner().invoke(nothing, [str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
     assert (done.exit_code, done.stderr) == (143, f"Stopped {where}; the same command goes on.\n")
+
+
+def test_a_name_that_is_no_text_does_not_cost_the_result():
+    group = ErrorsAsLines("cli")
+
+    @group.command()
+    def show():
+        click.echo(os.fsdecode(b"caf\xe9.png"))
+
+    done = CliRunner().invoke(group, ["show"])
+    assert (done.exit_code, done.stdout) == (0, "caf\\udce9.png\n")

@@ -318,9 +318,14 @@ class Broken(Numbers):
         raise ValueError(f"no picture at {key}")
 
 
-def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers(tmp_path: Path):
-    with pytest.raises(ValueError, match="no picture at"):
-        fit(ToyTask(Toy(), Broken(), objective), run_config(workers=1), tmp_path / "run")
+def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers_with_its_own_message(tmp_path: Path):
+    said = []
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match="no picture at") as raised:
+            fit(ToyTask(Toy(), Broken(), objective), run_config(workers=workers), tmp_path / str(workers))
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert "in __getitem__" in raised.value.__notes__[0]  # where it happened, for who mends it
     assert not multiprocessing.active_children()
 
 
@@ -368,6 +373,20 @@ def test_settings_that_no_weight_depends_on_may_change(tmp_path: Path, whole: Pa
     train(run, run_config(steps=4, log_every=1, save_every=2, keep=1))
     train(run, run_config(steps=7))
     assert_same_save(run, whole)
+
+
+def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tmp_path: Path):
+    def stopping(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Losses:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(model, batch, step)
+
+    stopped, _ = train(tmp_path / "run", objective=stopping)
+    finished, _ = train(tmp_path / "run", run_config(steps=5))
+    exported = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert stopped.step == finished.step == 5 and stopped.figures != finished.figures
+    assert finished.figures == {"weight": pytest.approx(float(exported["head.weight"].sum()))}
+    assert [line["step"] for line in lines(tmp_path / "run") if "evaluate/weight" in line] == [3, 5]
 
 
 def test_the_end_of_a_cosine_may_not_change(tmp_path: Path):

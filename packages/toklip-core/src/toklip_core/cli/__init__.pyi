@@ -8,6 +8,7 @@ from .options import (
     NUMBER as NUMBER,
     SEED as SEED,
     SIDE as SIDE,
+    PathName as PathName,
     as_json as as_json,
     batch_size as batch_size,
     compute_of as compute_of,

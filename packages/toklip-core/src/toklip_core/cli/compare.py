@@ -14,6 +14,7 @@ from toklip_core.cli.group import registry_of
 from toklip_core.cli.options import (
     COUNT,
     SIDE,
+    PathName,
     as_json,
     batch_size,
     compute_of,
@@ -41,7 +42,7 @@ def compare() -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Also write a sheet of the first pictures through each tokenizer to this picture file.",
 )
 @click.option("--shown", type=COUNT, default=4, show_default=True, help="Number of pictures on the sheet.")

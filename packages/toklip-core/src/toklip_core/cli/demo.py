@@ -9,19 +9,20 @@ from pathlib import Path
 import click
 
 from toklip_core.cli.group import registry_of
+from toklip_core.cli.options import PathName
 
 
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     default=Path("demo.html"),
     show_default=True,
     help="HTML file to write the page to.",
 )
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="New folder to work in, which keeps all files that the commands write. [default: a temporary folder]",
 )
 @click.pass_context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -118,6 +119,9 @@ class ErrorsAsLines(PluginGroup):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # A file's name may have bytes that are no text. They must not cost the result of a long evaluation.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _interruption():
                 return super().invoke(ctx)

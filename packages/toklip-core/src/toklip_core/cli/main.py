@@ -20,6 +20,7 @@ from toklip_core.cli.options import (
     SEED,
     SIDE,
     WORKERS,
+    PathName,
     as_json,
     batch_size,
     compute_of,
@@ -55,7 +56,7 @@ _OF_A_TOKENIZER = (
     "licence",
 )
 _WEIGHTS = click.option(
-    "--weights", type=click.Path(), help="Tokenizer weights, a file or a folder. [default: the tokenizer's own]"
+    "--weights", type=PathName(), help="Tokenizer weights, a file or a folder. [default: the tokenizer's own]"
 )
 
 
@@ -119,7 +120,7 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
     "--out",
     "store",
     required=True,
-    type=click.Path(),
+    type=PathName(),
     help="Folder of the token store. If it contains a store with the same settings already, that store is continued.",
 )
 @click.option(
@@ -236,11 +237,11 @@ def encode(
 
 
 @cli.command()
-@click.argument("store", type=click.Path())
-@click.option("--out", required=True, type=click.Path(), help="Folder to write the pictures to, as OUT/KEY.png.")
+@click.argument("store", type=PathName())
+@click.option("--out", required=True, type=PathName(), help="Folder to write the pictures to, as OUT/KEY.png.")
 @click.option(
     "--weights",
-    type=click.Path(),
+    type=PathName(),
     help="Tokenizer weights that the store was encoded with. [default: the tokenizer's own]",
 )
 @batch_size("pictures per batch")
@@ -259,7 +260,7 @@ def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa
 
 
 @cli.command()
-@click.argument("out", type=click.Path())
+@click.argument("out", type=PathName())
 @click.option("--count", type=COUNT, default=100, show_default=True, help="Number of scenes.")
 @click.option(
     "--split",

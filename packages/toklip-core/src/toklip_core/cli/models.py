@@ -12,6 +12,7 @@ import click
 from toklip_core.cli.group import registry_of
 from toklip_core.cli.options import (
     COUNT,
+    PathName,
     as_json,
     batch_size,
     compute_of,
@@ -77,17 +78,17 @@ def models(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(), shell_complete=names_or_files(toklip_names))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("file", type=PathName(), shell_complete=names_or_files(toklip_names))
+@click.argument("out", type=PathName(path_type=Path))
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Path of the model's config.json; required if its sizes match no published model.",
 )
 @click.option(
     "--text-tokenizer",
     "words",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Path of the text tower's tokenizer.json. [default: that of the published model, from the hub]",
 )
 @as_json
@@ -133,7 +134,7 @@ def convert(file: str, out: Path, config: Path | None, words: Path | None, as_js
 @click.command()
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--labels", help='Labels to choose from, separated by commas: "red circle,blue square".')
-@click.option("--labels-file", type=click.Path(), help="Text file with one label per line.")
+@click.option("--labels-file", type=PathName(), help="Text file with one label per line.")
 @_templates("[default: {}, the label alone]")
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Number of labels to print per picture.")
 @_MODEL
@@ -164,11 +165,11 @@ def classify(
 
 
 @click.command()
-@click.argument("picture", type=click.Path())
+@click.argument("picture", type=PathName())
 @click.argument("texts", nargs=-1, required=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Picture file to write. [default: the name of PICTURE with -explained.png, in the current folder]",
 )
 @click.option(
@@ -224,7 +225,7 @@ def _stem_of(picture: str) -> str:
 @click.option("--top", type=COUNT, default=5, show_default=True, help="Number of results.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     help="Also write a contact sheet of the results to this picture file.",
 )
 @_MODEL
@@ -257,7 +258,7 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
 
 
 @click.command("zero-shot")
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=PathName())
 @click.option(
     "--imagenet", is_flag=True, help="Read FOLDER as ImageNet: 1000 folders named n01440764 and so on, or 0 to 999."
 )
@@ -282,9 +283,9 @@ def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 
 @click.command()
-@click.argument("pairs", type=click.Path())
+@click.argument("pairs", type=PathName())
 @click.option(
-    "--root", type=click.Path(), help="Folder that the picture paths are relative to. [default: the folder of PAIRS]"
+    "--root", type=PathName(), help="Folder that the picture paths are relative to. [default: the folder of PAIRS]"
 )
 @click.option("--image", default="image", show_default=True, help="Key or column of the picture's path.")
 @click.option(

@@ -23,6 +23,17 @@ from toklip_core.config import (
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+
+class PathName(click.Path):
+    """Name of a file or folder. An empty one, such as of an unset variable of a shell, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """Return the path; a usage error if it is empty."""
+        if value == "":
+            self.fail("got an empty name; write . for the current folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 #: Counts, from 1 on.
 COUNT = click.IntRange(1, LARGEST_COUNT)
 #: Numbers and counts, from 0 on.
@@ -69,7 +80,7 @@ top_p = click.option(
     type=float,
     default=1.0,
     show_default=True,
-    help="Nucleus sampling: sample from the most likely tokens or ids that together reach this probability; 1 means all.",
+    help="Nucleus sampling: sample from the most likely tokens or ids that reach this probability together; 1 is all.",
 )
 
 

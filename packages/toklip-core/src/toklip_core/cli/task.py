@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
-from toklip_core.cli.options import as_json
+from toklip_core.cli.options import PathName, as_json
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -50,7 +50,7 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
         @click.argument("recipe", required=False)
         @click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=PathName(path_type=Path),
             help="Folder of the run. If it contains this run already, training resumes from the last checkpoint.",
         )
         @click.option(

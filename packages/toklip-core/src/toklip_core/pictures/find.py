@@ -236,7 +236,7 @@ def key_of(path: Path | str) -> str:
     """Return the key of a picture: its path as typed, posix, without a leading "/" or ".."; escaped if not UTF-8."""
     normal = Path(os.path.normpath(path))
     parts = [part for part in normal.parts if part not in (normal.anchor, os.pardir)]
-    return _text("/".join(parts))
+    return printable("/".join(parts))
 
 
 def read_metadata(sources: Iterable[InputFile], *, said: bool = True) -> None:
@@ -274,7 +274,7 @@ def _members(source: InputFile) -> Iterator[Entry]:
         return
     for name, member in tar_pictures(source.path, PICTURE_SUFFIXES):
         # A name with ".." is reported as it is; without the ".." it could be another picture's key.
-        inside = _text(name) if member.problem else key_of(name)
+        inside = printable(name) if member.problem else key_of(name)
         yield Entry(f"{source.key}/{inside}" if name else source.key, source.path, member, max_pixels=source.max_pixels)
 
 
@@ -290,7 +290,8 @@ def _refuse_no_file(path: Path) -> NoReturn:
     raise PictureError("no file, or a link to none")
 
 
-def _text(name: str) -> str:
+def printable(name: str) -> str:
+    """Return a name whose bytes that are no UTF-8 are written as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -326,6 +327,8 @@ def _files(inputs: Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
 
 
 def _expanded(item: Path | str) -> list[Path]:
+    if str(item) == "":  # such as of an unset variable of a shell; Path("") is the current folder
+        raise FileNotFoundError("got an empty name of a picture or folder; write . for the current folder")
     path = Path(item)
     if path.exists():  # checked first, because the name of a file may have brackets
         return [path]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from toklip_core.config import progress_bar
-from toklip_core.pictures.find import InputFile, count_of, entries
+from toklip_core.pictures.find import InputFile, count_of, entries, printable
 
 
 class LabelledPictures(NamedTuple):
@@ -39,7 +39,7 @@ def list_pictures(sources: Sequence[InputFile], *, progress: bool = False) -> li
     found: list[LazyPicture] = []
     with progress_bar(count_of(sources), shown=progress, unit="pictures found") as bar:
         for entry in entries(sources):
-            found.append(LazyPicture(entry.key if entry.member else str(entry.path), entry.image))
+            found.append(LazyPicture(entry.key if entry.member else printable(str(entry.path)), entry.image))
             bar.update()
     return found
 

@@ -34,7 +34,7 @@ from toklip_core.pictures import (
     upright_crops,
 )
 from toklip_core.store.format import UnreadablePicture
-from toklip_core.training import held_back, leave_signals_to_the_parent
+from toklip_core.training import USER_ERRORS, held_back, leave_signals_to_the_parent, portable
 
 _SLOT_BYTES = 2048  # for the key that a worker reads; nearly all keys are shorter
 
@@ -166,7 +166,7 @@ class _Reading:
 
 
 @dataclass(frozen=True)
-class PictureWork(IterableDataset[SquareBatch]):
+class PictureWork(IterableDataset[SquareBatch | Exception]):
     """Data set that reads pictures; in a worker process, its share of them.
 
     Batches are numpy arrays, which go through a pipe. Tensors would go through /dev/shm, which has 64 MB in containers.
@@ -184,10 +184,18 @@ class PictureWork(IterableDataset[SquareBatch]):
     max_pixels: int
     reading: _Reading | None = None
 
-    def __iter__(self) -> Iterator[SquareBatch]:
+    def __iter__(self) -> Iterator[SquareBatch | Exception]:
+        """Yield batches, and an error as the last value."""
         worker = get_worker_info()
         sources = self.sources if worker is None else share_of_worker(self.sources, worker.id, worker.num_workers)
-        yield from self.reader.batches(entries(sources), self.done, self._say)
+        try:
+            yield from self.batches(sources)
+        except USER_ERRORS as error:
+            yield portable(error)
+
+    def batches(self, sources: list[InputFile]) -> Iterator[SquareBatch]:
+        """Yield the batches of some of the sources."""
+        return self.reader.batches(entries(sources), self.done, self._say)
 
     def _say(self, key: str) -> None:
         worker = get_worker_info()
@@ -204,14 +212,14 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
     if total is not None:  # starting a process takes longer than reading less than a batch
         workers = min(workers, math.ceil(total / work.reader.batch_size))
     if workers == 0:
-        yield from work
+        yield from work.batches(work.sources)
         return
     reading = _Reading(workers)
     others = {*multiprocessing.active_children()}
     with warnings.catch_warnings():
         # More processes than cores make sense if they wait for a disk.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        loader: DataLoader[SquareBatch] = DataLoader(
+        loader: DataLoader[SquareBatch | Exception] = DataLoader(
             replace(work, reading=reading),
             batch_size=None,
             num_workers=workers,
@@ -230,6 +238,8 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
     with _DeathsAtNext() as deaths:
         try:
             while (batch := deaths.next(batches)) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
                 yield batch
         except Exception as error:  # whatever it is, it is raised below, when the workers have ended
             failure = error.with_traceback(None)  # because its frames would keep torch's workers alive
@@ -279,8 +289,8 @@ class _DeathsAtNext:
         if self._torch is not None:
             signal.signal(signal.SIGCHLD, self._torch)
 
-    def next(self, batches: Iterator[SquareBatch]) -> SquareBatch | None:
-        """Return the next batch, None at the end; RuntimeError if a worker died."""
+    def next(self, batches: Iterator[SquareBatch | Exception]) -> SquareBatch | Exception | None:
+        """Return the next batch or error, None at the end; RuntimeError if a worker died."""
         self._waiting = True
         try:
             self._note(0, None)  # for a worker that died before

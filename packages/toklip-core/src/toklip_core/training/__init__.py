@@ -5,6 +5,7 @@
     passes.py      micro-batches of a step         run_folder.py  settings, log, result, resume
     order.py       which sample comes when         checkpoints.py one checkpoint, whole or in shards
     sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a checkpoint
+    worker_errors.py  errors of workers, in one line
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,4 +1,4 @@
-from .checkpoints import TrainState as TrainState
+from .checkpoints import LastEvaluation as LastEvaluation, TrainState as TrainState
 from .cpu_attention import CPUAttention as CPUAttention, attention_by_products as attention_by_products
 from .loop import (
     FitReport as FitReport,
@@ -44,4 +44,8 @@ from .task import (
     Evaluation as Evaluation,
     Losses as Losses,
     Task as Task,
+)
+from .worker_errors import (
+    USER_ERRORS as USER_ERRORS,
+    portable as portable,
 )

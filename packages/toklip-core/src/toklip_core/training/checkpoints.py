@@ -124,15 +124,24 @@ def shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("shard-*.safetensors"))
 
 
-def read_checkpoint(checkpoint: Path, state: TrainState) -> dict[str, float]:
-    """Fill ``state`` from a checkpoint, whole or sharded; return the figures of the last evaluation before it.
+class LastEvaluation(NamedTuple):
+    """The last evaluation of a run."""
+
+    #: The step after which it was; 0 if there was none.
+    step: int
+    figures: dict[str, float]
+
+
+def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
+    """Fill ``state`` from a checkpoint, whole or sharded; return the last evaluation before it.
 
     Raises:
         ValueError: the checkpoint is damaged or does not fit the model.
     """
     try:
         progress = read_json_object(checkpoint / "progress.json")
-        if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
+        kinds = {"figures": dict, "evaluated_at": int, "scaler": dict}
+        if any(not isinstance(progress.get(name), kind) for name, kind in kinds.items()):
             raise ValueError("progress.json has no figures")
         if any(not (checkpoint / name).is_file() for name in progress.get("shards", ())):
             raise ValueError("a shard is missing")
@@ -149,8 +158,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> dict[str, float]:
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
         words = one_line(error, longest=120)
         raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
-    figures: dict[str, float] = progress["figures"]
-    return figures
+    return LastEvaluation(progress["evaluated_at"], progress["figures"])
 
 
 class _OtherModelError(ValueError):

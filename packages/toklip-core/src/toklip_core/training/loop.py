@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from toklip_core.config import RunConfig
-from toklip_core.training.checkpoints import TrainState, whole
+from toklip_core.training.checkpoints import LastEvaluation, TrainState, whole
 from toklip_core.training.optimizers import ParameterGroup, build_optimizers, trainable
 from toklip_core.training.order import SampleKeys
 from toklip_core.training.passes import Passes
 from toklip_core.training.run_folder import RunFolder
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
 from toklip_core.training.task import Losses, Task
+from toklip_core.training.worker_errors import CollatedSamples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,7 +86,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
         product = core.get_submodule(task.product)
         average = _average(product) if run.ema_decay else {}
         state = TrainState(core, tuple(optimizer.optimizer for optimizer in optimizers), average, accelerator.scaler)
-        start, figures = folder.load(state, steps=run.steps)
+        start, last_evaluation = folder.load(state, steps=run.steps)
         clips = _clips(core, run, groups)
         passes = Passes(accelerator, model, task, run)
 
@@ -103,20 +104,21 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                 due, last = step > start, step == run.steps
                 stop = _anywhere(accelerator, request.signal)
 
-                if due and task.evaluate is not None and (last or step % run.evaluate_every == 0):
+                # Also before any step: an earlier process may have been stopped at what is the last step now.
+                final = last and last_evaluation.step < step
+                if task.evaluate is not None and (final or (due and step % run.evaluate_every == 0)):
                     window.refuse_not_finite()  # before the evaluation, so that the message has the step
                     with window.paused(), _averaged(product, average), _unsharded(model), torch.no_grad():
                         evaluation = task.evaluate(product.eval())
                     _train_mode(model)
-                    figures = evaluation.figures
-                    folder.log(
-                        step, {f"evaluate/{name}": value for name, value in figures.items()}, evaluation.pictures
-                    )
+                    last_evaluation = LastEvaluation(step, evaluation.figures)
+                    figures = {f"evaluate/{name}": value for name, value in evaluation.figures.items()}
+                    folder.log(step, figures, evaluation.pictures)
 
                 if due and (last or stop or step % run.save_every == 0):
                     window.log(step)
                     with window.paused():
-                        folder.save(step, state, figures)
+                        folder.save(step, state, last_evaluation)
 
                 if last or stop:
                     break
@@ -146,7 +148,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
         if not stopped:
             with _averaged(product, average):
                 folder.export(product, task.export, _compared(task, product, model))
-        return FitReport(step, figures, stopped)
+        return FitReport(step, last_evaluation.figures, stopped)
 
 
 def learning_rate_factor(step: int, run: RunConfig) -> float:
@@ -278,26 +280,37 @@ def _anywhere(accelerator: Accelerator, number: int) -> int:
 
 def _loader(task: Task, keys: SampleKeys, run: RunConfig, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
-        task.samples,  # type: ignore[arg-type]  # a Dataset by structure: DataLoader only asks for keys of the sampler
+        CollatedSamples(task.samples, task.collate),  # type: ignore[arg-type]  # a Dataset by structure
         batch_sampler=keys,
         num_workers=run.workers,
-        collate_fn=task.collate,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_parent,
     )
 
 
 def _batches(loader: DataLoader[Any]) -> Generator[Any]:
-    """Yield batches; closing the generator ends the workers, which a traceback would otherwise keep alive."""
+    """Yield batches; closing the generator ends the workers, which a traceback would otherwise keep alive.
+
+    In the place of a batch may be an error, which is raised.
+    """
     try:
         with held_back():
-            batches = iter(loader)
-        yield from batches
+            batches: Any = iter(loader)
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
     except Exception as error:
         if loader.num_workers == 0:
             raise
-        # Without the loader's frames, which would keep its workers alive. The message has the worker's traceback.
+        # A traceback would keep the loader's iterator alive, and so its workers. The error itself has the worker's.
+        batches = None
         raise error.with_traceback(None)  # noqa: B904 - it is the same error
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
+    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -321,7 +334,8 @@ class _Window:
         self.since += time.perf_counter() - begun
 
     def add(self, step: int, values: Losses) -> None:
-        losses, metrics = ({n: v.detach().float() for n, v in part.items()} for part in values[:2])
+        device = self.accelerator.device  # a norm without any gradient is on the CPU
+        losses, metrics = ({n: v.detach().to(device, torch.float32) for n, v in part.items()} for part in values[:2])
         self.rows.append((step, Losses(losses, metrics)))
 
     def log(self, step: int, **more: float) -> None:

@@ -40,6 +40,7 @@ from toklip_core.files import (
     write_text,
 )
 from toklip_core.training.checkpoints import (
+    LastEvaluation,
     TrainState,
     first_anywhere,
     gather,
@@ -113,8 +114,8 @@ class RunFolder:
             self._in_first_process(write, f"cannot write into {self.path}")
             yield
 
-    def load(self, state: TrainState, *, steps: int) -> tuple[int, dict[str, float]]:
-        """Fill ``state`` from the last checkpoint; return its number of steps and last figures, (0, {}) without one.
+    def load(self, state: TrainState, *, steps: int) -> tuple[int, LastEvaluation]:
+        """Fill ``state`` from the last checkpoint; return its number of steps, 0 without one, and the last evaluation.
 
         Raises:
             ValueError: the checkpoint is damaged, does not fit the model, or has more steps than the run.
@@ -126,13 +127,13 @@ class RunFolder:
                 "choose another folder"
             )
         checkpoint = self._checkpoints / _checkpoint_name(step)
-        figures: dict[str, float] = {}
+        evaluation = LastEvaluation(0, {})
         if step:
-            figures = read_checkpoint(checkpoint, state)
+            evaluation = read_checkpoint(checkpoint, state)
         self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
-        return step, figures
+        return step, evaluation
 
-    def save(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
+    def save(self, step: int, state: TrainState, evaluation: LastEvaluation) -> None:
         """Write a checkpoint, then delete the oldest ones.
 
         Raises:
@@ -149,8 +150,9 @@ class RunFolder:
         def finish() -> None:
             if not sharded:
                 write_whole(tensors, beside)
-            progress = {"step": step, "figures": dict(figures), "scaler": scaler, "shards": shards(beside)}
-            write_text(beside / "progress.json", json.dumps(progress))
+            progress = {"step": step, "scaler": scaler, "shards": shards(beside)}
+            evaluated = {"figures": evaluation.figures, "evaluated_at": evaluation.step}
+            write_text(beside / "progress.json", json.dumps(progress | evaluated))
             flush_to_disk(*beside.iterdir())
             beside.rename(final)
             flush_to_disk(self._checkpoints)
