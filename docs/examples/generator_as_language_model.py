@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 from toklip_core.model import TextTower
-from toklip_gen.generator import Generator, load_generator
+from toklip_gen.generator import Generator, GeneratorConfig, load_generator
 from toklip_mllm.model import ImageHeadSettings, TokLIPForConditionalGeneration, build, load
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -120,6 +120,14 @@ def copy_words(
     return count
 
 
+def image_head_of(config: GeneratorConfig) -> ImageHeadSettings:
+    """Return the settings of an image head that is the generator's."""
+    heads = config.heads if config.level_blocks else None
+    return ImageHeadSettings(
+        level_blocks=config.level_blocks, level_heads=heads, guidance=config.guidance, top_k=config.top_k
+    )
+
+
 def main() -> None:
     """Write the language model into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -137,7 +145,7 @@ def main() -> None:
         language_model_of(generator, words),
         toklip,
         tokenizer=words,
-        image_head=ImageHeadSettings(level_blocks=config.level_blocks, guidance=config.guidance, top_k=config.top_k),
+        image_head=image_head_of(config),
     )
     model.connector.load_state_dict(generator.input.state_dict())
     model.image_head.predict.load_state_dict(generator.head.state_dict())

@@ -12,7 +12,7 @@ from tests.support.pages import ROOT
 
 sys.path.insert(0, str(ROOT / "docs/examples"))
 import generator_as_language_model
-from generator_as_language_model import channel_order, copy_words, language_model_of
+from generator_as_language_model import channel_order, copy_words, image_head_of, language_model_of
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def test_a_layer_computes_what_the_block_did_where_nothing_rotates(whole):
 
 
 def test_words_that_the_generator_knows_get_its_embeddings_and_the_others_stay_random(whole):
-    from toklip_mllm.model import ImageHeadSettings, build
+    from toklip_mllm.model import build
 
     tokenizer = load("toklip-mllm-tiny")[1].tokenizer
     model, _ = build(
         language_model_of(whole.generator, tokenizer),
         whole.toklip,
         tokenizer=tokenizer,
-        image_head=ImageHeadSettings(level_blocks=1),
+        image_head=image_head_of(whole.generator.config),
     )
     count = copy_words(whole.generator, whole.toklip.text, model, tokenizer)
     rows = model.get_input_embeddings().weight

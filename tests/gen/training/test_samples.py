@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from toklip_core.pictures import UPRIGHT
-from toklip_core.scenes import CLASSES, scene
+from toklip_core.scenes import CLASSES, Scenes, scene
 from toklip_core.store import TokenStore
 from toklip_gen.training import GeneratorSamples, held_out_prompts, load_networks
 
@@ -156,6 +156,17 @@ def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path)
     settings = config(values(world, held_out={"store": str(tmp_path / "other")}))
     with pytest.raises(ValueError, match="lies in the folder 'class 7', which is no class of the training"):
         held_out_prompts(settings, load_networks(settings), GeneratorSamples(settings).classes)
+
+
+def test_held_out_scenes_have_the_numbers_that_their_classes_have_in_training(world):
+    condition = {"kind": "class", "classes": len(CLASSES)}
+    settings = config(values(world, condition=condition, held_out={"scenes": 4}))
+    numbers = {name: number for number, name in enumerate(sorted(CLASSES))}
+    held_out = held_out_prompts(settings, load_networks(settings), numbers)
+    asked = [sorted(CLASSES)[prompt] for prompt in held_out.prompts]
+    assert asked == [CLASSES[scene.labels[0]] for scene in Scenes(4, split="validation", size=SIZE, objects=1)]
+    with pytest.raises(ValueError, match=f"a training without the class '{asked[0]}' of scenes"):
+        held_out_prompts(settings, load_networks(settings), {})
 
 
 def test_held_out_rows_are_evenly_chosen_from_the_first_to_the_last(world):

@@ -14,6 +14,10 @@ def test_exact_match_overlooks_nothing_else(answer):
     assert not exact_match(answer, ["blue", "red"])
 
 
+def test_no_answer_is_never_a_right_one():
+    assert not exact_match("", ["", "red"]) and not exact_match(".", ["", "red"]) and exact_match("red", ["", "red"])
+
+
 @pytest.mark.parametrize(("one", "other"), [("1", "1.0"), ("-3", "-3.00"), ("20", "20.0."), ("2022", " 2022.0")])
 def test_a_text_of_a_whole_number_is_right_with_and_without_its_point(one, other):
     for answer, truth in ((one, other), (other, one), (other, other)):

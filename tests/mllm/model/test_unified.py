@@ -12,6 +12,7 @@ from toklip_mllm.model import ImageHeadSettings, PicturePredictor, PicturePrompt
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 from tests.support.mean_colour import several
+from tests.support.refusals import refusing
 from tests.support.small_mllms import FAMILIES, small_mllm
 from tests.support.small_unified import COUNT, HEAD, TOKENIZERS, drawn, small_unified, some_ids, to_draw, unified
 
@@ -239,7 +240,7 @@ def test_the_sampler_of_the_core_draws_the_pictures_of_generate():
     assert torch.equal(model.generate(**batch, generation_mode="image", seeds=[2], **options), ids)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @torch.no_grad()
 def test_a_window_draws_the_same_picture_in_fewer_calls(family):
     model, processor = unified(family=family)
@@ -249,7 +250,8 @@ def test_a_window_draws_the_same_picture_in_fewer_calls(family):
     assert torch.equal(one.image_ids, several.image_ids) and several.calls <= one.calls == COUNT
     torch.testing.assert_close(one.image_features, several.image_features)
     for layer, other in zip(one.cache.layers, several.cache.layers, strict=True):
-        torch.testing.assert_close(layer.keys, other.keys, **CLOSE)
+        last = slice(-32, None)  # gemma2's attention in windows may forget the first ones
+        torch.testing.assert_close(layer.keys[:, :, last], other.keys[:, :, last], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["mean-colour", "residual-greys"])
@@ -495,6 +497,22 @@ def test_options_that_are_none_are_as_if_they_were_not_given():
     ids = model.generate(**batch, generation_mode="image", seeds=[1], temperature=None, streamer=None, num_beams=None)
     assert torch.equal(ids, model.generate(**batch, generation_mode="image", seeds=[1]))
     assert model(**batch, return_dict=None, output_hidden_states=None).hidden_states is None
+
+
+def test_a_loss_comes_without_hidden_states_unless_they_are_asked_for():
+    """A ModelOutput that lost them as an attribute alone would still hand them to ``Trainer``."""
+    model, processor = unified()
+    batch = dict(drawn(processor, TEXT, image_ids=some_ids()))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == processor.image_token_id, -100)
+    assert "hidden_states" not in model(**batch)
+    assert "hidden_states" in model(**batch, output_hidden_states=True)
+
+
+def test_a_language_model_whose_layers_have_states_is_refused(monkeypatch):
+    model, processor = small_mllm("llama")
+    monkeypatch.setattr(model.language_model.config, "layer_types", ["conv", "full_attention"], raising=False)
+    with refusing("got a language model with layers of the kinds conv, whose cache cannot draw"):
+        add_image_head(model, processor, ImageHeadSettings())
 
 
 def test_a_drawing_that_failed_leaves_nothing_behind():

@@ -19,6 +19,7 @@ from toklip_mllm.training import (
     freeze,
     join_branches,
     label_conversation,
+    task,
     train_mllm,
 )
 from toklip_mllm.training.task import compute_answers, refuse_other_attention
@@ -445,3 +446,12 @@ def test_conversations_whose_answer_follows_the_picture_are_not_joined():
         join_branches([Example(row, row, none) for row in rows], image_token_id=9)
     with pytest.raises(ValueError, match="the conversations have no picture"):
         join_branches([Example(row, row, none) for row in rows], image_token_id=8)
+
+
+@pytest.mark.parametrize(("processes", "mean"), [(1, 3.0), (2, 1.5), (8, 0.375)])
+def test_a_loss_is_the_mean_over_all_tokens_however_many_processes_there_are(monkeypatch, processes, mean):
+    """Gradients are averaged over processes, so the sums of losses are divided by this number and then by processes."""
+    monkeypatch.setattr(task.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(task.dist, "get_world_size", lambda: processes)
+    monkeypatch.setattr(task.dist, "all_reduce", lambda total: total.fill_(3.0))
+    assert task._mean_over_processes(torch.tensor(1)) == mean

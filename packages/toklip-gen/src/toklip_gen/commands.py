@@ -15,6 +15,7 @@ from toklip_core.cli import (
     NUMBER,
     SEED,
     SIDE,
+    PathName,
     TrainTask,
     as_json,
     batch_size,
@@ -55,7 +56,7 @@ _TOP_K = click.option(
 )
 _TOKLIP = click.option(
     "--toklip",
-    type=click.Path(),
+    type=PathName(),
     shell_complete=names_or_files(toklip_names),
     help="TokLIP to use instead of the one recorded in the generator's config.",
 )
@@ -89,7 +90,7 @@ _COMPILE = click.option(
 @click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Number of pictures per prompt.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     default=Path("generated.png"),
     show_default=True,
     help="Picture file for one grid of all pictures (one row per prompt if there are several), or folder for one file "
@@ -122,7 +123,7 @@ _COMPILE = click.option(
 @_NOISE
 @click.option(
     "--prefix",
-    type=click.Path(),
+    type=PathName(),
     help="Picture whose upper part is kept, a file or one scene such as scenes:held-out?count=1&seed=7; the rest is "
     "generated.",
 )
@@ -254,10 +255,10 @@ _MODES = {
     shell_complete=names_or_files(toklip_names),
     help="CLIP or TokLIP for the CLIP score. For scenes it also judges whether pictures show what their captions say.",
 )
-@click.option("--npz", type=click.Path(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
+@click.option("--npz", type=PathName(), help="Also write the pictures to this .npz file, for ADM's evaluator.")
 @click.option(
     "--write-reference",
-    type=click.Path(),
+    type=PathName(),
     help="Write the statistics of INPUTS to this file as a reference, without evaluating them.",
 )
 @click.option(

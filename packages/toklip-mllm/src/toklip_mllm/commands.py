@@ -13,6 +13,7 @@ import click
 from toklip_core.cli import (
     COUNT,
     SEED,
+    PathName,
     TrainTask,
     as_json,
     batch_size,
@@ -62,10 +63,10 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 
 
 @click.command("vqa")
-@click.argument("questions", type=click.Path())
+@click.argument("questions", type=PathName())
 @click.option(
     "--root",
-    type=click.Path(),
+    type=PathName(),
     help="Folder that the picture paths are relative to. [default: the folder of QUESTIONS]",
 )
 @click.option("--image", default="image", show_default=True, help="Key of the picture's path, or of a list of paths.")
@@ -85,7 +86,7 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
     show_default=True,
     help="Prompt for the model; {} stands for the question. Multiple-choice questions have their own prompt.",
 )
-@click.option("--answers", type=click.Path(path_type=Path), help="Also write the model's answers to this JSONL file.")
+@click.option("--answers", type=PathName(path_type=Path), help="Also write the model's answers to this JSONL file.")
 @click.option(
     "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Maximum number of new tokens per answer."
 )
@@ -202,7 +203,7 @@ def ask(
 @_MODEL
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(path_type=Path, file_okay=False),
     default=Path(),
     help="Folder for drawn pictures, which are numbered; existing files are never overwritten.",
 )

@@ -26,7 +26,7 @@ from toklip_core.config import RunConfig, validated
 from toklip_core.drawing import IdLevels, Sampler
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
-from toklip_core.scenes import Scenes
+from toklip_core.scenes import CLASSES, Scenes
 from toklip_core.store import TokenStore, refuse_other_squares
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
@@ -378,7 +378,7 @@ def held_out_prompts(
         if of_class:
             # Held-out combinations would be unknown classes, so these are other scenes of the training's classes.
             scenes = list(Scenes(settings.scenes, split="validation", size=config.image_size, objects=1))
-            prompts = [scene.labels[0] for scene in scenes]
+            prompts = [_number_of(CLASSES[scene.labels[0]], classes) for scene in scenes]
         else:
             found = scene_prompts(settings.scenes, size=config.image_size)
             scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
@@ -405,6 +405,14 @@ def held_out_prompts(
         networks.conditions.refuse_cut(list(map(str, sampling.prompts)))
     networks.conditions(cast(list[str], drawn))  # refuse prompts now instead of at the first evaluation
     return HeldOutPrompts(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
+
+
+def _number_of(name: str, classes: dict[str, int]) -> int:
+    if name not in classes:
+        raise ValueError(
+            f"got held_out.scenes and a training without the class {name!r} of scenes; give held_out.store instead"
+        )
+    return classes[name]
 
 
 def evaluate(

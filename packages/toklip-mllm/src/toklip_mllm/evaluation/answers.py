@@ -95,10 +95,12 @@ def format_id(row: Mapping[str, Any]) -> str:
 def exact_match(answer: str, truths: Sequence[str]) -> bool:
     """Return whether an answer is a right one, ignoring case, spaces and a final full stop, and reading 1.0 as 1.
 
+    An empty answer is never right: of several people some may have given none.
+
     >>> exact_match("A red circle.", ["a red circle", "red"])
     True
     """
-    return simplify(answer) in {simplify(truth) for truth in truths}
+    return simplify(answer) in {simplify(truth) for truth in truths} - {""}
 
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:

@@ -119,8 +119,8 @@ def _share(answers: Sequence[VQAAnswer]) -> Share:
     for one in answers:
         truths, choices = one.question.truths, one.question.choices
         # For choices this is the letter that a blind model would always give.
-        right = {str(choices.index(truths[0]))} if choices else {*map(simplify, truths)}
+        right = {str(choices.index(truths[0]))} if choices else {*map(simplify, truths)} - {""}
         # A type may have free answers, too: the letter of choice 0 is not the answer "0".
         kinds.setdefault(one.question.kind, Counter()).update((bool(choices), answer) for answer in right)
-    frequent = sum(counts.most_common(1)[0][1] for counts in kinds.values())
+    frequent = sum(max(counts.values(), default=0) for counts in kinds.values())
     return Share(len(answers), sum(one.right for one in answers) / len(answers), frequent / len(answers))

@@ -8,6 +8,7 @@ from .building import (
     build as build,
     give_rows as give_rows,
     load as load,
+    other_layers as other_layers,
 )
 from .config import TokLIPLMConfig as TokLIPLMConfig
 from .head_config import (

@@ -14,7 +14,7 @@ from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import FeatureKind, TokLIP
 from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.head_config import ImageHeadConfig, ImageHeadSettings
@@ -130,9 +130,10 @@ def add_image_head(
         settings: image head to build.
 
     Raises:
-        ValueError: the model draws already; the begin token is the image token, an ordinary word, or one that begins,
-            ends or pads texts; the sizes of the head do not fit one another; or ids cannot be drawn one after another:
-            the encoder is not causal, or they form a pyramid. Then nothing is changed.
+        ValueError: the model draws already; a layer of the language model is no attention; the begin token is the image
+            token, an ordinary word, or one that begins, ends or pads texts; the sizes of the head do not fit one
+            another; or ids cannot be drawn one after another: the encoder is not causal, or they form a pyramid.
+            Then nothing is changed.
 
     >>> model, processor = load("toklip-mllm-tiny")
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
@@ -143,6 +144,8 @@ def add_image_head(
     if model.image_head is not None:
         raise ValueError("the model has an image head already; train that one")
     language_model, tokenizer = model.language_model, processor.tokenizer
+    if found := other_layers(language_model.config):
+        raise ValueError(f"got a language model with {found}, whose cache cannot draw; take one with attention alone")
     if settings.begin_token == processor.image_token:
         raise ValueError(f"got the image token {processor.image_token!r} as begin token; name another one")
     _refuse_word(tokenizer, settings.begin_token, "begin token", model.generation_config)
@@ -179,6 +182,17 @@ def add_image_head(
     suppressed = model.generation_config.suppress_tokens or []
     model.generation_config.suppress_tokens = [*suppressed, begin]
     processor.use_begin_token(settings.begin_token)
+
+
+def other_layers(config: PreTrainedConfig) -> str:
+    """Return, in words, which layers of a language model are no attention, such as convolutions; "" if there are none.
+
+    Their state after a token cannot be taken back, and has no place for a mask.
+    """
+    if config.model_type in ("rwkv", "xlstm"):  # they have no layer_types
+        return "states in place of attention"
+    other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
+    return f"layers of the kinds {', '.join(sorted(other))}" if other else ""
 
 
 def _sizes_over_levels(settings: ImageHeadSettings, width: int) -> dict[str, int | None]:

@@ -272,7 +272,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         asked = {name: kwargs.get(name) for name in ("output_hidden_states", "return_dict")}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
         if not asked["output_hidden_states"]:
-            output.hidden_states = None
+            output = ReadAndDrawOutput(**{name: value for name, value in output.items() if name != "hidden_states"})
         return output if asked["return_dict"] else output.to_tuple()
 
     @property

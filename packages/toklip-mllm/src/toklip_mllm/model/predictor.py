@@ -151,6 +151,8 @@ class PicturePredictor:
                 cache.batch_select_indices(torch.arange(len(alone), device=mask.device).repeat(2))
         mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1])], dim=1)
         states, cache = self.model.read_embeds(embeds, mask, cache)
+        if record := getattr(cache, "activate_past_recording", None):  # transformers 5.24 has it
+            record()  # attention in windows keeps what drafts push out of them, until it is cut
         self._read = PictureCache(stream, cache, mask, ids, own)
         return states[:, -1], self._read
 

@@ -51,6 +51,7 @@ from toklip_mllm.model import (
     cast_weights,
     give_rows,
     load,
+    other_layers,
 )
 from toklip_mllm.training.conversations import branch_inputs
 from toklip_mllm.training.lora import add_adapters, merge_adapters
@@ -525,15 +526,10 @@ def refuse_other_attention(config: PreTrainedConfig, max_length: int) -> None:
         max_length: maximum number of tokens of joined conversations.
     """
     window, kind = getattr(config, "sliding_window", None), config._attn_implementation
-    other = {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}
-    found = ""
-    if config.model_type in ("rwkv", "xlstm"):  # they have no layer_types
-        found = "states in place of attention"
-    elif other:  # such as convolutions, which read across the mask
-        found = f"layers of the kinds {', '.join(sorted(other))}"
-    elif kind not in ("sdpa", "eager"):
+    found = other_layers(config)  # such as convolutions, which read across the mask
+    if not found and kind not in ("sdpa", "eager"):
         found = f"the attention {kind!r}"
-    elif window is not None and window < max_length:
+    if not found and window is not None and window < max_length:
         found = f"attention in windows of {window} tokens"
     if found:
         raise ValueError(
@@ -551,9 +547,12 @@ def _refuse_past_context(max_length: int, context: int | None) -> None:
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:
-    """Return the mean number of tokens per process, because gradients are averaged over processes."""
+    """Return the mean number of tokens per process, because gradients are averaged over processes.
+
+    It is less than 1 if there are fewer tokens than processes.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return count.clamp(min=1)
     total = count.clone().float()
     dist.all_reduce(total)
-    return (total / dist.get_world_size()).clamp(min=1)
+    return total.clamp(min=1) / dist.get_world_size()
