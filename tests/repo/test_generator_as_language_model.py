@@ -40,6 +40,12 @@ def test_a_layer_computes_what_the_block_did_where_nothing_rotates(whole):
             torch.testing.assert_close(found, block(x, cos, sin, attend_causally), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [4, 8])
+def test_the_image_head_has_the_heads_of_the_generator(whole, heads):
+    config = whole.generator.config.model_copy(update={"heads": heads})
+    assert image_head_of(config).level_heads == heads
+
+
 def test_words_that_the_generator_knows_get_its_embeddings_and_the_others_stay_random(whole):
     from toklip_mllm.model import build
 

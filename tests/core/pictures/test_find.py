@@ -17,6 +17,7 @@ from toklip_core.pictures import (
     entries,
     find_pictures,
     key_of,
+    list_pictures,
     normalized,
     open_picture,
     resized,
@@ -423,3 +424,10 @@ def test_one_scene_is_a_picture_and_several_are_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture(0, (9, 9)).save("scenes:train", format="png")
     assert open_picture(Path("scenes:train")).size == open_picture("./scenes:train").size == (9, 9)
+
+
+def test_the_name_of_a_picture_is_text_whatever_its_bytes_are(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    picture(0).save(path)
+    (listed,) = list_pictures(find_pictures([tmp_path]))
+    assert listed.name == f"{tmp_path}/caf\\xe9.png" and listed.read().size == picture(0).size

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from toklip_core.drawing import Drawing, Guidance, Sampler
 from toklip_mllm.drawing import PictureDrawer
 from toklip_mllm.model import ImageHeadSettings, PicturePredictor, PicturePrompt, add_image_head, load
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, DynamicCache, Trainer, TrainingArguments
 
 from tests.support.mean_colour import several
 from tests.support.refusals import refusing
@@ -243,6 +243,8 @@ def test_the_sampler_of_the_core_draws_the_pictures_of_generate():
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @torch.no_grad()
 def test_a_window_draws_the_same_picture_in_fewer_calls(family):
+    if family == "gemma2" and not hasattr(DynamicCache, "activate_past_recording"):
+        pytest.skip("this release of transformers cannot cut attention in windows")
     model, processor = unified(family=family)
     batch, how = to_draw(processor, "red circle", "one"), Drawing(Guidance(1.5), temperature=0.1)
     one = model.draw(**batch, seeds=[2, 3], drawing=how)
@@ -389,8 +391,12 @@ def test_the_trainer_of_transformers_trains_the_head(tmp_path):
     def joined(rows):
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    Trainer(model, arguments, train_dataset=rows * 2, data_collator=joined).train()
+    trainer = Trainer(model, arguments, train_dataset=rows * 2, data_collator=joined)
+    trainer.train()
     assert all(not torch.equal(weight, before[name]) for name, weight in model.image_head.named_parameters())
+    # of the text alone, because only some batches have pictures that are drawn
+    words, length = model.config.text_config.vocab_size, rows[0]["input_ids"].shape[1]
+    assert trainer.predict(rows).predictions.shape == (4, length, words)
 
 
 @torch.no_grad()

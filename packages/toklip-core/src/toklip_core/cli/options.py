@@ -30,7 +30,7 @@ class PathName(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         """Return the path; a usage error if it is empty."""
         if value == "":
-            self.fail("got an empty name; write . for the current folder", param, ctx)
+            self.fail("got an empty name; name a file or folder", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -140,8 +140,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     """
     try:
         progress = read_json_object(checkpoint / "progress.json")
-        kinds = {"figures": dict, "evaluated_at": int, "scaler": dict}
-        if any(not isinstance(progress.get(name), kind) for name, kind in kinds.items()):
+        if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
             raise ValueError("progress.json has no figures")
         if any(not (checkpoint / name).is_file() for name in progress.get("shards", ())):
             raise ValueError("a shard is missing")
@@ -158,7 +157,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
         words = one_line(error, longest=120)
         raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
-    return LastEvaluation(progress["evaluated_at"], progress["figures"])
+    return LastEvaluation(progress.get("evaluated_at", 0), progress["figures"])
 
 
 class _OtherModelError(ValueError):

@@ -104,7 +104,8 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                 due, last = step > start, step == run.steps
                 stop = _anywhere(accelerator, request.signal)
 
-                # Also before any step: an earlier process may have been stopped at what is the last step now.
+                # Also before any step: an earlier process may have been stopped at what is the last step now. Its
+                # checkpoint stays as it is, so a third process would evaluate again.
                 final = last and last_evaluation.step < step
                 if task.evaluate is not None and (final or (due and step % run.evaluate_every == 0)):
                     window.refuse_not_finite()  # before the evaluation, so that the message has the step

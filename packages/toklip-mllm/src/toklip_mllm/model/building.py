@@ -130,10 +130,10 @@ def add_image_head(
         settings: image head to build.
 
     Raises:
-        ValueError: the model draws already; a layer of the language model is no attention; the begin token is the image
-            token, an ordinary word, or one that begins, ends or pads texts; the sizes of the head do not fit one
-            another; or ids cannot be drawn one after another: the encoder is not causal, or they form a pyramid.
-            Then nothing is changed.
+        ValueError: the model draws already; a layer of the language model is neither full nor sliding attention; the
+            begin token is the image token, an ordinary word, or one that begins, ends or pads texts; the sizes of the
+            head do not fit one another; or ids cannot be drawn one after another: the encoder is not causal, or they
+            form a pyramid. Then nothing is changed.
 
     >>> model, processor = load("toklip-mllm-tiny")
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
@@ -145,7 +145,9 @@ def add_image_head(
         raise ValueError("the model has an image head already; train that one")
     language_model, tokenizer = model.language_model, processor.tokenizer
     if found := other_layers(language_model.config):
-        raise ValueError(f"got a language model with {found}, whose cache cannot draw; take one with attention alone")
+        raise ValueError(
+            f"got a language model with {found}, whose cache cannot draw; take one with full or sliding attention alone"
+        )
     if settings.begin_token == processor.image_token:
         raise ValueError(f"got the image token {processor.image_token!r} as begin token; name another one")
     _refuse_word(tokenizer, settings.begin_token, "begin token", model.generation_config)
@@ -185,9 +187,9 @@ def add_image_head(
 
 
 def other_layers(config: PreTrainedConfig) -> str:
-    """Return, in words, which layers of a language model are no attention, such as convolutions; "" if there are none.
+    """Return, in words, which layers of a language model are neither full nor sliding attention; "" if there are none.
 
-    Their state after a token cannot be taken back, and has no place for a mask.
+    The state of a convolution or a recurrence cannot be taken back, and has no place for a mask.
     """
     if config.model_type in ("rwkv", "xlstm"):  # they have no layer_types
         return "states in place of attention"
