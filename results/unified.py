@@ -51,7 +51,7 @@ SPLITS = ("validation", "held-out")
 READING = "exact match"
 CLAIMS = ("colour", "count", "caption")
 
-#: Settings of a language model that also draws: its image head is that of the recipe scenes-tiny-unified.
+#: Settings of a language model that also draws: its image head is like that of toklip-uni-tiny.
 _HEAD = ('train=["connector", "language_model", "image_head"]', "image_head={level_blocks=1, guidance=3.0, top_k=3}")
 #: How every picture is drawn: as by toklip-gen-tiny.
 _DRAWING = Drawing(Guidance(3.0), top_k=3)

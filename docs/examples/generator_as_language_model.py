@@ -1,4 +1,4 @@
-"""Write toklip-gen-tiny as a language model with an image head, to start the training of one that reads and draws.
+"""Write toklip-gen-tiny as a language model with an image head, from which the training of toklip-uni-tiny starts.
 
     python docs/examples/generator_as_language_model.py runs/generator-as-language-model
 
@@ -23,7 +23,8 @@ from toklip_mllm.model import ImageHeadSettings, TokLIPForConditionalGeneration,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-#: Base of Qwen3's rotation. With the generator's 10,000 no pair would rotate as slowly as its slowest rows.
+#: Base of Qwen3's rotation. With the generator's 10,000 its slowest pair would be six times as fast as
+#: the generator's slowest pair of rows.
 ROPE_BASE = 57_000.0
 #: Norm of the embeddings of words that the generator does not know, about that of the words that it knows.
 WORD_NORM = 200.0

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from toklip_mllm.model import load
-from toklip_mllm.published import TINY
+from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.damaged_folders import NO_OBJECT
@@ -17,7 +17,7 @@ SETTINGS = ["encoder", "embedding", "embedding_checksum", "grid", "features", "t
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copytree(TINY, tmp_path / "model")
+    shutil.copytree(FOLDERS[TINY_NAME], tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.config import Compute
 from toklip_mllm.evaluation import evaluate_vqa
-from toklip_mllm.published import TINY
+from toklip_mllm.published import FOLDERS, TINY_NAME
 
 from tests.core.conftest import picture
 
@@ -15,7 +15,7 @@ pytest.importorskip("toklip_vq")
 
 
 def test_it_is_under_eleven_megabytes():
-    assert sum(file.stat().st_size for file in TINY.iterdir()) < 11e6
+    assert sum(file.stat().st_size for file in FOLDERS[TINY_NAME].iterdir()) < 11e6
 
 
 def test_models_lists_it():

@@ -13,9 +13,9 @@ from toklip_core.cli import cli
         (["search", "--model"], "toklip-s", {"toklip-s-256"}),
         (["encode", "--model"], "toklip-b", {"toklip-b-256"}),
         (["convert"], "toklip-l", {"toklip-l-384"}),
-        (["ask", "--model"], "", {"toklip-mllm-tiny"}),
-        (["evaluate", "vqa", "--model"], "toklip", {"toklip-mllm-tiny"}),
-        (["generate", "--model"], "toklip-", {"toklip-gen-tiny"}),
+        (["ask", "--model"], "", {"toklip-mllm-tiny", "toklip-uni-tiny"}),
+        (["evaluate", "vqa", "--model"], "toklip", {"toklip-mllm-tiny", "toklip-uni-tiny"}),
+        (["generate", "--model"], "toklip-", {"toklip-gen-tiny", "toklip-uni-tiny"}),
         (["evaluate", "generation", "--generator"], "llamagen-t2i", {"llamagen-t2i-xl-256", "llamagen-t2i-xl-512"}),
     ],
 )

@@ -55,7 +55,7 @@ def test_every_registered_module_in_a_package_is_built_without_initial_values():
         elif not spec.source and spec.chat is not None:
             loaders[spec.name] = lambda chat=spec.chat, name=spec.name: chat(name, device="cpu")
     loaders["toklip-tiny"] = lambda: TokLIP.from_pretrained("toklip-tiny")
-    assert {"vqgan-tiny", "toklip-tiny", "toklip-gen-tiny", "toklip-mllm-tiny"} <= loaders.keys()
+    assert {"vqgan-tiny", "toklip-tiny", "toklip-gen-tiny", "toklip-mllm-tiny", "toklip-uni-tiny"} <= loaders.keys()
     with refusing_values() as left_out:
         for load in loaders.values():
             load()

@@ -126,9 +126,9 @@ def _take_pictures() -> None:
         with page_of(server.address, []) as page:
             page.set_viewport_size({"width": 1180, "height": 1160})
             page.get_by_role("tab", name="Chat").click()
-            tell(page, "draw a large red circle")
+            tell(page, "draw a red circle above a blue square")
             page.locator(".chat .bot img").first.wait_for()
-            tell(page, "what colour is the circle?")
+            tell(page, "what colour is the upper one?")
             page.locator(".chat .bot").nth(1).wait_for()
             page.wait_for_timeout(2000)
             page.screenshot(path=pictures / "app.png")

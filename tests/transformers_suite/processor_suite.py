@@ -5,7 +5,7 @@ import unittest
 
 from tests.test_processing_common import ProcessorTesterMixin
 from toklip_mllm.model import TokLIPProcessor
-from toklip_mllm.published import TINY
+from toklip_mllm.published import FOLDERS, TINY_NAME
 
 from tests.transformers_suite.applicability import leave_out
 
@@ -20,9 +20,9 @@ class TokLIPProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @classmethod
     def _setup_from_components(cls):
-        return TokLIPProcessor.from_pretrained(TINY)
+        return TokLIPProcessor.from_pretrained(FOLDERS[TINY_NAME])
 
     @staticmethod
     def prepare_processor_dict():
-        told = json.loads((TINY / "processor_config.json").read_text())
+        told = json.loads((FOLDERS[TINY_NAME] / "processor_config.json").read_text())
         return {name: value for name, value in told.items() if name != "processor_class"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toklip_core.scenes import scene
 from toklip_mllm.model import load
-from toklip_mllm.published import TINY
+from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoProcessor, AutoTokenizer, pipeline
 
 from tests.support.small_mllms import ids, small_mllm
@@ -52,7 +52,7 @@ def test_a_pipeline_of_transformers_gives_the_same_in_batches(tiny):
 
 @pytest.mark.parametrize("loader", [AutoProcessor, AutoTokenizer])
 def test_the_model_in_the_package_pads_on_the_left_when_transformers_loads_it(loader):
-    loaded = loader.from_pretrained(TINY)
+    loaded = loader.from_pretrained(FOLDERS[TINY_NAME])
     assert getattr(loaded, "tokenizer", loaded).padding_side == "left"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os.path
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +28,23 @@ from toklip_core.cli import (
     train_command,
 )
 
+from toklip_mllm.published import TINY_NAME, UNIFIED_NAME
+
 if TYPE_CHECKING:
     from toklip_core.training import FitReport
 
     from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor
     from toklip_mllm.training import MLLMTrainConfig
 
-_MODEL = named_model(
-    "--model",
-    "name",
-    kind="language model",
-    default="toklip-mllm-tiny",
-    help_text="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
-)
+
+def _model(default: str = TINY_NAME) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return named_model(
+        "--model",
+        "name",
+        kind="language model",
+        default=default,
+        help_text="Language model: a name from `toklip models`, a folder, or owner/name on the hub.",
+    )
 
 
 @train_command("mllm")
@@ -90,7 +94,7 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @click.option(
     "--max-new-tokens", type=COUNT, default=32, show_default=True, help="Maximum number of new tokens per answer."
 )
-@_MODEL
+@_model()
 @max_pixels
 @batch_size("questions answered at once")
 @dtype("Dtype of the model; its VQ tokenizer stays in float32.")
@@ -145,7 +149,7 @@ _DTYPE = dtype("Dtype of the model. [default: as stored]", default=None)
 
 @click.command()
 @click.argument("words", nargs=-1, metavar='PICTURE... "QUESTION"')
-@_MODEL
+@_model()
 @_MAX_NEW_TOKENS
 @temperature(default=0.0)
 @top_p
@@ -200,7 +204,7 @@ def ask(
 
 @click.command()
 @click.argument("pictures", nargs=-1)
-@_MODEL
+@_model(UNIFIED_NAME)
 @click.option(
     "--out",
     type=PathName(path_type=Path, file_okay=False),

@@ -1,8 +1,9 @@
-"""The plugin of toklip-mllm: its model and its commands. It does not import torch."""
+"""The plugin of toklip-mllm: its models and its commands. It does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 from toklip_core.plugins import ChatStarter, NamedModel, PictureModel, hookimpl
 
 from toklip_mllm.commands import ask, chat, train_mllm, vqa
-from toklip_mllm.published import tiny
+from toklip_mllm.published import UNIFIED_NAME, published_models
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def toklip_register_models() -> list[NamedModel]:
-    """Return the language model that ships with the package; folders of its kind may hold models that draw."""
-    return [replace(tiny(), load_folder=_load_folder, chat=_load_chat)]
+    """Return the language models that ship with the package; folders of their kind may hold models that draw."""
+    models = [replace(model, load_folder=_load_folder, chat=_load_chat) for model in published_models()]
+    return [replace(model, load=_LOADERS.get(model.name)) for model in models]
 
 
 def _load_folder(folder: Path | str, *, device: torch.device | str, dtype: torch.dtype | None) -> PictureModel:
@@ -37,6 +39,10 @@ def _load_chat(name: Path | str, *, device: torch.device | str) -> ChatStarter:
     logging.disable_progress_bar()
     model, processor = load(name, device=device)
     return lambda seed: Chat(model, processor, ChatSettings(seed=seed))
+
+
+#: Models in the package that draw, by name.
+_LOADERS = {UNIFIED_NAME: partial(_load_folder, UNIFIED_NAME)}
 
 
 @hookimpl

@@ -22,7 +22,7 @@ from toklip_core.cli.options import (
     "--model",
     kind="language model",
     help_text="Language model to chat with: a name from `toklip models`, a folder, or owner/name on the hub. "
-    "[default: that of toklip-mllm]",
+    "[default: toklip-uni-tiny, from toklip-mllm]",
 )
 @named_model(
     "--generator",

@@ -22,7 +22,7 @@ from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.model import TokLIPForConditionalGeneration, build_connector
 from toklip_mllm.model.processing import TokLIPProcessor
 from toklip_mllm.model.vision import PictureEncoder, cast_weights, encoder_checksum
-from toklip_mllm.published import TINY, TINY_NAME
+from toklip_mllm.published import FOLDERS, TINY_NAME
 
 
 def build(
@@ -235,7 +235,7 @@ def load(
     """Load a saved model, in evaluation mode, and its processor.
 
     Args:
-        name: ``toklip-mllm-tiny``, a folder, or owner/name on the hub.
+        name: ``toklip-mllm-tiny``, ``toklip-uni-tiny``, a folder, or owner/name on the hub.
         device: device to move the model to; None: where transformers loads it.
         dtype: dtype of the weights; None: as stored.
 
@@ -247,13 +247,13 @@ def load(
     >>> model.config.image_size, model.config.tokens_per_picture, model.context
     (64, 64, 512)
     """
-    place = TINY if str(name) == TINY_NAME else name
+    place = FOLDERS.get(str(name), name)
     if Path(place).is_dir() and not Path(place, "config.json").is_file():
         raise FileNotFoundError(f"{str(place)!r} is no model folder: it has no config.json")
     if not Path(place).exists() and "/" not in str(place):
         raise FileNotFoundError(
-            f"there is no model {str(name)!r}, and no folder of that name; name {TINY_NAME}, a folder, or owner/name "
-            "of the hub"
+            f"there is no model {str(name)!r}, and no folder of that name; name {' or '.join(FOLDERS)}, a folder, or "
+            "owner/name of the hub"
         )
     with _named(place):
         model = TokLIPForConditionalGeneration.from_pretrained(place, dtype=dtype or "auto")

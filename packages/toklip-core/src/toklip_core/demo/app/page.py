@@ -31,7 +31,7 @@ from toklip_core.pictures import PANEL_SIDE, open_picture
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
 #: An event that comes while another one is answered is answered after it, with what the page then holds.
 _THEN_AGAIN: dict[str, Any] = {"trigger_mode": "always_last"}
-_QUESTIONS = ("is there a yellow square?", "how many objects are there?", "what colour is the square?")
+_QUESTIONS = ("is there a yellow square?", "how many objects are there?", "what colour is the lower one?")
 _DRAWINGS = ("draw a large red circle", "draw a yellow square right of a blue square")
 _MOST_RESULTS = 50
 _UPLOADS = ["upload", "clipboard"]
