@@ -73,10 +73,16 @@ def test_a_run_within_its_format_goes_on(run):
         assert run_folder(path).load(state, steps=9) == (3, LastEvaluation(2, {"top1": 0.5}))
 
 
-@pytest.mark.parametrize("what", [*NO_OBJECT, "figures of no numbers"])
+_NO_PROGRESS = {
+    "figures of no numbers": b'{"step": 3, "figures": [], "scaler": {}}',
+    "figures of no step": b'{"step": 3, "figures": {}, "evaluated_at": "2", "scaler": {}}',
+}
+
+
+@pytest.mark.parametrize("what", [*NO_OBJECT, *_NO_PROGRESS])
 def test_progress_of_a_save_that_is_none(run, what):
     path, state = run
-    content = NO_OBJECT.get(what, json.dumps({"step": 3, "figures": [], "scaler": {}}).encode())
+    content = (NO_OBJECT | _NO_PROGRESS)[what]
     (path / "checkpoints" / "step-00000003" / "progress.json").write_bytes(content)
     with refusing("step-00000003 is damaged (", "delete it to go on from the one before it"):
         run_folder(path).load(state, steps=9)

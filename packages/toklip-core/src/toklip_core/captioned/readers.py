@@ -347,5 +347,8 @@ def _dataset(source: CaptionedDataset) -> Any:  # noqa: ANN401  (a datasets.Data
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"{source.name or ', '.join(source.files)} cannot be read: {reason}") from error
-    except RuntimeError as error:  # it has a loading script, which no library runs any more
+    except RuntimeError as error:
+        if source.files:
+            raise
+        # It has a loading script, which no library runs any more.
         raise ValueError(f"{source.name} cannot be read: {error}; give its Parquet files as `files`") from error

@@ -27,7 +27,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 class PathName(click.Path):
     """Name of a file or folder. An empty one, such as of an unset variable of a shell, would be the current folder."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - as of click
         """Return the path; a usage error if it is empty."""
         if value == "":
             self.fail("got an empty name; name a file or folder", param, ctx)

@@ -34,7 +34,7 @@ from toklip_core.pictures import (
     upright_crops,
 )
 from toklip_core.store.format import UnreadablePicture
-from toklip_core.training import USER_ERRORS, held_back, leave_signals_to_the_parent, portable
+from toklip_core.training import USER_ERRORS, as_it_is, held_back, leave_signals_to_the_parent, portable
 
 _SLOT_BYTES = 2048  # for the key that a worker reads; nearly all keys are shorter
 
@@ -223,7 +223,7 @@ def batches_of_workers(work: PictureWork, workers: int) -> Generator[SquareBatch
             replace(work, reading=reading),
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             worker_init_fn=_follow_the_parent,
         )
         try:
@@ -301,10 +301,6 @@ class _DeathsAtNext:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._waiting and callable(self._torch):
             self._torch(number, frame)
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
-    return batch
 
 
 def _follow_the_parent(worker: int) -> None:

@@ -47,5 +47,6 @@ from .task import (
 )
 from .worker_errors import (
     USER_ERRORS as USER_ERRORS,
+    as_it_is as as_it_is,
     portable as portable,
 )

@@ -142,6 +142,9 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
         progress = read_json_object(checkpoint / "progress.json")
         if any(not isinstance(progress.get(name), dict) for name in ("figures", "scaler")):
             raise ValueError("progress.json has no figures")
+        evaluation = LastEvaluation(progress.get("evaluated_at", 0), progress["figures"])
+        if not isinstance(evaluation.step, int):
+            raise ValueError("progress.json has no step of its figures")
         if any(not (checkpoint / name).is_file() for name in progress.get("shards", ())):
             raise ValueError("a shard is missing")
         if progress.get("shards"):
@@ -157,7 +160,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
         words = one_line(error, longest=120)
         raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
-    return LastEvaluation(progress.get("evaluated_at", 0), progress["figures"])
+    return evaluation
 
 
 class _OtherModelError(ValueError):

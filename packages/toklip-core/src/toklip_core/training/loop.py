@@ -38,7 +38,7 @@ from toklip_core.training.passes import Passes
 from toklip_core.training.run_folder import RunFolder
 from toklip_core.training.signals import held_back, leave_signals_to_the_parent, stop_on_signals
 from toklip_core.training.task import Losses, Task
-from toklip_core.training.worker_errors import CollatedSamples
+from toklip_core.training.worker_errors import CollatedSamples, as_it_is
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -284,7 +284,7 @@ def _loader(task: Task, keys: SampleKeys, run: RunConfig, device: torch.device) 
         CollatedSamples(task.samples, task.collate),  # type: ignore[arg-type]  # a Dataset by structure
         batch_sampler=keys,
         num_workers=run.workers,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_parent,
     )
@@ -308,10 +308,6 @@ def _batches(loader: DataLoader[Any]) -> Generator[Any]:
         # A traceback would keep the loader's iterator alive, and so its workers. The error itself has the worker's.
         batches = None
         raise error.with_traceback(None)  # noqa: B904 - it is the same error
-
-
-def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  (a DataLoader's collate_fn is typed so)
-    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

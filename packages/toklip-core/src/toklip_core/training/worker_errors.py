@@ -31,6 +31,11 @@ def portable(error: Exception) -> Exception:
     return sent
 
 
+def as_it_is(batch: Any) -> Any:  # noqa: ANN401 - a DataLoader's collate_fn is typed so
+    """Return a batch that is collated already, or an error in its place."""
+    return batch
+
+
 @dataclass(frozen=True)
 class CollatedSamples:
     """A data set whose batches are collated in :meth:`__getitems__`; in a worker, an error is a batch.

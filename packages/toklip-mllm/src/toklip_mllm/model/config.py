@@ -54,7 +54,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     model_type = MODEL_TYPE
     #: What ``Trainer`` leaves out of predictions; only some batches have pictures that are drawn.
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_loss", "image_logits"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_loss", "image_logits"]  # noqa: RUF012 - as transformers names it
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
     def __init__(  # noqa: PLR0913 - transformers sets each key of config.json by its name
