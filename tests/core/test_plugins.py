@@ -42,6 +42,14 @@ def test_no_plugin_is_no_error():
     assert discover([]).tokenizers == {}
 
 
+def described(field):
+    """A plugin whose tokenizer is described with one field that is wrong."""
+    return (
+        "from toklip_core import TokenizerSpec, hookimpl\n@hookimpl\ndef toklip_register_tokenizers():\n"
+        f"  return [TokenizerSpec(**{{'name': 'mine', 'summary': '', 'factory': print}} | dict({field}))]"
+    )
+
+
 #: What a plugin does wrong -> its source, and what is said of it.
 WRONG = {
     "raises on import": ("raise RuntimeError('no\\n  GPU here')", "RuntimeError: no GPU here"),
@@ -80,6 +88,13 @@ WRONG = {
     ),
     "offers one name twice": (right("two", "two"), "offers two tokenizers named 'two'"),
     "names a tokenizer as nobody can type it": (right("My Tokenizer"), "'My Tokenizer'; use words of a-z and 0-9"),
+    "says a number where a text belongs": (described("rfid=2.19"), "got rfid=2.19 of the tokenizer 'mine'; wanted str"),
+    "says nothing where a text belongs": (described("licence=None"), "got licence=None of the tokenizer 'mine'"),
+    "says a text where a number belongs": (described("size='288 MB'"), "got size='288 MB' of the tokenizer 'mine'"),
+    "names an empty grid": (described("grid=(0, 0)"), r"got grid=\(0, 0\) of the tokenizer 'mine'"),
+    "names half a grid": (described("grid=(8,)"), r"got grid=\(8,\) of the tokenizer 'mine'"),
+    "names an empty codebook": (described("codebook_sizes=(8, 0)"), r"got codebook_sizes=\(8, 0\) of the tokenizer"),
+    "gives a name that is no text": (described("name=7"), "got the tokenizer name 7; use words"),
     "takes a taken name": (right("new", "fine"), "two plugins claim the tokenizer name 'fine'"),
 }
 

@@ -117,14 +117,18 @@ def test_the_next_answer_reads_new_tokens_alone_and_is_that_of_the_whole_convers
     assert read == [length - first.prompt_tokens - first.new_tokens + 1, 1, 1]
 
 
+def changing(processor):
+    """A chat template that shows messages in other words once they are not the last."""
+    return processor.tokenizer.chat_template.replace(
+        "{{ message['content'] }}", "{{ message['content'] }}{% if not loop.last %} yes{% endif %}"
+    )
+
+
 @pytest.mark.parametrize("forgets", [True, False])
 def test_a_cache_that_does_not_fit_is_cut_or_read_anew(forgets, monkeypatch):
     """As for a template that shows an earlier answer in other words."""
     model, processor = small_mllm()
-    changing = processor.tokenizer.chat_template.replace(
-        "{{ message['content'] }}", "{{ message['content'] }}{% if not loop.last %} yes{% endif %}"
-    )
-    processor.chat_template = changing
+    processor.chat_template = changing(processor)
     chat = Chat(model, processor, THREE)
     first = chat.ask("what ?", [picture(0)])
     if forgets:
@@ -136,6 +140,42 @@ def test_a_cache_that_does_not_fit_is_cut_or_read_anew(forgets, monkeypatch):
     batch, length = rendered(processor, chat.messages[:-1], image_ids=processor.encode([picture(0)]))
     assert read[0] == (length if forgets else length - first.prompt_tokens + 2)
     assert answer.text == processor.decode(greedy(model, batch, 3), skip_special_tokens=True).strip()
+
+
+def test_windows_that_have_drawn_are_read_anew_where_they_cannot_be_cut_back(opening):
+    """They keep what leaves them from the drawing on, and have forgotten some of what came before."""
+    model, processor = small_unified(family="gemma2")
+    model.generation_config.suppress_tokens = WORDS_ALONE
+    processor.chat_template = changing(processor)
+    chat = Chat(model, processor, THREE)
+    opening(1)
+    assert len(chat.ask("what ?", [picture(0)]).pictures) == 1
+    opening()
+    told = chat.ask("how many ?")
+    prompt = PROMPT(chat, chat.messages[:-1])
+    whole = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "use_cache": False}
+    wanted = greedy(model, whole | {"image_features": torch.stack(chat._features)}, 3)
+    assert told.text == processor.decode(wanted, skip_special_tokens=True).strip()
+
+
+#: Options of a language model's own generation config that would change or break an answer token by token.
+OWN = {
+    "cache_implementation": "static",
+    "prompt_lookup_num_tokens": 3,
+    "stop_strings": ["."],
+    "forced_eos_token_id": 7,
+    "begin_suppress_tokens": [*range(6, 28)],
+    "guidance_scale": 2.0,
+}
+
+
+@pytest.mark.parametrize("option", OWN)
+def test_an_answer_does_not_depend_on_options_of_the_models_own_generation(option):
+    model, processor = small_mllm()
+    model.generation_config.suppress_tokens = WORDS_ALONE
+    wanted = Chat(model, processor, THREE).ask("what ?", [picture(0)]).text
+    setattr(model.generation_config, option, OWN[option])
+    assert Chat(model, processor, THREE).ask("what ?", [picture(0)]).text == wanted != ""
 
 
 def test_pieces_make_the_answer(opening):

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.pictures import open_picture
-from toklip_core.store import PartWriter, TokenStore, decode_store, picture_path
+from toklip_core.store import PartWriter, TokenStore, decode_store, picture_path, reader
+from toklip_core.store.part_reader import read_group
 
 from tests.core.conftest import picture
 from tests.support.encoding import encode_with
 from tests.support.processes import locked_elsewhere
+from tests.support.small_models import small_toklip
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def below(folder):
 NAMES = [
     "x" * 300, "x" * 299 + "y", "\u00e4" * 200, "folder/" + "x" * 252, "x" * 256 + "/a", "a\0b", "a\nb", "CON",
     "nul.jpg/a", "com1.jpg", "a./b", "a /b", "C:/b", "C:b", "a\\b", "..\\b", "a//b", "./c", "a/", "a/.",
+    "/a", "//a", "/", "",
 ]  # fmt: skip
 
 
@@ -98,12 +101,43 @@ def test_keys_that_lead_out_are_named_and_cost_no_other_picture(store_of, tmp_pa
     for folder in (out, outside):
         folder.mkdir()
     (out / "link").symlink_to(outside)
-    evil = ["../up", "..", "a/../../up", "/elsewhere", "//elsewhere/x", "", "link/in", f"{tmp_path}/outside/x"]
+    evil = ["../up", "..", "a/../../up", "/../up", "link/in", f"{tmp_path}/../outside/x"]
     report = decode_store(store_of("a", *evil, "z"), out)
     assert (report.pictures, report.left_out) == (2, len(evil))
     assert report.first_left_out.startswith("'../up': the key leads out of the folder")
     assert f"{len(evil)} could not be written; the first: '../up'" in report.as_text()
     assert below(out) == ["a.png", "z.png"] and below(outside) == []
+
+
+def test_absolute_paths_as_keys_lead_below_the_folder(store_of, tmp_path):
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    report = decode_store(store_of(f"{outside}/a.jpg", "b"), out)
+    assert (report.pictures, report.renamed, report.left_out) == (2, 1, 0)
+    assert not outside.exists() and len(below(out)) == 2
+    assert any(name.endswith(f"{outside}/a.jpg.png") for name in below(out))
+
+
+def test_pictures_are_not_written_into_the_store(store_of, tmp_path):
+    store = store_of("a")
+    for out in (store, tmp_path / "elsewhere/../store"):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=r"as the store and as the folder of pictures; name another folder"):
+            decode_store(store, out)
+    assert not [*store.rglob("*.png")] and not (store / ".decode.lock").exists()
+
+
+def test_a_decode_reads_no_features(toy, tmp_path, monkeypatch):
+    read = set()
+
+    def spied(path, group, columns):
+        read.update(columns)
+        return read_group(path, group, columns)
+
+    model = small_toklip()
+    encode_with(["scenes:validation?count=2"], tmp_path / "store", model=model, tokens=True)
+    monkeypatch.setattr(reader, "read_group", spied)
+    decode_store(tmp_path / "store", tmp_path / "out")
+    assert read == {"key", "ids", "height", "width", "caption"}
 
 
 def test_a_key_below_another_picture_is_left_out_and_deletes_nothing(store_of, tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import compute as devices
 from toklip_core.model import CLIP, TokLIP, load_clip
-from toklip_core.pictures import find_pictures, normalized, open_picture, resized, to_pixels
+from toklip_core.pictures import PictureError, find_pictures, normalized, open_picture, resized, to_pixels
 from toklip_core.store import (
     EncodeReport,
     FeatureInfo,
@@ -29,8 +29,9 @@ from toklip_core.store import (
     TokenStore,
     decode_store,
     reading,
+    report_paths,
 )
-from toklip_core.tokenizer import load_tokenizer
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.weights import weights_checksum
 
 from tests.core.conftest import picture
@@ -427,6 +428,48 @@ def test_a_report_that_cannot_be_written_costs_no_encode(toy, photos, tmp_path, 
     assert caplog.text.count("what cannot be read is named nowhere: ") == (not written)
 
 
+def test_another_encode_keeps_what_was_reported(toy, photos, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"broken-{name}.png").write_bytes(b"broken")
+        picture(0).save(tmp_path / name / f"{name}.png")
+        for _ in range(2):
+            report = encode_with([tmp_path / name], tmp_path / "store", tokenizer="mean-colour")
+            assert report.unreadable == 1
+    store = TokenStore(tmp_path / "store")
+    assert [Path(row.key).name for row in store.unreadable()] == ["broken-a.png", "broken-b.png"]
+    (lines,) = (path.read_text().splitlines() for path in report_paths(store.path))
+    assert len(lines) == 2
+    picture(1).save(tmp_path / "a/broken-a.png")
+    encode_with([tmp_path / "a"], tmp_path / "store", tokenizer="mean-colour")
+    assert [Path(row.key).name for row in TokenStore(store.path).unreadable()] == ["broken-b.png"]
+
+
+def test_a_long_picture_that_pillow_would_not_crop_is_encoded(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    picture(0, (900, 90)).save(tmp_path / "long.png")
+    picture(0, (700, 90)).save(tmp_path / "shorter.png")
+    with pytest.raises(Image.DecompressionBombError):
+        picture(0, (900, 90)).crop((90, 0, 810, 90))
+    report = encode_with([tmp_path], tmp_path / "store", tokenizer="mean-colour")
+    assert (report.pictures, report.unreadable) == (2, 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(PictureError, match=r"^its pixels are more than the limit of 3000; raise max_pixels"):
+        open_picture(tmp_path / "long.png", max_pixels=3000)
+
+
+def test_ids_that_a_tokenizer_should_not_make_are_refused(toy, photos, tmp_path, monkeypatch):
+    right = Tokenizer.encode
+    for ids, says in {
+        (lambda ids: ids - 1000): r"got ids from -\d+ to -\d+, but the codebook has",
+        (lambda ids: ids[:, 1:]): r"made ids of the grid \(\d+, \d+\), but said that it is \(",
+    }.items():
+        monkeypatch.setattr(Tokenizer, "encode", lambda self, pixels, ids=ids: ids(right(self, pixels)))
+        with pytest.raises(ValueError, match=says):
+            encode_with([photos], tmp_path / "store", tokenizer="mean-colour")
+        assert not [*(tmp_path / "store").glob("part-*")]
+
+
 def test_batches_have_the_same_pictures_whichever_of_them_can_be_read():
     """A repeated share of Ray relies on it."""
 
@@ -608,7 +651,7 @@ def test_decode_completes_what_is_there_and_leaves_no_half_picture(toy, photos, 
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("key", ["../out.jpg", "/elsewhere/out.jpg", "a/../../out.jpg", "link/out.jpg", ""])
+@pytest.mark.parametrize("key", ["../out.jpg", "/../out.jpg", "a/../../out.jpg", "link/out.jpg"])
 def test_a_store_cannot_make_decode_write_elsewhere(toy, tmp_path, key):
     encode_with([save(tmp_path / "a.jpg")], tmp_path / "good", tokenizer="mean-colour")
     good = TokenStore(tmp_path / "good")

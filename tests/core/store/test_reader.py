@@ -12,7 +12,16 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from toklip_core.store import FeatureInfo, PartWriter, RowCache, StoreInfo, TokenStore, UnreadableLog, UnreadablePicture
+from toklip_core.store import (
+    FeatureInfo,
+    PartWriter,
+    RowCache,
+    StoreInfo,
+    TokenStore,
+    UnreadableLog,
+    UnreadablePicture,
+    read_report,
+)
 from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.encoding import encode_with
@@ -119,9 +128,9 @@ def test_what_is_no_part_lies_in_the_store_where_nothing_can_be_written_beside_i
     monkeypatch.chdir(tmp_path / "store")
     assert TokenStore(".").unreadable() == [row]
     monkeypatch.setattr("toklip_core.store.writer.lies_beside", lambda store, rank: False)
-    UnreadableLog(tmp_path / "store").add(row)
-    assert not (tmp_path / ".store.unreadable/rank-00000.jsonl").exists()
-    assert (tmp_path / "store/.unreadable/rank-00000.jsonl").exists() and TokenStore(".").unreadable() == [row]
+    inside = row._replace(key="y.jpg")
+    UnreadableLog(tmp_path / "store").add(inside)
+    assert (tmp_path / "store/.unreadable/rank-00000.jsonl").exists() and TokenStore(".").unreadable() == [row, inside]
     leftover = tmp_path / "store/.part-00000-000007.parquet.tmp"
     leftover.touch()
     write(tmp_path / "store", (1,), seeds=(5,))
@@ -318,8 +327,22 @@ def test_reports_of_all_ranks_are_one_list_without_what_the_store_holds(tmp_path
     with (tmp_path / ".unreadable/rank-00001.jsonl").open("a") as file:
         file.write('{"key": "cut by a ki')
     assert sorted(row.key for row in TokenStore(tmp_path).unreadable()) == ["a", "b"]
-    UnreadableLog(tmp_path, rank=0, world_size=1)  # a new encode by one process tries all of them again
-    assert TokenStore(tmp_path).unreadable() == []
+    log = UnreadableLog(tmp_path, rank=1)  # another encode
+    for name in ("c", "b", "c"):
+        log.add(UnreadablePicture(name, "s", "r"))
+    assert sorted(row.key for row in TokenStore(tmp_path).unreadable()) == ["a", "b", "c"]
+
+
+def test_a_line_of_a_report_that_a_kill_has_cut_costs_no_other_line(tmp_path):
+    first, second, third = (UnreadablePicture(name, "s", "it ends in }") for name in "abc")
+    log = UnreadableLog(tmp_path)
+    log.add(first)
+    log.add(second)
+    whole = log.path.read_bytes()
+    for cut in range(len(whole) // 2 + 1, len(whole) - 1):
+        log.path.write_bytes(whole[:cut])
+        UnreadableLog(tmp_path).add(third)
+        assert read_report(tmp_path) == {"a": first, "c": third}
 
 
 def test_parts_of_two_tokenizers_are_no_store_and_the_differences_are_named(tmp_path):

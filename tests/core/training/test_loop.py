@@ -301,6 +301,40 @@ def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tm
         train(tmp_path / "run", run_config(log_every=50), breaking, evaluate=evaluate)
 
 
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_when_the_run_goes_on(tmp_path: Path, whole: Path):
+    def failing(product: nn.Module) -> Evaluation:
+        raise RuntimeError("no memory")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            train(tmp_path / "run", evaluate=failing)
+        assert last_checkpoint(tmp_path / "run").name == "step-00000003"
+    train(tmp_path / "run")
+    assert_same_save(tmp_path / "run", whole)
+    assert figures(tmp_path / "run") == figures(whole)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_an_evaluation(tmp_path: Path, whole: Path):
+    def stopping(model: nn.Module, batch: Any, step: int) -> Losses:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return objective(model, batch, step)
+
+    def evaluate_never(product: nn.Module) -> Evaluation:
+        raise AssertionError("it was evaluated")
+
+    assert train(tmp_path / "run", objective=stopping, evaluate=evaluate_never)[0].step == 3
+    train(tmp_path / "run")
+    assert figures(tmp_path / "run") == figures(whole)
+
+
+def figures(out: Path) -> list[tuple[int, float]]:
+    """The evaluations in the log, and the last one in the last checkpoint."""
+    found = [(line["step"], line["evaluate/weight"]) for line in lines(out) if "evaluate/weight" in line]
+    progress = json.loads((last_checkpoint(out) / "progress.json").read_text())
+    return [*found, (progress["evaluated_at"], progress["figures"]["weight"])]
+
+
 def test_an_error_ends_the_workers(tmp_path: Path):
     """They ignore signals, so nothing else would end them before the process can."""
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, build, cast_weights
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    MambaConfig,
+    OPTConfig,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.support.mean_colour import MeanColour
@@ -377,6 +385,39 @@ def test_a_language_model_without_its_tokenizer_is_refused():
 def test_a_model_of_more_parts_than_a_language_model_is_refused():
     with pytest.raises(ValueError, match=r"got a TokLIPForConditionalGeneration, which has more parts .* own class"):
         build(shared()[0], small_toklip(), tokenizer=tokenizer())
+
+
+UNFIT = {
+    "words of another width": (
+        OPTConfig(hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2),
+        "whose words have 16 numbers and whose layers have 32; pictures need one width",
+    ),
+    "no attention": (
+        MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4),
+        "none of whose layers has attention",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_language_model_that_cannot_read_pictures_is_refused(what):
+    config, says = UNFIT[what]
+    config.vocab_size = 64
+    with pytest.raises(ValueError, match=says):
+        build(AutoModelForCausalLM.from_config(config), small_toklip(), tokenizer=tokenizer())
+
+
+def test_sampling_options_beside_greedy_search_do_not_keep_a_model_from_being_saved(tmp_path):
+    """Published configs have such, as that of LLaVA's language model."""
+    bare = language_model()
+    bare.generation_config.temperature, bare.generation_config.top_p = 0.9, 0.6
+    bare.generation_config.length_penalty = 0.5
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        bare.save_pretrained(tmp_path / "bare")
+    build(bare, small_toklip(), tokenizer=tokenizer())[0].save_pretrained(tmp_path / "built")
+    bare.generation_config.num_return_sequences = 2
+    with pytest.raises(ValueError, match="the language model's generation config cannot be saved, so mend it: "):
+        build(bare, small_toklip(), tokenizer=tokenizer())
 
 
 def test_a_model_of_loaded_values_is_saved_with_the_checksum_of_its_own_encoder(tmp_path):

@@ -23,7 +23,14 @@ from toklip_mllm.training import (
     train_mllm,
 )
 from toklip_mllm.training.task import compute_answers, refuse_other_attention
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BloomConfig,
+    FalconConfig,
+    GPTNeoConfig,
+    MptConfig,
+)
 
 from tests.support import mean_colour
 from tests.support.mllm_runs import (
@@ -417,6 +424,23 @@ def test_independent_questions_are_refused_where_attention_has_no_such_mask():
     config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="with the attention 'flash_attention_2', which cannot mask"):
         refuse_other_attention(config, 65)
+
+
+@pytest.mark.parametrize(
+    "of_model",
+    [BloomConfig(), MptConfig(), FalconConfig(alibi=True), GPTNeoConfig(window_size=60)],
+    ids=lambda of_model: of_model.model_type,
+)
+def test_independent_questions_are_refused_where_distances_count_or_windows_end(of_model):
+    of_model._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match=r"with (ALiBi|attention in windows of 60 tokens), which cannot mask them"):
+        refuse_other_attention(of_model, 64)
+
+
+def test_models_with_one_width_and_whole_attention_may_join_questions():
+    for of_model in (FalconConfig(alibi=False), GPTNeoConfig(window_size=64)):
+        of_model._attn_implementation = "sdpa"
+        refuse_other_attention(of_model, 64)
 
 
 def test_conversations_that_differ_before_their_picture_are_not_joined():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from toklip_core import load_tokenizer
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
+from toklip_core.pictures import entries, find_pictures
 from toklip_core.testing import tokenizer_checks
 from toklip_vq.training import (
     RECIPES,
@@ -32,6 +33,7 @@ from toklip_vq.training import (
     evaluate_vqgan,
     held_out_pictures,
     open_sources,
+    samples,
     start_codebook,
     train_vq,
 )
@@ -333,6 +335,16 @@ def test_held_out_pictures_that_cannot_be_read_are_named_before_the_first_step(t
         held_out_pictures(few, size=32)
     (tmp_path / "held-out/3.png").unlink()
     assert held_out_pictures(few, size=32).shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"32 x 32 pixels are more than the limit of 1000; raise max_pixels"):
+        held_out_pictures(few.model_copy(update={"max_pixels": 1000}), size=32)
+
+
+def test_packed_objects_are_those_that_were_packed(tmp_path: Path):
+    for name in ("a.png", "b/ä.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = list(entries(find_pictures([tmp_path, "scenes:train?count=2"])))
+    assert len(found) == 4 and list(samples._Packed(iter(found))) == found and len(samples._Packed([])) == 0
 
 
 def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_alone(tiny: Path):

@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -46,6 +46,15 @@ _OURS = ("toklip-core", "toklip-vq", "toklip-mllm", "toklip-gen")
 Weights: TypeAlias = "Path | Mapping[str, Tensor]"
 
 _NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
+
+#: Types of the fields of a description, by their annotations.
+_TYPES = {
+    "str": str,
+    "int": int,
+    "int | None": int | None,
+    "tuple[int, ...]": tuple,
+    "tuple[int, int] | None": tuple | None,
+}
 
 hookspec = pluggy.HookspecMarker("toklip")
 hookimpl = pluggy.HookimplMarker("toklip")
@@ -256,8 +265,7 @@ class TokenizerSpec:
         return math.prod(self.grid) * sum(map(math.log2, self.codebook_sizes))
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(_NAME, self.name):
-            raise ValueError(f"got the tokenizer name {self.name!r}; use words of a-z and 0-9, joined by hyphens")
+        _refuse_fields(self, "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +308,7 @@ class NamedModel:
     match: Callable[[Path | None], torch.nn.Module] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(_NAME, self.name):
-            raise ValueError(f"got the model name {self.name!r}; use words of a-z and 0-9, joined by hyphens")
+        _refuse_fields(self, "model")
 
 
 @hookspec
@@ -463,6 +470,19 @@ def _kind_of_folder(folder: Path) -> str:
     except (OSError, ValueError):
         return ""
     return str(found.get("model_type") or found.get("kind") or "")
+
+
+def _refuse_fields(spec: TokenizerSpec | NamedModel, what: str) -> None:
+    """Raise ValueError unless the texts and numbers of a description are such, because one list has those of all."""
+    if not (isinstance(spec.name, str) and re.fullmatch(_NAME, spec.name)):
+        raise ValueError(f"got the {what} name {spec.name!r}; use words of a-z and 0-9, joined by hyphens")
+    for each in fields(spec):
+        value, kind = getattr(spec, each.name), str(each.type)
+        numbers = value if isinstance(value, tuple) else ()
+        wrong = any(not isinstance(number, int) or number < 1 for number in numbers)
+        wrong |= each.name == "grid" and len(numbers) not in (0, 2)
+        if wrong or not isinstance(value, _TYPES.get(kind, object)):
+            raise ValueError(f"got {each.name}={value!r} of the {what} {spec.name!r}; wanted {kind}")
 
 
 _Spec = TypeVar("_Spec", TokenizerSpec, NamedModel)

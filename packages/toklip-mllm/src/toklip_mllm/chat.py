@@ -33,7 +33,11 @@ GREEDY: dict[str, Any] = {
     "num_beams": 1,
     "num_return_sequences": 1,
     **dict.fromkeys(("min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")),
+    **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "stop_strings")),
 }
+
+#: Further ones for a call of ``generate`` that makes one token of a longer answer, and brings a cache.
+_ONE_TOKEN = dict.fromkeys(("cache_implementation", "forced_eos_token_id", "begin_suppress_tokens"))
 
 
 class DrawnPicture(NamedTuple):
@@ -97,8 +101,9 @@ class ChatSettings:
     def options(self) -> dict[str, Any]:
         """Options of ``generate``, which override the sampling options of the model's own generation config."""
         if self.temperature >= LEAST_TEMPERATURE:
-            return {**GREEDY, "do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return GREEDY
+            drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            return GREEDY | _ONE_TOKEN | drawn
+        return GREEDY | _ONE_TOKEN
 
 
 class Chat:
@@ -141,6 +146,8 @@ class Chat:
         self._count_drawn = 0
         #: Cache of the language model; None if there is none to go on from.
         self._cache: Any = None
+        #: Number of tokens in the cache when its layers with windows began to keep what leaves them; None: they forget.
+        self._kept_from: int | None = None
         #: (L,), the tokens that the cache holds.
         self._held = torch.zeros(0, dtype=torch.int64)
 
@@ -187,7 +194,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": content}]
         prompt, shown = self._prompt(messages), self._features_of(pictures)
         cache, self._cache = self._cache_for(prompt), None  # an answer that is not finished leaves none
-        turn = _Turn(prompt, cache, [*self._features, *shown], [])
+        turn = _Turn(prompt, cache, [*self._features, *shown], [], None if cache is None else self._kept_from)
         yield from self._answer(turn)
         new = turn.tokens[0, prompt.shape[1] :]
         answer = self._text_of(new)
@@ -195,6 +202,7 @@ class Chat:
         self._features = turn.features
         self._count_drawn += len(turn.drawn)
         self._cache, self._held = turn.cache, turn.tokens[0, : _length(turn.cache)]
+        self._kept_from = turn.kept_from
         return Answer(answer, prompt.shape[1], len(new), time.perf_counter() - start, tuple(turn.drawn))
 
     def _prompt(self, messages: Sequence[dict[str, str]]) -> Tensor:
@@ -217,10 +225,12 @@ class Chat:
         count = min(len(self._held), prompt.shape[1] - 1)
         same = int((self._held[:count] == prompt[0, :count]).long().cumprod(0).sum())
         if same < len(self._held):
+            if _has_windows(self._cache) and (self._kept_from is None or same < self._kept_from):
+                return None  # they have forgotten what came before
             try:
                 self._cache.crop(same - len(self._held))
             except (RuntimeError, ValueError, NotImplementedError, AttributeError):
-                return None  # such as a sliding window, which has forgotten what came before
+                return None  # such as a state of a recurrence
         return self._cache
 
     def _answer(self, turn: _Turn) -> Iterator[str | DrawnPicture]:
@@ -271,6 +281,8 @@ class Chat:
         """Draw a picture after the begin token, from the cache, which holds it afterwards."""
         seed = self.settings.seed + self._count_drawn + len(turn.drawn)
         drawing = self.settings.drawing
+        if turn.kept_from is None:
+            turn.kept_from = turn.tokens.shape[1]  # drawing lets windows keep all, so that drafts can be taken back
         found = self.model.draw(turn.tokens, seeds=[seed], drawing=drawing, cache=turn.cache, read_last=False)
         image = self.processor.postprocess(found.image_ids)["pixel_values"][0]
         turn.tokens, turn.cache = found.sequences, found.cache
@@ -311,6 +323,8 @@ class _Turn:
     features: list[Tensor]
     #: Pictures of the answer.
     drawn: list[DrawnPicture]
+    #: See the conversation's.
+    kept_from: int | None
 
 
 class _Words(TextStreamer):  # type: ignore[misc]
@@ -342,6 +356,11 @@ class _Words(TextStreamer):  # type: ignore[misc]
 def _length(cache: Any) -> int:  # noqa: ANN401 - a cache of transformers
     """Return the number of tokens that a cache holds."""
     return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _has_windows(cache: Any) -> bool:  # noqa: ANN401
+    """Return whether a layer of a cache holds the last tokens only."""
+    return any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", ()))
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:  # noqa: ANN401

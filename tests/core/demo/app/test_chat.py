@@ -106,6 +106,13 @@ def test_without_a_generator_the_model_answers_for_itself(tmp_path):
     assert answer(session(Chat(), tmp_path), "draw a star")[-1] == ("assistant", "seen 0")
 
 
+def test_a_picture_beside_one_that_cannot_be_read_is_not_kept(tmp_path, green):
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    talk = session(Chat(), tmp_path)
+    for files, says in (([green, tmp_path / "broken.png"], "⚠ no picture"), ([green], "seen 1")):
+        assert [talk.messages[-1]["content"] for _ in talk.answer("what is it?", files)][-1].startswith(says)
+
+
 def test_pictures_without_words_wait_for_the_question(tmp_path, green):
     talk = session(Chat(), tmp_path)
     assert answer(talk, "", [green]) == [("user", (0, 200, 0))]

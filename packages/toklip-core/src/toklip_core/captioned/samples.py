@@ -27,7 +27,7 @@ from toklip_core.captioned.settings import (
     CaptionedTable,
     CaptionSource,
 )
-from toklip_core.pictures import Resize, levels_of, random_crop, resized
+from toklip_core.pictures import Resize, cropped, levels_of, random_crop, resized
 from toklip_core.scenes import scene
 from toklip_core.store import RowCache, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
@@ -198,7 +198,7 @@ class _Crop(NamedTuple):
         if self.smallest == 1:
             return resized(image, self.size, self.resize)
         box = random_crop(*image.size, self.smallest, draw)
-        return image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return cropped(image, box).resize((self.size, self.size), Image.Resampling.BICUBIC)
 
 
 class _Pictures:

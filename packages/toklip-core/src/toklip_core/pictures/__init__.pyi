@@ -23,6 +23,7 @@ from .lazy import (
     LazyPicture as LazyPicture,
     list_pictures as list_pictures,
 )
+from .limit import cropped as cropped
 from .open import (
     PictureError as PictureError,
     open_picture as open_picture,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -14,15 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from toklip_core.config import MAX_PIXELS
 from toklip_core.files import refuse_special
+from toklip_core.pictures.limit import pillow_limit
 from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
 from toklip_core.scenes import Scenes, parse_scenes
 
 # Readers that only decode pixels. Pillow has others, such as its EPS reader, which starts Ghostscript on the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JPEGXL", "JXL", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-
-# Held while Pillow's own limit is changed, because all threads share that limit.
-_PILLOW = threading.Lock()
 
 
 class PictureError(ValueError):
@@ -95,29 +91,18 @@ def _scenes_of(text: str) -> Scenes | None:
 
 
 def _read(file: IO[bytes], max_pixels: int) -> Image.Image:
-    with _pillows_limit(max_pixels):
-        image = Image.open(file, formats=_formats())
+    advice = f"are more than the limit of {max_pixels}; raise max_pixels (--max-pixels)"
+    try:
+        with pillow_limit(max_pixels):
+            image = Image.open(file, formats=_formats())
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"its pixels {advice}") from error
     with image:
         width, height = image.size
         if width * height > max_pixels:
-            raise PictureError(
-                f"{width} x {height} pixels are more than the limit of {max_pixels}; raise max_pixels (--max-pixels)"
-            )
+            raise PictureError(f"{width} x {height} pixels {advice}")
         load_pixels(image)
         return upright_rgb(image)
-
-
-@contextmanager
-def _pillows_limit(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's own limit, above twice of which it refuses pictures, to ``max_pixels`` while inside."""
-    with _PILLOW:
-        before = Image.MAX_IMAGE_PIXELS
-        if before is not None:
-            Image.MAX_IMAGE_PIXELS = max(before, max_pixels)
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
 
 
 @cache

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from toklip_core.pictures.limit import cropped
 from toklip_core.weights import refuse_not_finite
 
 Resize = Literal["crop", "squash"]
@@ -127,5 +128,5 @@ def _without_far_ends(image: Image.Image) -> Image.Image:
     kept = _LONGEST_CROPPED * short + (long - _LONGEST_CROPPED * short) % 2  # of the same parity, so the centre stays
     cut = (long - kept) // 2
     if image.width == long:
-        return image.crop((cut, 0, cut + kept, short))
-    return image.crop((0, cut, short, cut + kept))
+        return cropped(image, (cut, 0, cut + kept, short))
+    return cropped(image, (0, cut, short, cut + kept))

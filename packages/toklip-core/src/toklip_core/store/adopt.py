@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from toklip_core.files import one_line
 from toklip_core.pictures import is_list
-from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema, read_report
+from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema
 from toklip_core.store.locks import writing
 from toklip_core.store.part_reader import RowGroup
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
@@ -40,14 +40,12 @@ def adopt_rows(folder: Path, store: Path, info: StoreInfo, held: Callable[[], Co
     _refuse_repeated_keys(paths)
     with fullness_explained(store), writing(store, 0, 1):
         done = held()
-        writer, log, reported = PartWriter(store, info), UnreadableLog(store, cleared=False), read_report(store)
+        writer, log = PartWriter(store, info), UnreadableLog(store)
         for path in paths:
             for start, table in _groups(path, [*part_schema(info).names, "error"]):
                 good = _without_error(table)
                 for row in table.filter(pc.invert(good)).to_pylist():
-                    unreadable = UnreadablePicture(row["key"], str(path), row["error"])
-                    if reported.get(unreadable.key) != unreadable:
-                        log.add(unreadable)
+                    log.add(UnreadablePicture(row["key"], str(path), row["error"]))
                 if not pc.any(good).as_py():  # then its columns may be of any type, such as Arrow's null
                     continue
                 rows = _checked(path, np.flatnonzero(good) + start, table.filter(good), info)

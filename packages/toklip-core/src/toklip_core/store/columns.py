@@ -73,7 +73,7 @@ class RowMaker:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Return ids (B, h, w, Q), the features of each column, and (B, VIEWS, h, w, Q) if the store has crops."""
         pixels = [self._pixels(square) for square in levels]
-        ids = self._tokenizer.encode(pixels[0])
+        ids = self._ids(pixels[0])
         features: dict[str, Tensor] = {}
         with self._precision():
             if self._model is not None:
@@ -88,9 +88,18 @@ class RowMaker:
             # The usual batch size, because all 20 views of each picture at once would need 20 times the memory.
             flat = all_views(torch.from_numpy(crops).movedim(-1, 2)).flatten(0, 1).movedim(1, -1).numpy()
             chunks = [self._pixels(flat[start : start + len(ids)]) for start in range(0, len(flat), len(ids))]
-            views = torch.cat([self._tokenizer.encode(chunk) for chunk in chunks])
+            views = torch.cat([self._ids(chunk) for chunk in chunks])
             views = views.reshape(len(ids), -1, *views.shape[1:])
         return ids, features, views
+
+    def _ids(self, pixels: Tensor) -> Tensor:
+        """Return ids (B, h, w, Q); ValueError if a plugin's tokenizer makes others than it has said."""
+        ids = self._tokenizer.encode(pixels)
+        if ids.shape[1:3] != self.info.grid:
+            wanted, name = self.info.grid, self.info.tokenizer.name
+            raise ValueError(f"{name!r} made ids of the grid {tuple(ids.shape[1:3])}, but said that it is {wanted}")
+        self._tokenizer.embedding.refuse_ids(ids)
+        return ids
 
     def _pixels(self, levels: np.ndarray[Any, Any]) -> Tensor:
         squares = torch.from_numpy(levels).to(self._device).permute(0, 3, 1, 2)

@@ -99,12 +99,15 @@ def decode_store(
     Raises:
         FileNotFoundError: there is no store, or the weights are not there.
         LookupError: the store's tokenizer is not installed.
-        ValueError: the weights are others, the store is damaged, or no picture of it can be written.
+        ValueError: the weights are others, the store is damaged or is the folder to write into, or no picture of it can
+            be written.
         OSError: the folder cannot be written, or another process decodes into it.
     """
     started = time.perf_counter()
     refuse_missing_device(compute.device)
-    tokens, folder = TokenStore(store), Path(out)
+    tokens, folder = TokenStore(store, features=()), Path(out)
+    if folder.exists() and folder.samefile(tokens.path):
+        raise ValueError(f"got {out} as the store and as the folder of pictures; name another folder for the pictures")
     given = None if weights is None else Path(weights)
     model = tokens.info.tokenizer.load(where=f"the token store {store}", weights=given).to(compute.device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,15 +136,15 @@ def picture_path(folder: Path, key: str) -> Path:
 
     A name in the key that cannot be a file name is cleaned and shortened, and gets ``~`` and 16 hexadecimal digits of
     its digest, so that names stay distinct. Such names have more than 255 bytes with their suffix, contain control
-    characters or backslashes, are devices of Windows such as CON, or end in a dot or a space.
+    characters or backslashes, are devices of Windows such as CON, end in a dot or a space, or are empty, as before the
+    first slash of an absolute path.
 
     Raises:
-        ValueError: the key leads out of the folder: by "..", by a root, or by a link that lies in the folder.
+        ValueError: the key leads out of the folder: by "..", or by a link that lies in the folder.
     """
     parts = key.split("/")
-    leads_out = not key or not parts[0] or ".." in parts
     path = folder.joinpath(*(_name_of(part) for part in parts[:-1]), _name_of(parts[-1], ".png"))
-    if leads_out or not path.parent.resolve().is_relative_to(folder.resolve()):
+    if ".." in parts or not path.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"the key leads out of the folder {folder}; nothing is written there")
     return path
 

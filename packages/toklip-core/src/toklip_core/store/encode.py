@@ -129,7 +129,7 @@ def encode_pictures(
         else:
             by_engine = _encoded_here(work, maker, compute)
         writer = PartWriter(path, maker.info, rank=rank, world_size=world_size)
-        log = UnreadableLog(path, rank=rank, world_size=world_size)
+        log = UnreadableLog(path, rank=rank)
         counts = _Counts()
         with progress_bar(count_of(sources), shown=compute.progress) as bar, closing(by_engine) as batches:
 

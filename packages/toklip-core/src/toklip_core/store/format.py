@@ -137,9 +137,10 @@ def read_report(store: Path) -> dict[str, UnreadablePicture]:
     found: dict[str, UnreadablePicture] = {}
     for path in report_paths(store):
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
-            if not line.endswith("}"):  # a kill can cut the last line
+            try:
+                row = parse_json(line, f"{path}, row {number}")
+            except ValueError:  # a kill can cut a line
                 continue
-            row = parse_json(line, f"{path}, row {number}")
             if not isinstance(row, dict) or row.keys() != {*UnreadablePicture._fields}:
                 wanted = ", ".join(UnreadablePicture._fields)
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")

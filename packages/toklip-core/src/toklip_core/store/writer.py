@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from toklip_core.store.format import (
     part_schema,
     places,
     rank_of_part,
-    report_paths,
+    read_report,
 )
 from toklip_core.store.tables import row_table
 
@@ -108,29 +109,32 @@ class PartWriter:
 
 
 class UnreadableLog:
-    """Report of one rank's unreadable pictures: a line at once for each picture.
+    """Report of one rank's unreadable pictures: a line at once for each picture that is not reported so already.
+
+    Earlier lines stay, because the pictures of earlier calls may come from other inputs.
 
     Args:
         path: folder of the store.
         rank: number of this process.
-        world_size: number of processes.
-        cleared: whether what was reported before is deleted, because those pictures are tried again.
     """
 
-    def __init__(self, path: Path, *, rank: int = 0, world_size: int = 1, cleared: bool = True) -> None:
-        for old in report_paths(path) if cleared else ():
-            if _tidied_by(rank_of_part(old), rank, world_size):
-                old.unlink()
+    def __init__(self, path: Path, *, rank: int = 0) -> None:
         beside, inside = places(path, UNREADABLE)
         self.path = (beside if lies_beside(path, rank) else inside) / f"rank-{rank:05d}.jsonl"
+        self._reported = read_report(path)
         self._written = True
 
     def add(self, row: UnreadablePicture) -> None:
         """Write a line. If that fails, log it once and go on, because the readable pictures matter more."""
+        if self._reported.get(row.key) == row:
+            return
+        self._reported[row.key] = row
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row._asdict()) + "\n")
+            with self.path.open("ab+") as file:
+                if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":  # a kill has cut the last line
+                    file.write(b"\n")
+                file.write(json.dumps(row._asdict()).encode() + b"\n")
         except OSError as error:
             if self._written:
                 _log.warning("what cannot be read is named nowhere: %s", error)

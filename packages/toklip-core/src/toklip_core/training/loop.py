@@ -104,10 +104,15 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                 due, last = step > start, step == run.steps
                 stop = _anywhere(accelerator, request.signal)
 
-                # Also before any step: an earlier process may have been stopped at what is the last step now. Its
-                # checkpoint stays as it is, so a third process would evaluate again.
-                final = last and last_evaluation.step < step
-                if task.evaluate is not None and (final or (due and step % run.evaluate_every == 0)):
+                if due and (last or stop or step % run.save_every == 0):
+                    window.log(step)
+                    with window.paused():
+                        folder.save(step, state, last_evaluation)
+
+                # After saving, because an evaluation may fail or take long. Also before any step: an earlier process
+                # may have ended between the two, or been stopped at what is the last step now.
+                evaluates = last or (step % run.evaluate_every == 0 and not stop)
+                if task.evaluate is not None and evaluates and last_evaluation.step < step:
                     window.refuse_not_finite()  # before the evaluation, so that the message has the step
                     with window.paused(), _averaged(product, average), _unsharded(model), torch.no_grad():
                         evaluation = task.evaluate(product.eval())
@@ -115,11 +120,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                     last_evaluation = LastEvaluation(step, evaluation.figures)
                     figures = {f"evaluate/{name}": value for name, value in evaluation.figures.items()}
                     folder.log(step, figures, evaluation.pictures)
-
-                if due and (last or stop or step % run.save_every == 0):
-                    window.log(step)
-                    with window.paused():
-                        folder.save(step, state, last_evaluation)
+                    folder.record(step, last_evaluation)
 
                 if last or stop:
                     break

@@ -151,8 +151,7 @@ class RunFolder:
             if not sharded:
                 write_whole(tensors, beside)
             progress = {"step": step, "scaler": scaler, "shards": shards(beside)}
-            evaluated = {"figures": evaluation.figures, "evaluated_at": evaluation.step}
-            write_text(beside / "progress.json", json.dumps(progress | evaluated))
+            write_text(beside / "progress.json", json.dumps(progress | _evaluated(evaluation)))
             flush_to_disk(*beside.iterdir())
             beside.rename(final)
             flush_to_disk(self._checkpoints)
@@ -166,6 +165,16 @@ class RunFolder:
             if self._accelerator.is_main_process:
                 shutil.rmtree(beside, ignore_errors=True)
         self._in_first_process(self._delete_old_saves, failure)
+
+    def record(self, step: int, evaluation: LastEvaluation) -> None:
+        """Write an evaluation into the checkpoint of its step, if there is one."""
+        file = self._checkpoints / _checkpoint_name(step) / "progress.json"
+
+        def write() -> None:
+            if file.is_file():
+                write_text(file, json.dumps(read_json_object(file) | _evaluated(evaluation)))
+
+        self._in_first_process(write, f"cannot write the evaluation of step {step} into its checkpoint")
 
     def export(
         self,
@@ -322,6 +331,10 @@ def _read_settings(file: Path) -> dict[str, Any]:
             "with that release, or choose another folder"
         )
     return settings
+
+
+def _evaluated(evaluation: LastEvaluation) -> dict[str, Any]:
+    return {"figures": evaluation.figures, "evaluated_at": evaluation.step}
 
 
 def _checkpoint_name(step: int) -> str:

@@ -9,6 +9,7 @@ from .building import (
     give_rows as give_rows,
     load as load,
     other_layers as other_layers,
+    valid_generation_config as valid_generation_config,
 )
 from .config import TokLIPLMConfig as TokLIPLMConfig
 from .head_config import (

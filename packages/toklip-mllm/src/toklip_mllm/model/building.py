@@ -14,7 +14,7 @@ from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import FeatureKind, TokLIP
 from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from toklip_mllm.model.config import TokLIPLMConfig
 from toklip_mllm.model.head_config import ImageHeadConfig, ImageHeadSettings
@@ -79,7 +79,7 @@ def build(
             "the language model's tokenizer has no chat template; take an instruction-tuned model, or set "
             "tokenizer.chat_template"
         )
-    _refuse_composite(language_model)
+    _refuse_unfit(language_model)
     _refuse_word(tokenizer, image_token, "image token", language_model.generation_config)
     if isinstance(toklip, str | Path):
         toklip = TokLIP.from_pretrained(toklip, text=False)
@@ -303,13 +303,48 @@ def _named(model: str | Path) -> Iterator[None]:
         raise ValueError(f"the files of {str(model)!r} are damaged, or not of one model: {kind}{words}") from error
 
 
-def _refuse_composite(language_model: Any) -> None:  # noqa: ANN401
+def _refuse_unfit(language_model: Any) -> None:  # noqa: ANN401
+    """Raise ValueError for a model of transformers that cannot read pictures as a language model does."""
     config = language_model.config
     if config.get_text_config() is not config:
         raise ValueError(
             f"got a {type(language_model).__name__}, which has more parts than a language model; load that part alone "
             "by its own class, as Gemma3ForCausalLM for Gemma 3, and give it with its tokenizer"
         )
+    embedded = language_model.get_input_embeddings().weight.shape[1]
+    if embedded != config.hidden_size:
+        raise ValueError(
+            f"got a language model whose words have {embedded} numbers and whose layers have {config.hidden_size}; "
+            "pictures need one width, so take another language model"
+        )
+    if {*(getattr(config, "layer_types", None) or ())} == {"linear_attention"}:
+        raise ValueError(
+            f"got a {type(language_model).__name__}, none of whose layers has attention, so its cache does not "
+            "tell how many tokens it has read; take a language model with attention in some layers"
+        )
+
+
+def valid_generation_config(config: GenerationConfig) -> GenerationConfig:
+    """Return a copy of a generation config that can be saved.
+
+    Some published ones cannot: they have sampling options, which have no effect, beside greedy search. The copy is
+    without these.
+
+    Raises:
+        ValueError: it cannot be saved for another reason.
+    """
+    config = copy.deepcopy(config)
+    if not config.do_sample:
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"):
+            setattr(config, name, None)
+    if (config.num_beams or 1) == 1:
+        config.length_penalty = config.early_stopping = None
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        words = one_line(error, longest=200)
+        raise ValueError(f"the language model's generation config cannot be saved, so mend it: {words}") from error
+    return config
 
 
 @torch.no_grad()
@@ -355,7 +390,7 @@ def _assembled(
 
 
 def _generation_config(language_model: Any, tokenizer: Any, image_token_id: int) -> Any:  # noqa: ANN401
-    config = copy.deepcopy(language_model.generation_config)
+    config = valid_generation_config(language_model.generation_config)
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token_id]
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

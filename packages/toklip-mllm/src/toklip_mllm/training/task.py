@@ -52,6 +52,7 @@ from toklip_mllm.model import (
     give_rows,
     load,
     other_layers,
+    valid_generation_config,
 )
 from toklip_mllm.training.conversations import branch_inputs
 from toklip_mllm.training.lora import add_adapters, merge_adapters
@@ -119,6 +120,7 @@ class MLLMTask(Task):
         torch.manual_seed(config.run.seed)
         model, processor, sources, picturing = _beginning(config)
         _prepare_to_draw(config, model, processor)
+        model.generation_config = valid_generation_config(model.generation_config)  # before hours of training
         _refuse_past_context(config.max_length, model.context)
         if any(getattr(source, "independent", False) for source in config.data):
             refuse_other_attention(model.language_model.config, config.max_length)
@@ -529,8 +531,12 @@ def refuse_other_attention(config: PreTrainedConfig, max_length: int) -> None:
     found = other_layers(config)  # such as convolutions, which read across the mask
     if not found and kind not in ("sdpa", "eager"):
         found = f"the attention {kind!r}"
+    if window is None and "local" in str(getattr(config, "attention_types", "")):  # as GPT-Neo names it
+        window = config.window_size
     if not found and window is not None and window < max_length:
         found = f"attention in windows of {window} tokens"
+    if not found and (config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False)):
+        found = "ALiBi"  # whose distances would be those in the joined row
     if found:
         raise ValueError(
             f"got independent questions and a language model with {found}, which cannot mask them from one another; "

@@ -5,8 +5,11 @@ A sample is a function of (seed, epoch, index), so workers, processes and resume
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from toklip_core.training import Concatenation, Samples, derived_seed, first_usa
 from torch import Tensor
 
 from toklip_vq.training.settings import FolderSource, HeldOutFolder, PhotographsSource, ScenesSource, VQSource
+
+T = TypeVar("T")
 
 #: Photographs in the public domain (CC0 or NASA) that are part of scikit-image, so they need no download.
 PHOTOGRAPHS = (
@@ -83,7 +88,7 @@ class _Photographs:
 class _Folder:
     def __init__(self, source: FolderSource, size: int, seed: int) -> None:
         self._source, self._size, self._seed = source, size, seed
-        self._entries = list(entries(find_pictures([source.folder], max_pixels=source.max_pixels)))
+        self._entries = _Packed(entries(find_pictures([source.folder], max_pixels=source.max_pixels)))
 
     def __len__(self) -> int:
         return self._source.count or len(self._entries)
@@ -102,6 +107,24 @@ class _Folder:
         # As in LlamaGen's random_crop_arr (dataset/augmentation.py): a side of smallest_crop to 1 times the short side.
         side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
         return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
+
+
+class _Packed(Generic[T]):
+    """Objects as one array of their pickles, which forked workers share; objects would be copied as they are used."""
+
+    def __init__(self, objects: Iterable[T]) -> None:
+        pickles, self._ends = bytearray(), array("q", [0])
+        for each in objects:
+            pickles += pickle.dumps(each, pickle.HIGHEST_PROTOCOL)
+            self._ends.append(len(pickles))
+        self._pickles = np.frombuffer(pickles, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> T:
+        found: T = pickle.loads(self._pickles[self._ends[number] : self._ends[number + 1]].data)
+        return found
 
 
 def photographs() -> list[Image.Image]:
@@ -129,7 +152,7 @@ def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
     if config.folder is None:
         levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
         return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))
-    found = list_pictures(find_pictures([config.folder]))
+    found = list_pictures(find_pictures([config.folder], max_pixels=config.max_pixels))
     places = np.linspace(0, len(found) - 1, min(config.pictures, len(found))).round().astype(int)
     chosen = [found[place] for place in places]
     refuse_unreadable(chosen)

@@ -63,6 +63,7 @@ class HeldOutFolder(HeldOut):
 
     folder: Path | None = Field(default=None, description="Folder to search for pictures, with all its subfolders.")
     pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `folder`, evenly spaced.")
+    max_pixels: MaxPixels = MAX_PIXELS
 
 
 class LossConfig(Config):

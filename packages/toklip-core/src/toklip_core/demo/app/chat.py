@@ -49,8 +49,7 @@ class ChatSession:
         self.messages += [{"role": "user", "content": text}] if text.strip() else []
         yield
         try:
-            for file in files:
-                self._unread.append(open_picture(file, max_pixels=self._max_pixels))
+            self._unread += [open_picture(file, max_pixels=self._max_pixels) for file in files]
             drawing = _DRAW.match(text)
             if drawing and self._drawer is not None and not self._chat.draws:
                 image = _draw(self._drawer, drawing["what"], self._seed + self._pictures_drawn)
