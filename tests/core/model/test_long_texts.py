@@ -16,7 +16,7 @@ from toklip_core.tasks import train_encoder, train_teacher
 from tests.core.conftest import picture
 from tests.core.tasks.test_teacher import config as teacher_config
 from tests.support.encoder_runs import config, pictures
-from tests.support.small_models import small_clip, small_toklip, text_config
+from tests.support.small_models import small_clip, small_toklip, text_config, words
 
 FITS = " ".join(["red"] * 11)  # and the end: 12, all that the small models read
 LONG = FITS + " circle"
@@ -37,6 +37,9 @@ def folder(toy, tmp_path, monkeypatch):
 def tokenizer(kind):
     if kind == "file":
         return small_clip().text.tokenizer
+    if kind == "padded with the end":  # as SigLIP's
+        padded = text_config().model_copy(update={"pad_id": text_config().eos_id})
+        return TextTokenizer(padded, words())
     config = text_config().model_copy(
         update={"tokenizer": "clip", "context_length": 12, "vocabulary": 49408, "clean": "lower", "eos_id": None}
     )
@@ -54,7 +57,7 @@ def test_the_length_of_a_text_is_that_of_its_ids_uncut(kind):
         assert (SimpleTokenizer(context_length=20)([f"{fits} circle"]) > 0).sum() == 13
 
 
-@pytest.mark.parametrize("kind", ["file", "clip"])
+@pytest.mark.parametrize("kind", ["file", "clip", "padded with the end"])
 def test_that_texts_are_cut_is_said_once_and_counted(kind, caplog):
     read = tokenizer(kind)
     for texts in (["red"], [LONG, "red", LONG], [FITS[:-4], LONG]):

@@ -316,3 +316,19 @@ def test_a_teacher_with_a_class_token_teaches_as_well(tmp_path: Path, world: Pat
     train_encoder(config(world, pictures(world), teacher=str(tmp_path / "teacher"), **changes), tmp_path / "run")
     assert lines(tmp_path / "run")[-1]["loss/tokens"] < lines(tmp_path / "run")[0]["loss/tokens"]
     assert TokLIP.from_pretrained(tmp_path / "run/model").config.encoder.trunk == CLASS_TOKEN
+
+
+def test_tokenizer_and_text_tower_follow_the_model_to_an_evaluation_before_the_first_batch(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As when a run goes on whose last evaluation is missing; the meta device stands for a GPU."""
+    seen: list[set[str]] = []
+
+    def devices(model: TokLIP, held_out: object) -> None:
+        seen.append({weight.device.type for weight in model.parameters()})
+
+    monkeypatch.setattr("toklip_core.tasks.encoder.evaluate_matcher", devices)
+    settings = config(world, stored(world), held_out={"scenes": 2})
+    task = EncoderTask(settings, load_tokenizer("mean-colour"), load_clip(world / "teacher"))
+    task.evaluate(task.model.to("meta"))
+    assert seen == [{"meta"}] and task.tokenizer.device.type == "meta"

@@ -30,6 +30,7 @@ from toklip_core.tasks import (
 from toklip_core.training import FitReport, parameter_groups
 from torch import nn
 
+from tests.core.conftest import picture
 from tests.support.encoding import encode_with
 
 SCENES = {"kind": "scenes", "count": 40, "objects": 1}
@@ -252,3 +253,15 @@ def test_positions_start_so_that_agreement_depends_on_the_offset_alone():
 def test_a_width_that_sines_do_not_fit_starts_too():
     trunk = TrunkConfig(width=6, depth=1, heads=3)
     assert build_vision_tower(VisionConfig(trunk=trunk, patch_size=8), 32).pos_embed.shape == (1, 16, 6)
+
+
+def test_a_run_does_not_go_on_with_captions_of_other_words(tmp_path: Path):
+    """Their embeddings would be those of the words before."""
+    for number in range(8):
+        picture(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a red sofa" if number else "a grey sofa")
+    settings = config({"kind": "pictures", "inputs": [str(tmp_path / "*.png")]})
+    stopped_after(1, settings, tmp_path / "run")
+    (tmp_path / "0.txt").write_text("a grey couch")
+    with pytest.raises(ValueError, match="holds a run with other settings of vocabulary"):
+        train_teacher(settings, tmp_path / "run")

@@ -79,6 +79,7 @@ def test_a_toklip_that_moved_and_a_precision_can_be_named(tmp_path):
     for query, message in {
         "count=1": "got count = 1; wanted 2 scenes or more",
         "background=striped": "captions are drawn on plain backgrounds: leave it out",
+        "size=128": "got size=128; pictures are drawn at the generator's own size: leave it out",
         "places=1": "got places=1; the captions that are drawn do not say where",
     }.items():
         refused = run(*arguments[:2], f"scenes:train?{query}")

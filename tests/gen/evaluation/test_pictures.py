@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
+from toklip_core.model import CLIP
 from toklip_core.pictures import normalized
 from toklip_core.scenes import Scenes, write_scenes
 from toklip_gen.evaluation import (
@@ -391,6 +393,29 @@ def test_a_reference_is_of_square_pictures(tmp_path, teacher):
         Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
     result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--features", teacher)
     assert result.exit_code == 1 and "got pictures of 6 x 8; wanted squares" in result.stderr
+
+
+@pytest.mark.parametrize("wrong", ["no square", "broken"])
+def test_what_cannot_be_in_a_reference_is_refused_when_it_is_read(tmp_path, teacher, monkeypatch, wrong):
+    for number in range(9):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    if wrong == "broken":
+        (tmp_path / "1.png").write_bytes(b"broken")
+    else:
+        Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
+    seen = []
+    monkeypatch.setattr(CLIP, "image_features", lambda *arguments: seen.append(arguments))
+    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--features", teacher, "--batch-size", 4)
+    assert result.exit_code == 1 and not seen
+    assert ("wanted squares" if wrong == "no square" else "1.png: no picture") in result.stderr
+
+
+def test_a_reference_is_that_of_a_model_whatever_the_model_is_called(tmp_path, teacher, monkeypatch):
+    write_scenes(Scenes(4, size=SIZE), tmp_path / "real")
+    run(tmp_path / "real", "--write-reference", tmp_path / "R.NPZ", "--features", teacher)
+    monkeypatch.chdir(Path(teacher).parent)
+    result = run(tmp_path / "real", "--reference", tmp_path / "R.NPZ", "--features", f"./{Path(teacher).name}")
+    assert result.exit_code == 0, result.output
 
 
 def test_models_are_extractors_of_unit_features(teacher):

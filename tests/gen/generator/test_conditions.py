@@ -153,6 +153,14 @@ def test_a_text_too_long_for_t5_is_named_and_refused_where_it_was_typed(t5, capl
     conditions.refuse_cut(["a circle"])
 
 
+def test_a_text_of_which_nothing_is_left_is_refused_where_it_was_typed(t5):
+    conditions = build_conditions(TextCondition(encoder=str(t5), length=3, width=16))
+    conditions.refuse_empty(["a circle"])
+    for text in ("123456", "@rembrandt", "\u732b"):  # as LlamaGen cleans texts
+        with pytest.raises(ValueError, match=f"nothing of the text '{text}' is left for the generator to read"):
+            conditions.refuse_empty(["a circle", text])
+
+
 def test_a_t5_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing' is not to be had by transformers; fetch it .*`hf download"):
         load_t5(str(tmp_path / "nothing"), length=3)

@@ -196,6 +196,17 @@ def test_a_typed_text_that_is_longer_than_the_generator_reads_is_refused(tmp_pat
     assert f"has 16 tokens, and the generator reads {LENGTH}: it would be cut; shorten it" in result.output
 
 
+def test_a_typed_text_without_a_word_is_refused(tmp_path, toklip):
+    words = ["generate", "!!!", "--model", str(of_texts(tmp_path, toklip)), "--out", str(tmp_path / "o.png")]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 1 and "nothing of the text '!!!' is left for the generator to read" in result.output
+
+
+def test_a_toklip_for_a_generator_that_reads_none_is_refused(of_classes, tmp_path):
+    with pytest.raises(ValueError, match=r"reads no TokLIP; leave out toklip \(--toklip\)"):
+        load_generator(of_classes, toklip=tmp_path / "nowhere")
+
+
 def test_generate_into_a_folder_says_which_file_is_what_and_each_is_drawn_again_alone(tmp_path, of_classes):
     words = ["--class", 3, "--class", 1, "--model", of_classes, "--json"]
     report = json.loads(run(*words, "-n", 2, "--seed", 5, "--out", tmp_path / "many").stdout)

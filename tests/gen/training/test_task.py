@@ -303,6 +303,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"generator": {"width": 100, "heads": 3}}, r"width \(100\) over heads \(3\) must be a multiple of 4"),
     ({"generator": {"width": 2**30}}, "less than or equal to 1048576"),
     ({"sampling": {"prompts": [7]}}, "numbers from 0 to 2"),
+    ({"condition_dropout": 0.0}, "nothing would be learned to guide by: set sampling.guidance = 1, or drop some"),
+    ({"resize": "squash", "data": [{"kind": "classes", "folder": "x"}]}, "'classes' are cropped: set resize = 'crop'"),
     ({"sampling": {"top_k": 301}}, "^the generator of these settings: got top_k = 301; wanted "),
 ]
 
@@ -336,6 +338,19 @@ def test_a_toklip_over_another_tokenizer_is_refused(world, tmp_path):
     settings = concat(world, tokenizer="mean-colour-slow")
     with pytest.raises(ValueError, match="was made with the tokenizer 'mean-colour' "):
         load_networks(config(settings))
+
+
+def test_without_dropped_conditions_a_generator_is_trained_to_draw_without_guidance(world):
+    assert config(values(world, condition_dropout=0.0, sampling={"guidance": 1.0})).condition_dropout == 0
+
+
+def test_frozen_networks_follow_the_model_to_an_evaluation_before_the_first_batch(world, monkeypatch):
+    """As when a run goes on whose last evaluation is missing; the meta device stands for a GPU."""
+    monkeypatch.setattr(training, "_draw", lambda *arguments: torch.zeros(1, 3, 8, 8))
+    task = GeneratorTask(config(concat(world, sampling={"prompts": ["a red circle"]})))
+    task.evaluate(task.model.to("meta"))
+    found = [*task.networks.inputs.encoder.parameters(), *task.networks.toklip.text.parameters()]
+    assert {weight.device.type for weight in found} == {task.networks.tokenizer.device.type} == {"meta"}
 
 
 def test_other_settings_do_not_go_on_with_a_run(world, whole):

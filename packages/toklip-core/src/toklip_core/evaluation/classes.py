@@ -66,8 +66,8 @@ def class_folders(
     Files beside the folders of classes, and hidden ones, are ignored.
 
     Args:
-        folder: folder with FOLDER/CLASS/PICTURE, or deeper; a tar of pictures counts as a folder. Or scenes, such as
-            ``scenes:held-out?count=256&objects=1``, see :func:`toklip_core.pictures.labelled_scenes`.
+        folder: folder with FOLDER/CLASS/PICTURE, or deeper; a tar in the folder of a class is read like one. Or
+            scenes, such as ``scenes:held-out?count=256&objects=1``, see :func:`toklip_core.pictures.labelled_scenes`.
         imagenet: whether the folders are the 1000 classes of ImageNet, named n01440764 and so on, or 0 to 999; the
             classes get open_clip's names.
         max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.

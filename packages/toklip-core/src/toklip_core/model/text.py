@@ -183,7 +183,8 @@ class TextTokenizer:
         """
         padding = 0 if self._clip is not None else self.config.pad_id
         ends = self._clip is not None or self.config.eos_id is not None
-        full = (ids[:, -1] != padding).tolist() if ends else [True] * len(texts)
+        # The last two, because the end is the padding, too, in some tokenizers.
+        full = (ids[:, -2:] != padding).any(1).tolist() if ends else [True] * len(texts)
         cut = self.cut_texts([text for text, is_full in zip(texts, full, strict=True) if is_full])
         if cut and not self.cut:
             _log.warning(

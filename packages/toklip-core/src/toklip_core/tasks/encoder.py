@@ -28,11 +28,12 @@ from toklip_core.captioned import Batch, CaptionedSamples, collate
 from toklip_core.model import CLIP, SemanticEncoder, TokLIP, TokLIPConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized, resample
 from toklip_core.store import StoreInfo
-from toklip_core.tasks.held_out import evaluate_matcher, held_out_set
+from toklip_core.tasks.held_out import HeldOutSet, evaluate_matcher, held_out_set
 from toklip_core.tasks.projector import fit_projector
 from toklip_core.tasks.settings import EncoderLosses, EncoderTrainConfig
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import (
+    Evaluation,
     FitReport,
     Losses,
     ParameterGroup,
@@ -120,7 +121,7 @@ class EncoderTask(Task):
         if losses.contrast_weight:
             self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)
         if held_out is not None:
-            self.evaluate = lambda product: evaluate_matcher(self.assemble(cast(EncoderTraining, product)), held_out)
+            self.evaluate = partial(self._evaluate, held_out=held_out)
         # A loss on tokens alone does not use the pooling.
         self.unused_parameters = not (losses.contrast_weight or losses.pooled_weight)
         self.captions = CaptionFeatures(teacher, self.samples.distinct_captions(most=config.text_cache))
@@ -206,6 +207,13 @@ class EncoderTask(Task):
         bias = torch.zeros(1) if trained.logit_bias is None else trained.logit_bias.detach()
         model.logit_bias = nn.Parameter(bias[0].to(model.logit_scale.device))
         return model
+
+    def _evaluate(self, product: nn.Module, held_out: HeldOutSet) -> Evaluation:
+        model = self.assemble(cast(EncoderTraining, product))
+        # A run that goes on may evaluate before it prepares the first batch.
+        self.tokenizer.to(model.logit_scale.device)
+        self.teacher.text.to(model.logit_scale.device)
+        return evaluate_matcher(model, held_out)
 
     def _move(self, device: torch.device, *, sees: bool) -> None:
         """Move frozen modules to the device of the training; the teacher's vision tower only if it is needed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import partial
 from pathlib import Path
@@ -63,8 +64,10 @@ class TeacherTask(Task):
         if self.samples.stored is not None:
             raise ValueError("a teacher sees pixels, and the data is a token store; read the pictures themselves")
         self.order = self.samples.order
-        self.settings = config.model_dump(mode="json", exclude={"run"})
         self.config, self.tokenizer = config, text_tokenizer(config, self.samples)
+        # With other captions a resumed run would give the trained embeddings to other words.
+        vocabulary = hashlib.sha256(str(self.tokenizer.json).encode()).hexdigest()
+        self.settings = {**config.model_dump(mode="json", exclude={"run"}), "vocabulary": vocabulary}
         torch.manual_seed(config.run.seed)
         self.model = self._beginning()
         self.contrast = partial(contrast, kind=config.contrast, weight=1.0)

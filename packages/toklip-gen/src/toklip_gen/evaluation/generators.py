@@ -216,6 +216,8 @@ def _refuse_scenes(scenes: Scenes) -> None:
     refuse_outside("count", len(scenes), len(scenes) > 1, "2 scenes or more")
     if scenes.background not in (None, "plain"):
         raise ValueError(f"got background={scenes.background}; captions are drawn on plain backgrounds: leave it out")
+    if scenes.size != Scenes.size:
+        raise ValueError(f"got size={scenes.size}; pictures are drawn at the generator's own size: leave it out")
     if scenes.places:
         raise ValueError("got places=1; the captions that are drawn do not say where objects are: leave it out")
 

@@ -331,13 +331,9 @@ def write_reference_of(
     refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
     extractor = load_extractor(features, compute.device)
     unreadable: list[str] = []
-    read = read_pictures(inputs, unreadable, max_pixels=compute.max_pixels)
+    read = _all_square(read_pictures(inputs, unreadable, max_pixels=compute.max_pixels), unreadable)
     with closing(tqdm(read, unit=" pictures", disable=None if compute.progress else True)) as bar:
         found = gather(bar, extractor=extractor, batch_size=compute.batch_size)
-    if unreadable:
-        raise ValueError(f"{len(unreadable)} pictures cannot be read, the first is {unreadable[0]}; leave them out")
-    if found.size[0] != found.size[1]:
-        raise ValueError(f"got pictures of {found.size[0]} x {found.size[1]}; wanted squares, as a reference has")
     info = ReferenceInfo(
         purpose=purpose,
         extractor=extractor.name,
@@ -391,3 +387,19 @@ def _batches(pictures: Iterable[PictureWithCaption], size: int) -> Iterator[list
             waiting = []
     if waiting:
         yield waiting
+
+
+def _all_square(pictures: Iterable[PictureWithCaption], unreadable: Sequence[str]) -> Iterator[PictureWithCaption]:
+    """Yield pictures; ValueError as soon as one is no square or cannot be read, since a pass over all takes hours."""
+    for picture in pictures:
+        _refuse_unreadable(unreadable)
+        height, width = picture.levels.shape[1:]
+        if height != width:
+            raise ValueError(f"got pictures of {height} x {width}; wanted squares, as a reference has")
+        yield picture
+    _refuse_unreadable(unreadable)
+
+
+def _refuse_unreadable(unreadable: Sequence[str]) -> None:
+    if unreadable:
+        raise ValueError(f"{unreadable[0]}: it cannot be read; leave such pictures out")

@@ -151,7 +151,7 @@ def write_reference(path: Path | str, features: Tensor, info: ReferenceInfo, *, 
         ValueError: there are fewer than two features, or the name has another suffix.
     """
     path = Path(path)
-    if path.suffix != ".npz" or len(features) < 2:
+    if path.suffix.lower() != ".npz" or len(features) < 2:
         raise ValueError(f"got {len(features)} pictures for {str(path)!r}; wanted two or more, and a file NAME.npz")
     found = moments(features)
     kept = torch.linspace(0, len(features) - 1, min(len(features), most), dtype=torch.float64).round().long()
@@ -245,7 +245,8 @@ def _refuse_other(info: ReferenceInfo, path: Path, extractor: Extractor, purpose
             f"{path} is a reference of {info.purpose}, and this measures {purpose}: "
             "a generator is compared with the training pictures, a tokenizer with the pictures that it rebuilds"
         )
-    if (info.extractor, info.weights) != (extractor.name, extractor.weights):
+    # By the weights, because a model may have several names; Inception's features are not those of a model.
+    if info.weights != extractor.weights or (info.extractor == INCEPTION) != (extractor.name == INCEPTION):
         raise ValueError(
             f"{path} has features of {info.extractor!r} ({info.weights}), and the pictures are seen by "
             f"{extractor.name!r} ({extractor.weights}); name the reference's"

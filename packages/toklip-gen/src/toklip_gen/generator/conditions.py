@@ -130,7 +130,8 @@ class Texts:
         """
         texts = as_texts(prompts)
         features, mask = self._encoder(texts)
-        full = mask.sum(1) >= min(self._length, mask.shape[1])
+        # In some tokenizers the end of a text is the padding, too, and then the mask has one less.
+        full = mask.sum(1) >= min(self._length, mask.shape[1]) - 1
         cut = self.cut_texts([text for text, is_full in zip(texts, full.tolist(), strict=True) if is_full])
         if cut and not self.cut:
             first = one_line(cut[0], longest=80)
@@ -151,6 +152,16 @@ class Texts:
                 f"the text {one_line(cut[0], longest=80)!r} has {length} tokens, and the generator reads {limit}: it "
                 "would be cut; shorten it"
             )
+
+    def refuse_empty(self, texts: Sequence[str]) -> None:
+        """Raise ValueError, with the first such text, if the encoder reads nothing of it."""
+        nothing, *lengths = self._encoder.lengths(["", *texts])
+        for text, length in zip(texts, lengths, strict=True):
+            if length == nothing:
+                raise ValueError(
+                    f"nothing of the text {one_line(text, longest=80)!r} is left for the generator to read; its text "
+                    "encoder leaves out such characters"
+                )
 
     def to(self, device: torch.device | str) -> None:
         """Move the encoder to a device."""

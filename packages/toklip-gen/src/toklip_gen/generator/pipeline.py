@@ -142,7 +142,8 @@ class PictureGenerator:
         """Check prompts before anything is drawn; doubtful ones are named in the log.
 
         Raises:
-            ValueError: a prompt is no class of the generator, no text, or a text that it would cut.
+            ValueError: a prompt is no class of the generator, no text, a text that it would cut, or one of which it
+                reads nothing.
         """
         if isinstance(self.conditions, Classes):
             self.conditions(prompts)
@@ -152,6 +153,7 @@ class PictureGenerator:
         if self.config.reads_tower and self.toklip is not None and self.toklip.text is not None:
             warn_of_unknown_words(self.toklip.text, texts)
         self.conditions.refuse_cut(texts)
+        self.conditions.refuse_empty(texts)
 
     def cut_texts(self, texts: Sequence[str]) -> list[str]:
         """Return the texts that the generator would cut."""
@@ -233,7 +235,8 @@ def load_generator(
     Raises:
         LookupError: there is no such generator, tokenizer or TokLIP.
         FileNotFoundError: a file is missing and cannot be downloaded.
-        ValueError: weights do not fit, or are not those that the generator was trained with.
+        ValueError: weights do not fit, or are not those that the generator was trained with; or a TokLIP is given to a
+            generator that reads none.
 
     >>> load_generator("toklip-gen-tiny").generator.config.features
     'concat'
@@ -241,6 +244,8 @@ def load_generator(
     path = _located(name)
     generator = _transformer(path, dtype)
     config = generator.config
+    if toklip is not None and not config.needs_toklip:
+        raise ValueError(f"the generator {name} reads no TokLIP; leave out toklip (--toklip)")
     model = _toklip(config, toklip, dtype) if config.needs_toklip else None
     where = f"the generator {name}"
     if model is not None and config.features == "concat":

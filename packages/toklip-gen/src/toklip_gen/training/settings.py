@@ -273,6 +273,15 @@ class GeneratorTrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _guidance_is_learned(self) -> Self:
+        if self.condition_dropout == 0 and self.sampling.guidance != 1:
+            raise ValueError(
+                f"got sampling.guidance = {self.sampling.guidance:g} and condition_dropout = 0, so nothing would be "
+                "learned to guide by: set sampling.guidance = 1, or drop some conditions"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _data_have_the_condition(self) -> Self:
         stores = [isinstance(source, StoredIds) for source in self.data]
         if any(stores) and not all(stores):
@@ -285,6 +294,8 @@ class GeneratorTrainConfig(Config):
                 raise ValueError(
                     f"data of the kind {source.kind!r} have no class; take classes, a store, or scenes with objects = 1"
                 )
+            if isinstance(source, ClassFolders) and self.resize != "crop":
+                raise ValueError("data of the kind 'classes' are cropped: set resize = 'crop', or take a store")
             if not of_class and isinstance(source, ClassFolders):
                 raise ValueError("data of the kind 'classes' have no captions; take another kind, or a class condition")
         return self

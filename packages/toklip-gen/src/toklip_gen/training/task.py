@@ -177,6 +177,13 @@ class FrozenNetworks:
     inputs: Inputs
     conditions: Classes | Texts
 
+    def to(self, device: torch.device) -> None:
+        """Move what reads ids, pictures and prompts to a device."""
+        self.conditions.to(device)
+        self.tokenizer.to(device)
+        if self.inputs.encoder is not None:
+            self.inputs.encoder.to(device)
+
 
 def load_networks(config: GeneratorTrainConfig) -> FrozenNetworks:
     """Load tokenizer, TokLIP and text encoder, and derive the config of a generator over them.
@@ -304,10 +311,7 @@ class GeneratorBatch(NamedTuple):
 def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     """Return the generator's inputs for a batch; frozen networks move to the device of the batch."""
     device = batch["drop"].device
-    networks.conditions.to(device)
-    networks.tokenizer.to(device)
-    if networks.inputs.encoder is not None:
-        networks.inputs.encoder.to(device)
+    networks.to(device)
     ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["pixels"]))
     condition = networks.conditions(batch["prompts"]).to(device)
     levels = networks.config.id_levels.split(ids.flatten(1, 2))
@@ -429,6 +433,7 @@ def evaluate(
         batch_size: number of pictures at a time; it changes rounding only.
     """
     device = next(generator.parameters()).device
+    networks.to(device)  # a run that goes on may evaluate before it reads the first batch
     figures: dict[str, float] = {}
     if held_out.ids is not None:
         total = 0.0
