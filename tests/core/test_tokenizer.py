@@ -143,6 +143,8 @@ def test_what_holds_tensors_in_turn_is_refused_as_weights(toy):
         load_tokenizer("mean-colour", {"model": levels})
     with refusing("'step' of the given weights is a int, not a tensor"):
         load_tokenizer("mean-colour", {**levels, "step": 3})
+    with refusing("got the name 1 of given weights; wanted tensors by the names of such a file"):
+        load_tokenizer("mean-colour", {1: levels["levels"]})
 
 
 def test_weights_of_its_name_are_named_and_not_saved(toy, tmp_path):

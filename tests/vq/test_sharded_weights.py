@@ -101,6 +101,13 @@ def test_an_index_that_is_none_is_refused(tmp_path, index, message):
         read_tokenizer_tensors(tmp_path, ["vq."])
 
 
+def test_an_index_is_no_file_of_weights(tmp_path):
+    """It would be saved beside a model without its shards."""
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"vq.quantize.embedding.weight": "a"}}')
+    with pytest.raises(ValueError, match="is no file of weights; if it is an index of shards, name its folder"):
+        read_tokenizer_tensors(tmp_path / "model.safetensors.index.json", ["vq."])
+
+
 def test_a_folder_without_weights_says_what_it_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no weights: none of model\.safetensors\.index\.json"):
         read_tokenizer_tensors(tmp_path, ["vq."])

@@ -162,6 +162,12 @@ def test_pixels_of_another_shape_are_refused(shape, message):
         tiny().tokenizer().encode(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 4, 1), (1, 4, 0, 1), (4, 4, 1)])
+def test_ids_of_no_grid_are_refused(shape):
+    with pytest.raises(ValueError, match=r"got ids of shape \(.*\); wanted \(B, h, w, Q\)"):
+        tiny().tokenizer().decode(torch.zeros(shape, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_the_frozen_form_takes_the_codes_over(metric):
     """A second copy of 262144 x 256 codes would take 256 MiB; those of unit norm are written anew, and narrow."""

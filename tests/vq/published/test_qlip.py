@@ -87,13 +87,20 @@ def test_features_of_pictures_and_texts_are_those_of_the_official_code(small):
 def test_the_towers_load_strictly_too(small):
     small.with_name("config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
     changed(small, visual_projection__bias=None)
-    assert load_qlip_towers(small).visual_projection.bias is None
+    assert load_qlip_towers(small.parent).visual_projection.bias is None
     changed(small, text_model__encoder__layers__1__mlp__fc2__bias=None)
     with refusing("model.safetensors", "missing: text_model.encoder.layers.1.mlp.fc2.bias"):
-        load_qlip_towers(small)
+        load_qlip_towers(small.parent)
     changed(small, text_projection__weight=None)
     with refusing("model.safetensors", "missing: text_projection.weight"):
-        load_qlip_towers(small)
+        load_qlip_towers(small.parent)
+
+
+@pytest.mark.parametrize("told", [{"num_attention_heads": 0}, {"num_attention_heads": "x"}, {"layer_norm_eps": "x"}])
+def test_sizes_of_the_tower_of_texts_that_are_none_are_refused_in_a_line(small, told):
+    small.with_name("config.json").write_text(json.dumps({"text_config": told}))
+    with refusing("model.safetensors", next(iter(told))):
+        load_qlip_towers(small.parent)
 
 
 def test_without_transformers_a_line_says_what_to_install(small, monkeypatch):
@@ -164,16 +171,19 @@ def test_the_bias_of_the_projection_and_the_rotary_tables_may_be_there_or_not(sm
     assert torch.equal(load_qlip(small.parent).encode(pixels), ids)
 
 
-def test_sizes_that_tensors_do_not_show_are_those_of_the_config_beside_the_file(small):
+def test_sizes_that_tensors_do_not_show_are_those_of_the_config_of_a_folder(small):
+    """A file alone has the published ones, whatever lies beside it, so that a copy is the same tokenizer."""
     changed(small, **without_tables())
     config = small.with_name("config.json")
     config.write_text(json.dumps({"vision_config": {"num_attention_heads": 2, "layer_norm_eps": 1e-5}}))
-    encoder, decoder = load_qlip(small).autoencoder.sizes.encoder, load_qlip(small).autoencoder.sizes.decoder
+    sizes = load_qlip(small.parent).autoencoder.sizes
+    encoder, decoder = sizes.encoder, sizes.decoder
+    assert load_qlip(small).autoencoder.sizes.encoder.norm_eps == 1e-6
     assert (encoder.heads, encoder.norm_eps) == (2, 1e-5)
     assert (decoder.heads, decoder.norm_eps) == (1, 1e-6)  # as published: heads of 64
     config.write_text(json.dumps({"vision_config": {"num_attention_heads": 5}}))
     with refusing("model.safetensors", "encoder", "multiple of 4 heads (5)"):
-        load_qlip(small)
+        load_qlip(small.parent)
 
 
 @pytest.mark.parametrize(

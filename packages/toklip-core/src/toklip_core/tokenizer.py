@@ -281,6 +281,8 @@ def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_siz
 def _refuse_no_tensors(weights: Mapping[str, object]) -> None:
     """Raise ValueError unless all values are tensors: nothing else can be saved beside a model."""
     for name, value in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"got the name {name!r} of given weights; wanted tensors by the names of such a file")
         if not isinstance(value, Tensor):
             raise ValueError(
                 one_line(

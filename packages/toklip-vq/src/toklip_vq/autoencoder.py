@@ -103,7 +103,7 @@ class AutoencoderTokenizer(nn.Module):
         Raises:
             ValueError: ``ids`` has another shape, an id is not in [0, K_q), or a decoded pixel is NaN or infinite.
         """
-        if ids.ndim != 4:
+        if ids.ndim != 4 or 0 in ids.shape[1:3]:
             raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w, Q)")
         self.embedding.refuse_ids(ids)
         given = ids if len(ids) else ids.new_zeros(1, *ids.shape[1:])  # no pictures also have a size

@@ -134,15 +134,9 @@ def _emu3(weights: Weights | None) -> VQTokenizer:
 
 
 def _emu3_5(weights: Weights | None) -> VQTokenizer:
-    from toklip_core.weights import hub_file
-
     from toklip_vq.published import load_emu3_5
 
-    if weights is None:
-        weights = _published(_EMU3_5)
-        repository = _EMU3_5.removesuffix("/model.safetensors")  # the config comes to lie beside the weights
-        hub_file(repository, "config.json", way_out="pass model.safetensors beside it as weights (`--weights PATH`)")
-    return load_emu3_5(weights)
+    return load_emu3_5(_published(_EMU3_5) if weights is None else weights)
 
 
 def _janus(weights: Weights | None) -> VQTokenizer:

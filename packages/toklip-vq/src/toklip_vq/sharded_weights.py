@@ -23,6 +23,7 @@ _FOLDER_FILES = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "model.ckpt",
 )
 #: A tensor that every tokenizer of the taming family has, after some prefix.
 _MARKER = "quantize.embedding.weight"
@@ -57,6 +58,8 @@ def read_tokenizer_tensors(weights: Weights | str, prefixes: Iterable[str], mark
         prefix = _prefix(weights, weights, prefixes, marker)
         named = {name: tensor for name, tensor in weights.items() if plain_name(name).startswith(prefix)}
         return TokenizerTensors(prefix, read_weights(named))
+    if Path(weights).suffix == ".json":
+        raise ValueError(f"{str(weights)!r} is no file of weights; if it is an index of shards, name its folder")
     file = _file_of(Path(weights))
     shards = _shards(file)
     names = shards or dict.fromkeys(_names(file), file)

@@ -23,7 +23,7 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
     """Return an RGB picture as a square of side ``size``.
 
     ``crop`` takes the centre square, and ``squash`` changes the ratio of the sides. ``crop`` is ADM's method, which
-    LlamaGen, IBQ and most published figures use: it halves with a box filter while the short side is at least
+    LlamaGen and many published figures use: it halves with a box filter while the short side is at least
     twice the size, then resizes bicubically, then cuts.
 
     Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.

@@ -6,14 +6,13 @@ baaivision/Emu3.5, src/vision_tokenizer/ibq.py. Pixels are in [-1, 1] there too.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+import re
+from collections.abc import Mapping
 
-from pydantic import BaseModel, Field, model_validator
 from toklip_core.config import validated
-from toklip_core.files import read_json_object
 from toklip_core.plugins import Weights
-from toklip_core.weights import load_strict, without_values
+from toklip_core.weights import load_strict, source_name, without_values
+from torch import Tensor
 
 from toklip_vq.autoencoder import AutoencoderTokenizer
 from toklip_vq.published.ibq import taming_name
@@ -23,45 +22,11 @@ from toklip_vq.vqgan import VQGAN, VQGANConfig
 #: The published sizes: 455 million weights.
 CONFIG = VQGANConfig(codebook_size=131072, codebook_dim=256, metric="dot", channels=256, blocks_per_level=4)
 
-
-class _Published(BaseModel):
-    """The sizes in the ``config.json`` beside the published weights; its other fields are for the remote code."""
-
-    codebook_size: int
-    embed_dim: int
-    z_channels: int
-    ch: int
-    ch_mult: tuple[int, ...] = Field(min_length=1)
-    num_res_blocks: int
-    attn_resolutions: tuple[int, ...]
-    resolution: int
-    in_channels: Literal[3] = 3
-    out_ch: Literal[3] = 3
-    double_z: Literal[False] = False
-
-    @model_validator(mode="after")
-    def _attention_is_lowest(self) -> Self:
-        sides = [self.resolution // 2**i for i in range(len(self.ch_mult))]
-        if any(side in self.attn_resolutions for side in sides[:-1]):
-            raise ValueError(f"attention at {self.attn_resolutions} is at other levels than the lowest, {sides[-1]}")
-        return self
-
-    def sizes(self) -> dict[str, object]:
-        """Return the fields of :class:`~toklip_vq.vqgan.VQGANConfig`."""
-        return {
-            "codebook_size": self.codebook_size,
-            "codebook_dim": self.embed_dim,
-            "metric": "dot",
-            "channels": self.ch,
-            "channel_multipliers": self.ch_mult,
-            "blocks_per_level": self.num_res_blocks,
-            "z_channels": self.z_channels,
-            "attention": self.resolution // 2 ** (len(self.ch_mult) - 1) in self.attn_resolutions,
-        }
+_BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.")
 
 
 def load_emu3_5(weights: Weights | str) -> AutoencoderTokenizer:
-    """Return Emu3.5's tokenizer, of the sizes in the ``config.json`` beside the weights, else of the published ones.
+    """Return Emu3.5's tokenizer, of the sizes that the shapes of its weights have.
 
     Args:
         weights: the file or folder of ``BAAI/Emu3.5-VisionTokenizer`` (``model.safetensors`` or ``model.ckpt``), or
@@ -69,17 +34,34 @@ def load_emu3_5(weights: Weights | str) -> AutoencoderTokenizer:
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: the config or the weights do not fit.
+        ValueError: the weights do not fit.
     """
-    config = CONFIG
-    if isinstance(weights, str | Path):
-        path = Path(weights)
-        file = (path if path.is_dir() else path.parent) / "config.json"
-        if file.is_file():
-            config = validated(VQGANConfig, validated(_Published, read_json_object(file), file).sizes(), file)
     own = read_tokenizer_tensors(weights, [""])
+    config = _config_of(own.tensors, source_name(weights))
     with without_values():
         vqgan = VQGAN(config)
     levels = len(config.channel_multipliers)
     load_strict(vqgan, own.tensors, source=weights, name_in_file=lambda name: taming_name(name, levels))
     return vqgan.tokenizer()
+
+
+def _config_of(tensors: Mapping[str, Tensor], source: str) -> VQGANConfig:
+    """Return the sizes of a tokenizer; the published ones if the tensors that tell them are not there."""
+    places = {(int(found[1]), int(found[2])) for name in tensors if (found := _BLOCK.match(name))}
+    levels, blocks = (1 + max((place[axis] for place in places), default=-1) for axis in (0, 1))
+    names = ["quantize.embedding", "encoder.conv_in", *(f"encoder.down.{i}.block.0.conv1" for i in range(levels))]
+    shapes = [tensors[f"{name}.weight"].shape for name in names if f"{name}.weight" in tensors]
+    if not levels or len(shapes) != len(names) or any(len(shape) < 2 for shape in shapes):
+        return CONFIG
+    (codes, width), (channels, *_), *of_levels = shapes
+    values = {
+        "codebook_size": codes,
+        "codebook_dim": width,
+        "metric": "dot",
+        "channels": channels,
+        "channel_multipliers": [shape[0] // max(channels, 1) for shape in of_levels],
+        "blocks_per_level": blocks,
+        "z_channels": tensors["encoder.conv_out.weight"].shape[0] if "encoder.conv_out.weight" in tensors else 256,
+        "attention": any(name.startswith(f"encoder.down.{levels - 1}.attn.") for name in tensors),
+    }
+    return validated(VQGANConfig, values, source)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from toklip_core.config import LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
+from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
 from toklip_core.embeddings import MOST_BITS, BitEmbedding
 from toklip_core.files import read_json_object
 from toklip_core.pictures import grid_of_size, refuse_other_grid
@@ -102,6 +102,25 @@ class QLIPSizes(Config):
     def image_size(self) -> int:
         """Side S of the pictures in pixels."""
         return self.patch_size * self.grid
+
+
+class _TextSizes(Config):
+    """The sizes of the tower of texts, as transformers names them."""
+
+    vocab_size: int = Field(gt=0, le=LARGEST_COUNT)
+    hidden_size: int = Field(gt=0, le=LARGEST_WIDTH)
+    max_position_embeddings: int = Field(gt=0, le=LARGEST_COUNT)
+    num_hidden_layers: int = Field(gt=0, le=MOST_LAYERS)
+    intermediate_size: int = Field(gt=0, le=LARGEST_WIDTH)
+    projection_dim: int = Field(gt=0, le=LARGEST_WIDTH)
+    num_attention_heads: int = Field(gt=0, le=LARGEST_WIDTH)
+    layer_norm_eps: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+        return self
 
 
 class Trunk(nn.Module):
@@ -285,8 +304,8 @@ def load_qlip(
     """Return a QLIP tokenizer with the weights of a file: model.safetensors as published.
 
     All sizes are read from the file's own tensors. What they do not tell, the number of heads where the file has no
-    rotary tables and the epsilon of the norms, is read from a ``config.json`` beside it, if there is one; else heads
-    are 64 wide and the epsilon is 1e-6, as published.
+    rotary tables and the epsilon of the norms, is read from the ``config.json`` of a folder. A file is taken alone, so
+    that a copy of it elsewhere is the same tokenizer: its heads are 64 wide and the epsilon is 1e-6, as published.
 
     Args:
         weights: the file, its folder, or tensors by its names.
@@ -342,8 +361,8 @@ def load_qlip_towers(weights: Weights | str) -> QLIPTowers:
     """Return the towers with which QLIP compares pictures and texts, from the file of its tokenizer; frozen.
 
     Args:
-        weights: as for :func:`load_qlip`. Heads of the tower of texts are 64 wide, unless the ``config.json`` beside
-            the file tells their number.
+        weights: as for :func:`load_qlip`. Heads of the tower of texts are 64 wide, unless the ``config.json`` of a
+            folder tells their number.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -356,7 +375,8 @@ def load_qlip_towers(weights: Weights | str) -> QLIPTowers:
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-vq[transformers]'") from error
 
     file = _File.read(weights)
-    text = CLIPTextConfig(**file.text_sizes(), hidden_act="gelu", bos_token_id=0, eos_token_id=2)
+    sizes = validated(_TextSizes, file.text_sizes(), source_name(file.source)).model_dump()
+    text = CLIPTextConfig(**sizes, hidden_act="gelu", bos_token_id=0, eos_token_id=2)
     bias = "visual_projection.bias" in file.tensors
     with without_values():
         towers = QLIPTowers(file.sizes(), CLIPTextModelWithProjection(text), bias=bias)
@@ -378,7 +398,7 @@ def _towers_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class _File:
-    """Tensors of a QLIP, and the ``config.json`` beside them, from which its sizes are read."""
+    """Tensors of a QLIP, and the ``config.json`` of its folder, from which its sizes are read."""
 
     source: Weights
     tensors: dict[str, Any]
@@ -389,9 +409,10 @@ class _File:
         if isinstance(weights, Mapping):
             return cls(weights, read_weights(weights), {})
         path = Path(weights)
-        path = path / WEIGHTS_FILE if path.is_dir() else path
-        config = path.with_name(CONFIG_FILE)
-        return cls(path, read_weights(path), read_json_object(config) if config.is_file() else {})
+        if not path.is_dir():
+            return cls(path, read_weights(path), {})
+        file, config = path / WEIGHTS_FILE, path / CONFIG_FILE
+        return cls(file, read_weights(file), read_json_object(config) if config.is_file() else {})
 
     def sizes(self) -> QLIPSizes:
         """Return the sizes of all but the tower of texts."""
