@@ -32,7 +32,7 @@ from toklip_core.model import (
 from toklip_core.pictures import normalized
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig
 from toklip_core.tokenizer import Tokenizer
-from toklip_core.training import build_optimizers
+from toklip_core.training import CPUAttention, build_optimizers
 from toklip_vq.published import CONFIGS
 from toklip_vq.vqgan import VQGAN
 from torch import Tensor, nn
@@ -255,13 +255,14 @@ def step_of(
     def run() -> float:
         model.zero_grad(set_to_none=True)
         device = next(model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with CPUAttention(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):  # as `fit` does
             with torch.no_grad():
                 prepared = task.prepare(cast(Any, batch))
             losses = task.objective(model, prepared, 0)
         assert task.contrast is not None
         total = sum(losses.losses.values()) + sum(task.contrast(losses.features).losses.values())
-        total.backward()
+        with CPUAttention():
+            total.backward()
         return float(total.detach())
 
     return run

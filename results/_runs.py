@@ -65,8 +65,8 @@ def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.Argum
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of all runs; finished ones are kept. [default: runs/results-CHECKSUM, that of the models in the "
-        "packages, so that nothing of earlier models is kept]",
+        help="folder of all runs; finished ones are kept. [default: runs/results-CHECKSUM, that of the models and "
+        "recipes in the packages, so that nothing of earlier ones is kept]",
     )
     parser.set_defaults(out=Path("runs", f"results-{models_checksum()}"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -78,11 +78,12 @@ def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.Argum
 
 
 def models_checksum() -> str:
-    """Return the first digits of the SHA-256 of all weights that ship with the packages."""
+    """Return the first digits of the SHA-256 of all weights and recipes that ship with the packages."""
     folders = [Path(str(package.__file__)).parent for package in (toklip_core, toklip_vq, toklip_mllm, toklip_gen)]
-    files = sorted((file.parent.name, file) for folder in folders for file in folder.rglob("models/*/*.safetensors"))
+    kinds = ("models/*/*.safetensors", "recipes/**/*.toml")
+    files = [file for folder in folders for kind in kinds for file in folder.rglob(kind)]
     digest = hashlib.sha256()
-    for name, file in files:
+    for name, file in sorted((f"{file.parent.name}/{file.name}", file) for file in files):
         digest.update(name.encode() + file.read_bytes())
     return digest.hexdigest()[:8]
 

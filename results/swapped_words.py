@@ -46,8 +46,9 @@ def reverse_relation(text: str) -> str:
 
 
 def swap_colours(text: str, claims: Description) -> str:
-    """Return a caption of two objects with their colours swapped."""
-    return swap_words(text, *(str(phrase.colour) for phrase in claims.objects))
+    """Return a caption of two objects with their colours swapped, and the articles that go with them."""
+    swapped = swap_words(text, *(str(phrase.colour) for phrase in claims.objects))
+    return re.sub(r"\ban?(?= ([a-z]))", lambda article: "an" if article[1] in "aeiou" else "a", swapped)
 
 
 def swap_shapes(text: str, claims: Description) -> str:

@@ -239,6 +239,21 @@ def in_two_processes(world: Path) -> None:
         shard_on_cpus()
         for kind in ("softmax", "sigmoid"):
             train_encoder(of_processes(world, kind), world / f"pair/sharded-{kind}")
+        go_on(of_processes(world, "softmax"), world / "pair/sharded-interrupted")
+
+
+def go_on(settings: EncoderTrainConfig, out: Path) -> None:
+    """Train; the first evaluation fails, so the second call begins with it."""
+    often = settings.model_copy(update={"run": settings.run.model_copy(update={"evaluate_every": 1, "save_every": 1})})
+
+    def failing(model: object, held_out: object) -> None:
+        raise OSError("no memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toklip_core.tasks.encoder.evaluate_matcher", failing)
+        with pytest.raises(OSError, match="no memory"):
+            train_encoder(often, out)
+    train_encoder(often, out)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +270,15 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("softmax", "sigmoid"):
         train_encoder(of_processes(world, kind), out / kind)
     return out
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_the_evaluation_that_it_lacks(pair: Path):
+    if not knows_fsdp2():
+        pytest.skip("these releases of torch and accelerate know no FSDP 2 with sharded checkpoints")
+    assert_moments_agree(moments(pair / "sharded-interrupted"), moments(pair / "sharded-softmax"))
+    steps = [line["step"] for line in lines(pair / "sharded-interrupted") if "evaluate/zero_shot_top1" in line]
+    assert steps == [1, 2]
 
 
 @pytest.mark.slow

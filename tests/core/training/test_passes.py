@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from toklip_core.training import (
     softmax_contrast,
     token_distillation,
 )
+from toklip_core.training.loop import _Window
 from torch import Tensor, nn
 
 from tests.support.checkpoints import last, last_checkpoint
@@ -316,6 +317,7 @@ def in_two_processes(folder: Path) -> None:
 
     for accumulate in (1, 2):
         train(folder / f"replicated-{accumulate}", accumulate=accumulate, members={"after_step": clamp})
+    write_means(folder)
     if not knows_fsdp2():
         return
     os.environ.update(FSDP2)
@@ -323,6 +325,7 @@ def in_two_processes(folder: Path) -> None:
     for accumulate in (1, 2):
         _, model = train(folder / f"sharded-{accumulate}", accumulate=accumulate, members={"after_step": clamp})
         assert all(isinstance(weight, DTensor) for weight in model.parameters())
+    train(folder / "sharded-bf16", precision="bf16", objective=in_float32)
     more = {"accumulate": 2, "dropout": 0.3, "ema_decay": 0.9}
     for name, steps in (("whole", 3), ("parts", 1), ("parts", 3), ("full", 1)):
         train(folder / name, steps=steps, save_every=9, **more)
@@ -337,6 +340,30 @@ def in_two_processes(folder: Path) -> None:
         names = [save.name for save in (folder / "full/checkpoints").iterdir()]
         assert names == ["step-00000001"], "and nothing half-written"
     train(folder / "full", steps=3, save_every=9, **more)
+
+
+def in_float32(model: nn.Module, batch: Mapping[str, Tensor], step: int) -> Losses:
+    """The losses; parameters keep their precision, although the computation is under autocast."""
+    losses = objective(model, batch, step)
+    assert {losses.features[name].dtype for name in ("scale", "bias")} == {torch.float32}
+    return losses
+
+
+def write_means(folder: Path) -> None:
+    """Means over the processes, of a metric that one of them cannot measure, and of one that none can."""
+    from accelerate import Accelerator
+
+    window = _Window(Accelerator(cpu=True), cast(Any, None))
+    mine, none = (0.5 if os.environ["RANK"] == "1" else math.nan), math.nan
+    metrics = {"accuracy": torch.tensor(mine), "other": torch.tensor(none)}
+    window.add(1, Losses({"error": torch.tensor(float(os.environ["RANK"]))}, metrics))
+    (folder / f"means-{os.environ['RANK']}.json").write_text(json.dumps([*window._means()]))
+
+
+def test_a_metric_is_the_mean_of_the_processes_that_measure_it(pair: Path):
+    for rank in (0, 1):
+        error, accuracy, other = json.loads((pair / f"means-{rank}.json").read_text())
+        assert (error, accuracy) == ([1, "loss/error", 0.5], [1, "accuracy", 0.5]) and math.isnan(other[2])
 
 
 def knows_fsdp2() -> bool:
@@ -355,6 +382,8 @@ def shard_on_cpus() -> None:
     def sharding(self: Any, *arguments: Any, fsdp_plugin: Any = None, **more: Any) -> None:
         original(self, *arguments, fsdp_plugin=fsdp_plugin, **more)
         if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
     AcceleratorState.__init__ = sharding

@@ -190,6 +190,8 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
             raise LookupError("FSDP needs torch 2.9 or newer, which saves shards: pip install --upgrade torch")
         # Each process has the weights already, and accelerate 1.15 fails on parameters of the outermost module.
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+        # It would cast weights, inputs and losses to bf16; autocast alone decides, as without shards.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
     if run.batch_size % (run.accumulate * accelerator.num_processes):
         raise ValueError(
             f"got batch_size {run.batch_size}, which cannot be split into {run.accumulate} micro-batches on "
@@ -262,6 +264,9 @@ def _averaged(product: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
 def _unsharded(model: nn.Module) -> Iterator[None]:
     """Gather the weights of an FSDP 2 model while inside, so that single modules of it can be called."""
     sharded: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    root: Any = model
+    if root in sharded:
+        root._get_fsdp_state()._lazy_init()  # else the root would be the first module that is called inside
     for module in sharded:
         module.unshard()
     try:
@@ -363,18 +368,22 @@ class _Window:
         flat = [value for _, row in self.rows for part in row[:2] for value in part.values()]
         if not flat:
             return
-        numbers = iter(self.accelerator.reduce(torch.stack(flat), reduction="mean").tolist())
+        names = [name for _, row in self.rows for name in (*(f"loss/{name}" for name in row.losses), *row.metrics)]
+        values = torch.stack(flat)
+        may_lack = values.new_tensor([not name.startswith(("loss/", "grad_norm/")) for name in names]).bool()
+        lacks = may_lack & values.isnan()  # this process had nothing to measure
+        sums = torch.stack([values.masked_fill(lacks, 0), (~lacks).to(values)])
+        numbers = torch.div(*self.accelerator.reduce(sums, reduction="sum")).tolist()
         watched = {"loss": "loss"}
         if self.accelerator.scaler is None:
             watched["grad_norm"] = "norm of the gradients of"
-        for step, row in self.rows:
-            for name in (*(f"loss/{name}" for name in row.losses), *row.metrics):
-                value = next(numbers)
-                kind, _, own = name.partition("/")
-                if kind in watched and not math.isfinite(value):
-                    raise ValueError(
-                        f"the {watched[kind]} {own!r} is {value} at step {step}; "
-                        f"{self.folder.last_checkpoint_in_words()}: "
-                        "lower the learning rate, or look at the data of that step"
-                    )
-                yield step, name, value
+        steps = [step for step, row in self.rows for part in row[:2] for _ in part]
+        for step, name, value in zip(steps, names, numbers, strict=True):
+            kind, _, own = name.partition("/")
+            if kind in watched and not math.isfinite(value):
+                raise ValueError(
+                    f"the {watched[kind]} {own!r} is {value} at step {step}; "
+                    f"{self.folder.last_checkpoint_in_words()}: "
+                    "lower the learning rate, or look at the data of that step"
+                )
+            yield step, name, value

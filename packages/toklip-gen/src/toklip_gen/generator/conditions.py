@@ -130,7 +130,7 @@ class Texts:
         """
         texts = as_texts(prompts)
         features, mask = self._encoder(texts)
-        # In some tokenizers the end of a text is the padding, too, and then the mask has one less.
+        # The padding of some tokenizers is the end of a text, which the mask then leaves out.
         full = mask.sum(1) >= min(self._length, mask.shape[1]) - 1
         cut = self.cut_texts([text for text, is_full in zip(texts, full.tolist(), strict=True) if is_full])
         if cut and not self.cut:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config, validated
 from toklip_core.embeddings import MOST_BITS, BitEmbedding
 from toklip_core.files import read_json_object
@@ -104,7 +104,7 @@ class QLIPSizes(Config):
         return self.patch_size * self.grid
 
 
-class _TextSizes(Config):
+class _TextSizes(BaseModel):
     """The sizes of the tower of texts, as transformers names them."""
 
     vocab_size: int = Field(gt=0, le=LARGEST_COUNT)
