@@ -99,12 +99,13 @@ def test_tensors_of_a_save_that_are_cut(run, part):
 
 @pytest.mark.parametrize("line", ['{"key": 1}', "[]", '{"key": "a", "source": "b", "reason": "c", "more": 1}'])
 def test_reports_of_a_store_that_are_none(tmp_path, line):
-    from toklip_core.store import read_report
+    from toklip_core.store import UnreadableLog, read_report
 
     (tmp_path / ".unreadable").mkdir()
     (tmp_path / ".unreadable" / "rank-00000.jsonl").write_text(f"{line}\n")
     with refusing("rank-00000.jsonl, row 1 is "):
         read_report(tmp_path)
+    UnreadableLog(tmp_path)  # an encode does not end by it
 
 
 def test_an_empty_store_is_named(tmp_path):

@@ -154,6 +154,9 @@ def test_swapped_words_make_another_true_or_false_caption_of_the_same_words():
     assert claims is not None
     assert swapped_words.swap_colours(text, claims) == "a large blue circle above a red square"
     assert swapped_words.swap_shapes(text, claims) == "a large red square above a blue circle"
+    orange = "an orange circle above a blue square"
+    swapped = swapped_words.swap_colours(orange, parse_caption(orange))
+    assert swapped == "a blue circle above an orange square"
     assert swapped_words.reverse_relation(text) == "a large red circle below a blue square"
     assert swapped_words.reverse_relation("a star left of a heart") == "a star right of a heart"
 

@@ -453,7 +453,7 @@ def test_a_long_picture_that_pillow_would_not_crop_is_encoded(toy, tmp_path, mon
         picture(0, (900, 90)).crop((90, 0, 810, 90))
     report = encode_with([tmp_path], tmp_path / "store", tokenizer="mean-colour")
     assert (report.pictures, report.unreadable) == (2, 0)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    assert Image.MAX_IMAGE_PIXELS == 2000
     with pytest.raises(PictureError, match=r"^its pixels are more than the limit of 3000; raise max_pixels"):
         open_picture(tmp_path / "long.png", max_pixels=3000)
 
@@ -462,7 +462,7 @@ def test_ids_that_a_tokenizer_should_not_make_are_refused(toy, photos, tmp_path,
     right = Tokenizer.encode
     for ids, says in {
         (lambda ids: ids - 1000): r"got ids from -\d+ to -\d+, but the codebook has",
-        (lambda ids: ids[:, 1:]): r"made ids of the grid \(\d+, \d+\), but said that it is \(",
+        (lambda ids: ids[:, 1:]): r"made ids of the grid \(\d+, \d+\), but its grid\(\) says \(",
     }.items():
         monkeypatch.setattr(Tokenizer, "encode", lambda self, pixels, ids=ids: ids(right(self, pixels)))
         with pytest.raises(ValueError, match=says):

@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_is_said_before_an_evaluation_trips_over_it(tm
         train(tmp_path / "run", run_config(log_every=50), breaking, evaluate=evaluate)
 
 
-def test_an_evaluation_that_fails_costs_no_step_and_is_made_when_the_run_goes_on(tmp_path: Path, whole: Path):
+def test_an_evaluation_that_fails_at_a_saved_step_is_made_when_the_run_goes_on(tmp_path: Path, whole: Path):
     def failing(product: nn.Module) -> Evaluation:
         raise RuntimeError("no memory")
 

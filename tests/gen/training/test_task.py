@@ -303,7 +303,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"generator": {"width": 100, "heads": 3}}, r"width \(100\) over heads \(3\) must be a multiple of 4"),
     ({"generator": {"width": 2**30}}, "less than or equal to 1048576"),
     ({"sampling": {"prompts": [7]}}, "numbers from 0 to 2"),
-    ({"condition_dropout": 0.0}, "nothing would be learned to guide by: set sampling.guidance = 1, or drop some"),
+    ({"condition_dropout": 0.0}, "but guidance needs samples trained without their condition: set"),
     ({"resize": "squash", "data": [{"kind": "classes", "folder": "x"}]}, "'classes' are cropped: set resize = 'crop'"),
     ({"sampling": {"top_k": 301}}, "^the generator of these settings: got top_k = 301; wanted "),
 ]

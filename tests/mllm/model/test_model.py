@@ -390,7 +390,7 @@ def test_a_model_of_more_parts_than_a_language_model_is_refused():
 UNFIT = {
     "words of another width": (
         OPTConfig(hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2),
-        "whose words have 16 numbers and whose layers have 32; pictures need one width",
+        "with embeddings of width 16 and layers of width 32; the connector needs one width",
     ),
     "no attention": (
         MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4),

@@ -437,7 +437,7 @@ def test_independent_questions_are_refused_where_distances_count_or_windows_end(
         refuse_other_attention(of_model, 64)
 
 
-def test_models_with_one_width_and_whole_attention_may_join_questions():
+def test_models_without_alibi_or_short_windows_may_join_questions():
     for of_model in (FalconConfig(alibi=False), GPTNeoConfig(window_size=64)):
         of_model._attn_implementation = "sdpa"
         refuse_other_attention(of_model, 64)

@@ -81,6 +81,9 @@ def test_a_missing_and_a_foreign_tensor_are_named(tmp_path):
         ("encoder.conv_in.weight", (40, 3, 3, 3), "cannot be split into 32 groups"),
         ("encoder.conv_in.weight", (32, 4, 3, 3), r"encoder.conv_in.weight is \(32, 4, 3, 3\), not \(32, 3, 3, 3\)"),
         ("encoder.conv_in.weight", (), r"encoder.conv_in.weight is \(\), not"),
+        ("encoder.conv_out.weight", (), "model.ckpt' does not fit: missing"),
+        ("quantize.embedding.weight", (2, 3, 4), "model.ckpt' does not fit: missing"),
+        ("encoder.down.999999999.block.0.conv1.weight", (1,), "not expected: encoder.down.999999999"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_in_one_line(tmp_path, name, shape, message):

@@ -344,7 +344,7 @@ def test_packed_objects_are_those_that_were_packed(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     found = list(entries(find_pictures([tmp_path, "scenes:train?count=2"])))
-    assert len(found) == 4 and list(samples._Packed(iter(found))) == found and len(samples._Packed([])) == 0
+    assert len(found) == 4 and list(samples._PickleArray(iter(found))) == found and len(samples._PickleArray([])) == 0
 
 
 def test_the_generator_moves_the_tokenizer_alone_and_the_discriminator_itself_alone(tiny: Path):

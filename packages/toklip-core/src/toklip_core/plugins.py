@@ -473,16 +473,19 @@ def _kind_of_folder(folder: Path) -> str:
 
 
 def _refuse_fields(spec: TokenizerSpec | NamedModel, what: str) -> None:
-    """Raise ValueError unless the texts and numbers of a description are such, because one list has those of all."""
+    """Raise ValueError unless each text and number has its type, since one wrong field would break the list of all."""
     if not (isinstance(spec.name, str) and re.fullmatch(_NAME, spec.name)):
         raise ValueError(f"got the {what} name {spec.name!r}; use words of a-z and 0-9, joined by hyphens")
     for each in fields(spec):
         value, kind = getattr(spec, each.name), str(each.type)
-        numbers = value if isinstance(value, tuple) else ()
-        wrong = any(not isinstance(number, int) or number < 1 for number in numbers)
-        wrong |= each.name == "grid" and len(numbers) not in (0, 2)
+        single = (value,) if each.name == "image_size" and value is not None else ()
+        numbers = value if isinstance(value, tuple) else single
+        wrong = any(type(number) is not int or number < 1 for number in numbers)
+        wrong |= each.name == "grid" and value is not None and len(numbers) != 2
+        wrong |= isinstance(value, bool) and kind.startswith("int")
         if wrong or not isinstance(value, _TYPES.get(kind, object)):
-            raise ValueError(f"got {each.name}={value!r} of the {what} {spec.name!r}; wanted {kind}")
+            positive = ", of 1 or more" if "int" in kind else ""
+            raise ValueError(f"got {each.name}={value!r} of the {what} {spec.name!r}; wanted {kind}{positive}")
 
 
 _Spec = TypeVar("_Spec", TokenizerSpec, NamedModel)

@@ -36,7 +36,7 @@ GREEDY: dict[str, Any] = {
     **dict.fromkeys(("guidance_scale", "prompt_lookup_num_tokens", "stop_strings")),
 }
 
-#: Further ones for a call of ``generate`` that makes one token of a longer answer, and brings a cache.
+#: Further options that are off, because each call of ``generate`` makes one token and passes a cache.
 _ONE_TOKEN = dict.fromkeys(("cache_implementation", "forced_eos_token_id", "begin_suppress_tokens"))
 
 
@@ -146,7 +146,8 @@ class Chat:
         self._count_drawn = 0
         #: Cache of the language model; None if there is none to go on from.
         self._cache: Any = None
-        #: Number of tokens in the cache when its layers with windows began to keep what leaves them; None: they forget.
+        #: Number of tokens in the cache when its sliding-window layers began to keep all states, as drawing has them
+        #: do; None: they keep their window alone.
         self._kept_from: int | None = None
         #: (L,), the tokens that the cache holds.
         self._held = torch.zeros(0, dtype=torch.int64)
@@ -225,12 +226,15 @@ class Chat:
         count = min(len(self._held), prompt.shape[1] - 1)
         same = int((self._held[:count] == prompt[0, :count]).long().cumprod(0).sum())
         if same < len(self._held):
-            if _has_windows(self._cache) and (self._kept_from is None or same < self._kept_from):
-                return None  # they have forgotten what came before
+            kept = self._kept_from
+            if kept is not None and same < kept and _has_windows(self._cache):
+                return None  # what its windows need before that was dropped
             try:
                 self._cache.crop(same - len(self._held))
             except (RuntimeError, ValueError, NotImplementedError, AttributeError):
-                return None  # such as a state of a recurrence
+                return None  # a window or a recurrence that has forgotten it
+            if kept is not None:
+                self._kept_from = max(kept, same)  # cutting drops what is before the windows
         return self._cache
 
     def _answer(self, turn: _Turn) -> Iterator[str | DrawnPicture]:
@@ -323,7 +327,7 @@ class _Turn:
     features: list[Tensor]
     #: Pictures of the answer.
     drawn: list[DrawnPicture]
-    #: See the conversation's.
+    #: See ``Chat._kept_from``.
     kept_from: int | None
 
 
@@ -359,7 +363,7 @@ def _length(cache: Any) -> int:  # noqa: ANN401 - a cache of transformers
 
 
 def _has_windows(cache: Any) -> bool:  # noqa: ANN401
-    """Return whether a layer of a cache holds the last tokens only."""
+    """Return whether a cache has sliding-window layers."""
     return any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", ()))
 
 

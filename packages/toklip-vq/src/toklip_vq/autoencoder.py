@@ -104,7 +104,7 @@ class AutoencoderTokenizer(nn.Module):
             ValueError: ``ids`` has another shape, an id is not in [0, K_q), or a decoded pixel is NaN or infinite.
         """
         if ids.ndim != 4 or 0 in ids.shape[1:3]:
-            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w, Q)")
+            raise ValueError(f"got ids of shape {tuple(ids.shape)}; wanted (B, h, w, Q), with h and w of 1 or more")
         self.embedding.refuse_ids(ids)
         given = ids if len(ids) else ids.new_zeros(1, *ids.shape[1:])  # no pictures also have a size
         with torch.autocast(ids.device.type, enabled=False):

@@ -8,6 +8,7 @@
     outputs.py  files that can be written and are no input
     random_crops.py  random parts of a picture, for training
     grids.py    the size of a picture -> the grid of its ids
+    limit.py    Pillow's own limit of pixels, raised where the size is checked here
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -14,7 +14,7 @@ _PILLOW = threading.Lock()
 
 @contextmanager
 def pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's own limit, above twice of which it refuses pictures, to at least ``max_pixels`` while inside."""
+    """Raise Pillow's own limit to at least ``max_pixels`` while inside; it refuses what has more than twice as many."""
     with _PILLOW:
         before = Image.MAX_IMAGE_PIXELS
         if before is not None:
@@ -26,6 +26,6 @@ def pillow_limit(max_pixels: int) -> Iterator[None]:
 
 
 def cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """Return the part of a picture in a box (left, top, right, bottom), which Pillow refuses if it is large."""
+    """Return the box (left, top, right, bottom) of a picture, also where Pillow refuses so large a crop."""
     with pillow_limit((box[2] - box[0]) * (box[3] - box[1])):
         return image.crop(box)

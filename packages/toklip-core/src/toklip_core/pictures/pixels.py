@@ -45,7 +45,7 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return cropped(image, (left, top, left + size, top + size))
 
 
 def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:

@@ -93,11 +93,12 @@ class RowMaker:
         return ids, features, views
 
     def _ids(self, pixels: Tensor) -> Tensor:
-        """Return ids (B, h, w, Q); ValueError if a plugin's tokenizer makes others than it has said."""
+        """Return ids (B, h, w, Q); ValueError unless they have the grid and the codebooks that the tokenizer states."""
         ids = self._tokenizer.encode(pixels)
         if ids.shape[1:3] != self.info.grid:
             wanted, name = self.info.grid, self.info.tokenizer.name
-            raise ValueError(f"{name!r} made ids of the grid {tuple(ids.shape[1:3])}, but said that it is {wanted}")
+            made = tuple(ids.shape[1:3])
+            raise ValueError(f"{name!r} made ids of the grid {made}, but its grid() says {wanted}; mend its plugin")
         self._tokenizer.embedding.refuse_ids(ids)
         return ids
 

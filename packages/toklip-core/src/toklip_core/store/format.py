@@ -6,7 +6,7 @@ import glob
 import json
 import re
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -134,7 +134,11 @@ def leftover_parts(store: Path) -> list[Path]:
 
 def read_report(store: Path) -> dict[str, UnreadablePicture]:
     """Return key -> report of all ranks, including pictures that the store has by now."""
-    found: dict[str, UnreadablePicture] = {}
+    return {row.key: row for row in reported(store)}
+
+
+def reported(store: Path) -> Iterator[UnreadablePicture]:
+    """Yield the lines of all reports; of several with one key the last one counts."""
     for path in report_paths(store):
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
             try:
@@ -144,8 +148,7 @@ def read_report(store: Path) -> dict[str, UnreadablePicture]:
             if not isinstance(row, dict) or row.keys() != {*UnreadablePicture._fields}:
                 wanted = ", ".join(UnreadablePicture._fields)
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
-            found[row["key"]] = UnreadablePicture(**row)
-    return found
+            yield UnreadablePicture(**row)
 
 
 def lies_beside(store: Path, rank: int) -> bool:

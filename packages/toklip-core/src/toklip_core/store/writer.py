@@ -31,7 +31,7 @@ from toklip_core.store.format import (
     part_schema,
     places,
     rank_of_part,
-    read_report,
+    reported,
 )
 from toklip_core.store.tables import row_table
 
@@ -109,7 +109,7 @@ class PartWriter:
 
 
 class UnreadableLog:
-    """Report of one rank's unreadable pictures: a line at once for each picture that is not reported so already.
+    """Report of one rank's unreadable pictures; each gets a line immediately, unless that line is there already.
 
     Earlier lines stay, because the pictures of earlier calls may come from other inputs.
 
@@ -121,19 +121,25 @@ class UnreadableLog:
     def __init__(self, path: Path, *, rank: int = 0) -> None:
         beside, inside = places(path, UNREADABLE)
         self.path = (beside if lies_beside(path, rank) else inside) / f"rank-{rank:05d}.jsonl"
-        self._reported = read_report(path)
         self._written = True
+        try:
+            self._reported = set(reported(path))
+        except (OSError, ValueError) as error:  # as in `add`: the readable pictures matter more
+            _log.warning("earlier reports of unreadable pictures cannot be read: %s", error)
+            self._reported = set()
 
     def add(self, row: UnreadablePicture) -> None:
         """Write a line. If that fails, log it once and go on, because the readable pictures matter more."""
-        if self._reported.get(row.key) == row:
+        if row in self._reported:
             return
-        self._reported[row.key] = row
+        self._reported.add(row)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
-                if file.tell() and file.seek(-1, os.SEEK_END) and file.read() != b"\n":  # a kill has cut the last line
-                    file.write(b"\n")
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":  # a kill has cut the last line
+                        file.write(b"\n")
                 file.write(json.dumps(row._asdict()).encode() + b"\n")
         except OSError as error:
             if self._written:

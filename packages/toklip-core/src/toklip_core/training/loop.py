@@ -109,8 +109,8 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                     with window.paused():
                         folder.save(step, state, last_evaluation)
 
-                # After saving, because an evaluation may fail or take long. Also before any step: an earlier process
-                # may have ended between the two, or been stopped at what is the last step now.
+                # After a save of the same step, because an evaluation may fail or take long. Also before any step: an
+                # earlier process may have ended between the two, or been stopped at what is the last step now.
                 evaluates = last or (step % run.evaluate_every == 0 and not stop)
                 if task.evaluate is not None and evaluates and last_evaluation.step < step:
                     window.refuse_not_finite()  # before the evaluation, so that the message has the step
@@ -361,9 +361,10 @@ class _Window:
             pass
 
     def _means(self) -> Iterator[tuple[int, str, float]]:
-        """Yield step, name and mean over processes of each value; ValueError in all processes if one is not finite.
+        """Yield step, name and mean of each value over the processes that measured it.
 
-        With fp16 a gradient norm may be infinite, because GradScaler skips that step. Otherwise weights would be NaN.
+        ValueError is raised in all processes if one is not finite. With fp16 a gradient norm may be infinite, because
+        GradScaler skips that step. Otherwise weights would be NaN.
         """
         flat = [value for _, row in self.rows for part in row[:2] for value in part.values()]
         if not flat:

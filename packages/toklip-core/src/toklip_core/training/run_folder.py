@@ -130,7 +130,8 @@ class RunFolder:
         evaluation = LastEvaluation(0, {})
         if step:
             evaluation = read_checkpoint(checkpoint, state)
-        self._in_first_process(lambda: self._start_log(step), f"cannot start the log in {self.path}")
+        evaluated = evaluation.step == step
+        self._in_first_process(lambda: self._start_log(step, evaluated), f"cannot start the log in {self.path}")
         return step, evaluation
 
     def save(self, step: int, state: TrainState, evaluation: LastEvaluation) -> None:
@@ -273,12 +274,20 @@ class RunFolder:
     def _last_step(self) -> int:
         return max(self._save_steps(), default=0)
 
-    def _start_log(self, step: int) -> None:
-        """Delete the lines of the log after the checkpoint from which the run resumes."""
+    def _start_log(self, step: int, evaluated: bool) -> None:
+        """Delete the lines of the log after the checkpoint from which the run resumes.
+
+        An evaluation of its step that the checkpoint does not have is deleted, too, because it is made again.
+        """
         tensorboard = _imported("torch.utils.tensorboard", "pip install 'toklip-core[train]'")
+
+        def kept(line: str) -> bool:
+            at = _step_of(line)
+            return at < step or (at == step and (evaluated or '"evaluate/' not in line))
+
         if self._metrics.exists():
             lines = self._metrics.read_text("utf-8").splitlines(keepends=True)
-            write_text(self._metrics, "".join(line for line in lines if _step_of(line) <= step))
+            write_text(self._metrics, "".join(line for line in lines if kept(line)))
         self._writer = tensorboard.SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
         self._online = self._wandb and self._run_of_wandb()
 

@@ -117,6 +117,7 @@ class Task(ABC):
     #: Name of the submodule of ``model`` that is averaged, evaluated and exported; "" means the whole model.
     product: str = ""
     #: Function from the product in evaluation mode, with averaged weights, to figures; called in every process.
+    #: It may be called before the first batch is prepared, so it moves the frozen networks that it uses itself.
     evaluate: Callable[[nn.Module], Evaluation] | None = None
     #: Function from the product, as for ``evaluate``, to a function that raises ValueError unless the exported model in
     #: a folder computes the same. The outer one is called in every process, the inner one in the first process.

@@ -402,4 +402,4 @@ def _all_square(pictures: Iterable[PictureWithCaption], unreadable: Sequence[str
 
 def _refuse_unreadable(unreadable: Sequence[str]) -> None:
     if unreadable:
-        raise ValueError(f"{unreadable[0]}: it cannot be read; leave such pictures out")
+        raise ValueError(f"{unreadable[0]}; a reference needs pictures that can all be read: leave such ones out")

@@ -159,8 +159,8 @@ class Texts:
         for text, length in zip(texts, lengths, strict=True):
             if length == nothing:
                 raise ValueError(
-                    f"nothing of the text {one_line(text, longest=80)!r} is left for the generator to read; its text "
-                    "encoder leaves out such characters"
+                    f"nothing of the text {one_line(text, longest=80)!r} is left for the generator to read, because "
+                    "its text encoder drops such characters; describe the picture in words"
                 )
 
     def to(self, device: torch.device | str) -> None:

@@ -274,10 +274,10 @@ class GeneratorTrainConfig(Config):
 
     @model_validator(mode="after")
     def _guidance_is_learned(self) -> Self:
-        if self.condition_dropout == 0 and self.sampling.guidance != 1:
+        if self.start is None and self.condition_dropout == 0 and self.sampling.guidance != 1:
             raise ValueError(
-                f"got sampling.guidance = {self.sampling.guidance:g} and condition_dropout = 0, so nothing would be "
-                "learned to guide by: set sampling.guidance = 1, or drop some conditions"
+                f"got sampling.guidance = {self.sampling.guidance:g} and condition_dropout = 0, but guidance needs "
+                "samples trained without their condition: set condition_dropout = 0.1, or sampling.guidance = 1"
             )
         return self
 

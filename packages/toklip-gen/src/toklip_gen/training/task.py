@@ -407,6 +407,7 @@ def held_out_prompts(
     drawn = list(sampling.prompts) or list(prompts[:_DRAWN])
     if isinstance(networks.conditions, Texts) and sampling.prompts:
         networks.conditions.refuse_cut(list(map(str, sampling.prompts)))
+        networks.conditions.refuse_empty(list(map(str, sampling.prompts)))
     networks.conditions(cast(list[str], drawn))  # refuse prompts now instead of at the first evaluation
     return HeldOutPrompts(sampling, bool(settings.scenes), ids, prompts, cast(list[str], drawn))
 

@@ -314,8 +314,8 @@ def _refuse_unfit(language_model: Any) -> None:  # noqa: ANN401
     embedded = language_model.get_input_embeddings().weight.shape[1]
     if embedded != config.hidden_size:
         raise ValueError(
-            f"got a language model whose words have {embedded} numbers and whose layers have {config.hidden_size}; "
-            "pictures need one width, so take another language model"
+            f"got a language model with embeddings of width {embedded} and layers of width {config.hidden_size}; the "
+            "connector needs one width: take another language model"
         )
     if {*(getattr(config, "layer_types", None) or ())} == {"linear_attention"}:
         raise ValueError(

@@ -49,19 +49,22 @@ def _config_of(tensors: Mapping[str, Tensor], source: str) -> VQGANConfig:
     """Return the sizes of a tokenizer; the published ones if the tensors that tell them are not there."""
     places = {(int(found[1]), int(found[2])) for name in tensors if (found := _BLOCK.match(name))}
     levels, blocks = (1 + max((place[axis] for place in places), default=-1) for axis in (0, 1))
-    names = ["quantize.embedding", "encoder.conv_in", *(f"encoder.down.{i}.block.0.conv1" for i in range(levels))]
-    shapes = [tensors[f"{name}.weight"].shape for name in names if f"{name}.weight" in tensors]
-    if not levels or len(shapes) != len(names) or any(len(shape) < 2 for shape in shapes):
+    if not 0 < levels <= len(tensors):
         return CONFIG
-    (codes, width), (channels, *_), *of_levels = shapes
+    of_levels = [f"encoder.down.{level}.block.0.conv1" for level in range(levels)]
+    names = ["quantize.embedding", "encoder.conv_in", "encoder.conv_out", *of_levels]
+    shapes = [tensors[f"{name}.weight"].shape for name in names if f"{name}.weight" in tensors]
+    if len(shapes) != len(names) or len(shapes[0]) != 2 or any(len(shape) < 2 for shape in shapes):
+        return CONFIG
+    (codes, width), (channels, *_), (z_channels, *_), *blocks_of_levels = shapes
     values = {
         "codebook_size": codes,
         "codebook_dim": width,
         "metric": "dot",
         "channels": channels,
-        "channel_multipliers": [shape[0] // max(channels, 1) for shape in of_levels],
+        "channel_multipliers": [shape[0] // max(channels, 1) for shape in blocks_of_levels],
         "blocks_per_level": blocks,
-        "z_channels": tensors["encoder.conv_out.weight"].shape[0] if "encoder.conv_out.weight" in tensors else 256,
+        "z_channels": z_channels,
         "attention": any(name.startswith(f"encoder.down.{levels - 1}.attn.") for name in tensors),
     }
     return validated(VQGANConfig, values, source)

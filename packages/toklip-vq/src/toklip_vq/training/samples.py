@@ -88,7 +88,7 @@ class _Photographs:
 class _Folder:
     def __init__(self, source: FolderSource, size: int, seed: int) -> None:
         self._source, self._size, self._seed = source, size, seed
-        self._entries = _Packed(entries(find_pictures([source.folder], max_pixels=source.max_pixels)))
+        self._entries = _PickleArray(entries(find_pictures([source.folder], max_pixels=source.max_pixels)))
 
     def __len__(self) -> int:
         return self._source.count or len(self._entries)
@@ -109,7 +109,7 @@ class _Folder:
         return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
 
 
-class _Packed(Generic[T]):
+class _PickleArray(Generic[T]):
     """Objects as one array of their pickles, which forked workers share; objects would be copied as they are used."""
 
     def __init__(self, objects: Iterable[T]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, HeldOut, MaxPixels, RunConfig
+from toklip_core.config import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, Config, HeldOut, MaxPixels, RunConfig
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -63,7 +63,13 @@ class HeldOutFolder(HeldOut):
 
     folder: Path | None = Field(default=None, description="Folder to search for pictures, with all its subfolders.")
     pictures: int = Field(default=1024, gt=0, description="Maximum number of pictures from `folder`, evenly spaced.")
-    max_pixels: MaxPixels = MAX_PIXELS
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        gt=0,
+        le=LARGEST_MAX_PIXELS,
+        description="Maximum number of pixels (width x height) of a held-out picture; a larger one ends the run before "
+        "its first step.",
+    )
 
 
 class LossConfig(Config):
