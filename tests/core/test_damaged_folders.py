@@ -97,7 +97,15 @@ def test_tensors_of_a_save_that_are_cut(run, part):
         run_folder(path).load(state, steps=9)
 
 
-@pytest.mark.parametrize("line", ['{"key": 1}', "[]", '{"key": "a", "source": "b", "reason": "c", "more": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": 1}',
+        "[]",
+        '{"key": [], "source": "b", "reason": "c"}',
+        '{"key": "a", "source": "b", "reason": "c", "more": 1}',
+    ],
+)
 def test_reports_of_a_store_that_are_none(tmp_path, line):
     from toklip_core.store import UnreadableLog, read_report
 

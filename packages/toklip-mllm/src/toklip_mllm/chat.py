@@ -362,7 +362,7 @@ def _length(cache: Any) -> int:  # noqa: ANN401 - a cache of transformers
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def _has_windows(cache: Any) -> bool:  # noqa: ANN401
+def _has_windows(cache: Any) -> bool:  # noqa: ANN401 - a cache of transformers
     """Return whether a cache has sliding-window layers."""
     return any(getattr(layer, "is_sliding", False) for layer in getattr(cache, "layers", ()))
 

@@ -145,7 +145,8 @@ def reported(store: Path) -> Iterator[UnreadablePicture]:
                 row = parse_json(line, f"{path}, row {number}")
             except ValueError:  # a kill can cut a line
                 continue
-            if not isinstance(row, dict) or row.keys() != {*UnreadablePicture._fields}:
+            texts = isinstance(row, dict) and all(isinstance(value, str) for value in row.values())
+            if not texts or row.keys() != {*UnreadablePicture._fields}:
                 wanted = ", ".join(UnreadablePicture._fields)
                 raise ValueError(f"{path}, row {number} is damaged: wanted {wanted}; delete the file")
             yield UnreadablePicture(**row)

@@ -303,7 +303,7 @@ def _named(model: str | Path) -> Iterator[None]:
         raise ValueError(f"the files of {str(model)!r} are damaged, or not of one model: {kind}{words}") from error
 
 
-def _refuse_unfit(language_model: Any) -> None:  # noqa: ANN401
+def _refuse_unfit(language_model: Any) -> None:  # noqa: ANN401 - any causal language model of transformers
     """Raise ValueError for a model of transformers that cannot read pictures as a language model does."""
     config = language_model.config
     if config.get_text_config() is not config:
