@@ -16,8 +16,11 @@ Window = int | Literal["auto"]
 #: picture is two rows. A call of GPT-B on a processor of AMD (Zen 4) with 3 positions takes as long as with 1, with 4
 #: 1.23 times as long in float32 and 1.06 in bfloat16, with 8 1.59 and 1.39 times, and with 16 2.55 and 2.16 times.
 WIDTHS = (1, 3, 8, 16, 64)
-#: Calls of each width that are timed. One more comes before them, in which kernels are chosen, or compiled.
-_TIMED = 3
+#: Calls of a width before it is judged. How many positions a call draws differs from call to call, so that wider ones
+#: need more of them: toklip-gen-tiny draws 1, 2 or 3 with a window of 3, and the standard error of the mean is 11 %
+#: after 16 calls; it would be 26 % after 3.
+#: One more call comes first, in which kernels are chosen, or compiled.
+_CALLS_OF_ONE, _CALLS_OF_MORE = 3, 16
 
 
 def refuse_window(window: Window) -> None:
@@ -39,7 +42,7 @@ class Pace:
 
     >>> pace = Pace(most=63)
     >>> seconds = {1: 0.1, 3: 0.2}
-    >>> for _ in range(8):
+    >>> for _ in range(25):
     ...     pace.note(pace.width, positions=pace.width // 3 + 1, seconds=seconds[pace.width])
     >>> pace.width  # 3 draws two positions in the time of two calls with 1: no gain
     1
@@ -56,7 +59,7 @@ class Pace:
         best = 0.0
         for width in self._widths:
             calls, positions, seconds = self._notes.get(width, (0, 0, 0.0))
-            if calls <= _TIMED:
+            if calls <= (_CALLS_OF_ONE if width == 1 else _CALLS_OF_MORE):
                 return width
             if positions / calls / seconds <= best:
                 break
