@@ -14,7 +14,7 @@ Window = int | Literal["auto"]
 
 #: Widths to choose from. The next is tried only if the last was faster than those before. With guidance a position of a
 #: picture is two rows. A call of GPT-B on a processor of AMD (Zen 4) with 3 positions takes as long as with 1, with 4
-#: 1.23 times as long in float32 and 1.06 in bfloat16, with 8 1.59 and 1.39 times, and with 16 2.55 and 2.16 times.
+#: 1.25 times as long in float32 and 1.09 in bfloat16, with 8 1.67 and 1.44 times, and with 16 2.76 and 2.33 times.
 WIDTHS = (1, 3, 8, 16, 64)
 #: Calls of a width before it is judged. How many positions a call draws differs from call to call, so that wider ones
 #: need more of them: toklip-gen-tiny draws 1, 2 or 3 with a window of 3, and the standard error of the mean is 11 %
