@@ -7,7 +7,7 @@ a head by the row and half by the column of a position, and Qwen3 rotates all by
 as many places further as a row has columns, so each pair is put where Qwen3 rotates at about its speed. The result
 draws badly at first and needs training; it has not learned to read.
 
-Letters: W width, H heads, d = W / H.
+Shape letters: W width, H heads, d = W / H.
 """
 
 from __future__ import annotations

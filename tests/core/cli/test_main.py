@@ -358,7 +358,7 @@ def test_a_training_that_a_signal_ends_says_what_is_saved(tmp_path, step, where)
 
     (tmp_path / "run.toml").touch()
     done = CliRunner().invoke(nothing, [str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
-    assert (done.exit_code, done.stderr) == (143, f"Stopped {where}; the same command goes on.\n")
+    assert (done.exit_code, done.stderr) == (143, f"Stopped {where}; run the same command again to continue.\n")
 
 
 def test_a_name_that_is_no_text_does_not_cost_the_result():

@@ -38,7 +38,7 @@ def test_a_chapter_whose_package_is_missing_says_which_and_the_page_is_written_a
         (["--out", "."], "which is a folder; name a file, such as"),
         (["--out", "absent/demo.html"], "to write demo.html into; make it first"),
         (["--out", "/proc/demo.html"], "/proc/.demo.html.tmp"),
-        (["--folder", "full"], "has something in it; name an empty or a new one"),
+        (["--folder", "full"], "is not empty; name an empty or a new one"),
         (["--folder", "full/file"], "full/file is a file, and a folder is wanted there"),
     ],
 )

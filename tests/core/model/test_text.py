@@ -109,7 +109,7 @@ def test_a_text_tower_of_clip_pooled_by_the_id_of_its_end_is_the_same_function(m
     ids=str,
 )
 def test_a_tokenizer_that_writes_in_another_way_is_refused(monkeypatch, tmp_path, settings, saved):
-    with pytest.raises(ValueError, match="the tokenizer writes texts in a way that has no place here"):
+    with pytest.raises(ValueError, match="the tokenizer prepares texts in a way that is not supported"):
         open_clip_text(monkeypatch, siglip(save_tokenizer(tmp_path, **saved), **settings))
 
 

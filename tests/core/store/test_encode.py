@@ -425,7 +425,7 @@ def test_a_report_that_cannot_be_written_costs_no_encode(toy, photos, tmp_path, 
     written = at == "store.unreadable"
     assert len(TokenStore(tmp_path / "store").unreadable()) == 2 * written
     assert ("see " in report.as_text()) == written and "broken-a.png: no picture" in report.as_text()
-    assert caplog.text.count("what cannot be read is named nowhere: ") == (not written)
+    assert caplog.text.count("the list of unreadable pictures cannot be written: ") == (not written)
 
 
 def test_another_encode_keeps_what_was_reported(toy, photos, tmp_path):

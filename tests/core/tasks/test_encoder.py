@@ -144,7 +144,7 @@ def test_sigterm_saves_and_stops_with_status_143(interrupted: dict[int, Interrup
     run = interrupted[signal.SIGTERM]
     assert run.status == 143, run.error
     step = int(max((run.out / "checkpoints").iterdir()).name.removeprefix("step-"))
-    assert 2 <= step < 30 and f"Stopped and saved at step {step}; the same command goes on." in run.error
+    assert 2 <= step < 30 and f"Stopped and saved at step {step}; run the same command again to continue." in run.error
     train_encoder(run.settings, run.out)
     assert_same_run(run.out, uninterrupted)
 

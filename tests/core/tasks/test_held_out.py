@@ -96,7 +96,7 @@ def test_held_out_pictures_that_can_no_longer_be_read_are_reported(folder: Path,
     assert found is not None
     (folder / "classes/red_circle/0.png").write_bytes(b"\x89PNG")
     evaluate_matcher(small_teacher(1), found)
-    assert "1 held-out pictures are in no figure; the first is" in caplog.text
+    assert "1 held-out pictures cannot be read and are left out of the figures; the first is" in caplog.text
 
 
 def test_nothing_held_out_is_no_evaluation(tmp_path: Path, world: Path):

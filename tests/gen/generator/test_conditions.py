@@ -162,7 +162,8 @@ def test_a_text_of_which_nothing_is_left_is_refused_where_it_was_typed(t5):
 
 
 def test_a_t5_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing' is not to be had by transformers; fetch it .*`hf download"):
+    wanted = r"transformers cannot load the text encoder .*nothing'; fetch it .*`hf download"
+    with pytest.raises(FileNotFoundError, match=wanted):
         load_t5(str(tmp_path / "nothing"), length=3)
 
 

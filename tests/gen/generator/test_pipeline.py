@@ -273,7 +273,7 @@ def pixels(path):
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
         (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
         (["--class", "1", "--seed", str(2**63)], "is not in the range"),
-        (["--class", "1", "--guidance-last", "5"], "a schedule of guidance goes with --guidance"),
+        (["--class", "1", "--guidance-last", "5"], "--guidance-first and --guidance-last need --guidance"),
         (["--class=1", "--guidance=4", "--guidance-first=9", "--guidance-last=5"], "last position of guidance = 5"),
         (["--class", "1", "--out", "."], "has pictures already; name another one"),
         (["--class", "1", "--device", "tpu"], "got the device 'tpu'"),

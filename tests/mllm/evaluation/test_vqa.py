@@ -310,7 +310,7 @@ def test_pictures_that_can_no_longer_be_read_during_a_run_are_counted_and_named(
     questions = held_out_questions(HeldOutQuestions(questions=rows(ROW, ROW | {"image": "blue.png"})), image_size=32)
     (tmp_path / "blue.png").unlink()
     evaluate_answers(model, processor, questions)
-    assert re.search(r"1 held-out pictures are in no figure; the first is .*blue\.png", caplog.text)
+    assert re.search(r"1 held-out pictures cannot be read and are left out .*; the first is .*blue\.png", caplog.text)
 
 
 @pytest.fixture

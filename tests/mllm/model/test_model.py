@@ -416,7 +416,7 @@ def test_sampling_options_beside_greedy_search_do_not_keep_a_model_from_being_sa
         bare.save_pretrained(tmp_path / "bare")
     build(bare, small_toklip(), tokenizer=tokenizer())[0].save_pretrained(tmp_path / "built")
     bare.generation_config.num_return_sequences = 2
-    with pytest.raises(ValueError, match="the language model's generation config cannot be saved, so mend it: "):
+    with pytest.raises(ValueError, match="the language model's generation config cannot be saved, so fix it: "):
         build(bare, small_toklip(), tokenizer=tokenizer())
 
 

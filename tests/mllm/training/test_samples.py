@@ -423,7 +423,7 @@ def test_tokens_of_no_use_are_left_alone_with_one_warning(checksum, stores, reas
     opened = open_sources([file_source(world, store=world / name) for name in stores], PICTURING, seed=0)
     assert not use_stored_tokens(opened, checksum)
     [record] = caplog.records
-    assert "stored tokens are left alone" in record.message and re.search(reason, record.message)
+    assert "stored tokens are not used" in record.message and re.search(reason, record.message)
     found = ConversationSamples(opened, processor, max_length=512)
     assert found[0, 0].tokens is None and found[0, 0].example.image_ids.shape == (1, 8, 8, 1)
 

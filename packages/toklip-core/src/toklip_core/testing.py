@@ -227,7 +227,7 @@ def check_the_rest_of_the_batch_keeps_ids(tokenizer: VQTokenizer) -> None:
 
 
 def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:
-    """Autocast does not reach ``encode`` and ``embedding``: in bfloat16 some 4 % of the ids would be others."""
+    """Autocast does not reach ``encode`` and ``embedding``: a search in bfloat16 would give other ids."""
     pixels = _pixels(tokenizer, batch=2, height=4, width=6)
     ids = _encode(tokenizer, pixels)
     codes = _embed(tokenizer, ids)

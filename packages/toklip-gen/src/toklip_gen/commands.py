@@ -66,7 +66,8 @@ _NOISE = click.option(
     type=click.Choice(["uniform", "gumbel"]),
     default="uniform",
     show_default=True,
-    help="Random numbers that choose the ids. With gumbel a seed gives another picture; windows need fewer calls.",
+    help="Random numbers that choose the ids. With gumbel a seed gives another picture; with toklip-gen-tiny and "
+    "--window it saves hardly any calls.",
 )
 _WINDOW = click.option(
     "--window",
@@ -78,7 +79,10 @@ _WINDOW = click.option(
     "is the same. auto times the first calls and chooses.",
 )
 _COMPILE = click.option(
-    "--compile", "compiled", is_flag=True, help="Run torch.compile first; this pays off for many pictures on a GPU."
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile a sampling step with torch.compile first; meant for many pictures on a GPU (not measured).",
 )
 
 
@@ -162,8 +166,8 @@ def generate(
     Each of TEXTS is a prompt of its own, in quotes if it has several words: toklip generate "a red circle". A picture
     depends only on its prompt, its seed and the settings, so you can generate it again on its own.
 
-    With --json, found is the number of pictures that an interrupted run had written before, and settings has noise only
-    if it is gumbel.
+    With --json, found counts the pictures that an interrupted run had already written, and settings has noise only if
+    it is gumbel.
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
@@ -171,7 +175,7 @@ def generate(
         raise click.UsageError("--prefix-rows goes with --prefix, the picture whose rows they are")
     schedule = (guidance_first, guidance_last, guidance_power)
     if guidance is None and schedule != (0, None, None):
-        raise click.UsageError("a schedule of guidance goes with --guidance, the scale that it leads to")
+        raise click.UsageError("--guidance-power, --guidance-first and --guidance-last need --guidance")
     note_single_words(texts, "toklip generate")
     if sys.stderr.isatty():
         click.echo(f"loading {model}", err=True)
@@ -293,9 +297,9 @@ def evaluate_generation(
 ) -> None:
     """Evaluate generated pictures.
 
-    INPUTS are the pictures: files, folders, tars or .npz files. With --generator, the pictures are sampled first: a
-    text-to-image generator needs scenes as INPUTS, such as scenes:held-out?count=256, and uses their captions as
-    prompts; a class-conditional one samples --per-class pictures of each class.
+    INPUTS are the pictures: files, folders, globs, tars, Parquet or .npz files. With --generator, the pictures are
+    sampled first: a text-to-image generator needs scenes as INPUTS, such as scenes:held-out?count=256, and uses their
+    captions as prompts; a class-conditional one samples --per-class pictures of each class.
 
     Computes the Fréchet distance (FID), Inception score, precision and recall against a reference, the CLIP score if
     the pictures have captions beside them and, for scenes, whether pictures show what their captions say. The report

@@ -63,7 +63,7 @@ _WEIGHTS = click.option(
 @click.group(cls=ErrorsAsLines, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="toklip")
 def cli() -> None:
-    """Encode pictures into discrete visual tokens with CLIP-level meaning, and decode them into pictures."""
+    """Encode pictures into ids, decode ids into pictures, and train and use models that read ids."""
 
 
 @cli.group(cls=PluginGroup)
@@ -284,7 +284,7 @@ def decode(store: str, out: str, as_json: bool, **options: Any) -> None:  # noqa
     help="Background of all scenes. [default: random for each scene]",
 )
 @click.option(
-    "--places", is_flag=True, help="Captions say where each object is, and not how objects lie to one another."
+    "--places", is_flag=True, help="Write captions that give each object's place instead of relations between objects."
 )
 def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
     """Write captioned pictures of coloured shapes.
@@ -304,10 +304,10 @@ def scenes(out: str, **options: Any) -> None:  # noqa: ANN401
 def tokenizers(ctx: click.Context, as_json: bool) -> None:
     """List the VQ tokenizers of the installed plugins.
 
-    PX is the side of the pictures that a tokenizer was trained at, Q x K the ids per position and the codes of each, F
-    the side in pixels of what one position covers, IDS and BITS the ids of such a picture and their bits, RFID the
-    published one, and SIZE that of the weights. A summary and the file of the weights follow; --json adds what the rFID
-    was measured on. Nothing is downloaded.
+    The columns are PX, the side in pixels of the pictures that it was trained on; Q x K, the ids per position and the
+    codebook size; F, the side in pixels of one position; IDS and BITS, per picture of that side; RFID, as published;
+    and SIZE, that of the weights. A summary and the file of the weights follow; --json adds what the rFID was measured
+    on. Nothing is downloaded.
     """
     specs = [*registry_of(ctx).tokenizers.values()]
     if as_json:

@@ -101,7 +101,7 @@ def named_model(
     """Return the option for a model of plugins; the shell completes the names of its kind.
 
     Args:
-        names: of the option, then of the parameter.
+        names: names of the option, then that of the parameter.
         kind: as :class:`toklip_core.plugins.NamedModel` has it; None: all models that draw.
         help_text: help of the option.
         default: name of the model that is taken if none is given.

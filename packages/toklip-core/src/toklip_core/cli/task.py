@@ -76,7 +76,7 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
                 _print(report, out, as_json=as_json)
             if report.signal:
                 where = f"and saved at step {report.step}" if report.step else "before the first step"
-                click.echo(f"Stopped {where}; the same command goes on.", err=True)
+                click.echo(f"Stopped {where}; run the same command again to continue.", err=True)
                 raise SystemExit(128 + report.signal)
 
         return command

@@ -1,4 +1,4 @@
-"""The idea on one page: what `toklip demo` runs and writes.
+"""A tour of the toolkit on one page: what `toklip demo` runs and writes.
 
     chapters.py  what is said and run      page.py  the HTML, from the template page.html
 
@@ -41,7 +41,7 @@ def write_demo(
         say: function that receives progress lines.
 
     Raises:
-        ValueError: ``out`` is a folder, or the folder has something in it.
+        ValueError: ``out`` is a folder, or the folder is not empty.
         OSError: one of them cannot be written.
     """
     out, folder = out.absolute(), folder.absolute()
@@ -51,7 +51,7 @@ def write_demo(
         raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} into; make it first")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise ValueError(f"the folder {folder} has something in it; name an empty or a new one")
+        raise ValueError(f"the folder {folder} is not empty; name an empty or a new one")
     with replacing(out) as beside:
         beside.touch()  # what cannot be written is known before the work
         started = time.perf_counter()

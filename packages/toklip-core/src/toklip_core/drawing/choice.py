@@ -1,6 +1,6 @@
 """Choice of ids by their logits: temperature, top-k, top-p, and random numbers that are drawn beforehand.
 
-Letters: B pictures, K ids.
+Shape letters: B pictures, K ids.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Classifier-free guidance, which combines the logits with and without the condition.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), K ids, N positions of a
+Shape letters: B pictures, R rows (B, or 2 B with the rows without the condition last), K ids, N positions of a
 picture.
 """
 

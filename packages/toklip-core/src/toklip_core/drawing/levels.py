@@ -4,7 +4,7 @@ Most tokenizers are predicted as they are, with one level for each of their Q id
 channels (FSQ) is split into groups of them, because a head for 2^18 or 2^28 ids would be larger than the model. The id
 of a table is one level, however large the table is: its rows have no order that could be split.
 
-Letters: Q ids of a position, K_q codebook sizes, L >= Q levels.
+Shape letters: Q ids of a position, K_q codebook sizes, L >= Q levels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Protocol of models that predict the next ids of a picture, for samplers.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far or of a step, h and
-w grid, Q ids of a position, L levels of them, q levels so far, K_q size of level q, S width of a state, M any number.
+Shape letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far or of a step,
+h and w grid, Q ids of a position, L levels of them, q levels so far, K_q size of level q, S width of a state, M any
+number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Random numbers of drawing: a function of seed, position and level alone, whatever is drawn before or beside it.
 
-Letters: B pictures, N positions, n some of them, L levels of a position, K_q size of level q.
+Shape letters: B pictures, N positions, n some of them, L levels of a position, K_q size of level q.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ gives at least one position, and the ids are those of a window of 1, in at most 
 Source: Jacobi iteration of x_i = F_i(x_0 ... x_(i-1)), for sampling with fixed noise as in Wiggers and Hoogeboom,
 Predictive Sampling with Forecasting Autoregressive Models, https://arxiv.org/abs/2002.09928.
 
-Letters: B pictures, h and w grid, N = h w, n positions of the prefix or of a call, Q ids of a position, L levels of
-them, R rows, S width of a state.
+Shape letters: B pictures, h and w grid, N = h w, n positions of the prefix or of a call, Q ids of a position, L levels
+of them, R rows, S width of a state.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Sampler(Generic[_Condition]):
             drawing: settings; those that are None are the model's own.
             prefix: (B, n, Q) ids that the pictures start with, in raster order; n <= N.
             window: window of this drawing; None: that of the sampler.
-            compiled: run with ``torch.compile``, for GPUs: the first step takes a minute, the others are faster. With
-                a window of "auto" each width that is tried takes a minute.
+            compiled: run with ``torch.compile``, meant for GPUs, where it was not measured: the first step takes a
+                minute. With a window of "auto" each width that is tried takes a minute.
             progress: show a progress bar on stderr.
 
         Raises:

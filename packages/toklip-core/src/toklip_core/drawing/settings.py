@@ -32,7 +32,7 @@ class Drawing:
     #: Total probability of the likeliest ids to sample from, as few as reach it; 1 means all.
     top_p: float = 1.0
     #: Random numbers by which ids are chosen: one for each id, or one for each id of the codebook. With Gumbel noise a
-    #: seed gives another picture, and a window needs fewer calls.
+    #: seed gives another picture; whether a window then needs fewer calls depends on the model.
     noise: NoiseKind = "uniform"
 
     def __post_init__(self) -> None:

@@ -132,7 +132,7 @@ def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
     folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two classes.
 
     Args:
-        keys: of pictures, posix paths.
+        keys: keys of pictures, posix paths.
         what: names the store, for messages.
 
     Raises:

@@ -130,7 +130,7 @@ def refuse_unreadable(pictures: Iterable[LazyPicture]) -> None:
         problems = [problem for problem in readers.map(_problem, distinct.values()) if problem]
     if problems:
         raise ValueError(
-            f"{len(problems)} of {len(distinct)} held-out pictures cannot be read, the first is {problems[0]}; mend "
+            f"{len(problems)} of {len(distinct)} held-out pictures cannot be read, the first is {problems[0]}; fix "
             "them, or leave them out"
         )
 
@@ -146,7 +146,8 @@ def _problem(picture: LazyPicture) -> str | None:
 def warn_of_unreadable(unreadable: Sequence[str]) -> None:
     """Log how many held-out pictures could not be read during a run, "name: reason" each, and the first."""
     if unreadable:
-        _log.warning("%d held-out pictures are in no figure; the first is %s", len(unreadable), unreadable[0])
+        words = "%d held-out pictures cannot be read and are left out of the figures; the first is %s"
+        _log.warning(words, len(unreadable), unreadable[0])
 
 
 @torch.no_grad()

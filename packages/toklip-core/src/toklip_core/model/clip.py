@@ -189,7 +189,7 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
     except (RuntimeError, OSError) as error:  # open_clip's errors for misfits and downloads, and transformers' errors
         if isinstance(error, OSError) or published:
             words = why_not_fetched(error)
-            raise FileNotFoundError(f"{name}/{tag} or its tokenizer is not to be had by open_clip: {words}") from error
+            raise FileNotFoundError(f"open_clip cannot load {name}/{tag} or its tokenizer: {words}") from error
         raise ValueError(f"{tag!r} does not fit {name}: {one_line(error, longest=200)}") from error
     return clip_from_open_clip(model, settings["text_cfg"], tokenizer)
 
@@ -224,7 +224,7 @@ def clip_from_open_clip(model: Any, text_settings: Mapping[str, Any], tokenizer:
     )
     mine = TextTokenizer(config.text, json)
     if not torch.equal(mine(_SAMPLES), tokenizer(list(_SAMPLES))):
-        raise ValueError("the tokenizer writes texts in a way that has no place here; wanted CLIP's or SigLIP's")
+        raise ValueError("the tokenizer prepares texts in a way that is not supported; wanted that of CLIP or SigLIP")
     with without_values():
         clip = CLIP(config, mine)
     tensors = {f"text.network.{name}": tensor for name, tensor in tensors.items()}

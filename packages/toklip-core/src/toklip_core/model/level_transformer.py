@@ -5,7 +5,7 @@
 
 A residual level refines the sum of the levels before it, so it can only be predicted after them.
 
-Letters: S width of a state, L levels, q levels so far, K_q size of level q, W width.
+Shape letters: S width of a state, L levels, q levels so far, K_q size of level q, W width.
 
 Source: RQ-Transformer, https://arxiv.org/abs/2203.01941, and the depth transformer of VILA-U,
 https://arxiv.org/abs/2409.04429. They read the sum of the codes so far; this one has a table for each level, so that it

@@ -6,7 +6,8 @@
 
 A whole picture gives the same features in one pass; a stream has the encoder's cache and adds positions.
 
-Letters: B pictures, n positions so far, Q ids of a position, C codebook dim, D width of the encoder, F = C, D or C + D.
+Shape letters: B pictures, n positions so far, Q ids of a position, C codebook dim, D width of the encoder, F = C, D or
+C + D.
 """
 
 from __future__ import annotations

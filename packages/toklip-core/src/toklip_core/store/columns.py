@@ -98,7 +98,7 @@ class RowMaker:
         if ids.shape[1:3] != self.info.grid:
             wanted, name = self.info.grid, self.info.tokenizer.name
             made = tuple(ids.shape[1:3])
-            raise ValueError(f"{name!r} made ids of the grid {made}, but its grid() says {wanted}; mend its plugin")
+            raise ValueError(f"{name!r} made ids of the grid {made}, but its grid() says {wanted}; fix its plugin")
         self._tokenizer.embedding.refuse_ids(ids)
         return ids
 

@@ -67,7 +67,7 @@ class DecodeReport:
         if self.skipped:
             text += f"; {self.skipped} were there before and stay as they are"
         if self.stopped:
-            text += "; stopped before the end: the same command goes on"
+            text += "; stopped before the end: run the same command again to continue"
         if self.renamed:
             text += f"\n{self.renamed} have another name than their key, which no file can have; the first: "
             text += self.first_renamed

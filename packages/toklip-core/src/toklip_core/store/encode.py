@@ -62,7 +62,7 @@ class EncodeReport:
         if self.skipped:
             text += f"; {self.skipped} were there before"
         if self.stopped:
-            text += "; stopped before the end: the same command goes on"
+            text += "; stopped before the end: run the same command again to continue"
         if self.unreadable:
             folder = next((path.parent for path in report_paths(Path(self.store))), None)
             seen = "" if folder is None else f", see {folder}"

@@ -58,7 +58,7 @@ def encoded_by_ray(
         work: pictures, and the keys that are skipped.
         settings: contents of the store.
         info: metadata that the models of every actor must have.
-        compute: of each actor; ``workers`` is the number of actors, 0 for one per core of the cluster.
+        compute: settings of each actor; ``workers`` is the number of actors, 0 for one per core of the cluster.
 
     Raises:
         LookupError: Ray is not installed.

@@ -34,8 +34,8 @@ class EncodeSettings:
         shuffle: read files in the order of a hash of their keys, so that a group of rows has pictures of all
             folders; tars, too, though what is in one stays in its order.
         part_rows: a part is written when it has so many pictures.
-        part_bytes: and when its rows take so many bytes in memory; with tokens, 10,000 pictures would take 6 GB.
-        part_seconds: and after so long at the latest: what a kill can lose.
+        part_bytes: largest number of bytes of its rows in memory; with tokens, 10,000 pictures would take 6 GB.
+        part_seconds: largest number of seconds between two parts; a kill loses at most this.
 
     >>> EncodeSettings(tokenizer="vqgan-tiny").part_rows
     10000

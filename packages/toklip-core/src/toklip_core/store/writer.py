@@ -143,7 +143,7 @@ class UnreadableLog:
                 file.write(json.dumps(row._asdict()).encode() + b"\n")
         except OSError as error:
             if self._written:
-                _log.warning("what cannot be read is named nowhere: %s", error)
+                _log.warning("the list of unreadable pictures cannot be written: %s", error)
             self._written = False
 
 

@@ -116,7 +116,7 @@ class EncoderTask(Task):
         encoder = initial_encoder(config, tokenizer, teacher)
         if config.projector_pictures:
             share = self._fit_projector(encoder)
-            _log.info("the projector begins with %.0f %% of the variance of the teacher's patches", 100 * share)
+            _log.info("the fitted projector explains %.0f %% of the variance of the teacher's patches", 100 * share)
         self.model = EncoderTraining(encoder, teacher, losses)
         if losses.contrast_weight:
             self.contrast = partial(contrast, kind=losses.contrast, weight=losses.contrast_weight)

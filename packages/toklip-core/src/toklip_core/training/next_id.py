@@ -1,6 +1,6 @@
 """Losses of models that predict the ids of pictures, level by level.
 
-Letters: L levels of a position, K_q size of level q.
+Shape letters: L levels of a position, K_q size of level q.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     levels (B, 3, H, W), uint8 -Extractor-> features (B, D), and logits (B, 1008) if it is Inception
     -> Fréchet distance, Inception score, precision and recall
 
-Letters: B pictures at a time, n pictures, D width of a feature.
+Shape letters: B pictures at a time, n pictures, D width of a feature.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 
 A report has the figures and their protocol.
 
-Letters: B pictures at a time, H and W sides, n pictures.
+Shape letters: B pictures at a time, H and W sides, n pictures.
 """
 
 from __future__ import annotations
@@ -402,4 +402,4 @@ def _all_square(pictures: Iterable[PictureWithCaption], unreadable: Sequence[str
 
 def _refuse_unreadable(unreadable: Sequence[str]) -> None:
     if unreadable:
-        raise ValueError(f"{unreadable[0]}; a reference needs pictures that can all be read: leave such ones out")
+        raise ValueError(f"{unreadable[0]}; a reference needs pictures that can all be read: leave those pictures out")

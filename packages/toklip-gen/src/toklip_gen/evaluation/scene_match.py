@@ -6,7 +6,7 @@ cannot do better than its tokenizer, and no figure is better than its judge:
     pixels  reads the picture (:mod:`toklip_core.scenes.reading`); no network; on plain backgrounds, where it is exact
     model   a CLIP or TokLIP finds the true caption among those that differ in one word, zero-shot
 
-Letters: B pictures, S side.
+Shape letters: B pictures, S side.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def measure_match(
     Args:
         draw: texts -> pixels (B, 3, S, S) near [-1, 1].
         prompts: see :func:`scene_prompts`.
-        tokenizer: of the generator, on the device; None leaves its row out.
+        tokenizer: tokenizer of the generator, on the device; None leaves its row out.
         model: the second judge, on the device; None leaves it out.
-        device: of tokenizer and model.
+        device: device of the tokenizer and the model.
         batch_size: texts at a time.
     """
     claims = [prompt.claims for prompt in prompts]

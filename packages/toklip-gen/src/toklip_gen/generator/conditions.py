@@ -7,7 +7,7 @@ As in LlamaGen, a text ends at the last position before the picture, so that its
 id. There are two text encoders: the text tower of the TokLIP, with each word's feature before pooling, which needs no
 further model; and a T5 of transformers, for LlamaGen's published generators (flan-t5-xl, 120 positions).
 
-Letters: B pictures, T positions of the condition, n words of the longest text.
+Shape letters: B pictures, T positions of the condition, n words of the longest text.
 """
 
 from __future__ import annotations

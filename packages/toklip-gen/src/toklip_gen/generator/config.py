@@ -1,7 +1,7 @@
 """The config of a generator: its tokenizer, its inputs and conditions, and its sizes.
 
-Letters: h and w grid, C width of a code, D width of a semantic token, T positions of the condition, W width of the
-transformer.
+Shape letters: h and w grid, C width of a code, D width of a semantic token, T positions of the condition, W width of
+the transformer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The semantic encoder, where it is in use, gives one more token for each id. With guidance a picture has two rows in the
 generator's cache, with its condition and without, and one in the encoder's.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far, Q ids of a
+Shape letters: B pictures, R rows (B, or 2 B with the rows without the condition last), n positions so far, Q ids of a
 position, K_q size of level q, S width of a state.
 """
 

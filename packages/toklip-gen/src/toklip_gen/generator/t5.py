@@ -79,7 +79,7 @@ def load_t5(name: str, *, length: int) -> T5Words:
         model = T5EncoderModel.from_pretrained(name, dtype=torch.bfloat16)
     except (OSError, ValueError, ImportError) as error:  # ImportError: sentencepiece, which the hub's T5 may need
         raise FileNotFoundError(
-            f"the text encoder {name!r} is not to be had by transformers; fetch it where there is a network "
+            f"transformers cannot load the text encoder {name!r}; fetch it where there is a network "
             f"(`hf download {name}`): {why_not_fetched(error)}"
         ) from error
     refuse_damaged(model, name)

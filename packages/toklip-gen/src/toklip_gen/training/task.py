@@ -8,7 +8,7 @@ From a token store no picture is read, and the tokenizer's networks are not touc
 Source: LlamaGen, https://arxiv.org/abs/2406.06525; autoregressive/train/train_c2i.py and train_t2i.py. That the input
 has semantic tokens is TokLIP's, https://arxiv.org/abs/2505.05422.
 
-Letters: B pictures, N = h w positions, Q ids of a position, L levels of them.
+Shape letters: B pictures, N = h w positions, Q ids of a position, L levels of them.
 """
 
 from __future__ import annotations

@@ -343,7 +343,7 @@ def valid_generation_config(config: GenerationConfig) -> GenerationConfig:
         config.validate(strict=True)
     except ValueError as error:
         words = one_line(error, longest=200)
-        raise ValueError(f"the language model's generation config cannot be saved, so mend it: {words}") from error
+        raise ValueError(f"the language model's generation config cannot be saved, so fix it: {words}") from error
     return config
 
 

@@ -1,6 +1,6 @@
 """The image head: from the states of a language model to logits of the ids of a picture, level by level.
 
-Letters: D width of the language model, L levels, q levels so far, K_q size of level q.
+Shape letters: D width of the language model, L levels, q levels so far, K_q size of level q.
 
 Source: a head of its own for pictures, Janus, https://arxiv.org/abs/2410.13848; a transformer over the levels of a
 position, VILA-U, https://arxiv.org/abs/2409.04429, and UniTok, https://arxiv.org/abs/2502.20321.

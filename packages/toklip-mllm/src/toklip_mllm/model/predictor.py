@@ -3,9 +3,9 @@
 A picture has two rows in the language model's cache with guidance: its prompt, and the begin token alone, whose state
 is the condition of a dropped prompt. Both read the same picture. The semantic encoder has one row of each picture.
 
-Letters: B pictures, R rows (B, or 2 B with the rows without the prompt last), L tokens of a prompt, M of them that are
-not in the cache yet, n positions of the picture so far or of a step, N positions of a
-picture, Q ids of a position, D width of the language model.
+Shape letters: B pictures, R rows (B, or 2 B with the rows without the prompt last), L tokens of a prompt, M of them
+that are not in the cache yet, n positions of the picture so far or of a step, N positions of a picture, Q ids of a
+position, D width of the language model.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def use_stored_tokens(sources: Sequence[ConversationReader], encoder_checksum: s
                 reason = f"those of {source.path} are of another encoder (sha256 {found[:16]}) than the model's "
                 reason += f"({encoder_checksum[:16]})"
     if reason:
-        _log.warning("stored tokens are left alone, and the encoder makes them of the ids: %s", reason)
+        _log.warning("stored tokens are not used; the encoder computes tokens from the ids: %s", reason)
         return False
     stores: dict[Path | None, TokenStore] = {}
     for source in having:
