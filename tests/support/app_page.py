@@ -131,6 +131,7 @@ def _take_pictures() -> None:
             tell(page, "what colour is the upper one?")
             page.locator(".chat .bot").nth(1).wait_for()
             page.wait_for_timeout(2000)
+            page.evaluate("window.scrollTo(0, 0)")  # the chat scrolls to its end
             page.screenshot(path=pictures / "app.png")
             page.set_viewport_size({"width": 1280, "height": 840})
             page.get_by_role("tab", name="Tokens").click()

@@ -51,7 +51,7 @@ class AppModels:
             parts.append(f"`{self.language_model}` reads{' and draws' if self.draws else ''}")
         if self.generator is not None:
             parts.append(f"`{self.generator}` draws")
-        return f"TokLIP: pictures as tokens. {', '.join(parts)}; on {self.compute.device}."
+        return f"Pictures as tokens. {', '.join(parts)}; on {self.compute.device}."
 
     @property
     def notes(self) -> list[str]:
