@@ -94,7 +94,7 @@ WRONG = {
     "names an empty grid": (described("grid=(0, 0)"), r"got grid=\(0, 0\) of the tokenizer 'mine'"),
     "names half a grid": (described("grid=(8,)"), r"got grid=\(8,\) of the tokenizer 'mine'"),
     "names an empty codebook": (described("codebook_sizes=(8, 0)"), r"got codebook_sizes=\(8, 0\) of the tokenizer"),
-    "gives a name that is no text": (described("name=7"), "got the tokenizer name 7; use words"),
+    "gives a name that is not text": (described("name=7"), "got the tokenizer name 7; use words"),
     "takes a taken name": (right("new", "fine"), "two plugins claim the tokenizer name 'fine'"),
 }
 

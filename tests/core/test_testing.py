@@ -602,9 +602,9 @@ BROKEN = [
     (InferenceMode, "no_graph_is_built", "encode returns an inference tensor, which no training step can use"),
     (ViewFails, "equal_pictures_have_equal_ids", r"encode fails on pixels \(1, 3, 16, 24\): RuntimeError: view size"),
     (HalfFails, "half_precision_keeps_the_interface", r"encode after to\(torch.bfloat16\) fails on pixels"),
-    (TakesAnything, "pixels_that_are_no_numbers_are_refused", "encode gives ids for pixels with nan in them; raise"),
-    (TakesLevels, "pixels_that_are_no_numbers_are_refused", "encode gives ids for 8-bit levels, which are no pixels"),
-    (RaisesWhatItLikes, "pixels_that_are_no_numbers_are_refused", "fails on pixels with nan in them with RuntimeError"),
+    (TakesAnything, "pixels_that_are_not_numbers_are_refused", "encode gives ids for pixels with nan in them; raise"),
+    (TakesLevels, "pixels_that_are_not_numbers_are_refused", "encode gives ids for 8-bit levels, which are not pixels"),
+    (RaisesWhatItLikes, "pixels_that_are_not_numbers_are_refused", "fails on pixels with nan in them with Runtime"),
     (ReturnsAPair, "encode_gives_a_grid_of_ids", "it returns a tuple, not a tensor"),
 ]
 

@@ -89,7 +89,7 @@ def test_a_small_file_that_takes_all_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("toklip_gen.evaluation.references._LARGEST", 1_000_000)
     np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(1_000_000))
     assert (tmp_path / "bomb.npz").stat().st_size < 20_000
-    with refusing("bomb.npz is no .npz of arrays, or cut short: its arrays take 8000128 bytes"):
+    with refusing("bomb.npz is not an .npz of arrays, or is cut short: its arrays take 8000128 bytes"):
         load_reference(tmp_path / "bomb.npz", EXTRACTOR)
 
 

@@ -20,7 +20,7 @@ from tests.support.small_unified import COUNT, small_unified, unified
 
 #: Those that the fixture replaces.
 GENERATE, PROMPT = TokLIPForConditionalGeneration.generate, Chat._prompt
-#: Suppressed tokens: all that are no words.
+#: Suppressed tokens: all that are not words.
 WORDS_ALONE = [*range(6), *range(28, 64)]
 TWO, THREE = ChatSettings(max_new_tokens=2), ChatSettings(max_new_tokens=3)
 
@@ -383,8 +383,8 @@ def test_a_conversation_outlives_bad_input(folder):
     abouts = [
         ["picture 1 ('none.png') cannot be read"],
         ["picture 1 ('broken.png') cannot be read"],
-        ["got '/image', which is no command; wanted /image PATH, /clear"],
-        ["got '/say ?', which is no command"],
+        ["got '/image', which is not a command; wanted /image PATH, /clear"],
+        ["got '/say ?', which is not a command"],
         ["the message has '<image>' in it"],
         ["the language model's context is 512", "/clear starts over"],
     ]

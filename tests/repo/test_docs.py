@@ -111,7 +111,7 @@ def test_every_block_of_a_page_runs_as_typed(page, folder, commands_folder):
             run(block, f"{name(page)}:{block.line}", variables, commands_folder)
     variables.clear()
     if name(page) in NEEDED:
-        gc.collect()  # Ray does not wait for its processes; here the warning of that is no error
+        gc.collect()  # Ray does not wait for its processes; here the warning of that is not an error
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=name)

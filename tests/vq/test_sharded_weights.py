@@ -90,7 +90,7 @@ def test_a_tensor_that_its_shard_lacks_is_left_to_strict_loading(tmp_path):
     [
         ('{"weight_map": {"vq.quantize.embedding.weight": "../away.safetensors"}}', "outside of its folder"),
         ('{"weight_map": {"vq.quantize.embedding.weight": ".."}}', "names '..', outside of its folder"),
-        ('{"weights": 1}', "is no index of shards: its weight_map"),
+        ('{"weights": 1}', "is not an index of shards: its weight_map"),
         ("[1, 2]", "holds a list, not an object"),
         ("not JSON", "is not JSON"),
     ],
@@ -104,7 +104,7 @@ def test_an_index_that_is_none_is_refused(tmp_path, index, message):
 def test_an_index_is_no_file_of_weights(tmp_path):
     """It would be saved beside a model without its shards."""
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"vq.quantize.embedding.weight": "a"}}')
-    with pytest.raises(ValueError, match="is no file of weights; if it is an index of shards, name its folder"):
+    with pytest.raises(ValueError, match="is not a file of weights; if it is an index of shards, name its folder"):
         read_tokenizer_tensors(tmp_path / "model.safetensors.index.json", ["vq."])
 
 

@@ -28,7 +28,7 @@ def test_codes_of_the_cosine_metric_start_with_unit_norm():
 
 
 def tiny(**changes: object) -> VQGAN:
-    """A VQGAN whose norms and biases are no identities."""
+    """A VQGAN whose norms and biases are not identities."""
     torch.manual_seed(0)
     vqgan = VQGAN(TINY.model_copy(update=changes))
     for name, parameter in vqgan.named_parameters():

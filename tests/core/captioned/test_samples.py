@@ -261,7 +261,7 @@ def test_what_is_wrong_in_a_table_is_named(tmp_path, name, text, message):
 
 def test_a_table_in_another_encoding_is_named(tmp_path):
     (tmp_path / "t.csv").write_bytes("image,caption\na.png,größe\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"t.csv is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"t.csv is not UTF-8 text"):
         samples({"kind": "table", "table": tmp_path / "t.csv"})
 
 

@@ -139,7 +139,7 @@ ODD = {
     "turned by EXIF": ("a.jpg", rotated()),
     "broken EXIF": ("a.jpg", saved(picture(0), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")),
     "a name with other letters": ("c\u00e4t \U0001f408.jpg", JPEG),
-    "a name that is no UTF-8": (os.fsdecode(b"c\xe4t.jpg"), JPEG),
+    "a name that is not UTF-8": (os.fsdecode(b"c\xe4t.jpg"), JPEG),
     "a name like a pattern": ("[a]*?.jpg", JPEG),
     "a suffix in capitals": ("A.JPG", JPEG),
     "PNG called .jpg": ("a.jpg", saved(picture(0), "PNG")),
@@ -223,7 +223,7 @@ REFUSED = {
     "an unknown tokenizer": (with_picture("--tokenizer", "mean-color"), "Did you mean 'mean-colour'?"),
     "weights that are not there": (with_picture("--weights", "none.pt"), "none.pt"),
     "a folder as weights of a tokenizer that has a file": (with_picture("--weights", "folder"), "folder"),
-    "a size that is no multiple": (with_picture("--size", "30"), "got a picture of 30 x 30; its sides must be"),
+    "a size that is not a multiple": (with_picture("--size", "30"), "got a picture of 30 x 30; its sides must be"),
     "a size below the smallest": (with_picture("--size", "3"), "its sides must be multiples of 4"),
     "an unknown device": (with_picture("--device", "abacus"), "got the device 'abacus'"),
     "a device without numbers": (with_picture("--device", "meta"), "got the device 'meta', which computes nothing"),
@@ -236,7 +236,7 @@ REFUSED = {
     "a target that is a file": (with_picture("--out", "file"), "file"),
     "a target below a file": (with_picture("--out", "file/store"), "file/store"),
     "a read-only target": (with_picture("--out", "/sys/toklip-store"), "/sys/toklip-store"),  # for root as well
-    "a target with Parquet files of others": (a_foreign_store, "is no part of a token store"),
+    "a target with Parquet files of others": (a_foreign_store, "is not part of a token store"),
     "a target with a broken part": (a_broken_part, "is damaged"),
 }  # fmt: skip
 

@@ -185,7 +185,7 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
         (["explain", "scenes:held-out", "a star"], "scenes:held-out: it names 100 scenes; wanted one picture"),
         (["explain", "a.jpg", "a star", "--out", "x.gif"], "got --out x.gif; wanted a name that ends in .png"),
         (["explain", "a.jpg", "a star", "--out", "absent/x.png"], "there is no folder"),
-        (["evaluate", "zero-shot", "absent"], "absent is no folder"),
+        (["evaluate", "zero-shot", "absent"], "absent is not a folder"),
         (["evaluate", "zero-shot", ".", "--imagenet"], "wanted ImageNet's 1000"),
         (["evaluate", "zero-shot", "scenes:held-out?count=3", "--imagenet"], "got ImageNet's names for scenes"),
         (["evaluate", "zero-shot", "scenes:held-out?count=3"], "name some of one object: scenes:SPLIT?objects=1"),

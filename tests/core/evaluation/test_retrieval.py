@@ -183,10 +183,10 @@ def test_what_is_no_karpathy_file_or_has_no_such_split_or_no_pictures_is_refused
         karpathy_pairs(file, "test", tmp_path)
     with pytest.raises(ValueError, match="no pictures of the split 'val'; it has test, train"):
         karpathy_pairs(file, "val", tmp_path)
-    with pytest.raises(ValueError, match="is no file of Karpathy's splits"):
+    with pytest.raises(ValueError, match="is not a file of Karpathy's splits"):
         karpathy_pairs(karpathy(tmp_path, images=[{"file": "a.jpg"}]), "test", tmp_path)
     file.write_text("[1, 2")
-    with pytest.raises(ValueError, match="is no file of Karpathy's splits"):
+    with pytest.raises(ValueError, match="is not a file of Karpathy's splits"):
         karpathy_pairs(file, "test", tmp_path)
 
 

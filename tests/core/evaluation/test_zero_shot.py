@@ -180,7 +180,7 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
 
 
 def test_a_folder_without_classes_or_without_pictures_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         class_folders(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="has no folders; wanted one for each class"):
         class_folders(tmp_path)
@@ -224,7 +224,7 @@ def test_labels_come_from_a_line_or_from_a_file(tmp_path):
         ("red,blue,red", None, "the label 'red' occurs twice"),
         (None, "\n\n", "has no label; wanted one in each line"),
         (None, "red\nred\n", "the label 'red' occurs twice"),
-        (None, b"\xff\xfe", "is no text in UTF-8"),
+        (None, b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_labels_that_are_none_or_alike_are_refused(tmp_path, labels, content, problem):

@@ -70,7 +70,7 @@ def test_a_save_that_is_killed_between_two_moves_leaves_no_config_of_other_weigh
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda path, to: kill_this_process() if to.suffix == ".json" else move(path, to))
         killed(lambda: save_model_folder(tmp_path, {"width": 4}, nn.Linear(4, 4)))
-    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config\.json$"):
+    with pytest.raises(FileNotFoundError, match=r"is not a model folder: it has no config\.json$"):
         read_model_folder(tmp_path)
     save_model_folder(tmp_path, {"width": 5}, nn.Linear(5, 5))
     assert read_model_folder(tmp_path)[0] == {"width": 5}

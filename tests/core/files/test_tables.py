@@ -100,7 +100,7 @@ def test_a_row_that_is_not_whole_is_named(tmp_path, name, text, message):
     ],
 )
 def test_a_caption_of_several_lines_with_commas_is_no_row(tmp_path, header, row, caption):
-    """It names no picture, or, where names have no known suffix, has a space at a comma or is no row by its fields."""
+    """It names no picture, or, where names have no known suffix, has a space at a comma or other fields than a row."""
     path = table(tmp_path / "t.csv", f"{header}\n{row}\n")
     found = captions_by_picture(path, tmp_path, image="image", caption="caption", suffixes=PICTURE_SUFFIXES)
     assert list(found.values()) == [[caption]]

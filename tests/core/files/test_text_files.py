@@ -63,7 +63,7 @@ def test_another_encoding_is_refused_by_the_name_of_the_file(name, encoding, tmp
     text, read = FILES[name]
     file = tmp_path / name
     file.write_bytes((codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b"") + f"{text}ü".encode(encoding))
-    with pytest.raises(ValueError, match=rf"{name} is no text in UTF-8 \(.*\); save it as UTF-8$"):
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text \(.*\); save it as UTF-8$"):
         read(file)
 
 

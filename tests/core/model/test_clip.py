@@ -215,7 +215,7 @@ def test_a_teacher_can_be_trained_after_loading(tmp_path):
 
 
 def test_what_is_no_teacher_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a model folder: it has no config\.json"):
         load_clip(tmp_path)
     clip = small_clip()
     config = clip.config.model_dump(mode="json")

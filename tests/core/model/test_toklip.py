@@ -363,7 +363,7 @@ def test_a_repository_in_the_cache_of_the_hub_needs_no_network(hub, tmp_path, ow
 def test_a_repository_that_is_not_all_in_the_cache_is_downloaded(hub, tmp_path, monkeypatch):
     small_toklip().save_pretrained(hub)
     (hub / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"repository 'owner/name' is no whole model folder, or not all of it"):
+    with pytest.raises(FileNotFoundError, match=r"repository 'owner/name' is not a whole model folder, or not all"):
         TokLIP.from_pretrained("owner/name")
     small_toklip().save_pretrained(tmp_path / "fetched")
     asked = []

@@ -206,7 +206,7 @@ EDITED = {
         column("ids", at(6, lambda ids: [-1] * 16), pa.list_(pa.int16())),
         r"the column 'ids' is list<.*: int16>, not list<.*: uint16>",
     ),
-    "ids that are no lists": (
+    "ids that are not lists": (
         column("ids", range(7), pa.uint16()),
         r"the column 'ids' is uint16, not list<.*: uint16>",
     ),
@@ -290,7 +290,7 @@ METADATA = {
     b"null": "is damaged: what its ids mean cannot be read from its metadata: Input should be an object",
     b'{"format": 1, "toke': "is damaged: what its ids mean cannot be read from its metadata: Invalid JSON",
     b"\xff\x00": "is damaged: what its ids mean cannot be read from its metadata: Invalid JSON",
-    b"": "is no part of a token store: its metadata has no 'toklip'; take it out of the folder",
+    b"": "is not part of a token store: its metadata has no 'toklip'; take it out of the folder",
 }
 
 

@@ -297,7 +297,7 @@ def test_a_killed_worker_ends_an_encode_in_one_line_with_everything_written(toy,
     process, store = slow_encode(toy, tmp_path)
     while not list(store.glob("part-*")):
         time.sleep(0.01)
-    (worker, *_) = workers_of(process)  # by now: a child that lives for a moment at the start is no worker
+    (worker, *_) = workers_of(process)  # by now: a child that lives for a moment at the start is not a worker
     os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and errors.count("\n") == 1, errors
@@ -842,7 +842,7 @@ def test_a_store_takes_no_other_features(models, photos, tmp_path):
         (["--model", "TEACHER"], "holds two towers on pixels, no TokLIP"),
         (["--model", "nowhere"], "nowhere"),
         (["--teacher", "MODEL"], "holds a TokLIP, no teacher"),
-        (["--teacher", "nowhere"], "'nowhere' is no model folder"),
+        (["--teacher", "nowhere"], "'nowhere' is not a model folder"),
     ],
 )
 def test_models_that_do_not_fit_are_one_line(models, photos, tmp_path, arguments, message):

@@ -51,7 +51,7 @@ def ray(pictures):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield ray
     ray.shutdown()
-    gc.collect()  # Ray does not wait for its processes; here the warning of that is no error
+    gc.collect()  # Ray does not wait for its processes; here the warning of that is not an error
 
 
 def expected(**options):

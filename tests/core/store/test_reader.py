@@ -369,7 +369,7 @@ def test_what_is_no_store_is_named(tmp_path):
         TokenStore(tmp_path)
     part = tmp_path / "part-00000-000001.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(part)
-    with pytest.raises(ValueError, match="is no part of a token store"):
+    with pytest.raises(ValueError, match="is not part of a token store"):
         TokenStore(tmp_path)
     part.write_bytes(b"PAR1 nonsense")
     with pytest.raises(ValueError, match="is damaged"):

@@ -133,7 +133,7 @@ def test_as_many_tokens_are_wanted_as_the_teacher_has(tmp_path: Path, world: Pat
 
 
 def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
-    with pytest.raises(FileNotFoundError, match=r"nobody' is no model folder: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"nobody' is not a model folder: it has no config.json"):
         train_encoder(config(world, pictures(world), teacher=str(tmp_path / "nobody")), tmp_path / "run")
 
 

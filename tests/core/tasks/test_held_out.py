@@ -160,7 +160,7 @@ def test_the_command_trains_and_prints_json(tmp_path: Path, world: Path):
         (["scenes-tniy", "--out", "x"], "Did you mean 'scenes-tiny'?"),
         (["scenes-tiny", "--out", "x", "--set", "losses.poled_weight=1"], "did you mean 'pooled_weight'?"),
         (["scenes-tiny", "--out", "x", "--set", "tokenizer=nobody"], "no VQ tokenizer is named 'nobody'"),
-        (["scenes-tiny", "--out", "x", "--set", "tokenizer=mean-colour"], "'nobody' is no model folder"),
+        (["scenes-tiny", "--out", "x", "--set", "tokenizer=mean-colour"], "'nobody' is not a model folder"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(world: Path, arguments: list[str], message: str):

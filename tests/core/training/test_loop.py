@@ -431,7 +431,7 @@ def test_the_end_of_a_cosine_may_not_change(tmp_path: Path):
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"is no training run and not empty; choose another folder"):
+    with pytest.raises(ValueError, match=r"is neither empty nor a training run; choose another folder"):
         train(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -620,7 +620,7 @@ def test_muon_moves_a_matrix_by_its_own_rate_in_every_direction(tmp_path: Path):
     ("run", "more", "message"),
     [
         ({"precision": "fp16"}, {}, "with precision 'fp16'; use 'bf16' or 'no'"),
-        ({}, {"sharded": True}, "with FSDP, whose shards are no matrices"),
+        ({}, {"sharded": True}, "with FSDP, whose shards are not matrices"),
         ({}, {"groups": [ParameterGroup(names=frozenset({"weight"}))]}, "has no matrices for Muon; leave it out"),
     ],
 )

@@ -162,7 +162,7 @@ def test_losses_of_both_kinds_are_logged_as_of_the_whole_batch(tmp_path: Path, w
     names = {"loss/pooled", "loss/token", "loss/softmax", "loss/sigmoid", "scale", "norm"}
     mine, theirs = lines(tmp_path / "run")[0], lines(whole)[0]
     assert names <= mine.keys() and mine.keys() == theirs.keys()
-    for name in names - {"norm"}:  # which is no mean over samples
+    for name in names - {"norm"}:  # which is not a mean over samples
         assert mine[name] == pytest.approx(theirs[name], rel=1e-6), name
 
 

@@ -283,7 +283,7 @@ def test_a_failed_save_leaves_the_model_that_was_there(tmp_path):
 
 
 def test_a_folder_that_is_no_model_folder_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no model folder: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"is not a model folder: it has no config.json"):
         read_model_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(FileNotFoundError, match=r"it has no model.safetensors"):

@@ -289,7 +289,7 @@ def test_a_file_that_is_no_samples_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="wanted pictures"):
         list(read_samples(tmp_path / "f.npz"))
     (tmp_path / "x.npz").write_bytes(b"x" * 99)
-    with pytest.raises(ValueError, match=r"is no .npz with 'arr_0'"):
+    with pytest.raises(ValueError, match=r"is not an .npz with 'arr_0'"):
         list(read_samples(tmp_path / "x.npz"))
     with pytest.raises(ValueError, match=r"reads a file NAME.npz"):
         SampleWriter(tmp_path / "x.zip")

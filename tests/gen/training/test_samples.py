@@ -154,7 +154,7 @@ def test_a_held_out_class_is_the_number_that_it_has_in_training(world, tmp_path)
     (tmp_path / "held out/class 1").rename(tmp_path / "held out/class 7")
     encode_with([tmp_path / "held out"], tmp_path / "other", tokenizer="mean-colour", image_size=SIZE)
     settings = config(values(world, held_out={"store": str(tmp_path / "other")}))
-    with pytest.raises(ValueError, match="lies in the folder 'class 7', which is no class of the training"):
+    with pytest.raises(ValueError, match="lies in the folder 'class 7', which is not a class of the training"):
         held_out_prompts(settings, load_networks(settings), GeneratorSamples(settings).classes)
 
 

@@ -181,7 +181,7 @@ def test_a_byte_order_mark_is_read_over_and_another_encoding_refused_by_name(enc
     if read:
         assert read_questions(file)[0].truths == ("red",)
         return
-    with pytest.raises(ValueError, match=rf"{file.name} is no text in UTF-8"):
+    with pytest.raises(ValueError, match=rf"{file.name} is not UTF-8 text"):
         read_questions(file)
 
 

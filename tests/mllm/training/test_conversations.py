@@ -194,7 +194,7 @@ def test_a_byte_order_mark_is_no_part_of_a_conversation():
 
 def test_another_encoding_is_refused_by_the_name_of_the_file(tmp_path):
     (tmp_path / "conversations.json").write_text(json.dumps([LLAVA]), encoding="utf-16")
-    with pytest.raises(ValueError, match=r"conversations.json is no text in UTF-8 \(.*\); save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"conversations.json is not UTF-8 text \(.*\); save it as UTF-8"):
         list(read_conversations(tmp_path / "conversations.json"))
 
 

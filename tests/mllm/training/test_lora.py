@@ -86,13 +86,13 @@ def test_the_exported_model_has_the_logits_of_the_adapted_one(family, tied, targ
         (
             "llama",
             "v_prjo",
-            r"in lora\.targets 'v_prjo' is no layer of the language model; adapters go into down_",
+            r"in lora\.targets 'v_prjo' is not a layer of the language model; adapters go into down_",
         ),
         ("llama", "mlp", r"in lora\.targets 'mlp' is a LlamaMLP; adapters go into down_proj, embed_tokens, "),
         ("llama", "norm", r"in lora\.targets 'norm' is a LlamaRMSNorm; "),
         ("gpt2", "ln_f", r"in lora\.targets 'ln_f' is a LayerNorm; adapters go into c_attn, c_fc, c_proj, lm_head, "),
-        ("llama", "qkv", r"in lora\.targets 'qkv' is no layer of the language model; "),
-        ("llama", "vision.encoder", r"in lora\.targets 'vision\.encoder' is no layer of the language model; "),
+        ("llama", "qkv", r"in lora\.targets 'qkv' is not a layer of the language model; "),
+        ("llama", "vision.encoder", r"in lora\.targets 'vision\.encoder' is not a layer of the language model; "),
     ],
 )
 def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the_first_step(

@@ -236,7 +236,7 @@ class TokenizerSpec:
 
     @property
     def factor(self) -> int | None:
-        """Side in pixels of the square that one position covers; None if the weights decide, or ids are no square."""
+        """Side in pixels of the square of a position; None if the weights decide, or positions are not squares."""
         return self.image_size // self.grid[0] if self.grid and self.grid[0] == self.grid[1] else None
 
     def refuse_size(self, side: int | None) -> None:

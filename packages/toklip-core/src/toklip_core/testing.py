@@ -75,7 +75,7 @@ def tokenizer_checks() -> list[Check]:
         check_equal_pictures_have_equal_ids,
         check_the_rest_of_the_batch_keeps_ids,
         check_autocast_keeps_ids,
-        check_pixels_that_are_no_numbers_are_refused,
+        check_pixels_that_are_not_numbers_are_refused,
         check_codes_depend_on_their_ids_alone,
         check_ids_are_exact,
         check_embedding_takes_little_memory,
@@ -237,7 +237,7 @@ def check_autocast_keeps_ids(tokenizer: VQTokenizer) -> None:
     assert torch.equal(cast, codes), "the embedding gives other codes under bfloat16 autocast"
 
 
-def check_pixels_that_are_no_numbers_are_refused(tokenizer: VQTokenizer) -> None:
+def check_pixels_that_are_not_numbers_are_refused(tokenizer: VQTokenizer) -> None:
     """``encode`` refuses pixels that are NaN, infinite or integers, by a ValueError; ids of them mean nothing.
 
     ``toklip_core.pictures.refuse_pixels(pixels)`` at the start of ``encode`` does it.
@@ -246,7 +246,7 @@ def check_pixels_that_are_no_numbers_are_refused(tokenizer: VQTokenizer) -> None
     wrong = {f"pixels with {value} in them": pixels.clone() for value in ("nan", "inf", "-inf")}
     for what, copy_ in wrong.items():
         copy_[1, 2, -1, -1] = float(what.split()[2])
-    wrong["8-bit levels, which are no pixels in [-1, 1]"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    wrong["8-bit levels, which are not pixels in [-1, 1]"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
     for what, bad in wrong.items():
         try:
             tokenizer.encode(bad)

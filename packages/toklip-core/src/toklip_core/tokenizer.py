@@ -89,8 +89,8 @@ class TokenizerRecord(Config):
 class Tokenizer:
     """A loaded VQ tokenizer: its name, its weights and their checksum, and all that :class:`VQTokenizer` can do.
 
-    It is no ``nn.Module``: in a model's attribute it is no part of that model, so neither ``train()``, nor DDP, nor a
-    checkpoint touches it.
+    It is not an ``nn.Module``: in a model's attribute it is not part of that model, so neither ``train()``, nor DDP, nor
+    a checkpoint touches it.
 
     Args:
         name: name that a plugin registered.
@@ -98,7 +98,7 @@ class Tokenizer:
         weights: file, folder or tensors that it was built with; None: those of its name.
 
     Raises:
-        TypeError: the module is no ``torch.nn.Module``.
+        TypeError: the module is not a ``torch.nn.Module``.
 
     >>> tokenizer = load_tokenizer("vqgan-tiny")
     >>> tokenizer.codebook_sizes, tokenizer.codebook_dim, tokenizer.grid(64, 96)
@@ -261,8 +261,8 @@ def load_tokenizer(name: str, weights: Weights | str | None = None, *, image_siz
     Raises:
         LookupError: no plugin registered the name; the message has the nearest names.
         FileNotFoundError: the weights are missing, or cannot be downloaded.
-        ValueError: it does not take the size, the weights are no tensors by name, do not fit, or one of them is NaN or
-            infinite.
+        ValueError: it does not take the size, the weights are not tensors by name or do not fit, or one of them is NaN
+            or infinite.
 
     >>> load_tokenizer("vqgan-tiny").encode(torch.zeros(1, 3, 32, 64)).shape
     torch.Size([1, 4, 8, 4])

@@ -86,7 +86,7 @@ class Terminal:
         elif line == "/help":
             click.echo("\n".join(f"{name:<12} {does}" for name, does in COMMANDS.items()), err=self._known is not None)
         else:
-            raise ValueError(f"got {line[:40]!r}, which is no command; wanted {', '.join(COMMANDS)}, or a message")
+            raise ValueError(f"got {line[:40]!r}, which is not a command; wanted {', '.join(COMMANDS)}, or a message")
 
     def _answer(self, message: str) -> None:
         """Write the answer to a message; Ctrl-C ends the answer, and the conversation if nobody types."""
@@ -151,7 +151,7 @@ class Terminal:
 def typed_lines(*, interactive: bool) -> Iterable[str]:
     """Yield the lines of stdin without spaces around them, and none that is empty, until its end.
 
-    Bytes that are no UTF-8 are kept, because they may be those of a file's name.
+    Bytes that are not UTF-8 are kept, because they may be those of a file's name.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")

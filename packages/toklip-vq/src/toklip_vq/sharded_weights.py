@@ -59,7 +59,7 @@ def read_tokenizer_tensors(weights: Weights | str, prefixes: Iterable[str], mark
         named = {name: tensor for name, tensor in weights.items() if plain_name(name).startswith(prefix)}
         return TokenizerTensors(prefix, read_weights(named))
     if Path(weights).suffix == ".json":
-        raise ValueError(f"{str(weights)!r} is no file of weights; if it is an index of shards, name its folder")
+        raise ValueError(f"{str(weights)!r} is not a file of weights; if it is an index of shards, name its folder")
     file = _file_of(Path(weights))
     shards = _shards(file)
     names = shards or dict.fromkeys(_names(file), file)
@@ -89,7 +89,8 @@ def _shards(file: Path) -> dict[str, Path]:
         return {}
     listed = read_json_object(file).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
-        raise ValueError(f"{str(file)!r} is no index of shards: its weight_map is no table of files; fetch it again")
+        words = "is not an index of shards: its weight_map is not a table of files; fetch it again"
+        raise ValueError(f"{str(file)!r} {words}")
     shards: dict[str, str] = listed
     outside = next((shard for shard in shards.values() if not is_file_name(shard)), None)
     if outside is not None:

@@ -278,7 +278,7 @@ def load_vqgan(folder: Path | str, tensors: Mapping[str, Tensor] | None = None) 
         tensors: weights to use instead of the folder's, by the same names.
 
     Raises:
-        FileNotFoundError: the folder is no model folder.
+        FileNotFoundError: the folder is not a model folder.
         ValueError: the config or the weights do not fit.
     """
     from toklip_core.config import validated

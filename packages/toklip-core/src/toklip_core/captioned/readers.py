@@ -226,7 +226,7 @@ class PictureDataset:
         return rows
 
     def _captioned_rows(self, captions: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the rows with a caption, log how many captions are missing, and refuse values that are no captions."""
+        """Return the rows with a caption, log how many have none, and refuse values that are not captions."""
         kind = captions.type.value_type if is_list(captions.type) else captions.type
         if not (is_text(captions.type) or pa.types.is_null(kind)):
             raise ValueError(

@@ -120,7 +120,7 @@ class ErrorsAsLines(PluginGroup):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command."""
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            # A file's name may have bytes that are no text. They must not cost the result of a long evaluation.
+            # A file's name may have bytes that are not text. They must not cost the result of a long evaluation.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             with _interruption():

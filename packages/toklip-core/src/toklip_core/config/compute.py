@@ -93,7 +93,7 @@ def default_workers() -> int:
 
 
 def progress_bar(total: int | None, *, shown: bool, unit: str = "pictures") -> tqdm[NoReturn]:
-    """Return a progress bar on stderr; if stderr is no terminal, it prints a line every half minute."""
+    """Return a progress bar on stderr; if stderr is not a terminal, it prints a line every half minute."""
     from tqdm import tqdm
 
     # smoothing=0 is the mean speed: batches of several processes come in bursts.

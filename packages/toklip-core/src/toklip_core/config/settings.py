@@ -367,7 +367,7 @@ def _children(node: dict[str, Any], key: int | str) -> Iterable[dict[str, Any]]:
     elif key in node.get("properties", {}):
         yield node["properties"][key]
     else:
-        # The tag of a union: pydantic adds it to the location, but it is no property in the schema.
+        # The tag of a union: pydantic adds it to the location, but it is not a property in the schema.
         mapping = node.get("discriminator", {}).get("mapping", {})
         if key in mapping:
             yield {"$ref": mapping[key]}

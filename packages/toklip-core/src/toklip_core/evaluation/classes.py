@@ -83,7 +83,7 @@ def class_folders(
         return labelled_scenes(scenes)
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; wanted one with a folder of pictures for each class")
+        raise FileNotFoundError(f"{folder} is not a folder; wanted one with a folder of pictures for each class")
     by_name = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     found = [by_name[name] for name in sort_classes(by_name)]
     if not found:
@@ -128,8 +128,8 @@ def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
     """Return the folder of the class of each picture of a store, by the rule of :func:`class_folders`.
 
     What all keys have in common is FOLDER, and the folder below it is the class, however deep in it the picture lies.
-    If all pictures lie in one folder, that is the class. A tar is no folder: its pictures lie where it does, or in the
-    folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two classes.
+    If all pictures lie in one folder, that is the class. A tar is not a folder: its pictures lie where it does, or in
+    the folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two classes.
 
     Args:
         keys: keys of pictures, posix paths.

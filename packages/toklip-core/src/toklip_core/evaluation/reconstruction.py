@@ -74,7 +74,7 @@ class ReconstructionReport:
     left_out: dict[str, str]
     #: Protocol of the measurement.
     protocol: dict[str, str | int]
-    #: Inputs that are no readable pictures, with the reason; no figure includes them.
+    #: Inputs that are not readable pictures, with the reason; no figure includes them.
     unreadable: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

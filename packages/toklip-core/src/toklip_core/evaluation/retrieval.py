@@ -188,7 +188,7 @@ def table_pairs(
 
     Raises:
         FileNotFoundError: the file or its pictures are not there.
-        ValueError: it is no such table, or has no such key.
+        ValueError: it is not such a table, or has no such key.
     """
     table = PictureTable(CaptionedTable(kind="table", table=file, root=root, image=image, caption=captions))
     return [LazyPair(_picture(Path(table.place(i)), max_pixels), table.captions(i)) for i in range(len(table))]
@@ -201,7 +201,7 @@ def karpathy_pairs(
 
     Raises:
         FileNotFoundError: the file is not there, or the pictures are not below ``root``.
-        ValueError: it is no such file, or has no such split.
+        ValueError: it is not such a file, or has no such split.
     """
     text = read_text(file)
     try:
@@ -216,7 +216,7 @@ def karpathy_pairs(
                 texts.setdefault(root / row.get("filepath", "") / row["filename"], []).extend(captions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} is no file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
+            f"{file} is not a file of Karpathy's splits ({type(error).__name__}: {error}); wanted images, each with "
             "filename, split and sentences"
         ) from error
     found = [LazyPair(_picture(path, max_pixels), captions) for path, captions in texts.items()]

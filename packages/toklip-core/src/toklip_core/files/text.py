@@ -56,7 +56,7 @@ def open_text(path: Path | str, *, newline: str | None = None) -> Iterator[IO[st
             yield file
         except UnicodeDecodeError as error:
             found = f"byte {error.object[error.start]:#04x}, {error.reason}"
-            raise ValueError(f"{path} is no text in UTF-8 ({found}); save it as UTF-8") from error
+            raise ValueError(f"{path} is not UTF-8 text ({found}); save it as UTF-8") from error
 
 
 def read_text(path: Path | str) -> str:

@@ -142,8 +142,8 @@ def load_clip(source: str | Path) -> CLIP:
     folder = CLIP_TINY if str(source) == CLIP_TINY.name else Path(source)
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
-            f"{str(source)!r} is no model folder: it has no {CONFIG_FILE}; take {CLIP_TINY.name}, train one (`toklip "
-            "train teacher`), or name one of open_clip's (open_clip:NAME/TAG)"
+            f"{str(source)!r} is not a model folder: it has no {CONFIG_FILE}; take {CLIP_TINY.name}, train one "
+            "(`toklip train teacher`), or name one of open_clip's (open_clip:NAME/TAG)"
         )
     values, tensors = read_model_folder(folder)
     if values.get("kind") == "toklip":

@@ -118,7 +118,7 @@ def read_official(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Tensor
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is damaged, contains code, or is no TokLIP.
+        ValueError: the file is damaged, contains code, or is not a TokLIP.
     """
     tensors = state_dict_in(read_tensors(path), ("state_dict",), source=path)
     if "visual.trunk.pos_embed" not in tensors:

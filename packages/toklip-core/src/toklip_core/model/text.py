@@ -266,7 +266,7 @@ class TextTower(nn.Module):
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return tokens (T, n, width) of texts, after the last norm and before pooling, and a mask (T, n), bool.
 
-        The mask is True up to the last id that is no padding. n is L, or less if all texts are short and the tower
+        The mask is True up to the last id that is not padding. n is L, or less if all texts are short and the tower
         does not see padding. Texts that are too long are cut without a line in the log; see
         :meth:`TextTokenizer.cut_texts`. No gradient.
         """
@@ -306,7 +306,7 @@ class TextTower(nn.Module):
         return self._cut(ids.to(self.network.positional_embedding.device))
 
     def _filled(self, ids: Tensor) -> Tensor:
-        """Return a mask that is True up to the last id that is no padding."""
+        """Return a mask that is True up to the last id that is not padding."""
         filled = (ids != self.config.pad_id).long()
         return filled.flip(1).cummax(1).values.flip(1).bool()
 

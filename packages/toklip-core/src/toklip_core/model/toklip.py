@@ -170,7 +170,7 @@ class TokLIP(nn.Module):
         """Return the encoding of pictures, which are files or Pillow pictures of any mode.
 
         Raises:
-            PictureError: a file is no readable picture.
+            PictureError: a file is not a readable picture.
             ValueError: there is no picture, or ``pictures`` is a single one instead of a list.
         """
         if isinstance(pictures, str | Path | Image.Image) or not len(pictures):

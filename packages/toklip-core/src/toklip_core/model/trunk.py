@@ -343,9 +343,9 @@ def _refuse_other_parts(config: TrunkConfig, patch: int, size: int, tensors: Map
         like = {name: tensor for name, tensor in like.items() if not name.startswith("patch_embed.")}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wrong := [name for name in sorted({*like} | {*shapes}) if name not in like or name not in shapes]:
-        raise ValueError(f"the tower is no plain vision transformer: {', '.join(wrong[:5])} have no place in one")
+        raise ValueError(f"the tower is not a plain vision transformer: {', '.join(wrong[:5])} have no place in one")
     if wrong := [name for name in sorted(like) if tuple(like[name].shape) != shapes[name]]:
-        raise ValueError(f"the tower is no plain vision transformer: {', '.join(wrong[:5])} are of another shape")
+        raise ValueError(f"the tower is not a plain vision transformer: {', '.join(wrong[:5])} are of another shape")
 
 
 def _ratio(hidden: int, width: int) -> float:

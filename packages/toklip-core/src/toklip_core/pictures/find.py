@@ -291,7 +291,7 @@ def _refuse_no_file(path: Path) -> NoReturn:
 
 
 def printable(name: str) -> str:
-    """Return a name whose bytes that are no UTF-8 are written as escapes."""
+    """Return a name whose bytes that are not UTF-8 are written as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

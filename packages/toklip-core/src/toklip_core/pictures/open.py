@@ -36,8 +36,8 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         max_pixels: width times height above which the picture is refused before it is decoded.
 
     Raises:
-        PictureError: the file is missing, is no picture, is cut short or too large, or its values have no known white;
-            there are no such scenes, or several.
+        PictureError: the file is missing, is not a picture, is cut short or too large, or its values have no known
+            white; there are no such scenes, or several.
 
     >>> open_picture("docs/examples/photographs/cat.jpg").mode
     'RGB'

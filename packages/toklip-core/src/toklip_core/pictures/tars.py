@@ -208,7 +208,7 @@ def _problem(info: tarfile.TarInfo) -> str:
     if posixpath.isabs(name) or "\\" in name or ".." in name.split("/"):
         return f"the name {name!r} climbs out of the tar"
     if not info.isreg() or info.issparse():
-        return f"the member {name!r} is no plain file"
+        return f"the member {name!r} is not a plain file"
     if info.size > _LARGEST_MEMBER:
         return f"{info.size} bytes are more than the limit of {_LARGEST_MEMBER}"
     return ""

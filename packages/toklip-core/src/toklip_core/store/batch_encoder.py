@@ -59,7 +59,7 @@ class BatchEncoder:
             nothing but its key. A data frame for a data frame, otherwise a table of pyarrow.
 
         Raises:
-            ValueError: a column is missing, a cell is no text or no bytes, the models do not fit the settings, or a
+            ValueError: a column is missing, a cell is not text or not bytes, the models do not fit the settings, or a
                 row cannot be computed.
             FileNotFoundError: weights are missing; the first call loads them.
             LookupError: no tokenizer or model has the name.

@@ -33,7 +33,7 @@ from toklip_core.store.format import (
 
 _LONGEST_REASON = 120
 _LONGEST_KEY = 60
-_ABSENT = "is no part of a token store: its metadata has no"
+_ABSENT = "is not part of a token store: its metadata has no"
 
 
 class PartContents(NamedTuple):
@@ -48,7 +48,7 @@ def part_contents(path: Path) -> PartContents:
     """Return the contents of a part from its metadata.
 
     Raises:
-        ValueError: the file is damaged, is no part of a token store, or was written by another version.
+        ValueError: the file is damaged, is not part of a token store, or was written by another version.
         OSError: it cannot be read.
     """
     with _opened(path) as file:

@@ -80,8 +80,8 @@ class TokenStore:
 
     Raises:
         FileNotFoundError: there is no store at the path.
-        ValueError: a part is damaged, is no part of a token store, has another format, or belongs to another tokenizer.
-            Reading damaged rows raises it, too.
+        ValueError: a part is damaged, is not part of a token store, has another format, or belongs to another
+            tokenizer. Reading damaged rows raises it, too.
 
     >>> from tempfile import mkdtemp
     >>> from toklip_core.store import EncodeSettings, encode_pictures

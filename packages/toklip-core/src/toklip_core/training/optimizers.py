@@ -116,7 +116,7 @@ def _muon(groups: list[dict[str, Any]], run: RunConfig, sharded: bool) -> torch.
     if not hasattr(torch.optim, "Muon"):
         raise LookupError("muon_learning_rate needs torch 2.9 or newer: pip install --upgrade torch")
     if sharded:
-        raise ValueError("got muon_learning_rate with FSDP, whose shards are no matrices; set it to 0 for AdamW")
+        raise ValueError("got muon_learning_rate with FSDP, whose shards are not matrices; set it to 0 for AdamW")
     if run.precision == "fp16":  # accelerate's scaler would unscale the gradients of the second optimizer twice
         raise ValueError("got muon_learning_rate with precision 'fp16'; use 'bf16' or 'no'")
     return torch.optim.Muon(groups, adjust_lr_fn="original")  # Keller Jordan's scale: sqrt(max(1, rows / columns))

@@ -259,7 +259,7 @@ class RunFolder:
             not self.path.is_dir()
             or not all(entry.name.startswith((".run.json.", _LOCK)) for entry in self.path.iterdir())
         ):
-            raise ValueError(f"{self.path} is no training run and not empty; choose another folder")
+            raise ValueError(f"{self.path} is neither empty nor a training run; choose another folder")
 
     def _take(self, held: ExitStack) -> None:
         """Lock the folder until ``held`` ends, or the process."""

@@ -81,7 +81,7 @@ class Task(ABC):
 
     #: (size, seed, epoch) -> permutation of the samples.
     order: Callable[[int, int, int], Tensor] = staticmethod(shuffled)
-    #: Function from samples to a batch, for workers. It is no method, because the model would be sent there too.
+    #: Function from samples to a batch, for workers. It is not a method, because the model would be sent there too.
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def prepare(self, batch: Any) -> Any:  # noqa: ANN401 - whatever the collate made

@@ -153,7 +153,7 @@ def state_dict_in(content: Mapping[str, Any], layouts: Iterable[str], *, source:
     FSDP and ``torch.compile`` add to names are removed, see :func:`plain_name`.
 
     Raises:
-        ValueError: the value is no table of tensors, or two names become equal.
+        ValueError: the value is not a table of tensors, or two names become equal.
     """
     there = [content[layout] for layout in layouts if layout in content]
     full = [tensors for tensors in there if tensors is not None and not (isinstance(tensors, Mapping) and not tensors)]
@@ -338,7 +338,7 @@ def hub_folder(repository: str, patterns: Sequence[str], complete: Callable[[Pat
         ) from error
     if not complete(fetched):  # without a network, huggingface_hub returns an incomplete cache
         raise FileNotFoundError(
-            f"the hub's repository {repository!r} is no whole model folder, or not all of it is in the cache "
+            f"the hub's repository {repository!r} is not a whole model folder, or not all of it is in the cache "
             f"({str(fetched)!r}) and there is no network"
         )
     return fetched
@@ -442,7 +442,7 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise FileNotFoundError(f"{str(folder)!r} is no model folder: it has no {file.name}")
+            raise FileNotFoundError(f"{str(folder)!r} is not a model folder: it has no {file.name}")
     return read_config(config_file), read_weights(weights_file)
 
 

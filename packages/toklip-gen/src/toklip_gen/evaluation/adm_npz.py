@@ -21,7 +21,7 @@ from toklip_core.files import one_line, refuse_special, replacing
 #: Name of the array in the file.
 ARRAY = "arr_0"
 
-#: Errors of zipfile, zlib and numpy for a file that is cut short or is no .npz.
+#: Errors of zipfile, zlib and numpy for a file that is cut short or is not an .npz.
 TORN_ARCHIVE = (
     OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, MemoryError,
     struct.error, zlib.error, zipfile.BadZipFile,
@@ -85,7 +85,7 @@ def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
     """Yield the pictures (H, W, 3), uint8, of an .npz, with one in memory at a time.
 
     Raises:
-        ValueError: the file is no .npz, or its array has no 8-bit pictures.
+        ValueError: the file is not an .npz, or its array has no 8-bit pictures.
     """
     refuse_special(path)
     try:
@@ -105,7 +105,7 @@ def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
         if str(path) in str(error):
             raise
         words = one_line(error, longest=120) or type(error).__name__
-        raise ValueError(f"{path} is no .npz with {ARRAY!r} ({words}), as ADM's evaluator reads it") from error
+        raise ValueError(f"{path} is not an .npz with {ARRAY!r} ({words}), as ADM's evaluator reads it") from error
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

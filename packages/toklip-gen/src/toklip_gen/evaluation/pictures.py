@@ -390,7 +390,7 @@ def _batches(pictures: Iterable[PictureWithCaption], size: int) -> Iterator[list
 
 
 def _all_square(pictures: Iterable[PictureWithCaption], unreadable: Sequence[str]) -> Iterator[PictureWithCaption]:
-    """Yield pictures; ValueError as soon as one is no square or cannot be read, since a pass over all takes hours."""
+    """Yield pictures; ValueError as soon as one is not square or cannot be read, since a pass over all takes hours."""
     for picture in pictures:
         _refuse_unreadable(unreadable)
         height, width = picture.levels.shape[1:]

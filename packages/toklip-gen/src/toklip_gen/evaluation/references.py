@@ -196,7 +196,7 @@ def _arrays(path: Path) -> dict[str, Any]:
             return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
     except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # a single array, or a list
         words = one_line(error, longest=120) or type(error).__name__
-        raise ValueError(f"{path} is no .npz of arrays, or cut short: {words}") from error
+        raise ValueError(f"{path} is not an .npz of arrays, or is cut short: {words}") from error
 
 
 def _numbers(path: Path, arrays: dict[str, Any], key: str, dimensions: int) -> Tensor:

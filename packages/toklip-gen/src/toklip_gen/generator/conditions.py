@@ -67,7 +67,7 @@ class Classes:
         """Return the condition of classes, given by number or by name.
 
         Raises:
-            ValueError: one is no class of the generator.
+            ValueError: one is not a class of the generator.
         """
         if isinstance(prompts, str):  # it would be read letter by letter
             raise ValueError(f"got one class, {prompts[:50]!r}; wanted a list of classes")
@@ -126,7 +126,7 @@ class Texts:
         No gradient.
 
         Raises:
-            ValueError: one is no text.
+            ValueError: one is not text.
         """
         texts = as_texts(prompts)
         features, mask = self._encoder(texts)
@@ -193,7 +193,7 @@ def as_texts(prompts: Sequence[int | str]) -> list[str]:
     """Return prompts as texts without lone surrogates.
 
     Raises:
-        ValueError: a prompt is no text.
+        ValueError: a prompt is not text.
     """
     if isinstance(prompts, str):  # it would be read letter by letter
         raise ValueError(f"got one text, {prompts[:50]!r}; wanted a list of texts")

@@ -208,7 +208,7 @@ class Generator(nn.Module):
         Row r of the cache belongs to picture r mod B; each picture's input is embedded only once.
 
         Raises:
-            ValueError: the cache is full, or its rows are no multiple of B.
+            ValueError: the cache is full, or the number of its rows is not a multiple of B.
         """
         rows, capacity, count = len(cache.keys[0]), cache.capacity, inputs.shape[1]
         if rows % len(inputs) or cache.length + count > capacity:

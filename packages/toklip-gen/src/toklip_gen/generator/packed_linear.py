@@ -27,7 +27,7 @@ _ROWS = 4
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed weight, which is no parameter, for inputs of few rows."""
+    """A linear layer with a packed weight, which is not a parameter, for inputs of few rows."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -142,8 +142,8 @@ class PictureGenerator:
         """Check prompts before anything is drawn; doubtful ones are named in the log.
 
         Raises:
-            ValueError: a prompt is no class of the generator, no text, a text that it would cut, or one of which it
-                reads nothing.
+            ValueError: a prompt is not a class of the generator, is not text, is a text that it would cut, or one of
+                which it reads nothing.
         """
         if isinstance(self.conditions, Classes):
             self.conditions(prompts)

@@ -226,7 +226,7 @@ def classes_of(keys: Sequence[str], classes: Mapping[str, int], what: str) -> li
     for key, name, parent in zip(keys, found, parents, strict=True):
         if name not in classes:
             raise ValueError(
-                f"{key!r} lies in the folder {parent!r}, which is no class of the training ({len(classes)}, such as "
+                f"{key!r} lies in the folder {parent!r}, which is not a class of the training ({len(classes)}, such as "
                 f"{', '.join(list(classes)[:3])}): name held-out pictures' folders as there"
             )
     return [classes[name] for name in found]

@@ -249,7 +249,7 @@ def load(
     """
     place = FOLDERS.get(str(name), name)
     if Path(place).is_dir() and not Path(place, "config.json").is_file():
-        raise FileNotFoundError(f"{str(place)!r} is no model folder: it has no config.json")
+        raise FileNotFoundError(f"{str(place)!r} is not a model folder: it has no config.json")
     if not Path(place).exists() and "/" not in str(place):
         raise FileNotFoundError(
             f"there is no model {str(name)!r}, and no folder of that name; name {' or '.join(FOLDERS)}, a folder, or "
@@ -292,7 +292,7 @@ def _named(model: str | Path) -> Iterator[None]:
         if Path(model).exists():
             raise
         raise FileNotFoundError(
-            f"{str(model)!r} is no folder, is not in the hub's cache, and cannot be downloaded "
+            f"{str(model)!r} is not a folder, is not in the hub's cache and cannot be downloaded "
             f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
         ) from error
     except Exception as error:  # transformers raises too many kinds of errors to list

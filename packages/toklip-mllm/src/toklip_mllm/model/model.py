@@ -826,7 +826,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: TokLIPForConditionalGeneration) -> None:
         super().__init__()
-        self._of = (model,)  # in a tuple, so that it is no submodule
+        self._of = (model,)  # in a tuple, so that it is not a submodule
 
     def forward(
         self,

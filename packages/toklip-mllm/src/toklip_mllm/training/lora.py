@@ -85,7 +85,7 @@ def _adapted(language_model: nn.Module, names: tuple[str, ...]) -> list[str]:
         mine = linear if wanted == ALL_LINEAR else [n for n in layers if n == wanted or n.endswith(f".{wanted}")]
         others = {type(layers[name]).__name__ for name in mine if not _is_merged_exactly(layers[name])}
         if not mine or others:
-            reason = f"is a {', '.join(sorted(others))}" if others else "is no layer of the language model"
+            reason = f"is a {', '.join(sorted(others))}" if others else "is not a layer of the language model"
             raise ValueError(
                 f"in lora.targets {wanted!r} {reason}; adapters go into {', '.join(known)}, or {ALL_LINEAR!r}"
             )
