@@ -202,7 +202,7 @@ def official_open_magvit2(
     config = OPEN_MAGVIT2_CONFIGS["256"]
     sizes = {
         "ch": config.channels, "out_ch": 3, "ch_mult": config.channel_multipliers, "in_channels": 3, "resolution": 128,
-        "num_res_blocks": config.blocks_per_level, "z_channels": config.bits, "double_z": False,
+        "num_res_blocks": config.blocks_per_resolution, "z_channels": config.bits, "double_z": False,
     }  # fmt: skip
     state = {open_magvit2_name(name, 5): tensor for name, tensor in tokenizer.autoencoder.state_dict().items()}
     towers: dict[str, nn.Module] = {}

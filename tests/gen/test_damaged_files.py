@@ -13,7 +13,7 @@ from tests.support.small_generators import small_config, small_generator
 
 EXTRACTOR = Extractor("small", "sha256 1", "as they are", lambda levels: Activations(levels.float().mean((2, 3)), None))
 INFO = ReferenceInfo(
-    purpose="generation", extractor="small", weights="sha256 1", image_size=8, pictures=9, source="here"
+    extractor="small", weights="sha256 1", image_size=8, pictures=9, source="here"
 )
 
 

@@ -66,7 +66,7 @@ TRAININGS = {
             "image_size": SIZE,
             "model": {
                 "codebook_size": 32, "codebook_dim": 4, "channels": 8, "channel_multipliers": [1, 2],
-                "blocks_per_level": 1, "z_channels": 8, "norm_groups": 4,
+                "blocks_per_resolution": 1, "z_channels": 8, "norm_groups": 4,
             },
             "data": [SCENES],
             "held_out": {"scenes": 4},
@@ -103,7 +103,7 @@ TRAININGS = {
         TokLIP.from_pretrained,
         ENCODER | {
             "data": [SCENES],
-            "smallest_crop": 0.9,
+            "smallest_crop_area": 0.9,
             "grad_checkpointing": True,
             "losses": {"pooled_weight": 10.0, "token_weight": 1.0, "contrast": "sigmoid"},
         },

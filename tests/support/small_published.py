@@ -27,7 +27,7 @@ VILA_U = VilaUConfig(
     siglip=SiglipSizes(width=64, layers=4, heads=4, hidden=112, image_size=64, patch_size=16),
     codebook_size=2048,
     channels=32,
-    blocks_per_level=2,
+    blocks_per_resolution=2,
     z_channels=32,
     decoder_side=4,
 )
@@ -38,7 +38,7 @@ VILA_U_RESIZED = VilaUConfig(
     levels=3,
     codebook_size=40,
     channels=32,
-    blocks_per_level=1,
+    blocks_per_resolution=1,
     z_channels=16,
     decoder_side=2,
 )

@@ -14,8 +14,8 @@ from toklip_vq import autoencoder
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 TINY = VQGANConfig(
-    codebook_size=64, codebook_dim=8, channels=16, channel_multipliers=(1, 2, 2, 4), blocks_per_level=2, z_channels=32,
-    norm_groups=8,
+    codebook_size=64, codebook_dim=8, channels=16, channel_multipliers=(1, 2, 2, 4), blocks_per_resolution=2,
+    z_channels=32, norm_groups=8,
 )  # fmt: skip
 #: As many pictures of 40 x 24 pixels as take more than 32 MiB at the first level, where the towers work in stripes.
 LARGE = 560

@@ -143,7 +143,7 @@ KINDS = ["scenes", "pictures", "table", "dataset", "store", "mixture"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_is_a_function_of_epoch_and_index_alone(every, kind):
-    crop = {} if kind == "store" else {"smallest_crop": 0.5}
+    crop = {} if kind == "store" else {"smallest_crop_area": 0.5}
     first = samples(*every[kind], **crop)
     expected = {(epoch, i): first[epoch, i] for epoch in range(2) for i in range(len(first))}
     again = pickle.loads(pickle.dumps(samples(*every[kind], **crop)))
@@ -345,8 +345,8 @@ def test_a_store_that_does_not_fit_is_refused(tmp_path):
     path = stored(tmp_path / "a")
     with pytest.raises(ValueError, match=r"has ids of 32 px \(resize 'crop'\), but the model takes 64 px \('squash'\)"):
         samples({"kind": "store", "store": path}, size=64, resize="squash")
-    with pytest.raises(ValueError, match=r"got smallest_crop 0.9, but the pictures of .* were encoded whole"):
-        samples({"kind": "store", "store": path}, smallest_crop=0.9)
+    with pytest.raises(ValueError, match=r"got smallest_crop_area 0.9, but the pictures of .* were encoded whole"):
+        samples({"kind": "store", "store": path}, smallest_crop_area=0.9)
     other = stored(tmp_path / "b", teacher=TEACHER)
     with pytest.raises(ValueError, match=r"does not fit the store .*a: it has .*teacher.model 'teacher' \(the "):
         samples({"kind": "store", "store": path}, {"kind": "store", "store": other})
@@ -414,7 +414,7 @@ def test_what_no_draw_fits_is_cut_as_torchvision_cuts_it(size):
 
 def test_a_crop_has_torchvisions_pixels(table, folder, monkeypatch):
     monkeypatch.setattr(captions, "random_crop", lambda *_: (5, 3, 40, 37))
-    cropped = samples({"kind": "table", "table": table}, smallest_crop=0.5)[0, 0]["pixels"]
+    cropped = samples({"kind": "table", "table": table}, smallest_crop_area=0.5)[0, 0]["pixels"]
     image = open_picture(folder / "0.png")
     theirs = functional.resized_crop(image, 3, 5, 34, 35, [32, 32], InterpolationMode.BICUBIC)
     assert np.array_equal(cropped.permute(1, 2, 0), theirs)

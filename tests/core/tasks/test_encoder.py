@@ -66,8 +66,11 @@ def stopped_after(steps: int, settings: EncoderTrainConfig, out: Path) -> FitRep
 @pytest.mark.parametrize(
     ("source", "changes"),
     [
-        (pictures, {"smallest_crop": 0.9, "run": {"workers": 1, "accumulate": 2}, "losses": {"token_weight": 0.1}}),
-        (shards, {"smallest_crop": 0.9, "run": {"workers": 1, "ema_decay": 0.9}}),
+        (
+            pictures,
+            {"smallest_crop_area": 0.9, "run": {"workers": 1, "accumulate": 2}, "losses": {"token_weight": 0.1}},
+        ),
+        (shards, {"smallest_crop_area": 0.9, "run": {"workers": 1, "ema_decay": 0.9}}),
         (stored, {"losses": {"contrast": "sigmoid"}, "run": {"schedule": "cosine", "precision": "bf16"}}),
         pytest.param(stored, {"run": {"muon_learning_rate": 0.02}}, marks=NEEDS_MUON),
     ],

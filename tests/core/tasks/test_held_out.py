@@ -127,7 +127,7 @@ def test_recipes_of_the_published_models_have_the_published_settings(name: str, 
     assert run.steps * run.batch_size == pytest.approx(32 * 10_968_539, rel=1e-5), "32 epochs of CC12M"
     assert (losses.contrast, losses.contrast_weight) == ("softmax", 1)
     assert (losses.pooled_weight, losses.token_weight) == (1000, 0)
-    assert (settings.image_size, settings.smallest_crop) == (size, 0.9)
+    assert (settings.image_size, settings.smallest_crop_area) == (size, 0.9)
     assert settings.projector_learning_rate_factor == 1
     assert settings.teacher == f"open_clip:ViT-SO400M-16-SigLIP2-{size}/webli"
     assert spec is not None and (settings.tokenizer, settings.resize) == (spec.tokenizer.name, spec.resize)

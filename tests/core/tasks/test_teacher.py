@@ -157,7 +157,7 @@ def test_a_token_store_is_refused(tmp_path: Path, toy: Path):
         ({"text": {"heads": 3}}, r"text: width \(16\) must be a multiple of heads \(3\)"),
         ({"vision": {"trunk": {"width": 32, "depth": 1, "heads": 5}}}, r"width \(32\) must be a multiple of heads"),
         ({"run": {"batch_size": 1}}, r"with run.batch_size 1 there is no other pair .* softmax is always 0; take 2 or"),
-        ({"smallest_corp": 0.9}, r"smallest_corp is not a setting; did you mean 'smallest_crop'\?"),
+        ({"smallest_corp": 0.9}, r"smallest_corp is not a setting; did you mean 'smallest_crop_area'\?"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(changes: dict[str, Any], message: str):

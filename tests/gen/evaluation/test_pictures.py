@@ -113,7 +113,6 @@ def test_the_batch_size_changes_no_figure():
 
 def info(**changes):
     settings = {
-        "purpose": "generation",
         "extractor": EYE.name,
         "weights": EYE.weights,
         "image_size": 16,
@@ -134,22 +133,15 @@ def test_a_reference_is_what_was_written(tmp_path):
     assert report.frechet > 0 and report.protocol["reference"] == reference.described
 
 
-def test_a_reference_of_reconstructions_is_refused(tmp_path):
-    write_reference(tmp_path / "val.npz", features(20, 3), info(purpose="reconstruction"))
-    with pytest.raises(ValueError, match="is a reference of reconstruction, and this measures generation"):
-        load_reference(tmp_path / "val.npz", EYE)
-    assert load_reference(tmp_path / "val.npz", EYE, purpose="reconstruction").info.purpose == "reconstruction"
-
-
 def test_a_reference_by_other_features_is_refused(tmp_path):
     write_reference(tmp_path / "x.npz", features(20, 3), info(weights="sha256 0"))
     with pytest.raises(ValueError, match=r"has features of 'eye' \(sha256 0\), and the pictures are seen by 'eye'"):
         load_reference(tmp_path / "x.npz", EYE)
 
 
-def test_a_file_that_does_not_say_what_it_is_for_is_refused(tmp_path):
+def test_a_file_that_does_not_say_what_it_is_made_of_is_refused(tmp_path):
     np.savez(tmp_path / "val.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8), mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"does not say what it is a reference of and for; name a published one \(adm"):
+    with pytest.raises(ValueError, match=r"does not say what it is a reference of; name a published one \(adm"):
         load_reference(tmp_path / "val.npz", EYE)
 
 
@@ -172,7 +164,7 @@ def test_a_named_reference_is_looked_for_in_the_cache_and_its_features_are_those
     np.savez(hub / "VIRTUAL_imagenet256_labeled.npz", arr_0=real, mu=means, sigma=sigma, mu_s=means)
     eye = Extractor("inception", "x", "", see)
     reference = load_reference("adm-imagenet-256", eye)
-    assert (reference.info.purpose, reference.info.image_size) == ("generation", 256)
+    assert reference.info.image_size == 256
     assert reference.moments.mean.tolist() == means.tolist()
     expected = see(torch.from_numpy(real).movedim(-1, 1)).features
     torch.testing.assert_close(reference.features, expected)
@@ -322,15 +314,6 @@ def test_the_command_measures_pictures_against_a_reference_that_it_wrote(tmp_pat
     assert "Fréchet distance" in text and "Protocol" in text and "sha256" in text
 
 
-def test_the_command_refuses_a_reference_of_reconstructions(tmp_path, teacher):
-    write_scenes(Scenes(8, size=SIZE), tmp_path / "real")
-    purpose = ["--purpose", "reconstruction"]
-    run(tmp_path / "real", "--write-reference", tmp_path / "r.npz", "--features", teacher, *purpose)
-    result = run(tmp_path / "real", "--reference", tmp_path / "r.npz", "--features", teacher)
-    assert result.exit_code == 1
-    last_error(result.stderr, "rebuilds", "r.npz")
-
-
 def test_pictures_that_cannot_be_read_are_named(tmp_path, teacher):
     write_scenes(Scenes(3, size=SIZE), tmp_path / "drawn")
     (tmp_path / "drawn/broken.png").write_bytes(b"no picture")
@@ -371,10 +354,10 @@ def test_the_command_wants_pictures_or_a_generator(arguments):
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0, "--purpose": "generation"}),
+        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0}),
         (["x.png"], {"--temperature": 1, "--top-k": 0, "--top-p": 1, "--toklip": "t", "--dtype": "bfloat16"}),
         (["x.png", "--write-reference", "r.npz"], {"--reference": "r", "--clip": "c", "--npz": "n.npz"}),
-        (["--generator", "g", "--per-class", 1], {"--clip": "c", "--purpose": "generation"}),
+        (["--generator", "g", "--per-class", 1], {"--clip": "c"}),
         (["--generator", "g", "--per-class", 1], {"--write-reference": "r.npz"}),
         ([SCENES, "--generator", "g"], {"--reference": "r", "--npz": "n.npz", "--size": 8}),
         ([SCENES, "--generator", "g"], {"--write-reference": "r.npz"}),

@@ -63,7 +63,7 @@ def test_it_gives_the_numbers_of_the_official_code(tmp_path, averaged):
 @pytest.mark.parametrize("sizes", OPEN_MAGVIT2_CONFIGS)
 def test_contract(sizes):
     torch.manual_seed(0)
-    small = OPEN_MAGVIT2_CONFIGS[sizes]._replace(channels=32, blocks_per_level=1)
+    small = OPEN_MAGVIT2_CONFIGS[sizes]._replace(channels=32, blocks_per_resolution=1)
     tokenizer = OpenMAGVIT2(small).tokenizer()
     for check in tokenizer_checks():
         check(tokenizer)

@@ -49,7 +49,7 @@ codebook_size = 32
 codebook_dim = 4
 channels = 8
 channel_multipliers = [1, 2]
-blocks_per_level = 1
+blocks_per_resolution = 1
 z_channels = 8
 norm_groups = 4
 attention = false
@@ -431,13 +431,13 @@ def test_a_folder_is_cropped_and_its_broken_pictures_are_left_out(tmp_path: Path
     gradient = np.linspace(0, 255, 60, dtype=np.uint8)[None, :, None].repeat(40, 0).repeat(3, 2)
     Image.fromarray(gradient).save(tmp_path / "wide.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    whole = FolderSource(kind="folder", folder=tmp_path, smallest_crop=1.0, flip=False)
+    whole = FolderSource(kind="folder", folder=tmp_path, smallest_crop_side=1.0, flip=False)
     crops = [open_sources([whole], size=20, seed=0)[epoch, index] for epoch in range(4) for index in range(2)]
     assert "broken.jpg: no picture in a format" in caplog.text
     for crop in crops:
         slopes = crop[0].diff(dim=-1)
         assert slopes.min() >= 0 and slopes.mean() * 19 == pytest.approx(2 * 38 / 59, abs=0.05), "40 of 60 columns"
-    flipped = FolderSource(kind="folder", folder=tmp_path, smallest_crop=0.5)
+    flipped = FolderSource(kind="folder", folder=tmp_path, smallest_crop_side=0.5)
     slopes = [open_sources([flipped], size=20, seed=0)[epoch, 1][0].diff(dim=-1).mean().item() for epoch in range(12)]
     assert min(slopes) < 0 < max(slopes)
     assert max(slopes) < 2 * 40 / 60 / 19 and max(slopes) > 2 * 20 / 60 / 19 * 0.9

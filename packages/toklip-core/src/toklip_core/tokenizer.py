@@ -89,8 +89,8 @@ class TokenizerRecord(Config):
 class Tokenizer:
     """A loaded VQ tokenizer: its name, its weights and their checksum, and all that :class:`VQTokenizer` can do.
 
-    It is not an ``nn.Module``: in a model's attribute it is not part of that model, so neither ``train()``, nor DDP, nor
-    a checkpoint touches it.
+    It is not an ``nn.Module``: in a model's attribute it is not part of that model, so ``train()``, DDP and checkpoints
+    do not touch it.
 
     Args:
         name: name that a plugin registered.

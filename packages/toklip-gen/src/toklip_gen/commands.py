@@ -236,7 +236,7 @@ _CAPTIONS = "captions of scenes"
 #: What is measured -> the options that say something about it.
 _MODES = {
     "INPUTS": {"inputs", "reference", "clip", "npz", "max_pixels"} | _RUN,
-    "--write-reference": {"inputs", "write_reference", "purpose", "max_pixels"} | _RUN,
+    "--write-reference": {"inputs", "write_reference", "max_pixels"} | _RUN,
     _CAPTIONS: {"inputs", "clip"} | _DRAWING,
     "--per-class": {"per_class", "reference", "npz", "size"} | _DRAWING,
 }
@@ -264,13 +264,6 @@ _MODES = {
     "--write-reference",
     type=PathName(),
     help="Write the statistics of INPUTS to this file as a reference, without evaluating them.",
-)
-@click.option(
-    "--purpose",
-    type=click.Choice(["generation", "reconstruction"]),
-    default="generation",
-    show_default=True,
-    help="Evaluation for which --write-reference writes the reference; other evaluations refuse it.",
 )
 @_TOKLIP
 @_DTYPE
@@ -324,13 +317,7 @@ def evaluate_generation(
         from toklip_gen.evaluation import write_reference_of
 
         features = options["features"] or "inception"
-        info = write_reference_of(
-            inputs,
-            options["write_reference"],
-            purpose=options["purpose"],
-            features=features,
-            compute=compute,
-        )
+        info = write_reference_of(inputs, options["write_reference"], features=features, compute=compute)
         text = f"{options['write_reference']}: {info.pictures} pictures"
         click.echo(info.model_dump_json(indent=2) if as_json else text)
         return

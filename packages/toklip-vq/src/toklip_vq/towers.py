@@ -26,12 +26,12 @@ class Encoder(nn.Module):
     """Tower from pixels (B, 3, H, W) to z (B, z_channels, H/f, W/f).
 
     Args:
-        widths: widths of the levels, from full resolution down; every level but the last halves the sides.
+        widths: width at each resolution, from the full one down; each halves the sides, but not the last.
         channels: channels of the first convolution.
-        blocks: number of residual blocks per level.
+        blocks: number of residual blocks per resolution.
         z_channels: channels of the result.
         groups: groups of every norm.
-        attention: whether attention follows each block of the lowest level.
+        attention: whether attention follows each block at the lowest resolution.
         patch_size: p; the first convolution reads p x p pixels as one with 3 p^2 channels.
     """
 
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Tower from z (B, z_channels, h, w) to pixels (B, 3, f h, f w).
 
-    Args: those of :class:`Encoder`, with widths from the lowest resolution up, in the order in which the levels run.
+    Args: those of :class:`Encoder`, with widths from the lowest resolution up, in the order in which they run.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
     pixels (B, 3, H, W) -> encoder -> quant_conv -> latents (B, C, h, w) -> quantizer -> ids (B, h, w, Q)
     ids -> codes (B, h, w, C) -> post_quant_conv -> decoder -> pixels (B, 3, H, W)
 
-Shape letters: B batch, H and W picture sides, f = patch_size * 2^(levels - 1), h = H/f, w = W/f, C codebook dim,
+Shape letters: B batch, H and W picture sides, f = patch_size * 2^(resolutions - 1), h = H/f, w = W/f, C codebook dim,
 K codebook size.
 
 Architecture: Esser et al., "Taming Transformers", https://arxiv.org/abs/2012.09841; the layouts of LlamaGen
@@ -74,18 +74,17 @@ class VQGANConfig(BaseModel):
     ids_per_position: int | None = Field(
         default=None, ge=1, le=MOST_LAYERS, description="Number of ids per position, the levels Q (residual)."
     )
-    channels: int = Field(default=128, ge=1, le=LARGEST_WIDTH, description="Channels of the level at full resolution.")
+    channels: int = Field(default=128, ge=1, le=LARGEST_WIDTH, description="Channels at full resolution.")
     channel_multipliers: tuple[Annotated[int, Field(le=LARGEST_WIDTH)], ...] = Field(
         default=(1, 1, 2, 2, 4),
         min_length=1,
-        description="Channels of each level as a multiple of `channels`; every level after the first halves the "
-        "resolution.",
+        description="Channels at each resolution as a multiple of `channels`; each is half of the one before.",
     )
-    blocks_per_level: int = Field(
+    blocks_per_resolution: int = Field(
         default=2,
         ge=1,
         le=MOST_LAYERS,
-        description="Residual blocks per level of the encoder; the decoder has one more.",
+        description="Residual blocks per resolution of the encoder; the decoder has one more.",
     )
     z_channels: int = Field(
         default=256,
@@ -105,10 +104,11 @@ class VQGANConfig(BaseModel):
         default=32,
         ge=1,
         le=LARGEST_WIDTH,
-        description="Number of groups of every group norm; must divide the channels of every level.",
+        description="Number of groups of every group norm; must divide the channels at every resolution.",
     )
     attention: bool = Field(
-        default=True, description="Self-attention after each block of the lowest level; the middle block always has it."
+        default=True,
+        description="Self-attention after each block at the lowest resolution; the middle block always has it.",
     )
 
     @property
@@ -134,7 +134,7 @@ class VQGANConfig(BaseModel):
         for multiplier in self.channel_multipliers:
             if multiplier < 1 or self.channels * multiplier % self.norm_groups:
                 raise ValueError(
-                    f"a level of width {self.channels} x {multiplier} cannot be split into {self.norm_groups} groups; "
+                    f"a width of {self.channels} x {multiplier} cannot be split into {self.norm_groups} groups; "
                     "change channels, channel_multipliers or norm_groups"
                 )
         return self
@@ -160,11 +160,11 @@ class VQGAN(nn.Module):
             "attention": config.attention,
             "patch_size": config.patch_size,
         }
-        self.encoder = Encoder(widths, config.channels, blocks=config.blocks_per_level, **sizes)
+        self.encoder = Encoder(widths, config.channels, blocks=config.blocks_per_resolution, **sizes)
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
         self.codebook = _codebook(config)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
-        self.decoder = Decoder(widths[::-1], blocks=config.blocks_per_level + 1, **sizes)
+        self.decoder = Decoder(widths[::-1], blocks=config.blocks_per_resolution + 1, **sizes)
 
     def tokenizer(self) -> AutoencoderTokenizer:
         """Return the frozen tokenizer, which takes over the towers and the codebook: the VQGAN cannot be used again.

@@ -76,8 +76,8 @@ class CaptionedSamples:
         image_size: side of the square that a picture becomes.
         resize: way to make a picture square; see :func:`toklip_core.pictures.resized`.
         seed: seed of captions and crops.
-        smallest_crop: smallest share of the picture's area that a random crop has (:func:`random_crop`); 1 means no
-            cropping. Crops have sides from 3:4 to 4:3 and are stretched to a square. The published TokLIP has 0.9.
+        smallest_crop_area: smallest share of the picture's area that a random crop has (:func:`random_crop`); 1 means
+            no cropping. Crops have sides from 3:4 to 4:3 and are stretched to a square. The published TokLIP has 0.9.
         window: number of rows of token stores that are shuffled together; see :meth:`order`.
 
     Raises:
@@ -94,21 +94,21 @@ class CaptionedSamples:
         image_size: int,
         resize: Resize,
         seed: int,
-        smallest_crop: float = 1.0,
+        smallest_crop_area: float = 1.0,
         window: int = 2**16,
     ) -> None:
-        if not 0 < smallest_crop <= 1:
-            raise ValueError(f"got smallest_crop {smallest_crop}; it is a share of the area, above 0 and up to 1")
+        if not 0 < smallest_crop_area <= 1:
+            raise ValueError(f"got smallest_crop_area {smallest_crop_area}; wanted a share above 0 and up to 1")
         stores = [source for source in sources if isinstance(source, CaptionedStore)]
         if stores and len(stores) < len(sources):
             raise ValueError(
                 f"got the token store {stores[0].store} beside sources of pixels, but a batch has either ids or "
                 "pixels; encode all pictures, or read all of them as pictures"
             )
-        if stores and smallest_crop < 1:
+        if stores and smallest_crop_area < 1:
             raise ValueError(
-                f"got smallest_crop {smallest_crop}, but the pictures of {stores[0].store} were encoded whole; set it "
-                "to 1, or read the pictures themselves"
+                f"got smallest_crop_area {smallest_crop_area}, but the pictures of {stores[0].store} were encoded "
+                "whole; set it to 1, or read the pictures themselves"
             )
         self._window = window
         cache = RowCache(window)
@@ -119,7 +119,7 @@ class CaptionedSamples:
             elif isinstance(source, CaptionedScenes):
                 self._parts.append(_Scenes(source, image_size, derived_seed(seed, number)))
             else:
-                crop = _Crop(image_size, resize, smallest_crop)
+                crop = _Crop(image_size, resize, smallest_crop_area)
                 self._parts.append(_Pictures(_reader(source), crop, derived_seed(seed, number)))
         self._samples = Concatenation(self._parts)
         self._stores = [part.store for part in self._parts if isinstance(part, _StoreSamples)]

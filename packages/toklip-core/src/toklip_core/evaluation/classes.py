@@ -129,7 +129,8 @@ def folders_of_keys(keys: Sequence[str], what: str) -> list[str]:
 
     What all keys have in common is FOLDER, and the folder below it is the class, however deep in it the picture lies.
     If all pictures lie in one folder, that is the class. A tar is not a folder: its pictures lie where it does, or in
-    the folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two classes.
+    the folders that it holds. Keys do not tell a single class with folders below it (cat/train, cat/val) from two
+    classes.
 
     Args:
         keys: keys of pictures, posix paths.

@@ -104,7 +104,7 @@ class EncoderTask(Task):
             image_size=config.image_size,
             resize=config.resize,
             seed=config.run.seed,
-            smallest_crop=config.smallest_crop,
+            smallest_crop_area=config.smallest_crop_area,
         )
         self.order = self.samples.order
         checksums = {"tokenizer": tokenizer.checksum, "teacher": weights_checksum(teacher)}

@@ -108,7 +108,7 @@ class EncoderTrainConfig(Config):
         "downsampling factor; some take a single size.",
     )
     resize: ResizeSetting = "crop"
-    smallest_crop: float = Field(
+    smallest_crop_area: float = Field(
         default=1.0,
         gt=0,
         le=1,
@@ -203,7 +203,7 @@ class TeacherTrainConfig(Config):
         gt=0, le=LARGEST_SIDE, description="Side of the pictures in pixels, a multiple of the patch size."
     )
     resize: ResizeSetting = "crop"
-    smallest_crop: float = Field(
+    smallest_crop_area: float = Field(
         default=1.0,
         gt=0,
         le=1,

@@ -59,7 +59,7 @@ class TeacherTask(Task):
             image_size=config.image_size,
             resize=config.resize,
             seed=config.run.seed,
-            smallest_crop=config.smallest_crop,
+            smallest_crop_area=config.smallest_crop_area,
         )
         if self.samples.stored is not None:
             raise ValueError("a teacher sees pixels, and the data is a token store; read the pictures themselves")

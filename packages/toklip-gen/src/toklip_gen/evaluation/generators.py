@@ -122,7 +122,6 @@ def evaluate_on_scenes(
         real = gather(true, extractor=extractor, batch_size=batch_size)
         what = f"{drawn_of}, on plain backgrounds, seed {scenes.seed}, whose captions were drawn"
         info = ReferenceInfo(
-            purpose="generation",
             extractor=extractor.name,
             weights=extractor.weights,
             image_size=side,

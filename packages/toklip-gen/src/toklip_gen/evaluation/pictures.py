@@ -38,7 +38,7 @@ from toklip_gen.evaluation.frechet import (
     moments,
     precision_recall,
 )
-from toklip_gen.evaluation.references import Purpose, Reference, ReferenceInfo, load_reference, write_reference
+from toklip_gen.evaluation.references import Reference, ReferenceInfo, load_reference, write_reference
 from toklip_gen.evaluation.scene_match import Match, shares_table
 
 
@@ -318,7 +318,6 @@ def write_reference_of(
     inputs: Sequence[Path | str],
     path: Path | str,
     *,
-    purpose: Purpose = "generation",
     features: str = INCEPTION,
     compute: Compute = Compute(),
 ) -> ReferenceInfo:
@@ -335,7 +334,6 @@ def write_reference_of(
     with closing(tqdm(read, unit=" pictures", disable=None if compute.progress else True)) as bar:
         found = gather(bar, extractor=extractor, batch_size=compute.batch_size)
     info = ReferenceInfo(
-        purpose=purpose,
         extractor=extractor.name,
         weights=extractor.weights,
         image_size=found.size[0],

@@ -1,10 +1,10 @@
-"""References for generated pictures: statistics of real pictures, with their purpose.
+"""References for generated pictures: statistics of real pictures, and what they were made of.
 
 The reference of a generator (gFID) is made from training pictures, that of a tokenizer (rFID) from the pictures that it
 reconstructs. Mixing them up gives figures that look right and are wrong: LlamaGen's tokenizer has an rFID of
 2.19 against the validation pictures and 4.28 against the generator's reference, and its generators did not reproduce
-against the validation pictures (FoundationVision/LlamaGen, issues 34, 48, 53 and 86). So every reference has
-a purpose, and other uses are refused.
+against the validation pictures (FoundationVision/LlamaGen, issues 34, 48, 53 and 86). So a file that does not say what
+it was made of is refused, and the protocol of a figure repeats it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from torch import Tensor
 
 from toklip_gen.evaluation.adm_npz import ARRAY, TORN_ARCHIVE, read_samples
 from toklip_gen.evaluation.frechet import INCEPTION, Extractor, Moments, moments
-
-Purpose = Literal["generation", "reconstruction"]
 
 #: Maximum number of bytes of its arrays, because a small compressed file may claim any size; ADM's have 0.2 GB.
 _LARGEST = 2**30
@@ -70,7 +68,6 @@ REFERENCES = {
 class ReferenceInfo(Config):
     """Description of a reference (statistics of real pictures), stored with it."""
 
-    purpose: Purpose = Field(description="Kind of evaluation that the reference is for; the other kind refuses it.")
     extractor: str = Field(description="Name of the feature extractor.")
     weights: str = Field(description="Description of the extractor's weights.")
     image_size: int = Field(description="Side of the pictures in pixels.")
@@ -90,19 +87,18 @@ class Reference:
     described: str
 
 
-def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose = "generation") -> Reference:
+def load_reference(name: Path | str, extractor: Extractor) -> Reference:
     """Return a reference for figures by an extractor.
 
     Args:
         name: name in ``REFERENCES``, whose file must be in the torch hub cache; or path of a file of ADM's or of
             :func:`write_reference`.
         extractor: extractor of the figures, which must be that of the reference.
-        purpose: purpose of the figures.
 
     Raises:
         FileNotFoundError: the file is missing; it is not downloaded.
         LookupError: no reference has the name.
-        ValueError: the reference has another extractor or purpose, has no purpose, or is damaged.
+        ValueError: the reference has another extractor, does not say what it was made of, or is damaged.
     """
     path, named = _located(name)
     checksum = _sha256(path)
@@ -114,7 +110,6 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
     elif {"mu", "sigma"} <= arrays.keys() and named is not None:
         _refuse_impostor(path, arrays, named)
         info = ReferenceInfo(
-            purpose="generation",
             extractor=INCEPTION,
             weights=extractor.weights,
             image_size=named.image_size,
@@ -123,10 +118,10 @@ def load_reference(name: Path | str, extractor: Extractor, *, purpose: Purpose =
         )
     else:
         raise ValueError(
-            f"{path} does not say what it is a reference of and for; name a published one ({', '.join(REFERENCES)}) or "
+            f"{path} does not say what it is a reference of; name a published one ({', '.join(REFERENCES)}) or "
             "write one of your pictures with --write-reference"
         )
-    _refuse_other(info, path, extractor, purpose)
+    _refuse_other(info, path, extractor)
     unknown = "" if named is None or named.sha256 else ", not compared: none is published"
     described = f"{path.name}, sha256 {checksum}{unknown}; {info.source}"
     found = Moments(_numbers(path, arrays, "mu", 1).double(), _numbers(path, arrays, "sigma", 2).double())
@@ -239,12 +234,7 @@ def _features(path: Path, arrays: dict[str, Any], extractor: Extractor) -> Tenso
     return torch.cat([*found, *([extractor(torch.stack(waiting)).features] if waiting else [])])
 
 
-def _refuse_other(info: ReferenceInfo, path: Path, extractor: Extractor, purpose: Purpose) -> None:
-    if info.purpose != purpose:
-        raise ValueError(
-            f"{path} is a reference of {info.purpose}, and this measures {purpose}: "
-            "a generator is compared with the training pictures, a tokenizer with the pictures that it rebuilds"
-        )
+def _refuse_other(info: ReferenceInfo, path: Path, extractor: Extractor) -> None:
     # By the weights, because a model may have several names; Inception's features are not those of a model.
     if info.weights != extractor.weights or (info.extractor == INCEPTION) != (extractor.name == INCEPTION):
         raise ValueError(

@@ -293,7 +293,7 @@ class _Folders:
             what="pictures",
         )
         draw = random.Random(derived_seed(self._seed, *key))
-        side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
+        side = min(image.size) * draw.uniform(self._source.smallest_crop_side, 1.0)
         crop = random_square(image, side, self._size, draw, flip=self._source.flip)
         return GeneratorSample(pixels=levels_of(crop), label=label)
 

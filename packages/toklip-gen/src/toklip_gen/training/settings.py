@@ -61,7 +61,7 @@ class ClassFolders(Config):
     folder: Path = Field(
         description="Folder with one folder per class; classes are numbered in the order of their names.",
     )
-    smallest_crop: float = Field(
+    smallest_crop_side: float = Field(
         default=0.8,
         gt=0,
         le=1,

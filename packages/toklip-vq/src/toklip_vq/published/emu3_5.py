@@ -20,7 +20,7 @@ from toklip_vq.sharded_weights import read_tokenizer_tensors
 from toklip_vq.vqgan import VQGAN, VQGANConfig
 
 #: The published sizes: 455 million weights.
-CONFIG = VQGANConfig(codebook_size=131072, codebook_dim=256, metric="dot", channels=256, blocks_per_level=4)
+CONFIG = VQGANConfig(codebook_size=131072, codebook_dim=256, metric="dot", channels=256, blocks_per_resolution=4)
 
 _BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.")
 
@@ -63,7 +63,7 @@ def _config_of(tensors: Mapping[str, Tensor], source: str) -> VQGANConfig:
         "metric": "dot",
         "channels": channels,
         "channel_multipliers": [shape[0] // max(channels, 1) for shape in blocks_of_levels],
-        "blocks_per_level": blocks,
+        "blocks_per_resolution": blocks,
         "z_channels": z_channels,
         "attention": any(name.startswith(f"encoder.down.{levels - 1}.attn.") for name in tensors),
     }

@@ -35,7 +35,7 @@ _NAMES = (
 
 def ibq_config(codebook_size: int) -> VQGANConfig:
     """Return the published sizes with a codebook of ``codebook_size`` x 256."""
-    return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, quantizer="ibq", blocks_per_level=4)
+    return VQGANConfig(codebook_size=codebook_size, codebook_dim=256, quantizer="ibq", blocks_per_resolution=4)
 
 
 def load_ibq(weights: Weights | str, codebook_size: int, *, averaged: bool = True) -> AutoencoderTokenizer:

@@ -42,7 +42,7 @@ class OpenMAGVIT2Config(NamedTuple):
     #: Channels of each level as a multiple of ``channels``; every level after the first halves the resolution.
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     #: Residual blocks of each level and of the middle, in the encoder and in the decoder.
-    blocks_per_level: int = 4
+    blocks_per_resolution: int = 4
 
 
 class OpenMAGVIT2(nn.Module):
@@ -52,8 +52,8 @@ class OpenMAGVIT2(nn.Module):
         super().__init__()
         widths = tuple(config.channels * multiplier for multiplier in config.channel_multipliers)
         self.downsample_factor = 2 ** (len(widths) - 1)
-        self.encoder = Encoder(widths, config.channels, config.blocks_per_level, config.bits)
-        self.decoder = Decoder(widths[::-1], config.blocks_per_level, config.bits)
+        self.encoder = Encoder(widths, config.channels, config.blocks_per_resolution, config.bits)
+        self.decoder = Decoder(widths[::-1], config.blocks_per_resolution, config.bits)
 
     def tokenizer(self) -> AutoencoderTokenizer:
         """Return the frozen tokenizer, which takes over the towers."""

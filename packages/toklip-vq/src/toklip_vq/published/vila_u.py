@@ -48,7 +48,7 @@ class VilaUConfig:
     #: Decoder: channels at full resolution, their multiples per level, blocks per level, channels of its input.
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    blocks_per_level: int = 3
+    blocks_per_resolution: int = 3
     z_channels: int = 256
     #: Side of the map that the decoder reads, to which that of the codes is resized.
     decoder_side: int = 16
@@ -89,7 +89,7 @@ class VilaU(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.siglip.width, config.z_channels, 1)
         self.decoder = Decoder(
             tuple(config.channels * multiplier for multiplier in config.channel_multipliers[::-1]),
-            blocks=config.blocks_per_level,
+            blocks=config.blocks_per_resolution,
             z_channels=config.z_channels,
             groups=32,
             attention=True,

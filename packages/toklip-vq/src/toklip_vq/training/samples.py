@@ -104,8 +104,9 @@ class _Folder:
             name=lambda number: found[number].key,
             what="pictures",
         )
-        # As in LlamaGen's random_crop_arr (dataset/augmentation.py): a side of smallest_crop to 1 times the short side.
-        side = min(image.size) * draw.uniform(self._source.smallest_crop, 1.0)
+        # As in LlamaGen's random_crop_arr (dataset/augmentation.py): a side of smallest_crop_side
+        # to 1 times the short side.
+        side = min(image.size) * draw.uniform(self._source.smallest_crop_side, 1.0)
         return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
 
 

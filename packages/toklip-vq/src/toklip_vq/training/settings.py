@@ -43,7 +43,7 @@ class FolderSource(Config):
         description="Number of pictures per epoch, taken in turn; by default all. It sets the share of this source in "
         "the data.",
     )
-    smallest_crop: float = Field(
+    smallest_crop_side: float = Field(
         default=0.8,
         gt=0,
         le=1,
