@@ -14,7 +14,7 @@ import torch
 from toklip_core.model import TokLIP
 from toklip_core.pictures import normalized
 from toklip_core.tokenizer import Tokenizer
-from toklip_mllm import build
+from toklip_mllm import build_language_model
 from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.training import word_tokenizer
 from toklip_vq.autoencoder import AutoencoderTokenizer
@@ -58,7 +58,7 @@ def shaped(options: Options) -> tuple[TokLIPForConditionalGeneration, Autoencode
         LANGUAGE.num_hidden_layers = 2
     language_model = AutoModelForCausalLM.from_config(LANGUAGE).eval()
     words = word_tokenizer(["what is it"], context_length=LANGUAGE.max_position_embeddings)
-    model, _ = build(language_model, toklip, tokenizer=words)
+    model, _ = build_language_model(language_model, toklip, tokenizer=words)
     return model.to(options.device), vq
 
 

@@ -23,7 +23,7 @@ from toklip_core.scenes.language import Description
 from toklip_gen.evaluation import scene_prompts
 from toklip_gen.evaluation.scene_match import Prompt
 from toklip_gen.generator import load_generator
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -118,7 +118,7 @@ def of_matcher(name: str) -> Score:
 
 def of_reader(name: str) -> Score:
     """Log likelihoods of texts as descriptions of pictures."""
-    model, processor = load(name)
+    model, processor = load_language_model(name)
 
     def score(pixels: Tensor, texts: Sequence[str]) -> Tensor:
         ids = processor.vq_tokenizer.encode(pixels)

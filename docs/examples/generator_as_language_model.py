@@ -19,7 +19,12 @@ from typing import cast
 import torch
 from toklip_core.model import TextTower
 from toklip_gen.generator import Generator, GeneratorConfig, load_generator
-from toklip_mllm.model import ImageHeadSettings, TokLIPForConditionalGeneration, build, load
+from toklip_mllm.model import (
+    ImageHeadSettings,
+    TokLIPForConditionalGeneration,
+    build_language_model,
+    load_language_model,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
@@ -141,8 +146,8 @@ def main() -> None:
     config = generator.config
     if toklip is None or config.features != "concat" or config.condition.kind != "text" or not config.qk_norm:
         parser.error(f"{args.generator} is another kind: it takes one of texts, codes with tokens, and qk_norm")
-    words = load("toklip-mllm-tiny")[1].tokenizer
-    model, processor = build(
+    words = load_language_model("toklip-mllm-tiny")[1].tokenizer
+    model, processor = build_language_model(
         language_model_of(generator, words),
         toklip,
         tokenizer=words,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toklip_core.config import Compute
 from toklip_core.scenes import scene
-from toklip_mllm import Chat, load
+from toklip_mllm import Chat, load_language_model
 from toklip_mllm.drawing import PictureDrawer
 from toklip_mllm.evaluation import evaluate_vqa
 
@@ -25,7 +25,7 @@ def test_a_conversation_is_that_of_a_cpu(device):
     ]
     said = []
     for where in ("cpu", device):
-        chat = Chat(*load("toklip-mllm-tiny", device=where))
+        chat = Chat(*load_language_model("toklip-mllm-tiny", device=where))
         said.append([chat.ask(text, pictures).text for text, pictures in turns])
     assert said[0] == said[1] and all(said[0])
 

@@ -14,7 +14,7 @@ from toklip_core.tokenizer import load_tokenizer
 from toklip_core.training import Task, fit
 from toklip_gen.generator import load_generator
 from toklip_gen.training import GeneratorTask, GeneratorTrainConfig
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.training import MLLMTask, MLLMTrainConfig
 from toklip_vq.training import VQTask, VQTrainConfig
 
@@ -109,11 +109,11 @@ TRAININGS = {
         },
         {"workers": 1},
     ),
-    "mllm": Training(MLLMTask, MLLMTrainConfig, load, MLLM, {}),
+    "mllm": Training(MLLMTask, MLLMTrainConfig, load_language_model, MLLM, {}),
     "unified mllm": Training(
         MLLMTask,
         MLLMTrainConfig,
-        load,
+        load_language_model,
         MLLM | {
             "train": ["connector", "language_model", "image_head"],
             "image_head": {},

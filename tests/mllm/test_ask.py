@@ -10,7 +10,7 @@ from toklip_core.pictures import open_picture
 from toklip_core.plugins import registry
 from toklip_mllm.chat import ChatSettings, unknown_words
 from toklip_mllm.commands import pictures_and_question
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 
 from tests.core.conftest import picture
 from tests.support.refusals import refused
@@ -48,7 +48,7 @@ def test_words_that_the_language_model_does_not_know_are_named(folder, caplog):
 
 
 def test_a_word_is_named_once_and_without_the_space_that_a_tokenizer_gives_it():
-    _, processor = load("toklip-mllm-tiny")
+    _, processor = load_language_model("toklip-mllm-tiny")
     assert unknown_words(processor.tokenizer, "zirconium eats zirconium") == ["zirconium", "eats"]
 
 
@@ -165,7 +165,7 @@ def test_bad_input_gets_one_line(words, line, folder):
 
 
 def test_a_picture_that_cannot_be_read_is_refused_before_the_model_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr("toklip_mllm.model.load", None)
+    monkeypatch.setattr("toklip_mllm.model.load_language_model", None)
     result = CliRunner().invoke(cli, ["ask", "none.png", "what ?", "--model", "model"], obj=registry())
     refused(result, "picture 1 ('none.png') cannot be read: ")
 
@@ -182,9 +182,9 @@ def test_a_model_and_a_processor_of_other_tokenizers_are_refused(folder):
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"vq": values["vq"] | {"checksum": "0" * 64}}))
     with pytest.raises(ValueError, match=r"the processor of 'model' was made with the tokenizer 'mean-colour'"):
-        load("model")
+        load_language_model("model")
 
 
 def test_a_model_loads_in_the_precision_that_is_asked_for(folder):
-    model, _ = load("model", dtype=torch.bfloat16)
+    model, _ = load_language_model("model", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and not model.training

@@ -415,7 +415,7 @@ def test_a_picture_that_cannot_be_written_is_said_and_the_conversation_goes_on(f
     ],
 )
 def test_bad_options_end_it_before_the_model_is_loaded(words, line, folder, monkeypatch):
-    monkeypatch.setattr("toklip_mllm.model.load", None)
+    monkeypatch.setattr("toklip_mllm.model.load_language_model", None)
     refused(chat_command(*words), line)
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_a_file_that_is_none(folder, file, what):
     (folder / file).write_bytes(NO_OBJECT[what])
     with refusing(str(folder), kind=(ValueError, OSError)):
-        load(folder)
+        load_language_model(folder)
 
 
 @pytest.mark.parametrize("wrong", [[], "x", -1])
@@ -36,7 +36,7 @@ def test_a_setting_of_another_type(folder, key, wrong):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: wrong}))
     with refusing(str(folder), kind=(ValueError, OSError)):
-        load(folder)
+        load_language_model(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
@@ -48,6 +48,6 @@ def test_a_folder_of_another_format(folder, file, number, has):
     (folder / file).write_text(json.dumps(values | {"format": number}))
     line = f"{folder / file} {has}, and this version of toklip reads format 1; convert or train the model again"
     auto = AutoProcessor if file == "processor_config.json" else AutoModelForImageTextToText
-    for loading in (load, auto.from_pretrained):
+    for loading in (load_language_model, auto.from_pretrained):
         with refusing(line):
             loading(folder)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 from toklip_mllm.chat import GREEDY, Chat
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 
 from tests.core.conftest import picture
 from tests.support.refusals import refusing
@@ -63,4 +63,4 @@ def test_a_folder_with_such_a_weight_is_refused_by_its_name(tmp_path, value):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with refusing("'language_model.model.layers.1.mlp.up_proj.weight' of ", "has NaN or infinity"):
-        load(tmp_path)
+        load_language_model(tmp_path)

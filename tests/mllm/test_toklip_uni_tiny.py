@@ -14,7 +14,7 @@ from toklip_core.pictures import to_levels
 from toklip_core.scenes import Scenes
 from toklip_core.scenes.language import place_of
 from toklip_core.scenes.reading import read_scene
-from toklip_mllm import Chat, ChatSettings, load
+from toklip_mllm import Chat, ChatSettings, load_language_model
 from toklip_mllm.drawing import load_drawer
 from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import FOLDERS, UNIFIED_NAME
@@ -54,7 +54,7 @@ def test_it_draws_what_captions_of_one_object_ask_for():
 
 @pytest.mark.slow
 def test_it_draws_one_picture_after_another_and_answers_what_only_the_last_one_shows():
-    model, processor = load(UNIFIED_NAME)
+    model, processor = load_language_model(UNIFIED_NAME)
     right = []
     for seed in range(4):
         chat = Chat(model, processor, ChatSettings(seed=10 * seed))
@@ -71,7 +71,7 @@ def test_it_answers_about_a_picture_that_is_shown(tmp_path):
     path = tmp_path / "scene.png"
     scene = Scenes(4, split="validation", seed=4, objects=1)[2]
     Image.fromarray(scene.pixels).save(path)
-    chat = Chat(*load(UNIFIED_NAME), ChatSettings(seed=0))
+    chat = Chat(*load_language_model(UNIFIED_NAME), ChatSettings(seed=0))
     (thing,) = scene.objects
     assert chat.ask("what colour is it?", [path]).text == thing.colour
     assert chat.ask("what shape is it?").text == thing.shape

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toklip_core.model import attend_causally
 from toklip_gen.generator import load_generator
-from toklip_mllm import load
+from toklip_mllm import load_language_model
 
 from tests.support.pages import ROOT
 
@@ -30,7 +30,7 @@ def test_a_pair_is_put_where_it_rotates_at_about_its_speed():
 @pytest.mark.slow
 def test_a_layer_computes_what_the_block_did_where_nothing_rotates(whole):
     generator = whole.generator
-    layers = language_model_of(generator, load("toklip-mllm-tiny")[1].tokenizer).eval().model.layers
+    layers = language_model_of(generator, load_language_model("toklip-mllm-tiny")[1].tokenizer).eval().model.layers
     width = generator.config.width // generator.config.heads
     x = torch.randn(2, 5, generator.config.width, generator=torch.Generator().manual_seed(0))
     cos, sin = torch.ones(5, width), torch.zeros(5, width)
@@ -47,10 +47,10 @@ def test_the_image_head_has_the_heads_of_the_generator(whole, heads):
 
 
 def test_words_that_the_generator_knows_get_its_embeddings_and_the_others_stay_random(whole):
-    from toklip_mllm.model import build
+    from toklip_mllm.model import build_language_model
 
-    tokenizer = load("toklip-mllm-tiny")[1].tokenizer
-    model, _ = build(
+    tokenizer = load_language_model("toklip-mllm-tiny")[1].tokenizer
+    model, _ = build_language_model(
         language_model_of(whole.generator, tokenizer),
         whole.toklip,
         tokenizer=tokenizer,

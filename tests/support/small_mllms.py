@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from toklip_mllm.model import build
+from toklip_mllm.model import build_language_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -100,7 +100,8 @@ def small_mllm(
 ):
     """Model and processor. 32 px, codes on a grid of 8 x 8: 64 places for a picture. ``vq``: the VQ tokenizer."""
     words = tokenizer(template, bos)
-    return build(language_model(family, seed), small_toklip(seed, vq), tokenizer=words, features=features)
+    bare, toklip = language_model(family, seed), small_toklip(seed, vq)
+    return build_language_model(bare, toklip, tokenizer=words, features=features)
 
 
 @cache

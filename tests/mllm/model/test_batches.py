@@ -3,7 +3,7 @@
 import pytest
 import torch
 from toklip_core.scenes import scene
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoProcessor, AutoTokenizer, pipeline
 
@@ -33,7 +33,7 @@ def said(model, processor, conversations, **options):
 @pytest.fixture(scope="module")
 def tiny():
     pytest.importorskip("toklip_vq")
-    return load("toklip-mllm-tiny")
+    return load_language_model("toklip-mllm-tiny")
 
 
 def test_a_batch_of_unequal_questions_gives_what_each_alone_gives(tiny):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from toklip_core.embeddings import BitEmbedding
-from toklip_mllm.model import TokLIPLMConfig, load
+from toklip_mllm.model import TokLIPLMConfig, load_language_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.mean_colour import OTHERS, SEVERAL, several
@@ -90,7 +90,7 @@ def test_a_saved_model_is_loaded_with_its_embedding(kind, tmp_path):
     model, processor = over(kind)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded, other = load(tmp_path)
+    loaded, other = load_language_model(tmp_path)
     assert loaded.config.embedding_config == processor.vq_tokenizer.embedding.config
     assert torch.equal(loaded(**batch_of_two(kind)).logits, model(**batch_of_two(kind)).logits)
     assert other.tokens_per_picture == 64
@@ -102,7 +102,7 @@ def test_in_half_precision_the_codes_stay_in_float32(kind, tmp_path):
     model, _ = over(kind, "codes")
     model.save_pretrained(tmp_path)
     over(kind)[1].save_pretrained(tmp_path)
-    half = load(tmp_path, dtype=torch.bfloat16)[0]
+    half = load_language_model(tmp_path, dtype=torch.bfloat16)[0]
     assert half.connector[0].weight.dtype == torch.bfloat16
     assert torch.equal(half.vision(ids(kind, 2)), model.vision(ids(kind, 2)))
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, build, cast_weights
+from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPLMConfig, build_language_model, cast_weights
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -330,7 +330,7 @@ def test_a_language_model_of_half_precision_has_its_own_logits_and_rotary_freque
     bare, words = language_model(), tokenizer()
     cast_weights(bare, torch.bfloat16)
     expected = bare(input_ids=torch.tensor([[9, 8, 7]])).logits
-    model, _ = build(bare, small_toklip(), tokenizer=words)
+    model, _ = build_language_model(bare, small_toklip(), tokenizer=words)
     assert model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(model(input_ids=torch.tensor([[9, 8, 7]])).logits, expected)
 
@@ -367,24 +367,24 @@ def test_a_language_model_with_a_spare_row_keeps_its_size():
 def test_a_language_model_without_a_spare_row_gets_one_that_is_never_generated():
     words = tokenizer()
     bare = language_model(vocab_size=len(words))
-    model, _ = build(bare, small_toklip(), tokenizer=words)
+    model, _ = build_language_model(bare, small_toklip(), tokenizer=words)
     assert model.get_output_embeddings().out_features == model.config.image_token_id + 1 == len(words)
     assert model.generation_config.suppress_tokens == [model.config.image_token_id]
 
 
 def test_a_language_model_without_a_chat_template_is_refused():
     with pytest.raises(ValueError, match="the language model's tokenizer has no chat template"):
-        build(language_model(), small_toklip(), tokenizer=tokenizer(None))
+        build_language_model(language_model(), small_toklip(), tokenizer=tokenizer(None))
 
 
 def test_a_language_model_without_its_tokenizer_is_refused():
     with pytest.raises(ValueError, match="got a language model without its tokenizer; give both, or its name"):
-        build(language_model(), small_toklip())
+        build_language_model(language_model(), small_toklip())
 
 
 def test_a_model_of_more_parts_than_a_language_model_is_refused():
     with pytest.raises(ValueError, match=r"got a TokLIPForConditionalGeneration, which has more parts .* own class"):
-        build(shared()[0], small_toklip(), tokenizer=tokenizer())
+        build_language_model(shared()[0], small_toklip(), tokenizer=tokenizer())
 
 
 UNFIT = {
@@ -404,7 +404,7 @@ def test_a_language_model_that_cannot_read_pictures_is_refused(what):
     config, says = UNFIT[what]
     config.vocab_size = 64
     with pytest.raises(ValueError, match=says):
-        build(AutoModelForCausalLM.from_config(config), small_toklip(), tokenizer=tokenizer())
+        build_language_model(AutoModelForCausalLM.from_config(config), small_toklip(), tokenizer=tokenizer())
 
 
 def test_sampling_options_beside_greedy_search_do_not_keep_a_model_from_being_saved(tmp_path):
@@ -414,10 +414,10 @@ def test_sampling_options_beside_greedy_search_do_not_keep_a_model_from_being_sa
     bare.generation_config.length_penalty = 0.5
     with pytest.raises(ValueError, match="GenerationConfig is invalid"):
         bare.save_pretrained(tmp_path / "bare")
-    build(bare, small_toklip(), tokenizer=tokenizer())[0].save_pretrained(tmp_path / "built")
+    build_language_model(bare, small_toklip(), tokenizer=tokenizer())[0].save_pretrained(tmp_path / "built")
     bare.generation_config.num_return_sequences = 2
     with pytest.raises(ValueError, match="the language model's generation config cannot be saved, so fix it: "):
-        build(bare, small_toklip(), tokenizer=tokenizer())
+        build_language_model(bare, small_toklip(), tokenizer=tokenizer())
 
 
 def test_a_model_of_loaded_values_is_saved_with_the_checksum_of_its_own_encoder(tmp_path):

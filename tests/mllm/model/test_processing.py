@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toklip_mllm.model import TokLIPProcessor, build
+from toklip_mllm.model import TokLIPProcessor, build_language_model
 from transformers import AutoProcessor
 
 from tests.core.conftest import picture
@@ -190,7 +190,7 @@ def test_a_text_is_longer_than_what_is_taken_only_if_that_is_said():
 
 
 def test_a_word_that_becomes_the_image_token_is_no_place_for_a_picture():
-    _, processor = build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token="<unk>")
+    _, processor = build_language_model(language_model(), small_toklip(), tokenizer=tokenizer(), image_token="<unk>")
     with pytest.raises(ValueError, match="1 words become '<unk>', which stands for pictures"):
         processor(text="what <unk> giraffe", image_ids=ids())
 
@@ -359,7 +359,9 @@ def test_a_tokenizer_without_the_image_token_is_refused():
 
 
 def test_the_image_token_may_be_one_that_the_tokenizer_has():
-    model, processor = build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token="<unk>")
+    model, processor = build_language_model(
+        language_model(), small_toklip(), tokenizer=tokenizer(), image_token="<unk>"
+    )
     assert processor.image_token_id == model.config.image_token_id == 1
     assert processor(text="what <unk>", image_ids=ids())["input_ids"][0].count(1) == 64
 
@@ -376,7 +378,7 @@ def test_a_saved_processor_loads_its_tokenizer_when_a_picture_comes(tmp_path, to
 def test_the_vq_tokenizers_own_weights_are_saved_and_loaded(tmp_path, toy):
     own = MeanColour(gamma=0.5)
     toklip = small_toklip(tokenizer=mean_colour(weights={"levels": own.levels}))
-    _, processor = build(language_model(), toklip, tokenizer=tokenizer())
+    _, processor = build_language_model(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path)
     assert torch.equal(AutoProcessor.from_pretrained(tmp_path).vq_tokenizer.module.levels, own.levels)
 
@@ -404,7 +406,7 @@ def own_weights(tmp_path, toy):
     """A saved processor, in saved/, whose VQ tokenizer has weights of its own."""
     own = MeanColour(gamma=0.5)
     toklip = small_toklip(tokenizer=mean_colour(weights={"levels": own.levels}))
-    _, processor = build(language_model(), toklip, tokenizer=tokenizer())
+    _, processor = build_language_model(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path / "saved")
     return processor
 
@@ -459,7 +461,7 @@ def test_a_config_names_the_vq_tokenizers_weights_beside_itself_or_it_is_refused
 
 def test_a_vq_tokenizer_with_other_weights_is_refused(tmp_path, toy):
     toklip = small_toklip(tokenizer=mean_colour(gamma=0.5))
-    _, processor = build(language_model(), toklip, tokenizer=tokenizer())
+    _, processor = build_language_model(language_model(), toklip, tokenizer=tokenizer())
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="was made with the tokenizer 'mean-colour'"):
         AutoProcessor.from_pretrained(tmp_path).encode([Image.new("RGB", (32, 32))])
@@ -491,4 +493,4 @@ def test_a_list_of_pictures_for_each_text_is_wanted_where_there_are_such_lists()
 @pytest.mark.parametrize("token, what", [("red", "is a word of the tokenizer"), ("<|end|>", "begins, ends or pads")])
 def test_an_image_token_that_means_something_else_is_refused(token, what):
     with pytest.raises(ValueError, match=f"got '{re.escape(token)}' as image token, which {what}"):
-        build(language_model(), small_toklip(), tokenizer=tokenizer(), image_token=token)
+        build_language_model(language_model(), small_toklip(), tokenizer=tokenizer(), image_token=token)

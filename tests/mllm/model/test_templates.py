@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from toklip_mllm.model import IGNORED, build
+from toklip_mllm.model import IGNORED, build_language_model
 from toklip_mllm.training import Conversation, label_conversation
 from transformers import PreTrainedTokenizerFast
 
@@ -103,7 +103,7 @@ def made(kind: str):
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
-    return build(language_model(), small_toklip(), tokenizer=tokenizer)[1], end
+    return build_language_model(language_model(), small_toklip(), tokenizer=tokenizer)[1], end
 
 
 def learnt(kind: str, *messages: dict) -> str:

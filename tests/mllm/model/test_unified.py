@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from toklip_core.drawing import Drawing, Guidance, Sampler
 from toklip_mllm.drawing import PictureDrawer
-from toklip_mllm.model import ImageHeadSettings, PicturePredictor, PicturePrompt, add_image_head, load
+from toklip_mllm.model import ImageHeadSettings, PicturePredictor, PicturePrompt, add_image_head, load_language_model
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, DynamicCache, Trainer, TrainingArguments
 
 from tests.support.mean_colour import several
@@ -346,9 +346,8 @@ def test_a_saved_model_draws_the_same_and_the_auto_classes_load_it(kind, tmp_pat
     processor.save_pretrained(tmp_path)
     options = dict(generation_mode="image", seeds=[4])
     wanted = model.generate(**to_draw(processor, "red circle"), **options)
-    for found in (load(tmp_path)[0], AutoModel.from_pretrained(tmp_path), AutoModelForImageTextToText.from_pretrained(
-        tmp_path
-    )):
+    autos = [auto.from_pretrained(tmp_path) for auto in (AutoModel, AutoModelForImageTextToText)]
+    for found in (load_language_model(tmp_path)[0], *autos):
         ours = AutoProcessor.from_pretrained(tmp_path)
         assert torch.equal(found.eval().generate(**to_draw(ours, "red circle"), **options), wanted)
         assert {*found.state_dict()} == {*model.state_dict()}
@@ -648,7 +647,7 @@ def test_a_folder_whose_processor_is_of_another_model_is_refused(change, message
     file = tmp_path / "processor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
-        load(tmp_path)
+        load_language_model(tmp_path)
 
 
 def test_a_begin_token_that_ends_answers_is_refused():

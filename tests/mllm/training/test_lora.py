@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from toklip_core import plugins
-from toklip_mllm.model import build, encoder_checksum, load
+from toklip_mllm.model import build_language_model, encoder_checksum, load_language_model
 from toklip_mllm.training import LoRA, add_adapters, freeze, save, task as training, train_mllm
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_module
@@ -39,7 +39,8 @@ def world(tmp_path_factory):
 def adapted(family: str, lora: LoRA, *, tied: bool):
     """A model whose adapters, of random weights, change what it says."""
     words = tokenizer(MARKED)
-    model, processor = build(language_model(family, tie_word_embeddings=tied), small_toklip(), tokenizer=words)
+    bare = language_model(family, tie_word_embeddings=tied)
+    model, processor = build_language_model(bare, small_toklip(), tokenizer=words)
     batch = prompt(processor, "<image> what is it ? red", image_ids=ids())
     model.requires_grad_(False)
     with torch.no_grad():
@@ -70,7 +71,8 @@ def test_the_exported_model_has_the_logits_of_the_adapted_one(family, tied, targ
     lora = LoRA(rank=3, alpha=5, dropout=0.0, targets=tuple(targets.split()))
     model, processor, batch, logits, change = adapted(family, lora, tied=tied)
     save(model, processor, model.state_dict(), tmp_path / "model", lora=lora)
-    for exported in (load(tmp_path / "model")[0], AutoModelForImageTextToText.from_pretrained(tmp_path / "model")):
+    folder = tmp_path / "model"
+    for exported in (load_language_model(folder)[0], AutoModelForImageTextToText.from_pretrained(folder)):
         with torch.no_grad():
             assert (exported(**batch).logits - logits).abs().max() < 1e-3 * change
     settings = json.loads((tmp_path / "model/config.json").read_text())["text_config"]
@@ -110,7 +112,7 @@ def test_a_name_that_no_layer_has_or_that_cannot_be_merged_is_refused_before_the
 
 @pytest.mark.parametrize("targets", [[], ["all-linear"], ["lm_head", "embed_tokens"]])
 def test_adapters_stay_out_of_the_semantic_encoder_and_the_connector(world, targets):
-    model, _ = build(language_model(), small_toklip(), tokenizer=tokenizer(MARKED))
+    model, _ = build_language_model(language_model(), small_toklip(), tokenizer=tokenizer(MARKED))
     freeze(model, config(world, SCENES, lora={"rank": 2, "targets": targets}))
     layers = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert layers and all(name.startswith("language_model.") for name in layers)

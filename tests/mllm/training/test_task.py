@@ -10,7 +10,7 @@ import torch
 from toklip_core import plugins
 from toklip_core.model import SemanticEncoder
 from toklip_core.training import parameter_groups
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.training import (
     Conversation,
     Example,
@@ -106,7 +106,7 @@ def test_each_save_is_a_place_to_go_on_from_bit_for_bit(step, world, whole, tmp_
 
 
 def test_the_result_is_a_model_for_the_auto_classes(whole):
-    model, processor = load(whole / "model")
+    model, processor = load_language_model(whole / "model")
     automatic = AutoModelForImageTextToText.from_pretrained(whole / "model")
     assert all(torch.equal(weight, automatic.state_dict()[name]) for name, weight in model.state_dict().items())
     assert AutoProcessor.from_pretrained(whole / "model").chat_template == processor.chat_template
@@ -204,7 +204,7 @@ def test_stage_one_changes_the_connector_and_stage_two_the_language_model_as_wel
 def test_a_small_model_learns_the_words_of_a_later_stage_if_its_language_model_is_trained(
     world, whole, tmp_path, learns
 ):
-    first, processor = load(whole / "model")
+    first, processor = load_language_model(whole / "model")
     known = processor.tokenizer.get_vocab()
     said_then = [{"from": "human", "value": "<image>\nis that an elephant?"}, {"from": "gpt", "value": "elephant"}]
     (tmp_path / "more.json").write_text(json.dumps([{"image": "00.png", "conversations": said_then}] * 4))
@@ -212,7 +212,7 @@ def test_a_small_model_learns_the_words_of_a_later_stage_if_its_language_model_i
     stage = {"start": str(whole / "model"), "toklip": None, "language_model": None, "max_length": 140}
     parts = ["connector", "language_model"] if learns else ["connector"]
     train_mllm(config(world, data, **stage, train=parts, run={"steps": 1}), tmp_path / "two")
-    second, processor = load(tmp_path / "two/model")
+    second, processor = load_language_model(tmp_path / "two/model")
     found = processor.tokenizer.get_vocab()
     assert {word: found[word] for word in known} == known
     assert ("\u2581elephant" in found) is learns
@@ -241,7 +241,7 @@ def test_lora_is_merged_into_what_is_exported(world, tmp_path):
     adapted = {name for name in after if "connector" not in name and not torch.equal(after[name], before[name])}
     assert adapted and all(".layers." in name and name.endswith("_proj.weight") for name in adapted)
     assert not [name for name in names if "lora" in name or "base_layer" in name]
-    model, _ = load(tmp_path / "run/model")
+    model, _ = load_language_model(tmp_path / "run/model")
     assert names <= set(model.state_dict())
 
 
@@ -454,7 +454,7 @@ def test_a_model_trains_on_independent_questions_and_its_file_gives_their_logits
     source = SCENES | {"independent": True, "rounds": 2, "questions": ["existence", "colour"]}
     joint = {"language_model": None, "small": SMALL, "max_length": 140}
     assert train_mllm(config(world, source, **joint, run={"steps": 1}), tmp_path / "run").step == 1
-    assert load(tmp_path / "run/model")[0].config.text_config.model_type == "qwen3"
+    assert load_language_model(tmp_path / "run/model")[0].config.text_config.model_type == "qwen3"
 
 
 def test_independent_questions_are_refused_where_layers_read_across_a_mask():

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from toklip_core import plugins
 from toklip_core.cli import cli
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.training import train_mllm
 
 from tests.support import mean_colour
@@ -63,7 +63,7 @@ def test_a_run_of_the_command_is_resumed_bit_for_bit_and_its_model_answers(world
     shutil.copytree(world / "whole/checkpoints/step-00000001", broken / "checkpoints/step-00000001")
     toklip("train", "mllm", "mine.toml", "--out", "broken")
     assert_same_run(broken, world / "whole")
-    model, processor = load(world / "whole/model")
+    model, processor = load_language_model(world / "whole/model")
     tables = {name: table for name, table in model.state_dict().items() if name.startswith("vision.embedding")}
     assert len(tables) == len(processor.vq_tokenizer.embedding.state_dict())
     assert all(torch.equal(table, exported(world / "whole")[name]) for name, table in tables.items())

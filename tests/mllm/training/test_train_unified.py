@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from toklip_core import plugins
 from toklip_core.cli import cli
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 from toklip_mllm.training import ConversationSamples, MLLMTask, open_sources, train_mllm
 from toklip_mllm.training.settings import Drawings, SceneConversations
 from toklip_mllm.training.sources import PictureFormat, repeat_readers
@@ -66,7 +66,7 @@ def test_a_run_over_both_is_resumed_bit_for_bit_and_its_model_draws(world, tmp_p
     train_mllm(settings(world, *data, run=run, **more), broken)
     assert_same_run(broken, tmp_path / "whole")
     assert all(max(line[name] for line in lines(broken)) > 1 for name in ("loss/image", "loss/text"))
-    model, processor = load(broken / "model")
+    model, processor = load_language_model(broken / "model")
     ids = model.generate(**to_draw(processor, "a red circle"), generation_mode="image", seeds=[1])
     assert tuple(ids.shape[:3]) == (1, 8, 8)
     assert processor.postprocess(ids)["pixel_values"][0].size == (32, 32)
@@ -125,7 +125,7 @@ def test_a_token_store_trains_the_same_model_as_its_pictures(world, tmp_path):
 
 def test_the_first_loss_is_that_of_ids_that_are_all_equally_likely(world, tmp_path):
     train_mllm(settings(world, drawings(world), run={"steps": 1}), tmp_path / "one")
-    sizes = load(tmp_path / "one/model")[0].id_levels.sizes
+    sizes = load_language_model(tmp_path / "one/model")[0].id_levels.sizes
     expected = torch.tensor(sizes).log().mean()
     assert lines(tmp_path / "one")[0]["loss/image"] == pytest.approx(float(expected), rel=1e-4)
 
@@ -141,7 +141,7 @@ def test_weights_of_the_losses(world, tmp_path):
 def test_adapters_are_merged_into_a_model_that_draws(world, tmp_path):
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
     train_mllm(settings(world, drawings(world), lora=lora, run={"steps": 2}), tmp_path / "lora")
-    model, _ = load(tmp_path / "lora/model")
+    model, _ = load_language_model(tmp_path / "lora/model")
     assert not [name for name in model.state_dict() if "lora" in name] and model.image_head is not None
 
 
@@ -151,14 +151,14 @@ def test_a_saved_model_gets_a_head_and_one_that_draws_goes_on(world, tmp_path):
     train_mllm(settings(world, drawings(world), run={"steps": 1}, **begun), tmp_path / "draws")
     begun["start"] = str(tmp_path / "draws/model")
     train_mllm(settings(world, drawings(world), run={"steps": 1}, image_head=None, **begun), tmp_path / "on")
-    assert load(tmp_path / "on/model")[0].image_head is not None
+    assert load_language_model(tmp_path / "on/model")[0].image_head is not None
 
 
 def test_a_small_language_model_learns_the_words_of_requests(world, tmp_path):
     small = {"small": SMALL, "language_model": None, "max_length": 160}
     scenes = {"kind": "scenes", "count": 8, "turns": 2, "drawn_share": 0.5}
     train_mllm(settings(world, scenes, PLAIN, run={"steps": 1}, **small), tmp_path / "small")
-    words = load(tmp_path / "small/model")[1].tokenizer
+    words = load_language_model(tmp_path / "small/model")[1].tokenizer
     assert words.unk_token_id not in words("draw a red circle")["input_ids"]
 
 

@@ -8,8 +8,8 @@ from .chat import (
 )
 from .model.building import (
     add_image_head as add_image_head,
-    build as build,
-    load as load,
+    build_language_model as build_language_model,
+    load_language_model as load_language_model,
 )
 from .model.config import TokLIPLMConfig as TokLIPLMConfig
 from .model.head_config import ImageHeadSettings as ImageHeadSettings

@@ -120,8 +120,8 @@ class Chat:
         settings: settings of the answers; set the attribute to change those of the next answers.
 
     >>> from toklip_core.scenes import scene
-    >>> from toklip_mllm.model import load
-    >>> chat = Chat(*load("toklip-mllm-tiny"))
+    >>> from toklip_mllm.model import load_language_model
+    >>> chat = Chat(*load_language_model("toklip-mllm-tiny"))
     >>> "".join(chat.say("how many objects are there?", [scene(0).pixels]))
     '3'
     >>> chat.messages[-1]

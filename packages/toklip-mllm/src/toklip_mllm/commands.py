@@ -312,10 +312,10 @@ def _loaded(
     from toklip_core.config import default_device, refuse_missing_device
     from transformers.utils import logging
 
-    from toklip_mllm.model import load
+    from toklip_mllm.model import load_language_model
 
     device = device or default_device()
     refuse_missing_device(device)
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    return load(name, device=device, dtype=getattr(torch, dtype) if dtype else None)
+    return load_language_model(name, device=device, dtype=getattr(torch, dtype) if dtype else None)

@@ -15,7 +15,7 @@ from toklip_core.weights import weights_checksum
 from torch import Tensor
 
 from toklip_mllm.chat import unknown_words
-from toklip_mllm.model import PicturePredictor, TokLIPForConditionalGeneration, TokLIPProcessor, load
+from toklip_mllm.model import PicturePredictor, TokLIPForConditionalGeneration, TokLIPProcessor, load_language_model
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class PictureDrawer:
 def load_drawer(
     name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> PictureDrawer:
-    """Load a saved language model as a model that draws; see :func:`toklip_mllm.model.load`.
+    """Load a saved language model as a model that draws; see :func:`toklip_mllm.model.load_language_model`.
 
     Args:
         name: name or folder of the model.
@@ -169,7 +169,7 @@ def load_drawer(
         FileNotFoundError: the model is missing.
         ValueError: the model has no image head, or its files are damaged.
     """
-    model, processor = load(name, device=device, dtype=dtype)
+    model, processor = load_language_model(name, device=device, dtype=dtype)
     drawer = PictureDrawer(model, processor)
     drawer.tokenizer.to(device)
     return drawer

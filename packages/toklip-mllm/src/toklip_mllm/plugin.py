@@ -34,10 +34,10 @@ def _load_chat(name: Path | str, *, device: torch.device | str) -> ChatStarter:
     from transformers.utils import logging
 
     from toklip_mllm.chat import Chat, ChatSettings
-    from toklip_mllm.model import load
+    from toklip_mllm.model import load_language_model
 
     logging.disable_progress_bar()
-    model, processor = load(name, device=device)
+    model, processor = load_language_model(name, device=device)
     return lambda seed: Chat(model, processor, ChatSettings(seed=seed))
 
 

@@ -158,9 +158,9 @@ for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hit
             ("ask", SCENE, "is the yellow square left of the blue square?"),
         ),
         python="""\
-from toklip_mllm import load
+from toklip_mllm import load_language_model
 
-mllm, processor = load("toklip-mllm-tiny")
+mllm, processor = load_language_model("toklip-mllm-tiny")
 words = [{"role": "user", "content": processor.image_token + "\\nis there a yellow square?"}]
 prompt = processor.apply_chat_template(words, add_generation_prompt=True)
 batch = processor(text=prompt, image_ids=ids, return_tensors="pt")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from toklip_mllm.chat import GREEDY
 from toklip_mllm.evaluation.generation import generate_answers
-from toklip_mllm.model import load
+from toklip_mllm.model import load_language_model
 
 #: Maximum number of new tokens per answer, if a task does not set it.
 MAX_NEW_TOKENS = 1024
@@ -34,7 +34,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
     """A saved model for tasks that ask for generated text.
 
     Args:
-        pretrained: model, see :func:`toklip_mllm.model.load`.
+        pretrained: model, see :func:`toklip_mllm.model.load_language_model`.
         device: device of the model; None: this process's GPU if there is one.
         dtype: dtype of the model; its VQ tokenizer stays in float32.
         batch_size: number of questions at a time.
@@ -60,7 +60,7 @@ class TokLIPLM(lmms):  # type: ignore[misc]  # lmms-eval ships no types
         wanted = None if dtype == "auto" else getattr(torch, dtype)
         device = device or default_device()
         refuse_missing_device(device)
-        self.model, self.processor = load(pretrained, device=device, dtype=wanted)
+        self.model, self.processor = load_language_model(pretrained, device=device, dtype=wanted)
 
     @property
     def device(self) -> torch.device:

@@ -29,7 +29,13 @@ from toklip_mllm.evaluation.generation import generate_answers
 from toklip_mllm.evaluation.questions import Columns, VQAQuestion, make_prompt, read_questions, scene_questions
 from toklip_mllm.evaluation.report import VQAAnswer, VQAReport, report_answers
 from toklip_mllm.evaluation.settings import HeldOutQuestions, refuse_prompt
-from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokLIPProcessor, cast_weights, load
+from toklip_mllm.model import (
+    ContextError,
+    TokLIPForConditionalGeneration,
+    TokLIPProcessor,
+    cast_weights,
+    load_language_model,
+)
 
 #: Default maximum number of new tokens per answer.
 MAX_NEW_TOKENS = 32
@@ -49,7 +55,7 @@ def evaluate_vqa(
     """Evaluate a model on a file of questions or on scenes, as ``toklip evaluate vqa`` does.
 
     Args:
-        name: model, see :func:`toklip_mllm.model.load`.
+        name: model, see :func:`toklip_mllm.model.load_language_model`.
         questions: file of questions, or scenes, such as ``scenes:held-out?count=64``; see
             :func:`toklip_mllm.evaluation.read_questions`.
         root: folder that picture paths are relative to; None: that of the file.
@@ -74,7 +80,7 @@ def evaluate_vqa(
         shown = {picture.name for one in asked for picture in one.pictures}
         refuse_output(answers, [questions, *sorted(shown)], option="--answers")
     refuse_missing_device(compute.device)
-    model, processor = load(name)
+    model, processor = load_language_model(name)
     refuse_long_questions(model, processor, asked, prompt)
     weights = model.state_dict()  # those of the file: moved or cast, the model has others
     cast_weights(model.to(compute.device), compute.torch_dtype)

@@ -5,9 +5,9 @@ from .adapters import (
 )
 from .building import (
     add_image_head as add_image_head,
-    build as build,
+    build_language_model as build_language_model,
     give_rows as give_rows,
-    load as load,
+    load_language_model as load_language_model,
     other_layers as other_layers,
     valid_generation_config as valid_generation_config,
 )

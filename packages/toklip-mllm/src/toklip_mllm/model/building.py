@@ -25,7 +25,7 @@ from toklip_mllm.model.vision import PictureEncoder, cast_weights, encoder_check
 from toklip_mllm.published import FOLDERS, TINY_NAME
 
 
-def build(
+def build_language_model(
     language_model: Any,  # noqa: ANN401
     toklip: TokLIP | str | Path,
     *,
@@ -59,10 +59,10 @@ def build(
         OSError: a model is missing and cannot be downloaded.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> words = load("toklip-mllm-tiny")[1].tokenizer
+    >>> words = load_language_model("toklip-mllm-tiny")[1].tokenizer
     >>> sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
     >>> language_model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes))
-    >>> model, processor = build(language_model, "toklip-tiny", tokenizer=words)
+    >>> model, processor = build_language_model(language_model, "toklip-tiny", tokenizer=words)
     >>> sum(weight.requires_grad for weight in model.vision.parameters())
     0
     """
@@ -135,7 +135,7 @@ def add_image_head(
             head do not fit one another; or ids cannot be drawn one after another: the encoder is not causal, or they
             form a pyramid. Then nothing is changed.
 
-    >>> model, processor = load("toklip-mllm-tiny")
+    >>> model, processor = load_language_model("toklip-mllm-tiny")
     >>> add_image_head(model, processor, ImageHeadSettings(guidance=2.0))
     >>> prompt = processor(text="a red circle", generation_mode="image", return_tensors="pt")
     >>> tuple(model.generate(**prompt, generation_mode="image", seeds=[0]).shape)
@@ -226,7 +226,7 @@ def _refuse_word(tokenizer: Any, name: str, what: str, generation: Any) -> None:
         )
 
 
-def load(
+def load_language_model(
     name: str | Path = TINY_NAME,
     *,
     device: str | torch.device | None = None,
@@ -243,7 +243,7 @@ def load(
         FileNotFoundError: the model is missing and cannot be downloaded.
         ValueError: model and processor do not belong together, or the codebook is not the model's.
 
-    >>> model, processor = load("toklip-mllm-tiny")
+    >>> model, processor = load_language_model("toklip-mllm-tiny")
     >>> model.config.image_size, model.config.tokens_per_picture, model.context
     (64, 64, 512)
     """

@@ -46,8 +46,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         image_head: fields of :class:`toklip_mllm.model.ImageHeadConfig`; None: the model reads pictures and draws none.
         format: number of the format of model folders; a saved config of another format is refused.
 
-    >>> from toklip_mllm.model.building import load
-    >>> config = load("toklip-mllm-tiny")[0].config
+    >>> from toklip_mllm.model.building import load_language_model
+    >>> config = load_language_model("toklip-mllm-tiny")[0].config
     >>> config.features, config.tokenizer_record.name, config.tokens_per_picture
     ('concat', 'vqgan-tiny', 64)
     """

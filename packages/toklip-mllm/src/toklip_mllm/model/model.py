@@ -85,11 +85,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
 
     Its parts are ``vision`` (embedding of ids and semantic encoder), ``connector``, ``language_model`` and, if it draws
     pictures, ``image_head``; ``vision`` is frozen (``requires_grad`` off) unless you turn its training on. Use
-    :func:`toklip_mllm.model.build` to make a model from a TokLIP and a language model, and
-    :func:`toklip_mllm.model.load` to load a saved one.
+    :func:`toklip_mllm.model.build_language_model` to make a model from a TokLIP and a language model, and
+    :func:`toklip_mllm.model.load_language_model` to load a saved one.
 
-    >>> from toklip_mllm.model import load
-    >>> model, processor = load("toklip-mllm-tiny")
+    >>> from toklip_mllm.model import load_language_model
+    >>> model, processor = load_language_model("toklip-mllm-tiny")
     >>> ids = torch.zeros(1, 8, 8, 4, dtype=torch.int64)
     >>> prompt = torch.full((1, model.config.tokens_per_picture), model.config.image_token_id)
     >>> model(input_ids=prompt, image_ids=ids).logits.shape
@@ -418,8 +418,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
             ValueError: the model has no image head, a prompt does not end in the begin token, the sampler is of
                 another model, or :meth:`toklip_core.drawing.Sampler.draw` raises it.
 
-        >>> from toklip_mllm.model import load
-        >>> model, processor = load("toklip-mllm-tiny")
+        >>> from toklip_mllm.model import load_language_model
+        >>> model, processor = load_language_model("toklip-mllm-tiny")
         >>> model.draw(torch.zeros(1, 4, dtype=torch.int64), seeds=[0])
         Traceback (most recent call last):
         ValueError: the model has no image head, so it reads pictures and draws none; train one ...

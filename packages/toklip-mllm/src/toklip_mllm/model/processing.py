@@ -77,8 +77,8 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         format: number of the format of model folders; a saved processor of another format is refused.
 
     >>> from toklip_core.scenes import scene
-    >>> from toklip_mllm.model import load
-    >>> model, processor = load("toklip-mllm-tiny")
+    >>> from toklip_mllm.model import load_language_model
+    >>> model, processor = load_language_model("toklip-mllm-tiny")
     >>> picture = Image.fromarray(scene(0).pixels)
     >>> question = {"type": "text", "text": "how many objects are there?"}
     >>> messages = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]

@@ -159,8 +159,8 @@ def label_conversation(
             conversation is longer than ``max_length``; the assistant's turns cannot be found; or a picture that the
             user shows follows the begin token, as only drawn ones do. The message names the conversation.
 
-    >>> from toklip_mllm.model import load
-    >>> processor = load("toklip-mllm-tiny")[1]
+    >>> from toklip_mllm.model import load_language_model
+    >>> processor = load_language_model("toklip-mllm-tiny")[1]
     >>> turns = ({"role": "user", "content": "is there a red circle?"}, {"role": "assistant", "content": "yes"})
     >>> example = label_conversation(Conversation("an example", turns), processor)
     >>> processor.tokenizer.decode(example.labels[example.labels != -100])

@@ -47,10 +47,10 @@ from toklip_mllm.model import (
     TokLIPLMConfig,
     TokLIPProcessor,
     add_image_head,
-    build,
+    build_language_model,
     cast_weights,
     give_rows,
-    load,
+    load_language_model,
     other_layers,
     valid_generation_config,
 )
@@ -83,8 +83,8 @@ _TEXT = "language_model."
 def train_mllm(config: MLLMTrainConfig, out: Path) -> FitReport:
     """Train a model into the folder ``out``, or resume the run there; see :func:`toklip_core.training.fit`.
 
-    The trained model and its processor are ``out/model``, which :func:`toklip_mllm.model.load` and the Auto classes of
-    transformers load.
+    The trained model and its processor are ``out/model``, which :func:`toklip_mllm.model.load_language_model` and the
+    Auto classes of transformers load.
 
     Args:
         config: settings of the run.
@@ -186,7 +186,7 @@ class MLLMTask(Task):
 
         @torch.no_grad()
         def refuse_other(folder: Path) -> None:
-            theirs = compute_answers(load(folder, dtype=torch.float32)[0], batch).all_logits()
+            theirs = compute_answers(load_language_model(folder, dtype=torch.float32)[0], batch).all_logits()
             error, spread = (theirs - logits).square().mean().sqrt().item(), logits.std().item()
             if not error <= (_ROUNDED if rounded else _EXACT) * spread:
                 raise ValueError(
@@ -459,7 +459,7 @@ def _beginning(
     half = config.frozen_dtype == "bfloat16"
     if config.start is not None:
         # The stored dtype loses nothing, and `freeze` converts each weight to its dtype.
-        model, processor = load(config.start, dtype=None if half else torch.float32)
+        model, processor = load_language_model(config.start, dtype=None if half else torch.float32)
         picturing = _picturing(model)
         sources = open_sources(config.data, picturing, seed=config.run.seed)
         rows_are_trained = "language_model" in config.train and config.lora is None
@@ -476,12 +476,12 @@ def _beginning(
         rests = config.lora is not None or "language_model" not in config.train
         stored = torch.bfloat16 if rests else None
         dtype = stored if half and "encoder" not in config.train else torch.float32
-        model, processor = build(config.language_model, toklip, features=config.features, dtype=dtype)
+        model, processor = build_language_model(config.language_model, toklip, features=config.features, dtype=dtype)
         return model, processor, sources, picturing
     words = iterate_texts(sources, config.small.conversations)
     tokenizer = word_tokenizer(words, context_length=config.small.context_length)
     language_model = small_language_model(config.small, tokenizer)
-    model, processor = build(language_model, toklip, tokenizer=tokenizer, features=config.features)
+    model, processor = build_language_model(language_model, toklip, tokenizer=tokenizer, features=config.features)
     return model, processor, sources, picturing
 
 
