@@ -116,7 +116,7 @@ def questions(store: Path) -> str:
     """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`, all kinds of questions."""
     return (
         f'{{kind = "scenes", count = 24000, store = "{store.as_posix()}", rounds = 3, independent = true, '
-        "captions = 0.5}"
+        "caption_share = 0.5}"
     )
 
 

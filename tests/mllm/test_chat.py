@@ -334,7 +334,7 @@ def test_a_drawn_picture_is_a_new_file_that_the_transcript_names(folder, opening
     (folder / "out").mkdir()
     (folder / "out/drawn-1.png").write_bytes(b"mine")
     opening(1)
-    words = ["--out", "out", "--seed", "4", "--guidance", "2", "--temperature", "0.5"]
+    words = ["--out", "out", "--seed", "4", "--guidance", "2", "--picture-temperature", "0.5"]
     done = chat_command(*words, typed="red circle ?\nwhat ?\n", model="draws", tokens=3)
     assert done.exit_code == 0 and done.stderr == "", done.output
     lines = done.stdout.splitlines()
@@ -409,8 +409,8 @@ def test_a_picture_that_cannot_be_written_is_said_and_the_conversation_goes_on(f
     ("words", "line"),
     [
         (["none.png"], "picture 1 ('none.png') cannot be read: "),
-        (["--temperature", "inf"], "got temperature = inf; wanted 0"),
-        (["--text-temperature", "nan"], "got text_temperature = nan; wanted 0"),
+        (["--picture-temperature", "inf"], "got picture_temperature = inf; wanted 0"),
+        (["--temperature", "nan"], "got temperature = nan; wanted 0"),
         (["--guidance", "-1"], "got guidance = -1.0; wanted 0 or more"),
     ],
 )

@@ -310,7 +310,7 @@ def interrupted(of_classes, tmp_path, monkeypatch):
     monkeypatch.setattr(PictureGenerator, "draw", counted)
 
     def call(out, **change):
-        options = {"number": 3, "seed": 5, "batch_size": 2, **change}
+        options = {"count": 3, "seed": 5, "batch_size": 2, **change}
         return generate([1, 2], tmp_path / out, GenerateSettings(model=ModelSettings(of_classes), **options))
 
     for out in ("folder", "grid.png"):
@@ -348,7 +348,7 @@ OTHER_DRAWINGS = [Drawing(temperature=0.5), Drawing(guidance=Guidance(2.0)), Dra
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change", [{"seed": 6}, {"number": 4}, *({"drawing": drawing} for drawing in OTHER_DRAWINGS)]
+    "change", [{"seed": 6}, {"count": 4}, *({"drawing": drawing} for drawing in OTHER_DRAWINGS)]
 )
 def test_another_call_does_not_go_on_with_the_pictures_of_one_that_was_interrupted(interrupted, change):
     call, drawn = interrupted
@@ -405,7 +405,7 @@ def test_one_text_is_no_list_of_prompts(tmp_path):
 
 def test_a_grid_that_no_picture_can_hold_is_refused_before_anything_is_drawn(of_classes, tmp_path):
     with pytest.raises(ValueError, match=r"a grid of 1000000 pictures would have .*; name a folder"):
-        generate([1], tmp_path / "x.png", GenerateSettings(model=ModelSettings(of_classes), number=10**6))
+        generate([1], tmp_path / "x.png", GenerateSettings(model=ModelSettings(of_classes), count=10**6))
 
 
 def test_models_lists_generators_beside_the_others():

@@ -114,7 +114,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(processor):
 
 
 def test_a_conversation_about_a_scene_has_its_questions_and_answers():
-    [source] = open_sources([SceneConversations(kind="scenes", count=5, captions=1.0)], PICTURING, seed=0)
+    [source] = open_sources([SceneConversations(kind="scenes", count=5, caption_share=1.0)], PICTURING, seed=0)
     for index in range(5):
         drawn = scene(5 + index, size=32)
         conversation = source[1, index].conversation
@@ -144,12 +144,13 @@ def test_the_words_of_all_ways_to_ask_are_known():
 
 
 def test_turns_bound_the_questions_and_no_share_asks_for_no_caption():
-    [source] = open_sources([SceneConversations(kind="scenes", count=20, captions=0.0, turns=2)], PICTURING, seed=0)
+    scenes = SceneConversations(kind="scenes", count=20, caption_share=0.0, turns=2)
+    [source] = open_sources([scenes], PICTURING, seed=0)
     assert {len(source[0, index].conversation.messages) for index in range(20)} == {4}
 
 
 def test_independent_questions_each_show_the_picture_and_share_its_tokens(processor):
-    options = {"kind": "scenes", "count": 6, "questions": ["existence", "count"], "objects": 2, "captions": 1.0}
+    options = {"kind": "scenes", "count": 6, "questions": ["existence", "count"], "objects": 2, "caption_share": 1.0}
     source = SceneConversations(**options, rounds=3, independent=True)
     [reader] = open_sources([source], PICTURING, seed=0)
     found = samples(processor, source)
@@ -169,7 +170,7 @@ def test_independent_questions_each_show_the_picture_and_share_its_tokens(proces
 
 @pytest.mark.parametrize("independent", [False, True])
 def test_a_scene_that_allows_none_of_the_questions_is_asked_for_its_caption(independent):
-    options = {"kind": "scenes", "count": 3, "objects": 1, "captions": 0.0, "independent": independent}
+    options = {"kind": "scenes", "count": 3, "objects": 1, "caption_share": 0.0, "independent": independent}
     [reader] = open_sources([SceneConversations(**options, questions=("relation",))], PICTURING, seed=0)
     for index in range(3):
         loaded = reader[0, index]

@@ -187,7 +187,7 @@ def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
 
 
 def test_scenes_follow_one_another_in_a_conversation():
-    options = {"kind": "scenes", "drawn_share": 0.5, "turns": 1, "captions": 0.0}
+    options = {"kind": "scenes", "drawn_share": 0.5, "turns": 1, "caption_share": 0.0}
     (reader,) = open_sources([SceneConversations(count=8, scenes=2, **options)], PictureFormat(32, "crop"), seed=0)
     (ones,) = open_sources([SceneConversations(count=16, scenes=1, **options)], PictureFormat(32, "crop"), seed=0)
     later = 0

@@ -91,7 +91,7 @@ _COMPILE = click.option(
 @click.option(
     "--class", "classes", multiple=True, help="Class to generate instead of TEXTS, by name or number; repeatable."
 )
-@click.option("-n", "number", type=COUNT, default=1, show_default=True, help="Number of pictures per prompt.")
+@click.option("-n", "--count", type=COUNT, default=1, show_default=True, help="Number of pictures per prompt.")
 @click.option(
     "--out",
     type=PathName(path_type=Path),

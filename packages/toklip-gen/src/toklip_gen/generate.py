@@ -108,7 +108,7 @@ class GenerateSettings:
     #: Settings of drawing; those that are None are the model's own.
     drawing: Drawing = Drawing()
     #: Number of pictures per prompt.
-    number: int = 1
+    count: int = 1
     #: Seed of the first picture of each prompt; each further picture adds one.
     seed: int = 0
     #: Take prompts as classes, and refuse a model of texts, which would read the name of a class as a text.
@@ -123,9 +123,9 @@ class GenerateSettings:
     window: Window = 1
 
     def __post_init__(self) -> None:
-        refuse_counts(number=self.number, batch_size=self.batch_size)
+        refuse_counts(count=self.count, batch_size=self.batch_size)
         refuse_window(self.window)
-        refuse_drawing(seeds=(self.seed, self.seed + self.number - 1))
+        refuse_drawing(seeds=(self.seed, self.seed + self.count - 1))
 
 
 def generate(
@@ -151,7 +151,7 @@ def generate(
         ValueError: a setting is out of its range, or the model does not know a prompt.
 
     >>> from tempfile import TemporaryDirectory
-    >>> settings = GenerateSettings(number=2, drawing=Drawing(top_k=50))
+    >>> settings = GenerateSettings(count=2, drawing=Drawing(top_k=50))
     >>> with TemporaryDirectory() as folder:
     ...     report = generate(["a red circle"], f"{folder}/circles.png", settings)
     >>> len(report.pictures), report.settings["top_k"]
@@ -168,7 +168,7 @@ def generate(
     model.refuse_prompts(prompts)  # before any file is written
     begun = None if prefix is None else _ids_of(prefix, model)
     drawing = settings.drawing.completed(model.drawing)
-    wanted = PromptList(prompts, settings.number, settings.seed)
+    wanted = PromptList(prompts, settings.count, settings.seed)
     how = {**asdict(drawing), "prefix": [] if begun is None else begun[0].tolist()}
     with _open_place(out, wanted, model, {**how, "computed": str(settings.model.device)}) as place:
         settings = replace(settings, drawing=drawing)
@@ -278,7 +278,7 @@ class _Folder:
     def __init__(self, out: Path, wanted: PromptList, how: dict[str, Any]) -> None:
         self._out, self._record = out, out / _RECORD
         self._digits = max(4, len(str(len(wanted) - 1)))
-        call = {"prompts": list(wanted.prompts), "number": wanted.each, "seed": wanted.seed, **how}
+        call = {"prompts": list(wanted.prompts), "count": wanted.each, "seed": wanted.seed, **how}
         call["software"] = [version("toklip-gen"), version("torch")]
         text = json.dumps(call)
         there = _pictures_in(out)

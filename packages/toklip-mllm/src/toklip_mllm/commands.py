@@ -170,8 +170,8 @@ def ask(
 ) -> None:
     """Ask a language model about pictures.
 
-    PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. The answer is printed as it is generated. It
-    has words alone; `toklip chat` also draws pictures, and takes further questions.
+    PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. The answer is printed as it is generated.
+    It is text only; in `toklip chat` a model can also draw and answer further questions.
     """
     from toklip_core.config import refuse_drawing
 
@@ -224,14 +224,14 @@ def ask(
     help="Classifier-free guidance scale of pictures; 1 turns it off. [default: the model's own]",
 )
 @click.option(
-    "--temperature",
+    "--picture-temperature",
     type=float,
     default=1.0,
     show_default=True,
     help="Sampling temperature of pictures; 0 always takes the most likely id (greedy).",
 )
 @click.option(
-    "--text-temperature",
+    "--temperature",
     type=float,
     default=0.0,
     show_default=True,
@@ -248,8 +248,8 @@ def chat(
     out: Path,
     seed: int,
     guidance: float | None,
+    picture_temperature: float,
     temperature: float,
-    text_temperature: float,
     max_new_tokens: int,
     max_pixels: int,
     dtype: str | None,
@@ -268,10 +268,10 @@ def chat(
     """
     from toklip_core.config import refuse_temperatures
 
-    refuse_temperatures(temperature=temperature, text_temperature=text_temperature)
+    refuse_temperatures(picture_temperature=picture_temperature, temperature=temperature)
     from toklip_core.drawing import Drawing, Guidance
 
-    drawing = Drawing(None if guidance is None else Guidance(guidance), temperature=temperature)
+    drawing = Drawing(None if guidance is None else Guidance(guidance), temperature=picture_temperature)
     from toklip_mllm.model import read_picture
 
     # Read first, because a model takes seconds to load.
@@ -280,7 +280,7 @@ def chat(
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines
 
-    settings = ChatSettings(max_new_tokens, text_temperature, drawing=drawing, seed=seed)
+    settings = ChatSettings(max_new_tokens, temperature, drawing=drawing, seed=seed)
     conversation, interactive = Chat(model, processor, settings), _is_typed()
     terminal = Terminal(
         conversation,

@@ -63,9 +63,9 @@ def refuse_temperatures(**temperatures: float) -> None:
     Raises:
         ValueError: a temperature is out of range; the message has its name.
 
-    >>> refuse_temperatures(text_temperature=-1.0)
+    >>> refuse_temperatures(picture_temperature=-1.0)
     Traceback (most recent call last):
-    ValueError: got text_temperature = -1.0; wanted 0 (the likeliest id) or more, up to 1e+30
+    ValueError: got picture_temperature = -1.0; wanted 0 (the likeliest id) or more, up to 1e+30
     """
     for name, value in temperatures.items():
         wanted = f"0 (the likeliest id) or more, up to {LARGEST_SCALE:g}"

@@ -51,7 +51,7 @@ from .reconstruction import (
     Reconstruction as Reconstruction,
     evaluate_reconstruction as evaluate_reconstruction,
     evaluate_tokenizer as evaluate_tokenizer,
-    reconstruct_picture as reconstruct_picture,
+    reconstruct_image as reconstruct_image,
 )
 from .report import (
     report_text as report_text,

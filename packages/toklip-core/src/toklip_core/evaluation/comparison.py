@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from toklip_core.config import Compute, refuse_missing_device
 from toklip_core.evaluation.classes import refuse_duplicates
 from toklip_core.evaluation.perceptual import LPIPSNet, require_evaluate_extra
-from toklip_core.evaluation.reconstruction import ReconstructionReport, evaluate_sources, reconstruct_picture
+from toklip_core.evaluation.reconstruction import ReconstructionReport, evaluate_sources, reconstruct_image
 from toklip_core.evaluation.report import report_text
 from toklip_core.pictures import (
     PANEL_SIDE,
@@ -238,7 +238,7 @@ def _compared(
         licence="" if named.weights is not None else tokenizer_spec(named.name).licence,
         report=report,
         pictures=tuple(
-            reconstruct_picture(
+            reconstruct_image(
                 tokenizer, picture.image, image_size=size, resize=resize, device=compute.device
             ).image
             for picture in first

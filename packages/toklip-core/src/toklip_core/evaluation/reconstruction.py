@@ -243,7 +243,7 @@ class Reconstruction(NamedTuple):
 
 
 @torch.no_grad()
-def reconstruct_picture(
+def reconstruct_image(
     tokenizer: Tokenizer,
     image: Image.Image,
     *,
@@ -264,7 +264,7 @@ def reconstruct_picture(
         ValueError: the tokenizer does not take the size, or decodes a pixel that is NaN or infinite.
 
     >>> from toklip_core.scenes import scene
-    >>> found = reconstruct_picture(load_tokenizer("vqgan-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
+    >>> found = reconstruct_image(load_tokenizer("vqgan-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
     >>> found.image.size, tuple(found.ids.shape), 15 < found.psnr < 50
     ((64, 64), (8, 8, 4), True)
     """

@@ -74,7 +74,7 @@ class SceneConversations(Config):
         "give its own answer away. They share the picture, so one more question costs its own tokens alone. With one "
         "scene per conversation, shown by the user.",
     )
-    captions: float = Field(
+    caption_share: float = Field(
         default=0.5, ge=0, le=1, description="Share of scenes whose caption is asked for, too, at a random turn."
     )
     drawn_share: float = Field(

@@ -271,7 +271,7 @@ class SceneReader:
         """Return what is asked about a scene, in random order: its caption, if it allows no other question."""
         asked = self._questions(drawn)
         turns = draw.sample(asked, min(self._source.turns or len(asked), len(asked)))
-        if draw.random() < self._source.captions or not turns:
+        if draw.random() < self._source.caption_share or not turns:
             request = Question(draw.choice(REQUESTS), draw.choice(drawn.captions), "caption")
             turns.insert(draw.randint(0, len(turns)), request)
         return turns

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from huggingface_hub import try_to_load_from_cache
 
 from toklip_core.config import Compute
-from toklip_core.evaluation import Reconstruction, ids_in_words, reconstruct_picture
+from toklip_core.evaluation import Reconstruction, ids_in_words, reconstruct_image
 from toklip_core.pictures import open_picture
 from toklip_core.plugins import Registry, TokenizerSpec
 from toklip_core.tokenizer import load_tokenizer
@@ -81,7 +81,7 @@ def compare_on(
     for name in names:
         try:
             tokenizer = load_tokenizer(name)
-            reconstruction = reconstruct_picture(tokenizer, image, device=compute.device)
+            reconstruction = reconstruct_image(tokenizer, image, device=compute.device)
         except (ValueError, LookupError, OSError) as error:
             problems.append(f"{name} is left out: {error}")
         else:
