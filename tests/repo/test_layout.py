@@ -96,7 +96,10 @@ def explanations(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_an_explanation_is_a_full_thought(path):
-    assert [text for text in explanations(ast.parse(path.read_text())) if FRAGMENT.match(text)] == []
+    texts = [*explanations(ast.parse(path.read_text()))]
+    assert [text for text in texts if FRAGMENT.match(text)] == []
+    # An argument's explanation begins with a noun or an adjective.
+    assert [line for text in texts for line in text.splitlines() if re.match(r" +\w+: (of|and|in|such)\b", line)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -138,3 +141,14 @@ def test_a_package_has_few_folders_and_files(package, most):
     source = ROOT / f"packages/{package.replace('_', '-')}/src/{package}"
     entries = {path.name for path in source.iterdir() if path.is_dir() or path.suffix == ".py"}
     assert len(entries - {"__init__.py", "__main__.py", "__pycache__", "models", "recipes"}) <= most
+
+
+#: All but the packages themselves, whose parent is src.
+FOLDERS = sorted({path.parent for path in SOURCES if path.parent.parent.name != "src"})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_docstring_of_a_folder_names_its_files(folder):
+    doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    names = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert [name for name in sorted(names) if not re.search(rf"(?m)(^|[ ,]){re.escape(name)}\b", doc)] == []

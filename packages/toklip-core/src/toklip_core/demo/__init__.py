@@ -1,6 +1,7 @@
 """A tour of the toolkit on one page: what `toklip demo` runs and writes.
 
     chapters.py  what is said and run      page.py  the HTML, from the template page.html
+    app          toklip app, the page that answers
 
 Every command is run in this process, in one working folder, and the page shows what it printed and drew.
 """

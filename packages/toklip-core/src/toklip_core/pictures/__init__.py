@@ -9,6 +9,7 @@
     random_crops.py  random parts of a picture, for training
     grids.py    the size of a picture -> the grid of its ids
     limit.py    Pillow's own limit of pixels, raised where the size is checked here
+    scenes.py   scenes as pictures that evaluations read
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -10,6 +10,7 @@ Everything depends on (split, seed, index) alone, so there are no files and no d
     picture.py   objects, backgrounds, and the renderer      draws.py     random numbers
     drawing.py   objects and backgrounds at random           language.py  captions, their parser, questions
     folder.py    scenes as files                             inputs.py    scenes:held-out?count=256
+    reading.py   finds the objects of a scene without a network
 """
 
 from __future__ import annotations

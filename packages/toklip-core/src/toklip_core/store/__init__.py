@@ -7,7 +7,7 @@
     locks.py     locks of writers            ray_engine.py     `toklip encode --engine ray`
     key_set.py   keys that a store has       adopt.py          rows that other programs wrote -> store
     decode.py    store -> pictures           part_reader.py    opens, checks and reads one part
-    row_cache.py rows that stay in memory
+    row_cache.py rows that stay in memory    settings.py        what a store is to hold
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -2,6 +2,7 @@
 
     settings.py  settings and recipes    encoder.py  toklip train encoder
     held_out.py  figures during a run    teacher.py  toklip train teacher
+    projector.py initial values of the projector
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -6,6 +6,8 @@
     order.py       which sample comes when         checkpoints.py one checkpoint, whole or in shards
     sources.py     several sources, one by one     signals.py     SIGTERM ends a run with a checkpoint
     worker_errors.py  errors of workers, in one line
+    cpu_attention.py  attention by matrix products, in bfloat16 on a CPU
+    next_id.py     losses of models that predict ids, level by level
 
 __init__.pyi lists the public names; each is imported on first use.
 """

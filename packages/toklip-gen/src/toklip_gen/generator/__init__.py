@@ -5,6 +5,7 @@
     config.py   sizes and conditions     pipeline.py    prompts -> pictures
     blocks.py   its blocks               llamagen.py    LlamaGen's published generators
     t5.py       words of T5              packed_linear.py  linear layers for processors
+    settings.py the model that draws, by name, and how it is loaded
 
 __init__.pyi lists the public names; each is imported on first use.
 """

@@ -1,5 +1,8 @@
 """Training a generator: `toklip train generator`.
 
+    task.py      next-id prediction    samples.py   ids or pixels, each with a class or a caption
+    settings.py  settings and recipes
+
 __init__.pyi lists the public names; each is imported on first use.
 """
 

@@ -1,8 +1,12 @@
-"""The language model that reads pictures.
+"""The language model that reads pictures, and draws them if it has an image head.
 
-    model.py     the model for transformers    config.py      its config
-    vision.py    ids -> connector's input      processing.py  its processor
-    building.py  building and loading          messages.py    messages in transformers' forms
+    model.py       the model for transformers     config.py       its config
+    vision.py      ids -> connector's input       processing.py   its processor
+    building.py    building and loading           messages.py     messages in transformers' forms
+    pictures.py    pictures in any form           outputs.py      what the model returns
+    image_head.py  states -> logits of ids        head_config.py  settings of the image head
+    predictor.py   the model for a sampler        logits.py       a check of the logits in generate
+    adapters.py    adapters of peft
 
 __init__.pyi lists the public names; each is imported on first use.
 """

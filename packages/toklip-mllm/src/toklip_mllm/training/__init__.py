@@ -1,5 +1,10 @@
 """Training of a language model that reads pictures: `toklip train mllm`.
 
+    task.py            toklip train mllm            settings.py  settings and recipes
+    sources.py         conversations by index       samples.py   conversations -> batches
+    conversations.py   reading conversations        lora.py      low-rank adapters
+    small_language.py  a small language model, and a tokenizer of words
+
 __init__.pyi lists the public names; each is imported on first use.
 """
 

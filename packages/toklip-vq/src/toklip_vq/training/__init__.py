@@ -1,5 +1,9 @@
 """Training a VQGAN: `toklip train vq`.
 
+    task.py          the training of a VQGAN       samples.py  scenes, crops of photographs, and folders
+    quantization.py  gradients of the quantizers   losses.py   discriminator and adversarial losses
+    settings.py      settings and recipes
+
 __init__.pyi lists the public names; each is imported on first use.
 """
 
