@@ -60,7 +60,7 @@ def with_sampled_levels(levels: Tensor, sampled: Tensor, *, largest_share: float
     Args:
         levels: (B, N, L), int64, of the pictures.
         sampled: (B, N, L), int64, each position after the picture's own positions before it.
-        largest_share: number in [0, 1].
+        largest_share: largest share of positions of a picture that are sampled, in [0, 1].
 
     >>> levels = torch.zeros(2, 9, 4, dtype=torch.int64)
     >>> torch.equal(with_sampled_levels(levels, levels + 1, largest_share=0.0), levels)
