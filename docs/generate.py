@@ -29,7 +29,7 @@ ELSEWHERE = {"toklip_mllm.evaluation.lmms_eval", "toklip_core.demo.app.page"}
 #: The markup of docstrings that Markdown does not know: :class:`X` is `X`.
 _ROLE = re.compile(r":\w+:(?=`)")
 #: What is between them in tokenizers.md is written here; the rest of that page is written by hand.
-TABLE_BEGINS = "<!-- Written by docs/generate.py from the descriptions in toklip_vq/plugin.py. -->\n\n"
+TABLE_BEGINS = "<!-- Written by docs/generate.py from the descriptions in toklip_vq/specs.py. -->\n\n"
 TABLE_ENDS = "\n<!-- The end of the table. -->\n"
 GENERATED = "<!-- Written by docs/generate.py; edit the code instead. -->\n\n"
 
