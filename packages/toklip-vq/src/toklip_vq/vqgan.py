@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS
+from pydantic import Field, model_validator
+from toklip_core.config import LARGEST_COUNT, LARGEST_SIDE, LARGEST_WIDTH, MOST_LAYERS, Config
 from toklip_core.embeddings import BitEmbedding, ScalarEmbedding, TableEmbedding
 from toklip_core.pictures import grid_by_factor
 from torch import Tensor, nn
@@ -42,10 +42,8 @@ _SETTINGS: dict[QuantizerKind, tuple[str, ...]] = {
 _METRICS: dict[QuantizerKind, Metric] = {"vq": "cosine", "ibq": "dot", "residual": "euclidean"}
 
 
-class VQGANConfig(BaseModel):
+class VQGANConfig(Config):
     """The sizes of a VQGAN, stored as ``config.json`` in its folder and set as the table ``model`` for training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     quantizer: QuantizerKind = Field(
         default="vq",

@@ -106,7 +106,7 @@ class EncoderTask(Task):
             seed=config.run.seed,
             smallest_crop_area=config.smallest_crop_area,
         )
-        self.order = self.samples.order
+        self.order, self.grouped = self.samples.order, self.samples.stored is not None
         checksums = {"tokenizer": tokenizer.checksum, "teacher": weights_checksum(teacher)}
         if self.samples.stored is not None:
             tokenizer.refuse_other_ids(self.samples.stored.tokenizer, "the token store")

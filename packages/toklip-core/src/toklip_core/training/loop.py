@@ -91,7 +91,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
         passes = Passes(accelerator, model, task, run)
 
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        keys = SampleKeys(len(task.samples), run, start, rank, world_size, task.order)
+        keys = SampleKeys(len(task.samples), run, start, rank, world_size, task.order, grouped=task.grouped)
         loader = _loader(task, keys, run, accelerator.device)
         window = _Window(accelerator, folder)
         _train_mode(model)

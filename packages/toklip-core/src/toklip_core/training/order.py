@@ -64,6 +64,10 @@ class SampleKeys(Sampler[list[tuple[int, int]]]):
 
     Sample number p of the run is sample p mod size of epoch p // size, in that epoch's order. A batch may span two
     epochs, and no sample is dropped.
+
+    Which samples a batch has does not depend on the number of processes. If samples are ``grouped``, because each is
+    read together with those beside it, the batch is dealt in the order of their indices: a process then reads its share
+    of the groups of a window, and not all of them.
     """
 
     def __init__(
@@ -74,9 +78,12 @@ class SampleKeys(Sampler[list[tuple[int, int]]]):
         process: int,
         processes: int,
         order: Callable[[int, int, int], Tensor],
+        *,
+        grouped: bool = False,
     ) -> None:
         assert size > 0, "no samples"
         self._size, self._run, self._start = size, run, start
+        self._sorted = grouped and processes > 1
         self._process, self._processes, self._order = process, processes, order
         self._epochs: dict[int, Tensor] = {}
 
@@ -85,9 +92,14 @@ class SampleKeys(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         length = self._run.batch_size // (self._run.accumulate * self._processes)
+        own = slice(self._process * length, (self._process + 1) * length)
         for micro in range(self._start * self._run.accumulate, self._run.steps * self._run.accumulate):
-            begin = (micro * self._processes + self._process) * length
-            yield [self._key(position) for position in range(begin, begin + length)]
+            begin = micro * self._processes * length
+            positions = range(begin, begin + self._processes * length)
+            if self._sorted:
+                yield sorted(map(self._key, positions))[own]
+            else:
+                yield [self._key(position) for position in positions[own]]
 
     def _key(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self._size)

@@ -33,9 +33,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; a second signal interrupts at once.
+    """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; Ctrl-C after another signal interrupts at once.
 
-    SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request ever comes, because Python handles
+    SIGTERM and SIGHUP may come twice, from a launcher and from the scheduler that signals all processes of a job; the
+    second changes nothing. SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request ever comes, because Python handles
     signals only there.
     """
     request = StopRequest()
@@ -44,9 +45,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request():
+        if request() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
+        request.signal = request.signal or number
 
     taken = [n for n in _ENDS if n in _ALWAYS or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in taken}

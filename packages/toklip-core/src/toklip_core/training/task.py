@@ -81,6 +81,9 @@ class Task(ABC):
 
     #: (size, seed, epoch) -> permutation of the samples.
     order: Callable[[int, int, int], Tensor] = staticmethod(shuffled)
+    #: Whether a sample is read together with those beside it, as a row of a token store with its group. Each of several
+    #: processes then takes samples of a batch that lie together.
+    grouped: bool = False
     #: Function from samples to a batch, for workers. It is not a method, because the model would be sent there too.
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 

@@ -113,7 +113,7 @@ class GeneratorTask(Task):
     def __init__(self, config: GeneratorTrainConfig) -> None:
         networks = load_networks(config)
         self.samples = GeneratorSamples(config)
-        self.order = self.samples.order
+        self.order, self.grouped = self.samples.order, self.samples.stored is not None
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {"tokenizer": networks.tokenizer.checksum, "toklip": networks.config.toklip_checksum},
