@@ -260,9 +260,9 @@ def test_without_a_folder_the_message_says_how_to_give_one():
 
 
 def test_a_config_that_cannot_be_built_is_refused():
-    with pytest.raises(ValueError, match=r"width 16 x 1 cannot be split into 32 groups"):
+    with pytest.raises(ValueError, match=r"a width of 16 x 1 cannot be split into 32 groups"):
         VQGANConfig(codebook_size=64, codebook_dim=8, channels=16)
-    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+    with pytest.raises(ValueError, match="extra"):
         VQGANConfig(codebook_size=64, codebook_dim=8, chanels=16)  # type: ignore[call-arg]
 
 

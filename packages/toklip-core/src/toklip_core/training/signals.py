@@ -36,8 +36,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; Ctrl-C after another signal interrupts at once.
 
     SIGTERM and SIGHUP may come twice, from a launcher and from the scheduler that signals all processes of a job; the
-    second changes nothing. SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request ever comes, because Python handles
-    signals only there.
+    second changes nothing. SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request comes,
+    because Python handles signals only there.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
