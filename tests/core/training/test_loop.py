@@ -409,6 +409,13 @@ def test_settings_that_no_weight_depends_on_may_change(tmp_path: Path, whole: Pa
     assert_same_save(run, whole)
 
 
+def test_a_run_goes_on_with_other_micro_batches_and_settings_of_memory(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, run_config(steps=4, accumulate=2), settings={"grad_checkpointing": True, "text_cache": 5})
+    report, _ = train(run, run_config(), settings={"grad_checkpointing": False, "text_cache": 0})
+    assert report.step == 7 and [line["step"] for line in lines(run) if "learning_rate" in line][-1] == 7
+
+
 def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tmp_path: Path):
     def stopping(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Losses:
         if step == 4:

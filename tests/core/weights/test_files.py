@@ -303,7 +303,7 @@ def test_without_network_and_cache_a_line_says_what_to_fetch_and_where_to_put_it
         hub_file("owner/model", "weights.ckpt")
     message = str(raised.value)
     assert "fetch https://huggingface.co/owner/model/resolve/main/weights.ckpt to any place" in message
-    assert "`--weights PATH/weights.ckpt`" in message
+    assert "(`--weights PATH/weights.ckpt`; in a training, `--set tokenizer_weights=PATH`)" in message
     assert "\n" not in message
 
 

@@ -190,11 +190,11 @@ def _unitok_clip(weights: Path | None) -> nn.Module:
     return load_unitok_clip(_published(_UNITOK, way_out=way_out) if weights is None else weights)
 
 
-def _published(source: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
+def _published(source: str, **advice: str) -> Path:
     from toklip_core.weights import hub_file
 
     owner, name, filename = source.split("/", 2)
-    return hub_file(f"{owner}/{name}", filename, way_out=way_out)
+    return hub_file(f"{owner}/{name}", filename, **advice)
 
 
 def _llamagen_spec(

@@ -88,8 +88,12 @@ def refuse_missing_device(device: torch.device | str) -> None:
 
 
 def default_workers() -> int:
-    """Return the number of worker processes: one per core, divided among torchrun's processes here, at most 16."""
-    return min(16, max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Return the number of worker processes: one per core, divided among torchrun's processes here, at most 16.
+
+    The cores are those that this process may use, which a scheduler such as Slurm limits.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def progress_bar(total: int | None, *, shown: bool, unit: str = "pictures") -> tqdm[NoReturn]:

@@ -307,7 +307,8 @@ def _located(name: str | Path) -> tuple[Path, ModelSpec | None]:
         if spec.folder is not None:
             return spec.folder, spec
         owner, repository, file = spec.source.split("/", 2)
-        return hub_file(f"{owner}/{repository}", file, way_out="give its path as the model (PATH/{})"), spec
+        way_out = "give its path as the model (PATH/{}; in a training, `--set toklip=PATH`)"
+        return hub_file(f"{owner}/{repository}", file, way_out=way_out), spec
     if path.exists():
         return path, None
     if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):

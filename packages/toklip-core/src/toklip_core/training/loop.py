@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +43,10 @@ from toklip_core.training.worker_errors import CollatedSamples, as_it_is
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+#: How long a process waits for the others. At the end the first one writes the model, loads it again and compares it,
+#: which takes longer than torch's 10 minutes for 7 billion weights on one thread, as torchrun gives each process.
+_PATIENCE = timedelta(hours=2)
 
 
 class FitReport(NamedTuple):
@@ -170,7 +175,7 @@ def learning_rate_factor(step: int, run: RunConfig) -> float:
 
 def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedType
     except ModuleNotFoundError as error:
@@ -181,7 +186,9 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
     ddp = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters, broadcast_buffers=False)
     # On CPUs accelerate ignores torchrun unless it is told so, and each process would train alone.
     on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp])
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=run.precision, kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)]
+    )
     sharded = accelerator.distributed_type is DistributedType.FSDP
     if accelerator.distributed_type is DistributedType.DEEPSPEED or (sharded and not accelerator.is_fsdp2):
         raise ValueError(f"got {accelerator.distributed_type.value}; shard with FSDP 2 instead (fsdp_version: 2)")
@@ -201,8 +208,12 @@ def _accelerator(run: RunConfig, unused_parameters: bool) -> Accelerator:
 
 
 def _harmless(run: RunConfig) -> set[str]:
-    """Return the settings that may change when a run is resumed, because no weight depends on them."""
-    keys = {f"run.{name}" for name in ("workers", "log_every", "evaluate_every", "save_every", "keep", "wandb")}
+    """Return the settings that may change when a run is resumed: those of memory, of the log and of where it ends.
+
+    Weights depend on micro-batches as they do on the number of processes, which may change, too.
+    """
+    names = ("workers", "accumulate", "log_every", "evaluate_every", "save_every", "keep", "wandb")
+    keys = {f"run.{name}" for name in names} | {"grad_checkpointing", "generator.grad_checkpointing", "text_cache"}
     return keys if run.schedule == "cosine" else {*keys, "run.steps"}
 
 

@@ -282,7 +282,11 @@ def _some(names: list[str], most: int) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def hub_file(repository: str, filename: str, *, way_out: str = "pass it as weights (`--weights PATH/{}`)") -> Path:
+#: Advice for a user who downloads the weights of a tokenizer by hand; {} stands for the name of the file.
+_PASS_WEIGHTS = "pass it as weights (`--weights PATH/{}`; in a training, `--set tokenizer_weights=PATH`)"
+
+
+def hub_file(repository: str, filename: str, *, way_out: str = _PASS_WEIGHTS) -> Path:
     """Return the path of a file of the Hugging Face hub, from its cache or by downloading it.
 
     Args:
