@@ -644,6 +644,7 @@ def test_the_protocol_is_what_the_kit_checks():
         ({"codebook_sizes": (300, 300)}, r"the spec has codebook_sizes \(300, 300\), and it has \(300,\)"),
         ({"grid": (16, 16)}, r"the spec has the grid \(16, 16\) of 256 px, and grid gives \(32, 32\)"),
         ({"grid": (32, 32), "fixed_size": True}, "the spec has fixed_size True, and grid takes 512 x 512"),
+        ({"grid": (32, 32), "image_size": 255}, "the spec has pictures of 255 x 255, which grid refuses; commands"),
     ],
 )
 def test_what_a_plugin_declares_is_held_against_the_tokenizer(declared, says, monkeypatch):

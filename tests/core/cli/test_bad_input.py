@@ -214,6 +214,8 @@ def a_folder_inside_a_tar_name(here):
 REFUSED = {
     "no such file": (lambda here: ["nothing.jpg"], "nothing.jpg is not there"),
     "a pattern that matches nothing": (lambda here: ["*.jpg"], "no file matches '*.jpg'"),
+    "an address": (lambda here: ["s3://bucket/0.tar"], "is not there; only local files are read, so download them, or"),
+    "braces": (lambda here: ["{00..09}.tar"], "is not there; braces are not expanded in quotes: write a glob"),
     "an empty name": (lambda here: picture(0).save("a.jpg") or [""], "got an empty name of a picture or folder"),
     "an empty folder": (lambda here: ["."], "no picture in ."),
     "a compressed tar": (lambda here: Path("a.tar.gz").write_bytes(b"") or ["a.tar.gz"], "is compressed"),

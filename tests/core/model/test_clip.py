@@ -230,6 +230,14 @@ def test_what_is_no_teacher_is_one_line(tmp_path):
         load_clip(tmp_path)
 
 
+def test_checkpoints_of_others_are_refused_with_a_name_of_open_clip(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2", "vision_config": {}}')
+    with pytest.raises(ValueError, match=r"is a model of transformers \(siglip2\); name open_clip's copy of it"):
+        load_clip(tmp_path)
+    with pytest.raises(LookupError, match=r"got hf-hub:timm/ViT-B-16-SigLIP2-256, a name of the hub; give open_clip's"):
+        load_clip("open_clip:hf-hub:timm/ViT-B-16-SigLIP2-256")
+
+
 def test_towers_of_two_spaces_are_refused():
     _, trunk = text_config(), small_clip().config.vision.trunk
     wide = VisionConfig(trunk=trunk.model_copy(update={"output_dim": 24}), patch_size=8)

@@ -61,6 +61,17 @@ def test_a_run_is_evaluated_on_classes_and_captions_of_ones_own(tmp_path: Path, 
         assert evaluate_matcher(model, found).figures == {key: report.figures[key] for key in expected}
 
 
+def test_captions_may_be_karpathys_split_for_validation(folder: Path):
+    (kept,) = (folder / "classes/red_circle").glob("0.png")
+    rows = [
+        {"filepath": "classes/red_circle", "filename": kept.name, "split": split, "sentences": [{"raw": split}]}
+        for split in ("val", "test")
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": rows}))
+    found = held_out_set(HeldOutPictures(captions=folder / "dataset_coco.json"), image_size=SIZE)
+    assert found is not None and [list(pair.captions) for pair in found.captioned] == [["val"]]
+
+
 def test_scenes_are_named_as_their_captions_name_them():
     found = held_out_set(HeldOutPictures(scenes=2), image_size=SIZE)
     assert found is not None and found.labelled is not None

@@ -413,7 +413,7 @@ def test_a_run_goes_on_with_other_micro_batches_and_settings_of_memory(tmp_path:
     run = tmp_path / "run"
     train(run, run_config(steps=4, accumulate=2), settings={"grad_checkpointing": True, "text_cache": 5})
     report, _ = train(run, run_config(), settings={"grad_checkpointing": False, "text_cache": 0})
-    assert report.step == 7 and [line["step"] for line in lines(run) if "learning_rate" in line][-1] == 7
+    assert report.step == 7 and {line["step"] for line in lines(run)} > {2, 4, 6}
 
 
 def test_a_run_that_ends_where_it_was_stopped_is_evaluated_there(tmp_path: Path):

@@ -163,7 +163,11 @@ def check_the_description_fits(tokenizer: VQTokenizer) -> None:
     sizes = tokenizer.embedding.codebook_sizes
     assert spec.codebook_sizes in ((), sizes), f"the spec has codebook_sizes {spec.codebook_sizes}, and it has {sizes}"
     if spec.grid is not None:
-        grid = tokenizer.grid(spec.image_size, spec.image_size)
+        side = spec.image_size
+        assert _takes(tokenizer, side, side), (
+            f"the spec has pictures of {side} x {side}, which grid refuses; commands make pictures square"
+        )
+        grid = tokenizer.grid(side, side)
         assert spec.grid == grid, f"the spec has the grid {spec.grid} of {spec.image_size} px, and grid gives {grid}"
         fixed = not _takes(tokenizer, 2 * spec.image_size, 2 * spec.image_size)
         assert spec.fixed_size == fixed, (

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_SIDE, Config, ResizeSetting, validated
-from toklip_core.files import one_line
+from toklip_core.files import one_line, read_json_object
 from toklip_core.model.published import CLIP_TINY
 from toklip_core.model.text import (
     TOKENIZER_FILE,
@@ -47,6 +47,8 @@ from toklip_core.weights import (
 #: open_clip's name of a way to resize -> ours.
 _RESIZE: dict[str, Literal["crop", "squash"]] = {"squash": "squash", "shortest": "crop"}
 
+#: A model of open_clip, for messages.
+_OF_OPEN_CLIP = "open_clip:ViT-B-16-SigLIP2-256/webli"
 #: Texts for comparing two tokenizers: an empty one, one with signs and capitals, and one that is too long.
 _SAMPLES = ("", "Two small_Cats &amp; a dog: isn't it?", "a long caption " * 100)
 
@@ -143,8 +145,9 @@ def load_clip(source: str | Path) -> CLIP:
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} is not a model folder: it has no {CONFIG_FILE}; take {CLIP_TINY.name}, train one "
-            "(`toklip train teacher`), or name one of open_clip's (open_clip:NAME/TAG)"
+            f"(`toklip train teacher`), or name one of open_clip's (open_clip:NAME/TAG, such as {_OF_OPEN_CLIP})"
         )
+    _refuse_folder_of_transformers(folder)
     values, tensors = read_model_folder(folder)
     if values.get("kind") == "toklip":
         raise ValueError(f"{str(folder)!r} holds a TokLIP, no teacher: a teacher sees pixels, with two towers")
@@ -155,9 +158,20 @@ def load_clip(source: str | Path) -> CLIP:
     return clip.eval()
 
 
+def _refuse_folder_of_transformers(folder: Path) -> None:
+    kind = read_json_object(folder / CONFIG_FILE).get("model_type")
+    if isinstance(kind, str):
+        raise ValueError(
+            f"{str(folder)!r} is a model of transformers ({one_line(kind, longest=40)}); name open_clip's copy of it, "
+            f"such as {_OF_OPEN_CLIP}"
+        )
+
+
 def _load_open_clip(name: str, tag: str) -> CLIP:
     import open_clip
 
+    if name.startswith("hf-hub:"):
+        raise LookupError(f"got {name}/{tag}, a name of the hub; give open_clip's own, such as {_OF_OPEN_CLIP}")
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"

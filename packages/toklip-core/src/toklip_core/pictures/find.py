@@ -11,6 +11,7 @@ import glob
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -335,8 +336,17 @@ def _expanded(item: Path | str) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
     if not matches:
         problem = f"no file matches {str(item)!r}" if glob.has_magic(str(item)) else f"{item} is not there"
-        raise FileNotFoundError(problem)
+        raise FileNotFoundError(problem + _hint(str(item)))
     return matches
+
+
+def _hint(item: str) -> str:
+    """Return what to write instead of a name in WebDataset's notation."""
+    if re.match(r"[a-z0-9]+://|pipe:", item):
+        return "; only local files are read, so download them, or mount the bucket"
+    if re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", item):
+        return "; braces are not expanded in quotes: write a glob, such as 'shards/*.tar'"
+    return ""
 
 
 def _walk(folder: Path) -> Iterator[Path]:

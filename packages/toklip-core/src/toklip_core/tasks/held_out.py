@@ -8,6 +8,7 @@ from pathlib import Path
 from toklip_core.evaluation import (
     Matcher,
     class_folders,
+    karpathy_pairs,
     measure_retrieval,
     measure_zero_shot,
     refuse_unreadable,
@@ -55,7 +56,11 @@ def held_out_set(config: HeldOutPictures, *, image_size: int) -> HeldOutSet | No
 
 def _pairs(captions: Path) -> list[LazyPair]:
     scenes = parse_scenes(captions)
-    return table_pairs(captions, captions.parent) if scenes is None else scene_pairs(scenes)
+    if scenes is not None:
+        return scene_pairs(scenes)
+    if captions.suffix.lower() == ".json":
+        return karpathy_pairs(captions, "val", captions.parent)
+    return table_pairs(captions, captions.parent)
 
 
 def evaluate_matcher(model: Matcher, held_out: HeldOutSet) -> Evaluation:

@@ -71,7 +71,8 @@ class HeldOutPictures(HeldOut):
     )
     captions: Path | None = Field(
         default=None,
-        description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval; or scenes:SPLIT?count=N.',
+        description='JSONL file of {"image": PATH, "captions": [...]} rows, for retrieval; or the split val of '
+        "Karpathy's dataset_coco.json; or scenes:SPLIT?count=N. Paths are relative to the folder of the file.",
     )
 
     @model_validator(mode="after")
