@@ -390,8 +390,19 @@ def test_squash_keeps_the_whole_picture_and_does_not_alias():
     assert abs(grey.astype(int) - 128).max() <= 16
 
 
+def test_pad_keeps_the_whole_picture_and_its_ratio_on_grey():
+    wide = Image.fromarray(np.full((30, 100, 3), 255, np.uint8))
+    found = levels(resized(wide, 64, "pad"))
+    # 64 * 30 / 100 is 19.2, which Janus rounds down; 22 rows of grey are above it and 23 below.
+    assert (found[:22] == 127).all() and (found[22:41] == 255).all() and (found[41:] == 127).all()
+    tall = levels(resized(wide.transpose(Image.Transpose.ROTATE_90), 64, "pad"))
+    assert (tall == found.transpose(1, 0, 2)).all()
+    line = levels(resized(Image.fromarray(np.zeros((1, 3000, 3), np.uint8)), 64, "pad"))
+    assert (line[31] == 0).all() and (line[32] == 127).all()
+
+
 def test_an_unknown_resize_is_named():
-    with pytest.raises(ValueError, match="got resize 'stretch'; known are 'crop' and 'squash'"):
+    with pytest.raises(ValueError, match="got resize 'stretch'; known are 'crop', 'squash' and 'pad'"):
         resized(picture(0), 32, "stretch")
 
 

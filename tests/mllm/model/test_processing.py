@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toklip_mllm.model import TokLIPProcessor, build_language_model
+from toklip_core.pictures import to_pixels
+from toklip_mllm.model import TokLIPProcessor, build_language_model, load_language_model
 from transformers import AutoProcessor
 
 from tests.core.conftest import picture
@@ -364,6 +365,19 @@ def test_the_image_token_may_be_one_that_the_tokenizer_has():
     )
     assert processor.image_token_id == model.config.image_token_id == 1
     assert processor(text="what <unk>", image_ids=ids())["input_ids"][0].count(1) == 64
+
+
+def test_pictures_are_made_square_as_the_model_was_built_for(tmp_path):
+    """LLaVA pads pictures, whatever the TokLIP was trained on."""
+    toklip = small_toklip()
+    model, processor = build_language_model(language_model(), toklip, tokenizer=tokenizer(), resize="pad")
+    wide = picture(0).resize((90, 40))
+    wanted, cropped = (toklip.tokenizer.encode(to_pixels(wide, 32, how)[None]) for how in ("pad", "crop"))
+    assert torch.equal(processor.encode([wide]), wanted) and not torch.equal(wanted, cropped)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, other = load_language_model(tmp_path)
+    assert loaded.config.resize == other.resize == "pad"
 
 
 def test_a_saved_processor_loads_its_tokenizer_when_a_picture_comes(tmp_path, toy):

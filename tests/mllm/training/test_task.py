@@ -182,6 +182,16 @@ def test_a_later_stage_reads_the_tokens_too_unless_the_encoder_was_trained(world
         assert bool(encoder_calls) is calls
 
 
+@pytest.mark.slow
+def test_a_model_is_trained_on_pictures_made_square_as_its_settings_say(world, tmp_path):
+    train_mllm(config(world, file_data(world), resize="pad", run={"steps": 1}), tmp_path / "padded")
+    model, processor = load_language_model(tmp_path / "padded/model")
+    assert model.config.resize == processor.resize == "pad"
+    start = {"start": str(tmp_path / "padded/model"), "toklip": None, "language_model": None}
+    with pytest.raises(ValueError, match="got resize beside start, whose model has its own; leave it out"):
+        config(world, file_data(world), **start, resize="crop")
+
+
 def changed_parts(before: dict, after: dict) -> set[str]:
     return {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
 

@@ -150,8 +150,8 @@ def reconstruction(inputs: tuple[str, ...], tokenizer: str, as_json: bool, **opt
 )
 @click.option(
     "--resize",
-    type=click.Choice(["crop", "squash"]),
-    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio. "
+    type=click.Choice(["crop", "squash", "pad"]),
+    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio, pad adds grey. "
     "[default: --model's or --teacher's, else crop]",
 )
 @click.option(

@@ -54,10 +54,10 @@ max_pixels = click.option(
 )
 resize = click.option(
     "--resize",
-    type=click.Choice(["crop", "squash"]),
+    type=click.Choice(["crop", "squash", "pad"]),
     default="crop",
     show_default=True,
-    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio.",
+    help="How a picture is made square: crop takes the centre, squash ignores the aspect ratio, pad adds grey.",
 )
 lpips = click.option(
     "--lpips",

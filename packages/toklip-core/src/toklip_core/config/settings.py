@@ -39,8 +39,11 @@ MaxPixels = Annotated[
 ]
 #: The setting of :func:`toklip_core.pictures.resized`.
 ResizeSetting = Annotated[
-    Literal["crop", "squash"],
-    Field(description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio."),
+    Literal["crop", "squash", "pad"],
+    Field(
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio, pad adds "
+        "grey."
+    ),
 ]
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]

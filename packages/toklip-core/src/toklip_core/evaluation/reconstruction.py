@@ -47,6 +47,7 @@ _SSIM_WINDOW = 11
 _REFERENCE = {
     "crop": "centre crops of the inputs themselves; halved by a box filter while twice the size, then bicubic",
     "squash": "the inputs themselves, squashed to a square, bicubic",
+    "pad": "the inputs themselves, bicubic, with grey beside the short side",
 }
 
 

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from toklip_core.pictures.limit import cropped
 from toklip_core.weights import refuse_not_finite
 
-Resize = Literal["crop", "squash"]
+Resize = Literal["crop", "squash", "pad"]
 
+# Between black and white: about 0 in [-1, 1].
+_GREY = (127, 127, 127)
 # Ratio of the sides above which the far ends, which a centre crop discards, are cut off before resizing.
 _LONGEST_CROPPED = 8
 
@@ -22,11 +24,13 @@ _LONGEST_CROPPED = 8
 def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Image:
     """Return an RGB picture as a square of side ``size``.
 
-    ``crop`` takes the centre square, and ``squash`` changes the ratio of the sides. ``crop`` is ADM's method, which
-    LlamaGen and many published figures use: it halves with a box filter while the short side is at least
-    twice the size, then resizes bicubically, then cuts.
+    ``crop`` takes the centre square, ``squash`` changes the ratio of the sides, and ``pad`` adds grey to the short
+    side. ``crop`` is ADM's method, which LlamaGen and many published figures use: it halves with a box filter while
+    the short side is at least twice the size, then resizes bicubically, then cuts. ``pad`` is Janus's: it resizes
+    bicubically and rounds the short side down; the grey, 127, is close to 0 in [-1, 1].
 
-    Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr.
+    Source: openai/guided-diffusion, guided_diffusion/image_datasets.py, center_crop_arr; deepseek-ai/Janus,
+    janus/models/image_processing_vlm.py, resize and expand2square.
 
     Raises:
         ValueError: ``resize`` is another word.
@@ -34,11 +38,15 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
     >>> wide = Image.new("RGB", (300, 100))
     >>> resized(wide, 64).size, resized(wide, 64, "squash").size
     ((64, 64), (64, 64))
+    >>> resized(wide, 64, "pad").getpixel((0, 0)), resized(wide, 64, "pad").getpixel((0, 32))
+    ((127, 127, 127), (0, 0, 0))
     """
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BICUBIC)
+    if resize == "pad":
+        return _padded(image, size)
     if resize != "crop":
-        raise ValueError(f"got resize {resize!r}; known are 'crop' and 'squash'")
+        raise ValueError(f"got resize {resize!r}; known are 'crop', 'squash' and 'pad'")
     image = _without_far_ends(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -46,6 +54,13 @@ def resized(image: Image.Image, size: int, resize: Resize = "crop") -> Image.Ima
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return cropped(image, (left, top, left + size, top + size))
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    width, height = (max(1, side * size // max(image.size)) for side in image.size)
+    square = Image.new("RGB", (size, size), _GREY)
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((size - width) // 2, (size - height) // 2))
+    return square
 
 
 def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:

@@ -66,8 +66,9 @@ class StoreInfo(Config):
     )
     grid: tuple[PositiveInt, PositiveInt] = Field(description="Rows and columns of the ids of a picture.")
     image_size: int = Field(gt=0, description="Side of the square that was encoded, in pixels.")
-    resize: Literal["crop", "squash"] = Field(
-        description="How pictures were made square: crop took the centre, squash ignored the aspect ratio."
+    resize: Literal["crop", "squash", "pad"] = Field(
+        description="How pictures were made square: crop took the centre, squash ignored the aspect ratio, pad added "
+        "grey."
     )
     dtype: Literal["float32", "bfloat16"] = Field(description="Precision of the tokenizer and the models.")
     augment: Literal["ten-crop"] | None = Field(

@@ -112,7 +112,7 @@ class GeneratorConfig(Config):
     )
     image_size: tuple[_Side, _Side] = Field(description="Height and width of the pictures in pixels.")
     grid: tuple[_Side, _Side] = Field(description="Rows and columns of the ids of a picture.")
-    resize: Literal["crop", "squash"] = Field(
+    resize: Literal["crop", "squash", "pad"] = Field(
         default="crop",
         description="How pictures were made square in training, and how a prefix picture is made square now.",
     )

@@ -13,6 +13,7 @@ from toklip_core.config import refuse_drawing
 from toklip_core.drawing import IdLevels
 from toklip_core.files import one_line
 from toklip_core.model import FeatureKind, TokLIP
+from toklip_core.pictures import Resize
 from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
@@ -33,6 +34,7 @@ def build_language_model(
     features: FeatureKind = "concat",
     image_token: str = "<image>",
     image_head: ImageHeadSettings | None = None,
+    resize: Resize | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[TokLIPForConditionalGeneration, TokLIPProcessor]:
     """Build a model and its processor from a TokLIP's encoder, a new connector and a language model.
@@ -51,6 +53,7 @@ def build_language_model(
         features: input of the connector.
         image_token: token that stands for nothing else, such as a reserved one.
         image_head: image head to build, for a model that also draws pictures; None: it reads them alone.
+        resize: way to make a picture square, see :func:`toklip_core.pictures.resized`; None: the TokLIP's.
         dtype: dtype of the whole model; None: the language model's own.
 
     Raises:
@@ -96,7 +99,7 @@ def build_language_model(
         embedding_checksum=weights_checksum(embedding),
         grid=[*toklip.tokenizer.grid(side, side)],
         image_size=side,
-        resize=toklip.config.resize,
+        resize=resize or toklip.config.resize,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
     )
     model = _assembled(config, language_model, toklip, dtype)
@@ -105,7 +108,7 @@ def build_language_model(
         tokenizer,
         vq=config.tokenizer,
         image_size=config.image_size,
-        resize=toklip.config.resize,
+        resize=config.resize,
         tokens_per_picture=config.tokens_per_picture,
         image_token=image_token,
     )

@@ -69,7 +69,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
         vq: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer, whose own weights, if it has any, are
             saved in the processor's folder.
         image_size: side in pixels of the square that a picture becomes.
-        resize: "crop" or "squash", the way to make a picture square.
+        resize: "crop", "squash" or "pad", the way to make a picture square.
         tokens_per_picture: number N of tokens per picture.
         image_token: token that stands for a picture in a text.
         begin_token: token that opens a picture that the assistant draws; None: the model draws none.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 from toklip_core.captioned import BackgroundKind, CaptionSource
-from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, RunConfig
+from toklip_core.config import LARGEST_SEED, MAX_PIXELS, Config, MaxPixels, ResizeSetting, RunConfig
 from toklip_core.model import FeatureKind
 
 from toklip_mllm.evaluation import HeldOutQuestions
@@ -215,6 +215,10 @@ class MLLMTrainConfig(Config):
         default="concat",
         description="Input of the connector: a picture's codes and semantic tokens (concat), or one of the two.",
     )
+    resize: ResizeSetting | None = Field(
+        default=None,
+        description="How a picture is made square: crop, squash or pad, as LLaVA does; by default as for the TokLIP.",
+    )
     image_head: ImageHeadSettings | None = Field(
         default=None,
         description="Image head to add, for a model that also draws; a model that `start` names may have one already.",
@@ -296,6 +300,8 @@ class MLLMTrainConfig(Config):
                 f"got {' and '.join(given) or 'none'} of start, language_model and small; one of them says which "
                 "language model is trained"
             )
+        if self.resize is not None and self.start is not None:
+            raise ValueError("got resize beside start, whose model has its own; leave it out")
         if (self.toklip is None) != (self.start is not None):
             raise ValueError("set toklip, unless there is start, whose model has one")
         if self.start is not None and "features" in self.model_fields_set:

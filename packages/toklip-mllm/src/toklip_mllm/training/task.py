@@ -469,19 +469,20 @@ def _beginning(
         return model, processor, sources, picturing
     assert config.toklip is not None
     toklip = TokLIP.from_pretrained(config.toklip, text=False, dtype=torch.float32)
-    picturing = PictureFormat(toklip.config.image_size, toklip.config.resize)
+    picturing = PictureFormat(toklip.config.image_size, config.resize or toklip.config.resize)
+    how: dict[str, Any] = {"features": config.features, "resize": config.resize}
     sources = open_sources(config.data, picturing, seed=config.run.seed)
     if config.small is None:
         # A language model of 7B takes 28 GB in float32, but an encoder that is trained must be loaded in it.
         rests = config.lora is not None or "language_model" not in config.train
         stored = torch.bfloat16 if rests else None
         dtype = stored if half and "encoder" not in config.train else torch.float32
-        model, processor = build_language_model(config.language_model, toklip, features=config.features, dtype=dtype)
+        model, processor = build_language_model(config.language_model, toklip, dtype=dtype, **how)
         return model, processor, sources, picturing
     words = iterate_texts(sources, config.small.conversations)
     tokenizer = word_tokenizer(words, context_length=config.small.context_length)
     language_model = small_language_model(config.small, tokenizer)
-    model, processor = build_language_model(language_model, toklip, tokenizer=tokenizer, features=config.features)
+    model, processor = build_language_model(language_model, toklip, tokenizer=tokenizer, **how)
     return model, processor, sources, picturing
 
 

@@ -55,7 +55,7 @@ class UniTokCLIPConfig:
     text: TextConfig = _TEXT
     #: Side S of the square that is encoded, in pixels.
     image_size: int = 256
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "squash", "pad"] = "crop"
 
 
 class UniTokCLIP(nn.Module):
