@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core import plugins
 from toklip_core.cli import cli
-from toklip_core.drawing.window import Pace
+from toklip_core.drawing.window import WidthChooser
 from toklip_mllm.drawing import PictureDrawer, load_drawer
 
 from tests.support.refusals import last_error
@@ -48,17 +48,17 @@ def test_generate_draws_with_the_model_of_a_folder(folder):
 
 
 def test_the_calls_of_a_window_are_timed_once_for_all_batches(monkeypatch):
-    paces, note = set(), Pace.note
+    choosers, note = set(), WidthChooser.note
 
-    def noting(pace, width, **call):
-        paces.add(pace)
-        note(pace, width, **call)
+    def noting(chooser, width, **call):
+        choosers.add(chooser)
+        note(chooser, width, **call)
 
-    monkeypatch.setattr(Pace, "note", noting)
+    monkeypatch.setattr(WidthChooser, "note", noting)
     drawer = PictureDrawer(*unified())
     for seed in (1, 2):
         assert 0 < drawer.draw(["red circle"], seeds=[seed], window="auto").calls <= COUNT
-    assert len(paces) == 1
+    assert len(choosers) == 1
 
 
 def test_what_such_a_model_cannot_draw_is_refused(folder):

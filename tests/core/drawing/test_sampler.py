@@ -213,7 +213,7 @@ def test_drafts_that_fit_are_read_once_and_others_again():
 
 
 class Recorder:
-    """A pace of 4 positions that records what it is told."""
+    """A chooser of 4 positions, which records what it is told."""
 
     width = 4
 
@@ -232,7 +232,7 @@ def recorders(monkeypatch):
         made.append(Recorder(most))
         return made[-1]
 
-    monkeypatch.setattr("toklip_core.drawing.sampler.Pace", recorder)
+    monkeypatch.setattr("toklip_core.drawing.sampler.WidthChooser", recorder)
     return made
 
 

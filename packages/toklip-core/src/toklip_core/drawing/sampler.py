@@ -33,7 +33,7 @@ from toklip_core.drawing.guidance import guide
 from toklip_core.drawing.models import CompilableModel, NextIdModel
 from toklip_core.drawing.noise import GumbelNoise, Noise, UniformNoise
 from toklip_core.drawing.settings import Drawing
-from toklip_core.drawing.window import Pace, Window, refuse_window
+from toklip_core.drawing.window import WidthChooser, Window, refuse_window
 from toklip_core.weights import refuse_not_finite
 
 _NO_LOGITS = "the weights are damaged, or numbers too large; load other ones, compute in float32, or lower the guidance"
@@ -86,8 +86,8 @@ class Sampler(Generic[_Condition]):
         self._advance_for: dict[tuple[int, int, str, Drawing], Callable[..., tuple[Tensor, Tensor]]] = {}
         #: Cache of the last compiled drawing.
         self._kept: Any = None
-        #: Number of pictures, length of the prefix, settings, compiled or not -> the pace for "auto".
-        self._paces: dict[tuple[int, int, Drawing, bool], Pace] = {}
+        #: Number of pictures, length of the prefix, settings, compiled or not -> the chooser for "auto".
+        self._choosers: dict[tuple[int, int, Drawing, bool], WidthChooser] = {}
 
     @torch.no_grad()
     def draw(
@@ -151,23 +151,23 @@ class Sampler(Generic[_Condition]):
         steps = 0 if compiled else count - known - 1
         states, cache = self.model.prefill(condition, ids[:, :known], guided=pictures.is_guided, steps=steps)
         pictures.accept(known, *_choose(self.model, states[:, None], cache, pictures.choice(known, 1), drawing))
-        calls, pace = 1, None
+        calls, chooser = 1, None
         if window == "auto":
-            pace = self._paces.setdefault((batch, known, drawing, compiled), Pace(count - known - 1))
+            chooser = self._choosers.setdefault((batch, known, drawing, compiled), WidthChooser(count - known - 1))
         call = self._compiled_call(cache, pictures) if compiled else self._plain_call(cache, pictures)
         while (done := pictures.done) < count:
             start = time.perf_counter()
-            width = pace.width if pace else int(window)
+            width = chooser.width if chooser else int(window)
             # Compiled calls have constant shapes, so the last ones begin with positions that are done.
             n = min(width, count - 1 if compiled else count - done)
             first = min(done, count - n)
             pictures.draft(first + n - 1)
             pictures.accept(first, *call(first, n))
             calls += 1
-            if pace and width <= count - done:  # the last calls have fewer positions left than they could draw
+            if chooser and width <= count - done:  # the last calls have fewer positions left than they could draw
                 ids[0, 0, 0].item()  # waits for the device
-                pace.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
-        return calls, pace.width if pace else int(window)
+                chooser.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
+        return calls, chooser.width if chooser else int(window)
 
     def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401 - the model's own
         model, ids, held = self.model, pictures.ids, pictures.done - 1

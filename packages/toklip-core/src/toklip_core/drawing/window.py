@@ -31,20 +31,20 @@ def refuse_window(window: Window) -> None:
         raise ValueError(f"got window = {window!r}; wanted a number of positions, or 'auto'")
 
 
-class Pace:
+class WidthChooser:
     """Choice of a width by the first calls: each of :data:`WIDTHS` is tried, as long as that is faster.
 
-    Afterwards the width that draws the most positions in a second is taken. How many a call draws is counted on, so a
-    width whose drafts fit no longer is left again.
+    Afterwards the width that draws the most positions in a second is taken. How many a call draws is counted on, so
+    another width is chosen when the drafts of one stop fitting.
 
     Args:
         most: number of positions that a call can draw at all; wider windows are not tried.
 
-    >>> pace = Pace(most=63)
+    >>> chooser = WidthChooser(most=63)
     >>> seconds = {1: 0.1, 3: 0.2}
     >>> for _ in range(25):
-    ...     pace.note(pace.width, positions=pace.width // 3 + 1, seconds=seconds[pace.width])
-    >>> pace.width  # 3 draws two positions in the time of two calls with 1: no gain
+    ...     chooser.note(chooser.width, positions=chooser.width // 3 + 1, seconds=seconds[chooser.width])
+    >>> chooser.width  # 3 draws two positions in the time of two calls with 1: no gain
     1
     """
 
