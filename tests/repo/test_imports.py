@@ -35,6 +35,7 @@ FLOORS = {
         {"autoencoder"},
         {"vqgan"},
         {"published", "training"},
+        {"commands", "specs"},
         {"plugin"},
     ],
     "toklip_mllm": [
@@ -60,7 +61,7 @@ SHARED = {"toklip_core"}
 #: What every `toklip --help` imports: nothing heavy at the top of it.
 LIGHT = {
     "toklip_core": {"cli", "config.compute", "config.ranges", "plugins", "__main__"},
-    "toklip_vq": {"plugin"},
+    "toklip_vq": {"commands", "plugin", "specs"},
     "toklip_mllm": {"commands", "plugin", "published", "registration"},
     "toklip_gen": {"commands", "plugin", "published"},
 }
