@@ -104,7 +104,7 @@ def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
 
 def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
     """What drawn and reconstructed pictures show, and how far the drawn ones are from the scenes."""
-    measures, sampling = Measures(features=TEACHER), SamplingSettings(batch_size=64)
+    measures, sampling = Measures(extractor=TEACHER), SamplingSettings(batch_size=64)
     report = evaluate_on_scenes(
         ModelSettings(generator), Scenes(captions, split=split), measures, sampling=sampling, progress=True
     )

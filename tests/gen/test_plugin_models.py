@@ -167,7 +167,7 @@ def test_a_model_of_a_plugin_is_evaluated_by_its_name(tmp_path):
     from tests.support.small_models import small_clip
 
     small_clip().save_pretrained(tmp_path / "teacher")
-    words = ["--generator", "stripes", "--per-class", 1, "--features", tmp_path / "teacher", "--json"]
+    words = ["--generator", "stripes", "--per-class", 1, "--extractor", tmp_path / "teacher", "--json"]
     done = toklip("evaluate", "generation", *words)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["protocol"]["generator"] == "stripes, in float32"

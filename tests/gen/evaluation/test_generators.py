@@ -57,8 +57,8 @@ def test_another_size_than_the_references_is_refused_before_anything_is_drawn(
 ):
     for number in range(4):
         picture(number).resize((20, 20)).save(tmp_path / f"{number}.png")
-    run(*tmp_path.glob("*.png"), "--write-reference", tmp_path / "r.npz", "--features", teacher)
-    arguments = ["--generator", generator, "--per-class", 1, "--reference", tmp_path / "r.npz", "--features", teacher]
+    run(*tmp_path.glob("*.png"), "--write-reference", tmp_path / "r.npz", "--extractor", teacher)
+    arguments = ["--generator", generator, "--per-class", 1, "--reference", tmp_path / "r.npz", "--extractor", teacher]
     assert json.loads(run(*arguments, "--size", 20, "--json").stdout)["frechet"] > 0
     monkeypatch.setattr(generators, "_pixels", None)
     refused = run(*arguments, "--npz", tmp_path / "s.npz")

@@ -300,9 +300,9 @@ def run(*arguments):
 def test_the_command_measures_pictures_against_a_reference_that_it_wrote(tmp_path, teacher):
     write_scenes(Scenes(8, size=SIZE), tmp_path / "real")
     write_scenes(Scenes(6, size=SIZE, seed=1), tmp_path / "drawn")
-    written = run(tmp_path / "real", "--write-reference", tmp_path / "r.npz", "--features", teacher)
+    written = run(tmp_path / "real", "--write-reference", tmp_path / "r.npz", "--extractor", teacher)
     assert written.exit_code == 0 and "r.npz: 8 pictures" in written.stdout
-    arguments = ["--reference", tmp_path / "r.npz", "--features", teacher, "--clip", teacher]
+    arguments = ["--reference", tmp_path / "r.npz", "--extractor", teacher, "--clip", teacher]
     result = run(tmp_path / "drawn", *arguments, "--npz", tmp_path / "s.npz", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -317,7 +317,7 @@ def test_the_command_measures_pictures_against_a_reference_that_it_wrote(tmp_pat
 def test_pictures_that_cannot_be_read_are_named(tmp_path, teacher):
     write_scenes(Scenes(3, size=SIZE), tmp_path / "drawn")
     (tmp_path / "drawn/broken.png").write_bytes(b"no picture")
-    report = json.loads(run(tmp_path / "drawn", "--features", teacher, "--json").stdout)
+    report = json.loads(run(tmp_path / "drawn", "--extractor", teacher, "--json").stdout)
     assert report["pictures"] == 3 and "broken.png: no picture" in report["unreadable"][0]
 
 
@@ -325,7 +325,7 @@ def test_if_no_picture_can_be_read_the_reason_of_the_first_is_named(tmp_path, te
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no picture")
     for more in ([], ["--write-reference", tmp_path / "r.npz"]):
-        result = run(tmp_path / "a.png", tmp_path / "b.png", "--features", teacher, *more)
+        result = run(tmp_path / "a.png", tmp_path / "b.png", "--extractor", teacher, *more)
         assert result.exit_code == 1
         last_error(result.stderr, "none of 2 pictures can be read; the first is", "a.png: no picture in")
 
@@ -374,7 +374,7 @@ def test_an_option_that_would_say_nothing_is_refused(mode, options):
 def test_a_reference_is_of_square_pictures(tmp_path, teacher):
     for number in range(3):
         Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--features", teacher)
+    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--extractor", teacher)
     assert result.exit_code == 1 and "got pictures of 6 x 8; wanted squares" in result.stderr
 
 
@@ -388,16 +388,16 @@ def test_what_cannot_be_in_a_reference_is_refused_when_it_is_read(tmp_path, teac
         Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
     seen = []
     monkeypatch.setattr(CLIP, "image_features", lambda *arguments: seen.append(arguments))
-    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--features", teacher, "--batch-size", 4)
+    result = run(tmp_path / "*.png", "--write-reference", tmp_path / "r.npz", "--extractor", teacher, "--batch-size", 4)
     assert result.exit_code == 1 and not seen
     assert ("wanted squares" if wrong == "no square" else "1.png: no picture") in result.stderr
 
 
 def test_a_reference_is_that_of_a_model_whatever_the_model_is_called(tmp_path, teacher, monkeypatch):
     write_scenes(Scenes(4, size=SIZE), tmp_path / "real")
-    run(tmp_path / "real", "--write-reference", tmp_path / "R.NPZ", "--features", teacher)
+    run(tmp_path / "real", "--write-reference", tmp_path / "R.NPZ", "--extractor", teacher)
     monkeypatch.chdir(Path(teacher).parent)
-    result = run(tmp_path / "real", "--reference", tmp_path / "R.NPZ", "--features", f"./{Path(teacher).name}")
+    result = run(tmp_path / "real", "--reference", tmp_path / "R.NPZ", "--extractor", f"./{Path(teacher).name}")
     assert result.exit_code == 0, result.output
 
 

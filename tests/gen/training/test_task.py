@@ -442,7 +442,7 @@ def evaluated(*arguments: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
-    judge = ["--clip", world / "toklip", "--features", world / "toklip"]
+    judge = ["--clip", world / "toklip", "--extractor", world / "toklip"]
     arguments = ["scenes:validation?count=5", "--generator", whole / "model", *judge]
     result = evaluated(*arguments, "--json", "--batch-size", 2)
     assert result.exit_code == 0, result.output
@@ -457,7 +457,7 @@ def test_a_generator_of_texts_is_measured_on_captions_of_scenes(world, whole):
 
 def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, tmp_path):
     train_generator(config(values(world, run={"steps": 1})), tmp_path / "run")
-    model, features = tmp_path / "run/model", ["--features", world / "toklip"]
+    model, features = tmp_path / "run/model", ["--extractor", world / "toklip"]
     arguments = ["--generator", model, "--per-class", 2, *features, "--size", 16, "--npz", tmp_path / "s.npz"]
     result = evaluated(*arguments, "--json", "--top-k", 5)
     assert result.exit_code == 0, result.output
@@ -471,5 +471,5 @@ def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, t
 def test_what_does_not_go_together_is_said(whole):
     result = evaluated("scenes:train", "--generator", whole / "model", "--reference", "adm-imagenet-256")
     assert result.exit_code == 2 and "--reference does not go with captions of scenes" in result.stderr
-    wrong = evaluated("--generator", whole / "model", "--per-class", 1, "--features", "toklip-tny")
+    wrong = evaluated("--generator", whole / "model", "--per-class", 1, "--extractor", "toklip-tny")
     assert wrong.exit_code == 1 and wrong.stderr.count("\n") == 1

@@ -228,7 +228,7 @@ def train_generator() -> TrainTask[GeneratorTrainConfig]:
     return TrainTask(settings=GeneratorTrainConfig, recipes=RECIPES, train=train)
 
 
-_RUN = {"features", "batch_size", "device", "as_json"}
+_RUN = {"extractor", "batch_size", "device", "as_json"}
 _DRAWING = {"generator", "toklip", "dtype", "compiled", "guidance", "temperature", "top_k", "top_p", "seed"} | _RUN
 
 _CAPTIONS = "captions of scenes"
@@ -252,7 +252,7 @@ _MODES = {
 @click.option("--per-class", type=COUNT, help="Number of pictures per class, for a class-conditional --generator.")
 @click.option("--reference", help="Statistics of real pictures: a name such as adm-imagenet-256, or a .npz file.")
 @click.option(
-    "--features", help="Feature extractor for comparing pictures: inception, or a model such as toklip-tiny."
+    "--extractor", help="Network whose features are compared: inception, or a model such as toklip-tiny."
 )
 @click.option(
     "--clip",
@@ -316,8 +316,8 @@ def evaluate_generation(
     if options["write_reference"]:
         from toklip_gen.evaluation import write_reference_of
 
-        features = options["features"] or "inception"
-        info = write_reference_of(inputs, options["write_reference"], features=features, compute=compute)
+        extractor = options["extractor"] or "inception"
+        info = write_reference_of(inputs, options["write_reference"], extractor=extractor, compute=compute)
         text = f"{options['write_reference']}: {info.pictures} pictures"
         click.echo(info.model_dump_json(indent=2) if as_json else text)
         return
@@ -328,7 +328,7 @@ def evaluate_generation(
 def _of_files(inputs: tuple[str, ...], options: dict[str, Any], compute: Compute) -> Any:  # noqa: ANN401
     from toklip_gen.evaluation import Measures, evaluate_pictures
 
-    measures = Measures(options["features"] or "inception", options["reference"], options["clip"])
+    measures = Measures(options["extractor"] or "inception", options["reference"], options["clip"])
     return evaluate_pictures(inputs, measures, npz=options["npz"], compute=compute)
 
 
@@ -343,9 +343,9 @@ def _of_generator(inputs: tuple[str, ...], options: dict[str, Any]) -> Any:  # n
     sampling = SamplingSettings(drawing, **{name: options[name] for name in ("seed", "compiled", "batch_size")})
     settings = _model_settings(*(options[name] for name in ("generator", "toklip", "dtype", "device")))
     if inputs and (scenes := parse_scenes(inputs[0])):
-        measures = Measures(options["features"], clip=options["clip"])
+        measures = Measures(options["extractor"], clip=options["clip"])
         return evaluate_on_scenes(settings, scenes, measures, sampling=sampling, progress=True)
-    measures = Measures(options["features"] or "inception", options["reference"])
+    measures = Measures(options["extractor"] or "inception", options["reference"])
     chosen = {key: options[key] for key in ("size", "npz")}
     return evaluate_on_classes(
         settings, options["per_class"], measures, sampling=sampling, progress=True, **chosen

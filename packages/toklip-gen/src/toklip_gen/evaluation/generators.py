@@ -68,7 +68,7 @@ class SamplingSettings:
 def evaluate_on_scenes(
     generator: ModelSettings,
     scenes: Scenes,
-    measures: Measures = Measures(features=None),
+    measures: Measures = Measures(extractor=None),
     *,
     sampling: SamplingSettings = SamplingSettings(),
     progress: bool = False,
@@ -99,7 +99,7 @@ def evaluate_on_scenes(
             "leave the scenes out and give --per-class"
         )
     matcher, of_judge = measures.load_judge(device)
-    extractor = None if measures.features is None else load_extractor(measures.features, device)
+    extractor = None if measures.extractor is None else load_extractor(measures.extractor, device)
     sampling = sampling.of(pictures)
     side = pictures.image_size[0]
     count, split = len(scenes), scenes.split

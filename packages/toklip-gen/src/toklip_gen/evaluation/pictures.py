@@ -244,7 +244,7 @@ class Measures:
     """Networks and reference for measuring pictures."""
 
     #: Extractor of features, see :func:`toklip_gen.evaluation.load_extractor`; None: only the CLIP score is measured.
-    features: str | None = INCEPTION
+    extractor: str | None = INCEPTION
     #: Statistics of real pictures, see :func:`toklip_gen.evaluation.load_reference`; they need the extractor.
     reference: Path | str | None = None
     #: CLIP or TokLIP that judges captions, see :func:`toklip_core.evaluation.load_matcher`.
@@ -262,11 +262,11 @@ class Measures:
             FileNotFoundError, LookupError: one of them is missing.
             ValueError: they do not fit one another.
         """
-        if self.features is None:
+        if self.extractor is None:
             if self.reference is not None:
-                raise ValueError("got a reference, but no features to compare pictures with it by; name an extractor")
+                raise ValueError("got a reference, but no extractor to compare pictures with it by; name one")
             return None, None
-        extractor = load_extractor(self.features, device)
+        extractor = load_extractor(self.extractor, device)
         return extractor, None if self.reference is None else load_reference(self.reference, extractor)
 
     def load_judge(self, device: torch.device | str) -> tuple[Matcher | None, dict[str, str]]:
@@ -318,7 +318,7 @@ def write_reference_of(
     inputs: Sequence[Path | str],
     path: Path | str,
     *,
-    features: str = INCEPTION,
+    extractor: str = INCEPTION,
     compute: Compute = Compute(),
 ) -> ReferenceInfo:
     """Write the statistics of real pictures, as ``toklip evaluate generation INPUTS --write-reference`` does.
@@ -328,14 +328,14 @@ def write_reference_of(
     """
     refuse_missing_device(compute.device)
     refuse_output(path, inputs, option="--write-reference", suffixes=[".npz"])
-    extractor = load_extractor(features, compute.device)
+    network = load_extractor(extractor, compute.device)
     unreadable: list[str] = []
     read = _all_square(read_pictures(inputs, unreadable, max_pixels=compute.max_pixels), unreadable)
     with closing(tqdm(read, unit=" pictures", disable=None if compute.progress else True)) as bar:
-        found = gather(bar, extractor=extractor, batch_size=compute.batch_size)
+        found = gather(bar, extractor=network, batch_size=compute.batch_size)
     info = ReferenceInfo(
-        extractor=extractor.name,
-        weights=extractor.weights,
+        extractor=network.name,
+        weights=network.weights,
         image_size=found.size[0],
         pictures=found.pictures,
         source=" ".join(map(str, inputs)),
