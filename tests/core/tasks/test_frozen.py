@@ -13,7 +13,7 @@ from toklip_core.config import validated
 from toklip_core.model import CLIP, SemanticEncoder, TextTower, TokLIP, TrunkConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig, EncoderTraining, initial_encoder, train_encoder
-from toklip_core.tokenizer import load_tokenizer
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.training import parameter_groups
 from toklip_core.weights import weights_checksum
 from torch import Tensor, nn
@@ -126,10 +126,33 @@ def test_a_size_that_the_tokenizer_cannot_take_is_refused(tmp_path: Path, world:
     refused(settings, tmp_path / "run", line)
 
 
-def test_as_many_tokens_are_wanted_as_the_teacher_has(tmp_path: Path, world: Path):
+def test_a_teacher_with_another_number_of_tokens_is_refused(tmp_path: Path, world: Path):
     small_teacher(2, patch_size=8).save_pretrained(tmp_path / "other")
     settings = config(world, pictures(world), teacher=str(tmp_path / "other"), losses={"token_weight": 1.0})
-    refused(settings, tmp_path / "run", r"token_weight compares 64 tokens with the teacher's 16; set it to 0")
+    message = r"losses.token_weight compares the tokens of a grid of 8 x 8 with the teacher's of 4 x 4; set it to 0, or"
+    refused(settings, tmp_path / "run", message)
+
+
+class Wide(MeanColour):
+    """The cells of MeanColour on a grid of another shape with as many positions."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return 4, 16
+
+    def ids_of(self, pixels: Tensor) -> Tensor:
+        return super().ids_of(pixels).reshape(-1, 4, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("losses.token_weight", {"losses": {"token_weight": 1.0}}), ("projector_pictures", {"projector_pictures": 4})],
+)
+def test_a_teacher_with_as_many_tokens_on_another_grid_is_refused(world: Path, name: str, changes: dict[str, Any]):
+    tokenizer, teacher = Tokenizer("wide", Wide()), load_clip(world / "teacher")
+    message = f"^{name} compares the tokens of a grid of 4 x 16 with the teacher's of 8 x 8; set it to 0, or take a"
+    with pytest.raises(ValueError, match=message):
+        EncoderTask(config(world, pictures(world), **changes), tokenizer, teacher)
+    EncoderTask(config(world, pictures(world)), tokenizer, teacher)
 
 
 def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):

@@ -106,7 +106,8 @@ def test_a_run_with_neighbours_and_a_fitted_projector_resumes_and_its_model_load
 
 def test_a_teacher_of_another_grid_is_refused(tmp_path: Path, world: Path):
     small_teacher(2, patch_size=8).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"projector_pictures compares 64 tokens with the teacher's 16; set it to 0"):
+    message = r"projector_pictures compares the tokens of a grid of 8 x 8 with the teacher's of 4 x 4; set it to 0"
+    with pytest.raises(ValueError, match=message):
         task(config(world, pictures(world), teacher=str(tmp_path / "other"), projector_pictures=4))
 
 

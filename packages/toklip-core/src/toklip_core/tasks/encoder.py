@@ -335,15 +335,17 @@ def clamp_logit_scale(model: nn.Module) -> None:
 
 def refuse_misfits(config: EncoderTrainConfig, tokenizer: Tokenizer, teacher: CLIP) -> None:
     """Raise ValueError unless size, tokenizer and teacher fit one another."""
-    grid = code_grid(config, tokenizer)
-    ours, theirs = math.prod(grid), (teacher.config.image_size // teacher.config.vision.patch_size) ** 2
+    ours = code_grid(config, tokenizer)
+    side = teacher.config.image_size // teacher.config.vision.patch_size
     for name, used in {
         "losses.token_weight": config.losses.token_weight,
         "projector_pictures": config.projector_pictures,
     }.items():
-        if used and ours != theirs:
-            counts = f"{ours} tokens with the teacher's {theirs}"
-            raise ValueError(f"{name} compares {counts}; set it to 0, or take a teacher with as many")
+        if used and ours != (side, side):
+            grids = f"a grid of {ours[0]} x {ours[1]} with the teacher's of {side} x {side}"
+            raise ValueError(
+                f"{name} compares the tokens of {grids}; set it to 0, or take a teacher with the same grid"
+            )
 
 
 def code_grid(config: EncoderTrainConfig, tokenizer: Tokenizer) -> tuple[int, int]:

@@ -138,7 +138,7 @@ class EncoderTrainConfig(Config):
         ge=0,
         description="Number of training pictures on which the projector is fitted to the teacher's embedded patches "
         "before the first step; 0, as in TokLIP: it starts with random values. A small encoder then learns shapes "
-        "sooner; the teacher must have as many patches as the tokenizer has positions.",
+        "sooner; the teacher's patches must have the same grid as the tokenizer's codes.",
     )
     losses: EncoderLosses = EncoderLosses()
     held_out: HeldOutPictures = HeldOutPictures()
