@@ -196,6 +196,15 @@ def test_pictures_without_captions_are_left_out_and_the_next_stands_for_a_broken
     assert "no caption, or an empty one" in caplog.text
 
 
+def test_squashed_samples_have_the_whole_picture(tmp_path):
+    wide = picture(0, (96, 32))
+    wide.save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("soft colours")
+    pixels = samples({"kind": "pictures", "inputs": [str(tmp_path)]}, resize="squash")[0, 0]["pixels"].permute(1, 2, 0)
+    assert np.array_equal(pixels, np.array(resized(wide, 32, "squash")))
+    assert not np.array_equal(pixels, np.array(resized(wide, 32, "crop")))
+
+
 def test_a_source_without_any_caption_is_an_error(tmp_path, folder):
     (tmp_path / "bare").mkdir()
     picture(0).save(tmp_path / "bare/a.png")

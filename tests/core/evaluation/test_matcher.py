@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 from toklip_core.config import Compute
 from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
-from toklip_core.pictures import LazyPicture, PictureError, scene_pictures
+from toklip_core.pictures import LazyPicture, PictureError, scene_pictures, to_pixels
 from toklip_core.plugins import NamedModel, registry
 from toklip_core.scenes import Scenes
 from toklip_core.weights import weights_checksum
 
+from tests.core.conftest import picture
 from tests.support.mean_colour import MeanColour
 from tests.support.small_models import small_clip, small_toklip
 
@@ -47,6 +48,15 @@ def test_features_are_those_of_the_model_whatever_the_batch(model):
         for place, feature in zip(places, features, strict=True):
             torch.testing.assert_close(feature, whole[place], rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack([*whole.values()]).norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("model", [small_toklip(resize="squash"), small_clip()], ids=["TokLIP", "CLIP"])
+@torch.no_grad()
+def test_a_model_that_squashes_pictures_sees_the_whole_of_them(model):
+    wide = picture(0, (96, 32))
+    [(_, features)] = picture_features(model, [LazyPicture("wide.png", lambda: wide)], [])
+    expected = {way: model.image_features(to_pixels(wide, 32, way)[None]) for way in ("squash", "crop")}
+    assert torch.equal(features, expected["squash"]) and not torch.allclose(features, expected["crop"], atol=1e-3)
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_passed_over():

@@ -97,6 +97,15 @@ def test_the_ways_into_a_model_agree():
         assert torch.equal(model.image_features(given), torch.nn.functional.normalize(seen.pooled, dim=-1))
 
 
+@torch.no_grad()
+def test_a_model_that_squashes_pictures_encodes_the_whole_of_them():
+    model, wide = small_toklip(resize="squash"), picture(0, (96, 32))
+    seen = model.encode_pictures([wide])
+    expected = {way: model(to_pixels(wide, SIZE, way)[None]) for way in ("squash", "crop")}
+    assert torch.equal(seen.ids, expected["squash"].ids) and not torch.equal(seen.ids, expected["crop"].ids)
+    assert torch.equal(seen.pooled, expected["squash"].pooled)
+
+
 def test_pictures_are_files_or_pictures_of_any_mode(photos):
     model, image = small_toklip(), picture(3).convert("RGBA")
     seen = model.encode_pictures([photos / "deep/d.jpg", str(photos / "a.jpg"), image, image.convert("L")])

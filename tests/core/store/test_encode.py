@@ -21,7 +21,16 @@ from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import compute as devices
 from toklip_core.model import CLIP, TokLIP, load_clip
-from toklip_core.pictures import PictureError, find_pictures, normalized, open_picture, resized, to_pixels
+from toklip_core.pictures import (
+    PictureError,
+    all_views,
+    find_pictures,
+    normalized,
+    open_picture,
+    resized,
+    to_pixels,
+    upright_crops,
+)
 from toklip_core.store import (
     EncodeReport,
     FeatureInfo,
@@ -701,6 +710,19 @@ def test_bfloat16_and_squash_are_kept_in_the_store(toy, photos, tmp_path):
         info.tokenizer
         == TokenStore(encode_with([photos], tmp_path / "t", tokenizer="mean-colour").store).info.tokenizer
     )  # of the weights, whatever they are computed in
+
+
+def test_a_squashed_picture_has_the_ids_of_the_whole_of_it_and_so_have_its_crops(toy, tmp_path):
+    wide = picture(0, (96, 32))
+    wide.save(tmp_path / "wide.png")
+    given = {"tokenizer": "mean-colour", "resize": "squash", "augment": "ten-crop"}
+    [row] = TokenStore(encode_with([tmp_path / "wide.png"], tmp_path / "s", **given).store)
+    tokenizer = load_tokenizer("mean-colour")
+    ids = {way: tokenizer.encode(to_pixels(wide, 32, way)[None])[0] for way in ("squash", "crop")}
+    assert torch.equal(row.ids, ids["squash"]) and not torch.equal(row.ids, ids["crop"])
+    upright = {way: torch.from_numpy(upright_crops(wide, 32, way)).movedim(-1, 1)[None] for way in ("squash", "crop")}
+    crops = {way: tokenizer.encode(normalized(all_views(levels)[0])) for way, levels in upright.items()}
+    assert torch.equal(row.crops, crops["squash"]) and not torch.equal(row.crops, crops["crop"])
 
 
 @pytest.fixture

@@ -38,6 +38,14 @@ def test_pictures_become_the_ids_of_toklip():
     assert torch.equal(batch["image_ids"], small_toklip().encode_pictures(pictures).ids)
 
 
+def test_a_processor_of_a_toklip_that_squashes_pictures_encodes_the_whole_of_them():
+    _, processor = build_language_model(language_model(), small_toklip(resize="squash"), tokenizer=tokenizer())
+    wide = picture(0, (96, 32))
+    found = processor.encode([wide])
+    expected = {way: mean_colour().encode(to_pixels(wide, 32, way)[None]) for way in ("squash", "crop")}
+    assert torch.equal(found, expected["squash"]) and not torch.equal(found, expected["crop"])
+
+
 def test_a_picture_of_any_mode_and_a_file_give_the_same_ids(tmp_path):
     _, processor = shared()
     grey = picture(0).convert("L")

@@ -9,11 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from toklip_core import plugins
+from toklip_core.pictures import levels_of, resized
 from toklip_core.scenes import scene
 from toklip_core.weights import weights_checksum
 from toklip_mllm.training import (
     Conversations,
     ConversationSamples,
+    Drawings,
     PictureFormat,
     SceneConversations,
     iterate_texts,
@@ -24,6 +26,7 @@ from toklip_mllm.training import (
 )
 from toklip_mllm.training.sources import american, as_typed
 
+from tests.core.conftest import picture
 from tests.support import mean_colour
 from tests.support.encoding import encode_with
 from tests.support.mllm_runs import file_data, said, write_tokens, write_world
@@ -208,6 +211,19 @@ def test_batches_of_every_epoch_have_one_length_nearly_and_pictures_apart(proces
     spans = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches]
     assert sorted(spans)[len(spans) * 3 // 4] <= 16, "a batch that spans two epochs, or kinds, may be uneven"
     assert sum(len({kinds[i] for i in batch}) == 1 for batch in batches) > 0.8 * len(batches)
+
+
+def test_squashed_pictures_are_whole_to_read_and_to_draw(tmp_path):
+    wide = picture(0, (96, 32))
+    wide.save(tmp_path / "wide.png")
+    (tmp_path / "wide.txt").write_text("soft colours")
+    conversation = said([("human", "<image> what"), ("gpt", "red")])
+    read = written(tmp_path, {"image": "wide.png", "conversations": conversation})
+    drawn = {"kind": "drawings", "pictures": {"kind": "pictures", "inputs": [str(tmp_path)]}}
+    squashed, cropped = (levels_of(resized(wide, 32, way)) for way in ("squash", "crop"))
+    for reader in open_sources([read, Drawings.model_validate(drawn)], PictureFormat(32, "squash"), seed=0):
+        [levels] = reader[0, 0].levels
+        assert torch.equal(levels, squashed) and not torch.equal(levels, cropped)
 
 
 def test_a_long_conversation_is_cut_behind_its_pictures(processor, tmp_path, world):
