@@ -20,6 +20,7 @@ from toklip_core.pictures import (
     list_pictures,
     normalized,
     open_picture,
+    resample,
     resized,
     share_of_rank,
     share_of_worker,
@@ -399,6 +400,23 @@ def test_pad_keeps_the_whole_picture_and_its_ratio_on_grey():
     assert (tall == found.transpose(1, 0, 2)).all()
     line = levels(resized(Image.fromarray(np.zeros((1, 3000, 3), np.uint8)), 64, "pad"))
     assert (line[31] == 0).all() and (line[32] == 127).all()
+
+
+@pytest.mark.parametrize("size", [24, 32, 80])
+def test_resampled_pixels_are_those_of_pillows_bicubic_filter_within_their_range(size):
+    pixels = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = resample(pixels, size)
+    for mine, plane in zip(found.flatten(0, 1), pixels.flatten(0, 1).numpy(), strict=True):
+        theirs = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC))
+        torch.testing.assert_close(mine, torch.from_numpy(theirs.copy()).clamp(-1, 1), rtol=0, atol=1e-5)
+    assert resample(pixels[..., :48, :], 48).equal(pixels[..., :48, :])
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_resampled_stripes_become_grey(size):
+    stripes = torch.ones(1, 3, 64, 64)
+    stripes[..., ::2] = -1
+    assert resample(stripes, size)[..., 2:-2].abs().max() < 0.15
 
 
 def test_an_unknown_resize_is_named():
