@@ -21,6 +21,7 @@ from toklip_core.model import (
 )
 from torch import nn
 
+from tests.support.kept_activations import kept_by
 from tests.support.random_weights import randomised
 
 GRID = (3, 5)
@@ -255,18 +256,29 @@ def test_a_tower_that_open_clip_projects_is_refused():
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_gradient_checkpointing_changes_no_number(trunk, causal):
+def test_gradient_checkpointing_keeps_fewer_activations_and_changes_no_number(trunk, causal):
     """Neither an output nor a gradient."""
-    results = []
+    results, kept = [], []
     for checkpointing in (False, True):
         model = encoder(trunk).train()
         model.config = model.config.model_copy(update={"causal": causal})
         model.grad_checkpointing = checkpointing
-        seen = model(codes())
+        seen, numbers = kept_by(model, codes())
+        kept.append(numbers)
         (seen.tokens.square().sum() + seen.pooled.sum()).backward()
         results.append([seen.tokens, seen.pooled, *(p.grad for p in model.parameters())])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=0, atol=0)
+    assert kept[1] < 0.4 * kept[0]
+
+
+def test_a_resized_encoder_checkpoints_as_the_other_does():
+    kept = []
+    for checkpointing in (False, True):
+        model = encoder(grid=(2, 8)).train()
+        model.grad_checkpointing = checkpointing
+        kept.append(kept_by(resized_encoder(model, (4, 4)), codes(grid=(4, 4)))[1])
+    assert kept[1] < 0.4 * kept[0]
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)

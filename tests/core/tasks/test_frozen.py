@@ -320,7 +320,10 @@ def test_a_model_folder_carries_the_weights_of_its_tokenizer(tmp_path: Path, wor
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_no_number(tmp_path: Path, world: Path):
     for flag in (False, True):
-        train_encoder(config(world, pictures(world), grad_checkpointing=flag), tmp_path / str(flag))
+        settings = config(world, pictures(world), grad_checkpointing=flag)
+        task = EncoderTask(settings, load_tokenizer("mean-colour"), load_clip(world / "teacher"))
+        assert task.model.encoder.grad_checkpointing is flag
+        train_encoder(settings, tmp_path / str(flag))
     assert_same_run(tmp_path / "True", tmp_path / "False")
 
 

@@ -7,6 +7,7 @@ from toklip_core.embeddings import MOST_BITS
 from toklip_gen.generator import SIZES, ClassCondition, Condition, Generator, Inputs, TextCondition
 from toklip_gen.generator.blocks import TextEmbedding
 
+from tests.support.kept_activations import kept_by
 from tests.support.mean_colour import mean_colour
 from tests.support.small_generators import (
     FEATURES,
@@ -241,15 +242,18 @@ def test_fewer_heads_of_keys_than_heads_and_normalized_keys_agree_with_the_cache
 
 
 @pytest.mark.parametrize("vq", ["mean-colour", "residual-greys"])
-def test_checkpointing_changes_no_gradient(vq):
-    gradients, ids = [], some_ids(vq=vq)
+def test_checkpointing_keeps_fewer_activations_and_changes_no_gradient(vq):
+    gradients, kept, ids = [], [], some_ids(vq=vq)
     for checkpointing in (False, True):
         generator = small_generator("ids", "text", vq).train()
         generator.grad_checkpointing = checkpointing
         read = ids.flatten(1, 2)[:, :-1]
-        whole_pass(generator, read, ids, some_condition("text")).square().mean().backward()
+        logits, numbers = kept_by(whole_pass, generator, read, ids, some_condition("text"))
+        kept.append(numbers)
+        logits.square().mean().backward()
         gradients.append([x.grad for x in generator.parameters()])
     torch.testing.assert_close(*gradients)
+    assert kept[1] < 0.15 * kept[0], "both the blocks and a transformer over levels are computed anew"
 
 
 def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():

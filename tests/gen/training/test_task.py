@@ -322,6 +322,12 @@ def test_a_text_tower_is_read_only_where_texts_are(world):
         assert (load_networks(config(concat(world, **changes))).toklip.text is not None) is read
 
 
+@pytest.mark.parametrize("flag", [False, True])
+def test_gradient_checkpointing_is_a_setting_of_the_generator_that_is_trained(world, flag):
+    task = GeneratorTask(config(values(world, generator={"grad_checkpointing": flag})))
+    assert task.model.grad_checkpointing is flag
+
+
 def test_the_config_says_how_pictures_were_made_square(world):
     assert load_networks(config(values(world, resize="squash"))).config.resize == "squash"
 

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from tests.support import mean_colour
+from tests.support.kept_activations import kept_by
 from tests.support.mllm_runs import (
     SCENES,
     SMALL,
@@ -318,16 +319,12 @@ def test_a_frozen_language_model_is_checkpointed_too(world):
     freeze(model, config(world, SCENES, train=["connector"], grad_checkpointing=True))
     training = MLLMTraining(model).train()
     model.language_model.eval()  # as fit does with what is frozen
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        loss = training(batch_of(processor, *TURNS)).losses["text"]
+    losses, kept = kept_by(training, batch_of(processor, *TURNS))
     plain, _ = small_mllm()
     freeze(plain, config(world, SCENES, train=["connector"]))
-    every: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: every.append(x.numel()) or x, lambda x: x):
-        other = MLLMTraining(plain).train()(batch_of(processor, *TURNS)).losses["text"]
-    assert sum(kept) < 0.7 * sum(every)
-    torch.testing.assert_close(loss, other, **CLOSE)
+    others, every = kept_by(MLLMTraining(plain).train(), batch_of(processor, *TURNS))
+    assert kept < 0.7 * every
+    torch.testing.assert_close(losses.losses["text"], others.losses["text"], **CLOSE)
 
 
 def test_weights_that_are_frozen_have_the_dtype_of_the_settings(world):
