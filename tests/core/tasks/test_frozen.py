@@ -86,6 +86,22 @@ def test_it_learns(tmp_path: Path, world: Path):
     assert final["loss/contrast"] < 0.85 * first["loss/contrast"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_each_loss_is_as_large_as_its_weight_says(tmp_path: Path, world: Path, kind: str):
+    weights = {"contrast_weight": 1.0, "pooled_weight": 10.0, "token_weight": 0.5}
+    runs = {"plain": {}, **{name: {name: 3 * weight} for name, weight in weights.items()}}
+    for run, changes in runs.items():
+        losses = {"contrast": kind, **weights, **changes}
+        train_encoder(config(world, pictures(world), losses=losses, run={"steps": 1}), tmp_path / run)
+    logged = {run: lines(tmp_path / run)[0] for run in runs}
+    names = {"contrast_weight": "loss/contrast", "pooled_weight": "loss/pooled", "token_weight": "loss/tokens"}
+    for weight, changed in names.items():
+        for name in names.values():
+            factor = 3 if name == changed else 1
+            assert logged[weight][name] == pytest.approx(factor * logged["plain"][name], rel=1e-5), (weight, name)
+
+
 def refused(settings: EncoderTrainConfig, out: Path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         train_encoder(settings, out)
@@ -217,6 +233,18 @@ def test_without_a_contrast_no_caption_is_read(tmp_path: Path, world: Path, text
     assert texts_read == [] and "loss/contrast" not in lines(tmp_path / "run")[0]
 
 
+def test_without_distillation_the_teachers_vision_tower_reads_no_picture(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the teacher was asked for tokens that no loss needs")
+
+    monkeypatch.setattr(CLIP, "image_tokens", refuse)
+    losses = {"pooled_weight": 0.0, "token_weight": 0.0}
+    train_encoder(config(world, pictures(world), losses=losses, run={"steps": 1}), tmp_path / "run")
+    assert {name for name in lines(tmp_path / "run")[0] if name.startswith("loss/")} == {"loss/contrast"}
+
+
 def test_a_batch_that_passes_twice_is_read_once(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
     tokens = CLIP.image_tokens
@@ -297,11 +325,12 @@ def test_matrices_alone_are_decayed(world: Path, trunk: TrunkConfig, learnt: str
 
 
 def test_the_projector_can_learn_faster(world: Path):
-    training = EncoderTraining(encoder_of(small_teacher(0)), small_teacher(0), config(world, pictures(world)).losses)
-    groups = parameter_groups(training, {"projector": 5.0})
+    settings = config(world, pictures(world), projector_learning_rate_factor=5.0)
+    task = EncoderTask(settings, load_tokenizer("mean-colour"), small_teacher(0))
+    groups = task.parameter_groups()
     fast = {name for group in groups for name in group.names if group.learning_rate_factor == 5.0}
     assert fast == {f"encoder.projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
-    assert sum(len(group.names) for group in groups) == len([*training.parameters()])
+    assert sum(len(group.names) for group in groups) == len([*task.model.parameters()])
 
 
 def test_a_model_folder_carries_the_weights_of_its_tokenizer(tmp_path: Path, world: Path):
