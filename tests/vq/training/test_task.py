@@ -299,7 +299,17 @@ def test_two_processes_agree_with_one_within_rounding(tmp_path: Path, tiny: Path
     mine, theirs = saved(one), saved(two)
     assert mine.keys() == theirs.keys()
     for name in mine:
-        torch.testing.assert_close(theirs[name].float(), mine[name].float(), rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(theirs[name].float(), mine[name].float(), **closeness(name), msg=name)
+
+
+def closeness(name: str) -> dict[str, float]:
+    """How close a tensor of :func:`saved` is: five steps of Adam at 1e-6 move a weight by up to 5e-6."""
+    # The norm after this layer has one channel a group, which cancels the bias: rounding alone moves it.
+    if name.startswith("optimizer.") or name.endswith("discriminator.stack.2.bias"):
+        return {"rtol": 1e-3, "atol": 1e-5}
+    if "codebook" in name:  # A row starts, and starts again, as a latent, which differs by rounding.
+        return {"rtol": 1e-6, "atol": 1e-6}
+    return {"rtol": 2e-7, "atol": 1e-7}
 
 
 @pytest.mark.slow
