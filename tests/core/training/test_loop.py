@@ -1,6 +1,7 @@
 """The laws of fit: exact resume, whole checkpoints, frozen weights, order of the data, signals."""
 
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -85,7 +86,6 @@ def train(
         ParameterGroup(
             names=frozenset({"head.weight", "head.bias"}),
             learning_rate_factor=2.0,
-            betas=(0.5, 0.9),
             weight_decay=0.1,
             clip_with="head",
         ),
@@ -599,11 +599,69 @@ def test_the_learning_rate_warms_up_then_follows_its_schedule():
     assert [learning_rate_factor(step, dropping) for step in (0, 2, 3, 5, 6, 8)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
-def test_groups_have_their_own_rate_and_are_clipped_by_themselves(tmp_path: Path):
-    train(tmp_path / "run", run_config(steps=1, schedule="constant", log_every=1))
-    line = lines(tmp_path / "run")[0]
-    assert {"grad_norm/model", "grad_norm/head"} <= line.keys()
-    assert line["learning_rate"] == 0.01
+def test_each_step_is_one_of_adamw_at_the_learning_rate_of_the_schedule(tmp_path: Path):
+    batches: list[tuple[Tensor, Tensor]] = []
+
+    def noting(model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Losses:
+        batches.append(batch)
+        return objective(model.eval(), batch, step)  # without dropout
+
+    schedule = {"schedule": "cosine", "warmup_steps": 3, "final_learning_rate": 0.001}
+    run = run_config(steps=9, log_every=1, max_grad_norm=0.0, weight_decay=0.05, **schedule)
+    _, model = train(tmp_path / "run", run, noting)
+    logged = [line["learning_rate"] for line in lines(tmp_path / "run") if "learning_rate" in line]
+    assert logged == [0.01 * learning_rate_factor(step, run) for step in range(9)]
+
+    torch.manual_seed(0)
+    other = Toy()
+    groups = [
+        {"params": [*other.body.parameters()], "lr": 0.01, "weight_decay": 0.05},
+        {"params": [*other.head.parameters()], "lr": 0.02, "weight_decay": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=run.betas)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, run))
+    for step, batch in enumerate([*batches]):
+        optimizer.zero_grad()
+        objective(other.eval(), batch, step).losses["error"].backward()
+        optimizer.step()
+        scheduler.step()
+    torch.testing.assert_close(dict(model.named_parameters()), dict(other.named_parameters()))
+
+
+def test_groups_of_one_label_are_clipped_together_by_their_own_limit_or_that_of_the_run(tmp_path: Path):
+    """Adam's first moment after one step is a tenth of the clipped gradient."""
+    options = {
+        "body.0.weight": {"clip_with": "body"},
+        "body.0.bias": {"clip_with": "body"},
+        "head.weight": {"clip_with": "head", "max_grad_norm": 0.02},
+        "head.bias": {"clip_with": "free", "max_grad_norm": 0.0},
+    }
+    groups = [ParameterGroup(names=frozenset({name}), **more) for name, more in options.items()]
+    train(tmp_path / "run", run_config(steps=1, log_every=1, max_grad_norm=0.01), groups=groups)
+    moments = load_file(last_checkpoint(tmp_path / "run") / "optimizer.safetensors")
+    norms: dict[str, float] = {}
+    for name, more in options.items():
+        label = str(more["clip_with"])
+        norms[label] = math.hypot(norms.get(label, 0.0), 10 * moments[f"{name}/exp_avg"].norm().item())
+    logged = {label: lines(tmp_path / "run")[0][f"grad_norm/{label}"] for label in norms}
+    assert min(logged.values()) > 0.1, "the norms before clipping"
+    assert norms == pytest.approx({"body": 0.01, "head": 0.02, "free": logged["free"]}, rel=1e-4)
+
+
+def test_each_group_has_its_own_factor_and_weight_decay_and_the_betas_of_the_run():
+    weights = dict(Toy().named_parameters())
+    groups = [
+        ParameterGroup(names=frozenset({"body.0.weight", "body.0.bias"}), learning_rate_factor=0.5),
+        ParameterGroup(names=frozenset({"head.weight"}), weight_decay=0.3),
+        ParameterGroup(names=frozenset({"head.bias"}), weight_decay=0.0, learning_rate_factor=2.0),
+    ]
+    run = run_config(weight_decay=0.1, betas=(0.5, 0.75))
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    (optimizer,) = build_optimizers(trained, run, groups)
+    names = [{name for name in trained if any(trained[name] is x for x in g["params"])} for g in optimizer.param_groups]
+    assert names == [group.names for group in groups]
+    options = [(group["factor"], group["weight_decay"], group["betas"]) for group in optimizer.param_groups]
+    assert options == [(0.5, 0.1, (0.5, 0.75)), (1.0, 0.3, (0.5, 0.75)), (2.0, 0.0, (0.5, 0.75))]
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch below 2.9 has no Muon")

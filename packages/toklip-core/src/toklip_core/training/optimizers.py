@@ -28,8 +28,6 @@ class ParameterGroup:
     names: frozenset[str]
     #: Factor on the learning rate of the run.
     learning_rate_factor: float = 1.0
-    #: Adam's decay rates; None: those of the run.
-    betas: tuple[float, float] | None = None
     weight_decay: float | None = None
     max_grad_norm: float | None = None
     #: Whether these are weight matrices (rows, columns) of hidden layers, which Muon can train.
@@ -97,7 +95,7 @@ def build_optimizers(
     for group in groups:
         by_muon = group.matrices and run.muon_learning_rate > 0
         rate = run.muon_learning_rate / run.learning_rate if by_muon else 1.0
-        options: dict[str, Any] = {} if by_muon else {"betas": group.betas or run.betas}
+        options: dict[str, Any] = {} if by_muon else {"betas": run.betas}
         settings[by_muon].append(
             {
                 "params": [weight for name, weight in weights.items() if name in group.names],
