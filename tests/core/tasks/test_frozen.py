@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from toklip_core.captioned import CaptionedSamples
 from toklip_core.config import validated
 from toklip_core.model import CLIP, SemanticEncoder, TextTower, TokLIP, TrunkConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
@@ -269,6 +270,29 @@ def test_the_inputs_are_what_tokenizer_and_teacher_say(world: Path):
     assert torch.equal(inputs.tokens, teacher.image_tokens(pixels)[0])
     assert torch.equal(inputs.text, teacher.text_features(CAPTIONS[:3]))
     assert not any(x.requires_grad for x in inputs)
+
+
+def task_of(settings: EncoderTrainConfig) -> EncoderTask:
+    return EncoderTask(settings, load_tokenizer("mean-colour"), load_clip(settings.teacher))
+
+
+def test_another_seed_is_other_crops_and_other_weights(world: Path):
+    crop = {"smallest_crop_area": 0.5}
+    tasks = [task_of(config(world, pictures(world), run={"seed": seed}, **crop)) for seed in (0, 0, 1)]
+    crops = [task.samples[0, 0]["pixels"].tolist() for task in tasks]
+    projectors = [weights_checksum(task.model.encoder.projector) for task in tasks]
+    for one, again, other in (crops, projectors):
+        assert one == again != other
+
+
+def test_pictures_are_cropped_as_the_settings_say(world: Path):
+    settings = config(world, pictures(world), smallest_crop_area=0.5)
+    areas = {"image_size": SIZE, "resize": settings.resize, "seed": 0, "smallest_crop_area": 0.5}
+    task, crops = task_of(settings), CaptionedSamples(settings.data, **areas)
+    whole = CaptionedSamples(settings.data, **areas | {"smallest_crop_area": 1.0})
+    for place in range(3):
+        assert torch.equal(task.samples[0, place]["pixels"], crops[0, place]["pixels"])
+        assert not torch.equal(task.samples[0, place]["pixels"], whole[0, place]["pixels"])
 
 
 def encoder_of(teacher: CLIP) -> SemanticEncoder:

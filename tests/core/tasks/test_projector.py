@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from toklip_core.captioned import CaptionedSamples
 from toklip_core.model import EncoderConfig, SemanticEncoder, TrunkConfig, load_clip
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig, train_encoder
 from toklip_core.tasks.projector import fit_projector
@@ -92,6 +93,20 @@ def test_a_training_begins_with_the_fitted_projector(world: Path, source: Any):
     }
     assert differing == {f"projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     assert all(map(torch.equal, fitted.state_dict().values(), again.state_dict().values()))
+
+
+def test_the_projector_is_fitted_to_the_pictures_that_the_run_begins_with(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read, get = set(), CaptionedSamples.__getitem__
+
+    def noting(samples: CaptionedSamples, key: tuple[int, int]) -> Any:
+        read.add(key)
+        return get(samples, key)
+
+    monkeypatch.setattr(CaptionedSamples, "__getitem__", noting)
+    begun = task(config(world, pictures(world), projector_pictures=4, run={"seed": 1}))
+    assert read == {(0, place) for place in begun.order(12, 1, 0)[:4].tolist()}
 
 
 @pytest.mark.slow

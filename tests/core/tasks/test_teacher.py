@@ -18,6 +18,7 @@ from toklip_core.scenes import Scenes, write_scenes
 from toklip_core.tasks import (
     TEACHER_RECIPES,
     EncoderTrainConfig,
+    TeacherTask,
     TeacherTrainConfig,
     TeacherTraining,
     evaluate_matcher,
@@ -28,6 +29,7 @@ from toklip_core.tasks import (
     train_teacher,
 )
 from toklip_core.training import FitReport, parameter_groups
+from toklip_core.weights import weights_checksum
 from torch import nn
 
 from tests.core.conftest import picture
@@ -103,6 +105,26 @@ def test_it_learns(tmp_path: Path):
     train_teacher(config(source, vision={"stem": [8, 16, 32]}, run=run), tmp_path / "run")
     first, *_, final = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert final["loss/contrast"] < 0.3 < first["loss/contrast"]
+
+
+def test_another_seed_is_other_captions_and_other_weights():
+    tasks = [TeacherTask(config(run={"seed": seed})) for seed in (0, 0, 1)]
+    captions = [[task.samples[0, place]["caption"] for place in range(40)] for task in tasks]
+    weights = [weights_checksum(task.model.vision) for task in tasks]
+    for one, again, other in (captions, weights):
+        assert one == again != other
+
+
+def test_pictures_are_cropped_as_the_settings_say(tmp_path: Path):
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a red sofa")
+    task = TeacherTask(config({"kind": "pictures", "inputs": [str(tmp_path)]}, smallest_crop_area=0.5))
+    crops = CaptionedSamples(task.config.data, image_size=32, resize="crop", seed=0, smallest_crop_area=0.5)
+    whole = samples(task.config)
+    for place in range(2):
+        assert torch.equal(task.samples[0, place]["pixels"], crops[0, place]["pixels"])
+        assert not torch.equal(task.samples[0, place]["pixels"], whole[0, place]["pixels"])
 
 
 def test_an_encoder_can_be_taught_by_it(tmp_path: Path, toy: Path):

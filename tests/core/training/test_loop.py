@@ -588,6 +588,31 @@ def test_batches_walk_through_epochs_and_drop_nothing(tmp_path: Path):
     assert keys == Counter({(epoch, index): 1 for epoch in (0, 1) for index in range(10)})
 
 
+def test_another_seed_is_another_order_other_dropout_and_other_random_numbers_from_the_first_sample_on(tmp_path: Path):
+    def traces(seed: int, out: Path) -> list[list[Any]]:
+        keys: list[Any] = []
+        drawn: list[Any] = []
+        dropped: list[Any] = []
+
+        class Noting(Numbers):
+            def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+                keys.append(key)
+                drawn.append(torch.rand(()).item())
+                return super().__getitem__(key)
+
+        def noting(model: nn.Module, batch: Any, step: int) -> Losses:
+            dropped.append(nn.functional.dropout(torch.ones(64)).tolist())
+            return objective(model, batch, step)
+
+        torch.manual_seed(0)
+        fit(ToyTask(Toy(), Noting(), noting), run_config(steps=2, seed=seed), out)
+        return [keys, drawn[:4], dropped]  # from the second batch on, samples come after the seed of a pass
+
+    one, again, other = (traces(seed, tmp_path / name) for seed, name in ((0, "one"), (0, "again"), (1, "other")))
+    assert one == again
+    assert [mine == theirs for mine, theirs in zip(one, other, strict=True)] == [False, False, False]
+
+
 def test_the_learning_rate_warms_up_then_follows_its_schedule():
     factors = [
         learning_rate_factor(step, run_config(steps=9, schedule="cosine", warmup_steps=4, final_learning_rate=0.001))
