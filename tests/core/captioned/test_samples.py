@@ -354,6 +354,9 @@ def test_a_store_that_does_not_fit_is_refused(tmp_path):
     path = stored(tmp_path / "a")
     with pytest.raises(ValueError, match=r"has ids of 32 px \(resize 'crop'\), but the model takes 64 px \('squash'\)"):
         samples({"kind": "store", "store": path}, size=64, resize="squash")
+    pictures = {"kind": "pictures", "inputs": ["."]}
+    with pytest.raises(ValueError, match=r"got resize 'pad' with smallest_crop_area 0.9, but random crops"):
+        samples(pictures, smallest_crop_area=0.9, resize="pad")
     with pytest.raises(ValueError, match=r"got smallest_crop_area 0.9, but the pictures of .* were encoded whole"):
         samples({"kind": "store", "store": path}, smallest_crop_area=0.9)
     other = stored(tmp_path / "b", teacher=TEACHER)

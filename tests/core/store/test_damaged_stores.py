@@ -311,7 +311,7 @@ def test_metadata_that_are_not_a_stores_are_one_line(tmp_path, raw):
         ({"codebook_sizes": [-5]}, "codebook_sizes.0: Input should be greater than 0"),
         ({"codebook_sizes": [2**70]}, f"codebook_sizes.0: Input should be less than or equal to {2**MOST_BITS}"),
         ({"image_size": 1.5}, "image_size: Input should be a valid integer"),
-        ({"resize": "x" * 5000}, "resize: Input should be 'crop' or 'squash'"),
+        ({"resize": "x" * 5000}, "resize: Input should be 'crop', 'squash' or 'pad'"),
         ({"teacher": []}, "teacher: Input should be"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
     ],

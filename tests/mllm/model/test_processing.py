@@ -378,6 +378,8 @@ def test_the_image_token_may_be_one_that_the_tokenizer_has():
 def test_pictures_are_made_square_as_the_model_was_built_for(tmp_path):
     """LLaVA pads pictures, whatever the TokLIP was trained on."""
     toklip = small_toklip()
+    with pytest.raises(ValueError, match="got resize 'stretch'; known are 'crop', 'squash', 'pad'"):
+        build_language_model(language_model(), toklip, tokenizer=tokenizer(), resize="stretch")
     model, processor = build_language_model(language_model(), toklip, tokenizer=tokenizer(), resize="pad")
     wide = picture(0).resize((90, 40))
     wanted, cropped = (toklip.tokenizer.encode(to_pixels(wide, 32, how)[None]) for how in ("pad", "crop"))

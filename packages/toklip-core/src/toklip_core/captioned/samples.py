@@ -110,6 +110,11 @@ class CaptionedSamples:
                 f"got smallest_crop_area {smallest_crop_area}, but the pictures of {stores[0].store} were encoded "
                 "whole; set it to 1, or read the pictures themselves"
             )
+        if resize == "pad" and smallest_crop_area < 1:
+            raise ValueError(
+                f"got resize 'pad' with smallest_crop_area {smallest_crop_area}, but random crops are stretched to a "
+                "square; set smallest_crop_area to 1, or resize to 'crop' or 'squash'"
+            )
         self._window = window
         cache = RowCache(window)
         self._parts: list[_SourceSamples] = []

@@ -33,7 +33,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; Ctrl-C after another signal interrupts at once.
+    """Treat SIGINT, SIGTERM and SIGHUP as requests while inside; Ctrl-C after one of them interrupts at once.
 
     SIGTERM and SIGHUP may come twice, from a launcher and from the scheduler that signals all processes of a job; the
     second changes nothing. SIGHUP stays ignored if it is, as under nohup. Outside the main thread no request comes,

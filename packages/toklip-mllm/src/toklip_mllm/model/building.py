@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from toklip_core.config import refuse_drawing
@@ -57,8 +57,9 @@ def build_language_model(
         dtype: dtype of the whole model; None: the language model's own.
 
     Raises:
-        ValueError: the tokenizer is missing or has no chat template, the language model reads pictures already, the
-            image token means something else, or with an image head, :func:`add_image_head` raises it.
+        ValueError: ``resize`` is another word, the tokenizer is missing or has no chat template, the language model
+            reads pictures already, the image token means something else, or with an image head,
+            :func:`add_image_head` raises it.
         OSError: a model is missing and cannot be downloaded.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,6 +70,8 @@ def build_language_model(
     >>> sum(weight.requires_grad for weight in model.vision.parameters())
     0
     """
+    if resize not in (None, *get_args(Resize)):
+        raise ValueError(f"got resize {resize!r}; known are {', '.join(map(repr, get_args(Resize)))}")
     if isinstance(language_model, str | Path):
         with _named(language_model):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(language_model)

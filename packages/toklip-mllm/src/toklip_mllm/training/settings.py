@@ -217,7 +217,8 @@ class MLLMTrainConfig(Config):
     )
     resize: ResizeSetting | None = Field(
         default=None,
-        description="How a picture is made square: crop, squash or pad, as LLaVA does; by default as for the TokLIP.",
+        description="How a picture is made square: crop takes the centre, squash ignores the aspect ratio, pad adds "
+        "grey (LLaVA pads, too). By default that of the TokLIP.",
     )
     image_head: ImageHeadSettings | None = Field(
         default=None,
