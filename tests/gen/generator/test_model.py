@@ -256,6 +256,23 @@ def test_checkpointing_keeps_fewer_activations_and_changes_no_gradient(vq):
     assert kept[1] < 0.15 * kept[0], "both the blocks and a transformer over levels are computed anew"
 
 
+@pytest.mark.parametrize(("training", "share"), [(True, 0.25), (False, 0.0)])
+@torch.no_grad()
+def test_dropout_is_after_the_embeddings_and_both_halves_of_every_block_in_training_alone(training, share):
+    torch.manual_seed(0)
+    generator = Generator(small_config(), dropout=0.25).train(training)
+    x = generator._embedded(small_inputs()(some_ids())[:, :-1], some_condition())
+    dropped = [x == 0]
+    tables = [table[: x.shape[1]] for table in generator._rotation_on(x.device)]
+    for block in generator.blocks:
+        for other in (block.proj, block.down):  # the last layers of the halves
+            weight = other.weight.clone()
+            torch.nn.init.zeros_(other.weight)
+            dropped.append(block(x, *tables, lambda q, k, v: v) == x)
+            other.weight.copy_(weight)
+    assert [float(places.float().mean()) for places in dropped] == pytest.approx([share] * 5, abs=0.03)
+
+
 def test_a_cache_that_is_full_and_inputs_of_another_shape_are_refused():
     generator, ids = small_generator(), some_ids().flatten(1, 2)
     _, cache = generator.prefill(ids, some_condition())

@@ -3,8 +3,10 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toklip_core.pictures import UPRIGHT
 from toklip_core.scenes import CLASSES, Scenes, scene
 from toklip_core.store import TokenStore
@@ -61,6 +63,20 @@ def test_pixels_of_folders_are_cropped_and_mirrored_and_keep_their_class(world):
     assert [samples[0, i]["label"] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
     assert len({samples[epoch, 0]["pixels"].numpy().tobytes() for epoch in range(5)}) == 5
     assert samples[0, 0]["pixels"].shape == (3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("smallest", [0.5, 1.0])
+def test_crops_of_folders_have_sides_from_the_smallest_to_the_short_side(world, tmp_path, smallest):
+    """A ramp of 4 levels a column: the slope of a crop says how many columns it has."""
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        ramp = np.arange(0, 4 * 2 * SIZE, 4, dtype=np.uint8)[None, :, None]
+        Image.fromarray(ramp.repeat(2 * SIZE, 0).repeat(3, 2)).save(tmp_path / name / "ramp.png")
+    folder = {"kind": "classes", "folder": str(tmp_path), "smallest_crop_side": smallest, "flip": False}
+    samples = GeneratorSamples(config(values(world, data=[folder])))
+    crops = [samples[epoch, index]["pixels"][0, 0].float() for epoch in range(20) for index in range(3)]
+    sides = [((crop[-4] - crop[3]) / (SIZE - 7) / (4 * 2)).item() for crop in crops]
+    assert min(sides) == pytest.approx(smallest, abs=0.05) and max(sides) == pytest.approx(1, abs=0.05)
 
 
 def test_scenes_of_one_object_have_a_class(world):

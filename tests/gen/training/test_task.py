@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from toklip_core.cli import cli
 from toklip_core.config import load_config, recipe_names
 from toklip_core.drawing import Drawing, Guidance
+from toklip_core.training import fit
 from toklip_core.weights import weights_checksum
 from toklip_gen.generator import Generator, GeneratorConfig, load_generator
 from toklip_gen.training import (
@@ -176,6 +177,19 @@ def test_a_sampled_id_is_read_where_it_was_sampled(world):
     assert torch.equal(read.inputs, torch.where(changed, places[:-1, None], batch.inputs))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_loss_reads_as_many_sampled_ids_as_the_settings_say(world, share):
+    task = GeneratorTask(config(values(world, scheduled_sampling=share, dropout=0.0)))
+    torch.nn.init.normal_(task.model.head.weight)
+    prepared = task.prepare(collate([task.samples[0, place] for place in range(4)]))
+    torch.manual_seed(1)
+    found = task.objective(task.model, prepared, 0).losses["next_id"]
+    torch.manual_seed(1)
+    sampled = with_sampled_ids(task.model, prepared, task.networks, largest_share=1.0)
+    losses = {0.0: generator_losses(task.model, prepared), 1.0: generator_losses(task.model, sampled)}
+    assert found == losses[share].losses["next_id"] != losses[1 - share].losses["next_id"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_with_scheduled_sampling_every_weight_gets_the_gradient_of_a_pass_without_the_one_before_it(world, precision):
     """Autocast must not use a weight again that it cast in the pass without gradient."""
@@ -253,16 +267,38 @@ def test_an_official_generator_is_one_to_start_from(world, monkeypatch):
     assert torch.equal(model.head.weight, other.head.weight)
 
 
-def test_micro_batches_have_the_gradients_of_the_whole_batch(world):
-    networks = load_networks(config(values(world)))
-    samples = GeneratorSamples(config(values(world)))
-    torch.manual_seed(0)
-    model = Generator(networks.config)
-    torch.nn.init.normal_(model.head.weight)
-    whole = generator_losses(model, read_batch(collate([samples[0, i] for i in range(6)]), networks)).losses["next_id"]
-    parted = [collate([samples[0, i] for i in part]) for part in ((0, 1, 2), (3, 4, 5))]
-    halves = [generator_losses(model, read_batch(batch, networks)) for batch in parted]
-    torch.testing.assert_close(sum(half.losses["next_id"] for half in halves) / 2, whole)
+@pytest.mark.slow
+def test_micro_batches_have_the_gradients_of_the_whole_batch(world, tmp_path):
+    """Adam's first moment after one step is a tenth of the gradient."""
+    gradients = []
+    for accumulate in (1, 2):
+        run = {"steps": 1, "batch_size": 6, "accumulate": accumulate, "max_grad_norm": 0.0}
+        settings = config(values(world, dropout=0.0, run=run))
+        task = GeneratorTask(settings)
+        torch.nn.init.normal_(task.model.head.weight)  # zeros would let no gradient through
+        fit(task, settings.run, tmp_path / str(accumulate))
+        moments = load_file(max((tmp_path / str(accumulate) / "checkpoints").iterdir()) / "optimizer.safetensors")
+        gradients.append({name: 10 * x for name, x in moments.items() if name.endswith("/exp_avg")})
+    whole, parted = gradients
+    assert len(whole) == len([*task.model.parameters()]) and all(x.abs().max() > 1e-4 for x in whole.values())
+    torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_another_seed_is_other_views_other_dropped_conditions_and_other_weights(world):
+    tasks = [GeneratorTask(config(values(world, condition_dropout=0.5, run={"seed": seed}))) for seed in (0, 0, 1)]
+    samples = [[task.samples[0, place] for place in range(12)] for task in tasks]
+    views = [[sample["ids"].tolist() for sample in each] for each in samples]
+    dropped = [[sample["drop"] for sample in each] for each in samples]
+    weights = [weights_checksum(task.model) for task in tasks]
+    for one, again, other in (views, dropped, weights):
+        assert one == again != other
+
+
+@pytest.mark.parametrize(("dropout", "checkpointing"), [(0.3, False), (0.0, True)])
+def test_dropout_and_checkpointing_are_those_of_the_settings(world, dropout, checkpointing):
+    task = GeneratorTask(config(values(world, dropout=dropout, generator={"grad_checkpointing": checkpointing})))
+    assert {module.p for module in task.model.modules() if isinstance(module, torch.nn.Dropout)} == {dropout}
+    assert task.model.grad_checkpointing == checkpointing
 
 
 def test_vectors_are_not_decayed_and_only_matrices_of_blocks_are_muons(world):
