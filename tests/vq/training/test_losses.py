@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from toklip_core.embeddings import BitEmbedding, ScalarEmbedding
 from toklip_core.evaluation import codebook_use
 from toklip_vq.quantizers import BitQuantizer, ScalarQuantizer
@@ -27,6 +28,8 @@ from toklip_vq.training import (
 )
 from toklip_vq.vqgan import VQGAN, Codebook, ResidualCodebook, VQGANConfig
 from torch import Tensor
+
+from tests.support.processes import run_together
 
 #: Inputs and outputs of LlamaGen's vq_model.py and SEED-Voken's quantize.py and vqperceptual.py.
 PUBLISHED = {
@@ -310,3 +313,26 @@ def test_a_second_micro_batch_of_a_step_restarts_nothing():
     after = book.weight.detach().clone()
     restart(book, -latents, 2)
     assert torch.equal(book.weight, after)
+
+
+def restart_in_one_of_two(folder: Path) -> None:
+    """Restart the codes with other ids and other latents in each process."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    book, latents = codebook("euclidean"), torch.randn(20, 6, generator=torch.Generator().manual_seed(rank))
+    restart = CodeRestart(32, period=2)
+    restart.add(count_ids(torch.tensor([3 + rank]), 32))
+    restart(book, latents, 2)
+    save_file({"codes": book.weight.detach(), "latents": latents}, folder / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_restart_the_same_codes_from_the_latents_of_all(tmp_path: Path):
+    run_together(restart_in_one_of_two, tmp_path)
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert torch.equal(one["codes"], other["codes"])
+    codes = one["codes"]
+    assert (codes == PUBLISHED["codebook"]).all(-1).nonzero()[:, 0].tolist() == [3, 4], "a process has seen each"
+    taken = [(codes[:, None] == part["latents"]).all(-1).any(-1).sum().item() for part in (one, other)]
+    assert sum(taken) == 30 and min(taken) >= 10
