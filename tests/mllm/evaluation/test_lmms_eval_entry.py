@@ -1,4 +1,4 @@
-"""The plugin of lmms-eval, without lmms-eval: three stand-ins for what it imports. With the real one: test_lmms.py."""
+"""The plugin of lmms-eval, with three stand-ins for what it imports. With the real one: test_lmms_eval.py."""
 
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import pytest
 from tests.core.conftest import picture
 from tests.support.small_mllms import MARKED, small_mllm
 
-pytestmark = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="the real one is there: test_lmms.py")
+pytestmark = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="the real one is there: test_lmms_eval.py")
 
 
 @dataclass

@@ -121,11 +121,9 @@ def test_values_with_alpha_are_seen_on_white():
 )
 def test_what_is_no_picture_is_refused_by_its_number(given, message):
     _, processor = shared()
-    with pytest.raises(ValueError, match=rf"picture 2.* cannot be read: .*|{message}") as caught:
+    with pytest.raises(ValueError, match=rf"^picture 2\b.*{message}") as caught:
         processor(text="<image> <image>", images=[picture(0), given])
-    assert "picture 2" in str(caught.value)
-    with pytest.raises(ValueError, match=message):
-        processor(text="<image> <image>", images=[picture(0), given])
+    assert " cannot be read: " in str(caught.value)
 
 
 def test_a_long_string_that_is_no_picture_is_not_repeated():

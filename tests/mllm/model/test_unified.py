@@ -249,7 +249,7 @@ def test_a_window_draws_the_same_picture_in_fewer_calls(family):
     batch, how = to_draw(processor, "red circle", "one"), Drawing(Guidance(1.5), temperature=0.1)
     one = model.draw(**batch, seeds=[2, 3], drawing=how)
     several = model.draw(**batch, seeds=[2, 3], drawing=how, window=8)
-    assert torch.equal(one.image_ids, several.image_ids) and several.calls <= one.calls == COUNT
+    assert torch.equal(one.image_ids, several.image_ids) and several.calls < one.calls == COUNT
     torch.testing.assert_close(one.image_features, several.image_features)
     for layer, other in zip(one.cache.layers, several.cache.layers, strict=True):
         last = slice(-32, None)  # gemma2's attention in windows may forget the first ones
