@@ -10,10 +10,12 @@ import torch
 from toklip_core import plugins
 from toklip_core.model import SemanticEncoder
 from toklip_core.training import parameter_groups
+from toklip_core.weights import weights_checksum
 from toklip_mllm.model import load_language_model
 from toklip_mllm.training import (
     Conversation,
     Example,
+    MLLMTask,
     MLLMTraining,
     collate,
     freeze,
@@ -304,6 +306,25 @@ def test_a_language_model_that_gives_all_logits_has_the_same_loss():
         wanted = MLLMTraining(model)(batch).losses["text"]
         model._takes -= {"logits_to_keep"}
         torch.testing.assert_close(MLLMTraining(model)(batch).losses["text"], wanted, **CLOSE)
+
+
+def test_another_seed_is_other_conversations_and_other_weights(world):
+    tasks = [MLLMTask(everything(world, held_out=None, run={"seed": seed})) for seed in (0, 0, 1)]
+    weights = [weights_checksum(each.model.model.connector) for each in tasks]
+    for one, again, other in (map(conversations, tasks), weights):
+        assert one == again != other
+
+
+@pytest.mark.slow
+def test_another_seed_is_other_conversations_when_a_saved_model_is_trained(world, whole):
+    begun = {"start": str(whole / "model"), "toklip": None, "small": None}
+    tasks = [MLLMTask(everything(world, held_out=None, run={"seed": seed}, **begun)) for seed in (0, 0, 1)]
+    one, again, other = map(conversations, tasks)
+    assert one == again != other
+
+
+def conversations(of: MLLMTask):
+    return [of.samples[0, place].example.input_ids.tolist() for place in range(len(of.samples))]
 
 
 @pytest.mark.parametrize("part", ["connector", "encoder"])

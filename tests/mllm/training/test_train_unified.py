@@ -162,6 +162,17 @@ def test_a_small_language_model_learns_the_words_of_requests(world, tmp_path):
     assert words.unk_token_id not in words("draw a red circle")["input_ids"]
 
 
+def test_another_seed_drops_other_prompts(world):
+    dropped = []
+    for seed in (0, 0, 1):
+        task = MLLMTask(settings(world, drawings(world), prompt_dropout=0.5, held_out=None, run={"seed": seed}))
+        each = task.processor.tokens_per_picture
+        lengths = [len(task.samples[0, place].example.input_ids) for place in range(len(task.samples))]
+        dropped.append([length == 1 + each for length in lengths])
+    one, again, other = dropped
+    assert one == again != other and 0 < sum(one) < len(one)
+
+
 def samples(data, processor, **options):
     readers = open_sources(data, PictureFormat(32, "crop"), seed=0)
     return ConversationSamples(repeat_readers(readers, data), processor, max_length=400, **options)
