@@ -267,7 +267,6 @@ def test_an_official_generator_is_one_to_start_from(world, monkeypatch):
     assert torch.equal(model.head.weight, other.head.weight)
 
 
-@pytest.mark.slow
 def test_micro_batches_have_the_gradients_of_the_whole_batch(world, tmp_path):
     """Adam's first moment after one step is a tenth of the gradient."""
     gradients = []
