@@ -1,6 +1,7 @@
 """Matching of pictures and texts by any model: ranks with ties, batches, and refused input."""
 
 import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,30 @@ def test_a_picture_that_cannot_be_read_is_named_and_passed_over():
     places = [place for batch, _ in batches for place in batch]
     assert places == [0, 1, 3]
     assert left_out == ["broken.jpg: cut short"]
+
+
+def test_pictures_are_read_by_several_threads_in_order_and_not_many_ahead_of_what_is_needed():
+    together = threading.Barrier(2, timeout=20)
+    read: list[int] = []
+
+    def given(number: int) -> LazyPicture:
+        def picture_of_it() -> Image.Image:
+            if number < 2:
+                together.wait()  # which only two threads pass
+            read.append(number)
+            return picture(number, (32, 32))
+
+        return LazyPicture(str(number), picture_of_it)
+
+    model = small_toklip()
+    batches = picture_features(model, [given(number) for number in range(100)], [], Compute(batch_size=2))
+    places, features = next(batches)
+    for place, feature in zip(places, features, strict=True):
+        with torch.no_grad():
+            [expected] = model.image_features(to_pixels(picture(place, (32, 32)), 32)[None])
+        torch.testing.assert_close(feature, expected, rtol=0, atol=1e-5)
+    batches.close()
+    assert places == [0, 1] and len(read) <= 2 + 17
 
 
 def test_where_no_picture_can_be_read_the_first_is_named():

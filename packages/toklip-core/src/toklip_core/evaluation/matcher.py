@@ -9,9 +9,9 @@ Shape letters: B batch, S picture side, T texts, E joint space, Q queries, C can
 from __future__ import annotations
 
 import logging
-import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,8 +34,8 @@ _TEXTS = 256
 #: Unknown words that a warning names.
 _NAMED = 10
 
-#: Threads that read pictures to see whether they can be read.
-_READERS = 4
+#: Threads that read pictures, and pictures that are read before they are needed.
+_READERS, _AHEAD = 4, 16
 _log = logging.getLogger(__name__)
 
 
@@ -126,7 +126,7 @@ def refuse_unreadable(pictures: Iterable[LazyPicture]) -> None:
         ValueError: some cannot be read; it says how many, and names the first.
     """
     distinct = {picture.name: picture for picture in pictures}
-    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as readers:
+    with ThreadPoolExecutor(_READERS) as readers:
         problems = [problem for problem in readers.map(_problem, distinct.values()) if problem]
     if problems:
         raise ValueError(
@@ -161,7 +161,7 @@ def picture_features(
 
     Args:
         model: its config says how a picture is resized.
-        pictures: read one batch at a time.
+        pictures: read by a few threads, at most 17 before their batch is begun.
         unreadable: those that cannot be read are added here, "name: reason".
         compute: says how many pictures are taken at a time, which changes no feature beyond the rounding of floats, and
             whether a bar is shown.
@@ -180,13 +180,12 @@ def picture_features(
 
     seen = 0
     with progress_bar(len(pictures), shown=compute.progress) as bar:
-        for place, picture in enumerate(pictures):
+        for place, square in enumerate(_squares(pictures, model.config)):
             bar.update()
-            try:
-                pixels.append(to_pixels(picture.read(), model.config.image_size, model.config.resize))
-            except PictureError as error:
-                unreadable.append(f"{picture.name}: {error}")
+            if isinstance(square, PictureError):
+                unreadable.append(f"{pictures[place].name}: {square}")
                 continue
+            pixels.append(square)
             places.append(place)
             seen += 1
             if len(places) == compute.batch_size:
@@ -197,6 +196,28 @@ def picture_features(
     if not seen:
         first = f"; the first is {unreadable[0]}" if unreadable else ""
         raise ValueError(f"none of {len(pictures)} pictures can be read{first}")
+
+
+def _squares(pictures: Sequence[LazyPicture], how: Preprocessing) -> Iterator[Tensor | PictureError]:
+    """Yield the pixels (3, S, S) of each picture in order, or why it cannot be read; threads read some ahead."""
+
+    def square(picture: LazyPicture) -> Tensor | PictureError:
+        try:
+            return to_pixels(picture.read(), how.image_size, how.resize)
+        except PictureError as error:
+            return error
+
+    waiting: deque[Future[Tensor | PictureError]] = deque()
+    readers = ThreadPoolExecutor(_READERS)
+    try:
+        for picture in pictures:
+            waiting.append(readers.submit(square, picture))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        readers.shutdown(cancel_futures=True)  # the caller may stop in the middle
 
 
 def text_features(model: Matcher, texts: Sequence[str], *, progress: bool = False) -> Tensor:
