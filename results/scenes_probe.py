@@ -60,7 +60,7 @@ def main() -> None:
 
 def with_labels(scenes: Iterable[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return pixels (N, 3, size, size) in [-1, 1] and the labels (N,) of each task."""
-    found = [(scene.pixels, scene.labels[0]) for scene in scenes]
+    found = [(scene.rgb, scene.labels[0]) for scene in scenes]
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in found])).movedim(-1, 1)
     labels = torch.tensor([label for _, label in found])
     of_tasks = {"class": labels, "colour": labels // len(SHAPES), "shape": labels % len(SHAPES)}

@@ -203,8 +203,8 @@ def pairs_for_training(tokenizer: Tokenizer, teacher: CLIP, count: int) -> tuple
     found = [*Scenes(count // 2, size=size), *Scenes(count - count // 2, 1, size=size, objects=1)]
     codes, features = [], []
     for start in range(0, count, BATCH_SIZE):
-        levels = torch.stack([torch.from_numpy(scene.pixels) for scene in found[start : start + BATCH_SIZE]])
-        pixels = normalized(levels.movedim(-1, 1))
+        rgb = torch.stack([torch.from_numpy(scene.rgb) for scene in found[start : start + BATCH_SIZE]])
+        pixels = normalized(rgb.movedim(-1, 1))
         codes.append(mean_codes(tokenizer, pixels))
         features.append(teacher.image_features(pixels))
     return torch.cat(codes), torch.cat(features)

@@ -84,7 +84,7 @@ def prompts(count: int) -> list[Prompt]:
 @torch.no_grad()
 def table(shown: Sequence[Prompt]) -> str:
     """Return, for each model and change, how often the true caption is preferred, and by how much."""
-    pixels = normalized(torch.stack([torch.from_numpy(prompt.scene.pixels) for prompt in shown]).movedim(-1, 1))
+    pixels = normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in shown]).movedim(-1, 1))
     rows = []
     for model, (what, build) in MODELS.items():
         score = build(model)

@@ -22,7 +22,7 @@ def test_the_shipped_tokenizer_keeps_its_laws(check, device):
 
 
 def test_ids_are_those_of_a_cpu_without_tf32(device):
-    pixels = torch.stack([torch.from_numpy(scene(i).pixels.copy()) for i in range(16)]).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.stack([torch.from_numpy(scene(i).rgb.copy()) for i in range(16)]).permute(0, 3, 1, 2) / 127.5 - 1
     on_cpu = load_tokenizer("vqgan-tiny").encode(pixels)
     on_gpu = load_tokenizer("vqgan-tiny").to(device).encode(pixels.to(device)).cpu()
     assert (on_cpu == on_gpu).float().mean() > 0.999

@@ -19,9 +19,9 @@ TEXTS, SEEDS = ["red circle", "one blue square", "two"], [4, 5, 6]
 def test_a_conversation_is_that_of_a_cpu(device):
     """The second answer goes on from the cache of the first, and the third has another picture."""
     turns = [
-        ("how many objects are there?", [scene(0).pixels]),
+        ("how many objects are there?", [scene(0).rgb]),
         ("what is the colour of it?", []),
-        ("how many objects are there?", [scene(1).pixels]),
+        ("how many objects are there?", [scene(1).rgb]),
     ]
     said = []
     for where in ("cpu", device):

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.config import Compute
-from toklip_core.pictures import to_levels
+from toklip_core.pictures import to_rgb
 from toklip_core.scenes import Scenes
 from toklip_core.scenes.language import place_of
 from toklip_core.scenes.reading import read_scene
@@ -46,7 +46,7 @@ def test_it_draws_what_captions_of_one_object_ask_for():
     scenes = Scenes(16, split="held-out", seed=5, objects=1, background="plain")
     drawer = load_drawer(UNIFIED_NAME)
     ids = drawer.draw([scene.caption for scene in scenes], seeds=[*range(16)]).ids
-    pictures = to_levels(drawer.pixels(ids)).movedim(1, -1).numpy()
+    pictures = to_rgb(drawer.pixels(ids)).movedim(1, -1).numpy()
     drawn = [[(thing.colour, thing.shape) for thing in read_scene(picture)] for picture in pictures]
     asked = [[(thing.colour, thing.shape) for thing in scene.objects] for scene in scenes]
     assert sum(map(eq, drawn, asked)) > 8
@@ -70,7 +70,7 @@ def test_it_draws_one_picture_after_another_and_answers_what_only_the_last_one_s
 def test_it_answers_about_a_picture_that_is_shown(tmp_path):
     path = tmp_path / "scene.png"
     scene = Scenes(4, split="validation", seed=4, objects=1)[2]
-    Image.fromarray(scene.pixels).save(path)
+    Image.fromarray(scene.rgb).save(path)
     chat = Chat(*load_language_model(UNIFIED_NAME), ChatSettings(seed=0))
     (thing,) = scene.objects
     assert chat.ask("what colour is it?", [path]).text == thing.colour

@@ -34,7 +34,7 @@ WORDS = {
 @pytest.mark.slow
 def test_a_command_imports_nothing_that_it_does_not_use(tmp_path: Path):
     """All in one process, in the order of what they may import: each finds what those before it left."""
-    Image.fromarray(scene(0).pixels).save(tmp_path / "picture.png")
+    Image.fromarray(scene(0).rgb).save(tmp_path / "picture.png")
     script = f"""
 import json, sys
 from toklip_core.cli import run

@@ -163,8 +163,8 @@ def test_a_worker_sends_what_the_process_itself_reads(every, kind):
 
 def test_pixels_go_through_the_pipe_as_bytes():
     batch = collate([samples({"kind": "scenes", "count": 4})[0, i] for i in range(4)])
-    assert batch["pixels"].shape == (4, 3, 32, 32) and batch["pixels"].dtype == torch.uint8
-    assert len(batch["captions"]) == 4 and set(batch) == {"pixels", "captions"}
+    assert batch["rgb"].shape == (4, 3, 32, 32) and batch["rgb"].dtype == torch.uint8
+    assert len(batch["captions"]) == 4 and set(batch) == {"rgb", "captions"}
 
 
 def test_scenes_are_new_in_every_epoch_and_their_captions_are_true():
@@ -173,7 +173,7 @@ def test_scenes_are_new_in_every_epoch_and_their_captions_are_true():
         for index in range(3):
             drawn = scene(epoch * 3 + index, seed=7, size=32, objects=1)
             sample = data[epoch, index]
-            assert np.array_equal(sample["pixels"].permute(1, 2, 0), drawn.pixels)
+            assert np.array_equal(sample["rgb"].permute(1, 2, 0), drawn.rgb)
             assert sample["caption"] in drawn.captions
 
 
@@ -191,7 +191,7 @@ def test_pictures_without_captions_are_left_out_and_the_next_stands_for_a_broken
     assert [data[0, i]["caption"] for i in range(5)] == ["zero", "two", "two", "three", "zero"]
     for index, number in [(0, 0), (1, 2), (4, 0)]:
         levels = np.array(resized(open_picture(folder / f"{number}.png"), 32))
-        assert np.array_equal(data[1, index]["pixels"].permute(1, 2, 0), levels)
+        assert np.array_equal(data[1, index]["rgb"].permute(1, 2, 0), levels)
     assert "1.png" in caplog.text or "byte" in caplog.text
     assert "no caption, or an empty one" in caplog.text
 
@@ -200,7 +200,7 @@ def test_squashed_samples_have_the_whole_picture(tmp_path):
     wide = picture(0, (96, 32))
     wide.save(tmp_path / "wide.png")
     (tmp_path / "wide.txt").write_text("soft colours")
-    pixels = samples({"kind": "pictures", "inputs": [str(tmp_path)]}, resize="squash")[0, 0]["pixels"].permute(1, 2, 0)
+    pixels = samples({"kind": "pictures", "inputs": [str(tmp_path)]}, resize="squash")[0, 0]["rgb"].permute(1, 2, 0)
     assert np.array_equal(pixels, np.array(resized(wide, 32, "squash")))
     assert not np.array_equal(pixels, np.array(resized(wide, 32, "crop")))
 
@@ -232,13 +232,13 @@ def test_csv_and_tsv_are_tables_and_their_columns_have_any_name(tmp_path, folder
         {"kind": "table", "table": tmp_path / "t.tsv", "image": "filepath", "caption": "title", "root": folder},
     )
     assert [data[0, i]["caption"] for i in range(4)] == ['zero, with "quotes"\nand lines', "three", "zero", "three"]
-    assert torch.equal(data[0, 1]["pixels"], data[0, 3]["pixels"])
+    assert torch.equal(data[0, 1]["rgb"], data[0, 3]["rgb"])
 
 
 def test_scenes_may_have_one_kind_of_background():
     data = samples({"kind": "scenes", "count": 3, "background": "plain"})
-    drawn = torch.from_numpy(scene(4, size=32, background="plain").pixels.copy()).movedim(-1, 0)
-    assert torch.equal(data[1, 1]["pixels"], drawn)
+    drawn = torch.from_numpy(scene(4, size=32, background="plain").rgb.copy()).movedim(-1, 0)
+    assert torch.equal(data[1, 1]["rgb"], drawn)
 
 
 def test_written_scenes_are_a_table(tmp_path):
@@ -247,7 +247,7 @@ def test_written_scenes_are_a_table(tmp_path):
         {"kind": "table", "table": tmp_path / "scenes/captions.jsonl", "image": "file", "caption": "captions"}
     )
     assert data[0, 2]["caption"] in scene(2).captions
-    assert np.array_equal(data[0, 2]["pixels"].permute(1, 2, 0), scene(2, size=32).pixels)
+    assert np.array_equal(data[0, 2]["rgb"].permute(1, 2, 0), scene(2, size=32).rgb)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_parquet_is_read_without_a_network(rows_of_pictures):
     assert len(data) == 3
     for index in range(3):
         levels = np.array(resized(picture(index), 32))
-        assert np.array_equal(data[0, index]["pixels"].permute(1, 2, 0), levels)
+        assert np.array_equal(data[0, index]["rgb"].permute(1, 2, 0), levels)
     assert {data[epoch, 1]["caption"] for epoch in range(20)} == {"many", "number 1"}
 
 
@@ -426,7 +426,7 @@ def test_what_no_draw_fits_is_cut_as_torchvision_cuts_it(size):
 
 def test_a_crop_has_torchvisions_pixels(table, folder, monkeypatch):
     monkeypatch.setattr(captions, "random_crop", lambda *_: (5, 3, 40, 37))
-    cropped = samples({"kind": "table", "table": table}, smallest_crop_area=0.5)[0, 0]["pixels"]
+    cropped = samples({"kind": "table", "table": table}, smallest_crop_area=0.5)[0, 0]["rgb"]
     image = open_picture(folder / "0.png")
     theirs = functional.resized_crop(image, 3, 5, 34, 35, [32, 32], InterpolationMode.BICUBIC)
     assert np.array_equal(cropped.permute(1, 2, 0), theirs)

@@ -374,7 +374,7 @@ def test_how_a_picture_becomes_a_square_is_in_the_protocol_and_in_the_figures(gr
 def test_scenes_stand_in_for_pictures(greys):
     result = reconstruction("scenes:validation?count=4&size=48", "--json")
     report = json.loads(result.stdout)
-    given = [torch.from_numpy(s.pixels).movedim(-1, 0) / 127.5 - 1 for s in Scenes(4, split="validation", size=48)]
+    given = [torch.from_numpy(s.rgb).movedim(-1, 0) / 127.5 - 1 for s in Scenes(4, split="validation", size=48)]
     assert report["psnr"] == evaluate_reconstruction(Greys(values=7), given).psnr
     assert report["protocol"]["inputs"] == "scenes:validation?count=4&size=48"
 

@@ -107,7 +107,7 @@ def test_a_teacher_and_its_student_are_measured_alike(toy, tmp_path):
         model.save_pretrained(path)
         report = evaluate_zero_shot(path, "scenes:validation?count=10&size=32&objects=1")
         scenes = Scenes(10, split="validation", size=32, objects=1)
-        pixels = torch.stack([to_pixels(Image.fromarray(scene.pixels), 32) for scene in scenes])
+        pixels = torch.stack([to_pixels(Image.fromarray(scene.rgb), 32) for scene in scenes])
         names = [f"an {name}" if name.startswith("orange") else f"a {name}" for name in CLASSES]
         scores = model.image_features(pixels) @ model.text_features(names).T
         labels = torch.tensor([scene.label for scene in scenes])

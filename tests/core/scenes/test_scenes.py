@@ -82,8 +82,8 @@ def test_words_never_change():
 
 
 def test_a_scene_depends_on_its_index_alone_not_on_what_was_drawn_before():
-    first = [scene(i).pixels for i in range(8)]
-    backwards = [scene(i).pixels for i in reversed(range(8))]
+    first = [scene(i).rgb for i in range(8)]
+    backwards = [scene(i).rgb for i in reversed(range(8))]
     np.testing.assert_array_equal(first, backwards[::-1])
 
 
@@ -118,7 +118,7 @@ def test_scenes_is_a_sequence_that_survives_pickling():
     assert len(scenes) == len(list(scenes)) == 5
     assert scenes[-1].objects == scenes[4].objects
     assert pickle.loads(pickle.dumps(scenes))[3].caption == scenes[3].caption
-    assert scenes[0].at(32).pixels.shape == (32, 32, 3)
+    assert scenes[0].at(32).rgb.shape == (32, 32, 3)
 
 
 # The law of the splits
@@ -420,7 +420,7 @@ def test_no_answer_can_be_had_without_the_picture():
 def patches(split, count):
     """Return the 8 x 8 patches (count, 64, 192) of scenes of one object, in [0, 1], and their labels."""
     found = [*Scenes(count, split=split, objects=1)]
-    pixels = np.stack([s.pixels for s in found]).astype(np.float32) / 255
+    pixels = np.stack([s.rgb for s in found]).astype(np.float32) / 255
     return pixels.reshape(count, 8, 8, 8, 8, 3).swapaxes(2, 3).reshape(count, 64, 192), np.array(
         [s.labels[0] for s in found]
     )
@@ -443,7 +443,7 @@ def test_a_linear_read_out_of_mean_patches_fails():
 def test_a_scene_fits_into_few_numbers():
     """Ten coefficients for each 8 x 8 patch give 25 dB, so 64 tokens of ten bits have a chance at 24 dB."""
     train, test = (
-        np.stack([s.pixels for s in Scenes(150, split=split)])
+        np.stack([s.rgb for s in Scenes(150, split=split)])
         .reshape(150, 8, 8, 8, 8, 3)
         .swapaxes(2, 3)
         .reshape(-1, 192)
@@ -463,7 +463,7 @@ def test_a_thousand_pictures_a_second():
     for start in range(0, 400, 100):
         began = time.process_time()
         for index in range(start, start + 100):
-            assert scene(index).pixels.shape == (64, 64, 3)
+            assert scene(index).rgb.shape == (64, 64, 3)
         rates.append(100 / (time.process_time() - began))
     assert max(rates) > 333
 
@@ -472,7 +472,7 @@ def test_a_thousand_pictures_a_second():
 
 
 def test_torch_and_pillow_are_not_imported():
-    code = "import sys, toklip_core.scenes as s; s.scene(0).pixels; print(*{'torch', 'PIL', 'tqdm'} & {*sys.modules})"
+    code = "import sys, toklip_core.scenes as s; s.scene(0).rgb; print(*{'torch', 'PIL', 'tqdm'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -263,7 +263,7 @@ def test_the_inputs_are_what_tokenizer_and_teacher_say(world: Path):
     settings = config(world, pictures(world), losses={"token_weight": 1.0})
     teacher, tokenizer = load_clip(world / "teacher"), load_tokenizer("mean-colour")
     levels = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
-    inputs = EncoderTask(settings, tokenizer, teacher).prepare({"pixels": levels, "captions": CAPTIONS[:3]})
+    inputs = EncoderTask(settings, tokenizer, teacher).prepare({"rgb": levels, "captions": CAPTIONS[:3]})
     pixels = normalized(levels)
     assert torch.equal(inputs.codes, tokenizer.embed(tokenizer.encode(pixels)))
     assert torch.equal(inputs.pooled, teacher.image_features(pixels))
@@ -279,7 +279,7 @@ def task_of(settings: EncoderTrainConfig) -> EncoderTask:
 def test_another_seed_is_other_crops_and_other_weights(world: Path):
     crop = {"smallest_crop_area": 0.5}
     tasks = [task_of(config(world, pictures(world), run={"seed": seed}, **crop)) for seed in (0, 0, 1)]
-    crops = [task.samples[0, 0]["pixels"].tolist() for task in tasks]
+    crops = [task.samples[0, 0]["rgb"].tolist() for task in tasks]
     projectors = [weights_checksum(task.model.encoder.projector) for task in tasks]
     for one, again, other in (crops, projectors):
         assert one == again != other
@@ -291,8 +291,8 @@ def test_pictures_are_cropped_as_the_settings_say(world: Path):
     task, crops = task_of(settings), CaptionedSamples(settings.data, **areas)
     whole = CaptionedSamples(settings.data, **areas | {"smallest_crop_area": 1.0})
     for place in range(3):
-        assert torch.equal(task.samples[0, place]["pixels"], crops[0, place]["pixels"])
-        assert not torch.equal(task.samples[0, place]["pixels"], whole[0, place]["pixels"])
+        assert torch.equal(task.samples[0, place]["rgb"], crops[0, place]["rgb"])
+        assert not torch.equal(task.samples[0, place]["rgb"], whole[0, place]["rgb"])
 
 
 def encoder_of(teacher: CLIP) -> SemanticEncoder:

@@ -123,8 +123,8 @@ def test_pictures_are_cropped_as_the_settings_say(tmp_path: Path):
     crops = CaptionedSamples(task.config.data, image_size=32, resize="crop", seed=0, smallest_crop_area=0.5)
     whole = samples(task.config)
     for place in range(2):
-        assert torch.equal(task.samples[0, place]["pixels"], crops[0, place]["pixels"])
-        assert not torch.equal(task.samples[0, place]["pixels"], whole[0, place]["pixels"])
+        assert torch.equal(task.samples[0, place]["rgb"], crops[0, place]["rgb"])
+        assert not torch.equal(task.samples[0, place]["rgb"], whole[0, place]["rgb"])
 
 
 def test_an_encoder_can_be_taught_by_it(tmp_path: Path, toy: Path):

@@ -11,7 +11,7 @@ from toklip_core import load_tokenizer
 from toklip_core.cli import cli
 from toklip_core.evaluation import evaluate_reconstruction
 from toklip_core.model import TokLIP, load_clip
-from toklip_core.pictures import refuse_pixels, to_levels, to_picture
+from toklip_core.pictures import refuse_pixels, to_picture, to_rgb
 from toklip_core.plugins import TokenizerSpec
 from toklip_core.weights import NotFiniteError, is_finite, read_tensors, refuse_damaged, refuse_not_finite, rows_named
 from torch import nn
@@ -95,7 +95,7 @@ def test_pixels_that_a_caller_passes_are_looked_at(value):
 def test_pixels_that_are_written_are_looked_at(value):
     bad = with_value(value)
     with refusing("a pixel of picture 2 of 3 is not finite"):
-        to_levels(bad)
+        to_rgb(bad)
     with refusing("a pixel of picture 1 of 1 is not finite"):
         to_picture(bad[1])
 

@@ -35,7 +35,7 @@ ALL_RIGHT = Match(colour=1.0, shape=1.0, object=1.0, count=1.0, relation=1.0, ca
 
 
 def pixels_of(prompts):
-    return normalized(torch.stack([torch.from_numpy(prompt.scene.pixels) for prompt in prompts]).movedim(-1, 1))
+    return normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in prompts]).movedim(-1, 1))
 
 
 def thing(colour="red", shape="circle", x=0.5, y=0.5, radius=0.15, rgb=(0.9, 0.1, 0.1), **more):

@@ -61,8 +61,8 @@ def test_pixels_of_folders_are_cropped_and_mirrored_and_keep_their_class(world):
     folder = {"kind": "classes", "folder": str(world / "pictures")}
     samples = GeneratorSamples(config(values(world, data=[folder])))
     assert [samples[0, i]["label"] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
-    assert len({samples[epoch, 0]["pixels"].numpy().tobytes() for epoch in range(5)}) == 5
-    assert samples[0, 0]["pixels"].shape == (3, SIZE, SIZE)
+    assert len({samples[epoch, 0]["rgb"].numpy().tobytes() for epoch in range(5)}) == 5
+    assert samples[0, 0]["rgb"].shape == (3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("smallest", [0.5, 1.0])
@@ -74,7 +74,7 @@ def test_crops_of_folders_have_sides_from_the_smallest_to_the_short_side(world, 
         Image.fromarray(ramp.repeat(2 * SIZE, 0).repeat(3, 2)).save(tmp_path / name / "ramp.png")
     folder = {"kind": "classes", "folder": str(tmp_path), "smallest_crop_side": smallest, "flip": False}
     samples = GeneratorSamples(config(values(world, data=[folder])))
-    crops = [samples[epoch, index]["pixels"][0, 0].float() for epoch in range(20) for index in range(3)]
+    crops = [samples[epoch, index]["rgb"][0, 0].float() for epoch in range(20) for index in range(3)]
     sides = [((crop[-4] - crop[3]) / (SIZE - 7) / (4 * 2)).item() for crop in crops]
     assert min(sides) == pytest.approx(smallest, abs=0.05) and max(sides) == pytest.approx(1, abs=0.05)
 
@@ -83,7 +83,7 @@ def test_scenes_of_one_object_have_a_class(world):
     scenes = {"kind": "scenes", "count": 5, "objects": 1}
     classes = {"kind": "class", "classes": len(CLASSES)}
     sample = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[1, 2]
-    assert 0 <= sample["label"] < len(CLASSES) and sample["pixels"].dtype == torch.uint8
+    assert 0 <= sample["label"] < len(CLASSES) and sample["rgb"].dtype == torch.uint8
 
 
 def test_a_store_without_captions_is_refused_for_texts_in_training_and_as_held_out_data(world, tmp_path):
@@ -201,6 +201,6 @@ def test_scenes_of_another_number_of_classes_are_refused(world):
 def test_scenes_have_the_background_that_is_asked_for(world):
     scenes = {"kind": "scenes", "count": 5, "objects": 1, "background": "plain"}
     classes = {"kind": "class", "classes": len(CLASSES)}
-    pixels = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[0, 0]["pixels"]
-    drawn = scene(0, size=SIZE, objects=1, background="plain").pixels
+    pixels = GeneratorSamples(config(values(world, data=[scenes], condition=classes)))[0, 0]["rgb"]
+    drawn = scene(0, size=SIZE, objects=1, background="plain").rgb
     assert torch.equal(pixels, torch.from_numpy(drawn.copy()).movedim(-1, 0))

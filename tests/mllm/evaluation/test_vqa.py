@@ -65,7 +65,7 @@ def test_scenes_have_all_their_questions_and_each_picture_is_its_scene():
     mine = [(one.text, one.truths[0], one.kind) for one in found]
     assert mine == [question for scene in scenes for question in scene.questions]
     assert [one.pictures[0].name for one in found][-1] == "scenes/held-out,size=32/000002.png"
-    assert found[-1].pictures[0].read().tobytes() == scenes[2].pixels.tobytes()
+    assert found[-1].pictures[0].read().tobytes() == scenes[2].rgb.tobytes()
 
 
 def test_a_file_of_pope_is_read_by_the_names_of_its_columns(rows):

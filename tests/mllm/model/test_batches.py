@@ -17,7 +17,7 @@ def asked(count: int = 2):
     from PIL import Image
 
     for number in range(count):
-        picture = Image.fromarray(scene(number, seed=1, size=64).pixels)
+        picture = Image.fromarray(scene(number, seed=1, size=64).rgb)
         parts = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTIONS[number % 2]}]
         yield [{"role": "user", "content": parts}]
 

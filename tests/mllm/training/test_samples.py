@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from toklip_core import plugins
-from toklip_core.pictures import levels_of, resized
+from toklip_core.pictures import picture_to_rgb, resized
 from toklip_core.scenes import scene
 from toklip_core.weights import weights_checksum
 from toklip_mllm.training import (
@@ -113,7 +113,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(processor):
     for key in keys:
         assert all(map(torch.equal, one[key].example[:3], same[key].example[:3]))
     assert any(one[key].example.input_ids.tolist() != other[key].example.input_ids.tolist() for key in keys)
-    assert len({one[key].levels.numpy().tobytes() for key in keys}) == 6, "another epoch draws new scenes"
+    assert len({one[key].rgb.numpy().tobytes() for key in keys}) == 6, "another epoch draws new scenes"
 
 
 def test_a_conversation_about_a_scene_has_its_questions_and_answers():
@@ -164,7 +164,7 @@ def test_independent_questions_each_show_the_picture_and_share_its_tokens(proces
         drawn = scene(index, size=32, objects=2)
         rounds = [q for number in range(3) for q in drawn.questions_of_round(number)]
         wanted = {(q.text, q.answer) for q in rounds if q.kind in ("existence", "count")}
-        assert len(loaded.levels) == 1 and len(alone) == len(wanted) + 1
+        assert len(loaded.rgb) == 1 and len(alone) == len(wanted) + 1
         example = found[0, index].example
         assert (example.input_ids == processor.image_token_id).sum() == PLACES
         assert example.branches.unique().tolist() == list(range(len(alone) + 1))
@@ -220,10 +220,10 @@ def test_squashed_pictures_are_whole_to_read_and_to_draw(tmp_path):
     conversation = said([("human", "<image> what"), ("gpt", "red")])
     read = written(tmp_path, {"image": "wide.png", "conversations": conversation})
     drawn = {"kind": "drawings", "pictures": {"kind": "pictures", "inputs": [str(tmp_path)]}}
-    squashed, cropped = (levels_of(resized(wide, 32, way)) for way in ("squash", "crop"))
+    squashed, cropped = (picture_to_rgb(resized(wide, 32, way)) for way in ("squash", "crop"))
     for reader in open_sources([read, Drawings.model_validate(drawn)], PictureFormat(32, "squash"), seed=0):
-        [levels] = reader[0, 0].levels
-        assert torch.equal(levels, squashed) and not torch.equal(levels, cropped)
+        [rgb] = reader[0, 0].rgb
+        assert torch.equal(rgb, squashed) and not torch.equal(rgb, cropped)
 
 
 def test_a_long_conversation_is_cut_behind_its_pictures(processor, tmp_path, world):
@@ -248,7 +248,7 @@ def test_a_broken_picture_is_named_and_the_next_takes_its_place(processor, tmp_p
     (tmp_path / "broken.png").write_bytes(b"no picture")
     row = {"image": "broken.png", "conversations": said([("human", "<image>"), ("gpt", "red")])}
     found = samples(processor, written(tmp_path, row, text_row(3)))
-    assert found[0, 0].levels is None and "broken.png: no picture in a format" in caplog.text
+    assert found[0, 0].rgb is None and "broken.png: no picture in a format" in caplog.text
 
 
 #: Only the text of the assistant is marked, without the token that ends it.
@@ -279,9 +279,9 @@ def test_a_store_gives_the_ids_of_the_pictures(processor, world):
     stored = samples(processor, file_source(world, store=world / "store"))
     read = samples(processor, file_source(world))
     for index in range(12):
-        ids, levels = stored[0, index].example.image_ids, read[0, index].levels
-        expected = mean_colour.MeanColour().encode(levels / 127.5 - 1) if levels is not None else ids[:0]
-        assert torch.equal(ids, expected) and stored[0, index].levels is None
+        ids, rgb = stored[0, index].example.image_ids, read[0, index].rgb
+        expected = mean_colour.MeanColour().encode(rgb / 127.5 - 1) if rgb is not None else ids[:0]
+        assert torch.equal(ids, expected) and stored[0, index].rgb is None
 
 
 @pytest.mark.parametrize(("independent", "background"), [(False, None), (True, None), (False, "plain")])
@@ -295,8 +295,8 @@ def test_a_store_of_scenes_gives_the_ids_of_the_scenes_in_each_epoch(
     stored, read = (samples(processor, of) for of in (source.model_copy(update={"store": store}), source))
     for index in range(6):
         found, drawn = stored[0, index], read[0, index]
-        assert found.levels is None and torch.equal(found.example.input_ids, drawn.example.input_ids)
-        expected = mean_colour.MeanColour().encode(drawn.levels / 127.5 - 1)
+        assert found.rgb is None and torch.equal(found.example.input_ids, drawn.example.input_ids)
+        expected = mean_colour.MeanColour().encode(drawn.rgb / 127.5 - 1)
         assert torch.equal(found.example.image_ids, expected)
         assert torch.equal(stored[1, index].example.image_ids, expected)
 

@@ -188,7 +188,7 @@ def test_a_dropped_prompt_leaves_the_begin_token_and_the_picture():
     short = [torch.equal(one.example.input_ids, alone) for one, _ in found]
     assert 4 < sum(short) < 20
     for is_short, (one, other) in zip(short, found, strict=True):
-        assert torch.equal(one.levels, other.levels)
+        assert torch.equal(one.rgb, other.rgb)
         assert is_short or torch.equal(one.example.input_ids, other.example.input_ids)
         assert (one.example.labels == -100).all() == is_short
         tokens = other.example.input_ids.tolist()
@@ -203,9 +203,9 @@ def test_scenes_follow_one_another_in_a_conversation():
     (ones,) = open_sources([SceneConversations(count=16, scenes=1, **options)], PictureFormat(32, "crop"), seed=0)
     later = 0
     for index in range(8):
-        conversation, levels, *_ = reader[1, index]
+        conversation, rgb, *_ = reader[1, index]
         assert len(conversation.pictures) == 2
-        assert torch.equal(levels, torch.cat([ones[1, 2 * index + part].levels for part in range(2)]))
+        assert torch.equal(rgb, torch.cat([ones[1, 2 * index + part].rgb for part in range(2)]))
         shown = [i for i, message in enumerate(conversation.messages) if "<image>" in message["content"]]
         assert len(shown) == 2 and shown[0] < 2 <= shown[1]
         later += conversation.messages[shown[1]]["role"] == "assistant"
@@ -234,7 +234,7 @@ def test_passes_set_the_mixture_and_are_epochs_of_the_source():
     for index in range(12):
         for number in range(2):
             mine, theirs = two[1, number * 12 + index], one[2 + number, index]
-            assert torch.equal(mine.levels, theirs.levels)
+            assert torch.equal(mine.rgb, theirs.rgb)
     assert len(two.order(27, 0, 0)) == 27
 
 

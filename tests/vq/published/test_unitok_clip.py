@@ -69,7 +69,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(3):
-        Image.fromarray(scene(index).pixels).save(folder / f"{index}.png")
+        Image.fromarray(scene(index).rgb).save(folder / f"{index}.png")
     return folder
 
 

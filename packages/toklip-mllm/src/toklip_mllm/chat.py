@@ -122,7 +122,7 @@ class Chat:
     >>> from toklip_core.scenes import scene
     >>> from toklip_mllm.model import load_language_model
     >>> chat = Chat(*load_language_model("toklip-mllm-tiny"))
-    >>> "".join(chat.say("how many objects are there?", [scene(0).pixels]))
+    >>> "".join(chat.say("how many objects are there?", [scene(0).rgb]))
     '3'
     >>> chat.messages[-1]
     {'role': 'assistant', 'content': '3'}

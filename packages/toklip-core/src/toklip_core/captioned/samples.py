@@ -2,7 +2,7 @@
 
 A sample is a function of (seed, epoch, index), so workers, processes and resumed runs see the same ones.
 
-    sources -CaptionedSamples-> {"pixels" or "ids" (and "teacher"), "caption"} -collate-> batch
+    sources -CaptionedSamples-> {"rgb" or "ids" (and "teacher"), "caption"} -collate-> batch
 
 Pictures are not mirrored, because captions say left and right.
 """
@@ -27,7 +27,7 @@ from toklip_core.captioned.settings import (
     CaptionedTable,
     CaptionSource,
 )
-from toklip_core.pictures import Resize, cropped, levels_of, random_crop, resized
+from toklip_core.pictures import Resize, cropped, picture_to_rgb, random_crop, resized
 from toklip_core.scenes import scene
 from toklip_core.store import RowCache, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
@@ -37,7 +37,7 @@ class CaptionSample(TypedDict, total=False):
     """A picture with one of its captions: pixels, or ids and, if the store has it, the teacher's pooled vector."""
 
     #: (3, S, S), uint8; see :func:`toklip_core.pictures.normalized`.
-    pixels: Tensor
+    rgb: Tensor
     #: (h, w, Q), int64.
     ids: Tensor
     #: (E,), float32, of unit norm up to the rounding of float16.
@@ -48,19 +48,19 @@ class CaptionSample(TypedDict, total=False):
 class Batch(TypedDict, total=False):
     """Samples of a batch; the first dimension of each tensor is B."""
 
-    pixels: Tensor
+    rgb: Tensor
     ids: Tensor
     teacher: Tensor
     captions: Required[list[str]]
 
 
 def collate(samples: Sequence[CaptionSample]) -> Batch:
-    """Return a batch of pixels (B, 3, S, S) uint8, ids (B, h, w, Q), teacher (B, E) and a list of B captions.
+    """Return a batch of rgb (B, 3, S, S) uint8, ids (B, h, w, Q), teacher (B, E) and a list of B captions.
 
-    Pixels stay bytes, a quarter of the size of floats, until ``normalized`` converts them on the device.
+    RGB values stay bytes, a quarter of the size of floats, until ``normalized`` converts them on the device.
     """
     batch = Batch(captions=[sample["caption"] for sample in samples])
-    for name in ("pixels", "ids", "teacher"):
+    for name in ("rgb", "ids", "teacher"):
         if name in samples[0]:
             batch[name] = torch.stack([sample[name] for sample in samples])
     return batch
@@ -188,7 +188,7 @@ class _Scenes:
             number, seed=source.seed, size=self._size, objects=source.objects, background=source.background
         )
         caption = random.Random(derived_seed(self._seed, *key)).choice(drawn.captions)
-        return CaptionSample(pixels=levels_of(drawn.pixels), caption=caption)
+        return CaptionSample(rgb=picture_to_rgb(drawn.rgb), caption=caption)
 
     def all_captions(self) -> None:
         return None
@@ -220,7 +220,7 @@ class _Pictures:
         )
         draw = random.Random(derived_seed(self._seed, *key))
         caption = draw.choice(captions)
-        return CaptionSample(pixels=levels_of(self._crop(image, draw)), caption=caption)
+        return CaptionSample(rgb=picture_to_rgb(self._crop(image, draw)), caption=caption)
 
     def all_captions(self) -> Iterator[str] | None:
         return self._reader.all_captions()

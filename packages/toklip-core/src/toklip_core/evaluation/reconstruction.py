@@ -32,9 +32,9 @@ from toklip_core.pictures import (
     entries,
     find_pictures,
     refuse_pixels,
-    to_levels,
     to_picture,
     to_pixels,
+    to_rgb,
 )
 from toklip_core.plugins import tokenizer_spec
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
@@ -207,11 +207,11 @@ def evaluate_reconstruction(
             tokenizer.decode(tokenizer.encode(pixels[:1]))  # what is done once, at the first picture, is not timed
         started = time.perf_counter()
         ids = tokenizer.encode(pixels)
-        outputs = to_levels(tokenizer.decode(ids))  # which waits for a GPU
+        outputs = to_rgb(tokenizer.decode(ids))  # which waits for a GPU
         seconds += time.perf_counter() - started
         counts.add(ids)
         places = ids[0, ..., 0].numel()
-        inputs = to_levels(pixels)
+        inputs = to_rgb(pixels)
         likeness.add(inputs, outputs)
         perceptual.add(inputs, outputs)
     if perceptual is None:
@@ -265,7 +265,7 @@ def reconstruct_image(
         ValueError: the tokenizer does not take the size, or decodes a pixel that is NaN or infinite.
 
     >>> from toklip_core.scenes import scene
-    >>> found = reconstruct_image(load_tokenizer("vqgan-tiny"), Image.fromarray(scene(0).pixels), image_size=64)
+    >>> found = reconstruct_image(load_tokenizer("vqgan-tiny"), Image.fromarray(scene(0).rgb), image_size=64)
     >>> found.image.size, tuple(found.ids.shape), 15 < found.psnr < 50
     ((64, 64), (8, 8, 4), True)
     """
@@ -274,7 +274,7 @@ def reconstruct_image(
     pixels = to_pixels(image, size, resize)[None].to(device)
     ids = tokenizer.to(device).encode(pixels)
     decoded = tokenizer.decode_clamped(ids)
-    psnr = _psnr(to_levels(pixels) / 255, to_levels(decoded) / 255)
+    psnr = _psnr(to_rgb(pixels) / 255, to_rgb(decoded) / 255)
     return Reconstruction(to_picture(pixels[0]), to_picture(decoded[0]), ids[0].cpu(), psnr)
 
 

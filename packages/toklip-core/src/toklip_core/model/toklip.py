@@ -82,7 +82,7 @@ class TokLIP(nn.Module):
 
     >>> from toklip_core.scenes import scene
     >>> model = TokLIP.from_pretrained("toklip-tiny")
-    >>> encoded = model.encode_pictures([Image.fromarray(scene(0).pixels)])
+    >>> encoded = model.encode_pictures([Image.fromarray(scene(0).rgb)])
     >>> encoded.ids.shape, encoded.tokens.shape
     (torch.Size([1, 8, 8, 4]), torch.Size([1, 64, 160]))
     """
@@ -279,7 +279,7 @@ def load_model(name: str | Path) -> TokLIP | CLIP:
 
     >>> from toklip_core.scenes import scene
     >>> model = load_model("toklip-tiny")
-    >>> pixels = to_pixels(Image.fromarray(scene(0).pixels), 64)
+    >>> pixels = to_pixels(Image.fromarray(scene(0).rgb), 64)
     >>> pictures = model.image_features(pixels[None])
     >>> texts = model.text_features(["a red circle", "a blue square"])
     >>> (pictures @ texts.T).shape

@@ -42,14 +42,14 @@ from .parquet_rows import (
 )
 from .pixels import (
     Resize as Resize,
-    levels_of as levels_of,
     normalized as normalized,
+    picture_to_rgb as picture_to_rgb,
     refuse_pixels as refuse_pixels,
     resample as resample,
     resized as resized,
-    to_levels as to_levels,
     to_picture as to_picture,
     to_pixels as to_pixels,
+    to_rgb as to_rgb,
 )
 from .random_crops import (
     random_crop as random_crop,

@@ -1,6 +1,6 @@
 """Pictures in files, folders, globs, tars, Parquet files and scenes: how they are found and read.
 
-Pixels are (3, H, W), float32, in [-1, 1], from levels x as x / 127.5 - 1.
+Pixels are (3, H, W), float32, in [-1, 1], from 8-bit values x as x / 127.5 - 1.
 
     inputs -find_pictures-> sources -share_of_...-> fewer -entries-> entries -image()-> RGB -to_pixels-> pixels
 """

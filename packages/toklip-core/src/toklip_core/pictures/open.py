@@ -76,7 +76,7 @@ def open_scene(scenes: Scenes, index: int, *, max_pixels: int = MAX_PIXELS) -> I
     """Draw a scene; PictureError if it has more than ``max_pixels`` pixels."""
     if scenes.size**2 > max_pixels:
         raise PictureError(f"a scene of {scenes.size} px has more than {max_pixels} pixels")
-    return Image.fromarray(scenes[index].pixels)
+    return Image.fromarray(scenes[index].rgb)
 
 
 def _scenes_of(text: str) -> Scenes | None:

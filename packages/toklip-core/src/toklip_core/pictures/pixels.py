@@ -72,13 +72,13 @@ def to_pixels(image: Image.Image, size: int, resize: Resize = "crop") -> Tensor:
     return normalized(torch.from_numpy(np.array(resized(image, size, resize))).permute(2, 0, 1))
 
 
-def normalized(levels: Tensor) -> Tensor:
-    """Return 8-bit levels (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1.
+def normalized(rgb: Tensor) -> Tensor:
+    """Return RGB values (..., uint8) as float32 in [-1, 1]: x / 127.5 - 1.
 
     >>> normalized(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([-1.,  1.])
     """
-    return levels.float() / 127.5 - 1
+    return rgb.float() / 127.5 - 1
 
 
 def resample(pixels: Tensor, size: int) -> Tensor:
@@ -94,13 +94,13 @@ def resample(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def levels_of(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
-    """Return a picture, or its bytes (H, W, 3), as levels (3, H, W), uint8; see :func:`normalized`."""
+def picture_to_rgb(picture: Image.Image | np.ndarray[Any, Any]) -> Tensor:
+    """Return a picture, or its array (H, W, 3), as RGB values (3, H, W), uint8; see :func:`normalized`."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def refuse_pixels(pixels: Tensor) -> None:
-    """Raise ValueError unless pixels (B, 3, H, W) are finite floating-point numbers; 8-bit levels are not pixels.
+    """Raise ValueError unless pixels (B, 3, H, W) are finite floating-point numbers; 8-bit values are not pixels.
 
     >>> refuse_pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     Traceback (most recent call last):
@@ -111,13 +111,13 @@ def refuse_pixels(pixels: Tensor) -> None:
     if not pixels.is_floating_point():
         raise ValueError(
             f"got pixels of {pixels.dtype}; wanted floating point in [-1, 1], "
-            "which toklip_core.pictures.normalized makes of 8-bit levels"
+            "which toklip_core.pictures.normalized makes of 8-bit values"
         )
     refuse_not_finite(pixels, "a pixel", advice="wanted numbers in [-1, 1]")
 
 
-def to_levels(pixels: Tensor) -> Tensor:
-    """Return pixels (B, 3, H, W), clamped to [-1, 1], as 8-bit levels (B, 3, H, W); undoes :func:`normalized` exactly.
+def to_rgb(pixels: Tensor) -> Tensor:
+    """Return pixels (B, 3, H, W), clamped to [-1, 1], as RGB values (B, 3, H, W), uint8; undoes :func:`normalized`.
 
     Raises:
         ValueError: a pixel is NaN or infinite, which would be black.
@@ -127,12 +127,12 @@ def to_levels(pixels: Tensor) -> Tensor:
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Return pixels (3, H, W) as an 8-bit RGB picture; see :func:`to_levels`.
+    """Return pixels (3, H, W) as an 8-bit RGB picture; see :func:`to_rgb`.
 
     >>> to_picture(to_pixels(Image.new("RGB", (8, 8), "red"), 8)).getpixel((0, 0))
     (255, 0, 0)
     """
-    return Image.fromarray(to_levels(pixels[None])[0].permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_rgb(pixels[None])[0].permute(1, 2, 0).cpu().numpy())
 
 
 def _without_far_ends(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ def scene_pictures(scenes: Scenes) -> list[LazyPicture]:
     """Return scenes as pictures; they are drawn when they are read."""
 
     def drawn(index: int) -> Callable[[], Image.Image]:
-        return lambda: Image.fromarray(scenes[index].pixels)
+        return lambda: Image.fromarray(scenes[index].rgb)
 
     return [LazyPicture(scenes.key(index), drawn(index)) for index in range(len(scenes))]
 

@@ -88,7 +88,7 @@ class Scene:
     index: int
     seed: int
     split: str
-    #: Side of ``pixels``.
+    #: Side of ``rgb``.
     size: int
     #: One to three objects; their order has no meaning.
     objects: tuple[SceneObject, ...]
@@ -100,8 +100,8 @@ class Scene:
         refuse_small(self.size)
 
     @cached_property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The picture (size, size, 3), uint8."""
+    def rgb(self) -> NDArray[np.uint8]:
+        """The picture's RGB values (size, size, 3), uint8."""
         return render(self.objects, self.background, self.size)
 
     @cached_property
@@ -182,7 +182,7 @@ def scene(
         ValueError: an argument is out of its range.
 
     >>> one = scene(0, objects=1)
-    >>> one.pixels.shape, one.label is not None
+    >>> one.rgb.shape, one.label is not None
     ((64, 64, 3), True)
     >>> one.caption
     'an orange crescent'

@@ -49,7 +49,7 @@ def write_scenes(scenes: Iterable[Scene], out: Path | str, *, progress: bool = F
     for scene in tqdm(scenes, unit=" pictures", disable=None if progress else True):
         name = f"{scene.index:06d}"
         with replacing(folder / f"{name}.png") as beside:
-            Image.fromarray(scene.pixels).save(beside, "PNG", compress_level=1)
+            Image.fromarray(scene.rgb).save(beside, "PNG", compress_level=1)
         write_text(folder / f"{name}.txt", f"{scene.caption}\n")
         lines.append(json.dumps({"file": f"{name}.png"} | _words(scene)))
     write_text(folder / CAPTIONS_FILE, "".join(f"{line}\n" for line in lines))

@@ -1,6 +1,6 @@
 """Detects the objects of a scene on a plain background, with their colours and shapes, without a network.
 
-    levels -> background plane -> foreground -> connected components -> colour by hue, shape by comparing with drawings
+    values -> background plane -> foreground -> connected components -> colour by hue, shape by comparing with drawings
 
 It is exact only if the background is plain. docs/results/generation.md has its accuracy on scenes and on what a
 tokenizer makes of them.
@@ -52,17 +52,17 @@ class Detection(NamedTuple):
     y: float
 
 
-def read_scene(levels: NDArray[np.uint8]) -> list[Detection]:
+def read_scene(rgb: NDArray[np.uint8]) -> list[Detection]:
     """Return the objects of a picture (S, S, 3), uint8, on a plain background, the largest first.
 
     >>> from toklip_core.scenes import scene
     >>> drawn = scene(0, objects=1, background="plain")
-    >>> [(thing.colour, thing.shape) for thing in read_scene(drawn.pixels)] == [
+    >>> [(thing.colour, thing.shape) for thing in read_scene(drawn.rgb)] == [
     ...     (thing.colour, thing.shape) for thing in drawn.objects
     ... ]
     True
     """
-    picture = levels.astype(np.float64) / 255
+    picture = rgb.astype(np.float64) / 255
     background = _background(picture)
     apart = np.linalg.norm(picture - background, axis=-1)
     side = len(picture)

@@ -1,6 +1,6 @@
 """Models that compute the rows of a token store: a VQ tokenizer, and on request a TokLIP and a teacher.
 
-    levels of each size -> pixels -tokenizer-> ids -TokLIP-> pooled, tokens
+    squares of each size -> pixels -tokenizer-> ids -TokLIP-> pooled, tokens
                               `------teacher------------> teacher
     upright crops ------> views -tokenizer-> crops
 """
@@ -64,15 +64,15 @@ class RowMaker:
         """Return the rows of a batch of squares, which its reader has read."""
         table = part_schema(self.info).empty_table()
         if batch.keys:
-            ids, features, crops = self._columns(batch.levels, batch.crops)
+            ids, features, crops = self._columns(batch.squares, batch.crops)
             table = row_table(self.info, batch.keys, ids, batch.captions, features, crops)
         return EncodedBatch(table, batch.unreadable, batch.skipped)
 
     def _columns(
-        self, levels: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None
+        self, squares: Sequence[np.ndarray[Any, Any]], crops: np.ndarray[Any, Any] | None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """Return ids (B, h, w, Q), the features of each column, and (B, VIEWS, h, w, Q) if the store has crops."""
-        pixels = [self._pixels(square) for square in levels]
+        pixels = [self._pixels(square) for square in squares]
         ids = self._ids(pixels[0])
         features: dict[str, Tensor] = {}
         with self._precision():
@@ -102,9 +102,9 @@ class RowMaker:
         self._tokenizer.embedding.refuse_ids(ids)
         return ids
 
-    def _pixels(self, levels: np.ndarray[Any, Any]) -> Tensor:
-        squares = torch.from_numpy(levels).to(self._device).permute(0, 3, 1, 2)
-        return normalized(squares).contiguous()
+    def _pixels(self, squares: np.ndarray[Any, Any]) -> Tensor:
+        rgb = torch.from_numpy(squares).to(self._device).permute(0, 3, 1, 2)
+        return normalized(rgb).contiguous()
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Return autocast to the precision of the store, so that the caller's models keep their weights."""

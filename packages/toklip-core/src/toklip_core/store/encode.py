@@ -1,6 +1,6 @@
 """``toklip encode``: encodes pictures into a token store.
 
-    built-in   worker processes: entries -> squares of 8-bit levels --pipe--> this process: models -> rows -> parts
+    built-in   worker processes: entries -> squares of RGB values --pipe--> this process: models -> rows -> parts
     ray        actors:           entries -> squares -> models -> rows --------> this process: parts
 
 An encode may be killed at any moment, and the same call resumes it. It skips pictures whose keys are in complete parts

@@ -1,4 +1,4 @@
-"""Pictures into squares of 8-bit levels, for the models of a store; in worker processes on request.
+"""Pictures into squares of RGB values, for the models of a store; in worker processes on request.
 
     pictures -image()-> RGB -resized-> squares of each size, in batches
 """
@@ -62,7 +62,7 @@ class SquareBatch(NamedTuple):
 
     keys: list[str]
     captions: list[str | None]
-    levels: list[np.ndarray[Any, Any]]
+    squares: list[np.ndarray[Any, Any]]
     crops: np.ndarray[Any, Any] | None
     unreadable: list[UnreadablePicture]
     skipped: int
@@ -133,8 +133,8 @@ class SquareReader:
     def _stacked(
         self, squares: list[list[np.ndarray[Any, Any]]]
     ) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any] | None]:
-        levels = [np.stack(of_one_size) for of_one_size in zip(*squares, strict=True)]
-        return levels, levels.pop() if self.cropped and levels else None
+        stacked = [np.stack(of_one_size) for of_one_size in zip(*squares, strict=True)]
+        return stacked, stacked.pop() if self.cropped and stacked else None
 
 
 class _WorkerDied(OSError):

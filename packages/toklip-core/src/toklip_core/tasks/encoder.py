@@ -130,12 +130,12 @@ class EncoderTask(Task):
     def prepare(self, batch: Batch) -> EncoderInputs:
         """Run tokenizer and teacher on a batch, unless it has stored ids and teacher's vectors."""
         losses = self.config.losses
-        self._move((batch["pixels"] if "pixels" in batch else batch["ids"]).device, sees="pixels" in batch)
+        self._move((batch["rgb"] if "rgb" in batch else batch["ids"]).device, sees="rgb" in batch)
         text = self.captions(batch["captions"]) if losses.contrast_weight else None
-        if "pixels" not in batch:
+        if "rgb" not in batch:
             pooled = F.normalize(batch["teacher"], dim=-1) if losses.pooled_weight else None
             return EncoderInputs(self.tokenizer.code_map(batch["ids"]), text, pooled, None)
-        pixels = normalized(batch["pixels"])
+        pixels = normalized(batch["rgb"])
         codes = self.tokenizer.code_map(self.tokenizer.encode(pixels))
         if not (losses.pooled_weight or losses.token_weight):
             return EncoderInputs(codes, text, None, None)
@@ -165,11 +165,11 @@ class EncoderTask(Task):
         )
 
     def _ids(self, batch: Batch) -> Tensor:
-        return self.tokenizer.encode(normalized(batch["pixels"])) if "pixels" in batch else batch["ids"]
+        return self.tokenizer.encode(normalized(batch["rgb"])) if "rgb" in batch else batch["ids"]
 
     def _teacher_pixels(self, batch: Batch) -> Tensor:
         """Return pixels (B, 3, S, S) of the teacher's side; those of stored ids are decoded."""
-        pixels = normalized(batch["pixels"]) if "pixels" in batch else self.tokenizer.decode(batch["ids"])
+        pixels = normalized(batch["rgb"]) if "rgb" in batch else self.tokenizer.decode(batch["ids"])
         return resample(pixels, self.teacher.config.image_size)
 
     def objective(self, model: nn.Module, prepared: EncoderInputs, step: int) -> Losses:

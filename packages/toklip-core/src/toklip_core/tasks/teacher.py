@@ -77,15 +77,15 @@ class TeacherTask(Task):
         self.cut = 0
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return pixels (B, 3, S, S), uint8, and ids (B, L) of the captions."""
+        """Return RGB values (B, 3, S, S), uint8, and ids (B, L) of the captions."""
         ids = self.tokenizer(batch["captions"])
         self.cut += self.tokenizer.warn_of_cut(batch["captions"], ids)
-        return batch["pixels"], ids.to(batch["pixels"].device)
+        return batch["rgb"], ids.to(batch["rgb"].device)
 
     def objective(self, model: nn.Module, prepared: tuple[Tensor, Tensor], step: int) -> Losses:
         """Return the vectors for the contrast."""
-        pixels, ids = prepared
-        return cast(Losses, model(normalized(pixels), ids))
+        rgb, ids = prepared
+        return cast(Losses, model(normalized(rgb), ids))
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write a CLIP."""

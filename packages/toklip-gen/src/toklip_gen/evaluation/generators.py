@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from toklip_core.config import refuse_counts, refuse_drawing, refuse_missing_device, refuse_outside
 from toklip_core.drawing import Drawing
-from toklip_core.pictures import refuse_output, to_levels
+from toklip_core.pictures import refuse_output, to_rgb
 from toklip_core.plugins import PictureModel
 from toklip_core.scenes import Scenes
 from toklip_core.training import derived_seed
@@ -118,7 +118,7 @@ def evaluate_on_scenes(
         )
     reference = None
     if extractor is not None:
-        true = (PictureWithCaption(torch.from_numpy(prompt.scene.pixels).movedim(-1, 0), None) for prompt in prompts)
+        true = (PictureWithCaption(torch.from_numpy(prompt.scene.rgb).movedim(-1, 0), None) for prompt in prompts)
         real = gather(true, extractor=extractor, batch_size=batch_size)
         what = f"{drawn_of}, on plain backgrounds, seed {scenes.seed}, whose captions were drawn"
         info = ReferenceInfo(
@@ -130,8 +130,8 @@ def evaluate_on_scenes(
         )
         reference = Reference(info, moments(real.features), real.features, what)
     texts = [prompt.text for prompt in prompts]
-    levels = to_levels(torch.cat(drawn))
-    measured = [PictureWithCaption(*pair) for pair in zip(levels, texts, strict=True)]
+    rgb = to_rgb(torch.cat(drawn))
+    measured = [PictureWithCaption(*pair) for pair in zip(rgb, texts, strict=True)]
     report = measure_pictures(measured, extractor=extractor, reference=reference, clip=matcher, batch_size=batch_size)
     protocol: dict[str, str | int] = {
         "generator": _described(generator, pictures),
@@ -196,7 +196,7 @@ def evaluate_on_classes(
         for start in tqdm(range(0, count, batch_size), disable=None if progress else True):
             prompts = [place % classes for place in range(start, min(start + batch_size, count))]
             pixels = _pixels(pictures, prompts, sampling, first=start)
-            yield from (PictureWithCaption(levels, None) for levels in to_levels(_resized(pixels, size)))
+            yield from (PictureWithCaption(rgb, None) for rgb in to_rgb(_resized(pixels, size)))
 
     with nullcontext() if npz is None else SampleWriter(npz) as writer:
         report = measure_pictures(drawn(), extractor=extractor, reference=known, npz=writer, batch_size=batch_size)

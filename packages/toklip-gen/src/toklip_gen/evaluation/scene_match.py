@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from toklip_core.evaluation import Matcher
-from toklip_core.pictures import normalized, resample, to_levels
+from toklip_core.pictures import normalized, resample, to_rgb
 from toklip_core.plugins import VQTokenizer
 from toklip_core.scenes import COLOURS, SHAPES, Description, Phrase, Scene, Scenes, parse_caption
 from toklip_core.scenes.reading import Detection, read_scene
@@ -85,9 +85,9 @@ class Match:
 
 def match_by_pixels(pixels: Tensor, claims: Sequence[Description]) -> Match:
     """Return how well pictures (B, 3, S, S) in [-1, 1], on plain backgrounds, match their claims."""
-    levels = to_levels(pixels).movedim(1, -1).cpu().numpy()
+    rgb = to_rgb(pixels).movedim(1, -1).cpu().numpy()
     tally = _Tally()
-    for picture, claim in zip(levels, claims, strict=True):
+    for picture, claim in zip(rgb, claims, strict=True):
         found = read_scene(picture)
         chosen = _best_assignment(found, claim.objects)
         right: list[bool] = []
@@ -154,7 +154,7 @@ def measure_match(
     claims = [prompt.claims for prompt in prompts]
     starts = range(0, len(prompts), batch_size)
     drawn = torch.cat([draw([prompt.text for prompt in prompts[i : i + batch_size]]).float().cpu() for i in starts])
-    scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.pixels) for prompt in prompts]).movedim(-1, 1))
+    scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in prompts]).movedim(-1, 1))
     pictures = {"drawn": drawn.clamp(-1, 1), "scenes": scenes}
     if tokenizer is not None:
         batches = [tokenizer.decode(tokenizer.encode(batch)) for batch in torch.split(scenes.to(device), batch_size)]

@@ -3,7 +3,7 @@
 A sample is a function of (seed, epoch, index), including the random view of a stored picture and the dropped condition,
 so workers, processes and resumed runs see the same ones.
 
-    sources -GeneratorSamples-> {"ids" or "pixels", "label" or "caption", "drop"} -collate-> batch
+    sources -GeneratorSamples-> {"ids" or "rgb", "label" or "caption", "drop"} -collate-> batch
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from toklip_core.evaluation import (
     refuse_duplicates,
     sort_classes,
 )
-from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, levels_of, random_square
+from toklip_core.pictures import UPRIGHT, VIEWS, LabelledPictures, LazyPicture, picture_to_rgb, random_square
 from toklip_core.scenes import CLASSES, scene
 from toklip_core.store import CROPS, RowCache, StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable, shuffled, window_order
@@ -40,7 +40,7 @@ class GeneratorSample(TypedDict, total=False):
     """A picture with its class or caption."""
 
     #: (3, S, S), uint8.
-    pixels: Tensor
+    rgb: Tensor
     #: (h, w, Q), int64.
     ids: Tensor
     label: int
@@ -52,7 +52,7 @@ class GeneratorSample(TypedDict, total=False):
 class Batch(TypedDict, total=False):
     """Samples of a batch; the first dimension of each tensor is B."""
 
-    pixels: Tensor
+    rgb: Tensor
     ids: Tensor
     #: Classes, or captions.
     prompts: Required[list[int] | list[str]]
@@ -65,7 +65,7 @@ def collate(samples: Sequence[GeneratorSample]) -> Batch:
     drop = torch.tensor([sample["drop"] for sample in samples])
     prompts = [sample["caption"] if "caption" in sample else sample["label"] for sample in samples]
     batch = Batch(prompts=cast(list[str], prompts), drop=drop)
-    for name in ("pixels", "ids"):
+    for name in ("rgb", "ids"):
         if name in samples[0]:
             batch[name] = torch.stack([sample[name] for sample in samples])
     return batch
@@ -295,7 +295,7 @@ class _Folders:
         draw = random.Random(derived_seed(self._seed, *key))
         side = min(image.size) * draw.uniform(self._source.smallest_crop_side, 1.0)
         crop = random_square(image, side, self._size, draw, flip=self._source.flip)
-        return GeneratorSample(pixels=levels_of(crop), label=label)
+        return GeneratorSample(rgb=picture_to_rgb(crop), label=label)
 
 
 class _Scenes:
@@ -311,4 +311,4 @@ class _Scenes:
         epoch, index = key
         number, source = epoch * len(self) + index, self._source
         drawn = scene(number, seed=source.seed, size=self._size, objects=1, background=source.background)
-        return GeneratorSample(pixels=levels_of(drawn.pixels), label=self._numbers[drawn.labels[0]])
+        return GeneratorSample(rgb=picture_to_rgb(drawn.rgb), label=self._numbers[drawn.labels[0]])

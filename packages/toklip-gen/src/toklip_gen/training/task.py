@@ -312,7 +312,7 @@ def read_batch(batch: Batch, networks: FrozenNetworks) -> GeneratorBatch:
     """Return the generator's inputs for a batch; frozen networks move to the device of the batch."""
     device = batch["drop"].device
     networks.to(device)
-    ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["pixels"]))
+    ids = batch["ids"] if "ids" in batch else networks.tokenizer.encode(normalized(batch["rgb"]))
     condition = networks.conditions(batch["prompts"]).to(device)
     levels = networks.config.id_levels.split(ids.flatten(1, 2))
     return GeneratorBatch(levels, networks.inputs(ids)[:, :-1], condition, batch["drop"])
@@ -386,7 +386,7 @@ def held_out_prompts(
         else:
             found = scene_prompts(settings.scenes, size=config.image_size)
             scenes, prompts = [prompt.scene for prompt in found], [prompt.text for prompt in found]
-        pixels = normalized(torch.stack([torch.from_numpy(scene.pixels) for scene in scenes]).movedim(-1, 1))
+        pixels = normalized(torch.stack([torch.from_numpy(scene.rgb) for scene in scenes]).movedim(-1, 1))
         ids = torch.cat([networks.tokenizer.encode(part) for part in torch.split(pixels, micro_batch(config.run))])
     elif settings.store is not None:
         store = TokenStore(settings.store, features=())

@@ -79,7 +79,7 @@ class TokLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     >>> from toklip_core.scenes import scene
     >>> from toklip_mllm.model import load_language_model
     >>> model, processor = load_language_model("toklip-mllm-tiny")
-    >>> picture = Image.fromarray(scene(0).pixels)
+    >>> picture = Image.fromarray(scene(0).rgb)
     >>> question = {"type": "text", "text": "how many objects are there?"}
     >>> messages = [{"role": "user", "content": [{"type": "image", "image": picture}, question]}]
     >>> inputs = processor.apply_chat_template(

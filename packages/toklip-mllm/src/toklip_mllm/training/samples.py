@@ -36,11 +36,11 @@ _BATCHES = 50
 
 
 class ConversationSample(NamedTuple):
-    """Example with its pictures as ids, or as levels; then its ids are empty, (P, 0, 0, 0)."""
+    """Example with its pictures as ids, or as RGB values; then its ids are empty, (P, 0, 0, 0)."""
 
     example: Example
     #: (P, 3, S, S), uint8; None if the example has ids.
-    levels: Tensor | None
+    rgb: Tensor | None
     #: (P, N, D), float16, if tokens are stored.
     tokens: Tensor | None = None
 
@@ -206,7 +206,7 @@ class ConversationSamples:
             raise UnusableSampleError(f"{self._max_length} tokens end within its pictures")
         if (cut.labels[1:] < 0).all() and not drawn:
             raise UnusableSampleError(f"{self._max_length} tokens have nothing that the assistant says")
-        return ConversationSample(cut, loaded.levels, loaded.tokens)
+        return ConversationSample(cut, loaded.rgb, loaded.tokens)
 
     def _drawn(self, tokens: Tensor) -> list[int]:
         """Return the places of begin tokens before pictures."""
@@ -224,22 +224,22 @@ class ConversationSamples:
         own = slice(number, number + 1)
         tokens = example.input_ids[start : start + 1 + each]
         alone = Example(tokens, torch.full_like(tokens, IGNORED), example.image_ids[own])
-        levels, stored = (None if x is None else x[own] for x in (loaded.levels, loaded.tokens))
-        return ConversationSample(alone, levels, stored)
+        rgb, stored = (None if x is None else x[own] for x in (loaded.rgb, loaded.tokens))
+        return ConversationSample(alone, rgb, stored)
 
 
 def collate(samples: Sequence[ConversationSample], *, pad_id: int) -> dict[str, Tensor]:
-    """Return a batch: input_ids, labels, attention_mask (B, L), and pixels (P, 3, S, S) uint8 or image_ids (P, h, w,
+    """Return a batch: input_ids, labels, attention_mask (B, L), and rgb (P, 3, S, S) uint8 or image_ids (P, h, w,
     Q).
 
-    If tokens are stored, image_tokens (P, N, D), float16, come with the ids. Rows are padded on the right. Pixels are
-    bytes, so that a worker sends a quarter of the size of floats. A batch without pictures has none of these.
+    If tokens are stored, image_tokens (P, N, D), float16, come with the ids. Rows are padded on the right. A worker
+    sends rgb as bytes, a quarter of the size of floats. A batch without pictures has none of these.
     """
     batch = collate_examples([sample.example for sample in samples], pad_id=pad_id)
-    levels = [sample.levels for sample in samples if sample.levels is not None]
-    if levels:
+    rgb = [sample.rgb for sample in samples if sample.rgb is not None]
+    if rgb:
         batch.pop("image_ids", None)
-        batch["pixels"] = torch.cat(levels)
+        batch["rgb"] = torch.cat(rgb)
     tokens = [sample.tokens for sample in samples if sample.tokens is not None]
     if tokens:
         batch["image_tokens"] = torch.cat(tokens)

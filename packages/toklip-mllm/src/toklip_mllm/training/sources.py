@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from toklip_core.captioned import CaptionedSamples
-from toklip_core.pictures import PictureError, Resize, key_of, levels_of, open_picture, resized
+from toklip_core.pictures import PictureError, Resize, key_of, open_picture, picture_to_rgb, resized
 from toklip_core.scenes import Question, Scene, Scenes, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
 from toklip_core.training import derived_seed
@@ -61,11 +61,11 @@ class PictureFormat(NamedTuple):
 
 
 class LoadedConversation(NamedTuple):
-    """A conversation, with its pictures as levels or ids; both are None without pictures."""
+    """A conversation, with its pictures as RGB values or ids; both are None without pictures."""
 
     conversation: Conversation
     #: (P, 3, S, S), uint8.
-    levels: Tensor | None
+    rgb: Tensor | None
     #: (P, h, w, Q), int64.
     ids: Tensor | None
     #: (P, N, D), float16, outputs of the semantic encoder; see :func:`use_stored_tokens`.
@@ -238,19 +238,19 @@ class SceneReader:
         name = self.name(index)
         draw = random.Random(derived_seed(self._seed, *key))
         scenes = [self._scene(first + number) for number in range(self._source.scenes)]
-        levels = ids = None
+        rgb = ids = None
         if self.stored:
             ids = torch.from_numpy(self._ids[first : first + len(scenes)].astype(np.int64))
         else:
-            levels = torch.stack([levels_of(one.pixels) for one in scenes])
-        # The pictures in conversations are empty, because their levels come separately.
+            rgb = torch.stack([picture_to_rgb(one.rgb) for one in scenes])
+        # The pictures in conversations are empty, because their RGB values come separately.
         if self._source.independent:
             alone = [self._shown([turn], draw) for turn in self._turns(scenes[0], draw)]
             one, *others = (Conversation(name, tuple(messages), ("",)) for messages in alone)
-            return LoadedConversation(one, levels, ids, others=tuple(others))
+            return LoadedConversation(one, rgb, ids, others=tuple(others))
         messages = [message for one in scenes for message in self._messages(one, draw)]
         conversation = Conversation(name, tuple(messages), ("",) * len(scenes))
-        return LoadedConversation(conversation, levels, ids)
+        return LoadedConversation(conversation, rgb, ids)
 
     def _scene(self, index: int) -> Scene:
         of = self._source
@@ -367,7 +367,7 @@ class FileReader:
         return len(self._ends)
 
     def __getitem__(self, key: tuple[int, int]) -> LoadedConversation:
-        """Return a conversation with the levels or ids of its pictures."""
+        """Return a conversation with the RGB values or ids of its pictures."""
         conversation = self._conversation(key[1])
         if not conversation.pictures:
             return LoadedConversation(conversation, None, None)
@@ -375,8 +375,8 @@ class FileReader:
             rows = [self._rows[str(picture)] for picture in conversation.pictures]
             ids = torch.from_numpy(self._ids[rows].astype(np.int64))
             return LoadedConversation(conversation, None, ids, self._tokens(rows))
-        levels = torch.stack([self._read(str(picture)) for picture in conversation.pictures])
-        return LoadedConversation(conversation, levels, None)
+        rgb = torch.stack([self._read(str(picture)) for picture in conversation.pictures])
+        return LoadedConversation(conversation, rgb, None)
 
     def read_tokens(self, stores: dict[Path | None, TokenStore], memory: int) -> None:
         """Read tokens, too, from now on; readers of one store share it and its memory."""
@@ -424,7 +424,7 @@ class FileReader:
             picture = open_picture(path, max_pixels=self._max_pixels)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
-        return levels_of(resized(picture, self._picturing.image_size, self._picturing.resize))
+        return picture_to_rgb(resized(picture, self._picturing.image_size, self._picturing.resize))
 
 
 class DrawingReader:
@@ -448,8 +448,8 @@ class DrawingReader:
         # Placeholders in a caption are removed, because the picture has its place in the answer.
         asked = {"role": "user", "content": request.replace("{caption}", sample["caption"].replace(PLACEHOLDER, ""))}
         conversation = Conversation(self.name(key[1]), (asked, {"role": "assistant", "content": PLACEHOLDER}), ("",))
-        levels, ids = (sample[name][None] if name in sample else None for name in ("pixels", "ids"))
-        return LoadedConversation(conversation, levels, ids)
+        rgb, ids = (sample[name][None] if name in sample else None for name in ("rgb", "ids"))
+        return LoadedConversation(conversation, rgb, ids)
 
     def name(self, index: int) -> str:
         """Return the number of the picture and the kind of its source."""

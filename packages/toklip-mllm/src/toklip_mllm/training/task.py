@@ -154,11 +154,11 @@ class MLLMTask(Task):
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a batch with image_ids (P, h, w, Q) instead of pixels (P, 3, S, S), uint8."""
-        if "pixels" not in batch:
+        if "rgb" not in batch:
             return batch
-        pixels = normalized(batch["pixels"])
+        pixels = normalized(batch["rgb"])
         tokenizer = self.processor.vq_tokenizer.to(pixels.device)
-        rest = {name: tensor for name, tensor in batch.items() if name != "pixels"}
+        rest = {name: tensor for name, tensor in batch.items() if name != "rgb"}
         return {**rest, "image_ids": tokenizer.encode(pixels)}
 
     def objective(self, model: nn.Module, prepared: dict[str, Tensor], step: int) -> Losses:

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 from toklip_core.evaluation import refuse_unreadable
-from toklip_core.pictures import entries, find_pictures, levels_of, list_pictures, normalized, random_square, to_pixels
+from toklip_core.pictures import (
+    entries,
+    find_pictures,
+    list_pictures,
+    normalized,
+    picture_to_rgb,
+    random_square,
+    to_pixels,
+)
 from toklip_core.scenes import scene
 from toklip_core.training import Concatenation, Samples, derived_seed, first_usable
 from torch import Tensor
@@ -64,7 +72,7 @@ class _Scenes:
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
         epoch, index = key
         drawn = scene(epoch * len(self) + index, seed=self._source.seed, size=self._size)
-        return normalized(levels_of(drawn.pixels))
+        return normalized(picture_to_rgb(drawn.rgb))
 
 
 class _Photographs:
@@ -82,7 +90,7 @@ class _Photographs:
         image = draw.choice(self._images)
         short = min(image.size)
         side = short * (self._size / short) ** draw.random() if short > self._size else short
-        return normalized(levels_of(random_square(image, side, self._size, draw, flip=True)))
+        return normalized(picture_to_rgb(random_square(image, side, self._size, draw, flip=True)))
 
 
 class _Folder:
@@ -107,7 +115,7 @@ class _Folder:
         # As in LlamaGen's random_crop_arr (dataset/augmentation.py): a side of smallest_crop_side
         # to 1 times the short side.
         side = min(image.size) * draw.uniform(self._source.smallest_crop_side, 1.0)
-        return normalized(levels_of(random_square(image, side, self._size, draw, flip=self._source.flip)))
+        return normalized(picture_to_rgb(random_square(image, side, self._size, draw, flip=self._source.flip)))
 
 
 class _PickleArray(Generic[T]):
@@ -151,8 +159,8 @@ def held_out_pictures(config: HeldOutFolder, *, size: int) -> Tensor | None:
     if config.folder is None and not config.scenes:
         return None
     if config.folder is None:
-        levels = np.stack([scene(i, size=size, split="held-out").pixels for i in range(config.scenes)])
-        return normalized(torch.from_numpy(levels).permute(0, 3, 1, 2))
+        rgb = np.stack([scene(i, size=size, split="held-out").rgb for i in range(config.scenes)])
+        return normalized(torch.from_numpy(rgb).permute(0, 3, 1, 2))
     found = list_pictures(find_pictures([config.folder], max_pixels=config.max_pixels))
     places = np.linspace(0, len(found) - 1, min(config.pictures, len(found))).round().astype(int)
     chosen = [found[place] for place in places]

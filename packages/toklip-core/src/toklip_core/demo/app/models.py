@@ -126,7 +126,7 @@ def write_examples(folder: Path) -> list[str]:
     folder.mkdir()
     scenes = Scenes(max(_SCENES) + 1, seed=3, split="validation", background="plain")
     for number in _SCENES:
-        Image.fromarray(scenes[number].pixels).save(folder / f"scene-{number}.png")
+        Image.fromarray(scenes[number].rgb).save(folder / f"scene-{number}.png")
     with as_file(files("toklip_core.demo") / PHOTOGRAPH) as photograph:
         shutil.copy(photograph, folder / PHOTOGRAPH)
     return [*(str(folder / f"scene-{number}.png") for number in _SCENES), str(folder / PHOTOGRAPH)]
