@@ -106,7 +106,7 @@ def page_of(address: str, requests: list[str]) -> Iterator[Any]:
 def write_scene(folder: Path) -> Path:
     """Write a scene of a blue and a yellow square."""
     file = folder / "scene.png"
-    Image.fromarray(Scenes(63, seed=3, split="validation", background="plain")[62].pixels).save(file)
+    Image.fromarray(Scenes(63, seed=3, split="validation", background="plain")[62].rgb).save(file)
     return file
 
 

@@ -23,7 +23,7 @@ def red_circle(tmp_path: Path) -> Path:
         for drawn in (scene(index, split="validation", objects=1) for index in range(2000))
         if drawn.objects[0].colour == "red" and drawn.objects[0].shape == "circle" and drawn.objects[0].radius > 0.2
     )
-    Image.fromarray(found.pixels).save(tmp_path / "circle.png")
+    Image.fromarray(found.rgb).save(tmp_path / "circle.png")
     return tmp_path / "circle.png"
 
 

@@ -61,7 +61,7 @@ def pairs(found):
 def test_pictures_never_change(split, size, expected):
     digest = hashlib.sha256()
     for found in Scenes(6, split=split, size=size):
-        digest.update(found.pixels.tobytes())
+        digest.update(found.rgb.tobytes())
     assert digest.hexdigest() == expected
 
 
@@ -108,8 +108,8 @@ def test_a_larger_picture_shows_the_same_scene(split):
     for index in range(12):
         small, large = scene(index, split=split), scene(index, split=split, size=256)
         assert (small.objects, small.captions, small.questions) == (large.objects, large.captions, large.questions)
-        shrunk = large.pixels.reshape(64, 4, 64, 4, 3).mean((1, 3))
-        difference = np.abs(shrunk - small.pixels)
+        shrunk = large.rgb.reshape(64, 4, 64, 4, 3).mean((1, 3))
+        difference = np.abs(shrunk - small.rgb)
         assert difference.mean() < 0.7 and difference.max() < 90, "of 255 levels; the most at the tip of a star"
 
 
@@ -527,7 +527,7 @@ def test_the_command_writes_pictures_with_their_captions(tmp_path):
     lines = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["000000.png", "000001.png", "000002.png"]
     for line, found in zip(lines, Scenes(3, seed=5, split="held-out", size=24, objects=1), strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), found.pixels)
+        np.testing.assert_array_equal(np.asarray(Image.open(out / line["file"])), found.rgb)
         assert (out / line["file"]).with_suffix(".txt").read_text() == f"{found.caption}\n"
         assert line["captions"] == list(found.captions) and line["label"] == found.label
         assert [tuple(question.values()) for question in line["questions"]] == list(found.questions)

@@ -64,7 +64,7 @@ def test_every_colour_is_read_from_the_palette_it_was_drawn_from():
     for index in range(80):
         drawn = scene(index, objects=1)
         plain = replace(drawn, background=replace(drawn.background, kind="plain", knots=()))
-        (found,) = read_scene(plain.pixels)
+        (found,) = read_scene(plain.rgb)
         assert found.colour == drawn.objects[0].colour, index
 
 
