@@ -12,7 +12,7 @@ from tests.support.damaged_folders import NO_OBJECT
 from tests.support.refusals import refusing
 
 FILES = ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"]
-SETTINGS = ["encoder", "embedding", "embedding_checksum", "grid", "features", "text_config", "dtype"]
+SETTINGS = ["encoder", "encoder_model", "embedding", "embedding_checksum", "grid", "features", "text_config", "dtype"]
 
 
 @pytest.fixture

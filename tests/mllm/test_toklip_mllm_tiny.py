@@ -1,11 +1,17 @@
 """The model in the package: its size, its name, and its accuracy."""
 
 import json
+import re
+import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 from toklip_core.cli import cli
 from toklip_core.config import Compute
+from toklip_core.model import load_model
+from toklip_core.weights import read_tensors
+from toklip_mllm import load_language_model
 from toklip_mllm.evaluation import evaluate_vqa
 from toklip_mllm.published import FOLDERS, TINY_NAME
 
@@ -14,8 +20,35 @@ from tests.core.conftest import picture
 pytest.importorskip("toklip_vq")
 
 
-def test_it_is_under_eleven_megabytes():
-    assert sum(file.stat().st_size for file in FOLDERS[TINY_NAME].iterdir()) < 11e6
+def test_it_is_under_six_megabytes():
+    assert sum(file.stat().st_size for file in FOLDERS[TINY_NAME].iterdir()) < 6e6
+
+
+def test_its_encoder_is_that_of_toklip_tiny_and_is_saved_with_it(tmp_path):
+    model, _ = load_language_model(TINY_NAME)
+    theirs = load_model("toklip-tiny").encoder.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in model.vision.encoder.state_dict().items())
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["encoder_model"] is None
+    assert {f"vision.encoder.{name}" for name in theirs} <= read_tensors(tmp_path / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"encoder_checksum": "0" * 64}, "its encoder is that of another 'toklip-tiny' than"),
+        ({"encoder_model": "toklip-s-256"}, "'toklip-s-256' is not in toklip-core"),
+        ({"encoder_model": "nosuch"}, "nosuch"),
+        ({"encoder_model": None}, "weights are missing, such as vision.encoder."),
+    ],
+)
+def test_an_encoder_that_is_another_or_not_there_is_refused(tmp_path, changed, reason):
+    shutil.copytree(FOLDERS[TINY_NAME], tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text()) | changed
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=re.escape(reason)) as refused:
+        load_language_model(tmp_path / "model")
+    assert str(tmp_path / "model") in str(refused.value)
 
 
 def test_models_lists_it():

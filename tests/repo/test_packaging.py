@@ -91,13 +91,15 @@ def test_the_page_of_tested_versions_has_every_library_with_its_lower_bound():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES, ids=NAMES)
-def test_a_wheel_holds_every_file_of_its_source(package, tmp_path):
+def test_a_wheel_holds_every_file_of_its_source_and_is_under_25_megabytes(package, tmp_path):
     # The module's own files only: hatchling is called as a build front end would, without a network.
     build = "import sys, hatchling.build; print(hatchling.build.build_wheel(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", build, tmp_path], cwd=package, check=True, capture_output=True, text=True
     )
-    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+    built = tmp_path / done.stdout.split()[-1]
+    assert built.stat().st_size < 25e6
+    with zipfile.ZipFile(built) as wheel:
         carried = set(wheel.namelist())
     source = module(package)
     expected = {

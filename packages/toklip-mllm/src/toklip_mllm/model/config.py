@@ -36,6 +36,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         features: input of the connector: codes and tokens (concat, the paper's choice), or one of them.
         encoder_checksum: sha256 of the encoder's weights in float32, which a token store of its tokens also records;
             None if the weights are not known, and once the encoder was trained.
+        encoder_model: name of a TokLIP in toklip-core whose encoder the model has and its file leaves out; None: the
+            file has all weights, as every model has that is saved.
         tokenizer: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer whose ids are read.
         embedding: fields of :class:`toklip_core.embeddings.EmbeddingConfig`: how ids become codes.
         embedding_checksum: sha256 of the embedding's tables, which are saved with the model; bits have none.
@@ -63,6 +65,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         encoder: dict[str, Any] | None = None,
         features: FeatureKind = "concat",
         encoder_checksum: str | None = None,
+        encoder_model: str | None = None,
         tokenizer: dict[str, Any] | None = None,
         embedding: dict[str, Any] | None = None,
         embedding_checksum: str | None = None,
@@ -84,6 +87,7 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.encoder = encoder
         self.features = features
         self.encoder_checksum = encoder_checksum
+        self.encoder_model = encoder_model
         self.tokenizer = tokenizer
         self.embedding = embedding
         self.embedding_checksum = embedding_checksum

@@ -52,7 +52,7 @@ from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.logits import FiniteLogits
 from toklip_mllm.model.outputs import PictureOutput, ReadAndDrawOutput
 from toklip_mllm.model.predictor import PicturePredictor, PicturePrompt
-from toklip_mllm.model.vision import PictureEncoder, round_to
+from toklip_mllm.model.vision import PictureEncoder, load_encoder_of, round_to
 
 #: transformers' name of the cache: the first from 5.24 on, the second before.
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -121,6 +121,9 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._is_stateful = self.language_model._is_stateful
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
+        if config.encoder_model is not None:
+            # Weights that the file leaves out; transformers would warn that they are random.
+            self._keys_to_ignore_on_load_missing = {r"^vision\.encoder\."}
         self.vision.requires_grad_(False)
         #: Checksums of the semantic encoder's weights when they were loaded, by dtype; empty if the weights were not
         #: accessible, None if none were loaded.
@@ -169,6 +172,7 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         mine = self.config.encoder_checksum
         self.config.encoder_checksum = self._checksum_of_saved(state_dict)
+        self.config.encoder_model = None  # all weights are saved
         try:
             return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
@@ -196,6 +200,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                     f"in {model.name_or_path!r} {len(names)} weights are {what}, such as {', '.join(names[:3])}; save "
                     "the whole model again, with its own config"
                 )
+        if (name := model.config.encoder_model) is not None and model.vision.encoder is not None:
+            load_encoder_of(name, model.vision.encoder, model.config.encoder_checksum)
         model.vision.requires_grad_(False)  # loaded parameters are new ones
         refuse_damaged(model, model.name_or_path)
         model.check_embedding()

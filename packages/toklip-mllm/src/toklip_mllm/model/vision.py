@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from toklip_core.model import FeatureStream, SemanticEncoder, join_features
-from toklip_core.weights import weights_checksum
+from toklip_core.model import FeatureStream, SemanticEncoder, join_features, model_spec
+from toklip_core.weights import load_strict, read_tensors, weights_checksum
 from torch import Tensor, nn
 
 from toklip_mllm.model.config import TokLIPLMConfig
+
+#: Beginning of the names of an encoder's weights in the file of a TokLIP.
+_PREFIX = "encoder."
 
 
 class PictureEncoder(nn.Module):
@@ -83,6 +86,28 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 def encoder_checksum(encoder: nn.Module) -> str:
     """Return the sha256 of an encoder's weights in float32, in which `toklip encode` loads all models."""
     return weights_checksum(round_to(encoder.state_dict(), torch.float32))
+
+
+def load_encoder_of(name: str, encoder: nn.Module, checksum: str | None) -> None:
+    """Copy the weights of the encoder of a TokLIP in toklip-core.
+
+    Args:
+        name: name of the TokLIP.
+        encoder: encoder that takes them.
+        checksum: what :func:`encoder_checksum` gives for them.
+
+    Raises:
+        LookupError: no TokLIP has the name.
+        ValueError: the weights are not those of the checksum, or do not fit.
+    """
+    folder = model_spec(name).folder
+    if folder is None:
+        raise ValueError(f"{name!r} is not in toklip-core, so it cannot give a language model its encoder")
+    tensors = read_tensors(folder / "model.safetensors").items()
+    weights = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors if key.startswith(_PREFIX)}
+    if weights_checksum(round_to(weights, torch.float32)) != checksum:
+        raise ValueError(f"its encoder is that of another {name!r} than the installed toklip-core has")
+    load_strict(encoder, weights, source=name)
 
 
 def round_to(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
