@@ -1,6 +1,8 @@
 """BatchEncoder and TokenStore.adopt: rows that other programs share out are those of the built-in engine."""
 
+import multiprocessing
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,29 @@ KINDS = {
         1, "image", pa.array([{"bytes": data, "path": None} for data in table["image"].to_pylist()])
     ),
 }
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
+@pytest.mark.parametrize("called", [False, True], ids=["not called before", "called before"])
+def test_a_forked_process_encodes_though_its_parent_has_computed_with_threads(pictures, called):
+    """As in `datasets` with num_proc: threads of OpenMP are gone after a fork, and whoever waits for them hangs."""
+    encoder, threads = BatchEncoder(MEAN_COLOUR), torch.get_num_threads()
+    batch = pa.concat_tables([pictures] * 4)
+    batch = batch.set_column(0, "key", pa.array(map(str, range(len(batch)))))
+    context = multiprocessing.get_context("fork")
+    rows = context.Queue()
+    process = context.Process(target=lambda: rows.put(encoder(batch).num_rows))
+    try:
+        torch.set_num_threads(2)
+        torch.ones(2**20).exp()
+        if called:
+            encoder(batch)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0 and rows.get() == len(batch)
+    finally:
+        process.kill()
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -174,8 +174,8 @@ print(processor.decode(mllm.generate(**batch, max_new_tokens=8)[0], skip_special
         text="A generator writes ids as a language model writes words, each one after those before it, and the "
         "tokenizer decodes them into a picture. Given only a text, it starts with the first id; given the upper "
         "half of the scene, which is 128 ids, it continues from there. For captions like these, 91.7 % of the "
-        "colours and 77.3 % of the shapes are right, and 56.1 % of the pictures show everything that the caption "
-        "says. The texts and seeds were chosen.",
+        "colours and 77.3 % of the shapes are right, and in 56.1 % of the pictures all objects, their number and their "
+        "relations are. The texts and seeds were chosen.",
         commands=(
             ("generate", "a yellow square right of a blue square", "--prefix", SCENE, "--seed", "5", "--out",
              "continued.png"),

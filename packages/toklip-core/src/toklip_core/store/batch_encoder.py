@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from PIL import Image
 
 from toklip_core.config import Compute, refuse_missing_device
@@ -21,6 +23,8 @@ from toklip_core.store.settings import EncodeSettings
 from toklip_core.store.tables import EncodedBatch
 
 _COLUMNS = ("key", "image", "caption")
+#: The process that imported this module; a forked one has another number.
+_IMPORTED_IN = os.getpid()
 
 
 class BatchEncoder:
@@ -28,7 +32,7 @@ class BatchEncoder:
 
     It can be pickled, and its models are loaded by the first call, so each process that gets it loads its own. Rows are
     those of :func:`toklip_core.store.encode_pictures`, with the error of each picture that cannot be read.
-    ``TokenStore.adopt`` makes a store of what was written.
+    ``TokenStore.adopt`` makes a store of what was written. A forked process computes with one thread.
 
     Args:
         settings: contents of the store.
@@ -91,6 +95,9 @@ class BatchEncoder:
             LookupError: no tokenizer or model has the name.
             ValueError: the models do not fit the settings, or a row cannot be computed.
         """
+        if os.getpid() != _IMPORTED_IN:
+            # Threads of OpenMP do not survive a fork, and an operation of torch that wants them waits for ever.
+            torch.set_num_threads(1)
         reader = self._maker.reader(self._compute.batch_size)
         for batch in reader.batches(pictures, done):
             yield self._maker.encoded(batch)
