@@ -131,7 +131,7 @@ def weights(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a GPU: encoding, every training, answers and drawing; a few minutes."""
+    """Run the tests that need a GPU: encoding, every training, answers and drawing."""
     install(session, PACKAGES, "--group", "test")
     session.run("pytest", "tests/gpu", "-m", "gpu", *session.posargs)
 

@@ -14,8 +14,8 @@ fails is named, and the others go on.
 
     python -m benchmarks --device cuda --json gpu.json
 
-runs all that computes there, which is all but tokens and loading: with more pictures at a time, and drawing with
-compiled steps in bfloat16. Only encoder was run on a GPU so far; docs/results/speed.md has its figures.
+runs all that computes there, which is all but tokens, loading and starting: with more pictures at a time, and drawing
+with compiled steps in bfloat16. Only encoder was run on a GPU so far; docs/results/speed.md has its figures.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ from benchmarks._race import HEADER, Options, Row, elsewhere, machine_name, meas
 
 #: The median of fewer repeats says little.
 FEWEST_REPEATS = 5
-NAMES = ("tokens", "vq", "encoding", "encoder", "loading", "comprehension", "generation", "windows", "scaling")
+NAMES = (
+    *("tokens", "vq", "encoding", "encoder", "loading", "starting"),
+    *("comprehension", "generation", "windows", "scaling"),
+)
 #: Those that compute on the processor alone.
-ON_PROCESSOR = ("tokens", "loading")
+ON_PROCESSOR = ("tokens", "loading", "starting")
 
 
 def checkout(path: str) -> Path:

@@ -205,14 +205,15 @@ def official_open_magvit2(
         "num_res_blocks": config.blocks_per_resolution, "z_channels": config.bits, "double_z": False,
     }  # fmt: skip
     state = {open_magvit2_name(name, 5): tensor for name, tensor in tokenizer.autoencoder.state_dict().items()}
+    device = tokenizer.autoencoder.encoder.conv_in.weight.device  # type: ignore[attr-defined]
     towers: dict[str, nn.Module] = {}
     for name, kind in (("encoder", improved_model.Encoder), ("decoder", improved_model.Decoder)):
         own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
         # Copied into a fresh module, its weights are laid out as the official ones are.
         towers[name] = kind(**sizes)
         towers[name].load_state_dict(own)
-        towers[name].to(tokenizer.autoencoder.encoder.conv_in.weight.device).eval()  # type: ignore[attr-defined]
-    quantizer = LFQ(dim=config.bits, codebook_size=2**config.bits).eval()
+        towers[name].to(device).eval()
+    quantizer = LFQ(dim=config.bits, codebook_size=2**config.bits).to(device).eval()
     return lambda pixels: quantizer(towers["encoder"](pixels))[2], towers["decoder"]
 
 

@@ -55,7 +55,7 @@ def test_a_gpu_has_all_benchmarks_that_compute_there(monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.__main__.machine_name", lambda options: f"H100 as {options.device}")
     monkeypatch.setattr("sys.argv", ["benchmarks", "--device", "cuda"])
     assert benchmarks.main() == 0
-    assert asked == [name for name in benchmarks.NAMES if name not in ("tokens", "loading")]
+    assert asked == [name for name in benchmarks.NAMES if name not in ("tokens", "loading", "starting")]
     assert capsys.readouterr().out.startswith("H100 as cuda\n\n| what | unit |")
 
 

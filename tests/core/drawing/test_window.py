@@ -32,6 +32,15 @@ def test_the_width_of_most_positions_a_second_is_chosen(seconds, chosen, tried):
     assert set(widths[80:]) == {chosen} and set(widths) == set(tried)
 
 
+def test_a_width_is_chosen_once_it_was_tried_in_full_and_not_before():
+    chooser, seconds = WidthChooser(most=64), dict(zip(WIDTHS, (1, 1.1, 1.2, 1.4, 3), strict=True))
+    chosen = []
+    for _ in range(4 + 17 + 5):
+        chooser.note(chooser.width, positions=FITS[chooser.width], seconds=seconds[chooser.width])
+        chosen.append(chooser.chosen)
+    assert chosen == 20 * [1] + 6 * [3] and chooser.width == 8, "a picture may end while 8 is tried"
+
+
 def test_the_first_call_of_a_width_is_not_timed():
     chooser = WidthChooser(most=64)
     chooser.note(1, positions=1, seconds=0.0)

@@ -51,7 +51,8 @@ class DrawResult(NamedTuple):
     ids: Tensor
     #: Number of calls of the model, the first of which reads the prefix; 0 if the prefix is the whole picture.
     calls: int
-    #: Width of the window; that of "auto" is the one chosen in the end. 1 if nothing was drawn.
+    #: Width of the window. That of "auto" is the fastest that was tried in full, 1 before any was. 1 if nothing was
+    #: drawn.
     window: int
 
 
@@ -167,7 +168,7 @@ class Sampler(Generic[_Condition]):
             if chooser and width <= count - done:  # the last calls have fewer positions left than they could draw
                 ids[0, 0, 0].item()  # waits for the device
                 chooser.note(width, positions=pictures.done - done, seconds=time.perf_counter() - start)
-        return calls, chooser.width if chooser else int(window)
+        return calls, chooser.chosen if chooser else int(window)
 
     def _plain_call(self, cache: Any, pictures: _Pictures) -> _Call:  # noqa: ANN401 - the model's own
         model, ids, held = self.model, pictures.ids, pictures.done - 1
@@ -267,7 +268,8 @@ class _Pictures:
     def draft(self, until: int) -> None:
         """Repeat the last ids as drafts of the positions before ``until`` that have none.
 
-        Ids chosen by the newest logits of another position, which cost time, gave no fewer calls; nor did those above.
+        Ids chosen by the newest logits of another position, which cost time, gave no fewer calls with an earlier
+        toklip-gen-tiny; nor did those above.
         """
         if until > self.drafted:
             self.ids[:, self.drafted : until] = self.ids[:, self.drafted - 1 : self.drafted]

@@ -44,7 +44,7 @@ class WidthChooser:
     >>> seconds = {1: 0.1, 3: 0.2}
     >>> for _ in range(25):
     ...     chooser.note(chooser.width, positions=chooser.width // 3 + 1, seconds=seconds[chooser.width])
-    >>> chooser.width  # 3 draws two positions in the time of two calls with 1: no gain
+    >>> chooser.chosen  # 3 draws two positions in the time of two calls with 1: no gain
     1
     """
 
@@ -55,22 +55,30 @@ class WidthChooser:
 
     @property
     def width(self) -> int:
-        """Width of the next call."""
+        """Width of the next call, which may be one that is only tried."""
         best = 0.0
         for width in self._widths:
-            calls, positions, seconds = self._notes.get(width, (0, 0, 0.0))
-            if calls <= (_CALLS_OF_ONE if width == 1 else _CALLS_OF_MORE):
+            if not self._is_judged(width):
                 return width
-            if positions / calls / seconds <= best:
+            if self._rate(width) <= best:
                 break
-            best = positions / calls / seconds
-        return max(self._notes, key=self._rate)
+            best = self._rate(width)
+        return self.chosen
+
+    @property
+    def chosen(self) -> int:
+        """Width that draws the most positions in a second, of those that were tried in full; 1 before any was."""
+        return max(filter(self._is_judged, self._notes), key=self._rate, default=1)
 
     def note(self, width: int, *, positions: int, seconds: float) -> None:
         """Note that a call with a window of this width drew so many positions in so many seconds."""
         calls, before, least = self._notes.get(width, (0, 0, float("inf")))
         # The first call of a width is not timed.
         self._notes[width] = (calls + 1, before + positions, min(least, seconds) if calls else least)
+
+    def _is_judged(self, width: int) -> bool:
+        calls, _, _ = self._notes.get(width, (0, 0, 0.0))
+        return calls > (_CALLS_OF_ONE if width == 1 else _CALLS_OF_MORE)
 
     def _rate(self, width: int) -> float:
         calls, positions, seconds = self._notes[width]
