@@ -1,6 +1,7 @@
 """Laws of windows with generators: the pictures are those of a window of 1, whatever is drawn at once."""
 
 import random
+import shutil
 from functools import partial
 
 import pytest
@@ -84,9 +85,11 @@ def few_and_many(cases, more):
     return few + many
 
 
-def pictures_of(pictures, seeds, *, batch, window, prefix=None, compiled=False, guidance=None):
+def pictures_of(
+    pictures, seeds, *, batch, window, prefix=None, compiled=False, guidance=None, compiler=EAGER
+):
     """Return the ids (B, N, Q) of one picture per seed, drawn ``batch`` at once, and the calls of each batch."""
-    sampler = Sampler(IdPredictor(pictures.generator, pictures.inputs), compiler=EAGER)
+    sampler = Sampler(IdPredictor(pictures.generator, pictures.inputs), compiler=compiler)
     ids, calls = [], []
     for start in range(0, len(seeds), batch):
         own = seeds[start : start + batch]
@@ -126,14 +129,29 @@ def test_a_window_changes_no_picture_of_the_shipped_generator_and_needs_fewer_ca
 
 
 @pytest.mark.slow
+@pytest.mark.windows
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_steps_that_inductor_compiles_change_no_picture_of_the_shipped_generator(shipped):
+    expected, _ = pictures_of(shipped, range(8), batch=8, window=1)
+    for window in (1, 4):
+        ids, _ = pictures_of(shipped, range(8), batch=8, window=window, compiled=True, compiler=torch.compile)
+        assert torch.equal(ids, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("guidance", "seeds", "batch"), few_and_many({"guidance": None}, {"no guidance": NO_GUIDANCE})
+    ("case", "seeds", "batch"),
+    few_and_many({"guidance": {}}, {"no guidance": {"guidance": NO_GUIDANCE}, "prefix": {"known": 20}}),
 )
-def test_in_float32_ids_differ_first_where_the_random_number_is_within_1e_5_of_a_boundary(guidance, seeds, batch):
-    pictures = load_generator("toklip-gen-tiny")
-    expected, _ = pictures_of(pictures, seeds, batch=len(seeds), window=1, guidance=guidance)
+def test_in_float32_ids_differ_first_where_the_random_number_is_within_1e_5_of_a_boundary(
+    beginning, case, seeds, batch
+):
+    pictures, guidance = load_generator("toklip-gen-tiny"), case.get("guidance")
+    how = {"prefix": beginning[:, : case.get("known", 0)], "guidance": guidance}
+    expected, _ = pictures_of(pictures, seeds, batch=len(seeds), window=1, **how)
     for window in (4, 16, 64):
-        ids, _ = pictures_of(pictures, seeds, batch=batch, window=window, guidance=guidance)
+        ids, _ = pictures_of(pictures, seeds, batch=batch, window=window, **how)
         for seed, own, other in zip(seeds, ids, expected, strict=True):
             differ = (own != other).flatten().nonzero()
             place, level = divmod(int(differ[0]) if len(differ) else own.numel() - 1, own.shape[-1])
