@@ -190,6 +190,20 @@ def test_pieces_make_the_answer(opening):
 
 
 @pytest.mark.slow
+def test_a_window_changes_no_picture_of_a_conversation(opening):
+    model, processor = unified()
+    model.double()
+    drawn = []
+    for window in (1, 4, "auto"):
+        opening(0)
+        chat = Chat(model, processor, ChatSettings(max_new_tokens=2, window=window))
+        drawn.append([chat.ask(text).pictures[0].ids for text in ("red circle ?", "one")])
+    assert all(torch.equal(one, other) for ids in drawn[1:] for one, other in zip(drawn[0], ids, strict=True))
+    with pytest.raises(ValueError, match="window"):
+        ChatSettings(window=0)
+
+
+@pytest.mark.slow
 def test_an_answer_has_words_a_picture_and_words(opening):
     model, processor = unified()
     opening(2)

@@ -483,6 +483,17 @@ def test_a_picture_that_the_context_cuts_off_is_refused():
         drawn(processor, text, image_ids=some_ids(), max_length=40, truncation=True)
 
 
+def test_generate_draws_the_same_picture_with_a_window():
+    model, processor = unified()
+    model.double()
+    batch, options = to_draw(processor, "red circle"), dict(generation_mode="image", seeds=[4], temperature=0.05)
+    one, wide = (
+        model.generate(**batch, **options, window=window, return_dict_in_generate=True) for window in (1, 8)
+    )
+    assert torch.equal(one.image_ids, wide.image_ids) and (one.window, wide.window) == (1, 8)
+    assert wide.calls <= one.calls
+
+
 def test_what_is_no_option_of_drawing_is_refused():
     model, processor = unified()
     batch = to_draw(processor, "one")

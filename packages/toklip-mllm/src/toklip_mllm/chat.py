@@ -11,12 +11,18 @@ from typing import Any, NamedTuple, cast
 import torch
 from PIL import Image
 from toklip_core.config import LEAST_TEMPERATURE, refuse_counts, refuse_drawing
-from toklip_core.drawing import Drawing
+from toklip_core.drawing import Drawing, Sampler, Window, refuse_window
 from toklip_core.files import replace_lone_surrogates
 from torch import Tensor
 from transformers import TextStreamer
 
-from toklip_mllm.model import PictureInput, TokLIPForConditionalGeneration, TokLIPProcessor
+from toklip_mllm.model import (
+    PictureInput,
+    PicturePredictor,
+    PicturePrompt,
+    TokLIPForConditionalGeneration,
+    TokLIPProcessor,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +98,11 @@ class ChatSettings:
     seed: int = 0
     #: Whether a model with an image head may answer in pictures.
     draws: bool = True
+    #: Largest number of positions of a picture that a call draws, or "auto"; the picture is the same.
+    window: Window = 1
 
     def __post_init__(self) -> None:
+        refuse_window(self.window)
         refuse_drawing(temperature=self.temperature, top_p=self.top_p, seeds=(self.seed,))
         refuse_counts(max_new_tokens=self.max_new_tokens)
 
@@ -135,6 +144,8 @@ class Chat:
         settings: ChatSettings = ChatSettings(),
     ) -> None:
         self.model, self.processor, self.settings = model, processor, settings
+        #: Kept, because it knows from earlier pictures how long a call takes; None until the first picture.
+        self._sampler: Sampler[PicturePrompt] | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -287,7 +298,17 @@ class Chat:
         drawing = self.settings.drawing
         if turn.kept_from is None:
             turn.kept_from = turn.tokens.shape[1]  # drawing lets windows keep all, so that drafts can be taken back
-        found = self.model.draw(turn.tokens, seeds=[seed], drawing=drawing, cache=turn.cache, read_last=False)
+        if self._sampler is None:
+            self._sampler = Sampler(PicturePredictor(self.model))
+        found = self.model.draw(
+            turn.tokens,
+            seeds=[seed],
+            drawing=drawing,
+            cache=turn.cache,
+            read_last=False,
+            window=self.settings.window,
+            sampler=self._sampler,
+        )
         image = self.processor.postprocess(found.image_ids)["pixel_values"][0]
         turn.tokens, turn.cache = found.sequences, found.cache
         turn.features.append(found.image_features[0])

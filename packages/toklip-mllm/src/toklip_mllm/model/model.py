@@ -536,7 +536,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 a cache as ``cache`` or, as before transformers 5.24, ``past_key_values``, whose pictures need not be
                 given again. For pictures: attention_mask, a cache, ``guidance_scale``, ``temperature``, ``top_k``,
                 ``top_p``, ``do_sample``, ``return_dict_in_generate``; ``seeds``, one per picture, by default from
-                torch's random state; and ``prefix_ids`` (B, n, Q), ids that the pictures start with.
+                torch's random state; ``prefix_ids`` (B, n, Q), ids that the pictures start with; and ``window``, see
+                :meth:`draw`.
 
         Raises:
             ContextError: a prompt is longer than the language model's context, or leaves no room for a picture.
@@ -592,11 +593,11 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         seeds = kwargs.pop("seeds", None)
         if seeds is None:
             seeds = torch.randint(2**31, (len(prompt),)).tolist()
-        known = {"attention_mask", "image_ids", "image_tokens", "image_features", "prefix_ids", "use_cache"}
+        known = {"attention_mask", "image_ids", "image_tokens", "image_features", "prefix_ids", "window", "use_cache"}
         if unknown := sorted({name for name, value in kwargs.items() if value is not None} - known):
             raise ValueError(
-                f"got {', '.join(unknown)}, which drawing does not take; it takes {', '.join(_OF_DRAWING)}, seeds and "
-                "prefix_ids"
+                f"got {', '.join(unknown)}, which drawing does not take; it takes {', '.join(_OF_DRAWING)}, seeds, "
+                "prefix_ids and window"
             )
         known.remove("use_cache")
         kwargs = {name: value for name, value in kwargs.items() if name in known}
