@@ -130,7 +130,8 @@ class TokenStore:
 
         The rows are those of a :class:`toklip_core.store.BatchEncoder`, with integers and floats of any type. Rows with
         an ``error`` join the unreadable pictures of the store, other columns are left out, and rows whose keys the
-        store has are skipped. The files stay as they are; what was complete when a call was killed is kept.
+        store has are skipped. The files stay as they are. What was written before a call was killed,
+        or refused a row, is kept; another call adds the rest.
 
         Args:
             folder: folder of the files, whose names end with .parquet, and of further folders.
