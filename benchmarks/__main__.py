@@ -50,7 +50,7 @@ def checkout(path: str) -> Path:
 def main() -> int:
     """Print rows as they come, and all of them at the end; write them as JSON where asked; 1 if a benchmark failed."""
     parser = argparse.ArgumentParser("benchmarks", None, __doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all without a name")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all without a name")
     parser.add_argument("--toklip", type=checkout, help="a checkout of TencentARC/TokLIP to compare with")
     parser.add_argument("--llamagen", type=checkout, help="a checkout of FoundationVision/LlamaGen to compare with")
     parser.add_argument("--ibq", type=checkout, help="a checkout of TencentARC/SEED-Voken to compare with")

@@ -43,7 +43,7 @@ Runs = Mapping[tuple[int, str, int], Training]
 def main() -> None:
     """Print a table."""
     parser = arguments(str(__doc__), steps=(80, 240))
-    parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
+    parser.add_argument("--scenes", type=int, default=300, help="scenes of each split, with all their questions")
     options = parser.parse_args()
     runs = trainings(options, scenes_store(options.out))
     train_all(runs.values(), options.jobs)

@@ -46,7 +46,7 @@ Runs = Mapping[tuple[int, str, int], Training]
 def main() -> None:
     """Print a table."""
     parser = arguments(str(__doc__), steps=(150, 600))
-    parser.add_argument("--captions", type=int, default=256, help="of each split")
+    parser.add_argument("--captions", type=int, default=256, help="captions of each split")
     options = parser.parse_args()
     runs = trainings(options, plain_store(options.out))
     train_all(runs.values(), options.jobs)

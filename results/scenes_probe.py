@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="vqgan-tiny", help="see `toklip tokenizers`")
     parser.add_argument("--train", type=int, default=4000, help="training scenes of the read-outs")
     parser.add_argument("--test", type=int, default=1000, help="validation scenes to measure on")
-    parser.add_argument("--steps", type=int, default=1000, help=f"of the network, {BATCH_SIZE} scenes each")
-    parser.add_argument("--seed", type=int, default=0, help="of the training scenes and of the network")
+    parser.add_argument("--steps", type=int, default=1000, help=f"steps of the network, {BATCH_SIZE} scenes each")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training scenes and of the network")
     parser.add_argument("--page", type=Path, help="a page whose table between the script's markers is replaced")
     run = parser.parse_args()
 

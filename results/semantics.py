@@ -70,7 +70,7 @@ def main() -> None:
     """Print two tables: the figures, and how much of the teacher's each keeps."""
     parser = arguments(str(__doc__), steps=300)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--scenes", type=int, default=12000, help="of each kind, to train on")
+    parser.add_argument("--scenes", type=int, default=12000, help="scenes of each kind, to train on")
     parser.add_argument("--held-out", type=int, default=1000, help="scenes of each kind to measure on")
     options = parser.parse_args()
     folders = trained(options)

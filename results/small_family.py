@@ -41,7 +41,7 @@ Read = Callable[[Tensor], Tensor]
 def main() -> None:
     """Print a table."""
     parser = arguments(str(__doc__), steps=1500)
-    parser.add_argument("--scenes", type=int, default=12000, help="of one object, to train the networks on")
+    parser.add_argument("--scenes", type=int, default=12000, help="scenes of one object, to train the networks on")
     parser.add_argument("--test", type=int, default=1000, help="scenes of each split to measure on")
     options = parser.parse_args()
     put([table(options)], options.page, "small_family")

@@ -78,8 +78,8 @@ def main() -> None:
     """Print a table."""
     parser = arguments(str(__doc__), steps=800)
     parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
-    parser.add_argument("--scenes", type=int, default=300, help="of each split, with all their questions")
-    parser.add_argument("--captions", type=int, default=256, help="of each split")
+    parser.add_argument("--scenes", type=int, default=300, help="scenes of each split, with all their questions")
+    parser.add_argument("--captions", type=int, default=256, help="captions of each split")
     options = parser.parse_args()
     runs = trainings(options, scenes_store(options.out), plain_store(options.out))
     train_all(runs.values(), options.jobs)
