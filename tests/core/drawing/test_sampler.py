@@ -213,9 +213,9 @@ def test_drafts_that_fit_are_read_once_and_others_again():
 
 
 class Recorder:
-    """A chooser of 4 positions, which records what it is told."""
+    """A chooser that tries 4 positions and has chosen 3, which records what it is told."""
 
-    width = 4
+    width, chosen = 4, 3
 
     def __init__(self, most):
         self.noted = []
@@ -247,7 +247,7 @@ def test_calls_that_have_fewer_positions_left_than_the_window_are_not_timed(reco
 def test_calls_are_timed_anew_for_other_settings_and_no_more_for_the_same(recorders):
     sampler = Sampler(Sums(), window="auto")
     for drawing in (GREEDY, GREEDY, Drawing(noise="gumbel"), Drawing(top_k=3)):
-        assert sampler.draw(torch.tensor([0]), seeds=[0], drawing=drawing).window == recorders[-1].width
+        assert sampler.draw(torch.tensor([0]), seeds=[0], drawing=drawing).window == recorders[-1].chosen
     noted = [recorder.noted for recorder in recorders if recorder.noted]
     assert len(noted) == 3 and noted[0] == [4, 4]
 
