@@ -182,15 +182,15 @@ def training_rows(options: Options) -> Iterator[Row]:
     side = config.image_size
     task = task_of(config.encoder.trunk, side, options)
     captions = CAPTIONS * (batch // 2)
-    pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=options.device)
+    rgb = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=options.device)
     with torch.no_grad():
-        features = task.prepare(cast(Any, {"pixels": pixels, "captions": captions})).pooled
-        stored = {"ids": task.tokenizer.encode(normalized(pixels)), "teacher": features, "captions": captions}
+        features = task.prepare(cast(Any, {"rgb": rgb, "captions": captions})).pooled
+        stored = {"ids": task.tokenizer.encode(normalized(rgb)), "teacher": features, "captions": captions}
     weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
     (optimizer,) = build_optimizers(weights, task.config.run, task.parameter_groups(), fused=True)
     for precision, dtype in DTYPES.items():
         contestants = {
-            "pixels": step_of(task, task.model, {"pixels": pixels, "captions": captions}, dtype),
+            "pixels": step_of(task, task.model, {"rgb": rgb, "captions": captions}, dtype),
             "store": step_of(task, task.model, stored, dtype),
         }
 
