@@ -36,7 +36,7 @@ def rows(options: Options) -> Iterator[Row]:
         settings = EncodeSettings(tokenizer="vqgan", weights=Path(folder, "vq"), image_size=side, resize="crop")
         tar, workers = Path(folder, "pictures.tar"), 0 if options.quick else default_workers()
         write_tar(tar, 512, 3 * batch * max(workers, 1))  # three whole batches for each process that reads
-        # On a GPU the precision of large encodes comes first, because such machines are lent by the minute.
+        # On a GPU the precision of large encodes comes first, because it matters most.
         for dtype in reversed(DTYPES) if options.on_gpu else DTYPES:
             compute = Compute(device=options.device, dtype=cast(Dtype, dtype), batch_size=batch, workers=workers)
             tokenizer = copy.deepcopy(model).tokenizer().to(DTYPES[dtype])

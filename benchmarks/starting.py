@@ -1,8 +1,8 @@
 """How long commands take from being typed until they answer, for one picture of 64 px and the models in the packages.
 
-The peer is `import torch` alone, in a process of its own, which no command does without. All take turns, and the turn
-that does not count lets the system read the files. Bytecode of the libraries must be compiled, as pip and uv leave it
-after the first start.
+The peer is `import torch` alone, in a process of its own: no command does without that import. All take turns, and the
+turn that does not count lets the system read the files. The bytecode of the libraries must be compiled, as it is after
+the first start.
 """
 
 from __future__ import annotations

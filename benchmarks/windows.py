@@ -2,7 +2,8 @@
 
 The generator in the package draws whole pictures, with both kinds of noise, beside a window of 1 with uniform noise,
 which is the default. All take turns. "auto" goes on with the choice of the pictures before; "auto, each alone" has a
-new sampler for each picture and makes its choice again, as a command that draws one picture does.
+new sampler for each picture and makes its choice again, as a command that draws one picture does. On a GPU there are
+fewer widths, with uniform noise and without "auto", because each width is compiled first.
 
 GPT-B of LlamaGen's sizes has random weights, whose drafts fit by chance alone, so its rows are the seconds of one call:
 in the middle of a picture, and on a GPU, where steps are compiled, the mean over a picture. A window pays off if a call
@@ -28,7 +29,7 @@ from benchmarks._race import DTYPES, Figure, Options, Row, floor, race
 from benchmarks.generation import GUIDANCE, dense_bytes, random_generator, step_operations
 
 WIDTHS = (1, 2, 3, 4, 8, 16, 32, 64)
-#: Those on a GPU, where compiling a width takes about as long as all its turns.
+#: Those on a GPU, where each width is compiled first.
 COMPILED_WIDTHS = (1, 4, 16, 64)
 #: How many times as fast as a window of 1 a picture should be.
 WANTED = "1.8 times a window of 1"

@@ -603,7 +603,7 @@ BROKEN = [
     (ViewFails, "equal_pictures_have_equal_ids", r"encode fails on pixels \(1, 3, 16, 24\): RuntimeError: view size"),
     (HalfFails, "half_precision_keeps_the_interface", r"encode after to\(torch.bfloat16\) fails on pixels"),
     (TakesAnything, "pixels_that_are_not_numbers_are_refused", "encode gives ids for pixels with nan in them; raise"),
-    (TakesLevels, "pixels_that_are_not_numbers_are_refused", "encode gives ids for 8-bit levels, which are not pixels"),
+    (TakesLevels, "pixels_that_are_not_numbers_are_refused", "encode gives ids for 8-bit values, which are not pixels"),
     (RaisesWhatItLikes, "pixels_that_are_not_numbers_are_refused", "fails on pixels with nan in them with Runtime"),
     (ReturnsAPair, "encode_gives_a_grid_of_ids", "it returns a tuple, not a tensor"),
 ]

@@ -190,15 +190,19 @@ def test_pieces_make_the_answer(opening):
 
 
 @pytest.mark.slow
-def test_a_window_changes_no_picture_of_a_conversation(opening):
+def test_a_window_changes_no_picture_of_a_conversation(opening, monkeypatch):
     model, processor = unified()
     model.double()
-    drawn = []
+    drawn, calls, draw = [], [], model.draw
+    monkeypatch.setattr(model, "draw", lambda *args, **how: calls.append(draw(*args, **how)) or calls[-1])
     for window in (1, 4, "auto"):
         opening(0)
         chat = Chat(model, processor, ChatSettings(max_new_tokens=2, window=window))
         drawn.append([chat.ask(text).pictures[0].ids for text in ("red circle ?", "one")])
     assert all(torch.equal(one, other) for ids in drawn[1:] for one, other in zip(drawn[0], ids, strict=True))
+    assert [found.window for found in calls[:4]] == [1, 1, 4, 4]
+    # Each of the 64 positions has a call of its own while a window of 1 is tried, which ends in the first picture.
+    assert calls[0].calls == COUNT and calls[5].calls < calls[4].calls
     with pytest.raises(ValueError, match="window"):
         ChatSettings(window=0)
 

@@ -13,6 +13,7 @@ from toklip_core.model import load_model
 from toklip_core.weights import read_tensors
 from toklip_mllm import load_language_model
 from toklip_mllm.evaluation import evaluate_vqa
+from toklip_mllm.model import TokLIPForConditionalGeneration
 from toklip_mllm.published import FOLDERS, TINY_NAME
 
 from tests.core.conftest import picture
@@ -26,6 +27,7 @@ def test_it_is_under_six_megabytes():
 
 def test_its_encoder_is_that_of_toklip_tiny_and_is_saved_with_it(tmp_path):
     model, _ = load_language_model(TINY_NAME)
+    assert model.config.encoder_model is None
     theirs = load_model("toklip-tiny").encoder.state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in model.vision.encoder.state_dict().items())
     model.save_pretrained(tmp_path)
@@ -36,8 +38,8 @@ def test_its_encoder_is_that_of_toklip_tiny_and_is_saved_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"encoder_checksum": "0" * 64}, "its encoder is that of another 'toklip-tiny' than"),
-        ({"encoder_model": "toklip-s-256"}, "'toklip-s-256' is not in toklip-core"),
+        ({"encoder_checksum": "0" * 64}, "takes its encoder from 'toklip-tiny', and the one that is installed has"),
+        ({"encoder_model": "toklip-s-256"}, "encoder_model = 'toklip-s-256'; wanted the name of a TokLIP in a package"),
         ({"encoder_model": "nosuch"}, "nosuch"),
         ({"encoder_model": None}, "weights are missing, such as vision.encoder."),
     ],
@@ -49,6 +51,22 @@ def test_an_encoder_that_is_another_or_not_there_is_refused(tmp_path, changed, r
     with pytest.raises(ValueError, match=re.escape(reason)) as refused:
         load_language_model(tmp_path / "model")
     assert str(tmp_path / "model") in str(refused.value)
+
+
+def test_an_encoder_in_the_file_is_the_one_that_is_loaded(tmp_path):
+    model, _ = load_language_model(TINY_NAME)
+    with torch.no_grad():
+        model.vision.encoder.norm.weight.add_(1)
+    model.save_pretrained(tmp_path)
+    shutil.copy(FOLDERS[TINY_NAME] / "config.json", tmp_path)  # which names toklip-tiny
+    loaded = TokLIPForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(loaded.vision.encoder.norm.weight, model.vision.encoder.norm.weight)
+
+
+def test_an_encoder_that_is_not_in_the_file_is_not_offloaded(tmp_path):
+    places = {"vision": "disk", "connector": "cpu", "language_model": "cpu"}
+    with pytest.raises(ValueError, match="cannot be offloaded; save it with save_pretrained"):
+        TokLIPForConditionalGeneration.from_pretrained(FOLDERS[TINY_NAME], device_map=places, offload_folder=tmp_path)
 
 
 def test_models_lists_it():

@@ -161,7 +161,7 @@ def test_a_worker_sends_what_the_process_itself_reads(every, kind):
         assert all(torch.equal(mine[name], theirs[name]) for mine, theirs in zip(own, sent, strict=True))
 
 
-def test_pixels_go_through_the_pipe_as_bytes():
+def test_rgb_goes_through_the_pipe_as_bytes():
     batch = collate([samples({"kind": "scenes", "count": 4})[0, i] for i in range(4)])
     assert batch["rgb"].shape == (4, 3, 32, 32) and batch["rgb"].dtype == torch.uint8
     assert len(batch["captions"]) == 4 and set(batch) == {"rgb", "captions"}

@@ -171,7 +171,7 @@ def test_objects_are_whole_apart_and_distinct(split):
 def test_objects_stand_out_from_the_background():
     for found in Scenes(MANY):
         for thing in found.objects:
-            assert all(math.dist(thing.rgb, colour) >= 0.4 for colour in found.background.colours)
+            assert all(math.dist(thing.colour_values, colour) >= 0.4 for colour in found.background.colours)
 
 
 def test_the_number_of_objects_can_be_asked_for():
@@ -206,7 +206,9 @@ def test_sizes_do_not_overlap():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("turn", [0.0, 0.5])
 def test_every_shape_has_the_area_of_its_disc_and_stays_within_its_reach(shape, turn):
-    thing = SceneObject(shape=shape, colour="red", size="large", x=0.5, y=0.5, radius=0.25, turn=turn, rgb=WHITE)
+    thing = SceneObject(
+        shape=shape, colour="red", size="large", x=0.5, y=0.5, radius=0.25, turn=turn, colour_values=WHITE
+    )
     covered = render([thing], Background(kind="plain", colours=(BLACK, BLACK)), size=128)[..., 0] / 255
     assert covered.mean() == pytest.approx(math.pi * 0.25**2, rel=0.01)
     rows, columns = np.nonzero(covered > 0.5)
@@ -218,15 +220,16 @@ def test_every_shape_has_the_area_of_its_disc_and_stays_within_its_reach(shape, 
 
 def test_a_ring_has_a_hole_and_a_disc_has_none():
     def middle(shape):
-        thing = SceneObject(shape=shape, colour="red", size="small", x=0.5, y=0.5, radius=0.12, rgb=WHITE)
+        thing = SceneObject(shape=shape, colour="red", size="small", x=0.5, y=0.5, radius=0.12, colour_values=WHITE)
         return render([thing], Background(kind="plain", colours=(BLACK, BLACK)))[32, 32].max()
 
     assert middle("ring") == 0 and middle("circle") == 255
 
 
 def test_later_objects_lie_on_top():
-    lower = SceneObject(shape="circle", colour="red", size="large", x=0.5, y=0.5, radius=0.2, rgb=(1.0, 0.0, 0.0))
-    upper = replace(lower, colour="blue", rgb=(0.0, 0.0, 1.0))
+    red = (1.0, 0.0, 0.0)
+    lower = SceneObject(shape="circle", colour="red", size="large", x=0.5, y=0.5, radius=0.2, colour_values=red)
+    upper = replace(lower, colour="blue", colour_values=(0.0, 0.0, 1.0))
     pixels = render([lower, upper], Background(kind="plain", colours=(BLACK, BLACK)))
     assert pixels[32, 32].tolist() == [0, 0, 255]
 
@@ -238,7 +241,7 @@ def test_light_is_brighter_towards_where_it_comes_from():
 
 
 def test_an_object_beyond_the_edge_is_cut_off():
-    thing = SceneObject(shape="square", colour="red", size="small", x=0.0, y=1.4, radius=0.1, rgb=WHITE)
+    thing = SceneObject(shape="square", colour="red", size="small", x=0.0, y=1.4, radius=0.1, colour_values=WHITE)
     background = Background(kind="plain", colours=(BLACK, BLACK))
     assert render([thing], background).max() == 0
     assert render([replace(thing, y=0.5)], background)[32, 0].max() == 255

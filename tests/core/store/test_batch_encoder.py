@@ -62,17 +62,18 @@ def test_a_forked_process_encodes_though_its_parent_has_computed_with_threads(pi
     batch = batch.set_column(0, "key", pa.array(map(str, range(len(batch)))))
     context = multiprocessing.get_context("fork")
     rows = context.Queue()
-    process = context.Process(target=lambda: rows.put(encoder(batch).num_rows))
+    process = context.Process(target=lambda: rows.put((encoder.info, encoder(batch).num_rows)))
+    torch.set_num_threads(2)
     try:
-        torch.set_num_threads(2)
         torch.ones(2**20).exp()
         if called:
             encoder(batch)
         process.start()
         process.join(60)
-        assert process.exitcode == 0 and rows.get() == len(batch)
-    finally:
+        alive = process.is_alive()
         process.kill()
+        assert not alive and rows.get(timeout=9)[1] == len(batch)
+    finally:
         torch.set_num_threads(threads)
 
 

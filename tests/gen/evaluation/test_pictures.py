@@ -234,10 +234,10 @@ def test_what_too_few_pictures_or_no_real_ones_leave_out_is_said():
 def test_the_clip_score_is_a_hundred_times_the_mean_cosine():
     clip = small_clip()
     texts = ["a red circle", "a blue square"]
-    drawn = [PictureWithCaption(scene.levels, text) for scene, text in zip(pictures(2, size=SIZE), texts, strict=True)]
+    drawn = [PictureWithCaption(scene.rgb, text) for scene, text in zip(pictures(2, size=SIZE), texts, strict=True)]
     report = measure_pictures(drawn, clip=clip)
     with torch.no_grad():
-        images = clip.image_features(normalized(torch.stack([picture.levels for picture in drawn])))
+        images = clip.image_features(normalized(torch.stack([picture.rgb for picture in drawn])))
     expected = (images * clip.text_features(texts)).sum(1).clamp_min(0).mean() * 100
     assert report.clip_score == pytest.approx(float(expected), abs=1e-4)
     without = measure_pictures(pictures(2, size=SIZE), clip=clip)
@@ -402,6 +402,6 @@ def test_a_reference_is_that_of_a_model_whatever_the_model_is_called(tmp_path, t
 
 
 def test_models_are_extractors_of_unit_features(teacher):
-    seen = load_extractor(teacher)(torch.stack([picture.levels for picture in pictures(3, size=SIZE)]))
+    seen = load_extractor(teacher)(torch.stack([picture.rgb for picture in pictures(3, size=SIZE)]))
     torch.testing.assert_close(seen.features.norm(dim=1), torch.ones(3))
     assert seen.logits is None

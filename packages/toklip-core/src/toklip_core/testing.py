@@ -250,7 +250,7 @@ def check_pixels_that_are_not_numbers_are_refused(tokenizer: VQTokenizer) -> Non
     wrong = {f"pixels with {value} in them": pixels.clone() for value in ("nan", "inf", "-inf")}
     for what, copy_ in wrong.items():
         copy_[1, 2, -1, -1] = float(what.split()[2])
-    wrong["8-bit levels, which are not pixels in [-1, 1]"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    wrong["8-bit values, which are not pixels in [-1, 1]"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
     for what, bad in wrong.items():
         try:
             tokenizer.encode(bad)

@@ -67,8 +67,8 @@ class GenerateReport:
     calls: int = 0
     #: Positions of each picture that a call drew on average; None if nothing was drawn.
     positions_per_call: float | None = None
-    #: Width of the window of the last batch, the one that "auto" chose; 1 if the prefix was the whole picture, None if
-    #: an earlier run had drawn everything.
+    #: Width of the window of the last batch, with "auto" the fastest that was tried in full; 1 if the prefix was the
+    #: whole picture, None if an earlier run had drawn everything.
     window: int | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -298,7 +298,7 @@ class Chat:
         drawing = self.settings.drawing
         if turn.kept_from is None:
             turn.kept_from = turn.tokens.shape[1]  # drawing lets windows keep all, so that drafts can be taken back
-        if self._sampler is None:
+        if self._sampler is None or cast(PicturePredictor, self._sampler.model).model is not self.model:
             self._sampler = Sampler(PicturePredictor(self.model))
         found = self.model.draw(
             turn.tokens,

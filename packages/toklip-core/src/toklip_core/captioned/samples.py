@@ -34,7 +34,7 @@ from toklip_core.training import Concatenation, Samples, derived_seed, first_usa
 
 
 class CaptionSample(TypedDict, total=False):
-    """A picture with one of its captions: pixels, or ids and, if the store has it, the teacher's pooled vector."""
+    """A picture with one of its captions: rgb, or ids and, if the store has it, the teacher's pooled vector."""
 
     #: (3, S, S), uint8; see :func:`toklip_core.pictures.normalized`.
     rgb: Tensor

@@ -148,7 +148,7 @@ for hit in search_pictures("toklip-tiny", ["{STORE}"], "a blue star", top=6).hit
     Chapter(
         name="ask",
         title="Ask about it",
-        text="A language model with 2.8 million weights reads the tokens as if they were words. It answers 98.1 % of "
+        text="A language model with 2.7 million weights reads the tokens as if they were words. It answers 98.1 % of "
         "the questions about scenes like this one correctly, and 96.9 % about scenes with a combination of colour and "
         "shape that it has never seen.",
         commands=(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -161,7 +162,7 @@ def picture_features(
 
     Args:
         model: its config says how a picture is resized.
-        pictures: read by a few threads, at most 17 before their batch is begun.
+        pictures: read by four threads, at most 16 ahead of the one that is needed.
         unreadable: those that cannot be read are added here, "name: reason".
         compute: says how many pictures are taken at a time, which changes no feature beyond the rounding of floats, and
             whether a bar is shown.
@@ -179,8 +180,9 @@ def picture_features(
         return places, features
 
     seen = 0
-    with progress_bar(len(pictures), shown=compute.progress) as bar:
-        for place, square in enumerate(_squares(pictures, model.config)):
+    squares = closing(_squares(pictures, model.config))
+    with progress_bar(len(pictures), shown=compute.progress) as bar, squares as found:
+        for place, square in enumerate(found):
             bar.update()
             if isinstance(square, PictureError):
                 unreadable.append(f"{pictures[place].name}: {square}")
@@ -198,7 +200,7 @@ def picture_features(
         raise ValueError(f"none of {len(pictures)} pictures can be read{first}")
 
 
-def _squares(pictures: Sequence[LazyPicture], how: Preprocessing) -> Iterator[Tensor | PictureError]:
+def _squares(pictures: Sequence[LazyPicture], how: Preprocessing) -> Generator[Tensor | PictureError]:
     """Yield the pixels (3, S, S) of each picture in order, or why it cannot be read; threads read some ahead."""
 
     def square(picture: LazyPicture) -> Tensor | PictureError:

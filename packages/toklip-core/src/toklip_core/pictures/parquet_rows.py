@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,9 +145,21 @@ def _digest(cell: object, row: int) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-@lru_cache(maxsize=1)
+#: Held while a row group is read.
+_READING = Lock()
+
+
 def _group(path: Path, group: int, column: str, *changed: int) -> pa.ChunkedArray:
-    """Return a column of a row group. The last one is cached until the file changes, as pictures are read in order."""
+    """Return a column of a row group. The last one is cached until the file changes, as pictures are read in order.
+
+    Threads that want one at the same time, as those of an evaluation do, wait for the one that reads it.
+    """
+    with _READING:
+        return _read_group(path, group, column, *changed)
+
+
+@lru_cache(maxsize=1)
+def _read_group(path: Path, group: int, column: str, *changed: int) -> pa.ChunkedArray:
     try:
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)

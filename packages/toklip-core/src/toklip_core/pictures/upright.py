@@ -25,7 +25,7 @@ _UPRIGHT = {
 }
 # Number of pixels that are converted at a time; it limits the memory of intermediate copies.
 _STRIPE = 2**18
-# Eight-bit levels per level of a PNG with fewer bits. Pillow multiplies the pixels by it, not the transparent level.
+# Eight-bit values per value of a PNG with fewer bits. Pillow multiplies the pixels by it, not the transparent value.
 _SPREAD = {"L;2": 85, "L;4": 17}
 
 
@@ -147,15 +147,15 @@ def _scaled(
     ``convert`` would clip it at 255. White is ``or_less`` if no value is larger. float32 rounds like exact arithmetic,
     because a 16-bit level is at least 1 / 514 away from a tie.
     """
-    ends = [(levels.min(), levels.max()) for _, stripe in _stripes(image) for levels in [np.asarray(stripe)]]
+    ends = [(values.min(), values.max()) for _, stripe in _stripes(image) for values in [np.asarray(stripe)]]
     least, most = np.min(ends), np.max(ends)
     if not (least >= 0 and most <= white):  # written this way, NaN is refused too
         raise ValueError(f"values from {least:g} to {most:g}; wanted 0 to {white}")
     scale = np.float32(255 / (or_less if most <= or_less else white))
 
     def rgb_of(stripe: Image.Image) -> Image.Image:
-        levels = np.asarray(stripe)
-        grey = np.rint(levels.astype(np.float32) * scale).astype(np.uint8)
-        return Image.fromarray(grey if clear is None else np.where(levels == clear, np.uint8(255), grey)).convert("RGB")
+        values = np.asarray(stripe)
+        grey = np.rint(values.astype(np.float32) * scale).astype(np.uint8)
+        return Image.fromarray(grey if clear is None else np.where(values == clear, np.uint8(255), grey)).convert("RGB")
 
     return _in_stripes(image, rgb_of)

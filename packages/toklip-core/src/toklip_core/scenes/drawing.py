@@ -102,7 +102,7 @@ def _draw_object(draws: Draws, pair: Pair, count: int) -> SceneObject:
         y=0.5,
         radius=draws.between(*_RADII[size]),
         turn=draws.between(-_TURN, _TURN),
-        rgb=_draw_colour(draws, colour),
+        colour_values=_draw_colour(draws, colour),
         shade=draws.between(-0.12, 0.12),
     )
 
@@ -137,7 +137,7 @@ def draw_background(draws: Draws, objects: Sequence[SceneObject], kind: str | No
     kind = kind or drawn
     while True:
         colours = _draw_two_colours(draws)
-        if all(math.dist(thing.rgb, colour) >= _CONTRAST for thing in objects for colour in colours):
+        if all(math.dist(thing.colour_values, colour) >= _CONTRAST for thing in objects for colour in colours):
             break
     return Background(
         kind=kind,

@@ -47,12 +47,12 @@ class SceneObject:
 
     Attributes:
         shape: one of SHAPES.
-        colour: name of the colour, one of COLOURS; ``rgb`` has its values.
+        colour: name of the colour, one of COLOURS; ``colour_values`` has its values.
         size: word for the size, one of SIZES; ``radius`` has its value.
         x, y: centre, in (0, 1).
         radius: radius of the circle with the same area.
         turn: clockwise turn in radians.
-        rgb: red, green, blue in [0, 1], before the light.
+        colour_values: red, green, blue in [0, 1], before the light.
         shade: gain of brightness per radius along the shape's own vertical axis.
     """
 
@@ -63,7 +63,7 @@ class SceneObject:
     y: float
     radius: float
     turn: float = 0.0
-    rgb: Colour
+    colour_values: Colour
     shade: float = 0.0
 
 
@@ -235,7 +235,7 @@ def _paint(canvas: Plane, thing: SceneObject, size: int) -> None:
     v = (y * cos)[:, None] - x * sin
     covered = np.clip(0.5 - outline(u, v) * (thing.radius * size), 0, 1)
     window = canvas[:, rows, columns]
-    window += covered * (_rgb(thing.rgb) * (1 - thing.shade * v) - window)
+    window += covered * (_rgb(thing.colour_values) * (1 - thing.shade * v) - window)
 
 
 def _window(centre: float, extent: float, size: int) -> slice:

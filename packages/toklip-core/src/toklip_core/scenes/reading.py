@@ -1,6 +1,6 @@
 """Detects the objects of a scene on a plain background, with their colours and shapes, without a network.
 
-    values -> background plane -> foreground -> connected components -> colour by hue, shape by comparing with drawings
+    rgb -> background plane -> foreground -> connected components -> colour by hue, shape by comparing with drawings
 
 It is exact only if the background is plain. docs/results/generation.md has its accuracy on scenes and on what a
 tokenizer makes of them.
@@ -204,7 +204,7 @@ def _drawings() -> tuple[tuple[str, ...], Plane]:
 
 def _drawn(shape: str, radius: float, turn: float) -> Plane:
     thing = SceneObject(
-        shape=shape, colour="red", size="medium", x=0.5, y=0.5, radius=radius, turn=turn, rgb=(1.0, 1.0, 1.0)
+        shape=shape, colour="red", size="medium", x=0.5, y=0.5, radius=radius, turn=turn, colour_values=(1.0, 1.0, 1.0)
     )
     return render([thing], _BLACK, _WINDOW)[..., 0] / 255
 

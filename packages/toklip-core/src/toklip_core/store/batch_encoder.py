@@ -32,7 +32,8 @@ class BatchEncoder:
 
     It can be pickled, and its models are loaded by the first call, so each process that gets it loads its own. Rows are
     those of :func:`toklip_core.store.encode_pictures`, with the error of each picture that cannot be read.
-    ``TokenStore.adopt`` makes a store of what was written. A forked process computes with one thread.
+    ``TokenStore.adopt`` makes a store of what was written. In a forked process, calls
+    set torch to one thread, because torch hangs there if its parent has computed with several.
 
     Args:
         settings: contents of the store.
@@ -85,6 +86,7 @@ class BatchEncoder:
         This loads the models, unless a call has; FileNotFoundError, LookupError or ValueError as :meth:`__call__`
         raises for them.
         """
+        _leave_threads()
         return self._maker.info
 
     def encoded(self, pictures: Iterable[UnopenedPicture], done: Container[str] = ()) -> Iterator[EncodedBatch]:
@@ -95,9 +97,7 @@ class BatchEncoder:
             LookupError: no tokenizer or model has the name.
             ValueError: the models do not fit the settings, or a row cannot be computed.
         """
-        if os.getpid() != _IMPORTED_IN:
-            # Threads of OpenMP do not survive a fork, and an operation of torch that wants them waits for ever.
-            torch.set_num_threads(1)
+        _leave_threads()
         reader = self._maker.reader(self._compute.batch_size)
         for batch in reader.batches(pictures, done):
             yield self._maker.encoded(batch)
@@ -111,6 +111,12 @@ class BatchEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_maker"}
+
+
+def _leave_threads() -> None:
+    if os.getpid() != _IMPORTED_IN:
+        # Threads of OpenMP do not survive a fork, and an operation of torch that wants them waits for ever.
+        torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

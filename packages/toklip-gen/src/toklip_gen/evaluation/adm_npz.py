@@ -60,12 +60,12 @@ class SampleWriter:
             self._raw.unlink(missing_ok=True)
             self._file.close()
 
-    def add(self, levels: NDArray[np.uint8]) -> None:
+    def add(self, rgb: NDArray[np.uint8]) -> None:
         """Add pictures (B, H, W, 3), uint8; all must have the same size."""
-        assert not self._count or levels.shape[1:] == self._size
-        self._size = levels.shape[1:]
-        self._count += len(levels)
-        self._file.write(np.ascontiguousarray(levels).tobytes())
+        assert not self._count or rgb.shape[1:] == self._size
+        self._size = rgb.shape[1:]
+        self._count += len(rgb)
+        self._file.write(np.ascontiguousarray(rgb).tobytes())
 
     def close(self) -> None:
         """Write the file."""

@@ -1,6 +1,6 @@
 """Comparison of pictures by activations of a network, gathered over a stream of pictures, and figures of these.
 
-    levels (B, 3, H, W), uint8 -Extractor-> features (B, D), and logits (B, 1008) if it is Inception
+    rgb (B, 3, H, W), uint8 -Extractor-> features (B, D), and logits (B, 1008) if it is Inception
     -> Fréchet distance, Inception score, precision and recall
 
 Shape letters: B pictures at a time, n pictures, D width of a feature.
@@ -46,13 +46,13 @@ class Extractor:
     weights: str
     #: Preparation of pictures, in words.
     how: str
-    #: Function from levels (B, 3, H, W), uint8, to their activations.
+    #: Function from rgb (B, 3, H, W), uint8, to their activations.
     compute: Callable[[Tensor], Activations]
 
-    def __call__(self, levels: Tensor) -> Activations:
-        """Return the activations of levels (B, 3, H, W), uint8, on the CPU; ValueError if one is not finite."""
+    def __call__(self, rgb: Tensor) -> Activations:
+        """Return the activations of rgb (B, 3, H, W), uint8, on the CPU; ValueError if one is not finite."""
         with torch.no_grad():
-            seen = self.compute(levels)
+            seen = self.compute(rgb)
         refuse_not_finite(seen.features, f"a feature of {self.name}'s")
         return Activations(seen.features.float().cpu(), None if seen.logits is None else seen.logits.float().cpu())
 
@@ -68,12 +68,12 @@ def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") ->
     if name == INCEPTION:
         network = load_inception().to(device)
         how = "Inception v3 of 2015, resize of TensorFlow 1"
-        return Extractor(name, described_inception(), how, lambda levels: Activations(*network(levels.to(device))))
+        return Extractor(name, described_inception(), how, lambda rgb: Activations(*network(rgb.to(device))))
     model, protocol = load_matcher(name, Compute(device=device), checksums=True)
     size = model.config.image_size
 
-    def see(levels: Tensor) -> Activations:
-        return Activations(model.image_features(resample(normalized(levels.to(device)), size)), None)
+    def see(rgb: Tensor) -> Activations:
+        return Activations(model.image_features(resample(normalized(rgb.to(device)), size)), None)
 
     return Extractor(name, protocol["weights"], f"unit features of {name} at {size} px, bicubic", see)
 

@@ -46,7 +46,7 @@ class PictureWithCaption(NamedTuple):
     """A picture to measure, with its caption."""
 
     #: (3, H, W), uint8.
-    levels: Tensor
+    rgb: Tensor
     #: Caption that the picture should match, or None.
     caption: str | None
 
@@ -186,23 +186,23 @@ def gather(
     compared: list[str] = []
     count, size, captioned = 0, (0, 0), True
     for batch in _batches(pictures, batch_size):
-        levels = torch.stack([picture.levels for picture in batch])
-        if count and tuple(levels.shape[-2:]) != size:
-            raise ValueError(f"got pictures of {size} and {tuple(levels.shape[-2:])}; resize them to one size")
-        size = (levels.shape[-2], levels.shape[-1])
+        rgb = torch.stack([picture.rgb for picture in batch])
+        if count and tuple(rgb.shape[-2:]) != size:
+            raise ValueError(f"got pictures of {size} and {tuple(rgb.shape[-2:])}; resize them to one size")
+        size = (rgb.shape[-2], rgb.shape[-1])
         if reference is not None:  # with the first pictures instead of after the last
             refuse_other_size(size, reference)
         count += len(batch)
         if npz is not None:
-            npz.add(levels.movedim(1, -1).numpy())
+            npz.add(rgb.movedim(1, -1).numpy())
         if extractor is not None:
-            seen = extractor(levels)
+            seen = extractor(rgb)
             features.append(seen.features)
             logits += [] if seen.logits is None else [seen.logits]
         captions = [picture.caption for picture in batch if picture.caption]
         captioned &= len(captions) == len(batch)
         if clip is not None and captioned:
-            scores.append(_cosines(clip, levels, captions))
+            scores.append(_cosines(clip, rgb, captions))
             compared += captions
     whole = torch.cat(features) if features else torch.empty(count, 0)
     judged = torch.cat(scores) if scores and captioned else None
@@ -230,8 +230,8 @@ def read_pictures(
     rest = [item for item in inputs if not str(item).endswith(".npz")]
     for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
-            levels = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
-            yield PictureWithCaption(levels, entry.caption())
+            rgb = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
+            yield PictureWithCaption(rgb, entry.caption())
             readable = True
         except PictureError as error:
             unreadable.append(f"{entry.key}: {error}")
@@ -367,8 +367,8 @@ def _compared(
     return found
 
 
-def _cosines(clip: Matcher, levels: Tensor, captions: Sequence[str]) -> Tensor:
-    pixels = resample(normalized(levels.to(clip.logit_scale.device)), clip.config.image_size)
+def _cosines(clip: Matcher, rgb: Tensor, captions: Sequence[str]) -> Tensor:
+    pixels = resample(normalized(rgb.to(clip.logit_scale.device)), clip.config.image_size)
     with torch.no_grad():
         return (clip.image_features(pixels) * clip.text_features(captions)).sum(-1).float().cpu()
 
@@ -376,8 +376,8 @@ def _cosines(clip: Matcher, levels: Tensor, captions: Sequence[str]) -> Tensor:
 def _batches(pictures: Iterable[PictureWithCaption], size: int) -> Iterator[list[PictureWithCaption]]:
     waiting: list[PictureWithCaption] = []
     for picture in pictures:
-        if waiting and picture.levels.shape != waiting[0].levels.shape:
-            shapes = f"{tuple(waiting[0].levels.shape[1:])} and {tuple(picture.levels.shape[1:])}"
+        if waiting and picture.rgb.shape != waiting[0].rgb.shape:
+            shapes = f"{tuple(waiting[0].rgb.shape[1:])} and {tuple(picture.rgb.shape[1:])}"
             raise ValueError(f"got pictures of {shapes}; resize them to one size")
         waiting.append(picture)
         if len(waiting) == size:
@@ -391,7 +391,7 @@ def _all_square(pictures: Iterable[PictureWithCaption], unreadable: Sequence[str
     """Yield pictures; ValueError as soon as one is not square or cannot be read, since a pass over all takes hours."""
     for picture in pictures:
         _refuse_unreadable(unreadable)
-        height, width = picture.levels.shape[1:]
+        height, width = picture.rgb.shape[1:]
         if height != width:
             raise ValueError(f"got pictures of {height} x {width}; wanted squares, as a reference has")
         yield picture

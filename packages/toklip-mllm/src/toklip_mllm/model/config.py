@@ -36,8 +36,8 @@ class TokLIPLMConfig(PreTrainedConfig):  # type: ignore[misc]
         features: input of the connector: codes and tokens (concat, the paper's choice), or one of them.
         encoder_checksum: sha256 of the encoder's weights in float32, which a token store of its tokens also records;
             None if the weights are not known, and once the encoder was trained.
-        encoder_model: name of a TokLIP in toklip-core whose encoder the model has and its file leaves out; None: the
-            file has all weights, as every model has that is saved.
+        encoder_model: name of the TokLIP in a package that the encoder is loaded from, if the weights file has none;
+            None: the file has all weights, and ``save_pretrained`` always writes all.
         tokenizer: fields of :class:`toklip_core.TokenizerRecord`: the VQ tokenizer whose ids are read.
         embedding: fields of :class:`toklip_core.embeddings.EmbeddingConfig`: how ids become codes.
         embedding_checksum: sha256 of the embedding's tables, which are saved with the model; bits have none.

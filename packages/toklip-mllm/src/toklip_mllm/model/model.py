@@ -23,7 +23,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -52,8 +54,10 @@ from toklip_mllm.model.image_head import ImageHead
 from toklip_mllm.model.logits import FiniteLogits
 from toklip_mllm.model.outputs import PictureOutput, ReadAndDrawOutput
 from toklip_mllm.model.predictor import PicturePredictor, PicturePrompt
-from toklip_mllm.model.vision import PictureEncoder, load_encoder_of, round_to
+from toklip_mllm.model.vision import PictureEncoder, fill_encoder, left_out_encoder, round_to
 
+#: Whether a model is loaded whose file leaves the encoder out; transformers would warn that it has random weights.
+_LEAVES_OUT_ENCODER: ContextVar[bool] = ContextVar("leaves out encoder", default=False)
 #: transformers' name of the cache: the first from 5.24 on, the second before.
 _CACHE_NAMES = ("cache", "past_key_values")
 #: Name of the cache in the installed release.
@@ -121,9 +125,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._is_stateful = self.language_model._is_stateful
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
-        if config.encoder_model is not None:
-            # Weights that the file leaves out; transformers would warn that they are random.
-            self._keys_to_ignore_on_load_missing = {r"^vision\.encoder\."}
+        if _LEAVES_OUT_ENCODER.get():
+            self._keys_to_ignore_on_load_missing |= {r"^vision\.encoder\."}
         self.vision.requires_grad_(False)
         #: Checksums of the semantic encoder's weights when they were loaded, by dtype; empty if the weights were not
         #: accessible, None if none were loaded.
@@ -172,7 +175,6 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         """
         mine = self.config.encoder_checksum
         self.config.encoder_checksum = self._checksum_of_saved(state_dict)
-        self.config.encoder_model = None  # all weights are saved
         try:
             return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         finally:
@@ -193,15 +195,22 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
                 not the one that the model was built with.
         """
         told = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        encoder = None if place is None else left_out_encoder(Path(place))
+        token = _LEAVES_OUT_ENCODER.set(encoder is not None)
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        finally:
+            _LEAVES_OUT_ENCODER.reset(token)
         for what in ("missing", "unexpected"):
             if names := sorted(map(str, info[f"{what}_keys"])):
                 raise ValueError(
                     f"in {model.name_or_path!r} {len(names)} weights are {what}, such as {', '.join(names[:3])}; save "
                     "the whole model again, with its own config"
                 )
-        if (name := model.config.encoder_model) is not None and model.vision.encoder is not None:
-            load_encoder_of(name, model.vision.encoder, model.config.encoder_checksum)
+        if encoder is not None:
+            fill_encoder(model.vision, encoder, str(place))
+        model.config.encoder_model = None  # it has all its weights, and whoever saves it saves them
         model.vision.requires_grad_(False)  # loaded parameters are new ones
         refuse_damaged(model, model.name_or_path)
         model.check_embedding()

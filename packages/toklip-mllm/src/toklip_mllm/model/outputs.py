@@ -38,5 +38,5 @@ class PictureOutput:
     cache: Any
     #: Number of calls of the language model in which the pictures were drawn.
     calls: int
-    #: Width of the window; that of "auto" is the one chosen in the end.
+    #: Width of the window; that of "auto" is the fastest that was tried in full, 1 before any was.
     window: int

@@ -53,8 +53,8 @@ def to_image(picture: PictureInput, *, fetch: bool = False, max_pixels: int = MA
     """Return a picture as people see it; see :func:`toklip_core.pictures.open_picture`.
 
     Args:
-        picture: picture in any form. Arrays are (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4. Integers are levels
-            from 0 to 255; floats are levels too if one is above 1, and otherwise lie in [0, 1].
+        picture: picture in any form. Arrays are (H, W), (H, W, C) or (C, H, W) with C = 1, 3 or 4. Integers are values
+            from 0 to 255; floats are such values too if one is above 1, and otherwise lie in [0, 1].
         fetch: whether to download a picture given by address (http or https); otherwise no network is used.
         max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
 
@@ -119,18 +119,18 @@ def _of_values(values: NDArray[Any] | Tensor) -> Image.Image:
         array = np.moveaxis(array, 0, -1)
     if array.shape[2] not in (1, 3, 4):
         raise ValueError(f"got values of shape {shape}; wanted 1, 3 or 4 channels, first or last")
-    levels = _levels(array)
-    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    array = _bytes_of(array)
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
+def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype == bool:
         return np.ascontiguousarray(values * np.uint8(255))
     if values.dtype.kind not in "uif":
         raise ValueError(f"got values of {values.dtype}; wanted integers or floats")
     least, most = values.min(), values.max()
     if not (least >= 0 and most <= 255):  # written this way, NaN is refused too
-        raise ValueError(f"got values from {least:g} to {most:g}; wanted levels from 0 to 255, or floats from 0 to 1")
+        raise ValueError(f"got values from {least:g} to {most:g}; wanted integers from 0 to 255, or floats from 0 to 1")
     if values.dtype.kind == "f":
         values = np.rint(values.astype(np.float32) * np.float32(255 if most <= 1 else 1))
     return np.ascontiguousarray(values.astype(np.uint8))

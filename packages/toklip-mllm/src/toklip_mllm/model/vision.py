@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
+from toklip_core.files import read_json
 from toklip_core.model import FeatureStream, SemanticEncoder, join_features, model_spec
 from toklip_core.weights import load_strict, read_tensors, weights_checksum
 from torch import Tensor, nn
@@ -88,26 +90,40 @@ def encoder_checksum(encoder: nn.Module) -> str:
     return weights_checksum(round_to(encoder.state_dict(), torch.float32))
 
 
-def load_encoder_of(name: str, encoder: nn.Module, checksum: str | None) -> None:
-    """Copy the weights of the encoder of a TokLIP in toklip-core.
+def left_out_encoder(folder: Path) -> dict[str, Tensor] | None:
+    """Return the weights of the encoder that the file of a model folder leaves out, from the TokLIP that has them.
 
-    Args:
-        name: name of the TokLIP.
-        encoder: encoder that takes them.
-        checksum: what :func:`encoder_checksum` gives for them.
+    Return None if the file has them, or the folder's config names no TokLIP.
 
     Raises:
         LookupError: no TokLIP has the name.
-        ValueError: the weights are not those of the checksum, or do not fit.
+        ValueError: the TokLIP has another encoder than the model was built with, or is not in a package.
     """
-    folder = model_spec(name).folder
-    if folder is None:
-        raise ValueError(f"{name!r} is not in toklip-core, so it cannot give a language model its encoder")
-    tensors = read_tensors(folder / "model.safetensors").items()
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    name = config.get("encoder_model") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or name is None:
+        return None
+    if any(key.startswith(f"vision.{_PREFIX}") for key in read_tensors(folder / "model.safetensors")):
+        return None
+    if not isinstance(name, str) or (place := model_spec(name).folder) is None:
+        raise ValueError(f"{folder}/config.json has encoder_model = {name!r}; wanted the name of a TokLIP in a package")
+    tensors = read_tensors(place / "model.safetensors").items()
     weights = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors if key.startswith(_PREFIX)}
-    if weights_checksum(round_to(weights, torch.float32)) != checksum:
-        raise ValueError(f"its encoder is that of another {name!r} than the installed toklip-core has")
-    load_strict(encoder, weights, source=name)
+    if weights_checksum(round_to(weights, torch.float32)) != config.get("encoder_checksum"):
+        raise ValueError(
+            f"{str(folder)!r} takes its encoder from {name!r}, and the one that is installed has another; install the "
+            "releases of toklip-core and toklip-mllm that belong together"
+        )
+    return weights
+
+
+def fill_encoder(vision: PictureEncoder, weights: dict[str, Tensor], source: str) -> None:
+    """Copy weights into the encoder; ValueError if they do not fit, or accelerate has put the encoder elsewhere."""
+    assert vision.encoder is not None
+    hooks = [getattr(module, "_hf_hook", None) for module in vision.modules()]
+    if any(weight.is_meta for weight in vision.parameters()) or any(getattr(hook, "offload", False) for hook in hooks):
+        raise ValueError(f"{source!r} cannot be offloaded; save it with save_pretrained, and load that folder")
+    load_strict(vision.encoder, weights, source=source)
 
 
 def round_to(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

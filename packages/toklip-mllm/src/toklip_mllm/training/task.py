@@ -153,7 +153,7 @@ class MLLMTask(Task):
         self.evaluate = self._evaluate if self._held_out else None
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a batch with image_ids (P, h, w, Q) instead of pixels (P, 3, S, S), uint8."""
+        """Return a batch with image_ids (P, h, w, Q) instead of rgb (P, 3, S, S), uint8."""
         if "rgb" not in batch:
             return batch
         pixels = normalized(batch["rgb"])
