@@ -240,11 +240,16 @@ def _send(there: Connection[Any, Any], function: Callable[..., Iterator[Any]], a
 
 def measured(name: str, options: Options) -> Iterator[Row]:
     """Yield the rows of a benchmark."""
+    prepare(options)
+    yield from importlib.import_module(f"benchmarks.{name}").rows(options)
+
+
+def prepare(options: Options) -> None:
+    """Set up a fresh process for measurements."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     # Rows in float32 are not rounded to TF32, which torch allows in convolutions; their floors are not, either.
     torch.backends.cudnn.allow_tf32 = False
-    yield from importlib.import_module(f"benchmarks.{name}").rows(options)
 
 
 def machine_name(options: Options) -> str:

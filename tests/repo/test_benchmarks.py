@@ -21,6 +21,7 @@ def here(monkeypatch):
     """Processes of their own are for figures: here all is one."""
     for name in ("loading", "vq"):
         monkeypatch.setattr(f"benchmarks.{name}.only_from", lambda function, *arguments: next(function(*arguments)))
+    monkeypatch.setattr("benchmarks.encoder.elsewhere", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr("benchmarks.scaling.together", lambda count, options: [1.0, 1.0])
     threads = torch.get_num_threads()
     yield
