@@ -64,7 +64,7 @@ def rows(options: Options) -> Iterator[Row]:
     """Yield what each part gives.
 
     The pictures have a process of their own: where much memory was freed before, the official tokenizer, which takes
-    and gives back 2.3 GB for each picture, is a quarter faster than in a fresh process. It also brings an
+    and gives back 2 GB for each picture, is a quarter faster than in a fresh process. It also brings an
     open_clip of its own, which would be imported in place of ours.
     """
     yield from training_rows(options)
