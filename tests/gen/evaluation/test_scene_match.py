@@ -39,7 +39,7 @@ def pixels_of(prompts):
 
 
 def thing(colour="red", shape="circle", x=0.5, y=0.5, radius=0.15, rgb=(0.9, 0.1, 0.1), **more):
-    return SceneObject(shape=shape, colour=colour, size="medium", x=x, y=y, radius=radius, rgb=rgb, **more)
+    return SceneObject(shape=shape, colour=colour, size="medium", x=x, y=y, radius=radius, colour_values=rgb, **more)
 
 
 GREY = Background(kind="plain", colours=((0.45, 0.45, 0.5), (0.4, 0.4, 0.4)), light=(0.95, 0.2, -0.2))

@@ -126,7 +126,8 @@ class TokLIPForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type:
         self._takes = frozenset(inspect.signature(type(self.language_model).forward).parameters)
         self.post_init()
         if _LEAVES_OUT_ENCODER.get():
-            self._keys_to_ignore_on_load_missing |= {r"^vision\.encoder\."}
+            ignored = getattr(self, "_keys_to_ignore_on_load_missing", None) or ()  # a set, or a list before 5.24
+            self._keys_to_ignore_on_load_missing = [*ignored, r"^vision\.encoder\."]
         self.vision.requires_grad_(False)
         #: Checksums of the semantic encoder's weights when they were loaded, by dtype; empty if the weights were not
         #: accessible, None if none were loaded.
