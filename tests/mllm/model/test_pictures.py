@@ -103,8 +103,8 @@ def test_values_with_alpha_are_seen_on_white():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (LEVELS / 127.5 - 1, r"got values from -1 to .*; wanted levels from 0 to 255, or floats from 0 to 1"),
-        (LEVELS.astype(np.uint16) * 257, "wanted levels from 0 to 255"),
+        (LEVELS / 127.5 - 1, r"got values from -1 to .*; wanted integers from 0 to 255, or floats from 0 to 1"),
+        (LEVELS.astype(np.uint16) * 257, "wanted integers from 0 to 255"),
         (np.full((4, 5, 3), np.nan), "got values from nan to nan"),
         (np.zeros((5, 6, 7)), r"got values of shape \(5, 6, 7\); wanted 1, 3 or 4 channels"),
         (np.zeros((2, 2, 2, 2, 3)), r"got values of shape \(2, 2, 2, 2, 3\); wanted \(H, W\)"),
