@@ -6,7 +6,8 @@ The 1,797 digits of 8 x 8 pixels become pictures of 32, of which the last 297 ar
 a teacher, a TokLIP and a generator are trained on the others by the recipes in results/digits. It prints how well
 held-out digits are reconstructed; how many a linear probe tells apart, fitted on the training digits, by their codes
 and by their semantic tokens, and how many the captions do without a probe; and how many drawn digits are the class that
-was asked for, judged by a support vector machine that was fitted on the real training digits.
+was asked for, judged by a support vector machine that was fitted on the real training digits. digits.jpg in --out, or
+docs/pictures/digits.jpg with --page, shows ten drawn digits of each class.
 
 Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, https://doi.org/10.24432/C50P49.
 """
@@ -41,10 +42,11 @@ from sklearn.svm import SVC
 from toklip_core.config import Compute
 from toklip_core.evaluation import class_features, evaluate_reconstruction
 from toklip_core.model import TokLIP
-from toklip_core.pictures import normalized
+from toklip_core.pictures import normalized, to_picture
 from toklip_gen.generator import load_generator
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.utils import make_grid
 
 HELD_OUT = 297
 SIZE = 32
@@ -86,16 +88,18 @@ def main() -> None:
         form = "{:.2f} dB".format if name == PSNR else percent
         rows.append([name, spread(values[:1] if name == TRUE else values, form)])
     put([markdown(["297 held-out digits", ""], rows)], options.page, "digits")
+    folder = options.out if options.page is None else options.page.parents[1] / "pictures"
+    drawn_digits(folders[0] / "model").save(folder / "digits.jpg", quality=75, optimize=True)
 
 
 def digits() -> tuple[Digits, Digits]:
     """Return those to train on, and those that are held out."""
     found = load_digits()
-    levels = [
+    rgb = [
         np.asarray(Image.fromarray(digit).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
         for digit in (found.images * (255 / 16)).round().astype(np.uint8)
     ]
-    pixels = normalized(torch.from_numpy(np.stack(levels))[:, None].expand(-1, 3, -1, -1))
+    pixels = normalized(torch.from_numpy(np.stack(rgb))[:, None].expand(-1, 3, -1, -1))
     return (
         Digits(pixels[:-HELD_OUT], found.target[:-HELD_OUT]),
         Digits(pixels[-HELD_OUT:], found.target[-HELD_OUT:]),
@@ -110,8 +114,7 @@ def write(found: Digits, folder: Path) -> None:
     for number, (pixels, label) in enumerate(zip(found.pixels, found.labels, strict=True)):
         file = folder / str(label) / f"{number:04d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        levels = ((pixels + 1) * 127.5).round().to(torch.uint8)
-        Image.fromarray(levels.movedim(0, -1).numpy()).save(file)
+        to_picture(pixels).save(file)
         file.with_suffix(".txt").write_text(f"{CAPTION.format(NAMES[label])}\n", encoding="utf-8")
     done.write_text("written\n", encoding="utf-8")
 
@@ -178,6 +181,14 @@ def figures(generator: Path, train: Digits, held_out: Digits, drawn: int) -> dic
         "judge: their reconstructions": float(judge.score(small(reconstructed), held_out.labels)),
         f"judge: {drawn} drawn digits": float(judge.score(small(pictures.pixels(ids)), asked)),
     }
+
+
+def drawn_digits(generator: Path) -> Image.Image:
+    """Return a row of drawn digits for each class, of the seeds 0 to 9."""
+    pictures = load_generator(generator)
+    classes = [label for label in range(10) for _ in range(10)]
+    drawn = pictures.draw(classes, seeds=[*range(10)] * 10)
+    return to_picture(make_grid(pictures.pixels(drawn.ids), nrow=10, pad_value=1.0))
 
 
 def features(toklip: TokLIP, of: Digits) -> dict[str, Tensor]:

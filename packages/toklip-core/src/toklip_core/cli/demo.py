@@ -31,7 +31,7 @@ def demo(ctx: click.Context, out: Path, folder: Path | None) -> None:
 
     The page encodes and decodes a photograph, and explains, classifies, searches, asks about and generates scenes. Each
     step shows the command, which is run for the page, and the Python code that does the same. The demo uses the models
-    in the packages, needs no network and takes less than a minute on two cores.
+    in the packages, needs no network and takes about 20 seconds on two cores.
     """
     from toklip_core.demo import write_demo
 

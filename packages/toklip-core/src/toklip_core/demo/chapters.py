@@ -1,7 +1,7 @@
 """The chapters of `toklip demo`: for each a text, the commands that are run, and the same in Python.
 
 Each Python snippet continues the ones before it. The scene, the texts and the seeds were chosen because they work well;
-the rates in the texts, from docs/results.md, say how often that is so.
+the rates in the texts, from the pages in docs/results, say how often that is so.
 """
 
 from __future__ import annotations
