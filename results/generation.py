@@ -6,17 +6,20 @@ Each is the recipe `toklip train generator scenes-tiny` with a smaller network, 
 steps, of two numbers, over a token store of 24,000 scenes on plain backgrounds, more than a run sees. Of captions of
 validation scenes (combinations of colour and shape that training shows, in new scenes) and of held-out ones (each with
 one that it never shows), on plain backgrounds, it prints: whether pictures show what is asked for, judged by pixels;
-the Fréchet distance to those scenes on the features of clip-tiny; and the loss of the last tenth of the training.
+the Fréchet distance to those scenes on the features of clip-tiny; and the loss of the last tenth of the training. The
+last rows have the same figures of the scenes, reconstructed by the tokenizer, and of pictures whose ids are random.
+features.jpg in --out, or docs/pictures/features.jpg with --page, shows what ten captions become after the most steps.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from _runs import (
     OF_GENERATOR,
     Training,
@@ -30,15 +33,28 @@ from _runs import (
     spread,
     train_all,
 )
+from PIL import Image
+from toklip_core.pictures import normalized, to_picture, to_rgb
 from toklip_core.scenes import Scenes
-from toklip_gen.evaluation import Measures, SamplingSettings, evaluate_on_scenes
-from toklip_gen.generator import ModelSettings
+from toklip_core.tokenizer import load_tokenizer
+from toklip_gen.evaluation import (
+    Measures,
+    SamplingSettings,
+    evaluate_on_scenes,
+    frechet_distance,
+    load_extractor,
+    match_by_pixels,
+    moments,
+    scene_prompts,
+)
+from toklip_gen.generator import ModelSettings, load_generator
+from torchvision.utils import make_grid
 
 FEATURES = ("ids", "codes", "concat")
 SPLITS = ("validation", "held-out")
 CLAIMS = ("colour", "shape", "object", "count", "relation", "caption")
 DISTANCE = "Fréchet distance"
-TEACHER = "clip-tiny"
+TOKENIZER, TEACHER = "vqgan-tiny", "clip-tiny"
 
 Runs = Mapping[tuple[int, str, int], Training]
 
@@ -51,6 +67,9 @@ def main() -> None:
     runs = trainings(options, plain_store(options.out))
     train_all(runs.values(), options.jobs)
     put([table(runs, options)], options.page, "generation")
+    folder = options.out if options.page is None else options.page.parents[1] / "pictures"
+    longest = [runs[max(options.steps), features, options.seeds[0]].out for features in FEATURES]
+    drawn_captions([run / "model" for run in longest]).save(folder / "features.jpg", quality=75, optimize=True)
 
 
 def trainings(options: Any, store: Path) -> Runs:  # noqa: ANN401 - argparse's
@@ -88,18 +107,24 @@ def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
         for steps in options.steps:
             for features in FEATURES:
                 keys = [(steps, features, seed) for seed in options.seeds]
-                shown = [
-                    spread([found[key][claim] for key in keys], percent) if claim in found[keys[0]] else ""
-                    for claim in CLAIMS
-                ]
-                distance = spread([found[key][DISTANCE] for key in keys], "{:.4f}".format)
                 loss = spread([losses[key] for key in keys], "{:.3f}".format)
-                rows.append([split, str(steps), features, loss, *shown, distance])
+                rows.append([split, str(steps), features, loss, *cells([found[key] for key in keys])])
         ceiling = next(iter(found.values()))
         names = [f"reconstructed {claim}" for claim in CLAIMS]
         shown = [percent(ceiling[name]) if name in ceiling else "" for name in names]
         rows.append([split, "", "the scenes, reconstructed", "", *shown, ""])
+        file = f"random-ids-{split}-{options.captions}-captions-{{}}.json".format
+        at_random = {
+            options.out / file(seed): partial(of_random_ids, options.captions, split, seed) for seed in options.seeds
+        }
+        rows.append([split, "", "ids drawn at random", "", *cells(measured(at_random, options.jobs))])
     return markdown(["captions", "steps", "features", "loss", *CLAIMS, DISTANCE], rows)
+
+
+def cells(of: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what pictures show, and their distance, as spreads over the seeds."""
+    shown = [spread([one[claim] for one in of], percent) if claim in of[0] else "" for claim in CLAIMS]
+    return [*shown, spread([one[DISTANCE] for one in of], "{:.4f}".format)]
 
 
 def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
@@ -115,6 +140,31 @@ def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
         **{f"reconstructed {claim}": share for claim in CLAIMS if (share := reconstructed[claim]) is not None},
         DISTANCE: report.frechet,
     }
+
+
+@torch.no_grad()
+def of_random_ids(captions: int, split: str, seed: int) -> dict[str, float]:
+    """The same of pictures whose ids are random: what the judge finds where nothing was meant."""
+    tokenizer, extractor = load_tokenizer(TOKENIZER), load_extractor(TEACHER)
+    prompts = scene_prompts(captions, split=split)
+    scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in prompts]).movedim(-1, 1))
+    shape = (captions, *tokenizer.encode(scenes[:1]).shape[1:])
+    ids = torch.randint(tokenizer.codebook_sizes[0], shape, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.cat([tokenizer.decode_clamped(part) for part in ids.split(64)])
+    match = match_by_pixels(pixels, [prompt.claims for prompt in prompts]).as_json()
+    drawn, real = (moments(extractor(to_rgb(of)).features) for of in (pixels, scenes))
+    return {
+        **{claim: share for claim in CLAIMS if (share := match[claim]) is not None},
+        DISTANCE: frechet_distance(real, drawn),
+    }
+
+
+def drawn_captions(generators: Sequence[Path]) -> Image.Image:
+    """Return a row of pictures for each generator: the first ten captions of validation scenes, of the seeds 0 to 9."""
+    texts = [prompt.text for prompt in scene_prompts(10, split="validation")]
+    models = map(load_generator, generators)
+    rows = [model.pixels(model.draw(texts, seeds=range(len(texts))).ids) for model in models]
+    return to_picture(make_grid(torch.cat(rows), nrow=len(texts), pad_value=1.0))
 
 
 def last_loss(run: Path) -> float:
