@@ -211,9 +211,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def results(session: nox.Session) -> None:
-    """Train what docs/results/ compares and write the tables there: `nox -s results -- [NAME]`; it takes hours.
+    """Train what docs/results/ compares, write tables and pictures there: `nox -s results -- [NAME]`; it takes hours.
 
-    With more arguments the tables of NAME are only printed.
+    With more arguments the tables of NAME are only printed, and a picture is written to --out.
     """
     install(session, PACKAGES, "scikit-learn")
     scripts = {path.stem: path for path in sorted((ROOT / "results").glob("[!_]*.py"))}

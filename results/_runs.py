@@ -73,8 +73,17 @@ def arguments(description: str, *, steps: int | Sequence[int]) -> argparse.Argum
     several = "+" if isinstance(steps, Sequence) else None
     parser.add_argument("--steps", type=int, nargs=several, default=steps, help="optimizer steps of each training")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time, with one thread each")
-    parser.add_argument("--page", type=Path, help="page in which to replace the tables between the script's markers")
+    parser.add_argument(
+        "--page", type=Path, help="page in which to replace the tables between the script's markers, and its picture"
+    )
     return parser
+
+
+def picture_file(options: argparse.Namespace, name: str) -> Path:
+    """Return the file of a script's picture: in the folder pictures beside that of the page, or else in --out."""
+    folder = options.out if options.page is None else options.page.resolve().parents[1] / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder, name)
 
 
 def models_checksum() -> str:

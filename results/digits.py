@@ -28,6 +28,7 @@ from _runs import (
     markdown,
     measured,
     percent,
+    picture_file,
     put,
     shortened,
     spread,
@@ -67,10 +68,11 @@ class Digits(NamedTuple):
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table, and write a picture."""
     parser = arguments(str(__doc__), steps=600)
     parser.add_argument("--drawn", type=int, default=500, help="digits, as many of each class")
     options = parser.parse_args()
+    picture = picture_file(options, "digits.jpg")
     train, held_out = digits()
     folders = trained(options, train, held_out)
     found = measured(
@@ -88,18 +90,17 @@ def main() -> None:
         form = "{:.2f} dB".format if name == PSNR else percent
         rows.append([name, spread(values[:1] if name == TRUE else values, form)])
     put([markdown(["297 held-out digits", ""], rows)], options.page, "digits")
-    folder = options.out if options.page is None else options.page.parents[1] / "pictures"
-    drawn_digits(folders[0] / "model").save(folder / "digits.jpg", quality=75, optimize=True)
+    draw_digits(folders[0] / "model").save(picture, quality=75, optimize=True)
 
 
 def digits() -> tuple[Digits, Digits]:
     """Return those to train on, and those that are held out."""
     found = load_digits()
-    rgb = [
+    grey = [
         np.asarray(Image.fromarray(digit).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
         for digit in (found.images * (255 / 16)).round().astype(np.uint8)
     ]
-    pixels = normalized(torch.from_numpy(np.stack(rgb))[:, None].expand(-1, 3, -1, -1))
+    pixels = normalized(torch.from_numpy(np.stack(grey))[:, None].expand(-1, 3, -1, -1))
     return (
         Digits(pixels[:-HELD_OUT], found.target[:-HELD_OUT]),
         Digits(pixels[-HELD_OUT:], found.target[-HELD_OUT:]),
@@ -183,7 +184,7 @@ def figures(generator: Path, train: Digits, held_out: Digits, drawn: int) -> dic
     }
 
 
-def drawn_digits(generator: Path) -> Image.Image:
+def draw_digits(generator: Path) -> Image.Image:
     """Return a row of drawn digits for each class, of the seeds 0 to 9."""
     pictures = load_generator(generator)
     classes = [label for label in range(10) for _ in range(10)]

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _runs import (
     OF_GENERATOR,
@@ -27,6 +28,7 @@ from _runs import (
     markdown,
     measured,
     percent,
+    picture_file,
     plain_store,
     put,
     shortened,
@@ -34,9 +36,9 @@ from _runs import (
     train_all,
 )
 from PIL import Image
-from toklip_core.pictures import normalized, to_picture, to_rgb
+from toklip_core.pictures import to_picture, to_rgb
 from toklip_core.scenes import Scenes
-from toklip_core.tokenizer import load_tokenizer
+from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_gen.evaluation import (
     Measures,
     SamplingSettings,
@@ -47,7 +49,9 @@ from toklip_gen.evaluation import (
     moments,
     scene_prompts,
 )
+from toklip_gen.evaluation.scene_match import Prompt
 from toklip_gen.generator import ModelSettings, load_generator
+from torch import Tensor
 from torchvision.utils import make_grid
 
 FEATURES = ("ids", "codes", "concat")
@@ -60,16 +64,16 @@ Runs = Mapping[tuple[int, str, int], Training]
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table, and write a picture."""
     parser = arguments(str(__doc__), steps=(150, 600))
     parser.add_argument("--captions", type=int, default=256, help="captions of each split")
     options = parser.parse_args()
+    picture = picture_file(options, "features.jpg")
     runs = trainings(options, plain_store(options.out))
     train_all(runs.values(), options.jobs)
     put([table(runs, options)], options.page, "generation")
-    folder = options.out if options.page is None else options.page.parents[1] / "pictures"
     longest = [runs[max(options.steps), features, options.seeds[0]].out for features in FEATURES]
-    drawn_captions([run / "model" for run in longest]).save(folder / "features.jpg", quality=75, optimize=True)
+    draw_captions([run / "model" for run in longest]).save(picture, quality=75, optimize=True)
 
 
 def trainings(options: Any, store: Path) -> Runs:  # noqa: ANN401 - argparse's
@@ -113,18 +117,20 @@ def table(runs: Runs, options: Any) -> str:  # noqa: ANN401 - argparse's
         names = [f"reconstructed {claim}" for claim in CLAIMS]
         shown = [percent(ceiling[name]) if name in ceiling else "" for name in names]
         rows.append([split, "", "the scenes, reconstructed", "", *shown, ""])
-        file = f"random-ids-{split}-{options.captions}-captions-{{}}.json".format
         at_random = {
-            options.out / file(seed): partial(of_random_ids, options.captions, split, seed) for seed in options.seeds
+            options.out / f"random-ids-{split}-{options.captions}-captions-{seed}.json": partial(
+                of_random_ids, options.captions, split, seed
+            )
+            for seed in options.seeds
         }
         rows.append([split, "", "ids drawn at random", "", *cells(measured(at_random, options.jobs))])
     return markdown(["captions", "steps", "features", "loss", *CLAIMS, DISTANCE], rows)
 
 
-def cells(of: Sequence[Mapping[str, float]]) -> list[str]:
+def cells(per_seed: Sequence[Mapping[str, float]]) -> list[str]:
     """Return what pictures show, and their distance, as spreads over the seeds."""
-    shown = [spread([one[claim] for one in of], percent) if claim in of[0] else "" for claim in CLAIMS]
-    return [*shown, spread([one[DISTANCE] for one in of], "{:.4f}".format)]
+    shown = [spread([of[claim] for of in per_seed], percent) if claim in per_seed[0] else "" for claim in CLAIMS]
+    return [*shown, spread([of[DISTANCE] for of in per_seed], "{:.4f}".format)]
 
 
 def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
@@ -142,24 +148,30 @@ def figures(generator: Path, captions: int, split: str) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
 def of_random_ids(captions: int, split: str, seed: int) -> dict[str, float]:
-    """The same of pictures whose ids are random: what the judge finds where nothing was meant."""
-    tokenizer, extractor = load_tokenizer(TOKENIZER), load_extractor(TEACHER)
-    prompts = scene_prompts(captions, split=split)
-    scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in prompts]).movedim(-1, 1))
-    shape = (captions, *tokenizer.encode(scenes[:1]).shape[1:])
-    ids = torch.randint(tokenizer.codebook_sizes[0], shape, generator=torch.Generator().manual_seed(seed))
+    """Return the figures of pictures whose ids are random, which show what the judge finds in noise."""
+    tokenizer, prompts = load_tokenizer(TOKENIZER), scene_prompts(captions, split=split)
+    height, width, _ = prompts[0].scene.rgb.shape
+    grid = (captions, *tokenizer.grid(height, width))
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(size, grid, generator=generator) for size in tokenizer.codebook_sizes], -1)
+    return figures_of_ids(tokenizer, ids, prompts)
+
+
+@torch.no_grad()
+def figures_of_ids(tokenizer: Tokenizer, ids: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Return what the pictures of ids show of captions, and their Fréchet distance to the scenes."""
     pixels = torch.cat([tokenizer.decode_clamped(part) for part in ids.split(64)])
     match = match_by_pixels(pixels, [prompt.claims for prompt in prompts]).as_json()
-    drawn, real = (moments(extractor(to_rgb(of)).features) for of in (pixels, scenes))
+    extractor, scenes = load_extractor(TEACHER), torch.from_numpy(np.stack([prompt.scene.rgb for prompt in prompts]))
+    drawn, real = (moments(extractor(rgb).features) for rgb in (to_rgb(pixels), scenes.movedim(-1, 1)))
     return {
         **{claim: share for claim in CLAIMS if (share := match[claim]) is not None},
         DISTANCE: frechet_distance(real, drawn),
     }
 
 
-def drawn_captions(generators: Sequence[Path]) -> Image.Image:
+def draw_captions(generators: Sequence[Path]) -> Image.Image:
     """Return a row of pictures for each generator: the first ten captions of validation scenes, of the seeds 0 to 9."""
     texts = [prompt.text for prompt in scene_prompts(10, split="validation")]
     models = map(load_generator, generators)

@@ -3,7 +3,8 @@
     python results/semantics.py
 
 Token stores of scenes with the features of clip-tiny, and for each seed encoders over them: the recipe `toklip train
-encoder scenes-tiny` with fewer steps, whole and with one thing changed. A share of the data is the first of the same
+encoder scenes-tiny` with fewer steps, whole and with one thing changed (two for random initial values, because the
+projector is fitted to the teacher's). A share of the data is the first of the same
 scenes. A store that is in --out already, store-COUNT of COUNT scenes and COUNT scenes of one object, is taken as it is.
 
 Zero-shot accuracy on held-out scenes of one object among all 64 classes, and retrieval on held-out scenes of one to
@@ -58,7 +59,10 @@ VARIANTS = {
     "fifth": Variant("tokens, 20 % of the scenes", thinned=5),
     "twentieth": Variant("tokens, 5 % of the scenes", thinned=20),
     "undistilled": Variant("tokens, no distillation", ("losses.pooled_weight=0",)),
-    "random": Variant("tokens, random initial values", ("initial_values=random", "projector_pictures=0")),
+    "unfitted": Variant("tokens, projector not fitted", ("projector_pictures=0",)),
+    "random": Variant(
+        "tokens, projector not fitted, random initial values", ("initial_values=random", "projector_pictures=0")
+    ),
     "bidirectional": Variant("tokens, no causal mask", ("causal=false",)),
 }
 TOKENIZER, TEACHER = "vqgan-tiny", "clip-tiny"

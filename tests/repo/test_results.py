@@ -13,8 +13,11 @@ import torch
 from toklip_core.config import load_config
 from toklip_core.evaluation import evaluate_retrieval, evaluate_zero_shot
 from toklip_core.model import load_model
+from toklip_core.pictures import normalized
 from toklip_core.scenes import parse_caption, parse_scenes
 from toklip_core.tasks import ENCODER_RECIPES, TEACHER_RECIPES, EncoderTrainConfig, TeacherTrainConfig
+from toklip_core.tokenizer import load_tokenizer
+from toklip_gen.evaluation import measure_match, scene_prompts
 from toklip_gen.training import RECIPES as GENERATOR_RECIPES, GeneratorTrainConfig
 from toklip_mllm.training import RECIPES as MLLM_RECIPES, MLLMTrainConfig
 from toklip_vq.training import RECIPES as VQ_RECIPES, VQTrainConfig
@@ -106,6 +109,7 @@ def test_each_variant_changes_one_thing_of_the_recipe(tmp_path, asked):
         "fifth": {"data"},
         "twentieth": {"data"},
         "undistilled": {"losses"},
+        "unfitted": {"projector_pictures"},
         "random": {"initial_values", "projector_pictures"},
         "bidirectional": {"causal"},
     }
@@ -215,6 +219,47 @@ def test_what_is_measured_already_is_taken_and_the_rest_measured_by_one_thread_e
     assert _runs.measured({old: partial(dict, of=3), new: partial(dict, of=4)}, jobs=2) == [{"of": 2}, {"of": 4}]
     assert _runs.measured({tmp_path / "threads.json": torch.get_num_threads}, jobs=1) == [1]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_table_of_generation_has_the_scenes_and_random_ids_below_the_generators(tmp_path):
+    options = Namespace(out=tmp_path, jobs=1, steps=[40, 80], seeds=[3], captions=2)
+    runs = generation.trainings(options, tmp_path / "store")
+    shown = dict.fromkeys([*generation.CLAIMS, generation.DISTANCE], 0.5) | {"reconstructed colour": 0.75}
+    del shown["relation"]  # no caption has one
+    for split in generation.SPLITS:
+        (tmp_path / f"random-ids-{split}-2-captions-3.json").write_text(json.dumps(shown | {"colour": 0.25}))
+        for run in runs.values():
+            run.out.mkdir(exist_ok=True)
+            (run.out / f"{split}-2-captions.json").write_text(json.dumps(shown))
+            (run.out / "metrics.jsonl").write_text('{"step": 40, "loss/next_id": 3.0}\n')
+    rows = [line.split(" | ") for line in generation.table(runs, options).splitlines()[2:]]
+    last = ["the scenes, reconstructed", "ids drawn at random"]
+    assert [row[2] for row in rows[:8]] == [*generation.FEATURES * 2, *last]
+    assert [row[4] for row in rows[5:8]] == ["50.0 %", "75.0 %", "25.0 %"] and rows[5][8] == ""
+    assert len(rows) == 2 * 8
+
+
+@pytest.mark.slow
+def test_figures_of_a_scenes_own_ids_are_those_of_its_reconstruction():
+    prompts = scene_prompts(4, split="validation")
+    tokenizer = load_tokenizer(generation.TOKENIZER)
+    scenes = normalized(torch.stack([torch.from_numpy(prompt.scene.rgb) for prompt in prompts]).movedim(-1, 1))
+    found = generation.figures_of_ids(tokenizer, tokenizer.encode(scenes), prompts)
+    wanted = measure_match(lambda texts: scenes, prompts, tokenizer=tokenizer)["pixels"]["reconstructed"].as_json()
+    assert {name: found[name] for name in wanted} == wanted
+    assert 0 < found[generation.DISTANCE] < 0.1 < generation.of_random_ids(4, "validation", 0)[generation.DISTANCE]
+
+
+@pytest.mark.slow
+def test_captions_are_drawn_in_a_row_for_each_generator():
+    assert generation.draw_captions(["toklip-gen-tiny"] * 2).size == (10 * (64 + 2) + 2, 2 * (64 + 2) + 2)
+
+
+@pytest.mark.parametrize("page", [None, "docs/results/of.md"])
+def test_the_picture_is_in_out_or_beside_the_folder_of_the_page(tmp_path, page):
+    options = Namespace(out=tmp_path / "out", page=page and tmp_path / page)
+    file = _runs.picture_file(options, "one.jpg")
+    assert file == tmp_path / ("docs/pictures/one.jpg" if page else "out/one.jpg") and file.parent.is_dir()
 
 
 @pytest.mark.parametrize(("every", "last", "loss"), [(50, 400, 400.0), (10, 600, 575.0), (7, 12, 7.0)])

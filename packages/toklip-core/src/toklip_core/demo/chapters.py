@@ -118,8 +118,8 @@ print(F.cosine_similarity(pooled, model.text_features(["a yellow square", "a gre
         title="See what each token says",
         text="The encoder reads ids row by row, like a page: a token depends on its own id and the ids before it, and "
         "on nothing after it. Here each token is compared with two texts. From the second row on the encoder has read "
-        "the blue square, and most tokens are closer to blue. Those on the yellow square turn to yellow in its second "
-        "row, once enough of it has been read.",
+        "some of the blue square, and most tokens are closer to blue. In the second row of the yellow square its "
+        "tokens turn to yellow, and almost all tokens after them do, too.",
         commands=(
             ("explain", SCENE, "a blue square", "a yellow square", "--relative", "--out", "explained.webp"),
         ),
