@@ -122,7 +122,7 @@ def scenes_store(out: Path) -> Path:
 
 
 def questions(store: Path) -> str:
-    """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`, all kinds of questions."""
+    """Return the entry of ``data`` that asks about the scenes of :func:`scenes_store`: every kind, also places."""
     return (
         f'{{kind = "scenes", count = 24000, store = "{store.as_posix()}", rounds = 3, independent = true, '
         "caption_share = 0.5}"
