@@ -288,3 +288,15 @@ def test_the_log_is_json(world, tmp_path):
     train_mllm(settings(world, drawings(world), run={"steps": 1}), tmp_path / "one")
     (line,) = (tmp_path / "one/metrics.jsonl").read_text().splitlines()
     assert 0 <= json.loads(line)["id_accuracy"] <= 1
+
+
+def test_micro_batches_have_the_losses_of_the_whole_batch_however_many_of_them_draw(world, tmp_path):
+    """One of four conversations draws, and the answers have different lengths."""
+    data = [drawings(world), file_data(world)]
+    run = {"steps": 1, "batch_size": 8, "learning_rate": 1e-2}
+    for accumulate in (1, 8):
+        more = {"image_z_loss": 0.5, "held_out": None, "group_by_length": False}
+        train_mllm(settings(world, *data, run=run | {"accumulate": accumulate}, **more), tmp_path / str(accumulate))
+    one, many = lines(tmp_path / "1")[0], lines(tmp_path / "8")[0]
+    for name in ("loss/text", "loss/image", "loss/image_z", "grad_norm/model"):
+        assert many[name] == pytest.approx(one[name], rel=1e-4), name

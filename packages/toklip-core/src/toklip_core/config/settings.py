@@ -90,9 +90,9 @@ class RunConfig(Config):
         default=1,
         gt=0,
         description="Number of micro-batches per step (gradient accumulation); more of them need less memory. The "
-        "gradients are those of the whole batch for losses that are means over samples, and, at the cost of one more "
-        "forward pass, for contrastive losses. Codebook entropy and batch-norm statistics are computed per "
-        "micro-batch.",
+        "gradients are those of the whole batch for losses that are means over samples, tokens or drawn ids, and, at "
+        "the cost of one more forward pass, for contrastive losses. Codebook entropy and batch-norm statistics are "
+        "computed per micro-batch.",
     )
     learning_rate: float = Field(gt=0, description="Peak learning rate, reached at the end of the warm-up.")
     schedule: Literal["constant", "cosine", "multi-step"] = Field(

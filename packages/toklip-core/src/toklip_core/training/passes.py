@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from toklip_core.config import RunConfig
 from toklip_core.training.cpu_attention import CPUAttention
+from toklip_core.training.losses import mean_over_processes
 from toklip_core.training.order import derived_seed
 from toklip_core.training.task import Losses, Task
 
@@ -34,14 +35,18 @@ class Passes:
         count, contrast = self.run.accumulate, self.task.contrast
         inputs: Iterator[Any] = (self._prepare(x, step, micro) for micro, x in enumerate(islice(batches, count)))
         cached: list[dict[str, Tensor]] = []
-        if contrast is not None and count > 1:
+        weights: list[dict[str, Tensor]] = [{} for _ in range(count)]
+        if count > 1 and (contrast is not None or self.task.loss_counts is not None):
             kept = [*inputs]  # for both passes, so that frozen networks run only once
-            between, cached = self._cache(contrast, kept, step)
             inputs = iter(kept)
-            yield between
+            if self.task.loss_counts is not None:
+                weights = _weights([self.task.loss_counts(prepared) for prepared in kept])
+            if contrast is not None:
+                between, cached = self._cache(contrast, kept, step)
+                yield between
         for micro, prepared in enumerate(inputs):
             with nullcontext() if micro == count - 1 else self.accelerator.no_sync(self.model):
-                result = self._forward(prepared, step, micro)
+                result = _weighted(self._forward(prepared, step, micro), weights[micro])
             losses = [loss / count for loss in result.losses.values()]
             if cached:
                 # Only the gradient of these products matters: it is that of the contrast through this micro-batch.
@@ -96,6 +101,19 @@ class Passes:
             else:  # once, in the last micro-batch, whose backward pass averages over processes
                 cached[-1][name] = gradient
         return between, cached
+
+
+def _weights(counts: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return by which each loss of each micro-batch is multiplied, so that their mean is that of the whole batch."""
+    names = [*counts[0]]
+    each = mean_over_processes(torch.stack([torch.stack([count[name] for name in names]) for count in counts]).float())
+    whole = each.mean(0)  # 0 only if a loss has no terms at all
+    return [dict(zip(names, row / whole.where(whole > 0, 1), strict=True)) for row in each]
+
+
+def _weighted(result: Losses, weights: Mapping[str, Tensor]) -> Losses:
+    losses = {name: loss * weights[name] if name in weights else loss for name, loss in result.losses.items()}
+    return result._replace(losses=losses)
 
 
 def _float32(features: Mapping[str, Tensor]) -> dict[str, Tensor]:

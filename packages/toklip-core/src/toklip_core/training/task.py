@@ -58,7 +58,7 @@ class Task(ABC):
 
     @abstractmethod
     def objective(self, model: nn.Module, prepared: Any, step: int) -> Losses:  # noqa: ANN401 - what `prepare` returns
-        """Return losses that are means over samples, and features for the contrast.
+        """Return losses that are means over samples (or see :attr:`loss_counts`), and features for the contrast.
 
         Args:
             model: ``self.model``, wrapped. Call it as ``model(...)``, so that hooks of DDP and FSDP run; the autocast
@@ -102,6 +102,11 @@ class Task(ABC):
     #: at the cost of one more forward pass without gradients. Memory holds prepared inputs and features of the whole
     #: batch, but activations of only one micro-batch.
     contrast: Callable[[Mapping[str, Tensor]], Losses] | None = None
+    #: Function from a prepared micro-batch to the number of terms of this process, 0-dim, by name of a loss. It is for
+    #: losses that are means over something that samples have different numbers of, such as tokens: with
+    #: ``run.accumulate``, micro-batches count by these numbers. A loss that it does not name is a mean over samples.
+    #: Memory holds the prepared inputs of the whole batch.
+    loss_counts: Callable[[Any], Mapping[str, Tensor]] | None = None
     #: Whether some parameters may get no gradient in some steps, which DDP must know.
     unused_parameters: bool = False
 

@@ -165,6 +165,15 @@ class MLLMTask(Task):
         """Return the cross entropy of the assistant's tokens, and of the ids of the pictures that it draws."""
         return cast(Losses, model(prepared))
 
+    def loss_counts(self, prepared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the numbers of labelled tokens and of drawn pictures, of which each has as many ids."""
+        counts = {"text": (prepared["labels"][:, 1:] != IGNORED).sum()}
+        config, tokens = self.model.model.config, prepared["input_ids"]
+        if self.model.model.image_head is not None:
+            begun = (tokens[:, :-1] == config.head_config.begin_token_id) & (tokens[:, 1:] == config.image_token_id)
+            counts |= dict.fromkeys(("image", "image_z"), begun.sum())
+        return counts
+
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write model and processor, with adapters merged."""
         dtype = getattr(torch, self.config.saved_dtype)
