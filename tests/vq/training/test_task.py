@@ -176,6 +176,22 @@ def test_each_save_is_a_place_to_resume_from(tmp_path: Path, tiny: Path):
         assert_same(out, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vq", "residual"])
+def test_averages_begin_anew_where_codes_start_and_restart(tmp_path: Path, tiny: Path, kind: str):
+    """Codes start in the second step and restart in the fourth; an average so slow would still be of random values."""
+    config = other(tiny, kind, "model.codebook_size=512", "run.ema_decay=0.9999")
+    train_with_restarts(config, tmp_path)
+    equal = []
+    for step in (1, 2, 3, 4):
+        save = tmp_path / f"checkpoints/step-{step:08d}"
+        weights, average = load_file(save / "model.safetensors"), load_file(save / "average.safetensors")
+        name = next(name for name in average if "codebook" in name)
+        equal.append((weights["vqgan." + name] == average[name]).all(-1).float().mean().item())
+    started, moved, restarted = equal[1:]
+    assert started == 1 and moved < 0.9 and moved < restarted < 1
+
+
 #: Quantizers, with what each needs in place of TINY's codebook.
 OTHERS = {
     "vq": (),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -142,9 +142,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
                     optimizer.zero_grad(set_to_none=True)
                 with torch.no_grad():
                     task.after_step(core)
-                if average:
-                    weights = trainable(product)
-                    torch._foreach_lerp_([*average.values()], [weights[n].detach() for n in average], 1 - run.ema_decay)
+                _update(average, trainable(product), task.replaced_rows(), decay=run.ema_decay)
                 window.add(step + 1, Losses({}, {f"grad_norm/{name}": norm for name, norm in norms.items()}))
 
                 progress.update()
@@ -251,6 +249,17 @@ def _train_mode(model: nn.Module) -> None:
 
 def _average(product: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in trainable(product).items()}
+
+
+def _update(
+    average: dict[str, Tensor], weights: Mapping[str, Tensor], replaced: Mapping[str, Tensor], *, decay: float
+) -> None:
+    if not average:
+        return
+    now = {name: weights[name].detach() for name in average}
+    torch._foreach_lerp_([*average.values()], [*now.values()], 1 - decay)
+    for name in replaced.keys() & average.keys():
+        average[name][replaced[name]] = now[name][replaced[name]]
 
 
 @contextmanager

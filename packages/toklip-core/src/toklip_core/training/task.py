@@ -120,6 +120,14 @@ class Task(ABC):
         FSDP 2 turns parameters into DTensors and accepts none without a dimension; use (1,) for a scalar.
         """
 
+    def replaced_rows(self) -> Mapping[str, Tensor]:
+        """Return the rows of the product's weights that the step has set anew, int64, by name of the weight.
+
+        It is called once after each step. With ``run.ema_decay``, the averages of these rows begin anew: a mean with
+        what stood there before, such as the random values of a code that is now a latent, would be neither.
+        """
+        return {}
+
     # Members about results.
 
     #: Name of the submodule of ``model`` that is averaged, evaluated and exported; "" means the whole model.

@@ -285,8 +285,8 @@ class CodeRestart(nn.Module):
         return step % self.period == 0 and step != int(self.last)
 
     @torch.no_grad()
-    def forward(self, codebook: Codebook, latents: Tensor, step: int) -> None:
-        """Restart unused codes at every ``period``-th step. Call this before the search of each step.
+    def forward(self, codebook: Codebook, latents: Tensor, step: int) -> Tensor:
+        """Restart unused codes at every ``period``-th step and return them, (R,). Call this before each step's search.
 
         Args:
             codebook: codebook whose rows are replaced, by the same ones in every process.
@@ -294,13 +294,15 @@ class CodeRestart(nn.Module):
             step: number of the step; it seeds the choice of latents.
         """
         if not self.is_due(step):
-            return
+            return self.counts.new_zeros(0)
         self.last.fill_(step)
         unused = (self.counts == 0).nonzero()[:, 0]
         everywhere = gather(latents.detach())
         choice = torch.randperm(len(everywhere), generator=torch.Generator().manual_seed(step))[: len(unused)]
-        codebook.weight[unused[: len(choice)]] = everywhere[choice.to(everywhere.device)]
+        restarted = unused[: len(choice)]
+        codebook.weight[restarted] = everywhere[choice.to(everywhere.device)]
         self.counts.zero_()
+        return restarted
 
     def add(self, counts: Tensor) -> None:
         """Add the occurrences (K,) of a step's ids, summed over all processes."""

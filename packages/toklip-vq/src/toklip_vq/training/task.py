@@ -105,8 +105,17 @@ class VQTask(Task):
         """Return the losses of pixels (B, 3, H, W) in [-1, 1]; the codebook starts at its first step."""
         if step == self.config.losses.quantize_from > 0 and not self._started:
             start_codebook(self.model.vqgan, self.samples, self.config)
+            codebooks = self.model.vqgan.codebooks()
+            self.model.replaced = {level: torch.arange(len(each.weight)) for level, each in enumerate(codebooks)}
             self._started = True  # the further micro-batches of the step have this codebook, too
         return cast(Losses, model(prepared, step))
+
+    def replaced_rows(self) -> dict[str, Tensor]:
+        """Return the codes that started, or restarted, in the step."""
+        rows, self.model.replaced = self.model.replaced, {}
+        names = {id(weight): name for name, weight in self.model.vqgan.named_parameters()}
+        codebooks = self.model.vqgan.codebooks()
+        return {names[id(codebooks[level].weight)]: codes for level, codes in rows.items()}
 
     def export(self, tensors: dict[str, Tensor], folder: Path) -> None:
         """Write the model folder of the tokenizer."""
@@ -149,6 +158,8 @@ class VQTraining(nn.Module):
         self._codebook_sizes = vqgan.quantizer().embedding.codebook_sizes
         restarts = [CodeRestart(len(level.weight)) for level in vqgan.codebooks()] if config.restart_until else []
         self.restarts = nn.ModuleList(restarts)
+        #: Codes that were set anew in this step, by level.
+        self.replaced: dict[int, Tensor] = {}
 
     def forward(self, pixels: Tensor, step: int) -> Losses:
         """Return the weighted losses of pixels (B, 3, H, W) in [-1, 1] at a step, counted from 0."""
@@ -193,13 +204,13 @@ class VQTraining(nn.Module):
     def _restart(self, latents: Tensor, step: int) -> None:
         """Restart the unused codes of each level, if it is time."""
         latents, before = latents.detach(), None
-        for level, restart in zip(self.vqgan.codebooks(), self.restarts, strict=True):
+        for level, (codebook, restart) in enumerate(zip(self.vqgan.codebooks(), self.restarts, strict=True)):
             assert isinstance(restart, CodeRestart)
             if not restart.is_due(step):
                 return
-            latents = comparable(_rest_of(latents, before), level)
-            restart(level, latents, step)
-            before = level
+            latents = comparable(_rest_of(latents, before), codebook)
+            self.replaced[level] = restart(codebook, latents, step)
+            before = codebook
 
     def _adversarial(self, discriminator: PatchDiscriminator, pixels: Tensor, pictures: Tensor) -> dict[str, Tensor]:
         config = self.config
