@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 from toklip_core.cli import cli
 from toklip_core.model import CLIP
-from toklip_core.pictures import normalized
+from toklip_core.pictures import normalized, to_pixels
 from toklip_core.scenes import Scenes, write_scenes
 from toklip_gen.evaluation import (
     Activations,
@@ -242,6 +242,19 @@ def test_the_clip_score_is_a_hundred_times_the_mean_cosine():
     assert report.clip_score == pytest.approx(float(expected), abs=1e-4)
     without = measure_pictures(pictures(2, size=SIZE), clip=clip)
     assert without.clip_score is None and "has a caption" in without.left_out["clip_score"]
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_a_wide_picture_becomes_a_square_in_the_way_of_the_model(resize):
+    clip = small_clip()
+    clip.config = clip.config.model_copy(update={"resize": resize})
+    wide = torch.randint(0, 256, (3, 20, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    report = measure_pictures([PictureWithCaption(wide, "a red circle")] * 2, clip=clip)
+    with torch.no_grad():
+        image = clip.image_features(to_pixels(Image.fromarray(wide.permute(1, 2, 0).numpy()), SIZE, resize)[None])
+        expected = 100 * (image @ clip.text_features(["a red circle"]).T).clamp_min(0)
+    assert report.clip_score == pytest.approx(float(expected), abs=1e-4)
+    assert report.protocol["clip resize"] == resize
 
 
 def test_samples_are_as_adms_evaluator_reads_them(tmp_path):

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from toklip_core.config import Compute
-from toklip_core.evaluation import described_inception, load_inception, load_matcher
-from toklip_core.pictures import normalized, resample
+from toklip_core.evaluation import Matcher, described_inception, load_inception, load_matcher
+from toklip_core.pictures import normalized, resample, to_pixels
 from toklip_core.weights import refuse_not_finite
 from torch import Tensor
 
@@ -73,9 +74,22 @@ def load_extractor(name: str = INCEPTION, device: torch.device | str = "cpu") ->
     size = model.config.image_size
 
     def see(rgb: Tensor) -> Activations:
-        return Activations(model.image_features(resample(normalized(rgb.to(device)), size)), None)
+        return Activations(model.image_features(pixels_for(model, rgb)), None)
 
-    return Extractor(name, protocol["weights"], f"unit features of {name} at {size} px, bicubic", see)
+    how = f"unit features of {name} at {size} px, bicubic; pictures that are not square: {model.config.resize}"
+    return Extractor(name, protocol["weights"], how, see)
+
+
+def pixels_for(model: Matcher, rgb: Tensor) -> Tensor:
+    """Return what a model reads, (B, 3, S, S) on its device, of rgb (B, 3, H, W), uint8.
+
+    Squares are resampled; other pictures become squares in the way that the model was trained with.
+    """
+    size, device = model.config.image_size, model.logit_scale.device
+    if rgb.shape[-2] == rgb.shape[-1]:
+        return resample(normalized(rgb.to(device)), size)
+    pictures = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in rgb]
+    return torch.stack([to_pixels(picture, size, model.config.resize) for picture in pictures]).to(device)
 
 
 class Moments(NamedTuple):

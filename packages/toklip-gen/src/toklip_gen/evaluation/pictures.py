@@ -23,7 +23,7 @@ import torch
 from toklip_core.config import MAX_PIXELS, Compute, refuse_missing_device
 from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
 from toklip_core.files import refuse_special
-from toklip_core.pictures import PictureError, entries, find_pictures, normalized, refuse_output, resample
+from toklip_core.pictures import PictureError, entries, find_pictures, refuse_output
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ from toklip_gen.evaluation.frechet import (
     inception_score,
     load_extractor,
     moments,
+    pixels_for,
     precision_recall,
 )
 from toklip_gen.evaluation.references import Reference, ReferenceInfo, load_reference, write_reference
@@ -141,6 +142,8 @@ def measure_pictures(
         else:
             found["clip_score"] = float(100 * gathered.scores.clamp_min(0).mean())
             protocol["clip score"] = "mean of 100 max(0, cos) between picture and caption"
+            if gathered.size[0] != gathered.size[1]:
+                protocol["clip resize"] = clip.config.resize
             protocol |= cut_protocol(clip, gathered.captions)
     protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("toklip-gen", "torch"))
     return GenerationReport(**found, left_out=left_out, protocol=protocol)
@@ -368,9 +371,8 @@ def _compared(
 
 
 def _cosines(clip: Matcher, rgb: Tensor, captions: Sequence[str]) -> Tensor:
-    pixels = resample(normalized(rgb.to(clip.logit_scale.device)), clip.config.image_size)
     with torch.no_grad():
-        return (clip.image_features(pixels) * clip.text_features(captions)).sum(-1).float().cpu()
+        return (clip.image_features(pixels_for(clip, rgb)) * clip.text_features(captions)).sum(-1).float().cpu()
 
 
 def _batches(pictures: Iterable[PictureWithCaption], size: int) -> Iterator[list[PictureWithCaption]]:
