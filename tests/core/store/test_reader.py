@@ -53,6 +53,14 @@ def write(path, counts=(7, 4), seeds=(0, 1), **changes):
     return path
 
 
+def test_the_checksum_is_of_rows_in_their_order_and_groups(tmp_path):
+    first = TokenStore(write(tmp_path / "first")).checksum
+    assert TokenStore(write(tmp_path / "same")).checksum == first
+    assert TokenStore(write(tmp_path / "others", seeds=(0, 2))).checksum != first
+    assert TokenStore(write(tmp_path / "swapped", counts=(4, 7), seeds=(1, 0))).checksum != first
+    assert TokenStore(write(tmp_path / "grouped", counts=(7,))).checksum != first
+
+
 def rows_by_reader(store, cache):
     """Number of rows that each reader finds in a folder that it is given as a whole."""
     loaded = [{"path": "parquet", "data_dir": str(store)}, {"path": str(store)}]

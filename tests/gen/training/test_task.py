@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ from toklip_gen.training import (
     with_sampled_ids,
 )
 
+from tests.core.conftest import picture
 from tests.support.generator_runs import TEXT, assert_same_run, concat, config, encode, last, lines, store, values
 from tests.support.processes import run_together
 from tests.support.refusals import last_error
@@ -397,6 +399,20 @@ def test_frozen_networks_follow_the_model_to_an_evaluation_before_the_first_batc
 def test_other_settings_do_not_go_on_with_a_run(world, whole):
     with pytest.raises(ValueError, match="holds a run with other settings of condition_dropout"):
         train_generator(config(concat(world, condition_dropout=0.3, **EVALUATED)), whole)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_over_other_rows_of_as_many_pictures(world, tmp_path):
+    shutil.copytree(world / "pictures", tmp_path / "pictures")
+    encode(tmp_path, "store")
+    settings = values(world, data=[store(tmp_path, "store")], run={"steps": 1})
+    train_generator(config(settings), tmp_path / "run")
+    shutil.rmtree(tmp_path / "store")
+    for number, path in enumerate(sorted(tmp_path.glob("pictures/*/*.png"))):
+        picture(50 + number).save(path)
+    encode(tmp_path, "store")
+    with pytest.raises(ValueError, match="holds a run with other settings of checksums"):
+        train_generator(config(settings), tmp_path / "run")
 
 
 def test_the_second_stage_goes_on_with_the_generator_of_the_first():

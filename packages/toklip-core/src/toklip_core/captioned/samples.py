@@ -135,6 +135,11 @@ class CaptionedSamples:
         """Info of the stores, with the tokenizer of the ids and the teacher; None if samples have pixels."""
         return self._stores[0].info if self._stores else None
 
+    @property
+    def store_checksums(self) -> list[str]:
+        """Checksums of the stores, which with the settings say what the samples are."""
+        return [store.checksum for store in self._stores]
+
     def __len__(self) -> int:
         return len(self._samples)
 

@@ -42,6 +42,8 @@ class PartContents(NamedTuple):
     info: StoreInfo
     #: Number of rows of each group, which is read at once.
     group_rows: tuple[int, ...]
+    #: Checksums of the columns as the part lists them; the size of the file if it lists none.
+    checksums: str
 
 
 def part_contents(path: Path) -> PartContents:
@@ -52,8 +54,9 @@ def part_contents(path: Path) -> PartContents:
         OSError: it cannot be read.
     """
     with _opened(path) as file:
-        info, _ = _described(path, file)
-        return PartContents(info, _rows(file))
+        info, checksums = _described(path, file)
+        listed = path.stat().st_size if checksums is None else checksums
+        return PartContents(info, _rows(file), json.dumps(listed, sort_keys=True))
 
 
 def read_group(path: Path, group: int, columns: Sequence[str]) -> pa.Table:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -108,14 +108,18 @@ class TokenStore:
         self.info = part_contents(self._parts[0]).info
         self._groups: list[tuple[int, int]] = []
         rows: list[int] = []
+        checksum = sha256()
         for number, part in enumerate(self._parts):
-            info, more = part_contents(part)
+            info, more, listed = part_contents(part)
+            checksum.update(f"{more} {listed}\n".encode())
             refuse_other(info, self.info, what=str(part), store=self.path)
             self._groups += [(number, group) for group in range(len(more))]
             rows += more
         self._ends = list(accumulate(rows))
         #: Number of rows of each group, which is read at once.
         self.group_rows = tuple(rows)
+        #: Checksum of all rows in their order and groups, from the parts' metadata; no row is read for it.
+        self.checksum = f"sha256 {checksum.hexdigest()}"
         self._features = [name for name in self.info.features if name in features]
         self._crops = self.info.augment is not None and CROPS in features
         crops = self.info.level_columns(CROPS) if self._crops else ()

@@ -107,10 +107,11 @@ class EncoderTask(Task):
             smallest_crop_area=config.smallest_crop_area,
         )
         self.order, self.grouped = self.samples.order, self.samples.stored is not None
-        checksums = {"tokenizer": tokenizer.checksum, "teacher": weights_checksum(teacher)}
+        checksums: dict[str, Any] = {"tokenizer": tokenizer.checksum, "teacher": weights_checksum(teacher)}
         if self.samples.stored is not None:
             tokenizer.refuse_other_ids(self.samples.stored.tokenizer, "the token store")
             refuse_other_store(config, self.samples.stored, checksums["teacher"])
+            checksums["stores"] = self.samples.store_checksums
         self.settings = {**config.model_dump(mode="json", exclude={"run"}), "checksums": checksums}
         torch.manual_seed(config.run.seed)
         encoder = initial_encoder(config, tokenizer, teacher)

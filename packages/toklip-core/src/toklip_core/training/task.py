@@ -53,7 +53,7 @@ class Task(ABC):
     #: Training data; an epoch is one pass over it.
     samples: Samples[Any]
     #: JSON data with everything that the weights depend on beside ``run`` and the number of samples. A run with other
-    #: settings is not resumed.
+    #: settings is not resumed. Models and token stores are recorded by checksums, other files by their paths alone.
     settings: Mapping[str, Any]
 
     @abstractmethod

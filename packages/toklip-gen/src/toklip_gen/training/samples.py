@@ -139,6 +139,11 @@ class GeneratorSamples:
         """Info of the stores; None if samples have pixels."""
         return self._stores[0].info if self._stores else None
 
+    @property
+    def store_checksums(self) -> list[str]:
+        """Checksums of the stores, which with the settings say what the samples are."""
+        return [store.checksum for store in self._stores]
+
     def __len__(self) -> int:
         return len(self._samples)
 

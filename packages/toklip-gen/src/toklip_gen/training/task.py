@@ -120,6 +120,7 @@ class GeneratorTask(Task):
         }
         if self.samples.stored is not None:
             networks.tokenizer.refuse_other_ids(self.samples.stored.tokenizer, "the token store")
+            self.settings["checksums"]["stores"] = self.samples.store_checksums
         if self.samples.classes:
             networks = with_names(networks, list(self.samples.classes))
             print_classes(networks)

@@ -147,9 +147,13 @@ def normalize_answer(answer: str) -> str:
 
 
 def is_yes(answer: str) -> bool:
-    """Return whether POPE reads an answer as yes, that is, unless its first sentence contains no or not.
+    """Return whether an answer means yes: unless its first sentence contains no or not.
 
-    Source: RUCAIBox/POPE, evaluate.py.
+    Source: RUCAIBox/POPE, evaluate.py. It looks for "No", "no" and "not" between spaces, so it reads "NO", "Not really"
+    and "no" beside a line break as yes. Here they are no.
+
+    >>> is_yes("It is red."), is_yes("No, it is not."), is_yes("Not really")
+    (True, False, False)
     """
     return not {"no", "not"} & {*_words(answer)}
 

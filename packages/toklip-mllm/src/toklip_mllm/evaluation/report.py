@@ -102,7 +102,9 @@ def report_answers(answers: Sequence[VQAAnswer]) -> VQAReport:
     if people:
         protocol["people asked"] = f"{min(people)} to {max(people)} for a question"
     if yes:
-        protocol["yes or no"] = "an answer is no if its first sentence has no or not, and else yes, as POPE reads it"
+        protocol["yes or no"] = (
+            "no if the first sentence has no or not, else yes: POPE's rule, but for capitals and line breaks"
+        )
     protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("timm", "torch", "transformers"))
     return VQAReport(
         exact_match=_share(free) if free else None,

@@ -10,7 +10,6 @@ encoder is not used either: tokens are read from the store, and conversations ar
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -136,13 +135,6 @@ class ConversationSamples:
                 batches = ordered[: whole * batch].reshape(whole, batch)
                 parts += [batches[torch.randperm(whole, generator=draw)].flatten(), ordered[whole * batch :]]
         return torch.cat(parts)
-
-    @cached_property
-    def layout(self) -> str | None:
-        """Return a checksum of where the tokens are stored, which sets the order; None without stored tokens."""
-        if self._groups is None:
-            return None
-        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in self._groups)).hexdigest()
 
     def _shuffled(self, size: int, seed: int, epoch: int) -> tuple[Tensor, list[int]]:
         """Return a permutation (size,), and the ends of its windows of groups, except the last."""

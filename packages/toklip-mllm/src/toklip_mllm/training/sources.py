@@ -523,6 +523,12 @@ class RepeatedReader:
         return own and own._replace(of_conversations=np.tile(own.of_conversations, self._passes))
 
 
+def store_checksums(sources: Sequence[ConversationSource]) -> list[str]:
+    """Return the checksums of the token stores that sources of the settings read."""
+    stores = [store for store in map(_store_of, sources) if store is not None]
+    return [TokenStore(store, features=()).checksum for store in stores]
+
+
 def _store_of(source: ConversationSource) -> Path | None:
     """Return the token store that a source of the settings reads, or None."""
     own = source.pictures if isinstance(source, Drawings) else source

@@ -65,6 +65,7 @@ from toklip_mllm.training.sources import (
     iterate_texts,
     open_sources,
     repeat_readers,
+    store_checksums,
     use_stored_tokens,
 )
 
@@ -144,9 +145,9 @@ class MLLMTask(Task):
         self.settings = {
             **config.model_dump(mode="json", exclude={"run"}),
             "checksums": {
-                **_checksums(model, config.train), "tokenizer": model.config.tokenizer_record.checksum
+                **_checksums(model, config.train), "tokenizer": model.config.tokenizer_record.checksum,
+                "stores": store_checksums(config.data),
             },
-            **({} if self.samples.layout is None else {"layout": self.samples.layout}),
         }
         self._held_out = held_out_questions(config.held_out, image_size=picturing.image_size)
         refuse_long_questions(model, processor, self._held_out, config.held_out.prompt)
