@@ -120,3 +120,16 @@ def test_an_empty_store_is_named(tmp_path):
     (tmp_path / "part-00000-000001.parquet").write_bytes(b"")
     with refusing("part-00000-000001.parquet is damaged"):
         TokenStore(tmp_path)
+
+
+def test_the_other_processes_hear_of_an_error_that_nobody_expected(tmp_path, monkeypatch):
+    told = []
+    first = "toklip_core.training.run_folder.first_anywhere"
+    monkeypatch.setattr(first, lambda problem: told.append(problem) or problem)
+
+    def work():
+        raise MemoryError("no memory is left")
+
+    with pytest.raises(MemoryError):
+        run_folder(tmp_path)._in_every_process(work, "cannot write")
+    assert told == ["MemoryError('no memory is left')"]

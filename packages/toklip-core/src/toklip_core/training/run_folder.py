@@ -315,11 +315,16 @@ class RunFolder:
     def _in_every_process(self, work: Callable[[], None], failure: str) -> None:
         """Work in every process; an error in one is an OSError in all of them."""
         problem: str | None = None
+        unexpected: Exception | None = None
         try:
             work()
         except (OSError, ValueError, SafetensorError) as error:
             problem = str(error)
+        except Exception as error:  # such as too little memory: the other processes would wait for hours
+            problem, unexpected = repr(error), error
         problem = first_anywhere(problem)
+        if unexpected is not None:
+            raise unexpected
         if problem is not None:
             raise OSError(f"{failure} ({problem})")
 
