@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from toklip_core.model import TINY
 from toklip_mllm.model import load_language_model
 from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -51,3 +52,8 @@ def test_a_folder_of_another_format(folder, file, number, has):
     for loading in (load_language_model, auto.from_pretrained):
         with refusing(line):
             loading(folder)
+
+
+def test_a_folder_of_another_kind_of_model_is_named_as_that():
+    with refusing("holds a 'toklip', and no language model over TokLIP; see `toklip models`"):
+        load_language_model(TINY)

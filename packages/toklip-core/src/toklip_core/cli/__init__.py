@@ -5,7 +5,7 @@
     task.py     training tasks as commands               demo.py   toklip demo
     options.py  options that commands share              compare.py  toklip compare tokenizers
     app.py      toklip app                               deferral.py  large packages, initialised when they are used
-    quotes.py   texts that were typed without quotes
+    quotes.py   texts that were typed without quotes     process.py  the command's process
 
 __init__.pyi lists the public names; each is imported on first use.
 """

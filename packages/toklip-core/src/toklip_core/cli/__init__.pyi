@@ -1,8 +1,5 @@
 from .group import plugin_commands as plugin_commands
-from .main import (
-    cli as cli,
-    run as run,
-)
+from .main import cli as cli
 from .options import (
     COUNT as COUNT,
     NUMBER as NUMBER,
@@ -21,6 +18,7 @@ from .options import (
     toklip_names as toklip_names,
     top_p as top_p,
 )
+from .process import run as run
 from .quotes import (
     note_single_words as note_single_words,
     refuse_loose_words as refuse_loose_words,

@@ -10,7 +10,6 @@ import click
 from toklip_core import __version__
 from toklip_core.cli.app import app
 from toklip_core.cli.compare import compare
-from toklip_core.cli.deferral import defer_packages
 from toklip_core.cli.demo import demo
 from toklip_core.cli.group import ErrorsAsLines, PluginGroup, plugin_commands, registry_of
 from toklip_core.cli.models import classify, convert, explain, models, retrieval, search, size_text, zero_shot
@@ -372,9 +371,3 @@ for command in (app, classify, compare, convert, demo, explain, models, search):
     cli.add_command(command)
 for command in (retrieval, zero_shot):
     evaluate.add_command(command)
-
-
-def run() -> None:
-    """Run the command in a process of its own, where large libraries are initialised when they are used."""
-    defer_packages()
-    cli()

@@ -39,6 +39,7 @@ from toklip_core.weights import (
     read_model_folder,
     read_tensors,
     refuse_not_finite,
+    refuse_other_kind,
     save_model_folder,
     why_not_fetched,
     without_values,
@@ -151,6 +152,7 @@ def load_clip(source: str | Path) -> CLIP:
     values, tensors = read_model_folder(folder)
     if values.get("kind") == "toklip":
         raise ValueError(f"{str(folder)!r} holds a TokLIP, no teacher: a teacher sees pixels, with two towers")
+    refuse_other_kind(values, folder, kind="clip", wanted="teacher")
     config = validated(CLIPConfig, values, folder / CONFIG_FILE)
     with without_values():
         clip = CLIP(config, read_tokenizer(config.text, folder))

@@ -50,6 +50,7 @@ from toklip_core.weights import (
     read_config,
     read_model_folder,
     refuse_not_finite,
+    refuse_other_kind,
     save_model_folder,
     stored_dtype,
     without_values,
@@ -229,6 +230,7 @@ class TokLIP(nn.Module):
         values, tensors = read_model_folder(folder)
         if values.get("kind") == "clip":
             raise ValueError(f"{str(folder)!r} holds two towers on pixels, no TokLIP; load it with load_model")
+        refuse_other_kind(values, folder, kind="toklip", wanted="TokLIP")
         config = validated(TokLIPConfig, values, folder / CONFIG_FILE)
         vq = config.tokenizer.load(folder, where=f"the model {folder}") if tokenizer else None
         words = read_tokenizer(config.text, folder) if text else None

@@ -11,6 +11,7 @@ from .files import (
     read_tensors as read_tensors,
     read_weights as read_weights,
     refuse_other_format as refuse_other_format,
+    refuse_other_kind as refuse_other_kind,
     save_model_folder as save_model_folder,
     source_name as source_name,
     state_dict_in as state_dict_in,

@@ -450,6 +450,25 @@ def read_model_folder(folder: Path | str) -> tuple[dict[str, Any], dict[str, Ten
     return read_config(config_file), read_weights(weights_file)
 
 
+def refuse_other_kind(values: Mapping[str, Any], folder: Path | str, *, kind: str, wanted: str) -> None:
+    """Raise ValueError if a model folder holds a model of another kind.
+
+    Args:
+        values: JSON object of its ``config.json``.
+        folder: folder, for the message.
+        kind: ``kind``, or ``model_type`` of transformers, of the wanted models.
+        wanted: what they are in words.
+
+    >>> refuse_other_kind({"kind": "generator"}, "runs/model", kind="toklip", wanted="TokLIP")
+    Traceback (most recent call last):
+    ValueError: 'runs/model' holds a 'generator', and no TokLIP; see `toklip models`
+    """
+    found = values.get("kind") or values.get("model_type") or ("tokenizer" if "quantizer" in values else kind)
+    if found != kind:
+        shown = one_line(repr(found), longest=40)
+        raise ValueError(f"{str(folder)!r} holds a {shown}, and no {wanted}; see `toklip models`")
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """Return the JSON object in the ``config.json`` of a model, without the number of its format.
 

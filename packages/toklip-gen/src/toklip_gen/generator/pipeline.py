@@ -24,6 +24,7 @@ from toklip_core.weights import (
     hub_file,
     load_strict,
     read_model_folder,
+    refuse_other_kind,
     save_model_folder,
     stored_dtype,
     weights_checksum,
@@ -302,8 +303,7 @@ def _located(name: str | Path) -> Path:
 
 def _of_folder(folder: Path, dtype: torch.dtype | None) -> Generator:
     values, tensors = read_model_folder(folder)
-    if values.get("kind") != "generator":
-        raise ValueError(f"{str(folder)!r} holds a {values.get('kind')!r}, and no generator; see `toklip models`")
+    refuse_other_kind(values, folder, kind="generator", wanted="generator")
     config = validated(GeneratorConfig, values, folder / CONFIG_FILE)
     with without_values():
         generator = Generator(config)

@@ -11,10 +11,17 @@ from typing import Any, get_args
 import torch
 from toklip_core.config import refuse_drawing
 from toklip_core.drawing import IdLevels
-from toklip_core.files import one_line
+from toklip_core.files import one_line, read_json_object
 from toklip_core.model import FeatureKind, TokLIP
 from toklip_core.pictures import Resize
-from toklip_core.weights import load_strict, refuse_damaged, weights_checksum, why_not_fetched, without_values
+from toklip_core.weights import (
+    load_strict,
+    refuse_damaged,
+    refuse_other_kind,
+    weights_checksum,
+    why_not_fetched,
+    without_values,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from toklip_mllm.model.config import TokLIPLMConfig
@@ -256,6 +263,9 @@ def load_language_model(
     place = FOLDERS.get(str(name), name)
     if Path(place).is_dir() and not Path(place, "config.json").is_file():
         raise FileNotFoundError(f"{str(place)!r} is not a model folder: it has no config.json")
+    if Path(place).is_dir():
+        values = read_json_object(Path(place, "config.json"))
+        refuse_other_kind(values, place, kind=TokLIPLMConfig.model_type, wanted="language model over TokLIP")
     if not Path(place).exists() and "/" not in str(place):
         raise FileNotFoundError(
             f"there is no model {str(name)!r}, and no folder of that name; name {' or '.join(FOLDERS)}, a folder, or "
