@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from PIL import Image
+from toklip_core.cli import cli
 from toklip_core.config import Compute
 from toklip_core.evaluation import evaluate_retrieval, karpathy_pairs, measure_retrieval, recall, table_pairs
 from toklip_core.pictures import LazyPair, LazyPicture, PictureError, scene_pairs
 from toklip_core.scenes import Scenes
 
+from tests.support.refusals import last_error
 from tests.support.small_models import small_clip, small_toklip
 
 FAULTS = Path(__file__).parents[2] / "faults"
@@ -188,6 +191,20 @@ def test_what_is_no_karpathy_file_or_has_no_such_split_or_no_pictures_is_refused
     file.write_text("[1, 2")
     with pytest.raises(ValueError, match="is not a file of Karpathy's splits"):
         karpathy_pairs(file, "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "why"),
+    [
+        ("scenes:held-out?count=4", ["--root", "--image", "--captions"], "with scenes, which have no files"),
+        ("dataset_coco.json", ["--image", "--captions"], "with Karpathy's splits (.json), which have keys of"),
+    ],
+)
+def test_options_of_tables_are_refused_for_other_pairs(pairs, options, why):
+    words = [word for option in options for word in (option, "x")]
+    result = CliRunner().invoke(cli, ["evaluate", "retrieval", pairs, "--model", "nowhere", *words])
+    assert result.exit_code == 2
+    last_error(result.stderr, f"{', '.join(options)} have no effect {why}", "leave them out")
 
 
 @pytest.mark.parametrize("pairs", ["x.jsonl", "scenes:held-out?count=4"])

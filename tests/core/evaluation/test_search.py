@@ -15,6 +15,7 @@ from toklip_core.store import TokenStore
 
 from tests.support.encoding import encode_with
 from tests.support.mean_colour import MeanColour
+from tests.support.refusals import last_error
 from tests.support.small_models import SIZE, small_clip, small_toklip
 
 
@@ -207,6 +208,11 @@ def expected_best(photos, text):
 def test_pictures_without_a_text_are_told_from_a_text_without_pictures():
     done = toklip("search", "photos", status=2)
     assert "Error: got 'photos' alone; name pictures or a token store, and after them a text" in done.stderr
+
+
+def test_a_limit_of_pixels_is_refused_for_a_store(store):
+    done = toklip("search", store, "a star", "--max-pixels", 1, "--model", "absent", status=2)
+    last_error(done.stderr, "--max-pixels has no effect on a token store, which has ids and no pictures; leave it out")
 
 
 def test_a_picture_that_is_searched_is_not_written_over(saved, photos):

@@ -22,6 +22,7 @@ from toklip_core.tasks import (
 
 from tests.core.conftest import picture
 from tests.support.encoder_runs import CAPTIONS, config, lines, pictures, small_teacher, stored, values, write_toml
+from tests.support.refusals import last_error
 from tests.support.small_models import SIZE
 
 FIGURES = {"zero_shot_top1", "image_to_text_r1", "text_to_image_r1"}
@@ -152,6 +153,12 @@ def test_the_command_lists_its_recipes():
     listed = invoke("--list")
     assert listed.exit_code == 0
     assert [line.split()[0] for line in listed.stdout.splitlines()] == recipe_names(ENCODER_RECIPES)
+
+
+def test_what_is_typed_beside_the_list_of_recipes_is_refused():
+    result = invoke("scenes-tiny", "--list", "--set", "nonsense=1", "--out", "x", "--json")
+    assert result.exit_code == 2
+    last_error(result.stderr, "RECIPE, --out, --set, --json have no effect with --list; leave them out")
 
 
 def test_the_command_trains_and_prints_json(tmp_path: Path, world: Path):

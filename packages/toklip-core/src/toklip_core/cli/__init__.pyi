@@ -14,6 +14,7 @@ from .options import (
     max_pixels as max_pixels,
     named_model as named_model,
     names_or_files as names_or_files,
+    refuse_unused as refuse_unused,
     temperature as temperature,
     toklip_names as toklip_names,
     top_p as top_p,

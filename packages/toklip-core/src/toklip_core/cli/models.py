@@ -21,6 +21,7 @@ from toklip_core.cli.options import (
     matcher_names,
     max_pixels,
     names_or_files,
+    refuse_unused,
     toklip_names,
 )
 from toklip_core.cli.quotes import note_single_words, refuse_loose_words
@@ -233,7 +234,8 @@ def _stem_of(picture: str) -> str:
 @_BATCH
 @device
 @as_json
-def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+@click.pass_context
+def search(ctx: click.Context, /, out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Search WHERE for the pictures that match TEXT best.
 
     WHERE is a set of pictures (files, folders, globs, tars, scenes:SPLIT?count=N) or one token store, which is searched
@@ -242,10 +244,13 @@ def search(out: Path | None, as_json: bool, **options: Any) -> None:  # noqa: AN
     """
     from toklip_core.evaluation import draw_search, search_pictures
     from toklip_core.pictures import WRITTEN_SUFFIXES, refuse_output, save_picture
+    from toklip_core.store import part_paths
 
     if not options["where"]:
         raise click.UsageError(f"got {options['text']!r} alone; name pictures or a token store, and after them a text")
     refuse_loose_words(options["where"], 'toklip search WHERE "a blue star"')
+    if any(part_paths(Path(path)) for path in options["where"]):
+        refuse_unused(ctx, ("max_pixels",), "on a token store, which has ids and no pictures")
     if out is not None:
         refuse_output(out, options["where"], suffixes=WRITTEN_SUFFIXES)
     report = search_pictures(compute=compute_of(options), **options)
@@ -301,7 +306,8 @@ def zero_shot(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @_DTYPE
 @device
 @as_json
-def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+@click.pass_context
+def retrieval(ctx: click.Context, /, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure image-text retrieval in both directions.
 
     PAIRS is a JSONL, CSV or TSV file with the keys of {"image": PATH, "captions": [...]} in each row, Karpathy's
@@ -309,8 +315,13 @@ def retrieval(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     finding captions by pictures and pictures by captions, chance level and the protocol. Any caption of a picture
     counts as a hit.
     """
-    from toklip_core.evaluation import evaluate_retrieval
+    from toklip_core.evaluation import evaluate_retrieval, is_karpathy
+    from toklip_core.scenes import parse_scenes
 
+    if parse_scenes(options["pairs"]) is not None:
+        refuse_unused(ctx, ("root", "image", "captions"), "with scenes, which have no files")
+    elif is_karpathy(options["pairs"]):
+        refuse_unused(ctx, ("image", "captions"), "with Karpathy's splits (.json), which have keys of their own")
     report = evaluate_retrieval(compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from toklip_core.config import (
@@ -123,6 +124,29 @@ def compute_of(options: dict[str, Any], *, progress: bool = True) -> Compute:
     if named.get("workers", 0) is None:
         named["workers"] = default_workers()
     return Compute(progress=progress, **named)
+
+
+def refuse_unused(ctx: click.Context, names: Collection[str], why: str, *, instead: str = "") -> None:
+    """Refuse arguments and options that were typed but have no effect; defaults are never refused.
+
+    Args:
+        ctx: context of the command.
+        names: names of the parameters without effect.
+        why: end of the sentence "--option has no effect ...", such as "with --list".
+        instead: what would give them an effect, such as "give --prefix"; otherwise the message says to leave them out.
+
+    Raises:
+        click.UsageError: one of them was typed; the message names all that were.
+    """
+    typed = [
+        parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        for parameter in ctx.command.params
+        if parameter.name in names and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        has, it = ("has", "it") if len(typed) == 1 else ("have", "them")
+        way = f"{instead}, or leave" if instead else "leave"
+        raise click.UsageError(f"{', '.join(typed)} {has} no effect {why}; {way} {it} out")
 
 
 _Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

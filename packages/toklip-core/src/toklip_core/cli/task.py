@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 
-from toklip_core.cli.options import PathName, as_json
+from toklip_core.cli.options import PathName, as_json, refuse_unused
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -62,11 +62,19 @@ def train_command(name: str) -> Callable[[Callable[[], TrainTask[ConfigT]]], cli
         )
         @click.option("--list", "listed", is_flag=True, help="List the recipes and exit.")
         @as_json
+        @click.pass_context
         @wraps(task)
         def command(
-            recipe: str | None, out: Path | None, overrides: tuple[str, ...], listed: bool, as_json: bool
+            ctx: click.Context,
+            /,
+            recipe: str | None,
+            out: Path | None,
+            overrides: tuple[str, ...],
+            listed: bool,
+            as_json: bool,
         ) -> None:
             if listed:
+                refuse_unused(ctx, ("recipe", "out", "overrides", "as_json"), "with --list")
                 _list(task().recipes)
                 return
             if recipe is None or out is None:

@@ -59,6 +59,7 @@ from .report import (
 )
 from .retrieval import (
     evaluate_retrieval as evaluate_retrieval,
+    is_karpathy as is_karpathy,
     karpathy_pairs as karpathy_pairs,
     measure_retrieval as measure_retrieval,
     recall as recall,

@@ -88,9 +88,9 @@ def evaluate_retrieval(
         name: name or folder of a TokLIP or CLIP, see :func:`toklip_core.model.load_model`.
         pairs: JSONL, CSV or TSV file with a picture per row, Karpathy's dataset_coco.json (NAME.json), or scenes, such
             as ``scenes:held-out?count=256``, each with its four captions.
-        root: folder that picture paths are relative to; None: that of the file.
-        image: column with the path of the picture.
-        captions: column with a list of captions, or with one caption.
+        root: folder that picture paths are relative to; None: that of the file. Scenes have none.
+        image: column of a table with the path of the picture.
+        captions: column of a table with a list of captions, or with one caption.
         karpathy_split: split of a Karpathy file; None: "test".
         compute: device, number of pictures at a time, and dtype of both towers; a VQ tokenizer stays in float32.
 
@@ -100,7 +100,7 @@ def evaluate_retrieval(
         ValueError: the file is malformed, or no picture can be read.
     """
     path, folder = Path(pairs), Path(pairs).parent if root is None else Path(root)
-    inputs, karpathy = str(pairs), path.suffix.lower() == ".json"
+    inputs, karpathy = str(pairs), is_karpathy(pairs)
     if karpathy_split is not None and not karpathy:
         raise ValueError(f"got a Karpathy split for {pairs}; it belongs to a file such as dataset_coco.json")
     if (scenes := parse_scenes(pairs)) is not None:
@@ -113,6 +113,11 @@ def evaluate_retrieval(
     model, protocol = load_matcher(name, compute, checksums=True)
     report = measure_retrieval(model, found, compute)
     return replace(report, protocol={**protocol, "inputs": inputs, **report.protocol})
+
+
+def is_karpathy(pairs: Path | str) -> bool:
+    """Return whether :func:`evaluate_retrieval` reads a file as one of Karpathy's splits, by its suffix .json."""
+    return Path(pairs).suffix.lower() == ".json"
 
 
 def measure_retrieval(
