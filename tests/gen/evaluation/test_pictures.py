@@ -381,7 +381,13 @@ def test_an_option_that_would_say_nothing_is_refused(mode, options):
     what = next((said for word, said in words.items() if word in mode), "INPUTS")
     for option, value in options.items():
         result = run(*mode, option, value)
-        assert result.exit_code == 2 and f"{option} does not go with {what}" in " ".join(result.stderr.split())
+        assert result.exit_code == 2 and f"{option} has no effect with {what}" in " ".join(result.stderr.split())
+
+
+def test_options_of_sampling_beside_a_temperature_of_0_are_refused():
+    result = run(SCENES, "--generator", "g", "--temperature", 0, "--top-k", 5, "--top-p", 0.5)
+    assert result.exit_code == 2
+    last_error(result.stderr, "--top-k, --top-p have no effect with --temperature 0, which always takes the")
 
 
 def test_a_reference_is_of_square_pictures(tmp_path, teacher):

@@ -18,6 +18,7 @@ from toklip_gen.generator import ModelSettings, PictureGenerator, load_generator
 
 from tests.support.mean_colour import MeanColour, PyramidGreys, mean_colour, several
 from tests.support.processes import locked_elsewhere
+from tests.support.refusals import last_error, refusing
 from tests.support.small_generators import LENGTH, small_config, small_generator
 from tests.support.small_models import small_toklip
 
@@ -271,9 +272,7 @@ def pixels(path):
         (["--class", "1", "--prefix", "broken.png"], "the prefix 'broken.png' cannot be read: no picture in"),
         ([" "], "got an empty text; say what is to be drawn"),
         (["--class", "1", "--prefix", "given.png", "--prefix-rows", "9"], "got 9 rows of the prefix; wanted 0 to 8"),
-        (["--class", "1", "--prefix-rows", "4"], "--prefix-rows goes with --prefix"),
         (["--class", "1", "--seed", str(2**63)], "is not in the range"),
-        (["--class", "1", "--guidance-last", "5"], "--guidance-first and --guidance-last need --guidance"),
         (["--class=1", "--guidance=4", "--guidance-first=9", "--guidance-last=5"], "last position of guidance = 5"),
         (["--class", "1", "--out", "."], "has pictures already; name another one"),
         (["--class", "1", "--device", "tpu"], "got the device 'tpu'"),
@@ -285,6 +284,33 @@ def test_what_generate_cannot_do_is_one_line(tmp_path, monkeypatch, of_classes, 
     Path("broken.png").write_text("none")
     output = CliRunner().invoke(cli, ["generate", "--device", "cpu", "--model", str(of_classes), *words]).output
     assert message in " ".join(output.split()) and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--prefix-rows 4 --max-pixels 9", "--max-pixels, --prefix-rows have no effect without --prefix; give the pic"),
+        ("--guidance-last 5", "--guidance-last has no effect without --guidance; give the scale, too, or leave it out"),
+        ("--guidance 1 --guidance-power 2", "--guidance-power has no effect with --guidance 1, which turns guidance"),
+        ("--temperature 0 --top-k 5", "--top-k has no effect with --temperature 0, which always takes the most likely"),
+        ("--temperature 1e-9 --top-p 0.1 --noise gumbel", "--top-p, --noise have no effect with --temperature 1e-09"),
+    ],
+)
+def test_an_option_of_generate_without_effect_is_refused_before_the_model_is_loaded(words, message):
+    result = CliRunner().invoke(cli, ["generate", "--class", "1", "--model", "nowhere", *words.split()])
+    assert result.exit_code == 2
+    last_error(result.stderr, message)
+
+
+def test_a_guidance_that_starts_after_the_last_position_is_refused(of_classes):
+    with refusing("got first position of guidance = 64; wanted 0 to 63, the picture's last"):
+        load_generator(of_classes).draw([3], seeds=[0], drawing=Drawing(Guidance(6.0, first=64)))
+
+
+def test_a_models_own_top_k_goes_with_a_temperature_of_0(tmp_path):
+    PictureGenerator(small_generator(top_k=3), tokenizer=mean_colour()).save(tmp_path / "model")
+    words = ["--class", 1, "--temperature", 0, "--model", tmp_path / "model", "--out", tmp_path / "out.png", "--json"]
+    assert json.loads(run(*words).stdout)["settings"]["top_k"] == 3
 
 
 def test_the_prefix_is_not_written_over(tmp_path, of_classes):

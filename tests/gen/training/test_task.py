@@ -527,6 +527,6 @@ def test_a_generator_of_classes_is_measured_on_as_many_pictures_of_each(world, t
 
 def test_what_does_not_go_together_is_said(whole):
     result = evaluated("scenes:train", "--generator", whole / "model", "--reference", "adm-imagenet-256")
-    assert result.exit_code == 2 and "--reference does not go with captions of scenes" in result.stderr
+    assert result.exit_code == 2 and "--reference has no effect with captions of scenes" in result.stderr
     wrong = evaluated("--generator", whole / "model", "--per-class", 1, "--extractor", "toklip-tny")
     assert wrong.exit_code == 1 and wrong.stderr.count("\n") == 1

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 from toklip_core.cli import (
     COUNT,
     NUMBER,
@@ -25,6 +24,7 @@ from toklip_core.cli import (
     named_model,
     names_or_files,
     note_single_words,
+    refuse_unused,
     temperature,
     toklip_names,
     top_p,
@@ -147,7 +147,10 @@ _COMPILE = click.option(
 @device
 @_COMPILE
 @as_json
+@click.pass_context
 def generate(
+    ctx: click.Context,
+    /,
     texts: tuple[str, ...],
     classes: tuple[str, ...],
     out: Path,
@@ -171,11 +174,8 @@ def generate(
     """
     if bool(texts) == bool(classes):
         raise click.UsageError("give texts, or classes by --class; one of both, and not both")
-    if options["prefix_rows"] is not None and options["prefix"] is None:
-        raise click.UsageError("--prefix-rows goes with --prefix, the picture whose rows they are")
+    _refuse_without_effect(ctx)
     schedule = (guidance_first, guidance_last, guidance_power)
-    if guidance is None and schedule != (0, None, None):
-        raise click.UsageError("--guidance-power, --guidance-first and --guidance-last need --guidance")
     note_single_words(texts, "toklip generate")
     if sys.stderr.isatty():
         click.echo(f"loading {model}", err=True)
@@ -198,6 +198,27 @@ def generate(
     prompts = texts or [int(one) if re.fullmatch(r"-?\d+", one, re.ASCII) else one for one in classes]
     report = draw(prompts, out, settings, progress=sys.stderr.isatty())
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text(), err=not as_json)
+
+
+def _refuse_without_effect(ctx: click.Context) -> None:
+    """UsageError if an option of `toklip generate` was typed that has no effect beside the others."""
+    if ctx.params["prefix"] is None:
+        refuse_unused(ctx, ("prefix_rows", "max_pixels"), "without --prefix", instead="give the picture, too")
+    guidance, schedule = ctx.params["guidance"], ("guidance_power", "guidance_first", "guidance_last")
+    if guidance is None:
+        refuse_unused(ctx, schedule, "without --guidance", instead="give the scale, too")
+    elif guidance == 1:
+        refuse_unused(ctx, schedule, "with --guidance 1, which turns guidance off", instead="give another scale")
+    _refuse_greedy(ctx)
+
+
+def _refuse_greedy(ctx: click.Context) -> None:
+    """UsageError if an option of sampling was typed beside a temperature of 0."""
+    from toklip_core.config import LEAST_TEMPERATURE
+
+    if 0 <= ctx.params["temperature"] < LEAST_TEMPERATURE:
+        why = f"with --temperature {ctx.params['temperature']:g}, which always takes the most likely id"
+        refuse_unused(ctx, ("top_k", "top_p", "noise"), why, instead="give a higher one")
 
 
 def _model_settings(name: str, toklip: str | None, dtype: str | None, device: str | None) -> ModelSettings:
@@ -354,14 +375,9 @@ def _of_generator(inputs: tuple[str, ...], options: dict[str, Any]) -> Any:  # n
 
 def _refuse_unused(ctx: click.Context, options: dict[str, Any]) -> None:
     """UsageError if an option was given that says nothing about what is measured."""
-    given = {
-        parameter.name: parameter.opts[0]
-        for parameter in ctx.command.params
-        if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    }
     if options["generator"]:
         mode = "--per-class" if options["per_class"] else _CAPTIONS
     else:
         mode = "--write-reference" if options["write_reference"] else "INPUTS"
-    if unused := [option for name, option in given.items() if name not in _MODES[mode]]:
-        raise click.UsageError(f"{', '.join(unused)} does not go with {mode}; leave it out")
+    refuse_unused(ctx, ctx.params.keys() - _MODES[mode], f"with {mode}")
+    _refuse_greedy(ctx)

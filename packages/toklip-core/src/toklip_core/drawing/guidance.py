@@ -50,7 +50,10 @@ class Guidance:
             refuse_outside(name, value, fits, wanted)
 
     def scales(self, count: int) -> list[float]:
-        """Return the scale s of each of ``count`` positions."""
+        """Return the scale s of each of ``count`` positions; ValueError if the first with guidance is none of them."""
+        refuse_outside(
+            "first position of guidance", self.first, self.first < count, f"0 to {count - 1}, the picture's last"
+        )
         last = count if self.last is None else self.last
         return [self._at(i, count) if self.first <= i <= last else 1.0 for i in range(count)]
 

@@ -25,7 +25,8 @@ class Drawing:
 
     #: Classifier-free guidance.
     guidance: Guidance | None = None
-    #: Sampling temperature, the divisor of the logits; 0 always takes the most likely id.
+    #: Sampling temperature, the divisor of the logits; 0 always takes the most likely id, and then the settings below
+    #: have no effect.
     temperature: float = 1.0
     #: Number of the likeliest ids to sample from, 0 to K; 0 means all.
     top_k: int | None = None
