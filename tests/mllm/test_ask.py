@@ -13,7 +13,7 @@ from toklip_mllm.commands import pictures_and_question
 from toklip_mllm.model import load_language_model
 
 from tests.core.conftest import picture
-from tests.support.refusals import refused
+from tests.support.refusals import last_error, refused
 from tests.support.small_mllms import small_mllm
 
 
@@ -105,8 +105,15 @@ def test_drawing_follows_the_seed(folder):
 def test_a_temperature_that_is_next_to_nothing_takes_the_likeliest_token(folder):
     likeliest = ask("0.png", "what ?")
     for temperature in ("1e-45", "1e-300"):
-        assert ask("0.png", "what ?", "--temperature", temperature, "--top-p", "0.5").stdout == likeliest.stdout
+        assert ask("0.png", "what ?", "--temperature", temperature).stdout == likeliest.stdout
     assert likeliest.exit_code == 0
+
+
+@pytest.mark.parametrize("temperature", [(), ("--temperature", "1e-45")], ids=["default", "next to nothing"])
+def test_options_of_sampling_are_refused_where_nothing_is_sampled(temperature):
+    result = ask("0.png", "what ?", "--top-p", "0.3", "--seed", "5", *temperature)
+    assert result.exit_code == 2
+    last_error(result.stderr, "--top-p, --seed have no effect at temperature 0", "give a higher --temperature, or")
 
 
 def test_the_highest_temperature_draws_words(folder):

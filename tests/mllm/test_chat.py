@@ -14,7 +14,7 @@ from toklip_mllm.model import ContextError, PictureEncoder, TokLIPForConditional
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from tests.core.conftest import picture
-from tests.support.refusals import checked, refused
+from tests.support.refusals import checked, last_error, refused
 from tests.support.small_mllms import shared, small_mllm
 from tests.support.small_unified import COUNT, small_unified, unified
 
@@ -372,6 +372,13 @@ def test_the_words_of_an_answer_are_on_stdout_after_the_message(folder):
     told = objects(chat_command("0.png", "--json", typed="what is it ?\n"))
     assert done.stdout.splitlines() == ["> what is it ?", told[0]["answer"]]
     assert done.stderr == "model has no image head, so it talks about pictures and cannot draw any\n"
+
+
+def test_options_of_drawing_are_refused_for_a_model_that_draws_nothing(folder):
+    done = chat_command("--out", "out", "--guidance", "2", "--picture-temperature", "0.5", typed="what is it ?\n")
+    assert done.exit_code == 2 and done.stdout == ""
+    options = "--out, --guidance, --picture-temperature"
+    last_error(done.stderr, f"{options} have no effect with model, which has no image head; leave them out")
 
 
 def test_half_a_character_in_a_message_is_replaced(folder):

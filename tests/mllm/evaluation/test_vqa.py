@@ -326,6 +326,13 @@ def run(*words: str):
     return CliRunner().invoke(cli, ["evaluate", "vqa", *words])
 
 
+def test_options_of_files_are_refused_for_scenes():
+    for words in (["--root", "x"], ["--image", "a"], ["--question", "a"], ["--answer", "a"], ["--type", "a"]):
+        result = run("scenes:held-out?count=2", "--model", "nowhere", *words)
+        assert result.exit_code == 2
+        last_error(result.stderr, f"{words[0]} has no effect with scenes, which have no files; leave it out")
+
+
 def test_the_command_measures_scenes_and_writes_the_answers(model, tmp_path):
     answers = tmp_path / "answers.jsonl"
     options = ("--answers", str(answers), "--max-new-tokens", "2")

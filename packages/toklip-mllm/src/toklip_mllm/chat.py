@@ -90,7 +90,7 @@ class ChatSettings:
     max_new_tokens: int = 256
     #: Sampling temperature of words; 0, or less than 1e-6, always takes the likeliest token.
     temperature: float = 0.0
-    #: Total probability of the likeliest tokens to sample words from.
+    #: Total probability of the likeliest tokens to sample words from; without effect at temperature 0.
     top_p: float = 1.0
     #: Settings of drawing pictures; those that are None are the model's own.
     drawing: Drawing = Drawing()

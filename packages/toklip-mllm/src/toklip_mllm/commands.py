@@ -23,6 +23,7 @@ from toklip_core.cli import (
     max_pixels,
     named_model,
     refuse_loose_words,
+    refuse_unused,
     temperature,
     top_p,
     train_command,
@@ -100,7 +101,8 @@ def train_mllm() -> TrainTask[MLLMTrainConfig]:
 @dtype("Dtype of the model; its VQ tokenizer stays in float32.")
 @device
 @as_json
-def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+@click.pass_context
+def vqa(ctx: click.Context, /, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Measure how well a model answers questions about pictures.
 
     QUESTIONS is a JSONL file with {"image": PATH, "question": TEXT, "answer": TEXT} in each line, optionally with
@@ -108,9 +110,13 @@ def vqa(image: str, question: str, answer: str, kind: str, as_json: bool, **opti
     multiple-choice accuracy, VQA accuracy (for answers from several people), POPE's metrics (for yes-or-no answers) and
     the protocol.
     """
+    from toklip_core.scenes import parse_scenes
+
     from toklip_mllm.evaluation import Columns, evaluate_vqa
 
-    columns = Columns(image, question, answer, kind)
+    if parse_scenes(options["questions"]) is not None:
+        refuse_unused(ctx, ("root", *Columns._fields), "with scenes, which have no files")
+    columns = Columns(*(options.pop(name) for name in Columns._fields))
     report = evaluate_vqa(columns=columns, compute=compute_of(options), **options)
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
 
@@ -153,12 +159,17 @@ _DTYPE = dtype("Dtype of the model. [default: as stored]", default=None)
 @_MAX_NEW_TOKENS
 @temperature(default=0.0)
 @top_p
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling; needs a --temperature above 0."
+)
 @max_pixels
 @_DTYPE
 @device
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as one line of JSON.")
+@click.pass_context
 def ask(
+    ctx: click.Context,
+    /,
     words: tuple[str, ...],
     name: str,
     seed: int,
@@ -173,9 +184,12 @@ def ask(
     PICTURE is a file, or one scene such as scenes:held-out?count=1&seed=7. The answer is printed as it is generated.
     It is text only; in `toklip chat` a model can also draw and answer further questions.
     """
-    from toklip_core.config import refuse_drawing
+    from toklip_core.config import LEAST_TEMPERATURE, refuse_drawing
 
     refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
+    if options["temperature"] < LEAST_TEMPERATURE:
+        why = "at temperature 0, which always takes the most likely token"
+        refuse_unused(ctx, ("top_p", "seed"), why, instead="give a higher --temperature")
     from toklip_mllm.model import read_picture
 
     pictures, question = pictures_and_question(words)
@@ -242,7 +256,10 @@ def ask(
 @_DTYPE
 @device
 @click.option("--json", "as_json", is_flag=True, help="Print each answer as one line of JSON.")
+@click.pass_context
 def chat(
+    ctx: click.Context,
+    /,
     pictures: tuple[str, ...],
     name: str,
     out: Path,
@@ -277,6 +294,8 @@ def chat(
     # Read first, because a model takes seconds to load.
     shown = [(file, read_picture(file, number, max_pixels=max_pixels)) for number, file in enumerate(pictures, 1)]
     model, processor = _loaded(name, dtype, device, seed)
+    if model.image_head is None:
+        refuse_unused(ctx, ("out", "guidance", "picture_temperature"), f"with {name}, which has no image head")
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines
 

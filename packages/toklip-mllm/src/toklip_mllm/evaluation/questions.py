@@ -58,8 +58,8 @@ def read_questions(
 
     Args:
         path: the file; or scenes, such as ``scenes:held-out?count=64``, for all questions about them.
-        root: folder that picture paths are relative to; None: the file's own folder.
-        columns: names of the columns, if others than the usual ones.
+        root: folder that picture paths are relative to; None: the file's own folder. It has no effect on scenes.
+        columns: names of the columns, if others than the usual ones. They have no effect on scenes.
         max_pixels: maximum pixels of a picture, see :func:`toklip_core.pictures.open_picture`.
 
     Raises:
