@@ -75,7 +75,7 @@ def test_overrides_reach_tables_and_lists_and_are_toml_or_else_text(recipes: Pat
         ("run.accumulate=3", r"run: batch_size \(4\) must be a multiple of accumulate \(3\)"),
         ("run.milestones=[5]", "run: milestones and schedule = 'multi-step' go together"),
         ("run.final_learning_rate=1e-4", "run: final_learning_rate has no effect without schedule = 'cosine'; set"),
-        ("run.drop=0.5", "run: drop has no effect without schedule = 'multi-step'; set both, or leave it out"),
+        ("run.drop=0.5", "run: drop has no effect without schedule = 'multi-step'; set both, or set it to 0.1"),
         ("run.milestones=[0]", "run.milestones.0: got 0, but input should be greater than 0"),
         ("data.2.count=1", "'2' is none of the 2 entries"),
         ("data.one.count=1", "'one' is none of the 2 entries"),

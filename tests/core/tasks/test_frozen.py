@@ -181,6 +181,10 @@ def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
     ("changes", "message"),
     [
         ({"losses": {"contrast_weight": 0, "pooled_weight": 0}}, "losses: all weights are 0; give one"),
+        (
+            {"losses": {"contrast_weight": 0, "contrast": "sigmoid"}},
+            'losses: contrast has no effect with contrast_weight 0; set a weight, or set it to "softmax"',
+        ),
         ({"run": {"batch_size": 1}}, "with run.batch_size 1 there is no other pair to contrast with"),
         ({"held_out": {"imagenet": True}}, "held_out: imagenet says what the classes are; give their folder"),
         ({"held_out": {"scenes": 3, "captions": "c.jsonl"}}, "held_out: give scenes, or classes and captions"),

@@ -205,6 +205,13 @@ OTHERS = {
 }  # fmt: skip
 
 
+#: Changes of TINY that leave out the discriminator.
+NO_DISCRIMINATOR = (
+    "losses.discriminator_weight=0", "losses.discriminator_start=0", "losses.discriminator_channels=64",
+    "losses.discriminator_layers=3", "losses.discriminator_norm=batch", "losses.lecam_weight=0",
+)  # fmt: skip
+
+
 def other(tiny: Path, kind: str, *changes: str) -> VQTrainConfig:
     """Settings of TINY with a quantizer of another kind; "none" leaves a setting out."""
     values = tomllib.loads(tiny.read_text())
@@ -274,7 +281,7 @@ def test_the_levels_of_a_residual_codebook_start_from_what_is_left(tiny: Path):
 
 @pytest.mark.slow
 def test_unused_codes_of_every_level_restart(tiny: Path):
-    config = other(tiny, "residual", "losses.discriminator_weight=0", "losses.lecam_weight=0")
+    config = other(tiny, "residual", *NO_DISCRIMINATOR)
     torch.manual_seed(0)
     training = VQTask(config).model
     for restart in training.restarts:
@@ -295,7 +302,17 @@ def test_unused_codes_of_every_level_restart(tiny: Path):
         ("fsq", "losses.entropy_weight=0.1", "losses.entropy_weight has no effect with the quantizer 'fsq'; set it"),
         ("lfq", "losses.restart_until=9", "losses.restart_until has no effect with the quantizer 'lfq'; set it to 0"),
         ("residual", "losses.restart_until=1", r"restart_until \(1\) must be above quantize_from \(1\)"),
-        ("residual", "losses.discriminator_weight=0", "losses.lecam_weight has no effect without a discriminator"),
+        (
+            "residual", "losses.discriminator_weight=0",
+            "losses.discriminator_start, losses.discriminator_channels, losses.discriminator_layers, "
+            "losses.discriminator_norm, losses.lecam_weight have no effect without a discriminator; set "
+            'discriminator_weight, or set them to 0, 64, 3, "batch", 0.0',
+        ),
+        ("vq", "losses.perceptual_weight=2", "losses.perceptual_weight has no effect without a perceptual loss; set"),
+        ("residual", "losses.entropy_temperature=2", "losses.entropy_temperature has no effect with entropy_weight 0"),
+        ("fsq", "losses.codebook_weight=2", "losses.codebook_weight has no effect with the quantizer 'fsq'; set it to"),
+        ("fsq", "losses.beta=2", "losses.beta has no effect with the quantizer 'fsq'; set it to 0.25"),
+        ("lfq", "losses.beta_placement=code", "losses.beta_placement has no effect with the quantizer 'lfq'; set it"),
         ("residual", "losses.discriminator_layers=4", "of 4 layers needs pictures of 48 pixels, and image_size is 32"),
         ("residual", "losses.discriminator_channels=24", "channels 24, whose layers cannot be split into 32 groups"),
     ],
@@ -303,6 +320,30 @@ def test_unused_codes_of_every_level_restart(tiny: Path):
 def test_losses_without_effect_are_refused(tiny: Path, kind: str, change: str, says: str):
     with pytest.raises(ValueError, match=says):
         other(tiny, kind, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "discriminator_loss_weight=2", "discriminator_start=2", "discriminator_channels=8", "discriminator_layers=2",
+        'discriminator_norm="group"', 'generator_loss="non-saturating"', "lecam_weight=1", "clip_discriminator=false",
+    ],
+)  # fmt: skip
+def test_each_setting_of_a_discriminator_is_refused_without_one(change: str):
+    with pytest.raises(ValueError, match=f"losses.{change.partition('=')[0]} has no effect without a discriminator"):
+        load_config("scenes-tiny", VQTrainConfig, [f"losses.{change}"], RECIPES)
+
+
+def test_beta_is_refused_with_a_codebook_weight_of_0():
+    changes = ["losses.codebook_weight=0", "losses.beta=2", "losses.beta_placement=code"]
+    with pytest.raises(ValueError, match=r"losses.beta, losses.beta_placement have no effect with codebook_weight 0"):
+        load_config("scenes-residual", VQTrainConfig, changes, RECIPES)
+
+
+@pytest.mark.parametrize("recipe", recipe_names(RECIPES))
+def test_a_file_that_lists_every_setting_of_a_recipe_is_accepted(recipe: str):
+    settings = load_config(recipe, VQTrainConfig, [], RECIPES)
+    assert VQTrainConfig.model_validate(settings.model_dump()) == settings
 
 
 @pytest.mark.slow

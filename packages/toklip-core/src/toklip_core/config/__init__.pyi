@@ -35,5 +35,6 @@ from .settings import (
     load_config as load_config,
     recipe_names as recipe_names,
     recipe_summaries as recipe_summaries,
+    refuse_without_effect as refuse_without_effect,
     validated as validated,
 )

@@ -8,6 +8,7 @@ week at the default.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -170,8 +171,8 @@ class RunConfig(Config):
         if bool(self.milestones) != (self.schedule == "multi-step"):
             raise ValueError("milestones and schedule = 'multi-step' go together; set both or none")
         for name, schedule in {"final_learning_rate": "cosine", "drop": "multi-step"}.items():
-            if self.schedule != schedule and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect without schedule = {schedule!r}; set both, or leave it out")
+            if self.schedule != schedule:
+                refuse_without_effect(self, (name,), f"without schedule = {schedule!r}", instead="set both")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})")
         return self
@@ -228,6 +229,37 @@ def validated(
         problems = list(_explain(error, model, values, typed))
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise ValueError(one_line(f"{source}: {'; '.join(problems[:_NAMED])}{more}")) from error
+
+
+def refuse_without_effect(
+    settings: BaseModel, names: Iterable[str], why: str, *, inside: str = "", instead: str = ""
+) -> None:
+    """Refuse settings that have no effect and differ from their defaults.
+
+    Defaults pass, because a file may list all settings, as that of a run to resume does.
+
+    Args:
+        settings: settings with these names.
+        names: names of the settings without effect; each has a default.
+        why: end of the sentence "SETTING has no effect ...", such as "without a discriminator".
+        inside: path of ``settings`` in the file, such as "losses.".
+        instead: what would give them an effect; otherwise the message says to set the defaults.
+
+    Raises:
+        ValueError: a value differs from its default; the message names all that do.
+
+    >>> run = RunConfig(steps=9, batch_size=1, learning_rate=1, weight_decay=0.5)
+    >>> refuse_without_effect(run, ["weight_decay"], "on this model", inside="run.")
+    Traceback (most recent call last):
+    ValueError: run.weight_decay has no effect on this model; set it to 0.0
+    """
+    fields = type(settings).model_fields
+    usual = {name: fields[name].default for name in names if getattr(settings, name) != fields[name].default}
+    if usual:
+        named, defaults = ", ".join(inside + name for name in usual), ", ".join(map(json.dumps, usual.values()))
+        has, it = ("has", "it") if len(usual) == 1 else ("have", "them")
+        way = f"{instead}, or set" if instead else "set"
+        raise ValueError(f"{named} {has} no effect {why}; {way} {it} to {defaults}")
 
 
 def recipe_names(recipes: Traversable) -> list[str]:

@@ -17,6 +17,7 @@ from toklip_core.config import (
     HeldOut,
     ResizeSetting,
     RunConfig,
+    refuse_without_effect,
 )
 from toklip_core.model import MOST_NEIGHBOURS, VisionConfig
 
@@ -50,6 +51,8 @@ class EncoderLosses(Config):
     def _something_to_learn(self) -> Self:
         if not (self.contrast_weight or self.pooled_weight or self.token_weight):
             raise ValueError("all weights are 0; give one of the losses a weight")
+        if not self.contrast_weight:
+            refuse_without_effect(self, ("contrast",), "with contrast_weight 0", instead="set a weight")
         return self
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from toklip_core.config import LARGEST_MAX_PIXELS, LARGEST_SEED, MAX_PIXELS, Config, HeldOut, MaxPixels, RunConfig
+from toklip_core.config import (
+    LARGEST_MAX_PIXELS,
+    LARGEST_SEED,
+    MAX_PIXELS,
+    Config,
+    HeldOut,
+    MaxPixels,
+    RunConfig,
+    refuse_without_effect,
+)
 
 from toklip_vq.vqgan import VQGANConfig
 
@@ -151,11 +160,16 @@ class VQTrainConfig(Config):
 
     @model_validator(mode="after")
     def _losses_of_the_quantizer(self) -> Self:
-        without = {"entropy_weight": ("fsq", "residual"), "restart_until": ("lfq", "fsq")}
-        for name, quantizers in without.items():
-            if getattr(self.losses, name) and self.model.quantizer in quantizers:
-                kind = self.model.quantizer
-                raise ValueError(f"losses.{name} has no effect with the quantizer {kind!r}; set it to 0")
+        without = {
+            "codebook_weight": ("fsq",),
+            "beta": ("fsq",),
+            "beta_placement": ("lfq", "fsq"),
+            "entropy_weight": ("fsq", "residual"),
+            "restart_until": ("lfq", "fsq"),
+        }
+        kind = self.model.quantizer
+        names = [name for name, quantizers in without.items() if kind in quantizers]
+        refuse_without_effect(self.losses, names, f"with the quantizer {kind!r}", inside="losses.")
         return self
 
     @model_validator(mode="after")
@@ -166,8 +180,29 @@ class VQTrainConfig(Config):
                 f"losses.restart_until ({losses.restart_until}) must be above quantize_from ({losses.quantize_from}), "
                 "where all codes are new; or set it to 0"
             )
-        if losses.lecam_weight and not losses.discriminator_weight:
-            raise ValueError("losses.lecam_weight has no effect without a discriminator; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_that_are_off(self) -> Self:
+        losses = self.losses
+        discriminator = (
+            "discriminator_loss_weight",
+            "discriminator_start",
+            "discriminator_channels",
+            "discriminator_layers",
+            "discriminator_norm",
+            "generator_loss",
+            "lecam_weight",
+            "clip_discriminator",
+        )
+        for is_off, names, why, instead in (
+            (losses.perceptual == "none", ("perceptual_weight",), "without a perceptual loss", "set perceptual"),
+            (not losses.codebook_weight, ("beta", "beta_placement"), "with codebook_weight 0", "set the weight"),
+            (not losses.entropy_weight, ("entropy_temperature",), "with entropy_weight 0", "set the weight"),
+            (not losses.discriminator_weight, discriminator, "without a discriminator", "set discriminator_weight"),
+        ):
+            if is_off:
+                refuse_without_effect(losses, names, why, inside="losses.", instead=instead)
         return self
 
     @model_validator(mode="after")
