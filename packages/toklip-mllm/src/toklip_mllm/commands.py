@@ -283,7 +283,7 @@ def chat(
     The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
     with "> ", or with --json one object for each message.
     """
-    from toklip_core.config import refuse_temperatures
+    from toklip_core.config import LEAST_TEMPERATURE, refuse_temperatures
 
     refuse_temperatures(picture_temperature=picture_temperature, temperature=temperature)
     from toklip_core.drawing import Drawing, Guidance
@@ -296,6 +296,9 @@ def chat(
     model, processor = _loaded(name, dtype, device, seed)
     if model.image_head is None:
         refuse_unused(ctx, ("out", "guidance", "picture_temperature"), f"with {name}, which has no image head")
+        if temperature < LEAST_TEMPERATURE:
+            why = f"at temperature 0 with {name}, which has no image head"
+            refuse_unused(ctx, ("seed",), why, instead="give a higher --temperature")
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines
 
