@@ -53,7 +53,7 @@ def test_a_folder_takes_one_decode_at_a_time(store_of, tmp_path):
     store, out = store_of("a", "b"), tmp_path / "out"
     out.mkdir()
     with locked_elsewhere(out / ".decode.lock"):
-        with pytest.raises(OSError, match=r"another process decodes into .*out; wait for its end, or name") as raised:
+        with pytest.raises(OSError, match=r"another decode writes into .*out; wait for its end, or name") as raised:
             decode_store(store, out)
         assert "\n" not in str(raised.value) and below(out) == []
     assert decode_store(store, out).pictures == 2 and below(out) == ["a.png", "b.png"]

@@ -389,7 +389,7 @@ def test_a_folder_takes_one_call_at_a_time_and_the_same_call_when_the_other_has_
     held = {path: path.read_bytes() for path in (tmp_path / "folder").iterdir() if path.suffix != ".lock"}
     with locked_elsewhere(tmp_path / "folder/.generate.lock"):
         for seed in (5, 6):
-            with pytest.raises(OSError, match=r"another process generates into .*folder; wait") as raised:
+            with pytest.raises(OSError, match=r"another call generates into .*folder; wait") as raised:
                 call("folder", seed=seed)
             assert "\n" not in str(raised.value)
     assert {path: path.read_bytes() for path in held} == held and len(drawn) == 3
@@ -401,7 +401,7 @@ def test_two_calls_at_once_into_a_new_folder_do_not_mix_their_pictures(of_classe
     with locked_elsewhere(tmp_path / "new/.generate.lock"):
         words = ["generate", "--class", "1", "--model", of_classes, "--out", tmp_path / "new", "--device", "cpu"]
         result = CliRunner().invoke(cli, list(map(str, words)))
-    assert result.exit_code == 1 and "another process generates into" in result.output
+    assert result.exit_code == 1 and "another call generates into" in result.output
     assert [path.name for path in (tmp_path / "new").iterdir()] == [".generate.lock"]
 
 

@@ -147,7 +147,7 @@ def generate(
 
     Raises:
         LookupError: the model is unknown.
-        OSError: a file cannot be read or written, or another process generates into the folder.
+        OSError: a file cannot be read or written, or another call generates into the folder.
         ValueError: a setting is out of its range, or the model does not know a prompt.
 
     >>> from tempfile import TemporaryDirectory
@@ -304,12 +304,12 @@ class _Folder:
 
 @contextmanager
 def _open_place(out: Path, wanted: PromptList, model: PictureModel, how: dict[str, Any]) -> Iterator[_Grid | _Folder]:
-    """Yield the output of pictures; a folder is locked while inside, and OSError if another process uses it."""
+    """Yield the output of pictures; a folder is locked while inside, and OSError if another call uses it."""
     if _is_file(out):
         yield _Grid(out, wanted, model.image_size)
         return
     out.mkdir(parents=True, exist_ok=True)
-    with held_alone(out / _LOCK, f"another process generates into {out}; wait for its end, or name another folder"):
+    with held_alone(out / _LOCK, f"another call generates into {out}; wait for its end, or name another folder"):
         yield _Folder(out, wanted, {**how, "weights": model.checksums()})
 
 

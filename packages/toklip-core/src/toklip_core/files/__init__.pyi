@@ -9,9 +9,10 @@ from .atomic import (
 from .locks import (
     folder_lock as folder_lock,
     held_alone as held_alone,
+    held_together as held_together,
     lock_exclusively as lock_exclusively,
-    lock_shared as lock_shared,
 )
+from .machine import is_of_machine as is_of_machine
 from .special import refuse_special as refuse_special
 from .tables import (
     CAPTION_COLUMNS as CAPTION_COLUMNS,

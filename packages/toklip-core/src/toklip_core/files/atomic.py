@@ -18,7 +18,7 @@ _LONGEST_NAME = 255
 
 
 @contextmanager
-def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False, new: bool = False) -> Iterator[Path]:
     """Yield a path to write a file to; at the end that file replaces ``path``.
 
     If writing fails, ``path`` stays unchanged. Two processes must not write the same path at the same time.
@@ -27,9 +27,10 @@ def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) 
         path: final path of the file.
         beside: path to write to first; by default the hidden one beside ``path``.
         to_disk: wait until the bytes are on the disk; see :func:`flush_to_disk`.
+        new: refuse to replace a file that has appeared at ``path``.
 
     Raises:
-        OSError: the file cannot be written or renamed.
+        OSError: the file cannot be written or renamed, or there is one that must not be replaced.
     """
     beside = hidden_path(path) if beside is None else beside
     delete(beside)
@@ -37,6 +38,8 @@ def replacing(path: Path, *, beside: Path | None = None, to_disk: bool = False) 
         yield beside
         if to_disk:
             flush_to_disk(beside)
+        if new and path.exists():
+            raise OSError(f"{path} was written meanwhile by somebody else, and stays; run it again when that has ended")
         beside.replace(path)
     except BaseException:  # such as a full disk or Ctrl-C, which must not leave half a file
         delete(beside)

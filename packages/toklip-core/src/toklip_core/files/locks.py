@@ -1,4 +1,7 @@
-"""Locks on open files. A lock ends with the process that holds it, however it ends; workers do not inherit it.
+"""Locks on files. A lock ends with the process that holds it, however it ends; workers do not inherit it.
+
+The system's locks on files do not keep the threads of one process apart, and closing any handle of a file ends those of
+the whole process. So a table of this process says what it holds, and keeps the one handle.
 
 Only :func:`folder_lock` is shared with forked workers: if its process is killed, it ends with the last of them.
 
@@ -9,13 +12,44 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 # Errors of mounts without locks, or without locks on folders: some kinds of NFS, FUSE and Lustre.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+
+
+@dataclass
+class _Held:
+    """A file that this process has locked: for one holder, or for several that share it."""
+
+    file: IO[Any]
+    shared: bool
+    holders: int = 1
+
+
+class _Table:
+    """The files that this process has locked, by their paths without links."""
+
+    def __init__(self) -> None:
+        #: Held while a file is opened and locked, or closed: in between, another thread would lose its lock.
+        self.guard = threading.Lock()
+        self.held: dict[Path, _Held] = {}
+
+    def forget(self) -> None:
+        """Start anew in a forked process, which inherits the handles but no lock, and perhaps a guard that is held."""
+        for held in self.held.values():
+            held.file.close()
+        self.__init__()  # type: ignore[misc]
+
+
+_TABLE = _Table()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TABLE.forget)
 
 
 def lock_exclusively(file: IO[Any]) -> bool:
@@ -35,11 +69,59 @@ def lock_exclusively(file: IO[Any]) -> bool:
 
 @contextmanager
 def held_alone(path: Path, problem: str) -> Iterator[None]:
-    """Lock a file for this process only while inside, creating it if missing; OSError(problem) if it is locked."""
-    with path.open("a") as file:
-        if not lock_exclusively(file):
+    """Lock a file while inside, creating it if missing; OSError(problem) if any thread of any process has locked it."""
+    path = path.resolve()
+    with _TABLE.guard:
+        if path in _TABLE.held:
             raise OSError(problem)
+        held = _Held(_opened(path, "a", lock_exclusively, problem), shared=False)
+        _TABLE.held[path] = held
+    try:
         yield
+    finally:
+        _release(path, held)
+
+
+@contextmanager
+def held_together(path: Path, problem: str) -> Iterator[None]:
+    """Lock a file together with others that do so, creating it if missing; OSError(problem) if one holds it alone.
+
+    Another process that holds it alone is waited for.
+    """
+    path = path.resolve()
+    with _TABLE.guard:
+        held = _TABLE.held.get(path)
+        if held is None:
+            held = _TABLE.held[path] = _Held(_opened(path, "a+", lock_shared, problem), shared=True)
+        elif held.shared:
+            held.holders += 1
+        else:
+            raise OSError(problem)
+    try:
+        yield
+    finally:
+        _release(path, held)
+
+
+def _opened(path: Path, mode: str, take: Callable[[IO[Any]], bool | None], problem: str) -> IO[Any]:
+    file = path.open(mode)
+    try:
+        if take(file) is False:
+            raise OSError(problem)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _release(path: Path, held: _Held) -> None:
+    with _TABLE.guard:
+        if _TABLE.held.get(path) is not held:  # in a process that was forked inside
+            return
+        held.holders -= 1
+        if not held.holders:
+            del _TABLE.held[path]
+            held.file.close()
 
 
 def lock_shared(file: IO[Any]) -> None:

@@ -101,7 +101,7 @@ def decode_store(
         LookupError: the store's tokenizer is not installed.
         ValueError: the weights are others, the store is damaged or is the folder to write into, or no picture of it can
             be written.
-        OSError: the folder cannot be written, or another process decodes into it.
+        OSError: the folder cannot be written, or another decode writes into it.
     """
     started = time.perf_counter()
     refuse_missing_device(compute.device)
@@ -111,7 +111,7 @@ def decode_store(
     given = None if weights is None else Path(weights)
     model = tokens.info.tokenizer.load(where=f"the token store {store}", weights=given).to(compute.device)
     folder.mkdir(parents=True, exist_ok=True)
-    problem = f"another process decodes into {folder}; wait for its end, or name another folder"
+    problem = f"another decode writes into {folder}; wait for its end, or name another folder"
     counts = _Counts(folder)
     stopped = False
     with (

@@ -171,10 +171,10 @@ def _with_dictionary(info: StoreInfo) -> list[str]:
 
 
 def _write_whole(beside: Path, path: Path, table: pa.Table, with_dictionary: list[str]) -> None:
-    """Write a table as Parquet to the path ``beside``, then rename it to ``path``."""
+    """Write a table as Parquet to the path ``beside``, then rename it to ``path``, where no part may be."""
     rows = min(_ROWS_PER_GROUP, max(1, _BYTES_PER_GROUP * table.num_rows // table.nbytes))
     metadata = {**table.schema.metadata, CHECKSUMS_KEY: checksums(table, rows)}
-    with replacing(path, beside=beside, to_disk=True) as beside, beside.open("wb") as file:
+    with replacing(path, beside=beside, to_disk=True, new=True) as beside, beside.open("wb") as file:
         pq.write_table(
             table.replace_schema_metadata(metadata),
             file,

@@ -74,7 +74,7 @@ def fit(task: Task, run: RunConfig, out: Path) -> FitReport:
     Raises:
         LookupError: the extra is not installed.
         ValueError: a loss is not finite, ``out`` contains something else, or the settings do not fit.
-        OSError: a checkpoint cannot be written, and the previous one is kept; or another process trains into ``out``.
+        OSError: a checkpoint cannot be written, and the previous one is kept; or another run trains into ``out``.
     """
     accelerator = _accelerator(run, task.unused_parameters)
     folder = RunFolder(out, accelerator, keep=run.keep, project=run.wandb)

@@ -95,7 +95,7 @@ class RunFolder:
         Raises:
             ValueError: the folder contains something else or a run of another format, or settings other than the
                 ``harmless`` ones (dotted keys) have changed.
-            OSError: another process trains into it.
+            OSError: another run trains into it.
         """
 
         def write() -> None:
@@ -264,7 +264,7 @@ class RunFolder:
     def _take(self, held: ExitStack) -> None:
         """Lock the folder until ``held`` ends, or the process."""
         self.path.mkdir(parents=True, exist_ok=True)
-        problem = "another process trains into it; wait for its end, or choose another folder"
+        problem = "another run trains into it; wait for its end, or choose another folder"
         held.enter_context(held_alone(self.path / _LOCK, problem))
 
     def _save_steps(self) -> list[int]:
