@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 from toklip_core.config import Compute
-from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore, UnreadableLog, UnreadablePicture
+from toklip_core.store import BatchEncoder, EncodeSettings, TokenStore, UnreadableLog, UnreadablePicture, adopt
 from toklip_core.store.format import report_paths
 
 from tests.core.conftest import picture
@@ -22,6 +22,7 @@ from tests.support.encoding import encode_with
 from tests.support.engines import built_in_store, refuse_other_rows, write_pictures
 from tests.support.refusals import refusing
 from tests.support.small_models import small_clip, small_toklip
+from tests.support.starved import no_file_handles, raising, system_error
 
 MEAN_COLOUR = EncodeSettings(tokenizer="mean-colour")
 
@@ -261,3 +262,15 @@ def test_rows_of_another_tokenizer_are_refused_by_a_store(pictures):
     adopted(encoder(pictures), "rows", encoder)
     with refusing("the info of these rows does not fit the store rows-store: it has tokenizer.name"):
         TokenStore.adopt("rows", "rows-store", BatchEncoder(EncodeSettings(tokenizer="residual-greys")).info)
+
+
+def test_a_machine_that_cannot_read_rows_does_not_refuse_their_file(pictures, monkeypatch):
+    encoder = BatchEncoder(MEAN_COLOUR)
+    adopted(encoder(pictures), "rows", encoder)
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        list(adopt._groups(Path("rows/rows.parquet"), ["key"]))
+    for error in (system_error("EIO"), pa.ArrowMemoryError("malloc of size 64 failed")):
+        monkeypatch.setattr(adopt.pq, "ParquetFile", raising(error))
+        with pytest.raises(type(error)) as raised:
+            list(adopt._groups(Path("rows/rows.parquet"), ["key"]))
+        assert raised.value is error

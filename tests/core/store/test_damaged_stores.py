@@ -15,11 +15,14 @@ from toklip_core.captioned import CaptionedSamples, CaptionedStore
 from toklip_core.cli import cli
 from toklip_core.embeddings import MOST_BITS
 from toklip_core.pictures import VIEWS
-from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore
+from toklip_core.store import FeatureInfo, PartWriter, StoreInfo, TokenStore, part_reader
+from toklip_core.store.part_reader import part_contents, read_group
 from toklip_core.tokenizer import TokenizerRecord
 
 from tests.support.encoding import encode_with
+from tests.support.refusals import refusing
 from tests.support.small_models import SIZE, small_toklip
+from tests.support.starved import no_file_handles, raising, system_error
 
 MODEL = FeatureInfo(model="small", weights_checksum="2" * 64, width=6)
 INFO = StoreInfo(
@@ -468,3 +471,26 @@ def test_a_tokenizer_that_is_not_there_is_named_with_the_nearest_and_no_list(com
         "Error: the token store store: no VQ tokenizer is named 'mean-color'. Did you mean 'mean-colour'? "
         "`toklip tokenizers` lists what is installed.\n"
     )
+
+
+@pytest.mark.parametrize(
+    "error", [*map(system_error, ("EMFILE", "EIO", "ESTALE")), pa.ArrowMemoryError("malloc of size 64 failed")]
+)
+def test_a_machine_that_cannot_read_a_good_part_does_not_call_it_damaged(tmp_path, monkeypatch, error):
+    part = write(tmp_path)
+    monkeypatch.setattr(part_reader.pq.ParquetFile, "read_row_group", raising(error))
+    with pytest.raises(type(error)) as raised:
+        read_group(part, 0, ["ids"])
+    assert raised.value is error
+    monkeypatch.setattr(part_reader.pq, "ParquetFile", raising(error))
+    with pytest.raises(type(error)) as raised:
+        part_contents(part)
+    assert raised.value is error
+
+
+def test_too_many_open_files_are_said_as_they_are(tmp_path):
+    part = write(tmp_path)
+    right = contents(tmp_path)
+    with refusing(str(part), "Too many open files", kind=OSError), no_file_handles():
+        part_contents(part)
+    assert contents(tmp_path) == right

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,7 @@ from toklip_core.store import (
     decode_store,
     reading,
     report_paths,
+    writing,
 )
 from toklip_core.tokenizer import Tokenizer, load_tokenizer
 from toklip_core.weights import weights_checksum
@@ -48,6 +50,7 @@ from tests.support import kill_often
 from tests.support.encoding import encode_with
 from tests.support.refusals import refusing
 from tests.support.small_models import small_clip, small_toklip
+from tests.support.starved import system_error
 from tests.support.warm import warm_python
 
 
@@ -550,7 +553,7 @@ def test_two_encodes_at_once_into_one_store_are_refused(toy, photos, tmp_path):
     code = f"import fcntl, sys; f = open({str(held)!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
-    with pytest.raises(OSError, match=r"another process is encoding into .* as rank 0"):
+    with pytest.raises(OSError, match=r"another encode is at work in .* as rank 0"):
         encode_with([photos], held.parent, tokenizer="mean-colour")
     other.communicate(b"\n")
     assert encode_with([photos], held.parent, tokenizer="mean-colour").pictures == 5
@@ -909,3 +912,87 @@ def test_one_picture_is_not_said_in_the_plural(pictures, said):
         rank=0,
     )
     assert report.as_text().startswith(said)
+
+
+def test_an_encode_inside_another_into_one_store_is_refused(toy, photos, tmp_path):
+    """The locks of the system do not keep one process from itself."""
+    refused = []
+
+    def stop():
+        with pytest.raises(OSError, match=r"another encode is at work in .* as rank 0; wait for its end") as raised:
+            encode_with([photos], tmp_path / "store", tokenizer="mean-colour")
+        refused.append(str(raised.value))
+        return False
+
+    report = encode_with([photos], tmp_path / "store", tokenizer="mean-colour", batch_size=2, part_rows=2, stop=stop)
+    store = TokenStore(tmp_path / "store")
+    assert report.pictures == len(set(store.keys())) == len(store) == 5
+    assert len(refused) == 3
+
+
+def test_encodes_in_two_threads_lose_no_picture(toy, photos, tmp_path):
+    store, start, outcomes = tmp_path / "store", threading.Barrier(2), []
+
+    def work():
+        start.wait()
+        try:
+            outcomes.append(encode_with([photos], store, tokenizer="mean-colour", batch_size=1).pictures)
+        except OSError:
+            outcomes.append(0)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(outcomes) == len(set(TokenStore(store).keys())) == len(TokenStore(store)) == 5
+
+
+def test_ranks_of_one_encode_work_side_by_side_in_one_process(toy, photos, tmp_path):
+    store = tmp_path / "store"
+    with writing(store, 0, 2):
+        with writing(store, 1, 2), pytest.raises(OSError, match="as rank 1"), writing(store, 1, 2):
+            pass
+        refused = pytest.raises(OSError, match=r"an encode by 2 processes is at work in .*, and this is one of 1")
+        with refused, writing(store, 0, 1):
+            pass
+        other = writer(store, 0, 1)
+        assert other.communicate()[0].startswith("refused: an encode by 2 processes"), "the end of rank 1 freed nothing"
+    with writing(store, 0, 1):
+        pass
+
+
+def test_a_part_that_has_appeared_meanwhile_is_not_replaced(toy, photos, tmp_path):
+    """As on a file system without locks."""
+    encode_with([photos], tmp_path / "other", tokenizer="mean-colour")
+    theirs = next((tmp_path / "other").glob("part-*"))
+    store = tmp_path / "store"
+
+    def stop():
+        (store / theirs.name).write_bytes(theirs.read_bytes())
+        return False
+
+    with refusing(theirs.name, "was written meanwhile", kind=OSError):
+        encode_with([photos], store, tokenizer="mean-colour", stop=stop)
+    assert (store / theirs.name).read_bytes() == theirs.read_bytes()
+    assert not list(tmp_path.glob(".store.part-*"))
+
+
+@pytest.mark.parametrize("name", ["EMFILE", "EIO", "ESTALE"])
+def test_a_picture_that_the_machine_cannot_read_now_is_read_by_the_next_encode(
+    toy, photos, tmp_path, monkeypatch, name
+):
+    opened = Path.open
+
+    def failing(path, *arguments, **options):
+        if path.name == "c.webp":
+            raise system_error(name)
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", failing)
+        report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert (report.pictures, report.unreadable) == (4, 1)
+    assert os.strerror(getattr(errno, name)) in report.first_unreadable
+    report = encode_with([photos], tmp_path / "s", tokenizer="mean-colour")
+    assert (report.pictures, report.skipped, report.unreadable) == (1, 4, 0)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toklip_core.files import one_line
+from toklip_core.files import is_of_machine, one_line
 from toklip_core.pictures import is_list
 from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema
 from toklip_core.store.locks import writing
@@ -85,6 +85,8 @@ def _groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]
                 yield start, pa.Table.from_batches([batch])
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
+        if is_of_machine(error):
+            raise
         raise _unfit(path, one_line(error, longest=120)) from error
 
 
@@ -131,6 +133,8 @@ def _checked(path: Path, numbers: np.ndarray[Any, Any], table: pa.Table, info: S
         try:
             columns[field.name] = _column(table[field.name].combine_chunks(), field.type)
         except (pa.ArrowException, TypeError) as error:
+            if is_of_machine(error):
+                raise
             kind = table.schema.field(field.name).type
             raise _unfit(path, f"{field.name!r} is {kind}, not {field.type}: {one_line(error, longest=80)}") from error
     RowGroup(path, numbers, pa.table(columns), info, _unfit).refuse_wrong()

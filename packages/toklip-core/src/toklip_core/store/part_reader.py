@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from toklip_core.files import is_of_machine
 from toklip_core.pictures import VIEWS
 from toklip_core.store.format import (
     CHECKSUMS_KEY,
@@ -175,9 +176,10 @@ def _named(path: Path, where: str) -> Iterator[None]:
     """Add the path to errors that pyarrow raises inside; our own messages have it already."""
     try:
         yield
-    except (PermissionError, FileNotFoundError):  # these name the file
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        # Damage has no number of the system: that says why the file cannot be read now, and mostly names it.
+        if is_of_machine(error) or (isinstance(error, OSError) and error.errno is not None):
+            raise
         raise _damaged(path, f"{where}: {' '.join(str(error).split())[:_LONGEST_REASON]}") from error
 
 
