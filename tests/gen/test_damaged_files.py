@@ -4,12 +4,22 @@ import numpy as np
 import pytest
 import torch
 from toklip_core.weights import save_model_folder
-from toklip_gen.evaluation import Activations, Extractor, ReferenceInfo, load_reference, read_samples, write_reference
+from toklip_gen.evaluation import (
+    Activations,
+    Extractor,
+    ReferenceInfo,
+    adm_npz,
+    load_reference,
+    read_samples,
+    references,
+    write_reference,
+)
 from toklip_gen.generator import load_generator
 
 from tests.support.damaged_folders import loaded_after_every_damage
 from tests.support.refusals import refusing
 from tests.support.small_generators import small_config, small_generator
+from tests.support.starved import no_file_handles, raising
 
 EXTRACTOR = Extractor("small", "sha256 1", "as they are", lambda levels: Activations(levels.float().mean((2, 3)), None))
 INFO = ReferenceInfo(
@@ -105,3 +115,16 @@ def test_pictures_that_are_none(tmp_path, array):
 def test_features_that_are_no_numbers_are_in_no_figure():
     with refusing("a feature of broken's of picture 1 of 2 is not finite"):
         Extractor("broken", "", "", lambda levels: Activations(levels.float() * torch.nan, None))(torch.ones(2, 3))
+
+
+def test_an_archive_is_not_cut_short_because_the_machine_fails(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    assert len(list(read_samples(path))) == 2
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        list(read_samples(path))
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        references._arrays(path)
+    monkeypatch.setattr(adm_npz, "_header", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        list(read_samples(path))

@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
 from toklip_core.model import TINY
-from toklip_mllm.model import load_language_model
+from toklip_mllm.model import TokLIPForConditionalGeneration, load_language_model
 from toklip_mllm.published import FOLDERS, TINY_NAME
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.damaged_folders import NO_OBJECT
 from tests.support.refusals import refusing
+from tests.support.starved import NO_MEMORY, raising
 
 FILES = ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"]
 SETTINGS = ["encoder", "encoder_model", "embedding", "embedding_checksum", "grid", "features", "text_config", "dtype"]
@@ -57,3 +59,13 @@ def test_a_folder_of_another_format(folder, file, number, has):
 def test_a_folder_of_another_kind_of_model_is_named_as_that():
     with refusing("holds a 'toklip', and no language model over TokLIP; see `toklip models`"):
         load_language_model(TINY)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), NO_MEMORY, MemoryError()]
+)
+def test_a_folder_is_not_damaged_because_no_memory_is_left(monkeypatch, error):
+    monkeypatch.setattr(TokLIPForConditionalGeneration, "from_pretrained", raising(error))
+    with pytest.raises(type(error)) as raised:
+        load_language_model(TINY_NAME)
+    assert raised.value is error

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from toklip_vq import sharded_weights
 from toklip_vq.sharded_weights import read_tokenizer_tensors
+
+from tests.support.starved import no_file_handles
 
 TOKENIZER = {"vq.quantize.embedding.weight": torch.ones(4, 2), "vq.quant_conv.bias": torch.ones(2)}
 REST = {"lm_head.weight": torch.zeros(2, 2)}
@@ -144,3 +147,11 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, write):
     with pytest.raises(ValueError, match="refused"):
         read_tokenizer_tensors(tmp_path, ["vq."])
     assert not (tmp_path / "ran").exists()
+
+
+def test_too_many_open_files_are_no_missing_shard(tmp_path):
+    """The library that reads it calls every file missing that it cannot open."""
+    save_file(TOKENIZER, tmp_path / "model.safetensors")
+    assert sharded_weights._names(tmp_path / "model.safetensors")
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        sharded_weights._names(tmp_path / "model.safetensors")

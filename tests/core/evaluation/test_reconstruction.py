@@ -31,11 +31,13 @@ from toklip_core.weights import weights_checksum
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.image import lpip
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.models import squeezenet1_1
 
 from tests.support.mean_colour import several
 from tests.support.refusals import last_error
+from tests.support.starved import NO_MEMORY, raising
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -236,6 +238,13 @@ def test_a_network_file_of_another_network_is_refused(squeezenet):
     torch.save({"features.0.weight": torch.zeros(1)}, squeezenet)
     with pytest.raises(ValueError, match="does not fit LPIPS's squeeze"):
         load_lpips("squeeze")
+
+
+def test_a_network_file_that_no_memory_is_left_for_does_fit(squeezenet, monkeypatch):
+    monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", raising(NO_MEMORY))
+    with pytest.raises(RuntimeError) as raised:
+        load_lpips("squeeze")
+    assert raised.value is NO_MEMORY
 
 
 class MeanColour(nn.Module):

@@ -6,6 +6,8 @@ import argparse
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 
 import huggingface_hub.constants
@@ -27,6 +29,7 @@ from toklip_core.weights import (
 from torch import nn
 
 from tests.support.refusals import refusing
+from tests.support.starved import NO_MEMORY, no_file_handles, raising, system_error
 
 
 class Command:
@@ -353,3 +356,67 @@ def test_a_hub_that_is_switched_off_is_said_to_be(monkeypatch):
     for fetch in (lambda: hub_file("owner/name", "x.pt"), lambda: hub_folder("owner/name", ["*"], lambda folder: True)):
         with pytest.raises(FileNotFoundError, match=r"downloaded \(HF_HUB_OFFLINE is set, so nothing is downloaded\)"):
             fetch()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NO_MEMORY,
+        RuntimeError("unable to mmap 300 bytes from file </weights.pt>: Cannot allocate memory (12)"),
+        RuntimeError("unable to open file </weights.pt> in read-only mode: Too many open files (24)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        system_error("EIO"),
+    ],
+)
+def test_a_machine_that_cannot_read_weights_does_not_call_them_cut_short(tmp_path, monkeypatch, error):
+    torch.save(layer().state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "load", raising(error))
+    with pytest.raises(type(error)) as raised:
+        read_tensors(tmp_path / "weights.pt")
+    assert raised.value is error
+
+
+def write(tensors, path):
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=path.stem != "old")
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "old.pt", "weights.safetensors"])
+def test_too_many_open_files_are_no_missing_weights(tmp_path, name):
+    write(layer().state_dict(), tmp_path / name)
+    read_tensors(tmp_path / name)
+    with refusing(name, "Too many open files", kind=OSError), no_file_handles():
+        read_tensors(tmp_path / name)
+
+
+def test_what_is_wrong_with_a_torn_file_is_said(tmp_path):
+    torch.save(layer().state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "weights.pt").write_bytes((tmp_path / "weights.pt").read_bytes()[:200])
+    with refusing("weights.pt' is cut short, or no file of weights (", "); fetch it again"):
+        read_tensors(tmp_path / "weights.pt")
+
+
+STARVED = """
+import resource, sys
+from pathlib import Path
+from toklip_core.weights import read_tensors
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, resource.RLIM_INFINITY))
+try:
+    read_tensors(sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+@pytest.mark.parametrize("name", ["weights.pt", "old.pt", "weights.safetensors"])
+def test_weights_that_do_not_fit_into_memory_are_not_cut_short(tmp_path, name):
+    write({"weight": torch.zeros(50_000_000)}, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(tmp_path / name)], capture_output=True, text=True, check=True
+    )
+    assert "allocate memory" in done.stdout and "fetch it again" not in done.stdout, done.stdout

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from toklip_core.files import is_of_machine
 from toklip_core.weights import damaged, is_finite, read_tensors
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def load_lpips(net: LPIPSNet) -> nn.Module:
     try:
         network: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type=net).net
     except RuntimeError as error:
+        if is_of_machine(error):
+            raise
         raise ValueError(f"{str(path)!r} does not fit LPIPS's {net}: {error}") from error
     return network.requires_grad_(False)
 
@@ -88,6 +91,8 @@ def load_fid() -> FrechetInceptionDistance:
         # antialias=False resizes like TensorFlow 1, as in published figures; torchmetrics' default does not.
         return FrechetInceptionDistance(_INCEPTION_FEATURES, feature_extractor_weights_path=str(path), antialias=False)
     except RuntimeError as error:
+        if is_of_machine(error):
+            raise
         raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
 
 
@@ -108,6 +113,8 @@ def load_inception() -> nn.Module:
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
     except RuntimeError as error:
+        if is_of_machine(error):
+            raise
         raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
     return network.requires_grad_(False).eval()
 

@@ -27,7 +27,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toklip_core.files import LONGEST, filling, folder_lock, one_line, read_json_object, refuse_special
+from toklip_core.files import (
+    LONGEST,
+    filling,
+    folder_lock,
+    is_of_machine,
+    one_line,
+    read_json_object,
+    refuse_special,
+)
 from toklip_core.weights.finite import damaged, is_finite
 
 CONFIG_FILE = "config.json"
@@ -67,7 +75,8 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        OSError: it is a pipe, a socket or a device.
+        OSError: it is a pipe, a socket or a device, or the machine cannot read it now.
+        MemoryError, RuntimeError: there is not enough memory.
         ValueError: the file is damaged, has no weights or contains code; the message says which.
     """
     path = Path(path)
@@ -101,6 +110,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
+        if is_of_machine(error):
+            raise
         raise ValueError(
             f"{str(path)!r} is not a whole safetensors file ({one_line(error, longest=120)}); fetch it again"
         ) from error
@@ -121,23 +132,40 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{str(path)!r} is refused: it asks to run {code[1]}, and weights need no code; get them as safetensors"
         ) from error
     except (OSError, EOFError, zipfile.BadZipFile, struct.error, MemoryError, *_TORN) as error:
-        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
+        raise _torn(path, error) from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}, not tensors by name")
     return content
+
+
+def _torn(path: Path, error: Exception) -> ValueError:
+    """Return the error for a damaged file; raise ``error`` again if the file is not at fault."""
+    if is_of_machine(error) and not (isinstance(error, MemoryError) and _fits_memory(path)):
+        raise error
+    why = one_line(error, longest=120) or type(error).__name__
+    return ValueError(f"{str(path)!r} is cut short, or no file of weights ({why}); fetch it again")
+
+
+def _fits_memory(path: Path) -> bool:
+    """Return whether there is memory for all bytes of a file, so that one that asks for more is damaged or hostile."""
+    try:
+        bytearray(path.stat().st_size)
+    except MemoryError:
+        return False
+    return True
 
 
 def _refuse_inflating(path: Path) -> None:
     """Raise ValueError for a compressed torch file, where 13 MB may become 8 GB in memory; torch never compresses."""
     with path.open("rb") as file:
         begins = file.read(4)
-    if begins != b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        return  # a file of torch < 1.6, or a damaged one, which torch's own reader reports
     try:
+        if begins != b"PK\x03\x04" and not zipfile.is_zipfile(path):
+            return  # a file of torch < 1.6, or a damaged one, which torch's own reader reports
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, struct.error, *_TORN) as error:
-        raise ValueError(f"{str(path)!r} is cut short, or no file of weights; fetch it again") from error
+        raise _torn(path, error) from error
     size, wanted = path.stat().st_size, sum(entry.file_size for entry in entries)
     if wanted > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError(
