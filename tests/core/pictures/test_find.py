@@ -9,9 +9,11 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from toklip_core.pictures import (
     PictureError,
     entries,
@@ -20,6 +22,7 @@ from toklip_core.pictures import (
     list_pictures,
     normalized,
     open_picture,
+    parquet_rows,
     resample,
     resized,
     share_of_rank,
@@ -29,6 +32,7 @@ from toklip_core.pictures import (
 )
 
 from tests.core.conftest import picture
+from tests.support.starved import no_file_handles, raising
 
 
 def tar(path, members):
@@ -460,3 +464,62 @@ def test_the_name_of_a_picture_is_text_whatever_its_bytes_are(tmp_path):
     picture(0).save(path)
     (listed,) = list_pictures(find_pictures([tmp_path]))
     assert listed.name == f"{tmp_path}/caf\\xe9.png" and listed.read().size == picture(0).size
+
+
+@pytest.mark.parametrize("kind", ["file", "tar", "parquet"])
+def test_a_picture_is_not_unreadable_because_the_machine_fails(tmp_path, monkeypatch, kind):
+    (entry,) = entries_of(tmp_path, kind)
+    entry.image()
+    parquet_rows._read_group.cache_clear()
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        entry.image()
+    monkeypatch.setattr(Image.Image, "load", raising(MemoryError()))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        entry.image()
+
+
+def entries_of(folder, kind):
+    """The entries of one picture, in a file of its own or in an archive."""
+    if kind == "tar":
+        tar(folder / "a.tar", [("1.png", png()), ("1.txt", b"grey")])
+    elif kind == "parquet":
+        pq.write_table(pa.table({"image": [png()], "caption": ["grey"]}), folder / "a.parquet")
+    else:
+        (folder / "a.png").write_bytes(png())
+    return list(entries(find_pictures([next(folder.iterdir())])))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_archive_is_not_damaged_because_the_machine_fails(tmp_path, kind):
+    """Or its pictures would be missing in a training, of which nobody would see more than a line."""
+    entries_of(tmp_path, kind)
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        list(entries(find_pictures([tmp_path / f"a.{kind}"])))
+
+
+def test_a_caption_is_not_unreadable_because_the_machine_fails(tmp_path):
+    (entry,) = entries_of(tmp_path, "tar")
+    assert entry.captions() == ["grey"]
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        entry.captions()
+
+
+def test_a_picture_is_not_left_lying_because_the_machine_fails(tmp_path, monkeypatch):
+    """Broken metadata are passed over, and a rotation that could not be read is not."""
+    (tmp_path / "a.png").write_bytes(png())
+    monkeypatch.setattr(Image.Image, "getexif", raising(ValueError("broken")))
+    open_picture(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "getexif", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_picture(tmp_path / "a.png")
+
+
+def test_a_header_that_claims_more_than_the_tar_has_is_damage_and_no_lack_of_memory(tmp_path):
+    """Its long name would take a thousand terabytes."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10**15
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    (entry,) = entries(find_pictures([tmp_path / "a.tar"]))
+    with pytest.raises(PictureError, match="not a tar, or a damaged one"):
+        entry.image()

@@ -24,6 +24,7 @@ from toklip_core.training import (
     Losses,
     ParameterGroup,
     build_optimizers,
+    checkpoints,
     derived_seed,
     fit,
     learning_rate_factor,
@@ -32,6 +33,7 @@ from toklip_core.training import (
 from torch import Tensor, nn
 
 from tests.support.refusals import refusing
+from tests.support.starved import NO_MEMORY, no_file_handles, raising, system_error
 from tests.support.toy_tasks import ToyTask
 
 
@@ -353,15 +355,22 @@ def test_an_error_ends_the_workers(tmp_path: Path):
 
 
 class Broken(Numbers):
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self._kind = kind
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        raise ValueError(f"no picture at {key}")
+        raise self._kind(f"no picture at {key}")
 
 
-def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers_with_its_own_message(tmp_path: Path):
+@pytest.mark.parametrize("kind", [ValueError, MemoryError])
+def test_a_sample_that_fails_in_a_worker_ends_the_run_and_the_workers_with_its_own_message(
+    tmp_path: Path, kind: type[Exception]
+):
     said = []
     for workers in (0, 1):
-        with pytest.raises(ValueError, match="no picture at") as raised:
-            fit(ToyTask(Toy(), Broken(), objective), run_config(workers=workers), tmp_path / str(workers))
+        with pytest.raises(kind, match="no picture at") as raised:
+            fit(ToyTask(Toy(), Broken(kind), objective), run_config(workers=workers), tmp_path / str(workers))
         said.append(str(raised.value))
     assert said[0] == said[1]
     assert "in __getitem__" in raised.value.__notes__[0]  # where it happened, for who mends it
@@ -474,7 +483,7 @@ def test_a_folder_takes_one_run_at_a_time_and_another_when_its_process_has_died(
         [sys.executable, "-c", HOLD, str(run / ".run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "True\n"
-        with pytest.raises(OSError, match=r"cannot train into .*run \(another process trains into it; wait") as raised:
+        with pytest.raises(OSError, match=r"cannot train into .*run \(another run trains into it; wait") as raised:
             train(run)
         assert "\n" not in str(raised.value)
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
@@ -738,3 +747,42 @@ def test_a_parameter_outside_of_all_groups_is_refused(tmp_path: Path):
     groups = [ParameterGroup(names=frozenset({"head.weight"}))]
     with pytest.raises(AssertionError, match=r"not in exactly one group: \['body.0.bias'"):
         train(tmp_path / "run", groups=groups)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), NO_MEMORY, MemoryError(),
+     system_error("EIO")],
+)  # fmt: skip
+def test_a_machine_that_cannot_read_a_save_does_not_call_it_damaged(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    train(tmp_path / "run", run_config(steps=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "load_file", raising(error))
+        with pytest.raises(type(error)) as raised:
+            train(tmp_path / "run")
+        assert raised.value is error
+    train(tmp_path / "run")
+    assert_same_save(tmp_path / "run", whole)
+
+
+def test_too_many_open_files_are_no_missing_part_of_a_save(tmp_path: Path):
+    """The library that reads it calls every file missing that it cannot open."""
+    model = Toy()
+    state = checkpoints.TrainState(model, (), {}, None)
+    (tmp_path / "progress.json").write_text('{"figures": {}, "scaler": {}}')
+    checkpoints.write_whole(checkpoints.saved_tensors(state), tmp_path)
+    checkpoints.read_checkpoint(tmp_path, state)
+    with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        checkpoints._fill_from_whole(state, tmp_path)
+
+
+def test_a_run_inside_another_into_one_folder_is_refused(tmp_path: Path):
+    def nested(model: nn.Module, batch: Any, step: int) -> Losses:
+        with pytest.raises(OSError, match=r"another run trains into it; wait for its end"):
+            train(tmp_path / "run", run_config(steps=2))
+        return objective(model, batch, step)
+
+    train(tmp_path / "run", run_config(steps=2), nested)
+    assert held_alone(tmp_path / "run/.run.lock")

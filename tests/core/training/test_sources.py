@@ -2,10 +2,14 @@
 
 import logging
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from toklip_core.pictures import PictureError
+from toklip_core.pictures import Entry, PictureError
 from toklip_core.training import Concatenation, UnusableSampleError, first_usable
+
+from tests.support.starved import raising, system_error
 
 
 class Letters:
@@ -54,3 +58,25 @@ def test_samples_of_which_none_can_be_used_are_an_error_and_other_errors_pass():
 
 def read_error(problem: str) -> None:
     raise PictureError(problem)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), *map(system_error, ("EMFILE", "EIO", "ENOMEM", "ESTALE"))])
+def test_a_machine_that_fails_for_a_moment_does_not_change_a_sample(photos, tmp_path, monkeypatch, error):
+    """A sample is a function of the seed, the epoch and the index: no other picture may take its place."""
+    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:200])
+    files = [photos / "a.jpg", photos / "b.png", photos / "broken.jpg"]
+    assert first_usable(read_from(files), 2, 3, name=str, what="pictures") == "a.jpg"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", raising(error))
+        with pytest.raises(type(error)) as raised:
+            first_usable(read_from(files), 0, 3, name=str, what="pictures")
+        assert raised.value is error
+    assert first_usable(read_from(files), 0, 3, name=str, what="pictures") == "a.jpg"
+
+
+def read_from(files: list[Path]) -> Callable[[int], str]:
+    def read_one(number: int) -> str:
+        Entry(files[number].name, files[number]).image()
+        return files[number].name
+
+    return read_one

@@ -11,7 +11,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from toklip_core.config import MAX_PIXELS
-from toklip_core.files import refuse_special
+from toklip_core.files import is_of_machine, refuse_special
 from toklip_core.pictures.limit import pillow_limit
 from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
@@ -36,6 +36,7 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         max_pixels: width times height above which the picture is refused before it is decoded.
 
     Raises:
+        MemoryError, OSError: the machine fails: no memory is left, too many files are open, the disk has an error.
         PictureError: the file is missing, is not a picture, is cut short or too large, or its values have no known
             white; there are no such scenes, or several.
 
@@ -67,6 +68,8 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         except PictureError:
             raise
         except Exception as error:
+            if is_of_machine(error):  # the next call may read it
+                raise
             known = "no picture in a format that is known here" if isinstance(error, UnidentifiedImageError) else None
             words = known or getattr(error, "strerror", None) or " ".join(str(error).split())
             raise PictureError(words or type(error).__name__) from error

@@ -7,7 +7,9 @@ of a name, so KEY.txt belongs to KEY.input.jpg; in a folder of files it ends at 
 from __future__ import annotations
 
 import codecs
+import io
 import json
+import os
 import posixpath
 import tarfile
 from collections.abc import Container, Iterator, Sequence
@@ -16,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from toklip_core.files import one_line, refuse_special, replace_lone_surrogates
+from toklip_core.files import is_of_machine, one_line, refuse_special, replace_lone_surrogates
 
 # A picture is read into memory as a whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
@@ -116,6 +118,8 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
             if member.is_picture or member.text or info.isreg():
                 members.append(member)
     except Exception as error:  # tarfile raises too many kinds of errors to list
+        if is_of_machine(error):
+            raise
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     own = {_stem(member) for member in members if member.text}
     keys: dict[str, list[_Member]] = {}
@@ -186,11 +190,21 @@ def _key(name: str) -> str:
     return posixpath.join(folder, base if dot < 0 else base[:dot])
 
 
+class _Bounded(io.BufferedReader):
+    """A file that never makes room for more bytes than it has, whatever size a damaged header claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return at most ``size`` bytes."""
+        if size is None or size <= 0:
+            return super().read(size)
+        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+
+
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     refuse_special(path)
     if not path.is_file():
         raise OSError("no file, or a link to none")
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with _Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             if info.size < 0:  # the next header would be before this one, in an endless loop
                 raise tarfile.ReadError(f"a member of {info.size} bytes")

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toklip_core.files import one_line, read_json_object
+from toklip_core.files import is_of_machine, one_line, read_json_object
 from toklip_core.weights import is_finite
 
 _PARTS = ("model", "average", "optimizer")
@@ -136,6 +136,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     """Fill ``state`` from a checkpoint, whole or sharded; return the last evaluation before it.
 
     Raises:
+        MemoryError, OSError, RuntimeError: the machine cannot read it now, mostly for want of memory.
         ValueError: the checkpoint is damaged or does not fit the model.
     """
     try:
@@ -158,6 +159,8 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     except _OtherModelError:
         raise
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
+        if is_of_machine(error):  # such as an out-of-memory error of torch, which is a RuntimeError
+            raise
         words = one_line(error, longest=120)
         raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
     return evaluation
@@ -168,7 +171,10 @@ class _OtherModelError(ValueError):
 
 
 def _fill_from_whole(state: TrainState, checkpoint: Path) -> dict[str, Tensor]:
-    parts = {part: load_file(checkpoint / f"{part}.safetensors") for part in _PARTS}
+    files = {part: checkpoint / f"{part}.safetensors" for part in _PARTS}
+    for file in files.values():
+        file.open("rb").close()  # because safetensors calls a file missing that it cannot open for any reason
+    parts = {part: load_file(file) for part, file in files.items()}
     tensors = {f"{part}/{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
     places = _places(state, {name: tensor.shape for name, tensor in tensors.items()}, checkpoint)
     for name, place in places.items():
@@ -191,6 +197,9 @@ def _fill_from_shards(state: TrainState, checkpoint: Path) -> dict[str, Tensor]:
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process may read shards, too
             load({**places}, storage_reader=reader)
     except CheckpointException as error:
+        for problem, _ in error.failures.values():
+            if is_of_machine(problem):
+                raise problem from None
         raise ValueError(_reason(error)) from error
     return places
 

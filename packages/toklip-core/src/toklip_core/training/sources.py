@@ -64,7 +64,8 @@ def first_usable(
 ) -> T:
     """Return the sample ``index``, or the next that can be used: one broken file must not end a week's run.
 
-    Each one that is left out is logged with its name. The first sample comes after the last.
+    Each one that is left out is logged with its name. The first sample comes after the last. Other errors pass: if one
+    of the machine, such as too many open files, gave way to the next sample, the same run would train on other data.
 
     Args:
         read: returns a sample, or raises PictureError or UnusableSampleError.

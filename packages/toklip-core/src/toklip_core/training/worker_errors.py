@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 #: The errors that commands print in one line.
-USER_ERRORS = (OSError, LookupError, ValueError)
+USER_ERRORS = (OSError, LookupError, ValueError, MemoryError)
 
 
 def portable(error: Exception) -> Exception:
