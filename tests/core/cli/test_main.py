@@ -19,6 +19,7 @@ from toklip_core.plugins import Plugin, Registry, TokenizerSpec
 from toklip_core.training import FitReport
 
 from tests.support.installed import found, install, right
+from tests.support.starved import NO_MEMORY
 
 
 class Hooks:
@@ -300,6 +301,9 @@ def pydantic_error():
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
         (pydantic_error(), "1 validation error for Settings steps"),
         (ValueError(), "ValueError"),
+        (MemoryError(), "there is not enough memory"),
+        (MemoryError("malloc of size 64 failed"), "there is not enough memory: malloc of size 64 failed"),
+        (NO_MEMORY, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 300000000 bytes"),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_status_1(error, line):

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from toklip_core.files import one_line
+from toklip_core.files import is_of_machine, one_line
 from toklip_core.plugins import Plugin, Registry, reason, registry
 
 #: Group -> command -> package that has the command, for messages if the package is missing.
@@ -106,7 +106,7 @@ class PluginGroup(click.Group):
 
 
 class ErrorsAsLines(PluginGroup):
-    """The outermost group: ValueError, LookupError and OSError become one line, with exit status 1.
+    """The outermost group: ValueError, LookupError, OSError and a lack of memory become one line, with exit status 1.
 
     These are the errors of users. A bug that raises one of them, such as KeyError, becomes a line, too; all other
     exceptions keep their traceback.
@@ -127,7 +127,9 @@ class ErrorsAsLines(PluginGroup):
                 return super().invoke(ctx)
         except BrokenPipeError:
             raise  # `toklip ... | head`: click ends quietly.
-        except (ValueError, LookupError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError | LookupError | OSError) and not is_of_machine(error):
+                raise
             raise click.ClickException(_one_line(error)) from error
 
 
@@ -144,6 +146,8 @@ def _interruption() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, FileExistsError) and error.filename:  # from mkdir, which only says "File exists"
         return f"{error.filename} is a file, and a folder is wanted there; name another one"
+    if isinstance(error, MemoryError):  # Python's own says nothing
+        return one_line(f"there is not enough memory{f': {error}' if str(error) else ''}")
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # str(KeyError) is a repr
     return one_line(text) or type(error).__name__
 
