@@ -144,7 +144,8 @@ def test_a_tensor_too_many_is_one_line(tmp_path):
 def test_a_truncated_file_is_one_line(tmp_path, part):
     path = write_official(tmp_path / "x.pt", small_toklip())
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"x\.pt' is (cut short|damaged), or no file of weights( \(.*\))?; fetch it again"):
+    says = r"x\.pt' is (cut short|damaged), or no file of weights( \(.*\))?; fetch it again"
+    with pytest.raises(ValueError, match=says):
         load(path)
 
 
