@@ -24,7 +24,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 @dataclass
-class _Held:
+class _Lock:
     """A file that this process has locked: for one holder, or for several that share it."""
 
     file: IO[Any]
@@ -38,7 +38,7 @@ class _Table:
     def __init__(self) -> None:
         #: Held while a file is opened and locked, or closed: in between, another thread would lose its lock.
         self.guard = threading.Lock()
-        self.held: dict[Path, _Held] = {}
+        self.held: dict[Path, _Lock] = {}
 
     def forget(self) -> None:
         """Start anew in a forked process, which inherits the handles but no lock, and perhaps a guard that is held."""
@@ -74,7 +74,7 @@ def held_alone(path: Path, problem: str) -> Iterator[None]:
     with _TABLE.guard:
         if path in _TABLE.held:
             raise OSError(problem)
-        held = _Held(_opened(path, "a", lock_exclusively, problem), shared=False)
+        held = _Lock(_opened(path, "a", lock_exclusively, problem), shared=False)
         _TABLE.held[path] = held
     try:
         yield
@@ -92,7 +92,7 @@ def held_together(path: Path, problem: str) -> Iterator[None]:
     with _TABLE.guard:
         held = _TABLE.held.get(path)
         if held is None:
-            held = _TABLE.held[path] = _Held(_opened(path, "a+", lock_shared, problem), shared=True)
+            held = _TABLE.held[path] = _Lock(_opened(path, "a+", lock_shared, problem), shared=True)
         elif held.shared:
             held.holders += 1
         else:
@@ -114,7 +114,7 @@ def _opened(path: Path, mode: str, take: Callable[[IO[Any]], bool | None], probl
     return file
 
 
-def _release(path: Path, held: _Held) -> None:
+def _release(path: Path, held: _Lock) -> None:
     with _TABLE.guard:
         if _TABLE.held.get(path) is not held:  # in a process that was forked inside
             return
