@@ -886,6 +886,14 @@ def test_the_folder_of_the_pictures_is_no_place_for_the_store(photos, tmp_path):
     assert sorted(photos.rglob("*")) == before
 
 
+def test_a_folder_of_other_files_is_no_place_for_the_store(toy, photos, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with refusing("is no token store: it holds 'notes.txt' and no part; name an empty or a new folder"):
+        encode_with([photos], tmp_path / "mine", tokenizer="mean-colour")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_a_tokenizer_or_a_model_is_needed(photos, tmp_path):
     with pytest.raises(ValueError, match="got neither a tokenizer nor a model"):
         encode_with([photos], tmp_path / "s")

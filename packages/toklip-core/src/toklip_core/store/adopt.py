@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from toklip_core.files import is_of_machine, one_line
 from toklip_core.pictures import is_list
-from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema
+from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema, refuse_other_files
 from toklip_core.store.locks import writing
 from toklip_core.store.part_reader import RowGroup
 from toklip_core.store.writer import PartWriter, UnreadableLog, fullness_explained
@@ -38,6 +38,7 @@ def adopt_rows(folder: Path, store: Path, info: StoreInfo, held: Callable[[], Co
     """
     paths = _files(folder, store)
     _refuse_repeated_keys(paths)
+    refuse_other_files(store)
     with fullness_explained(store), writing(store, 0, 1):
         done = held()
         writer, log = PartWriter(store, info), UnreadableLog(store)

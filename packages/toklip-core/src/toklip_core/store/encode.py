@@ -20,7 +20,7 @@ from typing import Literal
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.pictures import InputFile, count_of, find_pictures, read_metadata, share_of_rank
 from toklip_core.store.columns import RowMaker, row_maker
-from toklip_core.store.format import report_paths
+from toklip_core.store.format import refuse_other_files, report_paths
 from toklip_core.store.key_set import KeySet
 from toklip_core.store.locks import writing
 from toklip_core.store.ray_engine import encoded_by_ray
@@ -121,6 +121,7 @@ def encode_pictures(
     read_metadata(found, said=rank == 0)
     sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)
     maker = row_maker(settings, dtype=compute.dtype)
+    refuse_other_files(path)
     with fullness_explained(path), writing(path, rank, world_size):
         done = KeySet(stored_keys(path, maker.info, what="this encode"))
         work = PictureWork(sources, done, maker.reader(compute.batch_size), compute.max_pixels)

@@ -179,6 +179,15 @@ def places(store: Path, name: str) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}{name}"), folder / name
 
 
+def refuse_other_files(store: Path) -> None:
+    """Raise ValueError for a folder with files of another kind and no part, such as one of pictures."""
+    if not store.is_dir() or any(store.glob("part-*.parquet")):
+        return
+    other = next((path.name for path in sorted(store.iterdir()) if not path.name.startswith(".")), None)
+    if other is not None:
+        raise ValueError(f"{store} is no token store: it holds {other!r} and no part; name an empty or a new folder")
+
+
 def part_paths(store: Path) -> list[Path]:
     """Return the complete parts of a store in the order of their names; empty if there is none.
 
