@@ -100,7 +100,8 @@ to_picture(tokenizer.decode(ids)[0]).save("scene-again.png")
         title="Classify it, with class names that you choose",
         text="A semantic encoder turns the ids into a vector that can be compared with texts. You name the classes, "
         "and the most similar one wins; here both squares of the scene come first. toklip-tiny (5.9 MB) reads ids "
-        "alone. On scenes of one object, with pairs of colour and shape that it was not trained on, it names 95.7 % of them, out of 64 classes.",
+        "alone. On scenes of one object, with pairs of colour and shape that it was not trained on, it names 95.7 % "
+        "of them, out of 64 classes.",
         commands=(
             ("classify", SCENE, "--labels", "a yellow square,a blue square,a red square,a purple star,a cyan ring"),
         ),
