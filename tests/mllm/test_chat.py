@@ -326,8 +326,8 @@ def chat_command(*words, typed="", model="model", tokens=6):
     return CliRunner().invoke(cli, given, input=typed, obj=registry())
 
 
-def objects(result):
-    assert result.exit_code == 0, result.output
+def objects(result, status=0):
+    assert result.exit_code == status, result.output
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -418,8 +418,8 @@ def test_a_conversation_outlives_bad_input(folder):
     ]
     for error, about in zip(errors, abouts, strict=True):
         checked(error, *about)
-    assert done.exit_code == 0 and done.stdout.splitlines()[-1].split()
-    told = objects(chat_command("0.png", "--json", typed="/image none.png\nwhat ?\n"))
+    assert done.exit_code == 1 and done.stdout.splitlines()[-1].split()
+    told = objects(chat_command("0.png", "--json", typed="/image none.png\nwhat ?\n"), status=1)
     assert told[0]["question"] == "/image none.png" and "cannot be read" in told[0]["error"] and told[1]["answer"]
 
 
@@ -428,7 +428,7 @@ def test_a_picture_that_cannot_be_written_is_said_and_the_conversation_goes_on(f
     (folder / "file").write_text("")
     opening(0)
     done = chat_command("--out", "file/in", typed="one\nwhat ?\n", model="draws", tokens=2)
-    assert done.exit_code == 0 and len(done.stderr.splitlines()) == 2, done.output
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 2, done.output
     assert all(line.startswith("Error: ") and "file/in" in line for line in done.stderr.splitlines())
 
 

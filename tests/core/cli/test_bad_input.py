@@ -212,10 +212,10 @@ def a_folder_inside_a_tar_name(here):
 
 #: Kind -> what arranges it and returns the arguments, and a part of the one line that ends it.
 REFUSED = {
-    "no such file": (lambda here: ["nothing.jpg"], "nothing.jpg is not there"),
+    "no such file": (lambda here: ["nothing.jpg"], "there is no file or folder 'nothing.jpg'"),
     "a pattern that matches nothing": (lambda here: ["*.jpg"], "no file matches '*.jpg'"),
-    "an address": (lambda here: ["s3://bucket/0.tar"], "is not there; only local files are read, so download them, or"),
-    "braces": (lambda here: ["{00..09}.tar"], "is not there; braces are not expanded in quotes: write a glob"),
+    "an address": (lambda here: ["s3://bucket/0.tar"], "0.tar'; only local files are read, so download them, or"),
+    "braces": (lambda here: ["{00..09}.tar"], ".tar'; braces are not expanded in quotes: write a glob"),
     "an empty name": (lambda here: picture(0).save("a.jpg") or [""], "got an empty name of a picture or folder"),
     "an empty folder": (lambda here: ["."], "no picture in ."),
     "a compressed tar": (lambda here: Path("a.tar.gz").write_bytes(b"") or ["a.tar.gz"], "is compressed"),

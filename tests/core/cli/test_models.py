@@ -174,7 +174,7 @@ def test_retrieval_is_measured_on_a_file_of_captions(saved, photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["classify", "absent.png", "--labels", "red"], "absent.png is not there"),
+        (["classify", "absent.png", "--labels", "red"], "there is no file or folder 'absent.png'"),
         (["classify", "a.jpg"], "and not both (--labels, --labels-file)"),
         (["classify", "a.jpg", "--labels", ","], "none of them empty"),
         (["classify", "a.jpg", "--labels", "red,red"], "the label 'red' occurs twice"),

@@ -140,7 +140,7 @@ def test_the_sheet_has_the_same_pictures_through_each(photos, tmp_path):
     [
         (["mean-color", "PHOTOS"], "'mean-color' is neither a tokenizer nor a picture that is there. Did you mean"),
         (["mean-colour", "quarter-grays", "PHOTOS"], "'quarter-grays' is neither a tokenizer nor a picture"),
-        (["mean-colour", "absent.png"], "absent.png is not there"),
+        (["mean-colour", "absent.png"], "there is no file or folder 'absent.png'"),
         (["mean-colour", "mean-colour", "PHOTOS"], "the tokenizer 'mean-colour' occurs twice"),
         (["mean-colour=none.pt", "PHOTOS"], "got 'mean-colour=none.pt', but 'none.pt' is not there; wanted weights"),
         (["mean-colour", "PHOTOS", "--size", 30], "got a picture of 30 x 30; its sides must be multiples of 4"),

@@ -394,11 +394,11 @@ SCENES = "scenes:held-out?count=2"
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["absent.png"], "Error: absent.png is not there"),
+        (["absent.png"], "Error: there is no file or folder 'absent.png'"),
         (["scenes:up?count=2"], "Error: got 'scenes:up?count=2': no split 'up'; wanted scenes:SPLIT?count=N"),
         ([SCENES, "--tokenizer", "grays"], "Error: no VQ tokenizer is named 'grays'. Did you mean 'greys'?"),
         ([SCENES, "--size", 8], "Error: got pictures of 8 px; SSIM needs 11 px"),
-        ([SCENES, "--device", "abacus"], "Error: got the device 'abacus': "),
+        ([SCENES, "--device", "abacus"], "Error: got the device 'abacus'; name one such as cpu"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(greys, arguments, line):

@@ -270,3 +270,11 @@ def test_probabilities_are_a_softmax_with_the_models_own_scale(toy, tmp_path, ph
         assert [guess.probability for guess in guesses] == pytest.approx(sorted(shares.tolist())[:0:-1], rel=1e-5)
         assert [guess.cosine for guess in guesses] == pytest.approx(sorted(cosines[0].tolist())[:0:-1], rel=1e-4)
     assert found.protocol["probability"] == "softmax over 4 labels of 7 x cosine"
+
+
+def test_a_model_of_scenes_says_so_of_a_picture_that_is_none(tmp_path, caplog):
+    Image.new("RGB", (65, 40), "red").save(tmp_path / "photograph.png")
+    for picture, warned in (("scenes:train?count=1", False), (tmp_path / "photograph.png", True)):
+        caplog.clear()
+        classify_pictures("toklip-tiny", [picture], ["a red circle", "a blue square"])
+        assert ("toklip-tiny knows drawn scenes of coloured shapes and nothing else" in caplog.text) == warned

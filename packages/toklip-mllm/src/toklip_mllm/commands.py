@@ -196,8 +196,14 @@ def ask(
     # Read first, because a model takes seconds to load.
     shown = [read_picture(picture, number, max_pixels=max_pixels) for number, picture in enumerate(pictures, 1)]
     model, processor = _loaded(name, dtype, device, seed)
-    from toklip_mllm.chat import Chat, ChatSettings
+    from toklip_core.evaluation import warn_of_other_pictures
 
+    from toklip_mllm.chat import Chat, ChatSettings
+    from toklip_mllm.published import FOLDERS
+
+    if name in FOLDERS:
+        for picture in shown[:1]:
+            warn_of_other_pictures(name, picture.size, side=model.config.image_size)
     chat = Chat(model, processor, ChatSettings(**options, draws=False))
     if as_json:
         from toklip_core.files import replace_lone_surrogates
@@ -281,7 +287,7 @@ def chat(
     conversation. Ctrl-C ends an answer. A drawn picture is written to a file, whose name is printed.
 
     The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
-    with "> ", or with --json one object for each message.
+    with "> ", or with --json one object for each message. If one was refused, the exit status is 1.
     """
     from toklip_core.config import LEAST_TEMPERATURE, refuse_temperatures
 
@@ -316,7 +322,8 @@ def chat(
         click.echo(f"{name} has no image head, so it talks about pictures and cannot draw any", err=True)
     if interactive:
         click.echo("a message in each line; /help lists the commands, Ctrl-D ends the conversation", err=True)
-    terminal.run(typed_lines(interactive=interactive))
+    if terminal.run(typed_lines(interactive=interactive)) and not interactive:
+        ctx.exit(1)
 
 
 def _is_typed() -> bool:

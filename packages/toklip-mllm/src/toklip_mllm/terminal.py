@@ -58,19 +58,20 @@ class Terminal:
         self._shown, self._waiting = list[str](), [*shown]
         self._number = 0
 
-    def run(self, lines: Iterable[str]) -> None:
-        """Run the conversation until the lines end, or one is ``/exit``."""
+    def run(self, lines: Iterable[str]) -> int:
+        """Run the conversation until the lines end, or one is ``/exit``; return how many lines were refused."""
+        refused = 0
         for line in lines:
             if line == "/exit":
-                return
+                break
             if self._known is None and not self._interactive:
                 click.echo(f"> {replace_lone_surrogates(line)}")
             try:
                 self._take(line)
-            except ContextError as error:
-                self._refuse(line, f"{error}; /clear starts over")
             except (ValueError, OSError) as error:
-                self._refuse(line, str(error))
+                refused += 1
+                self._refuse(line, f"{error}; /clear starts over" if isinstance(error, ContextError) else str(error))
+        return refused
 
     def _take(self, line: str) -> None:
         """Execute a command, or answer a message."""

@@ -80,8 +80,12 @@ def refuse_missing_device(device: torch.device | str) -> None:
     import torch
 
     try:
-        if torch.device(device).type == "meta":
-            raise ValueError("got the device 'meta', which computes nothing; name another one, such as cpu")
+        kind = torch.device(device).type
+    except RuntimeError as error:  # torch lists two dozen kinds, most of which nobody has
+        raise ValueError(f"got the device {str(device)!r}; name one such as cpu, cuda, cuda:1 or mps") from error
+    if kind == "meta":
+        raise ValueError("got the device 'meta', which computes nothing; name another one, such as cpu")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # either, depending on the build of torch
         raise ValueError(f"got the device {str(device)!r}: {str(error).splitlines()[0]}") from error

@@ -38,6 +38,7 @@ from .matcher import (
     refuse_cut_texts as refuse_cut_texts,
     refuse_unreadable as refuse_unreadable,
     text_features as text_features,
+    warn_of_other_pictures as warn_of_other_pictures,
     warn_of_unknown_words as warn_of_unknown_words,
     warn_of_unreadable as warn_of_unreadable,
 )

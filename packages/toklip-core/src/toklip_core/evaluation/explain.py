@@ -25,8 +25,14 @@ from torch import Tensor
 
 from toklip_core.config import Compute
 from toklip_core.evaluation.classes import refuse_duplicates
-from toklip_core.evaluation.matcher import Matcher, load_matcher, refuse_cut_texts, text_features
-from toklip_core.model import TokLIP
+from toklip_core.evaluation.matcher import (
+    Matcher,
+    load_matcher,
+    refuse_cut_texts,
+    text_features,
+    warn_of_other_pictures,
+)
+from toklip_core.model import OF_SCENES, TokLIP
 from toklip_core.pictures import (
     PANEL_GAP,
     PANEL_SIDE,
@@ -118,6 +124,8 @@ def explain_picture(
     except PictureError as error:
         raise PictureError(f"{picture}: {error}") from error
     model, protocol = load_matcher(name, compute)
+    if name in OF_SCENES:
+        warn_of_other_pictures(str(name), image.size, side=model.config.image_size)
     return explain_image(model, image, texts, picture=str(picture), relative=relative, protocol=protocol)
 
 

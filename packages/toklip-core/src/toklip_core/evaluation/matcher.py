@@ -268,6 +268,21 @@ def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
         _log.warning("unknown to the model, which reads every unknown word alike: %s", named)
 
 
+def warn_of_other_pictures(model: str, size: tuple[int, int], *, side: int) -> None:
+    """Warn that a model of the packages knows drawn scenes alone, if a picture is larger than they are.
+
+    Args:
+        model: name of the model.
+        size: width and height of the picture.
+        side: side of the scenes that the model was trained on.
+    """
+    if max(size) > side:
+        _log.warning(
+            "%s knows drawn scenes of coloured shapes and nothing else; `toklip models` lists models of photographs",
+            model,
+        )
+
+
 def hit_chances(scores: Tensor, own: Tensor, ranks: Sequence[int]) -> Tensor:
     """Return, for each query and rank k, the chance that one of its own candidates is among the first k: (Q, K).
 

@@ -10,6 +10,7 @@ Shape letters: T templates, C classes, E joint space.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,9 +31,11 @@ from toklip_core.evaluation.matcher import (
     picture_features,
     refuse_cut_texts,
     text_features,
+    warn_of_other_pictures,
 )
 from toklip_core.evaluation.report import report_text, software
-from toklip_core.pictures import LabelledPictures, find_pictures, list_pictures
+from toklip_core.model import OF_SCENES
+from toklip_core.pictures import LabelledPictures, PictureError, find_pictures, list_pictures
 from toklip_core.scenes import parse_scenes
 
 #: Largest difference between numbers of two vectors that are one, and number of vectors that are compared at a time.
@@ -202,6 +205,9 @@ def classify_pictures(
     if alike := _alike(classes):
         one, other = (labels[row] for row in alike)
         raise ValueError(f"the model reads {one!r} and {other!r} alike; give labels that it knows")
+    if name in OF_SCENES:
+        with contextlib.suppress(PictureError):  # which is reported below
+            warn_of_other_pictures(str(name), pictures[0].read().size, side=model.config.image_size)
     scale = model.logit_scale.detach().float().exp()
     unreadable: list[str] = []
     found: dict[str, tuple[Guess, ...]] = {}

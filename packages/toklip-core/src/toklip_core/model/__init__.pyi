@@ -24,6 +24,7 @@ from .published import (
     ALIASES as ALIASES,
     CLIP_TINY as CLIP_TINY,
     IGNORED as IGNORED,
+    OF_SCENES as OF_SCENES,
     TINY as TINY,
     ModelSpec as ModelSpec,
     TokLIPConfig as TokLIPConfig,

@@ -67,6 +67,8 @@ class ModelSpec:
 
 #: Folders of the models that ship with the package.
 TINY, CLIP_TINY = (Path(__file__).parents[1] / "models" / name for name in ("toklip-tiny", "clip-tiny"))
+#: Names of the models in the package, which were trained on Scenes alone.
+OF_SCENES = (TINY.name, CLIP_TINY.name)
 
 #: Alias -> name.
 ALIASES = {"toklip-b-256": "toklip-s-256"}

@@ -343,8 +343,8 @@ def _expanded(item: Path | str) -> list[Path]:
         return [path]
     matches = [Path(match) for match in sorted(glob.glob(str(item), recursive=True))]  # noqa: PTH207  (Path.glob takes no absolute one)
     if not matches:
-        problem = f"no file matches {str(item)!r}" if glob.has_magic(str(item)) else f"{item} is not there"
-        raise FileNotFoundError(problem + _hint(str(item)))
+        problem = "no file matches" if glob.has_magic(str(item)) else "there is no file or folder"
+        raise FileNotFoundError(f"{problem} {str(item)!r}{_hint(str(item))}")
     return matches
 
 
