@@ -5,35 +5,47 @@ import sys
 
 import pytest
 
-#: A module that swallows what is raised while it imports another, as modules with optional parts do.
+#: A module that swallows what is raised while it is imported, as modules with optional parts do, and takes its time.
 SWALLOWING = """
-import signal
+import signal, time
 try:
     signal.raise_signal(signal.SIGINT)
+    time.sleep(0.1)
 except BaseException:
     pass
+print("imported")
 """
 RUN = """
-import signal, sys
-from toklip_core.cli import process
-signal.signal(signal.SIGINT, process._interrupt)
-{}
+import {module} as module
+from toklip_core.cli.process import run
+
+def interrupted(*arguments):
+    try:
+        {work}
+        time.sleep(9)
+    finally:
+        print("tidied up")
+
+module.{name} = interrupted
+run()
 print("it goes on")
 """
 
 
-def interrupted(code, folder):
-    done = subprocess.run([sys.executable, "-c", RUN.format(code)], cwd=folder, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr.splitlines()
-
-
-def test_ctrl_c_ends_a_process_that_imports_a_module(tmp_path):
-    (tmp_path / "swallowing.py").write_text(SWALLOWING)
-    assert interrupted("import swallowing", tmp_path) == (130, "", ["Interrupted."])
+def interrupted(moment, work, folder):
+    module, _, name = moment.rpartition(".")
+    code = "import signal, time\n" + RUN.format(module=module, name=name, work=work)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
 @pytest.mark.parametrize("moment", ["toklip_core.cli.deferral.defer_packages", "toklip_core.cli.main.cli"])
-def test_ctrl_c_outside_an_import_is_one_line(tmp_path, moment):
-    module, _, name = moment.rpartition(".")
-    code = f"import {module} as module\nmodule.{name} = lambda: signal.raise_signal(signal.SIGINT)\nprocess.run()"
-    assert interrupted(code, tmp_path) == (130, "", ["Interrupted."])
+def test_ctrl_c_is_one_line(tmp_path, moment):
+    work = "signal.raise_signal(signal.SIGINT)"
+    assert interrupted(moment, work, tmp_path) == (130, ["tidied up"], ["Interrupted."])
+
+
+def test_ctrl_c_in_an_import_counts_after_it(tmp_path):
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    found = interrupted("toklip_core.cli.main.cli", "import swallowing", tmp_path)
+    assert found == (130, ["imported", "tidied up"], ["Interrupted."])

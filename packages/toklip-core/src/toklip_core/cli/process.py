@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+import threading
 from types import FrameType
+
+_SECONDS_BETWEEN_TRIES = 0.05
 
 
 def run() -> None:
     """Run the command in a process of its own, where large libraries are initialised when they are used.
 
-    Ctrl-C is one line and status 130 also while the command is being imported, and a second time while it ends.
+    Ctrl-C is one line and status 130 also while modules are imported, and a second time while the command ends.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
         signal.signal(signal.SIGINT, _interrupt)
@@ -27,13 +29,23 @@ def run() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, or end the process while it imports a module.
+    """Raise KeyboardInterrupt, as soon as no module is being imported.
 
-    Modules that try an import and go on without it swallow the exception there, and some that are written in C++ abort.
+    A module that tries an import and goes on without it swallows the exception there, and some that are written in C++
+    abort.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"Interrupted.\n")
-            os._exit(128 + number)
+            again = threading.Timer(_SECONDS_BETWEEN_TRIES, _interrupt_again)
+            again.daemon = True
+            again.start()
+            return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _interrupt_again() -> None:
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGINT)
+    else:  # to the main thread, which may be waiting
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
