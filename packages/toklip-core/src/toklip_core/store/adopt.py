@@ -36,9 +36,9 @@ def adopt_rows(folder: Path, store: Path, info: StoreInfo, held: Callable[[], Co
         info: metadata of the store.
         held: function that returns the keys of the store; rows with these are skipped.
     """
+    refuse_other_files(store)
     paths = _files(folder, store)
     _refuse_repeated_keys(paths)
-    refuse_other_files(store)
     with fullness_explained(store), writing(store, 0, 1):
         done = held()
         writer, log = PartWriter(store, info), UnreadableLog(store)

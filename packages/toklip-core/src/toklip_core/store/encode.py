@@ -112,6 +112,7 @@ def encode_pictures(
     inputs, path = list(inputs), Path(store)
     if path.is_dir() and any(Path(item).is_dir() and path.samefile(item) for item in inputs):
         raise ValueError(f"got {store} as the store and as a folder of pictures; name another folder for the store")
+    refuse_other_files(path)
     if engine == "built-in":  # the workers of a cluster may have what this machine lacks
         refuse_missing_device(compute.device)
     elif world_size > 1:
@@ -121,7 +122,6 @@ def encode_pictures(
     read_metadata(found, said=rank == 0)
     sources = share_of_rank(sorted(found, key=_place) if settings.shuffle else found, rank, world_size)
     maker = row_maker(settings, dtype=compute.dtype)
-    refuse_other_files(path)
     with fullness_explained(path), writing(path, rank, world_size):
         done = KeySet(stored_keys(path, maker.info, what="this encode"))
         work = PictureWork(sources, done, maker.reader(compute.batch_size), compute.max_pixels)

@@ -180,10 +180,14 @@ def places(store: Path, name: str) -> tuple[Path, Path]:
 
 
 def refuse_other_files(store: Path) -> None:
-    """Raise ValueError for a folder with files of another kind and no part, such as one of pictures."""
+    """Raise ValueError for a folder with files of another kind and no part, such as one of pictures.
+
+    A new file system has a folder lost+found, and a new repository a README.
+    """
     if not store.is_dir() or any(store.glob("part-*.parquet")):
         return
-    other = next((path.name for path in sorted(store.iterdir()) if not path.name.startswith(".")), None)
+    names = sorted(path.name for path in store.iterdir())
+    other = next((name for name in names if not name.startswith((".", "README", "lost+found"))), None)
     if other is not None:
         raise ValueError(f"{store} is no token store: it holds {other!r} and no part; name an empty or a new folder")
 

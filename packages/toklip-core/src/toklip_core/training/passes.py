@@ -37,7 +37,7 @@ class Passes:
         cached: list[dict[str, Tensor]] = []
         weights: list[dict[str, Tensor]] = [{} for _ in range(count)]
         if count > 1 and (contrast is not None or self.task.loss_counts is not None):
-            kept = [*inputs]  # for both passes, so that frozen networks run only once
+            kept = [*inputs]  # read twice, so that frozen networks run only once
             inputs = iter(kept)
             if self.task.loss_counts is not None:
                 weights = _weights([self.task.loss_counts(prepared) for prepared in kept])
@@ -104,7 +104,7 @@ class Passes:
 
 
 def _weights(counts: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return by which each loss of each micro-batch is multiplied, so that their mean is that of the whole batch."""
+    """Return the factor on each loss of each micro-batch that makes their mean that of the whole batch."""
     names = [*counts[0]]
     each = mean_over_processes(torch.stack([torch.stack([count[name] for name in names]) for count in counts]).float())
     whole = each.mean(0)  # 0 only if a loss has no terms at all

@@ -123,8 +123,8 @@ class Task(ABC):
     def replaced_rows(self) -> Mapping[str, Tensor]:
         """Return the rows of the product's weights that the step has set anew, int64, by name of the weight.
 
-        It is called once after each step. With ``run.ema_decay``, the averages of these rows begin anew: a mean with
-        what stood there before, such as the random values of a code that is now a latent, would be neither.
+        It is called once after each step. With ``run.ema_decay``, the average of such a row starts again from its new
+        value, because the old one described another code.
         """
         return {}
 

@@ -103,7 +103,7 @@ def report_answers(answers: Sequence[VQAAnswer]) -> VQAReport:
         protocol["people asked"] = f"{min(people)} to {max(people)} for a question"
     if yes:
         protocol["yes or no"] = (
-            "no if the first sentence has no or not, else yes: POPE's rule, but for capitals and line breaks"
+            "yes unless the first sentence has 'no' or 'not', in any case (POPE's script reads 'Not' and 'NO' as yes)"
         )
     protocol["software"] = ", ".join(f"{name} {version(name)}" for name in ("timm", "torch", "transformers"))
     return VQAReport(

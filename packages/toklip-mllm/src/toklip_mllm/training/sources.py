@@ -524,9 +524,9 @@ class RepeatedReader:
 
 
 def store_checksums(sources: Sequence[ConversationSource]) -> list[str]:
-    """Return the checksums of the token stores that sources of the settings read."""
-    stores = [store for store in map(_store_of, sources) if store is not None]
-    return [TokenStore(store, features=()).checksum for store in stores]
+    """Return the checksums of the token stores that sources of the settings read, each once."""
+    stores = dict.fromkeys(map(_store_of, sources))
+    return [TokenStore(store, features=()).checksum for store in stores if store is not None]
 
 
 def _store_of(source: ConversationSource) -> Path | None:

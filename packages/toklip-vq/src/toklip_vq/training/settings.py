@@ -113,15 +113,15 @@ class LossConfig(Config):
         default=0,
         ge=0,
         description="Step from which latents are quantized. Earlier steps give the decoder the latents themselves. "
-        "At this step the codes are initialised to latents of training pictures, which helps against codebook "
-        "collapse. 0 quantizes with random codes from the first step, as published.",
+        "At this step the codes, and their averages, are initialised to latents of training pictures, which helps "
+        "against codebook collapse. 0 quantizes with random codes from the first step, as published.",
     )
     restart_until: int = Field(
         default=0,
         ge=0,
-        description="Last step at which dead codes are restarted: a code unused for 100 steps is set to a latent of "
-        "the current batch, which helps against codebook collapse (vq, ibq, residual). 0 never restarts codes, as "
-        "published.",
+        description="Last step at which dead codes are restarted: a code unused for 100 steps, and its average, is "
+        "set to a latent of the current batch, which helps against codebook collapse (vq, ibq, residual). 0 never "
+        "restarts codes, as published.",
     )
     discriminator_weight: float = Field(
         default=0.0, ge=0, description="Weight of the adversarial loss; 0 trains without a discriminator."
