@@ -111,9 +111,16 @@ def test_a_temperature_that_is_next_to_nothing_takes_the_likeliest_token(folder)
 
 @pytest.mark.parametrize("temperature", [(), ("--temperature", "1e-45")], ids=["default", "next to nothing"])
 def test_options_of_sampling_are_refused_where_nothing_is_sampled(temperature):
-    result = ask("0.png", "what ?", "--top-p", "0.3", "--seed", "5", *temperature)
+    result = ask("0.png", "what ?", "--top-p", "0.3", *temperature)
     assert result.exit_code == 2
-    last_error(result.stderr, "--top-p, --seed have no effect at temperature 0", "give a higher --temperature, or")
+    last_error(result.stderr, "--top-p has no effect at temperature 0", "give a higher --temperature, or")
+
+
+def test_one_command_serves_for_temperature_0_and_others(folder):
+    """A sweep types a seed, and defaults, beside every temperature."""
+    done = ask("0.png", "what ?", "--temperature", "0", "--seed", "5", "--top-p", "1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ask("0.png", "what ?").stdout
 
 
 def test_the_highest_temperature_draws_words(folder):

@@ -379,9 +379,11 @@ def test_options_of_drawing_are_refused_for_a_model_that_draws_nothing(folder):
     assert done.exit_code == 2 and done.stdout == ""
     options = "--out, --guidance, --picture-temperature"
     last_error(done.stderr, f"{options} have no effect with model, which has no image head; leave them out")
-    done = chat_command("--seed", "4", typed="what is it ?\n")
-    assert done.exit_code == 2 and done.stdout == ""
-    last_error(done.stderr, "--seed has no effect at temperature 0 with model, which has no image head; give a higher")
+
+
+def test_a_seed_and_defaults_are_accepted_where_nothing_is_drawn(folder):
+    done = chat_command("--seed", "4", "--out", ".", "--picture-temperature", "1", typed="what is it ?\n")
+    assert done.exit_code == 0 and done.stdout == chat_command(typed="what is it ?\n").stdout, done.output
 
 
 def test_half_a_character_in_a_message_is_replaced(folder):

@@ -367,8 +367,8 @@ def test_the_command_wants_pictures_or_a_generator(arguments):
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 0}),
-        (["x.png"], {"--temperature": 1, "--top-k": 0, "--top-p": 1, "--toklip": "t", "--dtype": "bfloat16"}),
+        (["x.png"], {"--size": 8, "--guidance": 4, "--seed": 5}),
+        (["x.png"], {"--temperature": 2, "--top-k": 5, "--top-p": 0.5, "--toklip": "t", "--dtype": "bfloat16"}),
         (["x.png", "--write-reference", "r.npz"], {"--reference": "r", "--clip": "c", "--npz": "n.npz"}),
         (["--generator", "g", "--per-class", 1], {"--clip": "c"}),
         (["--generator", "g", "--per-class", 1], {"--write-reference": "r.npz"}),

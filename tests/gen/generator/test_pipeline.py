@@ -302,6 +302,13 @@ def test_an_option_of_generate_without_effect_is_refused_before_the_model_is_loa
     last_error(result.stderr, message)
 
 
+def test_typed_defaults_of_generate_are_no_options_without_effect(of_classes, tmp_path):
+    words = ["--class", "1", "--model", str(of_classes), "--device", "cpu", "--out", str(tmp_path / "out.png")]
+    defaults = ["--guidance-first", "0", "--temperature", "0", "--top-p", "1", "--noise", "uniform", "--seed", "5"]
+    result = CliRunner().invoke(cli, ["generate", *words, *defaults])
+    assert result.exit_code == 0, result.output
+
+
 def test_a_guidance_that_starts_after_the_last_position_is_refused(of_classes):
     with refusing("got first position of guidance = 64; wanted 0 to 63, the picture's last"):
         load_generator(of_classes).draw([3], seeds=[0], drawing=Drawing(Guidance(6.0, first=64)))

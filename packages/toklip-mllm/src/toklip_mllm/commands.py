@@ -160,7 +160,7 @@ _DTYPE = dtype("Dtype of the model. [default: as stored]", default=None)
 @temperature(default=0.0)
 @top_p
 @click.option(
-    "--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling; needs a --temperature above 0."
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of the sampling; without effect at temperature 0."
 )
 @max_pixels
 @_DTYPE
@@ -189,7 +189,7 @@ def ask(
     refuse_drawing(temperature=options["temperature"], top_p=options["top_p"])
     if options["temperature"] < LEAST_TEMPERATURE:
         why = "at temperature 0, which always takes the most likely token"
-        refuse_unused(ctx, ("top_p", "seed"), why, instead="give a higher --temperature")
+        refuse_unused(ctx, ("top_p",), why, instead="give a higher --temperature")
     from toklip_mllm.model import read_picture
 
     pictures, question = pictures_and_question(words)
@@ -289,7 +289,7 @@ def chat(
     The messages may also come from a pipe. Then stdout has the whole conversation, a message in each line that begins
     with "> ", or with --json one object for each message. If one was refused, the exit status is 1.
     """
-    from toklip_core.config import LEAST_TEMPERATURE, refuse_temperatures
+    from toklip_core.config import refuse_temperatures
 
     refuse_temperatures(picture_temperature=picture_temperature, temperature=temperature)
     from toklip_core.drawing import Drawing, Guidance
@@ -302,9 +302,6 @@ def chat(
     model, processor = _loaded(name, dtype, device, seed)
     if model.image_head is None:
         refuse_unused(ctx, ("out", "guidance", "picture_temperature"), f"with {name}, which has no image head")
-        if temperature < LEAST_TEMPERATURE:
-            why = f"at temperature 0 with {name}, which has no image head"
-            refuse_unused(ctx, ("seed",), why, instead="give a higher --temperature")
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines
 

@@ -127,7 +127,7 @@ def compute_of(options: dict[str, Any], *, progress: bool = True) -> Compute:
 
 
 def refuse_unused(ctx: click.Context, names: Collection[str], why: str, *, instead: str = "") -> None:
-    """Refuse arguments and options that were typed but have no effect; defaults are never refused.
+    """Refuse arguments and options that were typed but have no effect, unless they have their default value.
 
     Args:
         ctx: context of the command.
@@ -136,12 +136,14 @@ def refuse_unused(ctx: click.Context, names: Collection[str], why: str, *, inste
         instead: what would give them an effect, such as "give --prefix"; otherwise the message says to leave them out.
 
     Raises:
-        click.UsageError: one of them was typed; the message names all that were.
+        click.UsageError: one of them was typed with another value than its default; the message names all that were.
     """
     typed = [
         parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
         for parameter in ctx.command.params
-        if parameter.name in names and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        if parameter.name in names
+        and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        and ctx.params[parameter.name] != parameter.get_default(ctx)
     ]
     if typed:
         has, it = ("has", "it") if len(typed) == 1 else ("have", "them")
