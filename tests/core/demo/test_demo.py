@@ -36,6 +36,7 @@ def test_a_chapter_whose_package_is_missing_says_which_and_the_page_is_written_a
     ("words", "line"),
     [
         (["--out", "."], "which is a folder; name a file, such as"),
+        (["--out", "demo.png"], "but the page is HTML; name a file such as"),
         (["--out", "absent/demo.html"], "to write demo.html into; make it first"),
         (["--out", "/proc/demo.html"], "/proc/.demo.html.tmp"),
         (["--folder", "full"], "is not empty; name an empty or a new one"),
@@ -48,6 +49,12 @@ def test_what_cannot_be_written_is_said_in_one_line_before_the_work(tmp_path, mo
     (tmp_path / "full/file").touch()
     done = demo(*words, status=1)
     assert line in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_name_of_the_page_may_have_no_suffix(tmp_path):
+    page = tmp_path / "page"
+    write_demo(page, tmp_path / "work", commands=click.Group("toklip"), found=Registry((), {}, {}), say=lambda _: None)
+    assert page.read_text().startswith("<!")
 
 
 def test_ctrl_c_in_a_command_stops_the_demo(tmp_path):

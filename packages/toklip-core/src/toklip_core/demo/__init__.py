@@ -42,13 +42,13 @@ def write_demo(
         say: function that receives progress lines.
 
     Raises:
-        ValueError: ``out`` is a folder or no .html file, or the folder is not empty.
+        ValueError: ``out`` is a folder or has the suffix of another kind of file, or the folder is not empty.
         OSError: one of them cannot be written.
     """
     out, folder = out.absolute(), folder.absolute()
     if out.is_dir():
         raise ValueError(f"got --out {out}, which is a folder; name a file, such as {out / 'demo.html'}")
-    if out.suffix.lower() not in (".html", ".htm"):
+    if out.suffix.lower() not in ("", ".html", ".htm"):
         raise ValueError(f"got --out {out}, but the page is HTML; name a file such as {out.with_suffix('.html')}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} into; make it first")
