@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from toklip_core.captioned import CaptionedSamples
-from toklip_core.config import validated
+from toklip_core.config import load_config, validated
 from toklip_core.model import CLIP, SemanticEncoder, TextTower, TokLIP, TrunkConfig, encoder_from_tower, load_clip
 from toklip_core.pictures import normalized
 from toklip_core.tasks import EncoderTask, EncoderTrainConfig, EncoderTraining, initial_encoder, train_encoder
@@ -31,6 +31,7 @@ from tests.support.encoder_runs import (
     small_teacher,
     stored,
     values,
+    write_toml,
 )
 from tests.support.mean_colour import MeanColour
 from tests.support.small_models import SIZE, TRUNK
@@ -181,10 +182,6 @@ def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
     ("changes", "message"),
     [
         ({"losses": {"contrast_weight": 0, "pooled_weight": 0}}, "losses: all weights are 0; give one"),
-        (
-            {"losses": {"contrast_weight": 0, "contrast": "sigmoid"}},
-            'losses: contrast has no effect with contrast_weight 0; set a weight, or set it to "softmax"',
-        ),
         ({"run": {"batch_size": 1}}, "with run.batch_size 1 there is no other pair to contrast with"),
         ({"held_out": {"imagenet": True}}, "held_out: imagenet says what the classes are; give their folder"),
         ({"held_out": {"scenes": 3, "captions": "c.jsonl"}}, "held_out: give scenes, or classes and captions"),
@@ -193,6 +190,14 @@ def test_a_teacher_that_does_not_exist_is_named(tmp_path: Path, world: Path):
 def test_settings_that_contradict_one_another_are_refused(world: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         validated(EncoderTrainConfig, values(world, pictures(world), **changes), "mine.toml")
+
+
+def test_a_contrast_without_weight_is_refused_where_it_is_all_that_was_typed(tmp_path: Path, world: Path):
+    off = write_toml(tmp_path / "off.toml", values(world, pictures(world), losses={"contrast_weight": 0}))
+    with pytest.raises(ValueError, match='losses: contrast has no effect with contrast_weight 0; set a weight, or set'):
+        load_config(off, EncoderTrainConfig, ["losses.contrast=sigmoid"])
+    sigmoid = write_toml(tmp_path / "sigmoid.toml", values(world, pictures(world), losses={"contrast": "sigmoid"}))
+    assert not load_config(sigmoid, EncoderTrainConfig, ["losses.contrast_weight=0"]).losses.contrast_weight
 
 
 @pytest.mark.parametrize("losses", [{"contrast": "sigmoid"}, {"contrast_weight": 0}])

@@ -30,6 +30,7 @@ from .settings import (
     MaxPixels as MaxPixels,
     ResizeSetting as ResizeSetting,
     RunConfig as RunConfig,
+    changed_alone as changed_alone,
     changed_keys as changed_keys,
     is_file_name as is_file_name,
     load_config as load_config,

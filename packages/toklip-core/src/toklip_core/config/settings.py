@@ -11,12 +11,12 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from toklip_core.config.ranges import LARGEST_MAX_PIXELS, LARGEST_SEED, MOST_WORKERS
 from toklip_core.files import one_line, read_text, refuse_special
@@ -204,16 +204,22 @@ def load_config(
     (100, 'vqgan-tiny')
     """
     path, values = _read(source, recipes)
+    changed = set[str]()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"got --set {override!r}, but it needs the form key=value, such as run.steps=100")
         _assign(values, key.strip().split("."), _toml_value(text.strip()), key)
-    return validated(model, values, path, typed=True)
+        changed.add(key.strip())
+    return validated(model, values, path, changed=changed)
 
 
 def validated(
-    model: type[_Model], values: Mapping[str, Any], source: str | Path, *, typed: bool = False
+    model: type[_Model],
+    values: Mapping[str, Any],
+    source: str | Path,
+    *,
+    changed: Collection[str] | None = None,
 ) -> _Model:
     """Return validated settings; the ValueError names the source and says what is wrong with the first settings.
 
@@ -221,12 +227,13 @@ def validated(
         model: class of the settings.
         values: settings, as they were read.
         source: where they come from, for messages.
-        typed: whether ``--set`` changes them, so that messages may advise it.
+        changed: dotted keys that ``--set`` changed, see :func:`changed_alone`; None where there is no ``--set`` that
+            messages could advise.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=changed)
     except ValidationError as error:
-        problems = list(_explain(error, model, values, typed))
+        problems = list(_explain(error, model, values, changed is not None))
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         raise ValueError(one_line(f"{source}: {'; '.join(problems[:_NAMED])}{more}")) from error
 
@@ -260,6 +267,22 @@ def refuse_without_effect(
         has, it = ("has", "it") if len(usual) == 1 else ("have", "them")
         way = f"{instead}, or set" if instead else "set"
         raise ValueError(f"{named} {has} no effect {why}; {way} {it} to {defaults}")
+
+
+def changed_alone(info: ValidationInfo, names: Iterable[str], switch: str, *, inside: str) -> list[str]:
+    """Return those of some settings that ``--set`` changed without the setting that turns them on or off.
+
+    They were meant to have an effect. Those of a recipe or file were not if they are turned off beside them, and those
+    of a sweep were not at a weight of 0.
+
+    Args:
+        info: what a validator gets; its context has the dotted keys that ``--set`` changed.
+        names: names of settings.
+        switch: dotted key of the setting that turns them on or off.
+        inside: path of the settings in the file, such as "losses.".
+    """
+    changed = info.context or ()
+    return [] if switch in changed else [name for name in names if inside + name in changed]
 
 
 def recipe_names(recipes: Traversable) -> list[str]:

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from toklip_core.captioned import CaptionSource
 from toklip_core.config import (
@@ -17,6 +17,7 @@ from toklip_core.config import (
     HeldOut,
     ResizeSetting,
     RunConfig,
+    changed_alone,
     refuse_without_effect,
 )
 from toklip_core.model import MOST_NEIGHBOURS, VisionConfig
@@ -48,11 +49,12 @@ class EncoderLosses(Config):
     )
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
+    def _something_to_learn(self, info: ValidationInfo) -> Self:
         if not (self.contrast_weight or self.pooled_weight or self.token_weight):
             raise ValueError("all weights are 0; give one of the losses a weight")
         if not self.contrast_weight:
-            refuse_without_effect(self, ("contrast",), "with contrast_weight 0", instead="set a weight")
+            names = changed_alone(info, ("contrast",), "losses.contrast_weight", inside="losses.")
+            refuse_without_effect(self, names, "with contrast_weight 0", instead="set a weight")
         return self
 
 

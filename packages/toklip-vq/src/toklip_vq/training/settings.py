@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from toklip_core.config import (
     LARGEST_MAX_PIXELS,
     LARGEST_SEED,
@@ -15,6 +15,7 @@ from toklip_core.config import (
     HeldOut,
     MaxPixels,
     RunConfig,
+    changed_alone,
     refuse_without_effect,
 )
 
@@ -124,7 +125,9 @@ class LossConfig(Config):
         "restarts codes, as published.",
     )
     discriminator_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the adversarial loss; 0 trains without a discriminator."
+        default=0.0,
+        ge=0,
+        description="Weight of the adversarial loss; 0 trains without a discriminator, whatever else is set for it.",
     )
     discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Weight of the discriminator's own loss.")
     discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses start.")
@@ -160,13 +163,7 @@ class VQTrainConfig(Config):
 
     @model_validator(mode="after")
     def _losses_of_the_quantizer(self) -> Self:
-        without = {
-            "codebook_weight": ("fsq",),
-            "beta": ("fsq",),
-            "beta_placement": ("lfq", "fsq"),
-            "entropy_weight": ("fsq", "residual"),
-            "restart_until": ("lfq", "fsq"),
-        }
+        without = {"entropy_weight": ("fsq", "residual"), "restart_until": ("lfq", "fsq")}
         kind = self.model.quantizer
         names = [name for name, quantizers in without.items() if kind in quantizers]
         refuse_without_effect(self.losses, names, f"with the quantizer {kind!r}", inside="losses.")
@@ -183,8 +180,9 @@ class VQTrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _losses_that_are_off(self) -> Self:
-        losses = self.losses
+    def _losses_that_are_off(self, info: ValidationInfo) -> Self:
+        losses, kind = self.losses, self.model.quantizer
+        of_quantizer = f"with the quantizer {kind!r}"
         discriminator = (
             "discriminator_loss_weight",
             "discriminator_start",
@@ -195,14 +193,18 @@ class VQTrainConfig(Config):
             "lecam_weight",
             "clip_discriminator",
         )
-        for is_off, names, why, instead in (
-            (losses.perceptual == "none", ("perceptual_weight",), "without a perceptual loss", "set perceptual"),
-            (not losses.codebook_weight, ("beta", "beta_placement"), "with codebook_weight 0", "set the weight"),
-            (not losses.entropy_weight, ("entropy_temperature",), "with entropy_weight 0", "set the weight"),
-            (not losses.discriminator_weight, discriminator, "without a discriminator", "set discriminator_weight"),
+        beta = ("beta", "beta_placement")
+        for is_off, names, switch, why in (
+            (kind == "fsq", ("codebook_weight", *beta), "model.quantizer", of_quantizer),
+            (kind == "lfq", ("beta_placement",), "model.quantizer", of_quantizer),
+            (losses.perceptual == "none", ("perceptual_weight",), "losses.perceptual", "without a perceptual loss"),
+            (not losses.codebook_weight, beta, "losses.codebook_weight", "with codebook_weight 0"),
+            (not losses.entropy_weight, ("entropy_temperature",), "losses.entropy_weight", "with entropy_weight 0"),
+            (not losses.discriminator_weight, discriminator, "losses.discriminator_weight", "without a discriminator"),
         ):
             if is_off:
-                refuse_without_effect(losses, names, why, inside="losses.", instead=instead)
+                typed = changed_alone(info, names, switch, inside="losses.")
+                refuse_without_effect(losses, typed, why, inside="losses.", instead=f"change {switch}")
         return self
 
     @model_validator(mode="after")
