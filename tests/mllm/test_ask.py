@@ -47,6 +47,16 @@ def test_words_that_the_language_model_does_not_know_are_named(folder, caplog):
     assert caplog.messages == ["unknown to the model, which reads every unknown word alike: zirconium"]
 
 
+def test_a_model_of_scenes_says_so_of_a_picture_that_is_none(folder, monkeypatch, caplog):
+    monkeypatch.setattr("toklip_mllm.commands.FOLDERS", {"model": folder / "model"})
+    picture(0).resize((65, 40)).save("large.png")
+    picture(0).resize((32, 20)).save("0.png")
+    for shown, warned in (("0.png", False), ("scenes:train?count=1&size=128", False), ("large.png", True)):
+        caplog.clear()
+        assert ask("0.png", shown, "what ?").exit_code == 0
+        assert ("model knows drawn scenes of coloured shapes and nothing else" in caplog.text) == warned
+
+
 def test_a_word_is_named_once_and_without_the_space_that_a_tokenizer_gives_it():
     _, processor = load_language_model("toklip-mllm-tiny")
     assert unknown_words(processor.tokenizer, "zirconium eats zirconium") == ["zirconium", "eats"]

@@ -386,6 +386,20 @@ def test_a_seed_and_defaults_are_accepted_where_nothing_is_drawn(folder):
     assert done.exit_code == 0 and done.stdout == chat_command(typed="what is it ?\n").stdout, done.output
 
 
+def test_a_model_of_scenes_says_so_of_a_picture_that_is_none(folder, monkeypatch, caplog):
+    monkeypatch.setattr("toklip_mllm.commands.FOLDERS", {"model": folder / "model"})
+    for name, side in (("0.png", 32), ("large.png", 65)):
+        Image.new("RGB", (side, 20), "red").save(name)
+    said = "model knows drawn scenes of coloured shapes and nothing else; `toklip models` lists models of photographs"
+    for words, typed, times in (
+        (["0.png", "large.png"], "what ?\n", 1),
+        (["scenes:train?count=1&size=128"], "what ?\n", 0),
+        ([], "/image 0.png\n/image large.png\nwhat ?\n", 1),
+    ):
+        caplog.clear()
+        assert chat_command(*words, typed=typed).exit_code == 0 and caplog.messages.count(said) == times
+
+
 def test_half_a_character_in_a_message_is_replaced(folder):
     told = objects(chat_command("0.png", "--json", typed=b"what is \xe9 ?\n"))
     assert told[0]["question"] == "what is \ufffd ?"

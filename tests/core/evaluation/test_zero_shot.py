@@ -273,8 +273,11 @@ def test_probabilities_are_a_softmax_with_the_models_own_scale(toy, tmp_path, ph
 
 
 def test_a_model_of_scenes_says_so_of_a_picture_that_is_none(tmp_path, caplog):
-    Image.new("RGB", (65, 40), "red").save(tmp_path / "photograph.png")
-    for picture, warned in (("scenes:train?count=1", False), (tmp_path / "photograph.png", True)):
+    """Scenes may be drawn at any size, and the picture need not be the first."""
+    for name, side in (("photograph.png", 65), ("icon.png", 40)):
+        Image.new("RGB", (side, 40), "red").save(tmp_path / name)
+    scenes, icon, photograph = "scenes:train?count=1&size=128", tmp_path / "icon.png", tmp_path / "photograph.png"
+    for pictures, times in (([scenes, icon], 0), ([icon, photograph, photograph], 1)):
         caplog.clear()
-        classify_pictures("toklip-tiny", [picture], ["a red circle", "a blue square"])
-        assert ("toklip-tiny knows drawn scenes of coloured shapes and nothing else" in caplog.text) == warned
+        classify_pictures("toklip-tiny", pictures, ["a red circle", "a blue square"])
+        assert caplog.text.count("toklip-tiny knows drawn scenes of coloured shapes and nothing else") == times

@@ -29,9 +29,10 @@ from toklip_core.cli import (
     train_command,
 )
 
-from toklip_mllm.published import TINY_NAME, UNIFIED_NAME
+from toklip_mllm.published import FOLDERS, TINY_NAME, UNIFIED_NAME
 
 if TYPE_CHECKING:
+    from PIL import Image
     from toklip_core.training import FitReport
 
     from toklip_mllm.model import TokLIPForConditionalGeneration, TokLIPProcessor
@@ -199,11 +200,10 @@ def ask(
     from toklip_core.evaluation import warn_of_other_pictures
 
     from toklip_mllm.chat import Chat, ChatSettings
-    from toklip_mllm.published import FOLDERS
 
     if name in FOLDERS:
-        for picture in shown[:1]:
-            warn_of_other_pictures(name, picture.size, side=model.config.image_size)
+        sizes = [picture.size for picture in shown]
+        warn_of_other_pictures(name, zip(pictures, sizes, strict=True), side=model.config.image_size)
     chat = Chat(model, processor, ChatSettings(**options, draws=False))
     if as_json:
         from toklip_core.files import replace_lone_surrogates
@@ -302,9 +302,17 @@ def chat(
     model, processor = _loaded(name, dtype, device, seed)
     if model.image_head is None:
         refuse_unused(ctx, ("out", "guidance", "picture_temperature"), f"with {name}, which has no image head")
+    from toklip_core.evaluation import warn_of_other_pictures
+
     from toklip_mllm.chat import Chat, ChatSettings
     from toklip_mllm.terminal import Terminal, typed_lines
 
+    def look_at(pictures: Sequence[tuple[str, Image.Image]]) -> None:
+        if name in FOLDERS:
+            sizes = [(file, picture.size) for file, picture in pictures]
+            warn_of_other_pictures(name, sizes, side=model.config.image_size)
+
+    look_at(shown)
     settings = ChatSettings(max_new_tokens, temperature, drawing=drawing, seed=seed)
     conversation, interactive = Chat(model, processor, settings), _is_typed()
     terminal = Terminal(
@@ -314,6 +322,7 @@ def chat(
         known={"model": name} if as_json else None,
         interactive=interactive,
         max_pixels=max_pixels,
+        look_at=look_at,
     )
     if not conversation.draws:
         click.echo(f"{name} has no image head, so it talks about pictures and cannot draw any", err=True)

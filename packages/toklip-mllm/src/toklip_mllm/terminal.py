@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Terminal:
             on stdout, too.
         interactive: whether somebody types; otherwise stdout has the messages, too.
         max_pixels: maximum pixels of a picture that is shown.
+        look_at: called with the file and picture of each ``/image``, to warn of it.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Terminal:
         known: dict[str, Any] | None,
         interactive: bool,
         max_pixels: int,
+        look_at: Callable[[Sequence[tuple[str, Image.Image]]], None],
     ) -> None:
         self._chat, self._out, self._known = chat, out, known
-        self._interactive, self._max_pixels = interactive, max_pixels
+        self._interactive, self._max_pixels, self._look_at = interactive, max_pixels, look_at
         #: Files that were shown, and pictures that go with the next message.
         self._shown, self._waiting = list[str](), [*shown]
         self._number = 0
@@ -80,7 +82,9 @@ class Terminal:
             self._answer(replace_lone_surrogates(line))
         elif command == "/image" and rest.strip():
             path = rest.strip()
-            self._waiting.append((path, read_picture(path, 1, max_pixels=self._max_pixels)))
+            named = (path, read_picture(path, 1, max_pixels=self._max_pixels))
+            self._look_at([named])
+            self._waiting.append(named)
         elif line == "/clear":
             self._chat.clear()
             self._shown, self._waiting = [], []

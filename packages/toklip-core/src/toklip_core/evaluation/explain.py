@@ -125,7 +125,7 @@ def explain_picture(
         raise PictureError(f"{picture}: {error}") from error
     model, protocol = load_matcher(name, compute)
     if name in OF_SCENES:
-        warn_of_other_pictures(str(name), image.size, side=model.config.image_size)
+        warn_of_other_pictures(str(name), [(picture, image.size)], side=model.config.image_size)
     return explain_image(model, image, texts, picture=str(picture), relative=relative, protocol=protocol)
 
 

@@ -25,6 +25,7 @@ from toklip_core.files import one_line
 from toklip_core.model import Encoding, TextTokenizer, TextTower, load_model
 from toklip_core.pictures import LazyPicture, PictureError, Resize, to_pixels
 from toklip_core.plugins import registry
+from toklip_core.scenes.inputs import SCHEME
 from toklip_core.tokenizer import Tokenizer
 from toklip_core.weights import refuse_not_finite, rows_named, weights_checksum
 
@@ -157,6 +158,7 @@ def picture_features(
     pictures: Sequence[LazyPicture],
     unreadable: list[str],
     compute: Compute = Compute(),
+    sizes: dict[str, tuple[int, int]] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield the places in ``pictures`` of a batch, and their unit features (B, E), float32, on the model's device.
 
@@ -166,6 +168,7 @@ def picture_features(
         unreadable: those that cannot be read are added here, "name: reason".
         compute: says how many pictures are taken at a time, which changes no feature beyond the rounding of floats, and
             whether a bar is shown.
+        sizes: width and height of each picture that is read are added here, under its name.
 
     Raises:
         ValueError: no picture can be read, or a feature is not finite.
@@ -180,7 +183,7 @@ def picture_features(
         return places, features
 
     seen = 0
-    squares = closing(_squares(pictures, model.config))
+    squares = closing(_squares(pictures, model.config, {} if sizes is None else sizes))
     with progress_bar(len(pictures), shown=compute.progress) as bar, squares as found:
         for place, square in enumerate(found):
             bar.update()
@@ -200,12 +203,16 @@ def picture_features(
         raise ValueError(f"none of {len(pictures)} pictures can be read{first}")
 
 
-def _squares(pictures: Sequence[LazyPicture], how: Preprocessing) -> Generator[Tensor | PictureError]:
+def _squares(
+    pictures: Sequence[LazyPicture], how: Preprocessing, sizes: dict[str, tuple[int, int]]
+) -> Generator[Tensor | PictureError]:
     """Yield the pixels (3, S, S) of each picture in order, or why it cannot be read; threads read some ahead."""
 
     def square(picture: LazyPicture) -> Tensor | PictureError:
         try:
-            return to_pixels(picture.read(), how.image_size, how.resize)
+            image = picture.read()
+            sizes[picture.name] = image.size
+            return to_pixels(image, how.image_size, how.resize)
         except PictureError as error:
             return error
 
@@ -268,15 +275,17 @@ def warn_of_unknown_words(tower: TextTower, texts: Sequence[str]) -> None:
         _log.warning("unknown to the model, which reads every unknown word alike: %s", named)
 
 
-def warn_of_other_pictures(model: str, size: tuple[int, int], *, side: int) -> None:
+def warn_of_other_pictures(
+    model: str, pictures: Iterable[tuple[Path | str, tuple[int, int]]], *, side: int
+) -> None:
     """Warn that a model of the packages knows drawn scenes alone, if a picture is larger than they are.
 
     Args:
         model: name of the model.
-        size: width and height of the picture.
+        pictures: inputs, with width and height; ``scenes:...`` may have any size.
         side: side of the scenes that the model was trained on.
     """
-    if max(size) > side:
+    if any(max(size) > side and not str(name).startswith(SCHEME) for name, size in pictures):
         _log.warning(
             "%s knows drawn scenes of coloured shapes and nothing else; `toklip models` lists models of photographs",
             model,

@@ -10,7 +10,6 @@ Shape letters: T templates, C classes, E joint space.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from toklip_core.evaluation.matcher import (
 )
 from toklip_core.evaluation.report import report_text, software
 from toklip_core.model import OF_SCENES
-from toklip_core.pictures import LabelledPictures, PictureError, find_pictures, list_pictures
+from toklip_core.pictures import LabelledPictures, find_pictures, list_pictures
 from toklip_core.scenes import parse_scenes
 
 #: Largest difference between numbers of two vectors that are one, and number of vectors that are compared at a time.
@@ -198,25 +197,28 @@ def classify_pictures(
     """
     labels = refuse_duplicates(labels, "label")
     chosen = known_templates(templates or ["{}"])
-    pictures = list_pictures(find_pictures(inputs, max_pixels=compute.max_pixels), progress=compute.progress)
+    sources = find_pictures(inputs, max_pixels=compute.max_pixels)
+    pictures = list_pictures(sources, progress=compute.progress)
     model, protocol = load_matcher(name, compute)
     refuse_cut_texts(model, _in_templates(labels, chosen))
     classes = class_features(model, labels, chosen, progress=compute.progress)
     if alike := _alike(classes):
         one, other = (labels[row] for row in alike)
         raise ValueError(f"the model reads {one!r} and {other!r} alike; give labels that it knows")
-    if name in OF_SCENES:
-        with contextlib.suppress(PictureError):  # which is reported below
-            warn_of_other_pictures(str(name), pictures[0].read().size, side=model.config.image_size)
     scale = model.logit_scale.detach().float().exp()
     unreadable: list[str] = []
     found: dict[str, tuple[Guess, ...]] = {}
-    for places, features in picture_features(model, pictures, unreadable, compute):
+    sizes: dict[str, tuple[int, int]] = {}
+    for places, features in picture_features(model, pictures, unreadable, compute, sizes):
         cosines = features @ classes.T
         for place, row, shares in zip(places, cosines, (scale * cosines).softmax(1), strict=True):
             best = shares.topk(min(top, len(labels)))
             guesses = zip(best.indices.tolist(), best.values.tolist(), row[best.indices].tolist(), strict=True)
             found[pictures[place].name] = tuple(Guess(labels[i], share, cosine) for i, share, cosine in guesses)
+    if name in OF_SCENES:
+        scenes = {source.key for source in sources if source.scene is not None}
+        others = [(picture, size) for picture, size in sizes.items() if picture not in scenes]
+        warn_of_other_pictures(str(name), others, side=model.config.image_size)
     own = {
         "templates": described_templates(chosen),
         "probability": f"softmax over {len(labels)} labels of {scale.item():.4g} x cosine",
