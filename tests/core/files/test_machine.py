@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import UnidentifiedImageError
-from toklip_core.files import is_of_machine
+from toklip_core.files import is_machine_error
 
 ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -21,7 +21,7 @@ class SafetensorsOwnError(Exception):
 
 @pytest.mark.parametrize("number", ["EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EAGAIN"])
 def test_an_error_that_the_system_has_with_every_file_is_of_the_machine(number):
-    assert is_of_machine(OSError(getattr(errno, number), "words"))
+    assert is_machine_error(OSError(getattr(errno, number), "words"))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_an_error_that_the_system_has_with_every_file_is_of_the_machine(number):
     ],
 )
 def test_a_lack_of_memory_or_of_file_handles_is_of_the_machine(error):
-    assert is_of_machine(error)
+    assert is_machine_error(error)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_lack_of_memory_or_of_file_handles_is_of_the_machine(error):
     ],
 )
 def test_what_is_wrong_with_a_file_is_not(error):
-    assert not is_of_machine(error)
+    assert not is_machine_error(error)

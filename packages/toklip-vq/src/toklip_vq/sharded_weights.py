@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from toklip_core.config import is_file_name
-from toklip_core.files import is_of_machine, one_line, read_json_object
+from toklip_core.files import is_machine_error, one_line, read_json_object
 from toklip_core.plugins import Weights
 from toklip_core.weights import plain_name, read_tensors, read_weights, source_name, state_dict_in
 
@@ -134,7 +134,7 @@ def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise ValueError(
             f"{str(file)!r} is not a whole safetensors file ({one_line(error, longest=120)}); download it again"

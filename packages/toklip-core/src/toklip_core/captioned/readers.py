@@ -24,7 +24,7 @@ from toklip_core.captioned.settings import CaptionedDataset, CaptionedPictures, 
 from toklip_core.files import (
     captions_by_picture,
     captions_in,
-    is_of_machine,
+    is_machine_error,
     nulls_in,
     one_line,
     refuse_special,
@@ -354,11 +354,11 @@ def _dataset(source: CaptionedDataset) -> Any:  # noqa: ANN401  (a datasets.Data
         return load_dataset(source.name, source.subset, split=source.split)
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
-        if is_of_machine(reason):
+        if is_machine_error(reason):
             raise reason from None
         raise ValueError(f"{source.name or ', '.join(source.files)} cannot be read: {reason}") from error
     except RuntimeError as error:
-        if source.files or is_of_machine(error):
+        if source.files or is_machine_error(error):
             raise
         # It has a loading script, which no library runs any more.
         raise ValueError(f"{source.name} cannot be read: {error}; give its Parquet files as `files`") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from toklip_core.files import is_of_machine, one_line
+from toklip_core.files import is_machine_error, one_line
 from toklip_core.plugins import Plugin, Registry, reason, registry
 
 #: Group -> command -> package that has the command, for messages if the package is missing.
@@ -128,7 +128,7 @@ class ErrorsAsLines(PluginGroup):
         except BrokenPipeError:
             raise  # `toklip ... | head`: click ends quietly.
         except Exception as error:
-            if not isinstance(error, ValueError | LookupError | OSError) and not is_of_machine(error):
+            if not isinstance(error, ValueError | LookupError | OSError) and not is_machine_error(error):
                 raise
             raise click.ClickException(_one_line(error)) from error
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from toklip_core.files import is_of_machine
+from toklip_core.files import is_machine_error
 from toklip_core.weights import damaged, is_finite, read_tensors
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def load_lpips(net: LPIPSNet) -> nn.Module:
     try:
         network: nn.Module = LearnedPerceptualImagePatchSimilarity(net_type=net).net
     except RuntimeError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise ValueError(f"{str(path)!r} does not fit LPIPS's {net}: {error}") from error
     return network.requires_grad_(False)
@@ -91,7 +91,7 @@ def load_fid() -> FrechetInceptionDistance:
         # antialias=False resizes like TensorFlow 1, as in published figures; torchmetrics' default does not.
         return FrechetInceptionDistance(_INCEPTION_FEATURES, feature_extractor_weights_path=str(path), antialias=False)
     except RuntimeError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
 
@@ -113,7 +113,7 @@ def load_inception() -> nn.Module:
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
     except RuntimeError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise ValueError(f"{str(path)!r} does not fit the Inception network: {error}") from error
     return network.requires_grad_(False).eval()

@@ -12,7 +12,7 @@ from .locks import (
     held_together as held_together,
     lock_exclusively as lock_exclusively,
 )
-from .machine import is_of_machine as is_of_machine
+from .machine import is_machine_error as is_machine_error
 from .special import refuse_special as refuse_special
 from .tables import (
     CAPTION_COLUMNS as CAPTION_COLUMNS,

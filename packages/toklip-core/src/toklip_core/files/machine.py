@@ -23,14 +23,16 @@ _WORDS = re.compile(
 )
 
 
-def is_of_machine(error: BaseException) -> bool:
+def is_machine_error(error: BaseException) -> bool:
     """Return whether an error speaks of the machine, such as too little memory, and not of the file that was read.
 
     An OSError without a number, as decoders raise for damaged files, speaks of the file.
 
-    >>> is_of_machine(OSError(errno.EMFILE, "Too many open files")), is_of_machine(OSError("image file is truncated"))
-    (True, False)
-    >>> is_of_machine(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    >>> is_machine_error(OSError(errno.EMFILE, "Too many open files"))
+    True
+    >>> is_machine_error(OSError("image file is truncated"))
+    False
+    >>> is_machine_error(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
     True
     """
     if isinstance(error, MemoryError):

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from toklip_core.config import LARGEST_SIDE, Config, ResizeSetting, validated
-from toklip_core.files import is_of_machine, one_line, read_json_object
+from toklip_core.files import is_machine_error, one_line, read_json_object
 from toklip_core.model.published import CLIP_TINY
 from toklip_core.model.text import (
     TOKENIZER_FILE,
@@ -203,7 +203,7 @@ def _load_open_clip(name: str, tag: str) -> CLIP:
     except ModuleNotFoundError as error:  # transformers, for the tokenizers of SigLIP
         raise LookupError(f"{error.name} is not installed: pip install 'toklip-core[train]'") from error
     except (RuntimeError, OSError) as error:  # open_clip's errors for misfits and downloads, and transformers' errors
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         if isinstance(error, OSError) or published:
             words = why_not_fetched(error)

@@ -22,7 +22,7 @@ from typing import NoReturn
 from PIL import Image
 
 from toklip_core.config import MAX_PIXELS
-from toklip_core.files import METADATA, is_of_machine, metadata_captions, refuse_special, warn_of_several_captions
+from toklip_core.files import METADATA, is_machine_error, metadata_captions, refuse_special, warn_of_several_captions
 from toklip_core.pictures.open import PictureError, open_picture, open_scene
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
@@ -102,7 +102,7 @@ class Entry:
         try:
             data = self.member.data(self.path)
         except OSError as error:
-            if is_of_machine(error):
+            if is_machine_error(error):
                 raise
             raise PictureError(str(error)) from error
         return open_picture(io.BytesIO(data), max_pixels=self.max_pixels)
@@ -127,7 +127,7 @@ class Entry:
             else:
                 text = caption_of(*(_bytes_of(self.path.with_suffix(suffix)) for suffix in (".txt", ".json")))
         except OSError as error:
-            if is_of_machine(error):
+            if is_machine_error(error):
                 raise
             raise PictureError(f"its caption cannot be read: {error}") from error
         return self.listed_captions() if text is None else [text]
@@ -292,7 +292,7 @@ def _refuse_no_file(path: Path) -> NoReturn:
         refuse_special(path)
         path.stat()  # because is_file() of Python 3.14 takes every error for a missing file
     except OSError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         if error.errno is None:
             raise PictureError(str(error)) from error

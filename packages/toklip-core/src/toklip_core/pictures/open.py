@@ -11,7 +11,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from toklip_core.config import MAX_PIXELS
-from toklip_core.files import is_of_machine, refuse_special
+from toklip_core.files import is_machine_error, refuse_special
 from toklip_core.pictures.limit import pillow_limit
 from toklip_core.pictures.png_texts import refused_for_its_texts, without_texts
 from toklip_core.pictures.upright import load_pixels, upright_rgb
@@ -68,7 +68,7 @@ def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS
         except PictureError:
             raise
         except Exception as error:
-            if is_of_machine(error):  # the next call may read it
+            if is_machine_error(error):  # the next call may read it
                 raise
             known = "no picture in a format that is known here" if isinstance(error, UnidentifiedImageError) else None
             words = known or getattr(error, "strerror", None) or " ".join(str(error).split())

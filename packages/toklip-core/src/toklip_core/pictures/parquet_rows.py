@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from toklip_core.files import (
     CAPTION_COLUMNS,
     captions_in,
-    is_of_machine,
+    is_machine_error,
     nulls_in,
     one_line,
     warn_of_nulls,
@@ -77,7 +77,7 @@ def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, Pa
                     nulls += nulls_in(text)
                     row += 1
     except (pa.ArrowException, LookupError, OSError, ValueError) as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         broken = one_line(error, longest=200)
     if said:
@@ -167,6 +167,6 @@ def _read_group(path: Path, group: int, column: str, *changed: int) -> pa.Chunke
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)
     except (pa.ArrowException, LookupError) as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise OSError(f"row group {group} of {path} is damaged: {one_line(error, longest=120)}") from error

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from toklip_core.files import is_of_machine, one_line, refuse_special, replace_lone_surrogates
+from toklip_core.files import is_machine_error, one_line, refuse_special, replace_lone_surrogates
 
 # A picture is read into memory as a whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
@@ -118,7 +118,7 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
             if member.is_picture or member.text or info.isreg():
                 members.append(member)
     except Exception as error:  # tarfile raises too many kinds of errors to list
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     own = {_stem(member) for member in members if member.text}

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from toklip_core.files import is_of_machine
+from toklip_core.files import is_machine_error
 from toklip_core.pictures.png_texts import refused_for_its_texts
 
 _EXIF_ORIENTATION = 0x0112
@@ -110,7 +110,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # broken metadata: viewers show such a picture as it is stored
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         return image
     if orientation not in _UPRIGHT:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toklip_core.files import is_of_machine, one_line
+from toklip_core.files import is_machine_error, one_line
 from toklip_core.pictures import is_list
 from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema, refuse_other_files
 from toklip_core.store.locks import writing
@@ -86,7 +86,7 @@ def _groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]
                 yield start, pa.Table.from_batches([batch])
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise _unfit(path, one_line(error, longest=120)) from error
 
@@ -134,7 +134,7 @@ def _checked(path: Path, numbers: np.ndarray[Any, Any], table: pa.Table, info: S
         try:
             columns[field.name] = _column(table[field.name].combine_chunks(), field.type)
         except (pa.ArrowException, TypeError) as error:
-            if is_of_machine(error):
+            if is_machine_error(error):
                 raise
             kind = table.schema.field(field.name).type
             raise _unfit(path, f"{field.name!r} is {kind}, not {field.type}: {one_line(error, longest=80)}") from error

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from toklip_core.files import is_of_machine
+from toklip_core.files import is_machine_error
 from toklip_core.pictures import VIEWS
 from toklip_core.store.format import (
     CHECKSUMS_KEY,
@@ -178,7 +178,7 @@ def _named(path: Path, where: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         # Damage has no number of the system: that says why the file cannot be read now, and mostly names it.
-        if is_of_machine(error) or (isinstance(error, OSError) and error.errno is not None):
+        if is_machine_error(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise _damaged(path, f"{where}: {' '.join(str(error).split())[:_LONGEST_REASON]}") from error
 

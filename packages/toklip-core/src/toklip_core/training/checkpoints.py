@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toklip_core.files import is_of_machine, one_line, read_json_object
+from toklip_core.files import is_machine_error, one_line, read_json_object
 from toklip_core.weights import is_finite
 
 _PARTS = ("model", "average", "optimizer")
@@ -159,7 +159,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
     except _OtherModelError:
         raise
     except (SafetensorError, FileNotFoundError, RuntimeError, LookupError, ValueError) as error:
-        if is_of_machine(error):  # such as an out-of-memory error of torch, which is a RuntimeError
+        if is_machine_error(error):  # such as an out-of-memory error of torch, which is a RuntimeError
             raise
         words = one_line(error, longest=120)
         raise ValueError(f"{checkpoint} is damaged ({words}); delete it to go on from the one before it") from error
@@ -198,7 +198,7 @@ def _fill_from_shards(state: TrainState, checkpoint: Path) -> dict[str, Tensor]:
             load({**places}, storage_reader=reader)
     except CheckpointException as error:
         for problem, _ in error.failures.values():
-            if is_of_machine(problem):
+            if is_machine_error(problem):
                 raise problem from None
         raise ValueError(_reason(error)) from error
     return places

@@ -31,7 +31,7 @@ from toklip_core.files import (
     LONGEST,
     filling,
     folder_lock,
-    is_of_machine,
+    is_machine_error,
     one_line,
     read_json_object,
     refuse_special,
@@ -110,7 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         raise ValueError(
             f"{str(path)!r} is not a whole safetensors file ({one_line(error, longest=120)}); fetch it again"
@@ -140,7 +140,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 def _torn(path: Path, error: Exception) -> ValueError:
     """Return the error for a damaged file; raise ``error`` again if the file is not at fault."""
-    if is_of_machine(error) and not (isinstance(error, MemoryError) and _fits_memory(path)):
+    if is_machine_error(error) and not (isinstance(error, MemoryError) and _fits_memory(path)):
         raise error
     why = one_line(error, longest=120) or type(error).__name__
     return ValueError(f"{str(path)!r} is cut short, or no file of weights ({why}); fetch it again")

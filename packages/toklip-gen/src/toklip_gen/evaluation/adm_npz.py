@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from toklip_core.config import MAX_PIXELS
-from toklip_core.files import is_of_machine, one_line, refuse_special, replacing
+from toklip_core.files import is_machine_error, one_line, refuse_special, replacing
 
 #: Name of the array in the file.
 ARRAY = "arr_0"
@@ -102,7 +102,7 @@ def read_samples(path: Path) -> Iterator[NDArray[np.uint8]]:
                     raise ValueError(f"{path} is cut short")
                 yield np.frombuffer(data, np.uint8).reshape(shape[1:])
     except TORN_ARCHIVE as error:
-        if str(path) in str(error) or is_of_machine(error):
+        if str(path) in str(error) or is_machine_error(error):
             raise
         words = one_line(error, longest=120) or type(error).__name__
         raise ValueError(f"{path} is not an .npz with {ARRAY!r} ({words}), as ADM's evaluator reads it") from error

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from toklip_core.config import Config, validated
-from toklip_core.files import is_of_machine, one_line, parse_json, refuse_special, replacing
+from toklip_core.files import is_machine_error, one_line, parse_json, refuse_special, replacing
 from toklip_core.weights import damaged, is_finite
 from torch import Tensor
 
@@ -190,7 +190,7 @@ def _arrays(path: Path) -> dict[str, Any]:
                 raise ValueError(f"its arrays take {size} bytes; a reference's take less than {_LARGEST}")
             return {key: file[key] for key in file.files if key != ARRAY} | dict.fromkeys({ARRAY} & {*file.files})
     except (*TORN_ARCHIVE, AttributeError, TypeError) as error:  # a single array, or a list
-        if is_of_machine(error) and not isinstance(error, MemoryError):  # a header may ask for any memory
+        if is_machine_error(error) and not isinstance(error, MemoryError):  # a header may ask for any memory
             raise
         words = one_line(error, longest=120) or type(error).__name__
         raise ValueError(f"{path} is not an .npz of arrays, or is cut short: {words}") from error

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from toklip_core.config import refuse_drawing
 from toklip_core.drawing import IdLevels
-from toklip_core.files import is_of_machine, one_line, read_json_object
+from toklip_core.files import is_machine_error, one_line, read_json_object
 from toklip_core.model import FeatureKind, TokLIP
 from toklip_core.pictures import Resize
 from toklip_core.weights import (
@@ -305,14 +305,14 @@ def _named(model: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if Path(model).exists() or is_of_machine(error):
+        if Path(model).exists() or is_machine_error(error):
             raise
         raise FileNotFoundError(
             f"{str(model)!r} is not a folder, is not in the hub's cache and cannot be downloaded "
             f"({why_not_fetched(error)}); fetch it where there is a network (`hf download {model}`)"
         ) from error
     except Exception as error:  # transformers raises too many kinds of errors to list
-        if is_of_machine(error):
+        if is_machine_error(error):
             raise
         if type(error) in (ValueError, LookupError) and str(model) in str(error):
             raise
