@@ -21,12 +21,21 @@ getattr(importlib.import_module(module), function)(pathlib.Path(folder))
 """
 
 HOLD = """
-import sys
-from toklip_core.files import lock_exclusively
+import fcntl, sys
 file = open(sys.argv[1], "a")
-print(lock_exclusively(file), flush=True)
+try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print(True, flush=True)
+except BlockingIOError:
+    print(False, flush=True)
 sys.stdin.read()
 """
+
+
+def is_free(file: Path) -> bool:
+    """Whether another process can have a file for itself."""
+    command = [sys.executable, "-c", HOLD, str(file)]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 @contextmanager

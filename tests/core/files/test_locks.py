@@ -8,13 +8,8 @@ import threading
 import pytest
 from toklip_core.files import held_alone, held_together
 
-from tests.support.processes import locked_elsewhere
+from tests.support.processes import is_free, locked_elsewhere
 
-ASK = """
-import sys
-from toklip_core.files import lock_exclusively
-print(lock_exclusively(open(sys.argv[1], "a")))
-"""
 #: A process forks inside a lock. The child must not take it while the parent has it, and may take it after that.
 FORK = """
 import os, sys
@@ -43,12 +38,6 @@ with held_alone(path, "held"):
 os.close(end)
 os.wait()
 """
-
-
-def is_free(file):
-    """Whether another process can have a file for itself."""
-    done = subprocess.run([sys.executable, "-c", ASK, str(file)], capture_output=True, text=True, check=True)
-    return done.stdout == "True\n"
 
 
 def test_a_file_is_held_once_in_a_process_and_an_attempt_does_not_free_it(tmp_path):
@@ -111,6 +100,29 @@ def test_a_lock_of_another_process_is_refused_and_leaves_nothing_behind(tmp_path
         pass
     with held_alone(file, "held"):
         pass
+
+
+def test_who_waits_to_share_a_file_holds_up_no_other_lock_and_gets_it_at_the_end(tmp_path):
+    file, shared = tmp_path / "lock", threading.Event()
+
+    def share():
+        with held_together(file, "held"):
+            shared.set()
+
+    def lock_another_file():
+        with held_alone(tmp_path / "other", "held"):
+            pass
+
+    waiting, other = (threading.Thread(target=target, daemon=True) for target in (share, lock_another_file))
+    with locked_elsewhere(file):
+        waiting.start()
+        assert not shared.wait(0.2)
+        other.start()
+        other.join(5)
+        assert not other.is_alive() and not shared.is_set()
+    assert shared.wait(5)
+    waiting.join(5)
+    assert is_free(file)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")

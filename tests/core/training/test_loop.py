@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from toklip_core.training import (
 )
 from torch import Tensor, nn
 
+from tests.support.processes import is_free, locked_elsewhere
 from tests.support.refusals import refusing
 from tests.support.starved import NO_MEMORY, no_file_handles, raising, system_error
 from tests.support.toy_tasks import ToyTask
@@ -466,47 +465,28 @@ def test_a_finished_run_with_fewer_steps_is_refused_by_the_step_that_it_has_fini
     assert lines(tmp_path / "run") == before
 
 
-HOLD = """
-import sys
-from toklip_core.files import lock_exclusively
-file = open(sys.argv[1], "a")
-print(lock_exclusively(file), flush=True)
-sys.stdin.read()
-"""
-
-
 def test_a_folder_takes_one_run_at_a_time_and_another_when_its_process_has_died(tmp_path: Path, whole: Path):
     run = tmp_path / "run"
     train(run, run_config(steps=3))
     held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run / ".run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "True\n"
+    with locked_elsewhere(run / ".run.lock"):
         with pytest.raises(OSError, match=r"cannot train into .*run \(another run trains into it; wait") as raised:
             train(run)
         assert "\n" not in str(raised.value)
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
-        other.kill()
     train(run)
     assert_same_save(run, whole)
 
 
 def test_a_folder_is_locked_while_its_run_goes_on_and_free_after_it(tmp_path: Path):
     def holding(model: nn.Module, batch: Any, step: int) -> Losses:
-        found.append(held_alone(tmp_path / "run/.run.lock"))
+        found.append(is_free(tmp_path / "run/.run.lock"))
         return objective(model, batch, step)
 
     found: list[bool] = []
     train(tmp_path / "run", run_config(steps=2), holding)
     assert found == [False, False]
-    assert held_alone(tmp_path / "run/.run.lock")
-
-
-def held_alone(file: Path) -> bool:
-    """Whether another process can have a file for itself."""
-    command = [sys.executable, "-c", HOLD, str(file)]
-    return subprocess.run(command, input="", capture_output=True, text=True, check=True).stdout == "True\n"
+    assert is_free(tmp_path / "run/.run.lock")
 
 
 def test_a_save_folder_that_is_there_already_is_not_deleted(tmp_path: Path):
@@ -785,4 +765,4 @@ def test_a_run_inside_another_into_one_folder_is_refused(tmp_path: Path):
         return objective(model, batch, step)
 
     train(tmp_path / "run", run_config(steps=2), nested)
-    assert held_alone(tmp_path / "run/.run.lock")
+    assert is_free(tmp_path / "run/.run.lock")

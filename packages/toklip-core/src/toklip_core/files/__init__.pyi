@@ -10,7 +10,6 @@ from .locks import (
     folder_lock as folder_lock,
     held_alone as held_alone,
     held_together as held_together,
-    lock_exclusively as lock_exclusively,
 )
 from .machine import is_machine_error as is_machine_error
 from .special import refuse_special as refuse_special

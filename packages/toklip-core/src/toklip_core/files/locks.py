@@ -13,11 +13,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+# Seconds between two attempts to share a file that another process holds alone.
+_PAUSE = 0.05
 
 # Errors of mounts without locks, or without locks on folders: some kinds of NFS, FUSE and Lustre.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -44,7 +48,7 @@ class _Table:
         """Start anew in a forked process, which inherits the handles but no lock, and perhaps a guard that is held."""
         for held in self.held.values():
             held.file.close()
-        self.__init__()  # type: ignore[misc]
+        self.guard, self.held = threading.Lock(), {}
 
 
 _TABLE = _Table()
@@ -52,14 +56,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_TABLE.forget)
 
 
-def lock_exclusively(file: IO[Any]) -> bool:
-    """Lock a file, open for writing, for this process only; return False if another process holds a lock."""
+def _try_to_lock(file: IO[Any], *, shared: bool) -> bool:
+    """Lock an open file, for this process only or together with others; return False if another process prevents it."""
     if os.name != "posix":
         return True
     import fcntl
 
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # which of them depends on the system
         return False
     except OSError as error:
@@ -74,8 +78,9 @@ def held_alone(path: Path, problem: str) -> Iterator[None]:
     with _TABLE.guard:
         if path in _TABLE.held:
             raise OSError(problem)
-        held = _Lock(_opened(path, "a", lock_exclusively, problem), shared=False)
-        _TABLE.held[path] = held
+        held = _take(path, shared=False)
+        if held is None:
+            raise OSError(problem)
     try:
         yield
     finally:
@@ -84,34 +89,44 @@ def held_alone(path: Path, problem: str) -> Iterator[None]:
 
 @contextmanager
 def held_together(path: Path, problem: str) -> Iterator[None]:
-    """Lock a file together with others that do so, creating it if missing; OSError(problem) if one holds it alone.
+    """Lock a file together with others, creating it if missing; OSError(problem) if this process holds it alone.
 
     Another process that holds it alone is waited for.
     """
     path = path.resolve()
-    with _TABLE.guard:
-        held = _TABLE.held.get(path)
-        if held is None:
-            held = _TABLE.held[path] = _Lock(_opened(path, "a+", lock_shared, problem), shared=True)
-        elif held.shared:
-            held.holders += 1
-        else:
-            raise OSError(problem)
+    while (held := _share(path, problem)) is None:
+        time.sleep(_PAUSE)
     try:
         yield
     finally:
         _release(path, held)
 
 
-def _opened(path: Path, mode: str, take: Callable[[IO[Any]], bool | None], problem: str) -> IO[Any]:
-    file = path.open(mode)
-    try:
-        if take(file) is False:
+def _share(path: Path, problem: str) -> _Lock | None:
+    """Lock a file together with others; return None while another process holds it alone."""
+    with _TABLE.guard:
+        held = _TABLE.held.get(path)
+        if held is None:
+            return _take(path, shared=True)
+        if not held.shared:
             raise OSError(problem)
-    except BaseException:
-        file.close()
-        raise
-    return file
+        held.holders += 1
+        return held
+
+
+def _take(path: Path, *, shared: bool) -> _Lock | None:
+    """Lock a file that this process has not locked, while its guard is held; return None if another process has."""
+    file = path.open("a+")
+    locked = False
+    try:
+        locked = _try_to_lock(file, shared=shared)
+    finally:
+        if not locked:
+            file.close()
+    if not locked:
+        return None
+    held = _TABLE.held[path] = _Lock(file, shared)
+    return held
 
 
 def _release(path: Path, held: _Lock) -> None:
@@ -122,18 +137,6 @@ def _release(path: Path, held: _Lock) -> None:
         if not held.holders:
             del _TABLE.held[path]
             held.file.close()
-
-
-def lock_shared(file: IO[Any]) -> None:
-    """Lock a file, open for reading, together with other readers; wait while a process holds it exclusively."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH)
-    except OSError as error:
-        _refuse_unknown(error)
 
 
 @contextmanager
