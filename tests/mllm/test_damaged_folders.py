@@ -1,6 +1,8 @@
 """Damaged folders of multimodal language models: one short line that names the folder."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -12,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.support.damaged_folders import NO_OBJECT
 from tests.support.refusals import refusing
-from tests.support.starved import NO_MEMORY, raising
+from tests.support.starved import NO_MEMORY, raising, system_error
 
 FILES = ["config.json", "processor_config.json", "model.safetensors", "tokenizer.json"]
 SETTINGS = ["encoder", "encoder_model", "embedding", "embedding_checksum", "grid", "features", "text_config", "dtype"]
@@ -69,3 +71,11 @@ def test_a_folder_is_not_damaged_because_no_memory_is_left(monkeypatch, error):
     with pytest.raises(type(error)) as raised:
         load_language_model(TINY_NAME)
     assert raised.value is error
+
+
+def test_a_connection_that_is_lost_names_the_model_and_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(TokLIPForConditionalGeneration, "from_pretrained", raising(system_error("ECONNRESET")))
+    lost = os.strerror(errno.ECONNRESET)
+    with refusing("'owner/name' is not a folder", lost, "`hf download owner/name`", kind=FileNotFoundError):
+        load_language_model("owner/name")

@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.support.open_clip_models import CLIP, created, register, save_tokenizer, siglip
 from tests.support.small_models import small_clip, text_config
+from tests.support.starved import raising, system_error
 
 TEXTS = ["a red circle", "Two small_Cats"]
 _WEBLI = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash", "hf_hub": "nobody/nothing/"}
@@ -285,3 +286,10 @@ def test_a_stem_treats_each_picture_alone_and_its_blocks_add_to_what_they_read()
 def test_a_tower_that_cannot_be_built_or_divides_by_zero_is_refused(settings, match):
     with pytest.raises(ValidationError, match=match):
         VisionConfig(trunk=TrunkConfig(width=16, depth=1, heads=2), patch_size=8, **settings)
+
+
+def test_a_connection_that_is_lost_names_the_weights(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(open_clip, "create_model", raising(system_error("ECONNRESET")))
+    with pytest.raises(FileNotFoundError, match=r"open_clip cannot load ViT-B-32/openai or its tokenizer: .*reset"):
+        load_clip("open_clip:ViT-B-32/openai")

@@ -11,8 +11,15 @@ from .locks import (
     held_alone as held_alone,
     held_together as held_together,
 )
-from .machine import is_machine_error as is_machine_error
-from .special import refuse_special as refuse_special
+from .machine import (
+    is_machine_error as is_machine_error,
+    named_error as named_error,
+    why_unreadable as why_unreadable,
+)
+from .special import (
+    is_file as is_file,
+    refuse_special as refuse_special,
+)
 from .tables import (
     CAPTION_COLUMNS as CAPTION_COLUMNS,
     METADATA as METADATA,
