@@ -273,4 +273,4 @@ def test_a_machine_that_cannot_read_rows_does_not_refuse_their_file(pictures, mo
         monkeypatch.setattr(adopt.pq, "ParquetFile", raising(error))
         with pytest.raises(type(error)) as raised:
             list(adopt._groups(Path("rows/rows.parquet"), ["key"]))
-        assert raised.value is error
+        assert str(raised.value).count("rows/rows.parquet: ") == 1

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toklip_core.files import is_machine_error
 from toklip_core.pictures import Entry, PictureError
-from toklip_core.training import Concatenation, UnusableSampleError, first_usable
+from toklip_core.training import Concatenation, UnusableSampleError, first_usable, sources
 
 from tests.support.starved import raising, system_error
 
@@ -66,12 +67,32 @@ def test_a_machine_that_fails_for_a_moment_does_not_change_a_sample(photos, tmp_
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:200])
     files = [photos / "a.jpg", photos / "b.png", photos / "broken.jpg"]
     assert first_usable(read_from(files), 2, 3, name=str, what="pictures") == "a.jpg"
+    monkeypatch.setattr(sources, "_PAUSES", (0, 0))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", raising(error))
-        with pytest.raises(type(error)) as raised:
-            first_usable(read_from(files), 0, 3, name=str, what="pictures")
-        assert raised.value is error
+        with pytest.raises(type(error), match=r"sample 0: ") as raised:
+            first_usable(read_from(files), 0, 3, name="sample {}".format, what="pictures")
+        assert is_machine_error(raised.value)
+        assert getattr(raised.value, "errno", None) == getattr(error, "errno", None)
     assert first_usable(read_from(files), 0, 3, name=str, what="pictures") == "a.jpg"
+
+
+def test_a_sample_is_read_again_twice_while_the_machine_fails(monkeypatch):
+    monkeypatch.setattr(sources, "_PAUSES", (0, 0))
+    failures: list[int] = []
+
+    def failing(number: int, times: int) -> int:
+        if len(failures) < times:
+            failures.append(number)
+            raise system_error("EIO")
+        return number
+
+    assert first_usable(lambda number: failing(number, 2), 1, 3, name=str, what="samples") == 1
+    assert failures == [1, 1]
+    failures.clear()
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] x1: "):
+        first_usable(lambda number: failing(number, 3), 1, 3, name="x{}".format, what="samples")
+    assert failures == [1, 1, 1]
 
 
 def read_from(files: list[Path]) -> Callable[[int], str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toklip_core.files import is_machine_error, one_line
+from toklip_core.files import is_machine_error, named_error, one_line
 from toklip_core.pictures import is_list
 from toklip_core.store.format import StoreInfo, UnreadablePicture, part_schema, refuse_other_files
 from toklip_core.store.locks import writing
@@ -87,7 +87,7 @@ def _groups(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]
                 start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         if is_machine_error(error):
-            raise
+            raise named_error(error, str(path)) from error
         raise _unfit(path, one_line(error, longest=120)) from error
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from toklip_core.files import is_machine_error
+from toklip_core.files import is_file, is_machine_error, named_error
 from toklip_core.pictures import VIEWS
 from toklip_core.store.format import (
     CHECKSUMS_KEY,
@@ -164,7 +164,7 @@ def quote_key(key: str) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    if not path.is_file():
+    if not is_file(path):
         kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no file"
         raise ValueError(f"{path} is {kind}, but has the name of a part of a token store; move it out of there")
     with _named(path, "its footer"), pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -177,9 +177,9 @@ def _named(path: Path, where: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        # Damage has no number of the system: that says why the file cannot be read now, and mostly names it.
+        # Damage has no number of the system: that says why the file cannot be read now.
         if is_machine_error(error) or (isinstance(error, OSError) and error.errno is not None):
-            raise
+            raise named_error(error, str(path)) from error
         raise _damaged(path, f"{where}: {' '.join(str(error).split())[:_LONGEST_REASON]}") from error
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
 
+from toklip_core.files import is_machine_error, named_error
 from toklip_core.pictures import PictureError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+# Seconds before a sample is read again after an error of the machine, which may pass.
+_PAUSES = (0.5, 2.0)
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +69,9 @@ def first_usable(
 ) -> T:
     """Return the sample ``index``, or the next that can be used: one broken file must not end a week's run.
 
-    Each one that is left out is logged with its name. The first sample comes after the last. Other errors pass: if one
-    of the machine, such as too many open files, gave way to the next sample, the same run would train on other data.
+    Each one that is left out is logged with its name. The first sample comes after the last. After an error of
+    the machine, such as too many open files, the sample is read again, at most twice, and no other takes its place: the
+    same run would train on other data.
 
     Args:
         read: returns a sample, or raises PictureError or UnusableSampleError.
@@ -76,13 +82,31 @@ def first_usable(
 
     Raises:
         ValueError: no sample can be used.
+        MemoryError, OSError: the machine cannot read a sample, which the message names; the class is that of the error.
     """
     problem = ""
     for offset in range(count):
         number = (index + offset) % count
         try:
-            return read(number)
+            return _read_again(read, number, name)
         except (PictureError, UnusableSampleError) as error:
             problem = f"{name(number)}: {error}"
             _log.warning("left out: %s", problem)
     raise ValueError(f"none of {count} {what} can be used; the last is {problem}")
+
+
+def _read_again(read: Callable[[int], T], number: int, name: Callable[[int], str]) -> T:
+    """Read a sample, and again while the machine fails; its last error is raised with the sample's name."""
+    for pause in _PAUSES:
+        try:
+            return read(number)
+        except Exception as error:
+            if not is_machine_error(error):
+                raise
+        time.sleep(pause)
+    try:
+        return read(number)
+    except Exception as error:
+        if not is_machine_error(error):
+            raise
+        raise named_error(error, name(number)) from error

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from toklip_core.captioned import CaptionedSamples
+from toklip_core.files import named_error
 from toklip_core.pictures import PictureError, Resize, key_of, open_picture, picture_to_rgb, resized
 from toklip_core.scenes import Question, Scene, Scenes, scene
 from toklip_core.store import StoreInfo, TokenStore, refuse_mixed, refuse_other_squares
@@ -424,6 +425,8 @@ class FileReader:
             picture = open_picture(path, max_pixels=self._max_pixels)
         except PictureError as error:
             raise PictureError(f"{path}: {error}") from error
+        except (OSError, MemoryError) as error:
+            raise named_error(error, path) from error
         return picture_to_rgb(resized(picture, self._picturing.image_size, self._picturing.resize))
 
 
