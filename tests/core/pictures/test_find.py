@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 from toklip_core.pictures import (
+    Entry,
     PictureError,
     entries,
     find_pictures,
@@ -32,7 +34,7 @@ from toklip_core.pictures import (
 )
 
 from tests.core.conftest import picture
-from tests.support.starved import no_file_handles, raising
+from tests.support.starved import no_file_handles, raising, system_error
 
 
 def tar(path, members):
@@ -502,6 +504,53 @@ def test_a_caption_is_not_unreadable_because_the_machine_fails(tmp_path):
     (entry,) = entries_of(tmp_path, "tar")
     assert entry.captions() == ["grey"]
     with pytest.raises(OSError, match="Too many open files"), no_file_handles():
+        entry.captions()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_archive_that_the_machine_cannot_read_is_named(tmp_path, monkeypatch, kind):
+    (entry,) = entries_of(tmp_path, kind)
+    parquet_rows._read_group.cache_clear()
+    monkeypatch.setattr(parquet_rows.pq, "ParquetFile", raising(system_error("EIO")))
+    monkeypatch.setattr(tarfile, "open", raising(system_error("EIO")))
+    named = rf"\[Errno {errno.EIO}\] {re.escape(str(entry.path))}: {os.strerror(errno.EIO)}"
+    with pytest.raises(OSError, match=named):
+        list(entries(find_pictures([entry.path])))
+    if kind == "parquet":
+        with pytest.raises(OSError, match=named):
+            entry.image()
+
+
+def test_a_missing_picture_is_told_from_one_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "file").touch()
+    for name in ("loop.png", "gone.png", "file/a.png"):
+        with pytest.raises(PictureError, match=r"^no file, or a link to none$"):
+            Entry("a.png", tmp_path / name).image()
+    with pytest.raises(PictureError, match=f"^{os.strerror(errno.ENAMETOOLONG)}$"):
+        Entry("a.png", tmp_path / f"{'a' * 300}.png").image()
+    (tmp_path / "a.png").write_bytes(png())
+    monkeypatch.setattr(os, "stat", raising(system_error("EACCES")))
+    with pytest.raises(PictureError, match=f"^{os.strerror(errno.EACCES)}$"):
+        Entry("a.png", tmp_path / "a.png").image()
+
+
+def test_a_caption_is_not_dropped_because_its_file_is_stale(tmp_path, monkeypatch):
+    """Python 3.14 takes a file for missing whatever the error is."""
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.txt").write_text("grey")
+    (entry,) = entries(find_pictures([tmp_path]))
+    assert entry.captions() == ["grey"]
+    stat = os.stat
+
+    def failing(path, *arguments, **options):
+        if str(path).endswith(".txt"):
+            raise system_error("ESTALE")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    monkeypatch.setattr(Path, "is_file", os.path.isfile)
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         entry.captions()
 
 

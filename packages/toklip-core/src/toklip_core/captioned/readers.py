@@ -24,6 +24,7 @@ from toklip_core.captioned.settings import CaptionedDataset, CaptionedPictures, 
 from toklip_core.files import (
     captions_by_picture,
     captions_in,
+    is_file,
     is_machine_error,
     nulls_in,
     one_line,
@@ -332,7 +333,7 @@ def _why_left_out(entry: Entry) -> str:
     member = entry.member
     assert not isinstance(member, ParquetRow | ScenePlace)
     if member is None:
-        beside = any(entry.path.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
+        beside = any(is_file(entry.path.with_suffix(suffix)) for suffix in (".txt", ".json"))
         return "" if beside or entry.listed_captions() else "no caption"
     if member.problem:
         _log.warning("%s is left out: %s", entry.key, member.problem)

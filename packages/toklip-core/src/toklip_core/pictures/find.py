@@ -17,12 +17,18 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
 from PIL import Image
 
 from toklip_core.config import MAX_PIXELS
-from toklip_core.files import METADATA, is_machine_error, metadata_captions, refuse_special, warn_of_several_captions
+from toklip_core.files import (
+    METADATA,
+    is_file,
+    is_machine_error,
+    metadata_captions,
+    refuse_special,
+    warn_of_several_captions,
+)
 from toklip_core.pictures.open import PictureError, open_picture, open_scene
 from toklip_core.pictures.parquet_rows import ParquetRow, parquet_pictures
 from toklip_core.pictures.tars import LARGEST_TEXT, TarMember, caption_of, tar_pictures
@@ -90,8 +96,7 @@ class Entry:
     def image(self) -> Image.Image:
         """Read the picture; see :func:`open_picture`."""
         if self.member is None:
-            if not self.path.is_file():  # reading a pipe would wait
-                _refuse_no_file(self.path)
+            _refuse_no_file(self.path)  # because reading a pipe would wait
             if _is_compressed_tar(self.path):
                 raise PictureError("a compressed tar: no single picture can be reached; decompress it to a .tar")
             return open_picture(self.path, max_pixels=self.max_pixels)
@@ -287,15 +292,15 @@ def _rank_of(key: str, world_size: int) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % world_size
 
 
-def _refuse_no_file(path: Path) -> NoReturn:
+def _refuse_no_file(path: Path) -> None:
     try:
+        if is_file(path):
+            return
         refuse_special(path)
-        path.stat()  # because is_file() of Python 3.14 takes every error for a missing file
     except OSError as error:
         if is_machine_error(error):
             raise
-        if error.errno is None:
-            raise PictureError(str(error)) from error
+        raise PictureError(error.strerror or str(error)) from error
     raise PictureError("no file, or a link to none")
 
 
@@ -305,7 +310,7 @@ def printable(name: str) -> str:
 
 
 def _bytes_of(path: Path) -> bytes | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     with path.open("rb") as file:
         return file.read(LARGEST_TEXT + 1)
@@ -314,7 +319,7 @@ def _bytes_of(path: Path) -> bytes | None:
 def _metadata(folder: Path, root: Path, known: dict[tuple[Path, Path], Path | None]) -> Path | None:
     """Return the nearest table of an imagefolder in a folder, or above it up to ``root``."""
     if (folder, root) not in known:
-        here = next((path for name in METADATA if (path := folder / name).is_file()), None)
+        here = next((path for name in METADATA if is_file(path := folder / name)), None)
         above = None if here or folder == root or folder == folder.parent else _metadata(folder.parent, root, known)
         known[folder, root] = here or above
     return known[folder, root]

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from toklip_core.files import (
     CAPTION_COLUMNS,
     captions_in,
+    is_file,
     is_machine_error,
+    named_error,
     nulls_in,
     one_line,
     warn_of_nulls,
@@ -78,7 +80,7 @@ def parquet_pictures(path: Path, *, said: bool = True) -> Iterator[tuple[str, Pa
                     row += 1
     except (pa.ArrowException, LookupError, OSError, ValueError) as error:
         if is_machine_error(error):
-            raise
+            raise named_error(error, str(path)) from error
         broken = one_line(error, longest=200)
     if said:
         warn_of_nulls(nulls, str(path))
@@ -101,7 +103,7 @@ def bytes_of_cell(value: object, column: str) -> bytes:
     data, beside = data_and_path(value)
     if data is not None:
         return data
-    if beside is None or not Path(beside).is_file():
+    if beside is None or not is_file(beside):
         raise OSError(f"{column!r} holds no picture" if beside is None else f"there is no file {beside!r}")
     return Path(beside).read_bytes()
 
@@ -166,7 +168,9 @@ def _read_group(path: Path, group: int, column: str, *changed: int) -> pa.Chunke
     try:
         with pq.ParquetFile(path) as file:
             return file.read_row_group(group, columns=[column]).column(column)
-    except (pa.ArrowException, LookupError) as error:
+    except (pa.ArrowException, LookupError, OSError) as error:
         if is_machine_error(error):
+            raise named_error(error, str(path)) from error
+        if isinstance(error, OSError):
             raise
         raise OSError(f"row group {group} of {path} is damaged: {one_line(error, longest=120)}") from error

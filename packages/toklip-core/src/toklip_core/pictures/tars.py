@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from toklip_core.files import is_machine_error, one_line, refuse_special, replace_lone_surrogates
+from toklip_core.files import is_file, is_machine_error, named_error, one_line, refuse_special, replace_lone_surrogates
 
 # A picture is read into memory as a whole, and a header can claim any size.
 _LARGEST_MEMBER = 2**30
@@ -119,7 +119,7 @@ def tar_pictures(path: Path, suffixes: Container[str]) -> Iterator[tuple[str, Ta
                 members.append(member)
     except Exception as error:  # tarfile raises too many kinds of errors to list
         if is_machine_error(error):
-            raise
+            raise named_error(error, str(path)) from error
         broken = one_line(f"not a tar, or a damaged one: {error}", longest=200)
     own = {_stem(member) for member in members if member.text}
     keys: dict[str, list[_Member]] = {}
@@ -202,7 +202,7 @@ class _Bounded(io.BufferedReader):
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     refuse_special(path)
-    if not path.is_file():
+    if not is_file(path):
         raise OSError("no file, or a link to none")
     with _Bounded(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
