@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import huggingface_hub.constants
@@ -389,6 +390,20 @@ def test_too_many_open_files_are_no_missing_weights(tmp_path, name):
     read_tensors(tmp_path / name)
     with refusing(name, "Too many open files", kind=OSError), no_file_handles():
         read_tensors(tmp_path / name)
+
+
+def test_no_memory_is_filled_to_see_whether_a_file_fits_into_it(tmp_path, monkeypatch):
+    write(layer().state_dict(), tmp_path / "old.pt")
+    with (tmp_path / "old.pt").open("r+b") as file:
+        file.truncate(2**26)
+    monkeypatch.setattr(torch, "load", raising(MemoryError()))
+    tracemalloc.start()
+    try:
+        with refusing("old.pt' is cut short, or no file of weights (MemoryError)"):
+            read_tensors(tmp_path / "old.pt")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_wrong_with_a_torn_file_is_said(tmp_path):

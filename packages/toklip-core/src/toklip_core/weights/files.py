@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import mmap
 import pickle
 import re
 import shutil
@@ -31,6 +32,7 @@ from toklip_core.files import (
     LONGEST,
     filling,
     folder_lock,
+    is_file,
     is_machine_error,
     one_line,
     read_json_object,
@@ -83,7 +85,7 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; name the weights file in it")
     refuse_special(path)
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"there is no weights file {str(path)!r}")
     path.open("rb").close()  # raises PermissionError for an unreadable file
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -148,9 +150,10 @@ def _torn(path: Path, error: Exception) -> ValueError:
 
 def _fits_memory(path: Path) -> bool:
     """Return whether there is memory for all bytes of a file, so that one that asks for more is damaged or hostile."""
+    size = path.stat().st_size
     try:
-        bytearray(path.stat().st_size)
-    except MemoryError:
+        mmap.mmap(-1, max(size, 1)).close()  # touches no page, as memory may have just run out
+    except (MemoryError, OSError, OverflowError):
         return False
     return True
 
