@@ -5,7 +5,10 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 #: What torch raises on a processor without enough memory, of the class of many other errors.
 NO_MEMORY = RuntimeError(
@@ -38,3 +41,18 @@ def raising(error: Exception) -> Callable[..., Any]:
         raise error
 
     return fail
+
+
+@contextmanager
+def failing_to_open(suffix: str, error: Exception) -> Iterator[None]:
+    """Files whose names end so cannot be opened while inside."""
+    opened = Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name.endswith(suffix):
+            raise error
+        return opened(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        yield

@@ -14,6 +14,7 @@ from toklip_core.pictures import PANEL_GAP, PANEL_SIDE, open_picture, resized, t
 from toklip_core.tokenizer import load_tokenizer
 
 from tests.support.refusals import last_error
+from tests.support.starved import failing_to_open, system_error
 
 NAMES = ["mean-colour", "quarter-greys", "colour-bits"]
 
@@ -107,9 +108,14 @@ def test_weights_of_your_own_are_named_with_their_path_and_have_no_licence(photo
     assert rows[1] | {"licence": ""} == rows[1] and rows[1]["codebook_sizes"] == [300] and rows[1]["grid"] == [8, 8]
 
 
+@pytest.mark.slow
 def test_the_sheet_has_the_same_pictures_through_each(photos, tmp_path):
     (photos / "0.jpg").write_text("no picture")
     comparison = compare_tokenizers(NAMES, [photos], shown=2)
+    with failing_to_open("0.jpg", system_error("EIO")):
+        again = compare_tokenizers(NAMES, [photos], shown=2)
+    assert [picture.name for picture in again.originals] == [picture.name for picture in comparison.originals]
+    assert len(again.unreadable) == 1 and "0.jpg: [Errno 5] " in again.unreadable[0]
     assert [picture.name.rsplit("/", 1)[-1] for picture in comparison.originals] == ["a.jpg", "b.png"]
     assert len(comparison.unreadable) == 1
     for one in comparison.tokenizers:

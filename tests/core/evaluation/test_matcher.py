@@ -8,7 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from toklip_core.config import Compute
-from toklip_core.evaluation import hit_chances, load_matcher, picture_features, report_text, text_features
+from toklip_core.evaluation import (
+    hit_chances,
+    load_matcher,
+    picture_features,
+    refuse_unreadable,
+    report_text,
+    text_features,
+)
 from toklip_core.pictures import LazyPicture, PictureError, scene_pictures, to_pixels
 from toklip_core.plugins import NamedModel, registry
 from toklip_core.scenes import Scenes
@@ -17,6 +24,7 @@ from toklip_core.weights import weights_checksum
 from tests.core.conftest import picture
 from tests.support.mean_colour import MeanColour
 from tests.support.small_models import small_clip, small_toklip
+from tests.support.starved import raising, system_error
 
 
 def pictures(count=5):
@@ -28,6 +36,22 @@ def unreadable(name="broken.jpg"):
         raise PictureError("cut short")
 
     return LazyPicture(name, read)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (system_error("EIO"), str(system_error("EIO"))),
+        (MemoryError("Unable to allocate"), "there was not enough memory to read it"),
+    ],
+)
+def test_a_picture_that_the_machine_cannot_read_is_named_and_the_others_are_used(error, reason):
+    broken = LazyPicture("broken.jpg", raising(error))
+    left_out: list[str] = []
+    found = [*picture_features(small_toklip(), [*pictures(1), broken, *pictures(1)], left_out)]
+    assert [places for places, _ in found] == [[0, 2]] and left_out == [f"broken.jpg: {reason}"]
+    with pytest.raises(ValueError, match=r"^1 of 2 held-out pictures cannot be read, the first is broken\.jpg: "):
+        refuse_unreadable([*pictures(1), broken])
 
 
 def test_a_hit_is_as_likely_as_in_all_orders_of_the_candidates_that_are_tied():

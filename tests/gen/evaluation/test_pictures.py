@@ -35,6 +35,7 @@ from toklip_gen.evaluation import (
 
 from tests.support.refusals import last_error
 from tests.support.small_models import SIZE, small_clip
+from tests.support.starved import failing_to_open, system_error
 
 
 def features(count, width=5, seed=0, shift=0.0):
@@ -332,6 +333,9 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path, teacher):
     (tmp_path / "drawn/broken.png").write_bytes(b"no picture")
     report = json.loads(run(tmp_path / "drawn", "--extractor", teacher, "--json").stdout)
     assert report["pictures"] == 3 and "broken.png: no picture" in report["unreadable"][0]
+    with failing_to_open("broken.png", system_error("EIO")):
+        report = json.loads(run(tmp_path / "drawn", "--extractor", teacher, "--json").stdout)
+    assert report["pictures"] == 3 and "broken.png: [Errno 5] " in report["unreadable"][0]
 
 
 def test_if_no_picture_can_be_read_the_reason_of_the_first_is_named(tmp_path, teacher):

@@ -35,6 +35,7 @@ from toklip_mllm.model import ContextError, TokLIPForConditionalGeneration, TokL
 
 from tests.support.refusals import last_error
 from tests.support.small_mllms import MARKED, shared, small_mllm
+from tests.support.starved import failing_to_open, system_error
 
 
 def question(*truths: str, kind: str = "all", choices: tuple[str, ...] = ()) -> VQAQuestion:
@@ -295,6 +296,9 @@ def test_questions_about_unreadable_pictures_are_named_and_in_no_figure(rows, tm
     found = [*answer_questions(model, processor, questions, unreadable, max_new_tokens=2)]
     assert len(found) == 2
     assert len(unreadable) == 1 and "row 2 (id b)" in unreadable[0] and "broken.png: no picture" in unreadable[0]
+    with failing_to_open("broken.png", system_error("EIO")):
+        assert len([*answer_questions(model, processor, questions, unreadable, max_new_tokens=2)]) == 2
+    assert "broken.png: [Errno 5] " in unreadable[1]
 
 
 def test_a_run_is_refused_if_pictures_of_its_held_out_questions_cannot_be_read(rows, tmp_path):

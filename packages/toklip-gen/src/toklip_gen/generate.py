@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from toklip_core.config import MAX_PIXELS, refuse_counts, refuse_drawing, refuse_missing_device
 from toklip_core.drawing import Drawing, Window, refuse_window
-from toklip_core.files import held_alone, one_line, replace_lone_surrogates, write_text
+from toklip_core.files import held_alone, named_error, one_line, replace_lone_surrogates, write_text
 from toklip_core.pictures import (
     WRITTEN_SUFFIXES,
     PictureError,
@@ -338,6 +338,8 @@ def _ids_of(prefix: Prefix, model: PictureModel) -> Tensor:
         pixels = to_pixels(open_picture(prefix.picture, max_pixels=prefix.max_pixels), height, model.resize)
     except PictureError as error:
         raise PictureError(f"the prefix {str(prefix.picture)!r} cannot be read: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise named_error(error, f"the prefix {str(prefix.picture)!r}") from error
     return model.tokenizer.encode(pixels[None].to(model.device))[:, :rows].flatten(1, 2)
 
 

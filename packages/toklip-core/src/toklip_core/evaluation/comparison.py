@@ -23,8 +23,8 @@ from toklip_core.evaluation.reconstruction import ReconstructionReport, evaluate
 from toklip_core.evaluation.report import report_text
 from toklip_core.pictures import (
     PANEL_SIDE,
+    READING_ERRORS,
     InputFile,
-    PictureError,
     Resize,
     entries,
     find_pictures,
@@ -253,7 +253,7 @@ def _first_pictures(sources: list[InputFile], count: int) -> list[ShownPicture]:
         for entry in entries(sources):
             try:
                 yield ShownPicture(entry.key, entry.image())
-            except PictureError:  # the report names it
+            except READING_ERRORS:  # the report names it
                 continue
 
     return list(islice(readable(), count))

@@ -32,6 +32,7 @@ from toklip_core.evaluation.matcher import (
     text_features,
     warn_of_other_pictures,
 )
+from toklip_core.files import named_error
 from toklip_core.model import OF_SCENES, TokLIP
 from toklip_core.pictures import (
     PANEL_GAP,
@@ -123,6 +124,8 @@ def explain_picture(
         image = open_picture(picture, max_pixels=compute.max_pixels)
     except PictureError as error:
         raise PictureError(f"{picture}: {error}") from error
+    except (OSError, MemoryError) as error:
+        raise named_error(error, str(picture)) from error
     model, protocol = load_matcher(name, compute)
     if name in OF_SCENES:
         warn_of_other_pictures(str(name), [(picture, image.size)], side=model.config.image_size)

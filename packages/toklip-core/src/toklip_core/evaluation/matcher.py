@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toklip_core.config import Compute, progress_bar, refuse_missing_device
-from toklip_core.files import one_line
+from toklip_core.files import one_line, why_unreadable
 from toklip_core.model import Encoding, TextTokenizer, TextTower, load_model
-from toklip_core.pictures import LazyPicture, PictureError, Resize, to_pixels
+from toklip_core.pictures import READING_ERRORS, LazyPicture, Resize, to_pixels
 from toklip_core.plugins import registry
 from toklip_core.scenes.inputs import SCHEME
 from toklip_core.tokenizer import Tokenizer
@@ -140,8 +140,8 @@ def refuse_unreadable(pictures: Iterable[LazyPicture]) -> None:
 def _problem(picture: LazyPicture) -> str | None:
     try:
         picture.read()
-    except PictureError as error:
-        return f"{picture.name}: {error}"
+    except READING_ERRORS as error:
+        return f"{picture.name}: {why_unreadable(error)}"
     return None
 
 
@@ -187,8 +187,8 @@ def picture_features(
     with progress_bar(len(pictures), shown=compute.progress) as bar, squares as found:
         for place, square in enumerate(found):
             bar.update()
-            if isinstance(square, PictureError):
-                unreadable.append(f"{pictures[place].name}: {square}")
+            if isinstance(square, Exception):
+                unreadable.append(f"{pictures[place].name}: {why_unreadable(square)}")
                 continue
             pixels.append(square)
             places.append(place)
@@ -205,18 +205,18 @@ def picture_features(
 
 def _squares(
     pictures: Sequence[LazyPicture], how: Preprocessing, sizes: dict[str, tuple[int, int]]
-) -> Generator[Tensor | PictureError]:
+) -> Generator[Tensor | Exception]:
     """Yield the pixels (3, S, S) of each picture in order, or why it cannot be read; threads read some ahead."""
 
-    def square(picture: LazyPicture) -> Tensor | PictureError:
+    def square(picture: LazyPicture) -> Tensor | Exception:
         try:
             image = picture.read()
             sizes[picture.name] = image.size
             return to_pixels(image, how.image_size, how.resize)
-        except PictureError as error:
-            return error
+        except READING_ERRORS as error:
+            return error.with_traceback(None)  # whose frames would keep what was read of the picture
 
-    waiting: deque[Future[Tensor | PictureError]] = deque()
+    waiting: deque[Future[Tensor | Exception]] = deque()
     readers = ThreadPoolExecutor(_READERS)
     try:
         for picture in pictures:

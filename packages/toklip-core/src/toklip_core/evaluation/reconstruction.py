@@ -24,9 +24,10 @@ from toklip_core.config import Compute, progress_bar, refuse_missing_device
 from toklip_core.evaluation.codebook import IdCounts
 from toklip_core.evaluation.perceptual import LPIPSNet, PerceptualFigures, require_evaluate_extra
 from toklip_core.evaluation.report import report_text
+from toklip_core.files import why_unreadable
 from toklip_core.pictures import (
+    READING_ERRORS,
     InputFile,
-    PictureError,
     Resize,
     count_of,
     entries,
@@ -311,8 +312,8 @@ def _pictures(
         seen()
         try:
             yield to_pixels(entry.image(), size, resize)
-        except PictureError as error:
-            unreadable.append(f"{entry.key}: {error}")
+        except READING_ERRORS as error:
+            unreadable.append(f"{entry.key}: {why_unreadable(error)}")
 
 
 def _batches(pictures: Iterable[Tensor], size: int) -> Iterator[Tensor]:

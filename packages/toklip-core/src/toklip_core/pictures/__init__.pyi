@@ -25,6 +25,7 @@ from .lazy import (
 )
 from .limit import cropped as cropped
 from .open import (
+    READING_ERRORS as READING_ERRORS,
     PictureError as PictureError,
     open_picture as open_picture,
 )

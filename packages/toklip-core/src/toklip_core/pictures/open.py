@@ -25,6 +25,10 @@ class PictureError(ValueError):
     """A picture cannot be read; the message says why."""
 
 
+#: Errors for which a command that reads many pictures lists one as unreadable: it is at fault, or the machine fails.
+READING_ERRORS = (PictureError, OSError, MemoryError)
+
+
 def open_picture(source: Path | str | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as people see it: upright, 8-bit RGB, its first frame, on white where it is transparent.
 

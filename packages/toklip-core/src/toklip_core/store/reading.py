@@ -23,9 +23,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from toklip_core.files import why_unreadable
 from toklip_core.pictures import (
+    READING_ERRORS,
     InputFile,
-    PictureError,
     Resize,
     count_of,
     entries,
@@ -111,10 +112,8 @@ class SquareReader:
             say(picture.key)
             try:
                 of_sizes, caption = self._squares(picture.image()), picture.caption()
-            except (PictureError, OSError, MemoryError) as error:
-                lacking = isinstance(error, MemoryError)
-                reason = "there was not enough memory to read it" if lacking else str(error)
-                unreadable.append(UnreadablePicture(picture.key, str(picture.path), reason))
+            except READING_ERRORS as error:
+                unreadable.append(UnreadablePicture(picture.key, str(picture.path), why_unreadable(error)))
             else:
                 keys.append(picture.key)
                 captions.append(caption)

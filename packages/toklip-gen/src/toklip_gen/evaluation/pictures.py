@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from toklip_core.config import MAX_PIXELS, Compute, refuse_missing_device
 from toklip_core.evaluation import Matcher, cut_protocol, load_matcher, report_text
-from toklip_core.files import refuse_special
-from toklip_core.pictures import PictureError, entries, find_pictures, refuse_output
+from toklip_core.files import refuse_special, why_unreadable
+from toklip_core.pictures import READING_ERRORS, entries, find_pictures, refuse_output
 from torch import Tensor
 from tqdm import tqdm
 
@@ -234,10 +234,12 @@ def read_pictures(
     for entry in entries(find_pictures(rest, max_pixels=max_pixels)) if rest else ():
         try:
             rgb = torch.from_numpy(np.array(entry.image())).movedim(-1, 0)
-            yield PictureWithCaption(rgb, entry.caption())
+            caption = entry.caption()
+        except READING_ERRORS as error:
+            unreadable.append(f"{entry.key}: {why_unreadable(error)}")
+        else:
             readable = True
-        except PictureError as error:
-            unreadable.append(f"{entry.key}: {error}")
+            yield PictureWithCaption(rgb, caption)
     if unreadable and not readable:
         raise ValueError(f"none of {len(unreadable)} pictures can be read; the first is {unreadable[0]}")
 

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from toklip_core.config import Compute, progress_bar, refuse_counts, refuse_missing_device
 from toklip_core.evaluation import refuse_unreadable, warn_of_unreadable
-from toklip_core.files import replace_lone_surrogates
-from toklip_core.pictures import PictureError, refuse_output
+from toklip_core.files import replace_lone_surrogates, why_unreadable
+from toklip_core.pictures import READING_ERRORS, refuse_output
 from toklip_core.scenes import Scenes
 from toklip_core.training import Evaluation
 from toklip_core.weights import weights_checksum
@@ -204,8 +204,8 @@ def _read(questions: Sequence[VQAQuestion], unreadable: list[str]) -> dict[str, 
         for picture in one.pictures:
             try:
                 found[picture.name] = found.get(picture.name) or picture.read()
-            except PictureError as error:
-                unreadable.append(f"{one.name}: {picture.name}: {error}")
+            except READING_ERRORS as error:
+                unreadable.append(f"{one.name}: {picture.name}: {why_unreadable(error)}")
                 break
     return found
 
