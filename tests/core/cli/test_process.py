@@ -45,7 +45,24 @@ def test_ctrl_c_is_one_line(tmp_path, moment):
     assert interrupted(moment, work, tmp_path) == (130, ["tidied up"], ["Interrupted."])
 
 
-def test_ctrl_c_in_an_import_counts_after_it(tmp_path):
-    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+@pytest.mark.parametrize("times", [1, 3])
+def test_ctrl_c_in_an_import_counts_after_it(tmp_path, times):
+    press = "    signal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "swallowing.py").write_text(SWALLOWING.replace(press, press * times))
     found = interrupted("toklip_core.cli.main.cli", "import swallowing", tmp_path)
     assert found == (130, ["imported", "tidied up"], ["Interrupted."])
+
+
+def test_ctrl_c_in_the_last_import_counts_too(tmp_path):
+    (tmp_path / "swallowing.py").write_text(SWALLOWING.replace("time.sleep(0.1)", "pass"))
+    found = interrupted("toklip_core.cli.main.cli", "import swallowing; raise SystemExit(0)", tmp_path)
+    assert found == (130, ["imported", "tidied up"], ["Interrupted."])
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_an_import_that_hangs(tmp_path):
+    press = "signal.raise_signal(signal.SIGINT)"
+    hanging = f"time.sleep(1.2); {press}; time.sleep(9)"
+    (tmp_path / "swallowing.py").write_text(SWALLOWING.replace("time.sleep(0.1)", hanging))
+    found = interrupted("toklip_core.cli.main.cli", "import swallowing", tmp_path)
+    assert found == (130, [], ["Interrupted."])
