@@ -272,8 +272,8 @@ def refuse_without_effect(
 def changed_alone(info: ValidationInfo, names: Iterable[str], switch: str, *, inside: str) -> list[str]:
     """Return those of some settings that ``--set`` changed without the setting that turns them on or off.
 
-    They were meant to have an effect. Those of a recipe or file were not if they are turned off beside them, and those
-    of a sweep were not at a weight of 0.
+    Only such settings are refused: a recipe may list settings of a loss that it turns off, and a sweep may set a weight
+    to 0.
 
     Args:
         info: what a validator gets; its context has the dotted keys that ``--set`` changed.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-# Seconds between two attempts to share a file that another process holds alone.
-_PAUSE = 0.05
+# Seconds between two attempts to share a file that another process holds alone, and until the last of them.
+_PAUSE, _LONGEST_WAIT = 0.05, 60.0
 
 # Errors of mounts without locks, or without locks on folders: some kinds of NFS, FUSE and Lustre.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
@@ -91,10 +91,12 @@ def held_alone(path: Path, problem: str) -> Iterator[None]:
 def held_together(path: Path, problem: str) -> Iterator[None]:
     """Lock a file together with others, creating it if missing; OSError(problem) if this process holds it alone.
 
-    Another process that holds it alone is waited for.
+    Another process that holds it alone is waited for, but no longer than a minute: some mounts refuse every lock.
     """
-    path = path.resolve()
+    path, last = path.resolve(), time.monotonic() + _LONGEST_WAIT
     while (held := _share(path, problem)) is None:
+        if time.monotonic() > last:
+            raise OSError(problem)
         time.sleep(_PAUSE)
     try:
         yield

@@ -33,7 +33,7 @@ def is_machine_error(error: BaseException) -> bool:
     """Return whether an error speaks of the machine, such as too little memory, and not of the file that was read.
 
     An OSError without a number, as decoders raise for damaged files, speaks of the file. A lost connection
-    speaks of a download, so that whoever wanted that can name it.
+    is not one, because it is reported as a failed download.
 
     >>> is_machine_error(OSError(errno.EMFILE, "Too many open files"))
     True

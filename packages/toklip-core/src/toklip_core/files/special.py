@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 # Errors of a path at which there is nothing.
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",

@@ -182,7 +182,7 @@ def places(store: Path, name: str) -> tuple[Path, Path]:
 def refuse_other_files(store: Path) -> None:
     """Raise ValueError for a folder with files of another kind and no part, such as one of pictures.
 
-    A new file system has a folder lost+found, and a new repository a README.
+    Hidden files, lost+found and README files are ignored, because new file systems and repositories have them.
     """
     if not store.is_dir() or any(store.glob("part-*.parquet")):
         return

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toklip_core.files import is_machine_error, one_line, read_json_object
+from toklip_core.files import is_file, is_machine_error, one_line, read_json_object
 from toklip_core.weights import is_finite
 
 _PARTS = ("model", "average", "optimizer")
@@ -146,7 +146,7 @@ def read_checkpoint(checkpoint: Path, state: TrainState) -> LastEvaluation:
         evaluation = LastEvaluation(progress.get("evaluated_at", 0), progress["figures"])
         if not isinstance(evaluation.step, int):
             raise ValueError("progress.json has no step of its figures")
-        if any(not (checkpoint / name).is_file() for name in progress.get("shards", ())):
+        if any(not is_file(checkpoint / name) for name in progress.get("shards", ())):
             raise ValueError("a shard is missing")
         if progress.get("shards"):
             tensors = _fill_from_shards(state, checkpoint)

@@ -35,6 +35,7 @@ from toklip_core.files import (
     flush_to_disk,
     held_alone,
     hidden_path,
+    is_file,
     one_line,
     read_json_object,
     write_text,
@@ -172,7 +173,7 @@ class RunFolder:
         file = self._checkpoints / _checkpoint_name(step) / "progress.json"
 
         def write() -> None:
-            if file.is_file():
+            if is_file(file):
                 write_text(file, json.dumps(read_json_object(file) | _evaluated(evaluation)))
 
         self._in_first_process(write, f"cannot write the evaluation of step {step} into its checkpoint")
@@ -246,7 +247,7 @@ class RunFolder:
 
     def _refuse_other(self, settings: Mapping[str, Any], harmless: set[str]) -> None:
         file = self.path / "run.json"
-        if file.is_file():
+        if is_file(file):
             before = _read_settings(file)
             changed = [key for key in changed_keys(before, settings) if key not in harmless]
             if changed:

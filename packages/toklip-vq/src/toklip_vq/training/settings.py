@@ -127,7 +127,8 @@ class LossConfig(Config):
     discriminator_weight: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of the adversarial loss; 0 trains without a discriminator, whatever else is set for it.",
+        description="Weight of the adversarial loss; 0 trains without a discriminator, and other settings of it in a "
+        "recipe or file are ignored.",
     )
     discriminator_loss_weight: float = Field(default=1.0, gt=0, description="Weight of the discriminator's own loss.")
     discriminator_start: int = Field(default=0, ge=0, description="Step at which the adversarial losses start.")
