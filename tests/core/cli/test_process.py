@@ -59,6 +59,15 @@ def test_ctrl_c_in_the_last_import_counts_too(tmp_path):
     assert found == (130, ["imported", "tidied up"], ["Interrupted."])
 
 
+def test_who_handles_ctrl_c_after_the_import_gets_it_once(tmp_path):
+    """Training, for example, takes a second one as the wish to stop at once."""
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    take = "took = []; import swallowing; signal.signal(signal.SIGINT, lambda *signals: took.append(signals))"
+    work = f"{take}; time.sleep(0.3); print(len(took)); raise KeyboardInterrupt"
+    found = interrupted("toklip_core.cli.main.cli", work, tmp_path)
+    assert found == (130, ["imported", "1", "tidied up"], ["Interrupted."])
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_an_import_that_hangs(tmp_path):
     press = "signal.raise_signal(signal.SIGINT)"

@@ -47,17 +47,21 @@ class _Interrupt:
     """
 
     def __init__(self) -> None:
-        #: Whether an interrupt waits for the end of an import, and since when.
-        self.waits, self._since = False, 0.0
+        #: Whether an interrupt waits for the end of an import.
+        self.waits = False
+        self._since = 0.0
+        #: Whether the next signal is the one that waited, and not another Ctrl-C.
+        self._is_repeated = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        is_repeated, self._is_repeated = self._is_repeated, False
         if not _imports(frame):
             self.waits = False
             raise KeyboardInterrupt
         if not self.waits:
             self.waits, self._since = True, time.monotonic()
             threading.Thread(target=self._repeat, daemon=True).start()
-        elif time.monotonic() - self._since > _PATIENCE:
+        elif not is_repeated and time.monotonic() - self._since > _PATIENCE:
             os.write(2, b"Interrupted.\n")
             os._exit(_STATUS)
 
@@ -67,6 +71,8 @@ class _Interrupt:
         while self.waits:
             time.sleep(_LOOK)
             if self.waits and not _imports(sys._current_frames().get(main)):
+                self._is_repeated = True
+                self.waits = signal.getsignal(signal.SIGINT) is self  # else it is another's, who must get it once
                 if sys.platform == "win32":
                     signal.raise_signal(signal.SIGINT)
                 else:  # to the main thread, which may be waiting
